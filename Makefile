@@ -1,0 +1,68 @@
+# `make benchmark` and `make test` do all their own set-up: they need Python 3.11 to 3.13, make and a package index.
+
+# The first Python on the path that TensorFlow supports; PYTHON=... chooses another.
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
+	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null && echo $$p && break; done)
+# uv is several times faster than pip where it is there; where it fails (an index with its own certificate), pip takes over.
+UV := $(shell command -v uv 2>/dev/null)
+STORE ?= runs/quick
+
+.DEFAULT_GOAL := help
+.PHONY: help benchmark test lint docs clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
+
+benchmark: .venv/core ## Train and compare five networks on synthetic cells (about 8 minutes on two cores)
+	.venv/bin/leukemia-dl benchmark --dataset synthetic --recipe quick --store $(STORE)
+
+test: .venv/test .venv-jax/ready ## Lint, types and all offline tests, then the leg on JAX without TensorFlow
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+	.venv/bin/python -m pytest
+	KERAS_BACKEND=jax .venv-jax/bin/python -m pytest -p no:cacheprovider tests/test_other_backend.py
+
+lint: .venv/test ## Mend formatting and imports, then check style and types
+	.venv/bin/ruff check --fix .
+	.venv/bin/ruff format .
+	.venv/bin/mypy
+
+docs: .venv/docs ## Build the documentation into site/, strictly
+	.venv/bin/mkdocs build --strict
+
+clean: ## Delete environments, caches and built files (not runs/)
+	rm -rf .venv .venv-jax site dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+# install VENV ARGUMENTS: into an environment of our own, with the versions of constraints.txt.
+define install
+	@test -x $(1)/bin/python || $(MAKE) --no-print-directory environment VENV=$(1)
+	@echo "Installing into $(1) (a minute or two the first time)"
+	@{ test -n "$(UV)" && "$(UV)" pip install --quiet --python $(1)/bin/python --constraint constraints.txt $(2); } \
+		|| $(1)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt $(2)
+endef
+
+.PHONY: environment
+environment:
+	@test -n "$(PYTHON)" || { echo "No Python 3.11, 3.12 or 3.13 found: install one, or say make PYTHON=/path/to/python3"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+.venv/core: pyproject.toml constraints.txt
+	$(call install,.venv,--editable .)
+	@touch $@
+
+# pip older than 25.1 knows no dependency groups, so a small script reads them.
+.venv/test: .venv/core
+	$(call install,.venv,$$(.venv/bin/python .ci/group.py test))
+	@touch $@
+
+.venv/docs: .venv/core
+	$(call install,.venv,$$(.venv/bin/python .ci/group.py docs))
+	@touch $@
+
+# The library itself without its dependencies, then all of those but TensorFlow, and JAX.
+.venv-jax/ready: pyproject.toml constraints.txt
+	@test -x .venv-jax/bin/python || $(MAKE) --no-print-directory environment VENV=.venv-jax
+	$(call install,.venv-jax,$$(.venv-jax/bin/python .ci/group.py --core-without tensorflow jax) pytest)
+	.venv-jax/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@touch $@

@@ -1,0 +1,101 @@
+"""leukemia_dl: an honest, repeatable comparison of image classifiers on leukemia cells.
+
+Names are loaded when they are first used: importing this package imports neither keras nor any of its backends.
+For research use only; not a medical device.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from leukemia_dl.benchmark import Benchmark
+    from leukemia_dl.datasets import (
+        Dataset,
+        DatasetInfo,
+        DatasetSource,
+        Split,
+        dataset_table,
+        list_datasets,
+        make_splits,
+    )
+    from leukemia_dl.evaluation import score
+    from leukemia_dl.models import (
+        BackboneSpec,
+        Classifier,
+        backbone_table,
+        get_backbone,
+        list_backbones,
+        load_classifier,
+        register_backbone,
+    )
+    from leukemia_dl.plugins import hookimpl, plugin_problems
+    from leukemia_dl.preprocess import Pipeline
+    from leukemia_dl.training import Recipe
+
+# The public API: name -> where it lives.
+_WHERE = {
+    "BackboneSpec": "models",
+    "Benchmark": "benchmark",
+    "Classifier": "models",
+    "Dataset": "datasets",
+    "DatasetInfo": "datasets",
+    "DatasetSource": "datasets",
+    "Pipeline": "preprocess",
+    "Recipe": "training",
+    "Split": "datasets",
+    "backbone_table": "models",
+    "dataset_table": "datasets",
+    "get_backbone": "models",
+    "hookimpl": "plugins",
+    "list_backbones": "models",
+    "list_datasets": "datasets",
+    "load_classifier": "models",
+    "make_splits": "datasets",
+    "plugin_problems": "plugins",
+    "register_backbone": "models",
+    "score": "evaluation",
+}
+_SUBPACKAGES = ("errors", "evaluation", "preprocess", "reporting", "testing")
+
+__all__ = [
+    "BackboneSpec",
+    "Benchmark",
+    "Classifier",
+    "Dataset",
+    "DatasetInfo",
+    "DatasetSource",
+    "Pipeline",
+    "Recipe",
+    "Split",
+    "__version__",
+    "backbone_table",
+    "dataset_table",
+    "get_backbone",
+    "hookimpl",
+    "list_backbones",
+    "list_datasets",
+    "load_classifier",
+    "make_splits",
+    "plugin_problems",
+    "register_backbone",
+    "score",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _WHERE:
+        value = getattr(importlib.import_module(f"{__name__}.{_WHERE[name]}"), name)
+    elif name in _SUBPACKAGES:
+        value = importlib.import_module(f"{__name__}.{name}")
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, *_SUBPACKAGES})

@@ -1,0 +1,362 @@
+"""Benchmark: the grid of backbones, folds and seeds over one data set, with its floors, as one DataFrame."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+
+from leukemia_dl.benchmark.baselines import BASELINES, check_baseline
+from leukemia_dl.benchmark.progress import GridProgress
+from leukemia_dl.benchmark.runner import Pixels, run_trial
+from leukemia_dl.benchmark.store import Store
+from leukemia_dl.benchmark.trial import Record, Trial
+from leukemia_dl.datasets import Dataset, Split, make_splits
+from leukemia_dl.errors import SettingsError
+from leukemia_dl.evaluation import METRICS
+from leukemia_dl.models.build import check_size, weights_identity
+from leukemia_dl.models.registry import find_backbone
+from leukemia_dl.models.spec import BackboneSpec
+from leukemia_dl.plugins import DISTRIBUTION
+from leukemia_dl.preprocess import Pipeline
+from leukemia_dl.training.backends import backend_name
+from leukemia_dl.training.recipe import Recipe
+
+__all__ = ["DEFAULT_BACKBONES", "Benchmark"]
+
+DEFAULT_BACKBONES = ("vgg16", "resnet50", "inception_v3", "xception", "cnn")
+_INTEGERS = (
+    "fold", "seed", "image_size", "epochs", "n_train", "n_val", "n_test", "groups_train", "groups_val", "groups_test",
+    "dropped", "parameters",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Cell:
+    """One cell of the grid: a trial with what is needed to run it."""
+
+    trial: Trial
+    split: Split
+    spec: BackboneSpec | None
+
+
+class Benchmark:
+    """A comparison of backbones on one data set.
+
+    Everything is checked on creation, before a pixel is read; `run()` reuses what the store already holds.
+
+    Args:
+        dataset: What to learn from. Samples without a label are left out.
+        backbones: Names of registered backbones; the five built-in architectures by default.
+        recipe: Name of a preset, or a `Recipe`.
+        protocol: How the data set is split, see `leukemia_dl.make_splits`.
+        folds: Which folds are the test side in turn; None for the protocol's own default, "all" for all.
+        seeds: One trial per seed, each with its own weights, order and augmentation.
+        baselines: Floors to compare with: "majority", "cell_size", "cell_colour".
+        store: Folder for the results; "runs/<dataset>-<recipe>" by default. It is made, and tried, by `run`.
+        pipeline: From file to pixels; by default the data set's canvas at absolute scale, resized to the recipe's
+            image size.
+        allow_leakage: Needed for the protocol "random".
+        save_models: Keep each trained net in the store, as `model.keras`.
+
+    Raises:
+        UnknownNameError: For a backbone, baseline, recipe or protocol that is not there.
+        SettingsError: For a value that is not allowed, such as an image size below a backbone's minimum.
+        SplitError: If the protocol cannot be applied to the data set.
+
+    Example:
+        >>> import leukemia_dl as ldl                                          # doctest: +SKIP
+        >>> dataset = ldl.Dataset.load("synthetic", subjects=40)               # doctest: +SKIP
+        >>> frame = ldl.Benchmark(dataset, ["cnn"], store="runs/first").run()  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        backbones: Sequence[str] | None = None,
+        *,
+        recipe: str | Recipe = "quick",
+        protocol: str = "official_clean",
+        folds: Sequence[int] | Literal["all"] | None = None,
+        seeds: Sequence[int] = (0,),
+        baselines: Sequence[str] = BASELINES,
+        store: str | Path | None = None,
+        pipeline: Pipeline | None = None,
+        allow_leakage: bool = False,
+        save_models: bool = True,
+    ) -> None:
+        """See the class."""
+        self.recipe = Recipe.preset(recipe) if isinstance(recipe, str) else recipe
+        self.backbones = _names("backbones", DEFAULT_BACKBONES if backbones is None else backbones)
+        self.baselines = tuple(check_baseline(name) for name in _names("baselines", baselines, empty=True))
+        self.seeds = _seeds(seeds)
+        self._found = {name: find_backbone(name) for name in self.backbones}
+        for found in self._found.values():
+            check_size(found.record, self.recipe.image_size)
+        self._weights = {n: weights_identity(f.record, self.recipe.weights) for n, f in self._found.items()}
+        self.pipeline = pipeline or Pipeline.default(self.recipe.image_size, canvas=dataset.info.canvas)
+        if self.pipeline.output_size not in (None, self.recipe.image_size):
+            raise SettingsError(
+                f"The pipeline ends in {self.pipeline.output_size} pixels and the recipe's image_size is "
+                f"{self.recipe.image_size}: make them equal."
+            )
+        self.dataset = dataset.subset(dataset.labels >= 0)
+        self.protocol, self.folds, self.allow_leakage = protocol, folds, allow_leakage
+        # The split is part of the question, not of the answer's randomness: one for all seeds.
+        self.splits = tuple(make_splits(self.dataset, protocol, folds=folds, seed=0, allow_leakage=allow_leakage))
+        self.store = Store(store if store is not None else Path("runs") / f"{dataset.info.name}-{self.recipe.name}")
+        self.save_models = save_models
+
+    def __repr__(self) -> str:
+        """Name the axes of the grid."""
+        return (
+            f"Benchmark({self.dataset.info.name!r}, backbones={list(self.backbones)}, recipe={self.recipe.name!r}, "
+            f"protocol={self.protocol!r}, folds={[split.fold for split in self.splits]}, seeds={list(self.seeds)}, "
+            f"store={str(self.store.root)!r})"
+        )
+
+    def plan(self) -> pd.DataFrame:
+        """Return a row per trial: backbone, protocol, fold, seed, status ("ok", "failed", ... or "to do"), folder."""
+        rows = []
+        for cell in self._grid:
+            record = self.store.read(cell.trial)
+            rows.append(
+                {
+                    "backbone": cell.trial.backbone,
+                    "protocol": cell.trial.protocol,
+                    "fold": cell.trial.fold,
+                    "seed": cell.trial.seed,
+                    "status": record.status if record else "to do",
+                    "folder": cell.trial.folder,
+                }
+            )
+        return pd.DataFrame(rows).astype({"fold": "Int64", "seed": "Int64"})
+
+    def run(
+        self,
+        *,
+        existing: Literal["reuse", "rerun"] = "reuse",
+        on_error: Literal["continue", "raise"] = "continue",
+        show_progress: bool = True,
+    ) -> pd.DataFrame:
+        """Run every trial that the store does not hold yet, and return the result frame.
+
+        Each trial is written as it ends. Ctrl-C keeps the finished ones, and `run` goes on from there next time.
+
+        Args:
+            existing: "reuse" finished trials of the store, or "rerun" all. Failed ones are always run again.
+            on_error: "continue" with the next trial, the failed one being a row with its error; or "raise".
+            show_progress: A bar on a terminal, plain lines elsewhere, both on standard error.
+
+        Returns:
+            A row per trial, see `results`.
+
+        Raises:
+            StoreError: If the store cannot be written.
+            ImageError: If images cannot be decoded; up to ten are named.
+        """
+        for name, value, allowed in (
+            ("existing", existing, ("reuse", "rerun")),
+            ("on_error", on_error, ("continue", "raise")),
+        ):
+            if value not in allowed:
+                raise SettingsError(f"{name} must be one of {allowed}. Received: {name}={value!r}.")
+        self.store.create()
+        self.store.write_text("settings.toml", self.to_toml())
+        used = np.unique(np.concatenate([np.concatenate([s.train, s.val, s.test]) for s in self.splits]))
+        pixels = Pixels(self.dataset, used, self.pipeline, show_progress)
+        grid = self._grid
+        kept = {cell.trial.digest: self.store.read(cell.trial) for cell in grid} if existing == "reuse" else {}
+        if any(not _finished(kept.get(cell.trial.digest)) and cell.spec for cell in grid):
+            # Outside the trials: what cannot be decoded is an error of the data, not of a backbone.
+            pixels.images(used[:0])
+        try:
+            with GridProgress(len(grid), show_progress) as progress:
+                for cell in grid:
+                    self._run_cell(cell, kept.get(cell.trial.digest), pixels, progress, on_error)
+        finally:
+            self._export()
+        return self.results()
+
+    def results(self) -> pd.DataFrame:
+        """Return the result frame from what the store holds: a row per finished trial, in the order of the grid.
+
+        `backbone, accuracy, loss` come first, then the other metrics (float, NaN where undefined), then what was
+        compared on what: no column changes between equal runs.
+        """
+        rows = []
+        for trial, record in self._records():
+            metrics = {name: record.metrics.get(name, float("nan")) for name in _metric_columns()}
+            rows.append(
+                {"backbone": trial.backbone, **metrics, "status": record.status, **record.row}
+                | {"trial": trial.folder, "error": record.error}
+            )
+        frame = pd.DataFrame(rows, columns=None if rows else ["backbone", *_metric_columns(), "status"])
+        return frame.astype({name: "Int64" for name in _INTEGERS if name in frame})
+
+    def timings(self) -> pd.DataFrame:
+        """Return a row per finished trial: seconds, memory, machine and versions."""
+        rows = [
+            {"backbone": t.backbone, "fold": t.fold, "seed": t.seed, **record.timings, "trial": t.folder}
+            for t, record in self._records()
+        ]
+        frame = pd.DataFrame(rows)
+        return frame.astype({name: "Int64" for name in ("fold", "seed") if name in frame})
+
+    def predictions(self) -> pd.DataFrame:
+        """Return the prediction frame: a row per trial and sample of the val and test sides.
+
+        Columns: trial, backbone, fold, seed, sample, subject, group, side ("val" or "test"), label (class name) and a
+        `probability_<class>` per class. Every interval and comparison can be computed from it.
+        """
+        names = self.dataset.class_names
+        known = self.dataset.table.set_index("sample")[["subject", "group"]]
+        parts = []
+        for trial, record in self._records():
+            if record.status != "ok":
+                continue
+            part = pd.DataFrame({"sample": record.samples.astype(object)})
+            part.insert(0, "trial", trial.folder)
+            part.insert(1, "backbone", trial.backbone)
+            part.insert(2, "fold", pd.array([trial.fold] * len(part), dtype="Int64"))
+            part.insert(3, "seed", pd.array([trial.seed] * len(part), dtype="Int64"))
+            part[["subject", "group"]] = known.loc[part["sample"]].to_numpy()
+            part["side"] = record.sides.astype(object)
+            part["label"] = [names[i] for i in record.labels]
+            for position, name in enumerate(names):
+                part[f"probability_{name}"] = record.probabilities[:, position]
+            parts.append(part)
+        return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+
+    def histories(self) -> pd.DataFrame:
+        """Return the learning curves: a row per trial and epoch, with backbone, fold, seed and trial in front."""
+        parts = []
+        for trial, record in self._records():
+            if len(record.history):
+                part = record.history.copy()
+                for position, name in enumerate(("trial", "backbone", "fold", "seed")):
+                    value = trial.folder if name == "trial" else getattr(trial, name)
+                    part.insert(position, name, value)
+                parts.append(part)
+        return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+
+    def to_toml(self) -> str:
+        """Return the resolved settings as TOML: everything that makes the frame. What is None is left out."""
+        import tomli_w
+
+        settings = {
+            "dataset": {
+                "name": self.dataset.info.name,
+                "synthetic": self.dataset.info.synthetic,
+                "samples": len(self.dataset),
+                "class_names": list(self.dataset.class_names),
+                "fingerprint": self.dataset.fingerprint,
+            },
+            "benchmark": {
+                "backbones": list(self.backbones),
+                "baselines": list(self.baselines),
+                "protocol": self.protocol,
+                "folds": [split.fold for split in self.splits if split.fold is not None],
+                "seeds": list(self.seeds),
+                "allow_leakage": self.allow_leakage,
+                "save_models": self.save_models,
+            },
+            "recipe": {name: value for name, value in self.recipe.to_dict().items() if value is not None},
+            "pipeline": self.pipeline.to_dict(),
+        }
+        return tomli_w.dumps(settings)
+
+    @cached_property
+    def _grid(self) -> list[_Cell]:
+        common = {"dataset": self.dataset.fingerprint, "pipeline": self.pipeline.to_dict()}
+        from importlib.metadata import version
+
+        cells = []
+        for split in self.splits:
+            where = {"split": split.digest, "protocol": split.protocol, "fold": split.fold, **common}
+            for name, found in self._found.items():
+                for seed in self.seeds:
+                    trial = Trial(
+                        kind="backbone",
+                        backbone=name,
+                        plugin=found.plugin,
+                        plugin_version=found.version,
+                        weights=self._weights[name],
+                        recipe=self.recipe.to_dict() | {"weights": self._weights[name]},
+                        seed=seed,
+                        backend=backend_name(),
+                        **where,
+                    )
+                    cells.append(_Cell(trial, split, found.record))
+            for name in self.baselines:
+                trial = Trial(
+                    kind="baseline",
+                    backbone=name,
+                    plugin=DISTRIBUTION,
+                    plugin_version=version(DISTRIBUTION),
+                    weights=None,
+                    recipe=None,
+                    seed=None,
+                    backend=None,
+                    **where,
+                )
+                cells.append(_Cell(trial, split, None))
+        return cells
+
+    def _run_cell(
+        self, cell: _Cell, kept: Record | None, pixels: Pixels, progress: GridProgress, on_error: str
+    ) -> None:
+        progress.begin(cell.trial)
+        if kept is not None and _finished(kept):
+            progress.end(kept, 0.0, reused=True)
+            return
+        started = time.perf_counter()
+        record, save = run_trial(cell.trial, self.dataset, cell.split, pixels, cell.spec, self.recipe, progress)
+        folder = self.store.write(record, save if self.save_models else None)
+        progress.end(record, time.perf_counter() - started)
+        if record.status == "failed" and on_error == "raise":
+            from leukemia_dl.errors import TrainingError
+
+            raise TrainingError(f"{cell.trial.folder} failed: {record.error} (traceback in {folder / 'record.json'})")
+
+    def _records(self) -> Iterable[tuple[Trial, Record]]:
+        for cell in self._grid:
+            record = self.store.read(cell.trial)
+            if record is not None:
+                yield cell.trial, record
+
+    def _export(self) -> None:
+        self.store.export(self.results(), self.timings())
+
+
+def _finished(record: Record | None) -> bool:
+    return record is not None and record.status != "failed"
+
+
+def _metric_columns() -> list[str]:
+    return [*METRICS, "val_accuracy", "val_loss", "val_balanced_accuracy"]
+
+
+def _names(what: str, names: Sequence[str], empty: bool = False) -> tuple[str, ...]:
+    if isinstance(names, str):
+        raise SettingsError(f"{what} must be a list of names. Received: {names!r}; write [{names!r}].")
+    if not names and not empty:
+        raise SettingsError(f"{what} must name at least one. Received: {names!r}.")
+    if len(set(names)) < len(names):
+        raise SettingsError(f"{what} must not repeat a name. Received: {list(names)!r}.")
+    return tuple(names)
+
+
+def _seeds(seeds: Sequence[int]) -> tuple[int, ...]:
+    values = tuple(seeds)
+    if not values or any(isinstance(s, bool) or not isinstance(s, int) or s < 0 for s in values):
+        raise SettingsError(f"seeds must be whole numbers of at least 0, at least one. Received: {seeds!r}.")
+    if len(set(values)) < len(values):
+        raise SettingsError(f"seeds must not repeat. Received: {list(values)!r}.")
+    return values

@@ -1,0 +1,244 @@
+"""Running one trial, in this process: from a split and pixels to a Record."""
+
+from __future__ import annotations
+
+import platform
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from importlib import metadata
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from leukemia_dl.benchmark.baselines import CellMeasures, measure_cells, predict_baseline
+from leukemia_dl.benchmark.progress import GridProgress
+from leukemia_dl.benchmark.trial import Record, Trial
+from leukemia_dl.datasets import Dataset, Split
+from leukemia_dl.evaluation import score
+from leukemia_dl.models.classifier import Classifier, predict_logits, softmax
+from leukemia_dl.models.spec import BackboneSpec
+from leukemia_dl.preprocess import Pipeline
+from leukemia_dl.training.fit import FitResult, fit, predict_batch_size
+from leukemia_dl.training.recipe import Recipe
+
+__all__ = ["Pixels", "run_trial"]
+
+
+class Pixels:
+    """The pixels and cell measures of a data set, read once and only when a trial needs them."""
+
+    def __init__(self, dataset: Dataset, used: NDArray[np.int64], pipeline: Pipeline, show_progress: bool) -> None:
+        """Take the rows that any split uses, sorted."""
+        self._dataset, self._used, self._pipeline, self._show = dataset, used, pipeline, show_progress
+        self._position = np.full(len(dataset), -1)
+        self._position[used] = np.arange(len(used))
+
+    @cached_property
+    def _images(self) -> NDArray[np.uint8]:
+        return self._dataset.subset(self._used).to_numpy(self._pipeline, show_progress=self._show)
+
+    @cached_property
+    def _measures(self) -> CellMeasures:
+        paths = self._dataset.paths
+        return measure_cells([paths[i] for i in self._used], self._show)
+
+    def images(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """Return uint8 (len(rows), size, size, 3)."""
+        return self._images[self._position[rows]]
+
+    def measures(self) -> CellMeasures:
+        """Return the measures of every row of the data set; rows that no split uses are marked as no cell."""
+        found, count = self._measures, len(self._dataset)
+
+        def spread(values: NDArray[Any]) -> NDArray[Any]:
+            full = np.zeros((count, *values.shape[1:]), dtype=values.dtype)
+            full[self._used] = values
+            return full
+
+        return CellMeasures(spread(found.single_cell), spread(found.size), spread(found.colour))
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    probabilities: NDArray[np.float64]
+    row: dict[str, Any]
+    timings: dict[str, Any]
+    history: pd.DataFrame
+    model: Any = None
+    reason: str = ""
+
+
+def run_trial(
+    trial: Trial,
+    dataset: Dataset,
+    split: Split,
+    pixels: Pixels,
+    spec: BackboneSpec | None,
+    recipe: Recipe,
+    progress: GridProgress,
+) -> tuple[Record, Callable[[Any], Any] | None]:
+    """Run a trial and return its record and, for a trained net, a function that saves its model to a path.
+
+    A trial that raises becomes a record with status "failed"; KeyboardInterrupt passes through.
+    """
+    started = time.perf_counter()
+    predict = np.concatenate([split.val, split.test])
+    sides = np.array(["val"] * len(split.val) + ["test"] * len(split.test), dtype=np.str_)
+    labels = dataset.labels[predict]
+    record = Record(
+        trial,
+        "ok",
+        row=_row(trial, dataset, split, recipe),
+        sides=sides,
+        samples=dataset.table["sample"].to_numpy(dtype=np.str_)[predict],
+        labels=labels,
+    )
+    try:
+        if spec is None:
+            outcome = _baseline(trial, dataset, split, predict, pixels)
+        else:
+            outcome = _backbone(trial, dataset, split, predict, pixels, spec, recipe, progress)
+        metrics = {} if outcome.reason else _metrics(labels, outcome.probabilities, sides)
+    except Exception as error:
+        return replace(
+            record,
+            status="failed",
+            timings=_environment(started),
+            error=" ".join(f"{type(error).__name__}: {error}".split()),
+            traceback=traceback.format_exc(),
+        ), None
+    record = replace(
+        record,
+        status="not_applicable" if outcome.reason else "ok",
+        row={**record.row, **outcome.row},
+        metrics=metrics,
+        timings={**_environment(started), **outcome.timings},
+        history=outcome.history,
+        probabilities=outcome.probabilities,
+        error=outcome.reason,
+    )
+    if outcome.model is None:
+        return record, None
+    provenance = {"trial": trial.to_dict(), "digest": trial.digest, "metrics": metrics, "dataset": dataset.info.name}
+    classifier = Classifier(outcome.model, dataset.class_names, Pipeline.from_dict(dict(trial.pipeline)), provenance)
+    return record, classifier.save
+
+
+def _baseline(trial: Trial, dataset: Dataset, split: Split, predict: NDArray[np.int64], pixels: Pixels) -> _Outcome:
+    probabilities, reason = predict_baseline(
+        trial.backbone, dataset.labels, split.train, predict, len(dataset.class_names), pixels.measures
+    )
+    return _Outcome(probabilities, {}, {}, pd.DataFrame(), reason=reason)
+
+
+def _backbone(
+    trial: Trial,
+    dataset: Dataset,
+    split: Split,
+    predict: NDArray[np.int64],
+    pixels: Pixels,
+    spec: BackboneSpec,
+    recipe: Recipe,
+    progress: GridProgress,
+) -> _Outcome:
+    import keras
+
+    # Models of earlier trials would otherwise stay in memory for as long as the process lives.
+    keras.utils.clear_session(free_memory=True)
+    labels = dataset.labels
+    result: FitResult = fit(
+        spec,
+        pixels.images(split.train),
+        labels[split.train],
+        len(dataset.class_names),
+        recipe,
+        seed=trial.seed or 0,
+        validation=(pixels.images(split.val), labels[split.val]),
+        on_step=lambda epoch, step, steps: progress.step(epoch, step, steps, recipe.epochs),
+        on_epoch=lambda epoch, row: progress.epoch(epoch, recipe.epochs, row),
+    )
+    clock = time.perf_counter()
+    logits = predict_logits(result.model, pixels.images(predict), predict_batch_size(recipe))
+    seconds = time.perf_counter() - clock
+    device = result.device
+    row = {
+        "parameters": int(result.model.count_params()),
+        "backend": device.backend,
+        "device": device.kind,
+        "precision": device.dtype_policy,
+        "deterministic": device.kind == "cpu",
+    }
+    timings = {
+        "fit_seconds": result.seconds,
+        "seconds_per_epoch": float(result.history["seconds"].min()),
+        "predict_seconds": seconds,
+        "predict_images_per_second": len(predict) / seconds,
+        "device_name": device.name,
+    }
+    return _Outcome(softmax(logits), row, timings, result.history, model=result.model)
+
+
+def _metrics(
+    labels: NDArray[np.int64], probabilities: NDArray[np.float64], sides: NDArray[np.str_]
+) -> dict[str, float]:
+    test, val = sides == "test", sides == "val"
+    metrics = score(labels[test], probabilities[test])
+    watched = score(labels[val], probabilities[val])
+    return metrics | {f"val_{name}": watched[name] for name in ("accuracy", "loss", "balanced_accuracy")}
+
+
+def _row(trial: Trial, dataset: Dataset, split: Split, recipe: Recipe) -> dict[str, Any]:
+    group = dataset.table["group"]
+    row: dict[str, Any] = {
+        "dataset": dataset.info.name,
+        "synthetic": dataset.info.synthetic,
+        "protocol": split.protocol,
+        "fold": split.fold,
+        "seed": trial.seed,
+        "recipe": recipe.name if trial.recipe else None,
+        "image_size": recipe.image_size if trial.recipe else None,
+        "epochs": recipe.epochs if trial.recipe else None,
+        "weights": (trial.weights or "random") if trial.recipe else None,
+    }
+    for side in ("train", "val", "test"):
+        index = getattr(split, side)
+        row[f"n_{side}"] = len(index)
+        row[f"groups_{side}"] = int(group.iloc[index].nunique()) if dataset.has_subjects else None
+    row["dropped"] = split.dropped
+    row["guarantees"] = "; ".join(sorted(split.guarantees))
+    row["flags"] = "; ".join(split.flags)
+    row |= {"parameters": None, "backend": None, "device": None, "precision": None, "deterministic": True}
+    return row | {"plugin": trial.plugin, "plugin_version": trial.plugin_version}
+
+
+def _environment(started: float) -> dict[str, Any]:
+    versions = {}
+    for name in ("leukemia-dl", "keras", "tensorflow", "jax", "torch", "numpy", "scikit-learn"):
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return {
+        "seconds": time.perf_counter() - started,
+        "peak_memory_gib": _peak_memory(),
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "machine": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "versions": "; ".join(f"{name} {version}" for name, version in versions.items()),
+    }
+
+
+def _peak_memory() -> float | None:
+    """Return the peak of this process so far in GiB, None on Windows."""
+    if sys.platform == "win32":
+        return None
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30

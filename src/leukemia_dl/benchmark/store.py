@@ -1,0 +1,168 @@
+"""The store: one folder per trial, written aside and moved in place, so that what is there is always whole.
+
+STORE/settings.toml              what was asked for, in full
+STORE/results.csv                a row per trial; equal between equal runs, rebuilt from the trials
+STORE/timings.csv                seconds, machine and versions of each trial
+STORE/trials/NAME-DIGEST/        record.json, history.csv, probabilities.npz, model.keras
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from leukemia_dl.benchmark.trial import Record, Trial
+from leukemia_dl.errors import StoreError
+
+__all__ = ["Store"]
+
+FORMAT = 1
+MODEL_FILE = "model.keras"
+
+
+class Store:
+    """A folder of trials. Any number of writers may share it: they never write the same file in place."""
+
+    def __init__(self, root: str | Path) -> None:
+        """Take the folder; nothing is written before `create`."""
+        self.root = Path(root).expanduser()
+        self.trials = self.root / "trials"
+
+    def __repr__(self) -> str:
+        """Name the folder."""
+        return f"Store({str(self.root)!r})"
+
+    def create(self) -> None:
+        """Make the folder and try to write into it.
+
+        Raises:
+            StoreError: If that fails; it says why and what to do.
+        """
+        try:
+            self.trials.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.trials):
+                pass
+        except OSError as error:
+            raise StoreError(
+                f"The store {self.root} cannot be written: {error.strerror or error}. "
+                "Choose another folder (store=..., command line: --store) or mend its permissions or disk space."
+            ) from error
+
+    def folder(self, trial: Trial) -> Path:
+        """Return the folder that holds, or would hold, what a trial left."""
+        return self.trials / trial.folder
+
+    def read(self, trial: Trial) -> Record | None:
+        """Return the record of a trial, or None if there is none that can be used as a result."""
+        folder = self.folder(trial)
+        try:
+            saved = json.loads((folder / "record.json").read_text(encoding="utf-8"))
+            if saved["format"] != FORMAT:
+                raise StoreError(
+                    f"{folder} has format {saved['format']!r}; this version reads {FORMAT}. "
+                    "Use another store, or the version of leukemia-dl that wrote it."
+                )
+            if saved["digest"] != trial.digest:
+                return None
+            history = pd.read_csv(folder / "history.csv") if (folder / "history.csv").exists() else pd.DataFrame()
+            with np.load(folder / "probabilities.npz", allow_pickle=False) as arrays:
+                data = {name: arrays[name] for name in ("sides", "samples", "labels", "probabilities")}
+        except FileNotFoundError:
+            return None
+        except (ValueError, KeyError, TypeError) as error:
+            raise StoreError(
+                f"{folder} is damaged ({error}). Delete that folder: the trial is then run again."
+            ) from error
+        metrics = {name: float("nan") if value is None else value for name, value in saved["metrics"].items()}
+        return Record(
+            trial,
+            saved["status"],
+            row=saved["row"],
+            metrics=metrics,
+            timings=saved["timings"],
+            history=history,
+            error=saved["error"],
+            traceback=saved["traceback"],
+            **data,
+        )
+
+    def write(self, record: Record, save_model: Callable[[Path], Any] | None = None) -> Path:
+        """Keep what a trial left, in place of an earlier record of it.
+
+        Args:
+            record: The record.
+            save_model: Called with the path to write the trained model to.
+
+        Raises:
+            StoreError: If it cannot be written; nothing half is left.
+        """
+        target = self.folder(record.trial)
+        aside = self.trials / f".{record.trial.folder}-{uuid.uuid4().hex[:8]}"
+        try:
+            aside.mkdir()
+            self._write_files(aside, record)
+            if save_model is not None:
+                save_model(aside / MODEL_FILE)
+            if target.exists():
+                # A folder cannot be replaced by a folder that holds files: move the old one out of the way first.
+                old = aside.with_name(aside.name + "-old")
+                target.replace(old)
+                aside.replace(target)
+                shutil.rmtree(old, ignore_errors=True)
+            else:
+                aside.replace(target)
+        except OSError as error:
+            raise StoreError(f"{target} cannot be written: {error}. Free space or choose another store.") from error
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+        return target
+
+    def write_text(self, name: str, text: str) -> Path:
+        """Write a file of the store's own, such as results.csv, aside and then in place."""
+        path = self.root / name
+        aside = path.with_name(f".{name}-{uuid.uuid4().hex[:8]}")
+        try:
+            aside.write_bytes(text.encode())
+            aside.replace(path)
+        except OSError as error:
+            raise StoreError(f"{path} cannot be written: {error}. Free space or choose another store.") from error
+        finally:
+            aside.unlink(missing_ok=True)
+        return path
+
+    def export(self, results: pd.DataFrame, timings: pd.DataFrame) -> None:
+        """Write results.csv and timings.csv. Floats are written so that they read back to the same value."""
+        self.write_text("results.csv", results.to_csv(index=False, lineterminator="\n"))
+        self.write_text("timings.csv", timings.to_csv(index=False, lineterminator="\n"))
+
+    @staticmethod
+    def _write_files(folder: Path, record: Record) -> None:
+        saved = {
+            "format": FORMAT,
+            "digest": record.trial.digest,
+            "status": record.status,
+            "trial": record.trial.to_dict(),
+            "metrics": {name: None if np.isnan(value) else float(value) for name, value in record.metrics.items()},
+            "row": dict(record.row),
+            "timings": dict(record.timings),
+            "error": record.error,
+            "traceback": record.traceback,
+        }
+        (folder / "record.json").write_text(json.dumps(saved, indent=1, allow_nan=False), encoding="utf-8")
+        if len(record.history):
+            record.history.to_csv(folder / "history.csv", index=False, lineterminator="\n")
+        np.savez_compressed(
+            folder / "probabilities.npz",
+            sides=record.sides,
+            samples=record.samples,
+            labels=record.labels,
+            probabilities=record.probabilities,
+        )

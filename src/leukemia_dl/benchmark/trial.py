@@ -1,0 +1,105 @@
+"""Trial, the unit of work, and Record, what it leaves."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from leukemia_dl.identity import digest
+
+__all__ = ["Record", "Status", "Trial"]
+
+Status = Literal["ok", "failed", "not_applicable"]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One backbone (or baseline) on one split with one recipe and one seed.
+
+    Attributes:
+        kind: "backbone" or "baseline".
+        backbone: Its name.
+        plugin: Distribution that provides it.
+        plugin_version: Of that distribution.
+        weights: None, a name, or "sha256:..." of a file.
+        dataset: Fingerprint of the data set.
+        split: Digest of the split.
+        pipeline: `Pipeline.to_dict()`.
+        recipe: `Recipe.to_dict()`; None for a baseline.
+        seed: None for a baseline, which draws nothing.
+        backend: Keras backend; None for a baseline.
+        protocol: Name of the split's protocol; in the folder's name, and part of `split` already.
+        fold: Of the split, if it has one; likewise.
+    """
+
+    kind: Literal["backbone", "baseline"]
+    backbone: str
+    plugin: str
+    plugin_version: str
+    weights: str | None
+    dataset: str
+    split: str
+    pipeline: Mapping[str, Any]
+    recipe: Mapping[str, Any] | None
+    seed: int | None
+    backend: str | None
+    protocol: str
+    fold: int | None
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 over the canonical JSON of all fields: the cache key."""
+        return digest(self.to_dict())
+
+    @property
+    def folder(self) -> str:
+        """Name of the trial's folder: readable, and unique by the digest's first twelve digits."""
+        parts = [self.backbone, self.protocol]
+        parts += [f"fold{self.fold}"] if self.fold is not None else []
+        parts += [f"seed{self.seed}"] if self.seed is not None else []
+        return re.sub(r"[^A-Za-z0-9_.-]", "_", "-".join([*parts, self.digest[:12]]))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        names = self.__dataclass_fields__
+        return {name: dict(v) if isinstance(v := getattr(self, name), Mapping) else v for name in names}
+
+
+@dataclass(frozen=True, eq=False)
+class Record:
+    """What a trial left.
+
+    Attributes:
+        trial: The trial.
+        status: "ok"; "failed", with `error`; or "not_applicable", a baseline that the images do not allow.
+        row: Further columns of the result frame, equal between equal runs.
+        metrics: By name; empty unless ok.
+        timings: Seconds, machine and versions: what may change between equal runs.
+        history: A row per epoch.
+        sides: "val" or "test" per prediction (n,).
+        samples: Ids (n,).
+        labels: True class indices (n,).
+        probabilities: (n, classes), float64.
+        error: Exception and message, or why a baseline is not applicable.
+        traceback: Of a failure.
+    """
+
+    trial: Trial
+    status: Status
+    row: Mapping[str, Any] = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    timings: Mapping[str, Any] = field(default_factory=dict)
+    history: pd.DataFrame = field(default_factory=pd.DataFrame)
+    sides: NDArray[np.str_] = field(default_factory=lambda: np.empty(0, dtype=np.str_))
+    samples: NDArray[np.str_] = field(default_factory=lambda: np.empty(0, dtype=np.str_))
+    labels: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+    probabilities: NDArray[np.float64] = field(default_factory=lambda: np.empty((0, 0)))
+    error: str = ""
+    traceback: str = ""

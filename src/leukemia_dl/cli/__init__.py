@@ -1,0 +1,63 @@
+"""The command `leukemia-dl`: one module per group of commands; what they do lives elsewhere.
+
+Only typer is imported at the top, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+
+import typer
+
+from leukemia_dl.cli import benchmark, inventory, predict
+from leukemia_dl.errors import LeukemiaDLError
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="leukemia-dl",
+    help="Train and compare image classifiers on leukemia cells. For research use only; not a medical device.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+app.command("benchmark")(benchmark.benchmark)
+app.command("predict")(predict.predict)
+app.command("backbones")(inventory.backbones)
+app.command("datasets")(inventory.datasets)
+app.command("doctor")(inventory.doctor)
+
+
+def main() -> None:
+    """Run a command; end in one plain line and exit status 1 for an expected error, 130 for Ctrl-C.
+
+    LEUKEMIA_DL_DEBUG=1 shows the traceback instead, for those who look for the cause.
+    """
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+    try:
+        app()
+    except LeukemiaDLError as error:
+        if os.environ.get("LEUKEMIA_DL_DEBUG"):
+            raise
+        sys.stderr.write(f"Error: {error}\n")
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.stderr.write("\nStopped. What was finished is kept; the same command goes on from there.\n")
+        sys.exit(130)
+    except BrokenPipeError:
+        # The reader of our output has left (`leukemia-dl backbones | head`): nothing is wrong.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+
+
+@app.callback(invoke_without_command=True)
+def _version(
+    context: typer.Context,
+    version: bool = typer.Option(False, "--version", help="Show the version and exit.", is_eager=True),
+) -> None:
+    if version:
+        from leukemia_dl import __version__
+
+        typer.echo(f"leukemia-dl {__version__}")
+        raise typer.Exit()

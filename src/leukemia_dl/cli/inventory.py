@@ -1,0 +1,115 @@
+"""`leukemia-dl backbones | datasets | doctor`: what there is, and whether this machine is ready."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from leukemia_dl.cli import options
+from leukemia_dl.errors import LeukemiaDLError
+
+__all__ = ["backbones", "datasets", "doctor"]
+
+CsvOption = Annotated[bool, typer.Option("--csv", help="As CSV, with every column.")]
+
+
+def backbones(csv: CsvOption = False) -> None:
+    """List the backbones that can be compared, built-in and from plugins."""
+    from leukemia_dl.models.registry import backbone_table
+
+    frame = backbone_table()
+    if csv:
+        typer.echo(frame.to_csv(index=False, lineterminator="\n"), nl=False)
+        return
+    shown = frame[["backbone", "title", "parameters", "native_size", "min_size", "weights", "plugin", "version"]]
+    options.print_table(shown, {"parameters": ","})
+    _tell_problems()
+
+
+def datasets(csv: CsvOption = False) -> None:
+    """List the data sets that can be loaded by name, with licence and citation."""
+    from leukemia_dl.datasets import dataset_table
+
+    frame = dataset_table()
+    if csv:
+        typer.echo(frame.to_csv(index=False, lineterminator="\n"), nl=False)
+    else:
+        options.print_table(frame)
+    _tell_problems()
+
+
+def doctor() -> None:
+    """Say which backend, devices, precision, versions and writable folders there are, and what to do about the rest."""
+    from importlib import metadata
+
+    typer.echo(f"Python      {platform.python_version()} on {platform.system()} {platform.machine()}")
+    for name in ("leukemia-dl", "keras", "tensorflow", "jax", "torch", "numpy", "pandas", "scikit-learn", "pillow"):
+        try:
+            typer.echo(f"{name:<12}{metadata.version(name)}")
+        except metadata.PackageNotFoundError:
+            typer.echo(f"{name:<12}not installed")
+    fine = _check_backend()
+    fine &= _check_folders()
+    _tell_problems()
+    typer.echo("Ready." if fine else "Not ready: see above.")
+    if not fine:
+        raise typer.Exit(1)
+
+
+def _check_backend() -> bool:
+    from leukemia_dl.training.backends import device_names, prepare
+
+    try:
+        device = prepare()
+        devices = device_names()
+    except LeukemiaDLError as error:
+        typer.echo(f"Backend     PROBLEM: {error}")
+        return False
+    except Exception as error:
+        typer.echo(f"Backend     PROBLEM: Keras could not be imported ({type(error).__name__}: {error}).")
+        typer.echo("            Reinstall it: pip install --force-reinstall keras tensorflow")
+        return False
+    typer.echo(f"Backend     {device.backend}, XLA {'off' if device.jit_compile is False else device.jit_compile}")
+    typer.echo(f"Devices     {', '.join(devices)} ({device.name})")
+    typer.echo(f"Precision   {device.dtype_policy}")
+    typer.echo(f"CPU cores   {os.cpu_count()}")
+    if device.kind == "cpu":
+        if shutil.which("nvidia-smi"):
+            typer.echo("            There is an NVIDIA driver, but the backend sees no GPU.")
+            typer.echo("            For TensorFlow: pip install 'leukemia-dl[gpu]'; for JAX: pip install 'jax[cuda12]'")
+        else:
+            typer.echo("            No GPU: training runs on the CPU. Choose small images and few epochs.")
+    return True
+
+
+def _check_folders() -> bool:
+    from leukemia_dl.datasets import cache_dir
+
+    fine = True
+    for what, folder, cure in (
+        ("Cache", cache_dir(), "set LEUKEMIA_DL_CACHE to a folder that can be written"),
+        ("Here", Path.cwd(), "give --store a folder that can be written"),
+    ):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
+                free = shutil.disk_usage(folder).free / 2**30
+            typer.echo(f"{what:<12}{folder} (writable, {free:.0f} GiB free)")
+        except OSError as error:
+            fine = False
+            typer.echo(f"{what:<12}{folder} PROBLEM: {error.strerror or error}; {cure}")
+    return fine
+
+
+def _tell_problems() -> None:
+    from leukemia_dl.plugins import plugin_problems
+
+    for row in plugin_problems().itertuples():
+        sys.stderr.write(f"Plugin {row.plugin} (entry point {row.entry_point}): {row.problem}\n")

@@ -1,0 +1,60 @@
+"""`leukemia-dl predict`: a trained model on image files."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from leukemia_dl.errors import DataError, StoreError
+
+__all__ = ["predict"]
+
+
+def predict(
+    model: Annotated[Path, typer.Argument(help="A model.keras, or the folder of a trial in a store.")],
+    images: Annotated[list[Path], typer.Argument(help="Image files; a folder stands for the images in it.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", help="Write a CSV file instead of the screen.", show_default=False)
+    ] = None,
+    batch_size: Annotated[int, typer.Option(help="Images per step.")] = 32,
+) -> None:
+    """Predict the class of images, with a probability per class. CSV on standard output when that is no terminal.
+
+    For research use only: nothing here is a diagnosis.
+    """
+    files = _files(images)
+    from leukemia_dl.models.classifier import load_classifier
+    from leukemia_dl.training.backends import prepare
+
+    prepare()
+    frame = load_classifier(model).predict(files, batch_size=batch_size)
+    if output is not None:
+        try:
+            frame.to_csv(output, index=False, lineterminator="\n")
+        except OSError as error:
+            raise StoreError(f"{output} cannot be written: {error.strerror or error}.") from error
+        typer.echo(f"{len(frame):,} predictions written to {output}")
+    elif sys.stdout.isatty():
+        from leukemia_dl.cli.options import print_table
+
+        print_table(frame, {name: ".3f" for name in frame if str(name).startswith("probability_")})
+    else:
+        frame.to_csv(sys.stdout, index=False, lineterminator="\n")
+
+
+def _files(paths: list[Path]) -> list[Path]:
+    from leukemia_dl.preprocess import IMAGE_SUFFIXES
+
+    files: list[Path] = []
+    for path in paths:
+        if path.is_dir():
+            found = sorted(file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
+            if not found:
+                raise DataError(f"The folder {path} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))}).")
+            files += found
+        else:
+            files.append(path)
+    return files

@@ -1,0 +1,64 @@
+"""Digests of settings and seeds with names: what makes two runs the same run.
+
+Everything that is cached or drawn goes through here, so that a result depends on named values only: never on the
+order of a dictionary, the platform, or how many random numbers somebody else drew before.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from typing import Any
+
+import numpy as np
+
+__all__ = ["canonical_json", "digest", "generator", "named_seed"]
+
+
+def canonical_json(value: Any) -> str:
+    """Return `value` as JSON that is equal for equal values: sorted keys, no spaces, ASCII.
+
+    Args:
+        value: Nested dicts (with str keys), lists, tuples, str, int, float, bool and None.
+
+    Raises:
+        TypeError: If something in it is not one of these; `float` NaN and infinities are refused too.
+    """
+    return json.dumps(_plain(value), sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+
+
+def digest(value: Any) -> str:
+    """Return the SHA-256 of `canonical_json(value)` as 64 hexadecimal digits."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()
+
+
+def named_seed(seed: int, *names: str | int) -> int:
+    """Return the seed in [0, 2**32) of one axis of randomness, such as `named_seed(0, "weights", "fold", 2)`.
+
+    Axes are independent: drawing more from one never shifts another.
+    """
+    return int(digest([seed, *names])[:8], 16)
+
+
+def generator(seed: int, *names: str | int) -> np.random.Generator:
+    """Return a numpy generator (PCG64) for one named axis of randomness."""
+    return np.random.Generator(np.random.PCG64(int(digest([seed, *names]), 16)))
+
+
+def _plain(value: Any) -> Any:
+    if value is None or isinstance(value, (bool, str)):
+        return value
+    if isinstance(value, (int, np.integer)):
+        return int(value)
+    if isinstance(value, (float, np.floating)):
+        if not math.isfinite(value):
+            raise TypeError(f"{value!r} has no canonical JSON: use None or a string.")
+        return float(value)
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, dict):
+        if not all(isinstance(key, str) for key in value):
+            raise TypeError(f"Keys must be str. Received: {[k for k in value if not isinstance(k, str)]!r}.")
+        return {key: _plain(item) for key, item in value.items()}
+    raise TypeError(f"{type(value).__name__} has no canonical JSON. Received: {value!r}.")

@@ -1,0 +1,221 @@
+"""A trained model in use: images or files in, a DataFrame of probabilities out; saved as one `.keras` file.
+
+The file is an ordinary Keras model that takes raw pixels. Class names, pipeline and provenance travel in it as one
+more member of the archive (`leukemia_dl.json`), which Keras ignores.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import zipfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from leukemia_dl.errors import DataError, ImageError, SettingsError
+from leukemia_dl.preprocess import Pipeline
+from leukemia_dl.progress import parallel_map, track
+
+__all__ = ["Classifier", "load_classifier", "predict_logits", "softmax"]
+
+FORMAT = 1
+_MEMBER = "leukemia_dl.json"
+_MAX_MEMBER_BYTES = 1 << 20
+_CHUNK = 512
+
+
+@dataclass(frozen=True, eq=False)
+class Classifier:
+    """A model with what is needed to use it.
+
+    Attributes:
+        model: `keras.Model`, raw RGB (batch, size, size, 3) to logits (batch, classes).
+        class_names: In the order of the logits.
+        pipeline: From a file to the pixels that the model takes.
+        provenance: What it was trained on and how; JSON values.
+    """
+
+    model: Any
+    class_names: tuple[str, ...]
+    pipeline: Pipeline
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        """Name, classes and pipeline."""
+        return f"Classifier({self.model.name}, class_names={self.class_names}, pipeline={self.pipeline!r})"
+
+    def predict(
+        self,
+        images: Any,
+        *,
+        batch_size: int = 32,
+        show_progress: bool = True,
+    ) -> pd.DataFrame:
+        """Return a row per image, in the order given.
+
+        Args:
+            images: Paths (one, or several), or a Dataset, or a uint8 array (n, height, width, 3) or (height, width, 3)
+                of raw RGB, or a list of such arrays. The classifier's pipeline is applied to all of them.
+            batch_size: Images per step.
+            show_progress: Tell how far it is when it takes long.
+
+        Returns:
+            Columns `path` (or `sample` for a Dataset, `image`, the position, for arrays), `label` (the most probable
+            class) and one column of probabilities (float) per class, named `probability_<class>`.
+
+        Raises:
+            ImageError: If files cannot be decoded; up to ten are named, and nothing is predicted.
+            SettingsError: If `images` is none of these.
+        """
+        column, names, loaders = self._sources(images)
+        if batch_size < 1:
+            raise SettingsError(f"batch_size must be at least 1. Received: batch_size={batch_size!r}.")
+        self._check_readable(loaders, show_progress)
+        parts = []
+        # Decoded in chunks, so that memory does not grow with the number of images.
+        starts = range(0, len(loaders), _CHUNK)
+        for start in track(starts, len(starts), "Predicting", show_progress):
+            chunk = parallel_map(self._pixels, loaders[start : start + _CHUNK], "Reading images", show=False)
+            parts.append(softmax(predict_logits(self.model, np.stack(chunk), batch_size)))
+        probabilities = np.concatenate(parts) if parts else np.empty((0, len(self.class_names)))
+        frame = pd.DataFrame({column: names})
+        frame["label"] = [self.class_names[i] for i in probabilities.argmax(axis=1)]
+        for position, name in enumerate(self.class_names):
+            frame[f"probability_{name}"] = probabilities[:, position]
+        return frame
+
+    def save(self, path: str | Path) -> Path:
+        """Write one `.keras` file, aside first, so that an interruption leaves nothing half. Returns its path."""
+        import keras
+
+        path = Path(path)
+        if path.suffix != ".keras":
+            raise SettingsError(f"A classifier is saved as a .keras file. Received: {str(path)!r}.")
+        settings = {
+            "format": FORMAT,
+            "class_names": list(self.class_names),
+            "pipeline": self.pipeline.to_dict(),
+            "provenance": dict(self.provenance),
+        }
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.stem}-") as folder:
+            aside = Path(folder) / path.name
+            # A model of its own: the compiled one would carry its optimizer, twice the size, for nothing.
+            keras.Model(self.model.inputs, self.model.outputs, name=self.model.name).save(aside)
+            with zipfile.ZipFile(aside, "a") as archive:
+                archive.writestr(_MEMBER, json.dumps(settings, indent=1))
+            aside.replace(path)
+        return path
+
+    def _sources(self, images: Any) -> tuple[str, list[Any], list[Any]]:
+        if isinstance(images, (str, Path)):
+            images = [images]
+        if hasattr(images, "class_names") and hasattr(images, "paths"):
+            return "sample", list(images.table["sample"]), list(images.paths)
+        if isinstance(images, np.ndarray):
+            images = images[None] if images.ndim == 3 else images
+            if images.ndim != 4:
+                raise SettingsError(
+                    f"An array of images has shape (n, height, width, 3). Received: shape={images.shape}."
+                )
+        if not isinstance(images, Iterable):
+            raise SettingsError(f"Pass paths, a Dataset or uint8 arrays. Received: {type(images).__name__}.")
+        items = list(images)
+        if all(isinstance(item, (str, Path)) for item in items):
+            return "path", [str(item) for item in items], [Path(item) for item in items]
+        if all(isinstance(item, np.ndarray) for item in items):
+            return "image", list(range(len(items))), items
+        raise SettingsError("Pass paths or arrays, not a mixture or something else.")
+
+    def _check_readable(self, loaders: list[Any], show_progress: bool) -> None:
+        missing = [str(item) for item in loaders if isinstance(item, Path) and not item.is_file()]
+        if missing:
+            more = f" and {len(missing) - 10:,} more" if len(missing) > 10 else ""
+            raise ImageError(f"No such image file: {', '.join(missing[:10])}{more}. Check the paths.")
+
+    def _pixels(self, source: Any) -> NDArray[np.uint8]:
+        return self.pipeline.load(source) if isinstance(source, Path) else self.pipeline(source)
+
+
+def load_classifier(path: str | Path) -> Classifier:
+    """Load a trained model.
+
+    Args:
+        path: A `.keras` file written by `Classifier.save`, the folder of a trial that holds one, or the folder of a
+            store with exactly one.
+
+    Raises:
+        DataError: If there is none, several, or the file is damaged or from elsewhere.
+    """
+    import keras
+
+    file = _model_file(Path(path).expanduser())
+    try:
+        with zipfile.ZipFile(file) as archive:
+            if archive.getinfo(_MEMBER).file_size > _MAX_MEMBER_BYTES:
+                raise DataError(f"{file} carries settings of an implausible size and was not loaded.")
+            settings = json.loads(archive.read(_MEMBER))
+        if settings["format"] != FORMAT:
+            raise DataError(
+                f"{file} has format {settings['format']!r}; this version reads {FORMAT}. Update leukemia-dl."
+            )
+        class_names = tuple(str(name) for name in settings["class_names"])
+        pipeline = Pipeline.from_dict(settings["pipeline"])
+        provenance = dict(settings["provenance"])
+    except KeyError as error:
+        raise DataError(
+            f"{file} holds no leukemia_dl classifier ({error}). Pass a model.keras that a benchmark or "
+            "Classifier.save wrote; any other Keras model can be wrapped: Classifier(model, class_names, pipeline)."
+        ) from error
+    except (zipfile.BadZipFile, OSError, ValueError, TypeError) as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"{file} is damaged or is no .keras file: {error}.") from error
+    try:
+        model = keras.saving.load_model(file, compile=False, safe_mode=True)
+    except Exception as error:
+        raise DataError(f"{file} could not be loaded by Keras ({type(error).__name__}: {error}).") from error
+    return Classifier(model, class_names, pipeline, provenance)
+
+
+def predict_logits(model: Any, images: NDArray[Any], batch_size: int) -> NDArray[np.float64]:
+    """Return logits (n, classes), float64, of raw pixels (n, height, width, 3).
+
+    Every step has the same shape (the last batch is filled up and cut), so that nothing is compiled twice.
+    """
+    batch_size = min(batch_size, max(len(images), 1))
+    parts = []
+    for start in range(0, len(images), batch_size):
+        batch = images[start : start + batch_size]
+        filled = np.zeros((batch_size, *images.shape[1:]), dtype=np.float32)
+        filled[: len(batch)] = batch
+        parts.append(np.asarray(model.predict_on_batch(filled), dtype=np.float64)[: len(batch)])
+    if not parts:
+        return np.empty((0, int(model.output_shape[-1])))
+    return np.concatenate(parts)
+
+
+def softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return probabilities (n, classes) that sum to one per row."""
+    exponents = np.exp(logits - logits.max(axis=1, keepdims=True))
+    result: NDArray[np.float64] = exponents / exponents.sum(axis=1, keepdims=True)
+    return result
+
+
+def _model_file(path: Path) -> Path:
+    if path.is_file():
+        return path
+    if not path.exists():
+        raise DataError(f"There is no model at {path}. Pass a .keras file or the folder of a trial.")
+    found = sorted(path.glob("model.keras")) or sorted(path.glob("trials/*/model.keras"))
+    if len(found) == 1:
+        return found[0]
+    if not found:
+        raise DataError(f"{path} holds no model.keras. Pass a .keras file or the folder of a trial that saved one.")
+    names = "\n  ".join(str(file.relative_to(path).parent) for file in found)
+    raise DataError(f"{path} holds {len(found)} models; pass the folder of one of them:\n  {names}")

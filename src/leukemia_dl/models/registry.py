@@ -1,0 +1,100 @@
+"""The backbones that there are: the built-in ones, installed plugins, and those registered in this process."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from leukemia_dl.errors import PluginError, unknown_name
+from leukemia_dl.models.spec import BackboneSpec
+from leukemia_dl.plugins import Provided, collect, plugin_problems
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["backbone_table", "find_backbone", "get_backbone", "list_backbones", "register_backbone"]
+
+BUILTIN = tuple(
+    f"leukemia_dl.models.builtin.{name}" for name in ("cnn", "inception_v3", "resnet50", "vgg16", "xception")
+)
+_registered: dict[str, BackboneSpec] = {}
+
+
+def register_backbone(spec: BackboneSpec, *, replace: bool = False) -> BackboneSpec:
+    """Make a backbone known in this process, for a script or a notebook; a package uses an entry point instead.
+
+    Args:
+        spec: The record.
+        replace: True to register the same name again, as when a notebook cell is run twice.
+
+    Raises:
+        PluginError: If it is no BackboneSpec, or the name is taken.
+    """
+    if not isinstance(spec, BackboneSpec):
+        raise PluginError(f"register_backbone takes a leukemia_dl.BackboneSpec. Received: {spec!r}.")
+    taken = {item.record.name: item for item in _provided()}
+    if spec.name in taken and not (replace and spec.name in _registered):
+        item = taken[spec.name]
+        way_out = "pass replace=True" if spec.name in _registered else "choose another name"
+        raise PluginError(f"{spec.name!r} is provided by {item.plugin} {item.version}: {way_out}.")
+    _registered[spec.name] = spec
+    return spec
+
+
+def find_backbone(name: str) -> Provided:
+    """Return the record with the plugin that it comes from.
+
+    Raises:
+        UnknownNameError: If there is none; it suggests near names and mentions plugins that failed to load.
+        PluginError: If a plugin yielded something else under that name.
+    """
+    provided = {item.record.name: item for item in _provided()}
+    if name not in provided:
+        failed = sorted(set(plugin_problems()["plugin"]))
+        hint = f"Plugins with problems (see leukemia-dl doctor): {', '.join(failed)}." if failed else ""
+        raise unknown_name("backbone", name, provided, hint)
+    item = provided[name]
+    if not isinstance(item.record, BackboneSpec):
+        raise PluginError(f"{item.plugin} yields {name!r} as a {type(item.record).__name__}, not a BackboneSpec.")
+    return item
+
+
+def get_backbone(name: str) -> BackboneSpec:
+    """Return the backbone registered under `name`. Raises UnknownNameError, with the near match, if there is none."""
+    spec: BackboneSpec = find_backbone(name).record
+    return spec
+
+
+def list_backbones() -> list[str]:
+    """Return the names of all backbones, sorted."""
+    return [item.record.name for item in _provided()]
+
+
+def backbone_table() -> pd.DataFrame:
+    """Return a row per backbone: sizes in pixels, scaling, weights, parameters, licence, reference, plugin."""
+    import pandas as pd
+
+    rows = []
+    for item in _provided():
+        spec = item.record
+        rows.append(
+            {
+                "backbone": spec.name,
+                "title": spec.title,
+                "parameters": spec.parameters,
+                "native_size": spec.native_size,
+                "min_size": spec.min_size,
+                "scaling": spec.scaling,
+                "weights": ", ".join(spec.weights),
+                "licence": spec.licence,
+                "reference": spec.reference,
+                "plugin": item.plugin,
+                "version": item.version,
+            }
+        )
+    return pd.DataFrame(rows).astype({"parameters": "Int64"})
+
+
+def _provided() -> list[Provided]:
+    here = [Provided(spec, "this process", "unversioned") for spec in _registered.values()]
+    found = [item for item in collect("leukemia_dl_backbones", BUILTIN) if item.record.name not in _registered]
+    return sorted(found + here, key=lambda item: item.record.name)

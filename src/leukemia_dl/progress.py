@@ -1,0 +1,70 @@
+"""Progress of long work: a bar on a terminal, a plain line now and then elsewhere, on standard error.
+
+Below this many seconds nothing is shown, so that short work stays silent.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+__all__ = ["parallel_map", "track"]
+
+T = TypeVar("T")
+R = TypeVar("R")
+_SILENT_SECONDS = 2.0
+_LINE_SECONDS = 10.0
+
+
+def track(items: Iterable[T], total: int, what: str, show: bool = True) -> Iterator[T]:
+    """Yield `items`, telling how far it is once it has taken longer than two seconds.
+
+    Args:
+        items: Anything iterable.
+        total: How many there are.
+        what: What is being done, such as "Reading images".
+        show: False to say nothing.
+    """
+    start = last = time.monotonic()
+    bar: Any = None
+    with contextlib.ExitStack() as stack:
+        for done, item in enumerate(items, start=1):
+            yield item
+            now = time.monotonic()
+            if not show or now - start < _SILENT_SECONDS:
+                continue
+            if sys.stderr.isatty():
+                if bar is None:
+                    bar = stack.enter_context(_bar())
+                    task = bar.add_task(what, total=total)
+                bar.update(task, completed=done)
+            elif now - last >= _LINE_SECONDS:
+                last = now
+                sys.stderr.write(f"{what}: {done:,} of {total:,}\n")
+
+
+def parallel_map(
+    function: Callable[[T], R], items: list[T], what: str, workers: int | None = None, show: bool = True
+) -> list[R]:
+    """Return `[function(item) for item in items]`, computed by threads, with progress.
+
+    For work that releases the interpreter lock: decoding, hashing. The first exception ends it and is raised.
+    """
+    with ThreadPoolExecutor(max_workers=workers) as pool:
+        try:
+            return list(track(pool.map(function, items), len(items), what, show))
+        except BaseException:
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+
+
+def _bar() -> Any:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=Console(stderr=True), transient=True)

@@ -1,0 +1,70 @@
+"""What `leukemia-dl benchmark` leaves beside the numbers: three pictures, and the predictions as one CSV."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from leukemia_dl.benchmark import Benchmark
+from leukemia_dl.errors import StoreError
+from leukemia_dl.identity import generator
+from leukemia_dl.reporting.plots import plot_comparison, plot_learning_curves, plot_samples
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["write_pictures"]
+
+_SAMPLES = 12
+
+
+def write_pictures(benchmark: Benchmark) -> list[Path]:
+    """Write comparison.png, learning_curves.png, samples.png and predictions.csv into the benchmark's store.
+
+    A picture that has nothing to show (no trial finished, no net trained) is left out.
+
+    Returns:
+        The paths of the pictures.
+
+    Raises:
+        StoreError: If they cannot be written.
+    """
+    results, histories, predictions = benchmark.results(), benchmark.histories(), benchmark.predictions()
+    info = benchmark.dataset.info
+    title = f"{info.title}, {benchmark.protocol}, recipe {benchmark.recipe.name}"
+    title += " (synthetic cells, not real ones)" if info.synthetic else ""
+    drawn: dict[str, Callable[[], Figure]] = {"samples.png": lambda: _sample_grid(benchmark, title)}
+    if len(histories):
+        drawn["learning_curves.png"] = lambda: plot_learning_curves(histories, title)
+    if (results["status"] == "ok").any():
+        drawn["comparison.png"] = lambda: plot_comparison(results, title=f"Test side: {title}")
+    if len(predictions):
+        benchmark.store.write_text("predictions.csv", predictions.to_csv(index=False, lineterminator="\n"))
+    paths = []
+    for name, draw in drawn.items():
+        buffer = io.BytesIO()
+        draw().savefig(buffer, format="png")
+        path = benchmark.store.root / name
+        try:
+            path.write_bytes(buffer.getvalue())
+        except OSError as error:
+            raise StoreError(f"{path} cannot be written: {error.strerror or error}.") from error
+        paths.append(path)
+    return paths
+
+
+def _sample_grid(benchmark: Benchmark, title: str) -> Figure:
+    """Draw images as the nets see them, as many of each class as fit."""
+    dataset = benchmark.dataset
+    split = benchmark.splits[0]
+    rows = split.train[generator(0, "sample grid").permutation(len(split.train))]
+    labels = dataset.labels[rows]
+    per_class = max(_SAMPLES // len(dataset.class_names), 1)
+    chosen = np.concatenate([rows[labels == code][:per_class] for code in range(len(dataset.class_names))])
+    images = dataset.subset(chosen).to_numpy(benchmark.pipeline, show_progress=False)
+    names = [dataset.class_names[code] for code in dataset.labels[chosen]]
+    return plot_samples(images, names, columns=min(_SAMPLES // 2, len(chosen)), title=title)

@@ -1,0 +1,166 @@
+"""Plots of a benchmark. Each returns a matplotlib Figure that belongs to no window; `figure.savefig(path)` keeps it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from leukemia_dl.errors import DataError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["plot_comparison", "plot_learning_curves", "plot_samples"]
+
+# Okabe and Ito's palette, told apart with any colour vision; floors are grey, so that they recede.
+NET_COLOUR, FLOOR_COLOUR, TRAIN_COLOUR, VAL_COLOUR = "#0072B2", "#9A9A9A", "#0072B2", "#D55E00"
+_LABELS = {
+    "accuracy": "Accuracy",
+    "balanced_accuracy": "Balanced accuracy",
+    "loss": "Loss (cross-entropy, nats)",
+    "weighted_f1": "Weighted F1",
+    "auroc": "AUROC",
+}
+
+
+def plot_comparison(
+    results: pd.DataFrame,
+    metrics: Sequence[str] = ("accuracy", "balanced_accuracy", "loss"),
+    title: str = "",
+) -> Figure:
+    """Return one panel per metric: a row per backbone or baseline, a dot per trial, a bar at their mean.
+
+    Args:
+        results: The result frame of a benchmark; only rows with status "ok" are drawn.
+        metrics: Columns to draw.
+        title: Above the figure.
+
+    Raises:
+        DataError: If no trial was finished.
+    """
+    frame = results[results["status"] == "ok"]
+    if frame.empty:
+        raise DataError("No finished trial to draw: every row has a status other than 'ok'.")
+    order = frame.groupby("backbone")[metrics[0]].mean().sort_values(kind="stable").index.tolist()
+    figure = _figure(3.4 * len(metrics) + 1.2, 0.42 * len(order) + 1.9)
+    panels = np.atleast_1d(figure.subplots(1, len(metrics), sharey=True))
+    for axes, metric in zip(panels, metrics, strict=True):
+        _comparison_panel(axes, frame, order, metric)
+    panels[0].set_yticks(range(len(order)), order)
+    _head(figure, title, "bar: mean over trials; dot: one trial; grey: floors that no net was needed for")
+    return figure
+
+
+def plot_learning_curves(histories: pd.DataFrame, title: str = "") -> Figure:
+    """Return a column per backbone: accuracy above loss over epochs, train against validation, a line per trial.
+
+    Validation is measured at the end of an epoch with BatchNorm statistics re-estimated; training is the running mean
+    over the epoch, on augmented images.
+
+    Args:
+        histories: `Benchmark.histories()`.
+        title: Above the figure.
+
+    Raises:
+        DataError: If there is no history.
+    """
+    if histories.empty:
+        raise DataError("No learning curves to draw: no net was trained.")
+    names = list(dict.fromkeys(histories["backbone"]))
+    figure = _figure(2.5 * len(names) + 1.0, 5.4)
+    panels = figure.subplots(2, len(names), sharex="col", sharey="row", squeeze=False)
+    for column, name in enumerate(names):
+        trials = histories[histories["backbone"] == name]
+        for row, metric in enumerate(("accuracy", "loss")):
+            _curves_panel(panels[row, column], trials, metric)
+        last = trials.groupby("trial").tail(1)
+        panels[0, column].set_title(f"{name}\nval {last['val_accuracy'].mean():.3f} / {last['val_loss'].mean():.3f}")
+        panels[1, column].set_xlabel("Epoch")
+    panels[0, 0].set_ylabel("Accuracy")
+    panels[1, 0].set_ylabel("Loss (nats)")
+    panels[0, 0].legend(loc="lower right", frameon=False, fontsize="small")
+    _head(figure, title, "above each column: validation accuracy / loss after the last epoch")
+    return figure
+
+
+def plot_samples(images: NDArray[np.uint8], labels: Sequence[str], columns: int = 6, title: str = "") -> Figure:
+    """Return a grid of images with their labels above them.
+
+    Args:
+        images: uint8 (n, height, width, 3).
+        labels: One per image.
+        columns: Images per row.
+        title: Above the figure.
+    """
+    rows = -(-len(images) // columns)
+    figure = _figure(1.5 * columns, 1.7 * rows + 0.5)
+    panels = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes in panels:
+        axes.axis("off")
+    for axes, image, label in zip(panels, images, labels, strict=False):
+        axes.imshow(image, interpolation="nearest")
+        axes.set_title(label, fontsize="small")
+    _head(figure, title, "")
+    return figure
+
+
+def _comparison_panel(axes: Axes, frame: pd.DataFrame, order: Sequence[str], metric: str) -> None:
+    for position, name in enumerate(order):
+        rows = frame[frame["backbone"] == name]
+        values = rows[metric].to_numpy(dtype=float)
+        floor = bool(rows["recipe"].isna().all())
+        axes.barh(position, values.mean(), height=0.6, color=FLOOR_COLOUR if floor else NET_COLOUR, alpha=0.75)
+        axes.plot(values, np.full(len(values), position), "o", color="black", markersize=3.5)
+        axes.annotate(
+            f"{values.mean():.3f}",
+            (values.max(), position),
+            xytext=(6, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize="small",
+        )
+    axes.set_xlabel(_LABELS.get(metric, metric))
+    highest = float(frame[metric].max())
+    axes.set_xlim(0, 1.18 if metric != "loss" and highest <= 1 else highest * 1.25)
+    if metric != "loss":
+        axes.set_xticks([0, 0.25, 0.5, 0.75, 1.0])
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="x", alpha=0.25)
+    axes.set_axisbelow(True)
+
+
+def _curves_panel(axes: Axes, trials: pd.DataFrame, metric: str) -> None:
+    first = True
+    for _, rows in trials.groupby("trial", sort=False):
+        for column, colour, name in ((metric, TRAIN_COLOUR, "train"), (f"val_{metric}", VAL_COLOUR, "validation")):
+            if column in rows:
+                style = "-o" if column == metric else "-s"
+                label = name if first else None
+                axes.plot(rows["epoch"], rows[column], style, color=colour, markersize=3.5, lw=1.5, label=label)
+        first = False
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.25)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    if metric == "accuracy":
+        axes.set_ylim(0, 1.03)
+    else:
+        axes.set_ylim(bottom=0)
+
+
+def _figure(width: float, height: float) -> Figure:
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained", dpi=130)
+
+
+def _head(figure: Figure, title: str, note: str) -> None:
+    keywords: dict[str, Any] = {"x": 0.01, "ha": "left"}
+    if title:
+        figure.suptitle(title, fontsize="medium", fontweight="bold", **keywords)
+    if note:
+        figure.supxlabel(note, fontsize="small", color="#555555", **keywords)

@@ -1,0 +1,203 @@
+"""Everything that differs between Keras backends and devices. The only module that imports tensorflow, jax or torch."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from leukemia_dl.errors import BackendError, SettingsError
+
+__all__ = ["Device", "backend_name", "device_names", "feed", "prepare", "quiet_import"]
+
+BACKENDS = {"tensorflow": "tensorflow", "jax": "jax", "torch": "torch"}
+
+
+@dataclass(frozen=True)
+class Device:
+    """Where a fit runs.
+
+    Attributes:
+        backend: "tensorflow", "jax" or "torch".
+        kind: "gpu" or "cpu".
+        name: What the hardware calls itself.
+        dtype_policy: Keras dtype policy of the backbone.
+        jit_compile: What is passed to `compile`: XLA only where it was measured to help.
+    """
+
+    backend: str
+    kind: str
+    name: str
+    dtype_policy: str
+    jit_compile: bool | str
+
+
+def backend_name() -> str:
+    """Return the backend that Keras has or will have: KERAS_BACKEND, its config file, or the one installed.
+
+    Where nobody chose one and TensorFlow, the default, is not installed, the first of jax and torch that is there
+    is chosen, by setting KERAS_BACKEND in this process.
+
+    Raises:
+        BackendError: If the chosen backend, or any, is not installed.
+    """
+    if "keras" in sys.modules:
+        import keras
+
+        return str(keras.backend.backend())
+    chosen = os.environ.get("KERAS_BACKEND") or _configured_backend()
+    if chosen is None:
+        chosen = next((name for name in BACKENDS if importlib.util.find_spec(BACKENDS[name])), None)
+        if chosen is None:
+            raise BackendError("No Keras backend is installed. Install one: pip install tensorflow (or jax, or torch).")
+        os.environ["KERAS_BACKEND"] = chosen
+    if chosen not in BACKENDS:
+        raise BackendError(f"KERAS_BACKEND must be one of {', '.join(BACKENDS)}. Received: {chosen!r}.")
+    if importlib.util.find_spec(BACKENDS[chosen]) is None:
+        raise BackendError(
+            f"The Keras backend is {chosen!r}, but {BACKENDS[chosen]} is not installed. "
+            f"Install it (pip install {BACKENDS[chosen]}) or set KERAS_BACKEND to one that is."
+        )
+    return chosen
+
+
+def prepare(precision: str = "auto") -> Device:
+    """Import Keras with its backend and say where a fit will run: a GPU where there is one, else the CPU.
+
+    On TensorFlow, GPU memory is taken as it is needed instead of all at once.
+
+    Raises:
+        SettingsError: If mixed_bfloat16 is asked for on hardware that only emulates it.
+    """
+    backend = backend_name()
+    with quiet_import():
+        import keras  # noqa: F401
+
+        kind, name, has_bfloat16 = _PROBES[backend]()
+    if precision == "mixed_bfloat16" and not has_bfloat16:
+        raise SettingsError(
+            f"precision='mixed_bfloat16' needs a GPU with bfloat16 (NVIDIA Ampere or later). This runs on {name}. "
+            "Use precision='auto'."
+        )
+    policy = "mixed_bfloat16" if has_bfloat16 and precision != "float32" else "float32"
+    # XLA on a CPU under TensorFlow is up to 3.7 times slower (Xception); under torch it has open bugs; JAX is XLA.
+    jit: bool | str = False if backend == "torch" or (backend == "tensorflow" and kind == "cpu") else "auto"
+    return Device(backend, kind, name, policy, jit)
+
+
+def device_names() -> list[str]:
+    """Return the devices that the backend sees, such as ["cpu:0", "gpu:0"]."""
+    backend = backend_name()
+    with quiet_import():
+        if backend == "tensorflow":
+            import tensorflow as tf
+
+            return [f"{d.device_type}:{d.name.rsplit(':', 1)[-1]}".lower() for d in tf.config.list_logical_devices()]
+        if backend == "jax":
+            import jax
+
+            return [f"{d.platform}:{d.id}" for d in jax.devices()]
+        import torch
+
+        return ["cpu:0", *(f"gpu:{i}" for i in range(torch.cuda.device_count()))]
+
+
+def feed(batches: Callable[[], Iterator[tuple[Any, Any]]], shapes: tuple[tuple[int, ...], tuple[int, ...]]) -> Any:
+    """Return what `model.fit` should be given for an endless stream of (float32 images, int32 labels).
+
+    On TensorFlow that is a tf.data set with its autotuner off: with plain numpy or a generator `fit` often sits idle
+    for seconds after its last batch.
+
+    Args:
+        batches: Makes the iterator.
+        shapes: Of one batch of images and one of labels.
+    """
+    if backend_name() != "tensorflow":
+        return batches()
+    import tensorflow as tf
+
+    signature = (tf.TensorSpec(shapes[0], tf.float32), tf.TensorSpec(shapes[1], tf.int32))
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    return tf.data.Dataset.from_generator(batches, output_signature=signature).prefetch(2).with_options(options)
+
+
+@contextlib.contextmanager
+def quiet_import() -> Iterator[None]:
+    """Keep TensorFlow's start-up lines, written to file descriptor 2 by its C++ part, off the user's terminal."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    loud = os.environ["TF_CPP_MIN_LOG_LEVEL"] == "0" or "tensorflow" in sys.modules
+    if loud or backend_name() != "tensorflow":
+        yield
+        return
+    sys.stderr.flush()
+    saved = os.dup(2)
+    try:
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+            yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+
+
+def _configured_backend() -> str | None:
+    """Return the backend that Keras's own config file names, if there is one."""
+    import json
+    from pathlib import Path
+
+    home = Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras")
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        value = json.loads((home / "keras.json").read_text()).get("backend")
+        # Keras writes this file itself with its default in it, so "tensorflow" there is nobody's choice.
+        return str(value) if value and value != "tensorflow" else None
+    return None
+
+
+def _probe_tensorflow() -> tuple[str, str, bool]:
+    import tensorflow as tf
+
+    gpus = tf.config.list_physical_devices("GPU")
+    for gpu in gpus:
+        with contextlib.suppress(RuntimeError):  # already in use: too late, and no harm
+            tf.config.experimental.set_memory_growth(gpu, True)
+    if not gpus:
+        return "cpu", _cpu_name(), False
+    details = tf.config.experimental.get_device_details(gpus[0])
+    return "gpu", str(details.get("device_name", "GPU")), details.get("compute_capability", (0, 0)) >= (8, 0)
+
+
+def _probe_jax() -> tuple[str, str, bool]:
+    import jax
+
+    device = jax.devices()[0]
+    if device.platform == "cpu":
+        return "cpu", _cpu_name(), False
+    capability = getattr(device, "compute_capability", "0.0")
+    is_gpu = device.platform in ("gpu", "cuda", "rocm")
+    return "gpu" if is_gpu else device.platform, str(device.device_kind), not is_gpu or float(capability) >= 8.0
+
+
+def _probe_torch() -> tuple[str, str, bool]:
+    import torch
+
+    if not torch.cuda.is_available():
+        return "cpu", _cpu_name(), False
+    return "gpu", str(torch.cuda.get_device_name(0)), bool(torch.cuda.is_bf16_supported())
+
+
+_PROBES = {"tensorflow": _probe_tensorflow, "jax": _probe_jax, "torch": _probe_torch}
+
+
+def _cpu_name() -> str:
+    with contextlib.suppress(OSError), open("/proc/cpuinfo") as lines:
+        for line in lines:
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

@@ -1,0 +1,83 @@
+"""BatchNorm statistics re-estimated over training images ("precise BN", Wu and Johnson 2021, arXiv:2105.07576).
+
+A net's moving averages lag behind its weights: with Keras's momentum of .99 they still hold most of their initial
+values after a dozen steps, and a net that has learned its training images is then judged on statistics of noise.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["reestimate_batchnorm"]
+
+
+def reestimate_batchnorm(model: Any, images: NDArray[np.uint8], batch_size: int) -> int:
+    """Replace the moving mean and variance of every trainable BatchNormalization layer by those over `images`.
+
+    Batches are run in training mode and their statistics pooled exactly: the mean of means, and the mean of variances
+    plus the variance of means. Frozen layers keep theirs.
+
+    Args:
+        model: A `keras.Model` that takes raw pixels.
+        images: uint8 or float (n, height, width, 3); a remainder below `batch_size` is left out when n is larger.
+        batch_size: As in training, since later layers see statistics of batches of this size.
+
+    Returns:
+        The number of layers changed.
+    """
+    import keras
+
+    layers = [
+        layer
+        for layer in model.layers
+        if isinstance(layer, keras.layers.BatchNormalization) and layer.trainable and layer.momentum < 1
+    ]
+    if not layers or not len(images):
+        return 0
+    batch_size = min(batch_size, len(images))
+    momenta = [layer.momentum for layer in layers]
+    sums = [_Moments() for _ in layers]
+    try:
+        for layer in layers:
+            # The "moving" average then is the batch's own value. Read when the layer is called, hence not compiled.
+            layer.momentum = 0.0
+        for start in range(0, len(images) - batch_size + 1, batch_size):
+            model(keras.ops.convert_to_tensor(images[start : start + batch_size], dtype="float32"), training=True)
+            for layer, moments in zip(layers, sums, strict=True):
+                moments.add(_numpy(layer.moving_mean), _numpy(layer.moving_variance))
+    finally:
+        for layer, momentum in zip(layers, momenta, strict=True):
+            layer.momentum = momentum
+    for layer, moments in zip(layers, sums, strict=True):
+        mean, variance = moments.pooled()
+        layer.moving_mean.assign(mean)
+        layer.moving_variance.assign(variance)
+    return len(layers)
+
+
+class _Moments:
+    """Mean and variance of a whole from those of parts of equal size."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.mean: Any = 0.0
+        self.second: Any = 0.0
+
+    def add(self, mean: NDArray[np.float64], variance: NDArray[np.float64]) -> None:
+        self.count += 1
+        self.mean = self.mean + mean
+        self.second = self.second + variance + mean**2
+
+    def pooled(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        mean = self.mean / self.count
+        variance = np.maximum(self.second / self.count - mean**2, 0.0)
+        return mean.astype(np.float32), variance.astype(np.float32)
+
+
+def _numpy(variable: Any) -> NDArray[np.float64]:
+    import keras
+
+    return np.asarray(keras.ops.convert_to_numpy(variable), dtype=np.float64)
