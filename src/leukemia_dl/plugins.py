@@ -53,10 +53,12 @@ class HookSpecifications:
     @hookspec
     def leukemia_dl_backbones(self) -> Iterable[Any]:
         """Yield one `leukemia_dl.BackboneSpec` per backbone. Import keras inside the builder, not before."""
+        return ()
 
     @hookspec
     def leukemia_dl_datasets(self) -> Iterable[Any]:
         """Yield one `leukemia_dl.DatasetSource` per data set that can be loaded by name."""
+        return ()
 
 
 @dataclass(frozen=True)

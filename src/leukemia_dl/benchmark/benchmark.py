@@ -6,8 +6,9 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.metadata import version
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -18,14 +19,14 @@ from leukemia_dl.benchmark.runner import Pixels, run_trial
 from leukemia_dl.benchmark.store import Store
 from leukemia_dl.benchmark.trial import Record, Trial
 from leukemia_dl.datasets import Dataset, Split, make_splits
-from leukemia_dl.errors import SettingsError
+from leukemia_dl.errors import SettingsError, TrainingError
 from leukemia_dl.evaluation import METRICS
 from leukemia_dl.models.build import check_size, weights_identity
 from leukemia_dl.models.registry import find_backbone
 from leukemia_dl.models.spec import BackboneSpec
 from leukemia_dl.plugins import DISTRIBUTION
 from leukemia_dl.preprocess import Pipeline
-from leukemia_dl.training.backends import backend_name
+from leukemia_dl.training.backends import backend_name, prepare
 from leukemia_dl.training.recipe import Recipe
 
 __all__ = ["DEFAULT_BACKBONES", "Benchmark"]
@@ -176,6 +177,7 @@ class Benchmark:
         if any(not _finished(kept.get(cell.trial.digest)) and cell.spec for cell in grid):
             # Outside the trials: what cannot be decoded is an error of the data, not of a backbone.
             pixels.images(used[:0])
+            prepare(self.recipe.precision)
         try:
             with GridProgress(len(grid), show_progress) as progress:
                 for cell in grid:
@@ -221,30 +223,24 @@ class Benchmark:
         for trial, record in self._records():
             if record.status != "ok":
                 continue
-            part = pd.DataFrame({"sample": record.samples.astype(object)})
-            part.insert(0, "trial", trial.folder)
-            part.insert(1, "backbone", trial.backbone)
-            part.insert(2, "fold", pd.array([trial.fold] * len(part), dtype="Int64"))
-            part.insert(3, "seed", pd.array([trial.seed] * len(part), dtype="Int64"))
+            fixed = {name: [value] * len(record.samples) for name, value in _names_of(trial).items()}
+            part = pd.DataFrame(fixed | {"sample": record.samples.astype(object)})
             part[["subject", "group"]] = known.loc[part["sample"]].to_numpy()
             part["side"] = record.sides.astype(object)
             part["label"] = [names[i] for i in record.labels]
             for position, name in enumerate(names):
                 part[f"probability_{name}"] = record.probabilities[:, position]
             parts.append(part)
-        return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+        return _joined(parts)
 
     def histories(self) -> pd.DataFrame:
         """Return the learning curves: a row per trial and epoch, with backbone, fold, seed and trial in front."""
         parts = []
         for trial, record in self._records():
             if len(record.history):
-                part = record.history.copy()
-                for position, name in enumerate(("trial", "backbone", "fold", "seed")):
-                    value = trial.folder if name == "trial" else getattr(trial, name)
-                    part.insert(position, name, value)
-                parts.append(part)
-        return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+                fixed = pd.DataFrame([_names_of(trial)] * len(record.history))
+                parts.append(pd.concat([fixed, record.history], axis=1))
+        return _joined(parts)
 
     def to_toml(self) -> str:
         """Return the resolved settings as TOML: everything that makes the frame. What is None is left out."""
@@ -275,11 +271,9 @@ class Benchmark:
     @cached_property
     def _grid(self) -> list[_Cell]:
         common = {"dataset": self.dataset.fingerprint, "pipeline": self.pipeline.to_dict()}
-        from importlib.metadata import version
-
         cells = []
         for split in self.splits:
-            where = {"split": split.digest, "protocol": split.protocol, "fold": split.fold, **common}
+            where: dict[str, Any] = {"split": split.digest, "protocol": split.protocol, "fold": split.fold, **common}
             for name, found in self._found.items():
                 for seed in self.seeds:
                     trial = Trial(
@@ -321,8 +315,6 @@ class Benchmark:
         folder = self.store.write(record, save if self.save_models else None)
         progress.end(record, time.perf_counter() - started)
         if record.status == "failed" and on_error == "raise":
-            from leukemia_dl.errors import TrainingError
-
             raise TrainingError(f"{cell.trial.folder} failed: {record.error} (traceback in {folder / 'record.json'})")
 
     def _records(self) -> Iterable[tuple[Trial, Record]]:
@@ -333,6 +325,16 @@ class Benchmark:
 
     def _export(self) -> None:
         self.store.export(self.results(), self.timings())
+
+
+def _names_of(trial: Trial) -> dict[str, Any]:
+    return {"trial": trial.folder, "backbone": trial.backbone, "fold": trial.fold, "seed": trial.seed}
+
+
+def _joined(parts: list[pd.DataFrame]) -> pd.DataFrame:
+    if not parts:
+        return pd.DataFrame()
+    return pd.concat(parts, ignore_index=True).astype({"fold": "Int64", "seed": "Int64"})
 
 
 def _finished(record: Record | None) -> bool:

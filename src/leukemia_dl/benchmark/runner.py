@@ -50,7 +50,8 @@ class Pixels:
 
     def images(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
         """Return uint8 (len(rows), size, size, 3)."""
-        return self._images[self._position[rows]]
+        chosen: NDArray[np.uint8] = self._images[self._position[rows]]
+        return chosen
 
     def measures(self) -> CellMeasures:
         """Return the measures of every row of the data set; rows that no split uses are marked as no cell."""

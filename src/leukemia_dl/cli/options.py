@@ -56,6 +56,7 @@ def print_table(frame: pd.DataFrame, formats: Mapping[str, str] | None = None, t
     """Print a frame as a table on standard output, in full width where the output is no terminal."""
     import sys
 
+    import pandas as pd
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -67,8 +68,7 @@ def print_table(frame: pd.DataFrame, formats: Mapping[str, str] | None = None, t
     for row in frame.itertuples(index=False):
         cells = []
         for name, value in zip(frame.columns, row, strict=True):
-            missing = value is None or value != value or str(value) == "<NA>"
-            cells.append(Text("" if missing else format(value, (formats or {}).get(str(name), ""))))
+            cells.append(Text("" if pd.isna(value) else format(value, (formats or {}).get(str(name), ""))))
         table.add_row(*cells)
     console = Console() if sys.stdout.isatty() else Console(width=200)
     console.print(table)

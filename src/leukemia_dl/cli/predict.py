@@ -40,7 +40,7 @@ def predict(
     elif sys.stdout.isatty():
         from leukemia_dl.cli.options import print_table
 
-        print_table(frame, {name: ".3f" for name in frame if str(name).startswith("probability_")})
+        print_table(frame, {str(name): ".3f" for name in frame if str(name).startswith("probability_")})
     else:
         frame.to_csv(sys.stdout, index=False, lineterminator="\n")
 

@@ -135,6 +135,8 @@ def _comparison_panel(axes: Axes, frame: pd.DataFrame, order: Sequence[str], met
 
 
 def _curves_panel(axes: Axes, trials: pd.DataFrame, metric: str) -> None:
+    from matplotlib.ticker import MaxNLocator
+
     first = True
     for _, rows in trials.groupby("trial", sort=False):
         for column, colour, name in ((metric, TRAIN_COLOUR, "train"), (f"val_{metric}", VAL_COLOUR, "validation")):
@@ -145,7 +147,7 @@ def _curves_panel(axes: Axes, trials: pd.DataFrame, metric: str) -> None:
         first = False
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25)
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if metric == "accuracy":
         axes.set_ylim(0, 1.03)
     else:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
 import importlib.util
+import json
 import os
 import platform
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from leukemia_dl.errors import BackendError, SettingsError
@@ -132,14 +133,13 @@ def feed(batches: Callable[[], Iterator[tuple[Any, Any]]], shapes: tuple[tuple[i
 def quiet_import() -> Iterator[None]:
     """Keep TensorFlow's start-up lines, written to file descriptor 2 by its C++ part, off the user's terminal."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    loud = os.environ["TF_CPP_MIN_LOG_LEVEL"] == "0" or "tensorflow" in sys.modules
-    if loud or backend_name() != "tensorflow":
+    if os.environ["TF_CPP_MIN_LOG_LEVEL"] == "0" or backend_name() != "tensorflow":
         yield
         return
     sys.stderr.flush()
     saved = os.dup(2)
     try:
-        with open(os.devnull, "w") as nowhere:
+        with Path(os.devnull).open("w") as nowhere:
             os.dup2(nowhere.fileno(), 2)
             yield
     finally:
@@ -149,9 +149,6 @@ def quiet_import() -> Iterator[None]:
 
 def _configured_backend() -> str | None:
     """Return the backend that Keras's own config file names, if there is one."""
-    import json
-    from pathlib import Path
-
     home = Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras")
     with contextlib.suppress(OSError, ValueError, AttributeError):
         value = json.loads((home / "keras.json").read_text()).get("backend")
@@ -167,6 +164,8 @@ def _probe_tensorflow() -> tuple[str, str, bool]:
     for gpu in gpus:
         with contextlib.suppress(RuntimeError):  # already in use: too late, and no harm
             tf.config.experimental.set_memory_growth(gpu, True)
+    # The first operation starts the run-time, which talks too: now, while it is kept quiet.
+    tf.zeros(()).numpy()
     if not gpus:
         return "cpu", _cpu_name(), False
     details = tf.config.experimental.get_device_details(gpus[0])
@@ -196,7 +195,7 @@ _PROBES = {"tensorflow": _probe_tensorflow, "jax": _probe_jax, "torch": _probe_t
 
 
 def _cpu_name() -> str:
-    with contextlib.suppress(OSError), open("/proc/cpuinfo") as lines:
+    with contextlib.suppress(OSError), Path("/proc/cpuinfo").open() as lines:
         for line in lines:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()

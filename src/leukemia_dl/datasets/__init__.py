@@ -1,0 +1,24 @@
+"""Which images: the sample table, its sources (one file each), synthetic cells, and splits that keep patients apart.
+
+A `Dataset` knows files and labels; pixels are made by `leukemia_dl.preprocess`, networks live in `leukemia_dl.models`.
+New sources are plugins: a module that yields `DatasetSource` records from the hook `leukemia_dl_datasets`.
+"""
+
+from leukemia_dl.datasets.cache import cache_dir
+from leukemia_dl.datasets.dataset import Dataset, DatasetInfo
+from leukemia_dl.datasets.registry import DatasetSource, dataset_table, get_source, list_datasets, load_dataset
+from leukemia_dl.datasets.splits import PROTOCOLS, Split, make_splits
+
+__all__ = [
+    "PROTOCOLS",
+    "Dataset",
+    "DatasetInfo",
+    "DatasetSource",
+    "Split",
+    "cache_dir",
+    "dataset_table",
+    "get_source",
+    "list_datasets",
+    "load_dataset",
+    "make_splits",
+]

@@ -1,0 +1,317 @@
+"""The sample table: which images there are, of which class and patient. Immutable and checked on creation."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+
+from leukemia_dl import identity
+from leukemia_dl.errors import DataError, ImageError
+from leukemia_dl.progress import parallel_map
+
+if TYPE_CHECKING:
+    from leukemia_dl.preprocess import Pipeline
+
+__all__ = ["COLUMNS", "SPLITS", "Dataset", "DatasetInfo"]
+
+COLUMNS = ("sample", "path", "label", "subject", "group", "field", "cell", "fold", "split")
+SPLITS = ("train", "val", "test", "preliminary", "final")
+# Named in full: what "string" means depends on the version of pandas and on whether pyarrow is installed, and arrow
+# cannot hold file names that are not UTF-8.
+_TEXT = pd.StringDtype("python")
+_NAMED_FILES = 10
+_hashes: dict[tuple[str, int, int], str] = {}
+
+
+@dataclass(frozen=True)
+class DatasetInfo:
+    """What the authors of a data set say about it.
+
+    Attributes:
+        name: As in `Dataset.load(name)`.
+        title: For people.
+        licence: As stated by the authors, or who says so.
+        citation: To be quoted with results.
+        url: Where it is described.
+        class_names: In label order; empty if they depend on the files.
+        canvas: Side in pixels of the canvas that keeps cells at one absolute scale; None if there is no common scale.
+        synthetic: True if the images were drawn by a program; results say so wherever they appear.
+        declared: Counts as the authors give them, such as `(("images", 15114), ("subjects", 101))`.
+    """
+
+    name: str
+    title: str
+    licence: str
+    citation: str
+    url: str = ""
+    class_names: tuple[str, ...] = ()
+    canvas: int | None = None
+    synthetic: bool = False
+    declared: tuple[tuple[str, int], ...] = ()
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Dataset:
+    """An immutable table of images with labels and patients, made by `Dataset.load`, `from_folder`, `from_csv` etc.
+
+    The columns, missing values being NA: `sample` (a stable id, independent of where the files lie), `path` (absolute),
+    `label` (a class name; NA: not known), `subject` (the patient), `group` (joins subjects known to share cells; equals
+    `subject` unless the source knows better; splits and intervals use it), `field` (of view), `cell` (all str), `fold`
+    (Int64), `split` (one of `SPLITS`: a side given by the authors).
+
+    Attributes:
+        class_names: In label order: class i has label i.
+        info: Licence, citation and counts as declared.
+
+    Raises:
+        DataError: On creation, if samples repeat, a label is no class, a subject is in two groups, a split is unknown,
+            there are no samples, or fewer than two classes.
+    """
+
+    _table: pd.DataFrame
+    class_names: tuple[str, ...]
+    info: DatasetInfo
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "class_names", tuple(self.class_names))
+        object.__setattr__(self, "_table", _typed(self._table))
+        self._check()
+
+    @classmethod
+    def load(cls, name: str, root: str | Path | None = None, **options: Any) -> Dataset:
+        """Load a data set by name, such as `Dataset.load("c_nmc_2019", root="data/C-NMC_Leukemia")`.
+
+        See `leukemia_dl.datasets.registry.load_dataset` for the parameters and errors.
+        """
+        from leukemia_dl.datasets.registry import load_dataset
+
+        return load_dataset(name, root, **options)
+
+    @classmethod
+    def from_folder(cls, root: str | Path, class_names: Sequence[str] | None = None) -> Dataset:
+        """Load a folder per class, or train/val/test folders of these. See `datasets.sources.folder.read_folder`."""
+        from leukemia_dl.datasets.sources.folder import read_folder
+
+        return read_folder(Path(root), class_names=class_names)
+
+    @classmethod
+    def from_csv(
+        cls, path: str | Path, root: str | Path | None = None, class_names: Sequence[str] | None = None
+    ) -> Dataset:
+        """Load `path,label[,subject,group,fold,split]`. See `datasets.sources.csv_file.read_csv`."""
+        from leukemia_dl.datasets.sources.csv_file import read_csv
+
+        return read_csv(Path(path), files=root, class_names=class_names)
+
+    @classmethod
+    def from_dataframe(
+        cls, frame: pd.DataFrame, root: str | Path | None = None, class_names: Sequence[str] | None = None
+    ) -> Dataset:
+        """Take the samples from a DataFrame. See `datasets.frames.read_frame`."""
+        from leukemia_dl.datasets.frames import read_frame
+
+        return read_frame(frame, root=root, class_names=class_names)
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    def __repr__(self) -> str:
+        subjects = f", {self._table['subject'].nunique():,} subjects" if self._table["subject"].notna().any() else ""
+        return f"<Dataset {self.info.name!r}: {len(self):,} images{subjects}, classes {', '.join(self.class_names)}>"
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """A copy of the table, with a row per sample."""
+        return self._table.copy()
+
+    @property
+    def paths(self) -> list[Path]:
+        """The files, in row order."""
+        return [Path(path) for path in self._table["path"]]
+
+    @cached_property
+    def labels(self) -> NDArray[np.int64]:
+        """Class indices, int64 (n,), read-only; -1 where the label is not known."""
+        codes = pd.Index(self.class_names).get_indexer(pd.Index(self._table["label"].astype(object)))
+        codes = codes.astype(np.int64)
+        codes.flags.writeable = False
+        return codes
+
+    @property
+    def has_subjects(self) -> bool:
+        """Whether each labelled sample has a subject (or a group), so that patients can be kept apart."""
+        labelled = self.labels >= 0
+        return bool(labelled.any() and self._table["group"][labelled].notna().all())
+
+    @cached_property
+    def content_hashes(self) -> tuple[str, ...]:
+        """SHA-256 of each file's bytes, 64 hexadecimal digits, in row order. Read in parallel, once per file.
+
+        Raises:
+            DataError: If a file cannot be read.
+        """
+        return tuple(parallel_map(_file_hash, list(self._table["path"]), "Hashing files"))
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of class names, rows and file contents, whatever the order of the rows and the place of the files."""
+        columns = ["sample", "label", "subject", "group", "fold", "split"]
+        plain = self._table[columns].astype(object)
+        rows = plain.where(plain.notna(), None).values.tolist()
+        entries = sorted([*row, content] for row, content in zip(rows, self.content_hashes, strict=True))
+        return identity.digest({"class_names": self.class_names, "samples": entries})
+
+    def subset(self, rows: ArrayLike) -> Dataset:
+        """Return the data set of some rows.
+
+        Args:
+            rows: bool mask (n,), or int row numbers in the wanted order.
+
+        Raises:
+            DataError: If nothing is left, a row is named twice or does not exist.
+        """
+        chosen = np.asarray(rows)
+        if chosen.dtype == np.bool_ and chosen.shape == (len(self),):
+            chosen = np.flatnonzero(chosen)
+        fits = chosen.ndim == 1 and (np.issubdtype(chosen.dtype, np.integer) or chosen.size == 0)
+        if not fits or (chosen.size and not -len(self) <= chosen.min() <= chosen.max() < len(self)):
+            raise DataError(
+                f"subset takes a bool mask of length {len(self)} or row numbers below it. "
+                f"Received: {chosen.dtype} {chosen.shape}."
+            )
+        return Dataset(self._table.iloc[chosen.astype(np.int64)], self.class_names, self.info)
+
+    def to_numpy(self, pipeline: Pipeline, show_progress: bool = True) -> NDArray[np.uint8]:
+        """Decode all images, in parallel.
+
+        Args:
+            pipeline: From files to pixels, such as `Pipeline.default(224)`.
+            show_progress: Whether to tell how far it is.
+
+        Returns:
+            uint8, (n, height, width, 3), in row order.
+
+        Raises:
+            ImageError: If files cannot be decoded (one error names up to ten of them), or the images that the pipeline
+                gives differ in size.
+        """
+        paths, size = list(self._table["path"]), pipeline.output_size
+        pixels = None if size is None else np.empty((len(self), size, size, 3), np.uint8)
+
+        def load(row: int) -> NDArray[np.uint8] | ImageError | None:
+            try:
+                image = pipeline.load(paths[row])
+            except ImageError as error:
+                return error
+            if pixels is None:
+                return image
+            pixels[row] = image
+            return None
+
+        loaded = parallel_map(load, list(range(len(self))), "Reading images", show=show_progress)
+        problems = [str(result) for result in loaded if isinstance(result, ImageError)]
+        if problems:
+            named = "\n  ".join(problems[:_NAMED_FILES])
+            more = f"\n  and {len(problems) - _NAMED_FILES:,} more" if len(problems) > _NAMED_FILES else ""
+            raise ImageError(
+                f"{len(problems):,} of {len(self):,} images cannot be read. Replace these files or leave them out "
+                f"with Dataset.subset:\n  {named}{more}"
+            )
+        return _stacked([image for image in loaded if isinstance(image, np.ndarray)]) if pixels is None else pixels
+
+    def summary(self) -> pd.DataFrame:
+        """Return a row per split and fold: images, one column per class, unlabelled, subjects, groups (all int64)."""
+        sides = [self._table["split"].fillna("-"), self._table["fold"].astype(_TEXT).fillna("-")]
+        counts = {"images": pd.Series(1, self._table.index)}
+        counts |= {name: pd.Series(self.labels == label, dtype="int64") for label, name in enumerate(self.class_names)}
+        counts["unlabelled"] = pd.Series(self.labels < 0, dtype="int64")
+        summed = pd.DataFrame(counts).groupby(sides).sum()
+        people = self._table[["subject", "group"]].groupby(sides).nunique()
+        return summed.join(people.rename(columns={"subject": "subjects", "group": "groups"}).astype("int64"))
+
+    def _check(self) -> None:
+        table, names = self._table, self.class_names
+        where = f"The data set {self.info.name!r}"
+        if not len(table):
+            raise DataError(f"{where} has no samples. Check the root, or the rows that were chosen.")
+        if len(set(names)) != len(names) or len(names) < 2 or not all(isinstance(n, str) and n for n in names):
+            raise DataError(
+                f"{where} needs at least two different class names to tell apart. Received: {list(names)!r}."
+            )
+        for column in ("sample", "path"):
+            if table[column].isna().any():
+                raise DataError(f"{where} has no {column} in row {int(table[column].isna().argmax())}.")
+        repeated = table["sample"][table["sample"].duplicated()]
+        if len(repeated):
+            raise DataError(
+                f"{where} has {len(repeated):,} sample ids twice, such as {repeated.iloc[0]!r}: each names one image."
+            )
+        for column, allowed in (("label", names), ("split", SPLITS)):
+            unknown = sorted(set(table[column].dropna()) - set(allowed))
+            if unknown:
+                raise DataError(
+                    f"{where} has the unknown {column} {', '.join(map(repr, unknown[:5]))}. "
+                    f"Allowed: {', '.join(allowed)}."
+                )
+        groups = table[["subject", "group"]].dropna().drop_duplicates()["subject"]
+        if groups.duplicated().any():
+            subject = groups[groups.duplicated()].iloc[0]
+            raise DataError(f"{where} has the subject {subject!r} in two groups. A group is made of whole subjects.")
+
+
+def _stacked(images: list[NDArray[np.uint8]]) -> NDArray[np.uint8]:
+    shapes = sorted({image.shape[:2] for image in images})
+    if len(shapes) > 1:
+        raise ImageError(
+            f"The images have {len(shapes)} sizes (height x width), such as "
+            f"{' and '.join(f'{h} x {w}' for h, w in shapes[:3])}: add a step that makes them equal, "
+            "as Pipeline.default(size) does."
+        )
+    return np.stack(images)
+
+
+def _typed(table: pd.DataFrame) -> pd.DataFrame:
+    """Return exactly `COLUMNS`, with their dtypes, absolute paths, and `group` filled from `subject`."""
+    if tuple(table.columns) == COLUMNS and all(table[name].dtype == _TEXT for name in COLUMNS if name != "fold"):
+        return table.reset_index(drop=True)  # the rows of another data set
+    table = table.reindex(columns=list(COLUMNS)).reset_index(drop=True)
+    for column in COLUMNS:
+        if column == "fold":
+            table[column] = _whole_numbers(table[column])
+        else:
+            table[column] = table[column].convert_dtypes().astype(_TEXT)
+    # Not resolve(), which follows links: two links to one file are two samples.
+    paths = [path if path is pd.NA else os.path.abspath(path) for path in table["path"]]  # noqa: PTH100
+    table["path"] = pd.array(paths, dtype=_TEXT)
+    table["group"] = table["group"].fillna(table["subject"])
+    return table
+
+
+def _whole_numbers(column: pd.Series[Any]) -> pd.Series[Any]:
+    try:
+        return pd.to_numeric(column).astype("Int64")
+    except (TypeError, ValueError) as error:
+        raise DataError(
+            f"Folds are whole numbers. Received: {sorted(map(str, column.dropna().unique()))[:5]}."
+        ) from error
+
+
+def _file_hash(path: str) -> str:
+    try:
+        status = Path(path).stat()
+        key = (path, status.st_size, status.st_mtime_ns)
+        if key not in _hashes:
+            with Path(path).open("rb") as file:
+                _hashes[key] = hashlib.file_digest(file, "sha256").hexdigest()
+        return _hashes[key]
+    except OSError as error:
+        raise DataError(f"Cannot read {path}: {error.strerror}. Was it moved since the data set was loaded?") from error

@@ -1,0 +1,129 @@
+"""Tables of a user to a `Dataset`: columns, classes, paths, ids. Both `from_csv` and `from_dataframe` come here."""
+
+from __future__ import annotations
+
+import logging
+import os
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path, PurePath
+
+import pandas as pd
+
+from leukemia_dl.datasets.dataset import COLUMNS, Dataset, DatasetInfo
+from leukemia_dl.errors import DataError
+
+__all__ = ["read_frame", "require_folder"]
+
+_log = logging.getLogger(__name__)
+_INFO = DatasetInfo("dataframe", "Images named by a table", licence="yours", citation="yours")
+_ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar")
+
+
+def read_frame(
+    frame: pd.DataFrame,
+    root: str | Path | None = None,
+    class_names: Sequence[str] | None = None,
+    info: DatasetInfo = _INFO,
+    where: str = "The table",
+) -> Dataset:
+    """Make a data set of a table.
+
+    Args:
+        frame: Columns `path` and `label`, and if wanted `sample`, `subject`, `group`, `field`, `cell`, `fold` and
+            `split` (upper and lower case are the same). Others are ignored. A missing label means: not known.
+        root: Folder that relative paths start from; None for the working directory.
+        class_names: In label order; None for the labels found, sorted.
+        info: What to say about it.
+        where: Beginning of error messages.
+
+    Returns:
+        The data set. Without a column `sample` the ids are the paths below `root`, with forward slashes; if some file
+        is not below it, those below the folder that is common to all files.
+
+    Raises:
+        DataError: If a column is missing or there twice, a file does not exist or is named twice, a label is not among
+            `class_names`, there are no rows, or the labels are all the same. Rows are counted from 1, without a header.
+    """
+    table = frame.rename(columns={name: str(name).strip().lower() for name in frame.columns})
+    known = [name for name in table.columns if name in COLUMNS]
+    if not {"path", "label"} <= set(known) or len(set(known)) != len(known):
+        raise DataError(
+            f"{where} needs the columns path and label, once each. "
+            f"Found: {', '.join(map(str, frame.columns)) or 'none'}. "
+            f"Further ones that are used: {', '.join(c for c in COLUMNS if c not in ('path', 'label'))}."
+        )
+    ignored = sorted(set(table.columns) - set(COLUMNS))
+    if ignored:
+        _log.info("%s has columns that are not used: %s", where, ", ".join(ignored))
+    table = table[known].reset_index(drop=True)
+    if not len(table):
+        raise DataError(f"{where} has no rows. Each names one image by its path and label.")
+    labels = table["label"].convert_dtypes().astype("object")
+    labels = labels.map(str, na_action="ignore")
+    names = tuple(sorted(labels.dropna().unique())) if class_names is None else tuple(class_names)
+    unknown = labels[labels.notna() & ~labels.isin(names)]
+    if len(unknown):
+        raise DataError(
+            f"{where} has the unknown label {unknown.iloc[0]!r} in row {unknown.index[0] + 1}. "
+            f"Allowed by class_names: {', '.join(names)}."
+        )
+    if len(names) < 2:
+        raise DataError(
+            f"{where} has {'one class only, ' + repr(names[0]) if names else 'no labels'}: there is nothing to tell "
+            "apart. At least two are needed; pass class_names to load images for prediction."
+        )
+    start = Path.cwd() if root is None else Path(root).absolute()
+    table["label"] = labels
+    table["path"] = paths = _absolute(table["path"], start, where)
+    if "sample" not in table:
+        table["sample"] = _ids(paths, start)
+    return Dataset(table, names, info)
+
+
+def require_folder(root: Path, wanted: str) -> Path:
+    """Return `root`, absolute, if it is a folder.
+
+    Args:
+        root: What came.
+        wanted: What it should hold, for the message.
+
+    Raises:
+        DataError: If it is missing, a file, or an archive that has to be unpacked.
+    """
+    root = root.expanduser().absolute()
+    if root.is_dir():
+        return root
+    if root.is_file():
+        if root.suffix.lower() in _ARCHIVES or zipfile.is_zipfile(root):
+            raise DataError(
+                f"{root} is an archive, not a folder: unpack it first, then pass the folder. Wanted: {wanted}."
+            )
+        raise DataError(f"{root} is a file, not a folder. Wanted: {wanted}.")
+    above = next((folder for folder in root.parents if folder.is_dir()), root)
+    raise DataError(f"There is no folder {root} (the nearest that exists is {above}). Wanted: {wanted}.")
+
+
+def _absolute(column: pd.Series[str], start: Path, where: str) -> list[str]:
+    seen: dict[str, int] = {}
+    for row, path in enumerate(column, start=1):
+        if not isinstance(path, (str, PurePath)) or not str(path).strip():
+            raise DataError(f"{where} has no path in row {row}.")
+        full = Path(os.path.abspath(start / path))  # noqa: PTH100 - resolve() would follow links
+        if not full.is_file():
+            what = "is a folder, not a file" if full.is_dir() else "does not exist"
+            raise DataError(
+                f"{where} names the file {str(path)!r} in row {row}, which {what} ({full}). "
+                f"Relative paths start from {start}: pass root=FOLDER if they should start elsewhere."
+            )
+        first = seen.setdefault(str(full), row)
+        if first != row:
+            raise DataError(f"{where} names the file {str(path)!r} twice, in rows {first} and {row}. Remove one.")
+    return list(seen)
+
+
+def _ids(paths: list[str], start: Path) -> list[str]:
+    files = [Path(path) for path in paths]
+    if not all(file.is_relative_to(start) for file in files):
+        start = Path(os.path.commonpath([file.parent for file in files]))
+    return [file.relative_to(start).as_posix() for file in files]

@@ -1,0 +1,267 @@
+"""The rules by which rows come to sides: what each protocol takes, draws and refuses. `splits` checks the outcome.
+
+Everything is drawn in units: the groups of the data set, joined where two of them hold byte-identical files. So a drawn
+split keeps groups AND contents apart by construction.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from leukemia_dl import identity
+from leukemia_dl.datasets.dataset import Dataset
+from leukemia_dl.errors import SplitError
+
+__all__ = [
+    "CONTENT_DISJOINT",
+    "FEW_GROUPS",
+    "GROUP_DISJOINT",
+    "LEAK",
+    "ON_FOLDS",
+    "PROTOCOLS",
+    "Draft",
+    "IntArray",
+    "Pool",
+]
+
+GROUP_DISJOINT = "group-disjoint"
+CONTENT_DISJOINT = "content-disjoint"
+FEW_GROUPS = 5
+"""With fewer groups of a class than this, a side is flagged: its figures hang on a handful of patients."""
+LEAK = 'protocol="random", allow_leakage=True (command line: --protocol random --allow-leakage)'
+ON_FOLDS = ("official", "official_clean", "source_v1")
+_UNGROUPED = ("fixed", "random")
+IntArray = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Draft:
+    """Positions in the pool; `val` None: still to be drawn from train."""
+
+    fold: int | None
+    train: IntArray
+    test: IntArray
+    val: IntArray | None = None
+    dropped: int = 0
+    promised: tuple[str, ...] = ()
+
+
+class Pool:
+    """The labelled rows that a protocol may use, sorted by sample id, so that nothing depends on the rows' order."""
+
+    def __init__(self, dataset: Dataset, protocol: str, seed: int) -> None:
+        table = dataset.table.assign(row=np.arange(len(dataset)), code=dataset.labels)
+        table["content"] = dataset.content_hashes
+        outside = ["final"] if protocol == "preliminary" else ["final", "preliminary"]
+        table = table[(table["code"] >= 0) & ~table["split"].isin(outside).fillna(False).astype(bool)]
+        self.table = table.sort_values("sample", ignore_index=True)
+        self.name, self.protocol, self.seed = dataset.info.name, protocol, seed
+        self.class_names = dataset.class_names
+        self.labels = self.table["code"].to_numpy(np.int64)
+        self.grouped = bool(len(table)) and bool(self.table["group"].notna().all())
+        if not len(table):
+            raise SplitError(
+                f"The data set {self.name!r} has no labelled samples for protocol {protocol!r}. Its final test images, "
+                "if any, have no labels and can only be predicted."
+            )
+        if protocol not in _UNGROUPED:
+            self._require_groups()
+
+    @cached_property
+    def contents(self) -> IntArray:
+        """Equal numbers for byte-identical files."""
+        return _codes(self.table["content"])
+
+    @cached_property
+    def groups(self) -> IntArray:
+        """Equal numbers for the images of a group; a sample without group counts as one of its own."""
+        return _codes(self.table["group"].fillna(" " + self.table["sample"]))
+
+    @cached_property
+    def units(self) -> IntArray:
+        """What is never cut: groups, joined where they hold identical files; without groups, identical files."""
+        by_content = self.protocol == "random" or not self.grouped
+        return self.contents if by_content else _components(self.groups, self.contents)
+
+    def _require_groups(self) -> None:
+        """Refuse to treat an image as a patient."""
+        missing = int(self.table["group"].isna().sum())
+        if not missing:
+            return
+        own = " or protocol='fixed' for the sides that it comes with," if self.table["split"].notna().all() else ""
+        raise SplitError(
+            f"Protocol {self.protocol!r} keeps each patient on one side, and {missing:,} of the {len(self.table):,} "
+            f"labelled samples of {self.name!r} have no subject. Give a `subject` column (Dataset.from_csv, "
+            f"Dataset.from_dataframe),{own} or accept images of one patient on several sides: {LEAK}."
+        )
+
+    def rows(self, mask: NDArray[np.bool_]) -> IntArray:
+        """Return the positions where `mask` is True."""
+        return np.flatnonzero(mask).astype(np.int64)
+
+    def units_per_class(self, positions: IntArray, units: IntArray | None = None) -> IntArray:
+        """Return how many different units each class has among some positions."""
+        units = self.units if units is None else units
+        pairs = pd.DataFrame({"label": self.labels[positions], "unit": units[positions]}).drop_duplicates()
+        return np.bincount(pairs["label"], minlength=len(self.class_names)).astype(np.int64)
+
+    def require_units(self, positions: IntArray, needed: int, why: str) -> None:
+        """Raise unless each class has `needed` units among some positions."""
+        counts = self.units_per_class(positions)
+        worst = int(counts.argmin())
+        if counts[worst] >= needed:
+            return
+        by_content = self.units is self.contents
+        unit = "different images" if by_content else "subjects or groups"
+        joined = 0 if by_content else len(np.unique(self.groups)) - len(np.unique(self.units))
+        note = f" ({joined} groups were joined, since they hold byte-identical files)" if joined else ""
+        raise SplitError(
+            f"Protocol {self.protocol!r} needs at least {needed} {unit} of each class {why}; {self.name!r} has "
+            f"{counts[worst]} of class {self.class_names[worst]!r}{note}. Add images, leave the class out "
+            "(Dataset.subset), or choose another protocol."
+        )
+
+    def parts(self, positions: IntArray, n: int, *names: str | int) -> list[tuple[IntArray, IntArray]]:
+        """Cut positions into n class-stratified folds of whole units: pairs of (rest, fold)."""
+        from sklearn.model_selection import StratifiedGroupKFold
+
+        seed = identity.named_seed(self.seed, "split", self.protocol, *names)
+        labels, units = self.labels[positions], self.units[positions]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # a small class: we check each side ourselves
+            cut = list(StratifiedGroupKFold(n, shuffle=True, random_state=seed).split(labels, labels, units))
+        return [(positions[rest], positions[part]) for rest, part in cut]
+
+    def drawn(self, positions: IntArray, *names: str | int) -> tuple[IntArray, IntArray]:
+        """Take about a fifth of some positions, in whole units: (rest, fifth)."""
+        self.require_units(positions, 2, "that are left to train on and to watch")
+        if self.units is self.contents:
+            return self._drawn_images(positions, *names)
+        cuts = self.parts(positions, min(5, int(self.units_per_class(positions).min())), *names)
+        return max(cuts, key=lambda cut: min(FEW_GROUPS, *(self.units_per_class(side).min() for side in cut)))
+
+    def _drawn_images(self, positions: IntArray, *names: str | int) -> tuple[IntArray, IntArray]:
+        """Do the same for units of one image or a few: of each class a fifth, and at least one."""
+        rng = identity.generator(self.seed, "split", self.protocol, *names)
+        units, first = np.unique(self.units[positions], return_index=True)
+        labels = self.labels[positions[first]]
+        of_class = [rng.permutation(units[labels == label]) for label in range(len(self.class_names))]
+        taken = np.concatenate([members[: max(1, round(len(members) / 5))] for members in of_class])
+        inside = np.isin(self.units[positions], taken)
+        return positions[~inside], positions[inside]
+
+    def without(self, train: IntArray, test: IntArray) -> IntArray:
+        """Return the positions of `train` whose unit is not in `test`."""
+        return train[~np.isin(self.units[train], self.units[test])]
+
+
+def _official(pool: Pool, _: int | None) -> Iterator[Draft]:
+    for fold, train, test in _given_folds(pool):
+        yield Draft(fold, train, test)
+
+
+def _official_clean(pool: Pool, _: int | None) -> Iterator[Draft]:
+    for fold, train, test in _given_folds(pool):
+        kept = pool.without(train, test)
+        yield Draft(fold, kept, test, dropped=len(train) - len(kept), promised=(GROUP_DISJOINT, CONTENT_DISJOINT))
+
+
+def _source_v1(pool: Pool, _: int | None) -> Iterator[Draft]:
+    for fold, train, test in _given_folds(pool):
+        yield Draft(fold, train, test, val=test)
+
+
+def _preliminary(pool: Pool, _: int | None) -> Iterator[Draft]:
+    testing = pool.table["split"].eq("preliminary").fillna(False).to_numpy(bool)
+    if not testing.any() or testing.all():
+        raise SplitError(
+            "Protocol 'preliminary' trains on the training part and tests on labelled preliminary images; "
+            f"{pool.name!r} has {'only' if testing.any() else 'none of'} these. "
+            "Load all of C-NMC, or choose another protocol."
+        )
+    train, test = pool.rows(~testing), pool.rows(testing)
+    kept = pool.without(train, test)
+    yield Draft(None, kept, test, dropped=len(train) - len(kept), promised=(GROUP_DISJOINT, CONTENT_DISJOINT))
+
+
+def _kfold(pool: Pool, n_folds: int | None) -> Iterator[Draft]:
+    everything = np.arange(len(pool.labels))
+    fewest = int(pool.units_per_class(everything).min())
+    n = n_folds or (5 if fewest >= 5 * FEW_GROUPS else 3)
+    pool.require_units(everything, max(n, 3), f"for {n} folds, each with a train, a val and a test side")
+    for fold, (train, test) in enumerate(pool.parts(everything, n, "test")):
+        yield Draft(fold, train, test, promised=(GROUP_DISJOINT, CONTENT_DISJOINT))
+
+
+def _holdout(pool: Pool, _: int | None) -> Iterator[Draft]:
+    everything = np.arange(len(pool.labels))
+    pool.require_units(everything, 3, "for a train, a val and a test side")
+    train, test = pool.drawn(everything, "test")
+    yield Draft(None, train, test, promised=(GROUP_DISJOINT, CONTENT_DISJOINT))
+
+
+def _random(pool: Pool, _: int | None) -> Iterator[Draft]:
+    everything = np.arange(len(pool.labels))
+    pool.require_units(everything, 3, "for a train, a val and a test side")
+    train, test = pool.drawn(everything, "test")
+    yield Draft(None, train, test, promised=(CONTENT_DISJOINT,))
+
+
+def _fixed(pool: Pool, _: int | None) -> Iterator[Draft]:
+    given = {s: pool.rows(pool.table["split"].eq(s).fillna(False).to_numpy(bool)) for s in ("train", "val", "test")}
+    if not len(given["train"]) or not len(given["test"]):
+        found = ", ".join(sorted(pool.table["split"].dropna().unique())) or "none"
+        raise SplitError(
+            f"Protocol 'fixed' uses the sides that a data set comes with, at least train and test, and {pool.name!r} "
+            f"has {found}. Give a `split` column, or choose a drawn protocol: kfold or holdout."
+        )
+    yield Draft(None, given["train"], given["test"], val=given["val"] if len(given["val"]) else None)
+
+
+_Protocol = Callable[[Pool, int | None], Iterator[Draft]]
+PROTOCOLS: dict[str, _Protocol] = {
+    "official": _official,
+    "official_clean": _official_clean,
+    "preliminary": _preliminary,
+    "kfold": _kfold,
+    "holdout": _holdout,
+    "fixed": _fixed,
+    "random": _random,
+    "source_v1": _source_v1,
+}
+
+
+def _given_folds(pool: Pool) -> Iterator[tuple[int, IntArray, IntArray]]:
+    column = pool.table["fold"]
+    numbers = sorted(int(fold) for fold in column.dropna().unique())
+    if len(numbers) < 2:
+        raise SplitError(
+            f"Protocol {pool.protocol!r} needs official folds, at least two, and {pool.name!r} has "
+            f"{len(numbers) or 'none'}. Give a `fold` column, or draw them: protocol='kfold' or 'holdout'."
+        )
+    for fold in numbers:
+        testing = column.eq(fold).fillna(False).to_numpy(bool)
+        yield fold, pool.rows(column.notna().to_numpy(bool) & ~testing), pool.rows(testing)
+
+
+def _codes(column: pd.Series[str]) -> IntArray:
+    return np.unique(column.to_numpy(dtype=object), return_inverse=True)[1].astype(np.int64)
+
+
+def _components(first: IntArray, second: IntArray) -> IntArray:
+    """Return equal numbers for rows that are linked by equal numbers in either array, directly or through others."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    shift = int(first.max()) + 1
+    nodes = shift + int(second.max()) + 1
+    graph = coo_array((np.ones(len(first)), (first, second + shift)), shape=(nodes, nodes))
+    parts: IntArray = connected_components(graph, directed=False)[1].astype(np.int64)
+    return parts[first]

@@ -1,0 +1,114 @@
+"""The data sets that can be loaded by name: our own sources and those of installed plugins."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from leukemia_dl.datasets.dataset import Dataset, DatasetInfo
+from leukemia_dl.errors import PluginError, SettingsError, unknown_name
+from leukemia_dl.plugins import Provided, collect
+
+__all__ = ["BUILTIN", "DatasetSource", "dataset_table", "get_source", "list_datasets", "load_dataset"]
+
+BUILTIN = tuple(f"leukemia_dl.datasets.sources.{name}" for name in ("c_nmc_2019", "csv_file", "folder", "synthetic"))
+
+
+@dataclass(frozen=True)
+class DatasetSource:
+    """What a plugin yields from the hook `leukemia_dl_datasets`.
+
+    Attributes:
+        name: As in `Dataset.load(name)`.
+        load: `load(root, **options) -> Dataset`; `root` is a Path, or None if none was given.
+        info: Licence, citation and counts as the authors declare them.
+        needs_root: False if the source does without a root, as one that draws its images.
+        options: What may be passed beside the root: name to one line of help.
+    """
+
+    name: str
+    load: Callable[..., Dataset]
+    info: DatasetInfo
+    needs_root: bool = True
+    options: Mapping[str, str] = field(default_factory=dict)
+
+
+def get_source(name: str) -> DatasetSource:
+    """Return the source of that name.
+
+    Raises:
+        UnknownNameError: If there is none; it suggests the near match.
+    """
+    sources = {item.record.name: item.record for item in _provided()}
+    if name not in sources:
+        hint = "Images of your own: folder (a folder per class) or csv, each with root=PATH."
+        raise unknown_name("data set", name, sources, hint)
+    source: DatasetSource = sources[name]
+    return source
+
+
+def load_dataset(name: str, root: str | Path | None = None, **options: Any) -> Dataset:
+    """Load a data set by name; `Dataset.load` is the same.
+
+    Args:
+        name: One of `list_datasets()`.
+        root: Its folder (a file for `csv`).
+        options: The source's own, see `dataset_table()`.
+
+    Raises:
+        UnknownNameError: If there is no such source.
+        SettingsError: If the source needs a root, or does not know an option.
+        DataError: If what is there is not such a data set.
+    """
+    source = get_source(name)
+    unknown = sorted(set(options) - set(source.options))
+    if unknown:
+        known = "; ".join(f"{key} ({text})" for key, text in source.options.items())
+        raise SettingsError(
+            f"The data set {name!r} has no option {', '.join(map(repr, unknown))}. Known: {known or 'none'}."
+        )
+    if root is None and source.needs_root:
+        raise SettingsError(
+            f"The data set {name!r} is read from a place of yours: pass root=PATH (command line: --root PATH)."
+        )
+    return source.load(None if root is None else Path(root), **options)
+
+
+def list_datasets() -> list[str]:
+    """Return the names that `Dataset.load` knows, sorted."""
+    return [item.record.name for item in _provided()]
+
+
+def dataset_table() -> pd.DataFrame:
+    """Return a row per data set: name, title, classes, images, licence, citation, url, options, plugin, version."""
+    rows = [
+        {
+            "name": item.record.name,
+            "title": item.record.info.title,
+            "classes": ", ".join(item.record.info.class_names) or "yours",
+            "images": str(dict(item.record.info.declared).get("images", "yours")),
+            "licence": item.record.info.licence,
+            "citation": item.record.info.citation,
+            "url": item.record.info.url,
+            "options": ", ".join(["root"] * item.record.needs_root + list(item.record.options)),
+            "plugin": item.plugin,
+            "version": item.version,
+        }
+        for item in _provided()
+    ]
+    return pd.DataFrame(rows, dtype="str")
+
+
+def _provided() -> list[Provided]:
+    provided = collect("leukemia_dl_datasets", builtin=BUILTIN)
+    for item in provided:
+        if not isinstance(item.record, DatasetSource):
+            raise PluginError(
+                f"{item.plugin} {item.version} yields {item.record!r} from leukemia_dl_datasets: "
+                "it must be a leukemia_dl.DatasetSource. Tell its author, or uninstall it."
+            )
+    return provided

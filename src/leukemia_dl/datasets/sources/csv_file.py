@@ -1,0 +1,71 @@
+"""A CSV file that names images, labels and, if known, patients and sides."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from leukemia_dl.datasets.dataset import Dataset, DatasetInfo
+from leukemia_dl.datasets.frames import read_frame
+from leukemia_dl.datasets.registry import DatasetSource
+from leukemia_dl.errors import DataError
+from leukemia_dl.plugins import hookimpl
+
+INFO = DatasetInfo("csv", "Images named by a CSV file", licence="yours", citation="yours")
+_FORM = "Wanted: a CSV file in UTF-8, separated by commas, with a header: path,label[,subject,group,fold,split]"
+
+
+def read_csv(root: Path, files: str | Path | None = None, class_names: Sequence[str] | None = None) -> Dataset:
+    """Load the images that a CSV file names.
+
+    Args:
+        root: The CSV file, in UTF-8, separated by commas, with a header: `path,label` and, if known, `subject`,
+            `group`, `fold`, `split`. Cells are taken as text as they stand: `007` is not `7`.
+        files: Folder that relative paths start from; None for the folder of the CSV file.
+        class_names: In label order, as a sequence or separated by commas; None for the labels found, sorted.
+
+    Raises:
+        DataError: If it is missing, a folder, no CSV, or a row is wrong (its number is named, counted without the
+            header); see also `read_frame`.
+    """
+    path = Path(root).expanduser().absolute()
+    if not path.is_file():
+        what = "is a folder" if path.is_dir() else "does not exist"
+        raise DataError(f"The CSV file {path} {what}. {_FORM}. A folder per class is loaded by Dataset.from_folder.")
+    try:
+        frame = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig", skipinitialspace=True)
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{path} is not in UTF-8 ({error.reason} at byte {error.start}): save it as such. {_FORM}."
+        ) from error
+    except pd.errors.EmptyDataError as error:
+        raise DataError(f"{path} is empty. {_FORM}.") from error
+    except (pd.errors.ParserError, ValueError) as error:
+        raise DataError(f"{path} cannot be read as CSV: {error}. {_FORM}.") from error
+    frame = frame.apply(lambda column: column.str.strip()).mask(lambda cells: cells == "")
+    labels = [name for name in frame.columns if str(name).strip().lower() == "label"]
+    for name in labels:
+        if frame[name].isna().any():
+            row = int(frame[name].isna().to_numpy().argmax()) + 1
+            raise DataError(
+                f"{path} has no label in row {row}. Give each row one of the labels, or remove the row; "
+                "images without a label are loaded with Dataset.from_dataframe."
+            )
+    start = path.parent if files is None else Path(files).expanduser()
+    return read_frame(frame, root=start, class_names=_names(class_names), info=INFO, where=str(path))
+
+
+def _names(names: Sequence[str] | None) -> Sequence[str] | None:
+    return [name.strip() for name in names.split(",")] if isinstance(names, str) else names
+
+
+@hookimpl
+def leukemia_dl_datasets() -> Iterable[DatasetSource]:
+    """Yield the source."""
+    options = {
+        "files": "folder that relative paths start from; default: that of the CSV file (root)",
+        "class_names": "labels in their order, separated by commas; default: those found, sorted",
+    }
+    yield DatasetSource("csv", read_csv, INFO, options=options)

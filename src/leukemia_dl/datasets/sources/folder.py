@@ -1,0 +1,126 @@
+"""A folder per class, or train, val and test folders that hold a folder per class."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from leukemia_dl.datasets.dataset import Dataset, DatasetInfo
+from leukemia_dl.datasets.frames import require_folder
+from leukemia_dl.datasets.registry import DatasetSource
+from leukemia_dl.errors import DataError
+from leukemia_dl.plugins import hookimpl
+from leukemia_dl.preprocess import IMAGE_SUFFIXES
+
+INFO = DatasetInfo("folder", "A folder per class", licence="yours", citation="yours")
+SIDES = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "test": "test",
+    "testing": "test",
+}
+_WANTED = "a folder per class with images (BMP, PNG, TIFF, JPEG) in it, such as ROOT/hem/1.bmp and ROOT/all/2.bmp"
+_log = logging.getLogger(__name__)
+
+
+def read_folder(root: Path, class_names: Sequence[str] | None = None) -> Dataset:
+    """Load a folder per class.
+
+    If the folders in `root` are called train(ing), val(id/idation) or test(ing), each holds a folder per class, and the
+    column `split` says where an image was. Images are taken from subfolders of a class's folder too; links to folders
+    are not followed there. Hidden files and files that are no images are left out, and their number logged. A folder
+    tells nothing about patients: `subject` is NA.
+
+    Args:
+        root: The folder.
+        class_names: In label order, as a sequence or separated by commas; None for the folders' names, sorted.
+
+    Returns:
+        The data set; `sample` is the path below `root`, with forward slashes.
+
+    Raises:
+        DataError: If `root` is missing, a file or archive, empty, has images directly in it or one class only, or its
+            folders are not those of `class_names`.
+    """
+    root = require_folder(Path(root), _WANTED)
+    if isinstance(class_names, str):
+        class_names = [name.strip() for name in class_names.split(",")]
+    tops = _folders(root)
+    sided = any(top.lower() in SIDES for top in tops) and all(top.lower() in SIDES for top in tops)
+    rows: list[tuple[str, str, str, str | None]] = []
+    skipped = 0
+    for top in tops:
+        side = SIDES[top.lower()] if sided else None
+        for label in _folders(root / top) if sided else [top]:
+            folder = root / top / label if sided else root / top
+            for path in _files(folder):
+                if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith("."):
+                    rows.append((path.relative_to(root).as_posix(), str(path), label, side))
+                else:
+                    skipped += 1
+    if skipped:
+        _log.info("%s: left out %d files that are hidden or no images", root, skipped)
+    frame = pd.DataFrame(rows, columns=["sample", "path", "label", "split"])
+    found = sorted(frame["label"].unique())
+    empty = sorted(set(tops) - set(found)) if not sided else []
+    _check(root, tops, found, class_names)
+    if empty:
+        _log.warning("%s: the folders %s hold no images and are not taken for classes", root, ", ".join(empty))
+    return Dataset(frame, tuple(found if class_names is None else class_names), INFO)
+
+
+def _check(root: Path, tops: list[str], found: list[str], class_names: Sequence[str] | None) -> None:
+    if not found:
+        loose = sum(1 for path in root.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+        if loose:
+            raise DataError(
+                f"{loose:,} images lie directly in {root}, so nothing says which class they are of. Wanted: {_WANTED}. "
+                "Or name them with their labels in a CSV file and use Dataset.from_csv."
+            )
+        what = f"The folders in it ({', '.join(tops[:8])}) hold no images." if tops else "It is empty."
+        raise DataError(f"There are no images in {root}. {what} Wanted: {_WANTED}.")
+    if class_names is not None and set(class_names) != set(found):
+        raise DataError(
+            f"class_names is {', '.join(class_names)}, but the folders with images in {root} are {', '.join(found)}. "
+            "Name each of them once, in the wanted order."
+        )
+    if len(found) < 2:
+        inner = _folders(root / found[0]) if found[0] in tops else []
+        hint = f" If its folders ({', '.join(inner[:8])}) are the classes, pass {root / found[0]}." if inner else ""
+        raise DataError(
+            f"{root} holds one class only, {found[0]!r}: there is nothing to tell apart. Wanted: {_WANTED}.{hint}"
+        )
+
+
+def _folders(root: Path) -> list[str]:
+    try:
+        return sorted(e.name for e in os.scandir(root) if e.is_dir() and not e.name.startswith((".", "__MACOSX")))
+    except OSError as error:
+        raise _unreadable(error) from error
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    def refuse(error: OSError) -> None:
+        raise _unreadable(error) from error
+
+    for parent, inner, names in os.walk(folder, onerror=refuse):
+        inner[:] = sorted(name for name in inner if not name.startswith("."))
+        yield from (Path(parent, name) for name in sorted(names))
+
+
+def _unreadable(error: OSError) -> DataError:
+    return DataError(f"Cannot list the folder {error.filename}: {error.strerror}. Check its permissions.")
+
+
+@hookimpl
+def leukemia_dl_datasets() -> Iterable[DatasetSource]:
+    """Yield the source."""
+    options = {"class_names": "classes in label order, separated by commas; default: the folders' names, sorted"}
+    yield DatasetSource("folder", read_folder, INFO, options=options)

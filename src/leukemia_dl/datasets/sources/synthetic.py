@@ -1,0 +1,64 @@
+"""Cells drawn on the spot, in C-NMC's layout: the data set that is always there."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from pathlib import Path
+
+from leukemia_dl import identity
+from leukemia_dl.datasets.cache import cache_dir
+from leukemia_dl.datasets.dataset import Dataset, DatasetInfo
+from leukemia_dl.datasets.registry import DatasetSource
+from leukemia_dl.datasets.sources.c_nmc_2019 import CLASS_NAMES, read_c_nmc
+from leukemia_dl.plugins import hookimpl
+
+INFO = DatasetInfo(
+    name="synthetic",
+    title="Synthetic cells",
+    licence="none needed: drawn by a program",
+    citation="Drawn by leukemia_dl; no patient's cells. Results on them say nothing about real ones.",
+    class_names=CLASS_NAMES,
+    canvas=450,
+    synthetic=True,
+)
+_OPTIONS = {
+    "subjects": "number of training subjects, default 40",
+    "images": "number of training images, default 360",
+    "preliminary_images": "number of labelled test images of other subjects, default 60",
+    "final_images": "number of images without label, default 12",
+    "seed": "another seed is another data set, default 0",
+    "workers": "threads that draw, default one per processor",
+    "show_progress": "whether to tell how far it is, default true",
+}
+
+
+def read_synthetic(
+    root: Path | None = None, workers: int | None = None, show_progress: bool = True, **settings: int
+) -> Dataset:
+    """Draw synthetic cells, unless they are there already, and load them.
+
+    Args:
+        root: Folder to write to; None for one in the cache folder that is named by the settings.
+        workers: Threads that draw.
+        show_progress: Whether to tell how far it is.
+        settings: Fields of `SyntheticCohort`.
+
+    Raises:
+        SettingsError: If a setting is not allowed.
+        DataError: If `root` holds something else or cannot be written.
+    """
+    from leukemia_dl.datasets.synthetic import SyntheticCohort, write_dataset
+    from leukemia_dl.datasets.synthetic.cohort import GENERATOR_VERSION
+
+    cohort = SyntheticCohort(**settings)
+    if root is None:
+        root = cache_dir() / f"synthetic-{identity.digest([GENERATOR_VERSION, dataclasses.asdict(cohort)])[:12]}"
+    # Its subjects H2 and H4, say, are two people: the linked names of C-NMC mean nothing here.
+    return read_c_nmc(write_dataset(root, cohort, workers=workers, show_progress=show_progress), INFO, linked=())
+
+
+@hookimpl
+def leukemia_dl_datasets() -> Iterable[DatasetSource]:
+    """Yield the source."""
+    yield DatasetSource("synthetic", read_synthetic, INFO, needs_root=False, options=_OPTIONS)

@@ -1,0 +1,235 @@
+"""Who is in a synthetic data set: subjects, fields, cells, folds, and the latent values that each cell is drawn from.
+
+Every number in `CLASSES` and below is taken from C-NMC 2019 or calibrated against it: see
+`benchmarks/synthetic_calibration.py`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from leukemia_dl.errors import SettingsError
+from leukemia_dl.identity import generator
+
+__all__ = ["GENERATOR_VERSION", "LATENTS", "SIGNATURES", "SyntheticCohort", "draw_cohort"]
+
+GENERATOR_VERSION = 1
+"""Rises whenever the same settings would give other pixels."""
+
+SIGNATURES = ("hue", "brightness", "grain", "blur")
+"""Latent values that depend on the subject and not on the class: what a random split can exploit."""
+
+LATENTS = ("log_area", "texture", *SIGNATURES)
+"""All latent values. `log_area` is the natural logarithm of pixels; the others are in standard deviations."""
+
+ALL_IMAGES = 0.682
+ALL_SUBJECTS = 0.64
+PRELIMINARY_SUBJECTS = 28 / 73
+PRELIMINARY_ALL_IMAGES = 0.653
+FINAL_SUBJECTS = 17 / 73
+HELD_OUT_ALL_SUBJECTS = 0.46
+FOLDS = 3
+FEWEST_CELLS = 2
+COUNT_LOG_SD = 0.95
+LARGEST_SHARE = 0.2
+CELLS_PER_FIELD = 4
+
+AREA_SHIFT = 14_000.0
+AREA_LIMITS = (9_000.0, 70_000.0)
+TEXTURE_ICC = 0.3
+SIGNATURE_ICC = 0.35
+
+
+@dataclass(frozen=True)
+class CellClass:
+    """The distribution of one class.
+
+    Attributes:
+        area: Mean area of its unambiguous cells in pixels; with the ambiguous ones the class has C-NMC's mean.
+        subject_sd: Standard deviation of the subjects' mean areas, in pixels.
+        cell_sd: Standard deviation of area inside a subject, in pixels.
+        texture: Mean coarseness of its unambiguous chromatin; the standard deviation is 1.
+        ambiguous: Share of cells that have the size of the other class and a texture between the two.
+    """
+
+    area: float
+    subject_sd: float
+    cell_sd: float
+    texture: float
+    ambiguous: float
+
+
+CLASSES = {
+    "hem": CellClass(area=23_040.0, subject_sd=3_880.0, cell_sd=2_910.0, texture=1.4, ambiguous=0.25),
+    "all": CellClass(area=37_360.0, subject_sd=3_590.0, cell_sd=4_920.0, texture=-1.4, ambiguous=0.08),
+}
+
+
+@dataclass(frozen=True)
+class SyntheticCohort:
+    """Settings of a synthetic data set.
+
+    Attributes:
+        subjects: Subjects in the three training folds together, at least 12.
+        images: Training images, at least three times `subjects`.
+        preliminary_images: Images of the preliminary test set, at least 12; they show further subjects.
+        final_images: Images of the unlabelled final test set, at least 2; further subjects again.
+        seed: Seed of everything that is drawn, at least 0.
+
+    Raises:
+        SettingsError: If a value is not an integer or too small.
+    """
+
+    subjects: int = 40
+    images: int = 360
+    preliminary_images: int = 60
+    final_images: int = 12
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise SettingsError(
+                    f"`{field.name}` must be an int. Received: {value!r} ({type(value).__name__}). "
+                    f"Pass a whole number, such as {field.default!r}."
+                )
+        self._at_least("subjects", 12, "so that each fold has both classes; pass 12 or more subjects")
+        self._at_least("images", 3 * self.subjects, "three a subject; pass more images or fewer subjects")
+        self._at_least("preliminary_images", 12, "so that it has both classes; pass 12 or more")
+        self._at_least("final_images", 2, "one of either class; pass 2 or more")
+        self._at_least("seed", 0, "as for numpy; pass a seed that is not negative")
+
+    def _at_least(self, name: str, lowest: int, why: str) -> None:
+        value = getattr(self, name)
+        if value < lowest:
+            raise SettingsError(f"`{name}` must be at least {lowest}: {why}. Received: {value}.")
+
+
+def draw_cohort(settings: SyntheticCohort) -> pd.DataFrame:
+    """Draw all cells of a data set, without their pixels.
+
+    Args:
+        settings: What to draw.
+
+    Returns:
+        One row per image, in the order in which it is written, with the columns
+        `sample` (`UID_<subject>_<field>_<cell>_<label>`), `side` (train, preliminary, final), `fold` (Int64, 0 to 2,
+        NA outside training), `number` (Int64, the file number outside training, else NA), `subject`, `field`, `cell`,
+        `label` (all or hem; never written for the final side), `ambiguous` (bool) and the float columns `LATENTS`.
+    """
+    rng = generator(settings.seed, "synthetic", "subjects")
+    subjects = _draw_subjects(settings, rng)
+    subjects["fold"] = _assign_folds(subjects)
+    cells = subjects.loc[subjects.index.repeat(subjects["count"])].reset_index(drop=True)
+    cells["field"], cells["cell"] = _number_cells(subjects["count"].to_numpy(), rng)
+    places = zip(cells["subject"], cells["field"], cells["cell"], cells["label"], strict=True)
+    cells["sample"] = [f"UID_{subject}_{field}_{cell}_{label}" for subject, field, cell, label in places]
+    cells["number"] = _number_files(cells["side"], rng)
+    cells = _draw_latents(cells, generator(settings.seed, "synthetic", "latents"))
+    columns = ["sample", "side", "fold", "number", "subject", "field", "cell", "label", "ambiguous", *LATENTS]
+    return cells[columns]
+
+
+def _draw_subjects(settings: SyntheticCohort, rng: np.random.Generator) -> pd.DataFrame:
+    """Return one row per subject: side, subject, label, count."""
+    sides = [
+        ("train", settings.subjects, settings.images, ALL_SUBJECTS, ALL_IMAGES, 2 * FOLDS),
+        ("preliminary", *_held_out(settings.subjects, PRELIMINARY_SUBJECTS, settings.preliminary_images), 2),
+        ("final", *_held_out(settings.subjects, FINAL_SUBJECTS, settings.final_images), 1),
+    ]
+    named = {"all": 0, "hem": 0}
+    rows: list[dict[str, Any]] = []
+    for side, subjects, images, all_subjects, all_images, fewest in sides:
+        hem = max(fewest, round(subjects * (1 - all_subjects)))
+        hem_images = max(FEWEST_CELLS * hem if images > 2 else 1, round(images * (1 - all_images)))
+        for label, members, count in (("all", subjects - hem, images - hem_images), ("hem", hem, hem_images)):
+            for cells in _unequal_counts(members, count, rng):
+                named[label] += 1
+                name = f"H{named[label]}" if label == "hem" else str(named[label])
+                rows.append({"side": side, "subject": name, "label": label, "count": cells})
+    return pd.DataFrame(rows)
+
+
+def _held_out(subjects: int, share: float, images: int) -> tuple[int, int, float, float]:
+    members = max(2, min(round(subjects * share), images // 3))
+    return members, images, HELD_OUT_ALL_SUBJECTS, PRELIMINARY_ALL_IMAGES
+
+
+def _unequal_counts(members: int, total: int, rng: np.random.Generator) -> list[int]:
+    """Share `total` cells among subjects as unequally as C-NMC does (9 to 757 cells), at least `FEWEST_CELLS` each."""
+    fewest = min(FEWEST_CELLS, total // members)
+    weights = np.exp(COUNT_LOG_SD * rng.standard_normal(members))
+    weights = np.minimum(weights, LARGEST_SHARE * weights.sum())
+    exact = (total - fewest * members) * weights / weights.sum()
+    counts = np.floor(exact).astype(int)
+    left = total - fewest * members - int(counts.sum())
+    counts[np.argsort(counts - exact)[:left]] += 1
+    return [int(count) + fewest for count in counts]
+
+
+def _assign_folds(subjects: pd.DataFrame) -> pd.Series:
+    """Deal the training subjects of each class into folds of equal subject and nearly equal image counts."""
+    folds = np.full(len(subjects), -1)
+    train = (subjects["side"] == "train").to_numpy()
+    counts = subjects["count"].to_numpy()
+    for label in CLASSES:
+        members = np.flatnonzero(train & (subjects["label"] == label).to_numpy())
+        room = -(-len(members) // FOLDS)
+        images, taken = np.zeros(FOLDS), np.zeros(FOLDS, dtype=int)
+        for member in members[np.argsort(-counts[members], kind="stable")]:
+            fold = int(np.argmin(np.where(taken < room, images, np.inf)))
+            folds[member] = fold
+            images[fold] += counts[member]
+            taken[fold] += 1
+    return pd.Series(folds, index=subjects.index, dtype="Int64").mask(~train)
+
+
+def _number_cells(counts: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Return field and cell numbers, from 1, for the cells of all subjects in turn."""
+    field_numbers: list[int] = []
+    cell_numbers: list[int] = []
+    for count in counts:
+        starts_field = rng.random(count) < 1 / CELLS_PER_FIELD
+        starts_field[0] = True
+        numbers = np.cumsum(starts_field)
+        first = np.flatnonzero(starts_field)
+        field_numbers.extend(numbers.tolist())
+        cell_numbers.extend((np.arange(count) - first[numbers - 1] + 1).tolist())
+    return np.array(field_numbers), np.array(cell_numbers)
+
+
+def _number_files(side: pd.Series, rng: np.random.Generator) -> pd.Series:
+    """Return file numbers in random order, so that a number tells nothing of the class; NA for training."""
+    numbers = pd.Series(pd.NA, index=side.index, dtype="Int64")
+    for name in ("preliminary", "final"):
+        rows = side.index[side == name]
+        numbers.loc[rows] = rng.permutation(len(rows)) + 1
+    return numbers
+
+
+def _draw_latents(cells: pd.DataFrame, rng: np.random.Generator) -> pd.DataFrame:
+    """Add `ambiguous` and the columns `LATENTS`."""
+    subject, _ = pd.factorize(cells["subject"])
+    number = int(subject.max()) + 1
+    classes = cells["label"].map(CLASSES)
+
+    def of_class(name: str) -> np.ndarray:
+        return np.array([getattr(cell_class, name) for cell_class in classes])
+
+    def two_levels(subject_sd: Any, cell_sd: Any) -> np.ndarray:
+        subject_effects = rng.standard_normal(number)[subject]
+        return np.asarray(subject_sd * subject_effects + cell_sd * rng.standard_normal(len(cells)))
+
+    ambiguous = rng.random(len(cells)) < of_class("ambiguous")
+    towards_other = np.where(cells["label"] == "hem", 1.0, -1.0) * ambiguous
+    area = of_class("area") + AREA_SHIFT * towards_other + two_levels(of_class("subject_sd"), of_class("cell_sd"))
+    texture = of_class("texture") * ~ambiguous + two_levels(TEXTURE_ICC**0.5, (1 - TEXTURE_ICC) ** 0.5)
+    latents = {"ambiguous": ambiguous, "log_area": np.log(np.clip(area, *AREA_LIMITS)), "texture": texture}
+    for name in SIGNATURES:
+        latents[name] = two_levels(SIGNATURE_ICC**0.5, (1 - SIGNATURE_ICC) ** 0.5)
+    return cells.assign(**latents)

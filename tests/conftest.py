@@ -1,0 +1,77 @@
+"""What all tests share: real data where it is, small made-up images and tables, a cache folder of their own."""
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import settings
+from PIL import Image
+
+# Two busy cores make single examples slow; that is no failure.
+settings.register_profile("leukemia_dl", deadline=None, max_examples=50)
+settings.load_profile("leukemia_dl")
+
+_REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep tests away from the user's cache folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LEUKEMIA_DL_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real data for development; absent on most machines."""
+    folder = Path(os.environ.get("LEUKEMIA_DL_TEST_DATA") or _REPOSITORY.parent / "shared" / "data")
+    if not folder.is_dir():
+        pytest.skip(f"no real data at {folder}: set LEUKEMIA_DL_TEST_DATA")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def c_nmc_sample(shared_data: Path) -> Path:
+    """60 real files of C-NMC 2019 in Kaggle's layout."""
+    return _part(shared_data, "c_nmc_2019_sample/C-NMC_Leukemia")
+
+
+@pytest.fixture(scope="session")
+def c_nmc_manifest(shared_data: Path) -> Path:
+    """Hashes and boxes of all files of C-NMC 2019."""
+    return _part(shared_data, "c_nmc_2019_manifest")
+
+
+@pytest.fixture(scope="session")
+def aria_sample(shared_data: Path) -> Path:
+    """1,200 JPEG files in four classes, without subjects."""
+    return _part(shared_data, "aria_all_sample")
+
+
+@pytest.fixture(scope="session")
+def wbc_sample(shared_data: Path) -> Path:
+    """300 BMP files of odd sizes."""
+    return _part(shared_data, "segmentation_wbc_1")
+
+
+@pytest.fixture
+def write_image() -> Callable[..., Path]:
+    """Return a function that writes a small image whose pixels follow from its number: `write_image(path, number=0)`."""
+
+    def write(path: Path, number: int = 0, size: int = 8) -> Path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pixels = np.random.default_rng(number).integers(0, 256, (size, size, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(path)
+        return path
+
+    return write
+
+
+def _part(data: Path, name: str) -> Path:
+    folder = data / name
+    if not folder.is_dir():
+        pytest.skip(f"no real data at {folder}: set LEUKEMIA_DL_TEST_DATA")
+    return folder

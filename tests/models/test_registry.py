@@ -1,0 +1,57 @@
+import dataclasses
+
+import pytest
+
+import leukemia_dl as ldl
+from leukemia_dl.errors import PluginError, UnknownNameError
+from leukemia_dl.models import registry
+
+
+@pytest.fixture(autouse=True)
+def _forget_registered(monkeypatch):
+    monkeypatch.setattr(registry, "_registered", {})
+
+
+def test_the_five_are_there_in_order():
+    assert ldl.list_backbones() == ["cnn", "inception_v3", "resnet50", "vgg16", "xception"]
+    table = ldl.backbone_table()
+    assert list(table["backbone"]) == ldl.list_backbones()
+    assert (table["plugin"] == "leukemia-dl").all()
+    assert (table["reference"] != "").all()
+    assert (table["licence"] != "").all()
+
+
+def test_register_replace_and_clash():
+    spec = dataclasses.replace(ldl.get_backbone("cnn"), name="mine")
+    assert ldl.register_backbone(spec) is spec
+    assert "mine" in ldl.list_backbones()
+    with pytest.raises(PluginError, match="replace=True"):
+        ldl.register_backbone(spec)
+    ldl.register_backbone(spec, replace=True)
+    with pytest.raises(PluginError, match="'cnn' is provided by leukemia-dl"):
+        ldl.register_backbone(ldl.get_backbone("cnn"), replace=True)
+    with pytest.raises(PluginError, match="BackboneSpec"):
+        ldl.register_backbone("cnn")
+
+
+def test_an_unknown_name_suggests_the_near_one():
+    with pytest.raises(UnknownNameError, match=r"no backbone 'resnet5'\. Did you mean 'resnet50'\?.*Known: cnn, ") as caught:
+        ldl.get_backbone("resnet5")
+    assert isinstance(caught.value, LookupError)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"name": "Upper"},
+        {"name": "a/b"},
+        {"build": None},
+        {"scaling": "zero"},
+        {"min_size": 0},
+        {"min_size": 500},
+        {"weights": "imagenet"},
+    ],
+)
+def test_a_wrong_record_is_refused_with_the_field_named(change):
+    with pytest.raises(PluginError, match=next(iter(change))):
+        dataclasses.replace(ldl.get_backbone("cnn"), **change)

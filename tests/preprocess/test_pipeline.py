@@ -1,0 +1,140 @@
+"""Pipelines are values: equal ones hash, print, store and compute the same."""
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from PIL import Image
+
+from leukemia_dl.errors import ImageError, SettingsError, UnknownNameError
+from leukemia_dl.preprocess import CenterOnCanvas, PadToSquare, Pipeline, Resize
+
+SIZES = st.integers(1, 24)
+STEPS = st.one_of(
+    st.builds(CenterOnCanvas, SIZES),
+    st.just(PadToSquare()),
+    st.builds(Resize, SIZES, st.sampled_from(["lanczos", "bilinear"])),
+)
+PIPELINES = st.builds(Pipeline, st.lists(STEPS, max_size=4).map(tuple))
+IMAGES = hnp.arrays(np.uint8, st.tuples(SIZES, SIZES, st.just(3)))
+
+
+@given(pipeline=PIPELINES)
+def test_round_trip_through_json_and_repr(pipeline: Pipeline) -> None:
+    again = Pipeline.from_dict(json.loads(json.dumps(pipeline.to_dict())))
+    assert again == pipeline
+    assert hash(again) == hash(pipeline)
+    assert again.digest == pipeline.digest
+    assert eval(repr(pipeline)) == pipeline
+
+
+@given(one=PIPELINES, other=PIPELINES)
+def test_digests_are_equal_exactly_for_equal_pipelines(one: Pipeline, other: Pipeline) -> None:
+    assert (one.digest == other.digest) == (one == other)
+
+
+def test_digest_changes_with_every_parameter() -> None:
+    variants = [
+        Pipeline.default(96),
+        Pipeline.default(97),
+        Pipeline.default(96, canvas=600),
+        Pipeline.default(96, canvas=None),
+        Pipeline((CenterOnCanvas(450), Resize(96, "bilinear"))),
+        Pipeline((Resize(96), CenterOnCanvas(450))),
+        Pipeline.source_v1(),
+        Pipeline.decode_only(),
+    ]
+    assert len({variant.digest for variant in variants}) == len(variants)
+
+
+def test_digest_is_stable_between_versions() -> None:
+    """It names cached pixels: a change here must be meant."""
+    assert Pipeline.default(224).digest.startswith("72a790091b96e018")
+
+
+@given(pipeline=PIPELINES, image=IMAGES)
+def test_input_is_never_changed_nor_returned(pipeline: Pipeline, image: np.ndarray) -> None:
+    before = image.copy()
+    result = pipeline(image)
+    assert result.dtype == np.uint8
+    assert result.ndim == 3
+    if pipeline.output_size is not None:
+        assert result.shape == (pipeline.output_size, pipeline.output_size, 3)
+    assert not np.shares_memory(result, image)
+    np.testing.assert_array_equal(image, before)
+
+
+@given(pipeline=PIPELINES, batch=hnp.arrays(np.uint8, st.tuples(st.integers(0, 4), SIZES, SIZES, st.just(3))))
+def test_a_batch_equals_the_single_images(pipeline: Pipeline, batch: np.ndarray) -> None:
+    result = pipeline(batch)
+    assert len(result) == len(batch)
+    assert result.dtype == np.uint8
+    assert result.ndim == 4
+    for one, image in zip(result, batch, strict=True):
+        np.testing.assert_array_equal(one, pipeline(image))
+
+
+def test_presets() -> None:
+    assert repr(Pipeline.default(96)) == (
+        "Pipeline(steps=(CenterOnCanvas(size=450), Resize(size=96, method='lanczos')))"
+    )
+    assert Pipeline.default(96, canvas=None).steps == (PadToSquare(), Resize(96))
+    assert Pipeline.source_v1().steps == (Resize(180, "bilinear"),)
+    sizes = [Pipeline.default(96), Pipeline.source_v1(), Pipeline.decode_only(), Pipeline((PadToSquare(),))]
+    assert [pipeline.output_size for pipeline in sizes] == [96, 180, None, None]
+    assert Pipeline((CenterOnCanvas(20), PadToSquare())).output_size == 20
+
+
+def test_default_keeps_absolute_scale_and_padding_does_not_distort() -> None:
+    small, large = np.zeros((450, 450, 3), np.uint8), np.zeros((600, 600, 3), np.uint8)
+    small[175:275, 175:275] = 200
+    large[250:350, 250:350] = 200
+    np.testing.assert_array_equal(Pipeline.default(90)(small), Pipeline.default(90)(large))
+    wide = np.full((30, 60, 3), 200, np.uint8)
+    squared = Pipeline.default(30, canvas=None)(wide)
+    assert (squared[15] > 190).all()
+    assert not squared[:6].any()
+
+
+def test_load_is_decode_then_steps(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (31, 20, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    np.testing.assert_array_equal(Pipeline.default(16).load(tmp_path / "a.png"), Pipeline.default(16)(pixels))
+    np.testing.assert_array_equal(Pipeline.decode_only().load(str(tmp_path / "a.png")), pixels)
+    with pytest.raises(ImageError, match=r"b\.png: there is no such file"):
+        Pipeline.default(16).load(tmp_path / "b.png")
+
+
+def test_threads_share_one_pipeline() -> None:
+    images = list(np.random.default_rng(0).integers(0, 256, (40, 50, 40, 3), dtype=np.uint8))
+    pipeline = Pipeline.default(24, canvas=48)
+    with ThreadPoolExecutor(4) as pool:
+        results = list(pool.map(pipeline, images))
+    np.testing.assert_array_equal(np.stack(results), np.stack([pipeline(image) for image in images]))
+
+
+@pytest.mark.parametrize("array", [np.zeros((4, 4, 3)), np.zeros((2, 2, 4, 4, 3), np.uint8), "cell.bmp", np.zeros((0, 3))])
+def test_arrays_are_checked(array: object) -> None:
+    with pytest.raises(ImageError, match=r"\(height, width, 3\) or \(n, height, width, 3\).*decode_image\(\) returns one"):
+        Pipeline.decode_only()(array)
+
+
+def test_steps_are_checked() -> None:
+    with pytest.raises(SettingsError, match="made from CenterOnCanvas, PadToSquare, Resize. Received: <built-in"):
+        Pipeline((abs,))
+    with pytest.raises(UnknownNameError, match="no preprocessing step 'Resise'. Did you mean 'Resize'"):
+        Pipeline.from_dict({"steps": [{"step": "Resise", "size": 4}]})
+    with pytest.raises(SettingsError, match="Resize takes method, size. Received: {'size': 4, 'sze': 4}"):
+        Pipeline.from_dict({"steps": [{"step": "Resize", "size": 4, "sze": 4}]})
+    with pytest.raises(SettingsError, match="Resize takes method, size. Received: {}"):
+        Pipeline.from_dict({"steps": [{"step": "Resize"}]})
+    with pytest.raises(SettingsError, match="PadToSquare takes no parameters"):
+        Pipeline.from_dict({"steps": [{"step": "PadToSquare", "size": 4}]})
+    for wrong in ({}, {"steps": 3}, {"steps": ["Resize"]}, [], {"steps": [], "more": 1}):
+        with pytest.raises(SettingsError, match="stored as"):
+            Pipeline.from_dict(wrong)

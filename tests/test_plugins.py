@@ -1,0 +1,102 @@
+"""Third-party plugins, installed for real: a folder with an entry point in it, on the path of a fresh process."""
+
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+GOOD = """
+from leukemia_dl import BackboneSpec, hookimpl
+
+def build(inputs, weights):
+    import keras
+    return keras.layers.Conv2D(4, 3, strides=4, activation="relu")(inputs)
+
+@hookimpl
+def leukemia_dl_backbones():
+    yield BackboneSpec(name="tiny", build=build, scaling="unit", native_size=32, min_size=8)
+"""
+PRINT = """
+import leukemia_dl as ldl
+print(",".join(ldl.list_backbones()))
+for row in ldl.plugin_problems().itertuples():
+    print(row.plugin, "|", row.problem)
+"""
+
+
+@pytest.fixture
+def install(tmp_path):
+    def install(name, source, version="1.2"):
+        module = name.replace("-", "_")
+        (tmp_path / f"{module}.py").write_text(source)
+        info = tmp_path / f"{module}-{version}.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+        (info / "entry_points.txt").write_text(f"[leukemia_dl]\n{module} = {module}\n")
+
+    return install
+
+
+@pytest.fixture
+def python(tmp_path):
+    def python(code, **environment):
+        import os
+
+        env = {**os.environ, "PYTHONPATH": str(tmp_path), **environment}
+        return subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, env=env)
+
+    return python
+
+
+def test_a_plugin_is_listed_with_its_version(install, python):
+    install("leukemia-dl-tiny", GOOD)
+    answer = python("import leukemia_dl as ldl; print(ldl.backbone_table().set_index('backbone').loc['tiny'].to_dict())")
+    assert "'plugin': 'leukemia-dl-tiny', 'version': '1.2'" in answer.stdout, answer.stderr
+    assert "'min_size': 8" in answer.stdout
+
+
+@pytest.mark.parametrize(
+    ("source", "says"),
+    [
+        ("import not_there_at_all", "could not be loaded: ModuleNotFoundError"),
+        ("raise SystemError('boom')", "could not be loaded: SystemError: boom"),
+        ("x = 1", "no function marked with leukemia_dl.hookimpl"),
+        ("from leukemia_dl import hookimpl\n@hookimpl\ndef leukemia_dl_backbone(): yield 1", "unknown hook"),
+        ("from leukemia_dl import hookimpl\n@hookimpl\ndef leukemia_dl_backbones(): yield 1", "records with a name"),
+        ("from leukemia_dl import hookimpl\n@hookimpl\ndef leukemia_dl_backbones(): return 1 / 0", "ZeroDivisionError"),
+        (GOOD.replace("min_size=8", "min_size=64"), "1 <= min_size <= native_size"),
+        (GOOD.replace('scaling="unit"', 'scaling="imagenet"'), "scaling must be one of"),
+    ],
+)
+def test_a_broken_plugin_is_reported_and_hides_nobody(install, python, source, says):
+    install("aaa-broken", source)
+    install("zzz-good", GOOD)
+    answer = python(PRINT)
+    assert answer.stdout.splitlines()[0] == "cnn,inception_v3,resnet50,tiny,vgg16,xception", answer.stderr
+    assert "aaa-broken |" in answer.stdout
+    assert says in answer.stdout
+    assert "zzz-good" not in answer.stdout
+
+
+def test_a_clash_names_both_sides(install, python):
+    install("one", GOOD)
+    install("two", GOOD, version="3.4")
+    answer = python("import leukemia_dl as ldl; ldl.list_backbones()")
+    assert "PluginError" in answer.stderr
+    assert "'tiny'" in answer.stderr
+    assert "one 1.2" in answer.stderr
+    assert "two 3.4" in answer.stderr
+
+
+def test_plugins_can_be_switched_off(install, python):
+    install("leukemia-dl-tiny", GOOD)
+    assert "tiny" not in python(PRINT, LEUKEMIA_DL_DISABLE_PLUGINS="1").stdout
+    assert "tiny" in python(PRINT, LEUKEMIA_DL_DISABLE_PLUGINS="0").stdout
+
+
+def test_a_failed_lookup_mentions_plugins_with_problems(install, python):
+    install("aaa-broken", "import not_there_at_all")
+    answer = python("import leukemia_dl as ldl; ldl.get_backbone('resnet5')")
+    assert "Did you mean 'resnet50'?" in answer.stderr
+    assert "aaa-broken" in answer.stderr
