@@ -46,6 +46,22 @@ def c_nmc_manifest(shared_data: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
+def c_nmc_tree(c_nmc_sample: Path, c_nmc_manifest: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All 15,114 names of C-NMC 2019, with files that are equal where the real ones are."""
+    root = tmp_path_factory.mktemp("c_nmc_tree")
+    lines = (c_nmc_manifest / "sha256.tsv").read_text().splitlines()[1:]
+    files = [(root / path, content) for content, _, path in (line.split("\t") for line in lines)]
+    for folder in {path.parent for path, _ in files}:
+        folder.mkdir(parents=True, exist_ok=True)
+    for path, content in files:
+        if path.suffix == ".csv":
+            path.write_bytes(next(c_nmc_sample.rglob("*.csv")).read_bytes())
+        else:
+            path.write_text(content)
+    return root / "C-NMC_Leukemia"
+
+
+@pytest.fixture(scope="session")
 def aria_sample(shared_data: Path) -> Path:
     """1,200 JPEG files in four classes, without subjects."""
     return _part(shared_data, "aria_all_sample")
@@ -57,9 +73,18 @@ def wbc_sample(shared_data: Path) -> Path:
     return _part(shared_data, "segmentation_wbc_1")
 
 
+@pytest.fixture(scope="session")
+def synthetic_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small synthetic data set in Kaggle's layout: 12 subjects, 72 training images."""
+    from leukemia_dl.datasets.synthetic import SyntheticCohort, write_dataset
+
+    settings = SyntheticCohort(subjects=12, images=72, preliminary_images=12, final_images=2)
+    return write_dataset(tmp_path_factory.mktemp("synthetic") / "cells", settings, show_progress=False)
+
+
 @pytest.fixture
 def write_image() -> Callable[..., Path]:
-    """Return a function that writes a small image whose pixels follow from its number: `write_image(path, number=0)`."""
+    """Return `write_image(path, number=0, size=8)`: a small image whose pixels follow from its number."""
 
     def write(path: Path, number: int = 0, size: int = 8) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -180,7 +180,9 @@ def test_damaged_bytes_give_an_image_or_our_error(data: st.DataObject, format: s
 
 
 def test_real_files_decode(c_nmc_sample: Path, aria_sample: Path, wbc_sample: Path) -> None:
-    files = sorted(c_nmc_sample.rglob("*.bmp")) + sorted(aria_sample.rglob("*.jpg"))[::40] + sorted(wbc_sample.glob("*"))
+    files = (
+        sorted(c_nmc_sample.rglob("*.bmp")) + sorted(aria_sample.rglob("*.jpg"))[::40] + sorted(wbc_sample.glob("*"))
+    )
     images = [path for path in files if path.suffix in IMAGE_SUFFIXES]
     assert len(images) > 300
     shapes = {decode_image(path).shape for path in images}

@@ -77,7 +77,7 @@ def test_colour() -> None:
 
 def test_single_cell() -> None:
     assert is_single_cell(a_cell())
-    assert is_single_cell(a_cell(radius=55))  # touches the frame
+    assert is_single_cell(a_cell(radius=50))  # touches the frame
     assert not is_single_cell(np.zeros((9, 9, 3), np.uint8))
     assert not is_single_cell(np.full((9, 9, 3), 200, np.uint8))
     grey = np.maximum(a_cell(), 1)  # a background that is not exactly black

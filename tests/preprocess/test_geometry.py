@@ -110,13 +110,19 @@ def test_sizes_are_checked(size: object) -> None:
 
 
 def test_methods_are_checked() -> None:
-    with pytest.raises(SettingsError, match="knows the methods lanczos, bilinear. Received: method='area'"):
+    with pytest.raises(SettingsError, match=r"knows the methods lanczos, bilinear. Received: method='area'"):
         Resize(96, "area")
 
 
 @pytest.mark.parametrize(
     "image",
-    [np.zeros((4, 4, 3)), np.zeros((4, 4), np.uint8), np.zeros((0, 4, 3), np.uint8), np.zeros((4, 4, 4), np.uint8), [[1]]],
+    [
+        np.zeros((4, 4, 3)),
+        np.zeros((4, 4), np.uint8),
+        np.zeros((0, 4, 3), np.uint8),
+        np.zeros((4, 4, 4), np.uint8),
+        [[1]],
+    ],
 )
 def test_what_is_no_image_is_refused(image: object) -> None:
     for step in (CenterOnCanvas(4), PadToSquare(), Resize(4)):

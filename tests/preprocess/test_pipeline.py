@@ -98,7 +98,7 @@ def test_default_keeps_absolute_scale_and_padding_does_not_distort() -> None:
     wide = np.full((30, 60, 3), 200, np.uint8)
     squared = Pipeline.default(30, canvas=None)(wide)
     assert (squared[15] > 190).all()
-    assert not squared[:6].any()
+    assert not squared[:4].any()
 
 
 def test_load_is_decode_then_steps(tmp_path: Path) -> None:
@@ -118,20 +118,24 @@ def test_threads_share_one_pipeline() -> None:
     np.testing.assert_array_equal(np.stack(results), np.stack([pipeline(image) for image in images]))
 
 
-@pytest.mark.parametrize("array", [np.zeros((4, 4, 3)), np.zeros((2, 2, 4, 4, 3), np.uint8), "cell.bmp", np.zeros((0, 3))])
+@pytest.mark.parametrize(
+    "array", [np.zeros((4, 4, 3)), np.zeros((2, 2, 4, 4, 3), np.uint8), "cell.bmp", np.zeros((0, 3))]
+)
 def test_arrays_are_checked(array: object) -> None:
-    with pytest.raises(ImageError, match=r"\(height, width, 3\) or \(n, height, width, 3\).*decode_image\(\) returns one"):
+    with pytest.raises(
+        ImageError, match=r"\(height, width, 3\) or \(n, height, width, 3\).*decode_image\(\) returns one"
+    ):
         Pipeline.decode_only()(array)
 
 
 def test_steps_are_checked() -> None:
-    with pytest.raises(SettingsError, match="made from CenterOnCanvas, PadToSquare, Resize. Received: <built-in"):
+    with pytest.raises(SettingsError, match=r"made from CenterOnCanvas, PadToSquare, Resize. Received: <built-in"):
         Pipeline((abs,))
-    with pytest.raises(UnknownNameError, match="no preprocessing step 'Resise'. Did you mean 'Resize'"):
+    with pytest.raises(UnknownNameError, match=r"no preprocessing step 'Resise'. Did you mean 'Resize'"):
         Pipeline.from_dict({"steps": [{"step": "Resise", "size": 4}]})
-    with pytest.raises(SettingsError, match="Resize takes method, size. Received: {'size': 4, 'sze': 4}"):
+    with pytest.raises(SettingsError, match=r"Resize takes method, size. Received: {'size': 4, 'sze': 4}"):
         Pipeline.from_dict({"steps": [{"step": "Resize", "size": 4, "sze": 4}]})
-    with pytest.raises(SettingsError, match="Resize takes method, size. Received: {}"):
+    with pytest.raises(SettingsError, match=r"Resize takes method, size. Received: {}"):
         Pipeline.from_dict({"steps": [{"step": "Resize"}]})
     with pytest.raises(SettingsError, match="PadToSquare takes no parameters"):
         Pipeline.from_dict({"steps": [{"step": "PadToSquare", "size": 4}]})

@@ -12,6 +12,7 @@ import json
 import shutil
 import tempfile
 import uuid
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -77,7 +78,7 @@ class Store:
                 data = {name: arrays[name] for name in ("sides", "samples", "labels", "probabilities")}
         except FileNotFoundError:
             return None
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
             raise StoreError(
                 f"{folder} is damaged ({error}). Delete that folder: the trial is then run again."
             ) from error

@@ -281,13 +281,11 @@ def _stacked(images: list[NDArray[np.uint8]]) -> NDArray[np.uint8]:
 
 def _typed(table: pd.DataFrame) -> pd.DataFrame:
     """Return exactly `COLUMNS`, with their dtypes, absolute paths, and `group` filled from `subject`."""
-    if tuple(table.columns) == COLUMNS and all(table[name].dtype == _TEXT for name in COLUMNS if name != "fold"):
-        return table.reset_index(drop=True)  # the rows of another data set
     table = table.reindex(columns=list(COLUMNS)).reset_index(drop=True)
     for column in COLUMNS:
         if column == "fold":
             table[column] = _whole_numbers(table[column])
-        else:
+        elif table[column].dtype != _TEXT:
             table[column] = table[column].convert_dtypes().astype(_TEXT)
     # Not resolve(), which follows links: two links to one file are two samples.
     paths = [path if path is pd.NA else os.path.abspath(path) for path in table["path"]]  # noqa: PTH100

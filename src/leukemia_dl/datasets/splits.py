@@ -79,7 +79,9 @@ def make_splits(
 ) -> list[Split]:
     """Split a data set. The same seed and table give the same splits, whatever the order of the rows.
 
-    Protocols, on labelled samples only; C-NMC's preliminary images enter only `preliminary`, its final ones none:
+    Protocols, on labelled samples only; C-NMC's preliminary images enter only `preliminary`, its final ones none.
+    Sides that a data set gives itself count for `fixed` alone; the others pool them. On official folds, samples without
+    a fold are left out.
 
     - `official`: each official fold as test side in turn, as published. Where the folds are cut through linked
       patients, the split lacks `"group-disjoint"` and its flags count what crosses.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +118,10 @@ def _twin_with_weights(spec: BackboneSpec, image_size: int, weights: str | Path)
     path = _weights_file(spec, weights)
     twin = keras.Model(inputs, _features(spec, inputs, None))
     try:
-        twin.load_weights(path)
+        with warnings.catch_warnings():
+            # Keras only warns of layers that the file does not hold, and leaves them random.
+            warnings.simplefilter("error", UserWarning)
+            twin.load_weights(path)
     except Exception as error:
         raise WeightsError(
             f"The weights in {path} do not fit {spec.name} without its top ({type(error).__name__}: {error}). "

@@ -76,13 +76,19 @@ class Classifier:
         column, names, loaders = self._sources(images)
         if batch_size < 1:
             raise SettingsError(f"batch_size must be at least 1. Received: batch_size={batch_size!r}.")
-        self._check_readable(loaders, show_progress)
-        parts = []
+        parts: list[NDArray[np.float64]] = []
+        problems: list[str] = []
         # Decoded in chunks, so that memory does not grow with the number of images.
         starts = range(0, len(loaders), _CHUNK)
         for start in track(starts, len(starts), "Predicting", show_progress):
             chunk = parallel_map(self._pixels, loaders[start : start + _CHUNK], "Reading images", show=False)
-            parts.append(softmax(predict_logits(self.model, np.stack(chunk), batch_size)))
+            problems += [str(item) for item in chunk if isinstance(item, ImageError)]
+            if not problems:
+                parts.append(softmax(predict_logits(self.model, np.stack(chunk), batch_size)))
+        if problems:
+            named = "\n  ".join(problems[:10])
+            more = f"\n  and {len(problems) - 10:,} more" if len(problems) > 10 else ""
+            raise ImageError(f"{len(problems):,} of {len(loaders):,} images cannot be read:\n  {named}{more}")
         probabilities = np.concatenate(parts) if parts else np.empty((0, len(self.class_names)))
         frame = pd.DataFrame({column: names})
         frame["label"] = [self.class_names[i] for i in probabilities.argmax(axis=1)]
@@ -106,7 +112,7 @@ class Classifier:
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.stem}-") as folder:
             aside = Path(folder) / path.name
             # A model of its own: the compiled one would carry its optimizer, twice the size, for nothing.
-            keras.Model(self.model.inputs, self.model.outputs, name=self.model.name).save(aside)
+            keras.Model(self.model.input, self.model.output, name=self.model.name).save(aside)
             with zipfile.ZipFile(aside, "a") as archive:
                 archive.writestr(_MEMBER, json.dumps(settings, indent=1))
             aside.replace(path)
@@ -132,14 +138,11 @@ class Classifier:
             return "image", list(range(len(items))), items
         raise SettingsError("Pass paths or arrays, not a mixture or something else.")
 
-    def _check_readable(self, loaders: list[Any], show_progress: bool) -> None:
-        missing = [str(item) for item in loaders if isinstance(item, Path) and not item.is_file()]
-        if missing:
-            more = f" and {len(missing) - 10:,} more" if len(missing) > 10 else ""
-            raise ImageError(f"No such image file: {', '.join(missing[:10])}{more}. Check the paths.")
-
-    def _pixels(self, source: Any) -> NDArray[np.uint8]:
-        return self.pipeline.load(source) if isinstance(source, Path) else self.pipeline(source)
+    def _pixels(self, source: Any) -> NDArray[np.uint8] | ImageError:
+        try:
+            return self.pipeline.load(source) if isinstance(source, Path) else self.pipeline(source)
+        except ImageError as error:
+            return error
 
 
 def load_classifier(path: str | Path) -> Classifier:

@@ -27,7 +27,7 @@ def foreground_mask(image: NDArray[np.uint8], threshold: int = 0) -> NDArray[np.
     """
     from scipy import ndimage
 
-    mask: NDArray[np.bool_] = (check_image(image) > threshold).any(axis=2)
+    mask = _any_channel(check_image(image) > threshold)
     parts, count = ndimage.label(mask, structure=np.ones((3, 3), bool))
     if count > 1:
         areas = np.bincount(parts.ravel())
@@ -42,7 +42,7 @@ def is_single_cell(image: NDArray[np.uint8]) -> bool:
     True when at least three quarters of the outermost pixels are exactly black and some pixel is not. A cell of C-NMC
     may touch the frame, so not all of the border has to be black.
     """
-    lit = check_image(image).any(axis=2)
+    lit = _any_channel(check_image(image) > 0)
     border = np.concatenate([lit[0], lit[-1], lit[1:-1, 0], lit[1:-1, -1]])
     return bool(lit.any() and 1 - border.mean() >= _BLACK_BORDER)
 
@@ -85,6 +85,10 @@ def mask_colour(image: NDArray[np.uint8], mask: NDArray[np.bool_]) -> tuple[NDAr
     _check_mask(mask, check_image(image).shape[:2])
     pixels = image[mask].astype(np.float64) if mask.any() else np.zeros((1, 3))
     return pixels.mean(axis=0), pixels.std(axis=0)
+
+
+def _any_channel(above: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    return above[:, :, 0] | above[:, :, 1] | above[:, :, 2]
 
 
 def _check_mask(mask: NDArray[np.bool_], shape: tuple[int, ...] | None = None) -> None:

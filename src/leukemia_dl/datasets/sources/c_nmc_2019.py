@@ -119,7 +119,7 @@ def read_c_nmc(root: Path, info: DatasetInfo = INFO, linked: Sequence[Sequence[s
         raise DataError(f"The folders of C-NMC in {root} hold no images. Wanted: {_WANTED}.")
     frame = pd.DataFrame(rows, columns=["sample", "path", "label", "subject", "field", "cell", "fold", "split"])
     groups = {subject: "+".join(members) for members in linked for subject in members}
-    frame["group"] = frame["subject"].map(groups).fillna(frame["subject"])
+    frame["group"] = frame["subject"].map(groups)
     declared = dict(info.declared).get("images")
     if declared is not None and len(frame) != declared:
         _log.info("%s: %d of the %d images of %s are there", root, len(frame), declared, info.title)

@@ -35,7 +35,7 @@ RIM_NEAR = np.array([30.0, 32.0, 15.0], np.float32)
 RIM_FAR = np.array([-4.0, 2.0, 10.0], np.float32)
 RIM_WIDTH = 14.0
 
-CHROMATIN, CLUMP_WIDTH, CLUMP_PER_TEXTURE = 3.7, 4.7, 0.25
+CHROMATIN, CLUMP_WIDTH, CLUMP_PER_TEXTURE = 3.8, 4.7, 0.23
 CONTRAST_PER_TEXTURE = 0.12
 MOTTLING, MOTTLING_WIDTH = 2.8, 11.0
 SHADING, SHADING_WIDTH = 6.5, 28.0
@@ -80,6 +80,7 @@ def _outline(rng: np.random.Generator, area: float) -> Points:
     irregular = np.exp(0.5 * rng.standard_normal())
     rough = np.exp(0.5 * rng.standard_normal())
     amplitudes = 0.105 * irregular * orders**-1.6 + 0.0012 * rough * np.exp(-((orders / 24) ** 2))
+    amplitudes[:2] *= (1.7, 1.3)
     radius = 1.0 + (amplitudes * rng.standard_normal(HARMONICS)) @ cosines
     radius += (amplitudes * rng.standard_normal(HARMONICS)) @ sines
     angles = _angles()
@@ -170,7 +171,7 @@ def _paint(rng: np.random.Generator, latents: Mapping[str, Any] | pd.Series, reg
     spread = SPREAD * np.float32(np.exp(0.12 * rng.standard_normal()))
     mean = MEAN_COLOUR + _stain(latents)
     light = np.where(_on_edge(regions)[cell], np.float32(rng.uniform(0.35, 0.65)), np.float32(1))
-    grain = np.float32(0.5 * np.exp(0.45 * latents["grain"]))
+    grain = np.float32(0.5 * np.exp(0.55 * latents["grain"]))
     noise = grain * rng.standard_normal(len(cell), np.float32)
     image = np.zeros((side * side, 3), np.uint8)
     for channel in range(3):
@@ -196,7 +197,7 @@ def _tone(
     clump = CLUMP_WIDTH * float(np.exp(CLUMP_PER_TEXTURE * texture))
     transfer = CHROMATIN * float(np.exp(CONTRAST_PER_TEXTURE * texture)) * _band(squares, clump, 2.5 * clump)
     transfer += MOTTLING * _band(squares, MOTTLING_WIDTH, 2.5 * MOTTLING_WIDTH)
-    transfer *= _gaussian(squares, BLUR * float(np.exp(0.4 * latents["blur"])))
+    transfer *= _gaussian(squares, BLUR * float(np.exp(0.55 * latents["blur"])))
     transfer += SHADING * _band(squares, SHADING_WIDTH, np.inf)
     spectrum = rng.standard_normal((side, side // 2 + 1, 2), np.float32).view(np.complex64)[..., 0]
     field = fft.irfft2(spectrum * transfer, (side, side)).ravel()[cell] * np.float32(side / 2**0.5)

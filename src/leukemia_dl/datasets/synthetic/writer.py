@@ -83,7 +83,7 @@ def _write_once(
         try:
             if root.is_dir():
                 root.rmdir()
-            os.replace(temporary, root)
+            temporary.replace(root)
         except OSError:
             # Another process may have been faster; what it wrote is as good.
             if not _is_there(root, note):

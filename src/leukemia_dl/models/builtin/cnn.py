@@ -57,7 +57,7 @@ def leukemia_dl_backbones() -> Iterable[BackboneSpec]:
         scaling="tf",
         native_size=128,
         min_size=32,
-        parameters=None,
+        parameters=888_544,
         title="Small residual CNN",
         licence="MIT",
         reference="leukemia_dl",

@@ -1,0 +1,64 @@
+import numpy as np
+import pytest
+
+from leukemia_dl.benchmark.baselines import BASELINES, CellMeasures, check_baseline, measure_cells, predict_baseline
+from leukemia_dl.errors import UnknownNameError
+
+LABELS = np.array([0, 1, 1, 1, 0, 1, 0, 1], dtype=np.int64)
+TRAIN, PREDICT = np.arange(6), np.arange(6, 8)
+SIZE = np.log(np.where(LABELS, 30000.0, 20000.0))[:, None] + np.arange(8)[:, None] * 1e-3
+CELLS = CellMeasures(np.ones(8, bool), SIZE, np.zeros((8, 6)))
+
+
+def test_majority_is_the_share_of_the_train_side():
+    p, reason = predict_baseline("majority", LABELS, TRAIN, PREDICT, 2, lambda: pytest.fail("not needed"))
+    np.testing.assert_array_equal(p, [[2 / 6, 4 / 6]] * 2)
+    assert reason == ""
+
+
+def test_cell_size_separates_sizes_and_colour_does_not():
+    p, reason = predict_baseline("cell_size", LABELS, TRAIN, PREDICT, 2, lambda: CELLS)
+    assert reason == ""
+    np.testing.assert_array_equal(p.argmax(axis=1), LABELS[PREDICT])
+    np.testing.assert_allclose(p.sum(axis=1), 1)
+    p, _ = predict_baseline("cell_colour", LABELS, TRAIN, PREDICT, 2, lambda: CELLS)
+    np.testing.assert_allclose(p, [[2 / 6, 4 / 6]] * 2, atol=1e-3)
+
+
+def test_a_class_that_is_not_on_the_train_side_has_probability_zero():
+    p, _ = predict_baseline("cell_size", LABELS * 2, TRAIN, PREDICT, 3, lambda: CELLS)
+    assert p.shape == (2, 3)
+    np.testing.assert_array_equal(p[:, 1], 0)
+
+
+def test_fields_of_view_have_no_cell_size():
+    none = CellMeasures(np.zeros(8, bool), np.zeros((8, 4)), np.zeros((8, 6)))
+    p, reason = predict_baseline("cell_size", LABELS, TRAIN, PREDICT, 2, lambda: none)
+    assert len(p) == 0
+    assert "0% of the images show a single cell" in reason
+
+
+def test_unknown_names():
+    assert [check_baseline(name) for name in BASELINES] == list(BASELINES)
+    with pytest.raises(UnknownNameError, match="Did you mean 'cell_size'"):
+        check_baseline("cell_sizes")
+
+
+def test_measures_of_real_cells_agree_with_the_published_boxes(c_nmc_sample, c_nmc_manifest):
+    import pandas as pd
+
+    boxes = pd.read_csv(c_nmc_manifest / "bounding_boxes.csv")
+    paths = sorted(c_nmc_sample.rglob("UID_*.bmp"))
+    cells = measure_cells(paths, show_progress=False)
+    assert cells.single_cell.all()
+    name = next(column for column in boxes if boxes[column].astype(str).str.startswith("UID_").any())
+    key = boxes[name].astype(str).str.split("/").str[-1]
+    known = boxes.set_index(key.str.replace(".bmp", "", regex=False))
+    for path, size in zip(paths, cells.size, strict=True):
+        if path.stem in known.index:
+            box = known.loc[path.stem]
+            for measured, said in ((np.exp(size[1]), box["width"]), (np.exp(size[2]), box["height"])):
+                assert abs(measured - said) <= 3, path.name
+    assert sum(path.stem in known.index for path in paths) >= 50
+    # Inside the cell about (70, 30, 80).
+    np.testing.assert_allclose(cells.colour[:, :3].mean(axis=0), [70, 30, 80], atol=25)

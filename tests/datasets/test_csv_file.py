@@ -1,0 +1,117 @@
+"""A CSV file of paths and labels; whatever is wrong with it is said with the row's number."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from leukemia_dl.datasets import Dataset
+from leukemia_dl.errors import DataError, SettingsError
+
+
+@pytest.fixture
+def folder(tmp_path: Path, write_image: Callable[..., Path]) -> Path:
+    for number in range(4):
+        write_image(tmp_path / "images" / f"{number}.png", number)
+    return tmp_path
+
+
+def save(folder: Path, text: str, encoding: str = "utf-8") -> Path:
+    path = folder / "table.csv"
+    path.write_bytes(text.encode(encoding))
+    return path
+
+
+GOOD = "path,label,subject,fold,split\nimages/0.png,hem,007,0,train\nimages/1.png,all,8,1,test\n"
+
+
+def test_everything_that_may_be_in_it(folder: Path) -> None:
+    dataset = Dataset.from_csv(save(folder, GOOD))
+    table = dataset.table
+    assert dataset.class_names == ("all", "hem")
+    assert table["sample"].tolist() == ["images/0.png", "images/1.png"]
+    assert table["subject"].tolist() == table["group"].tolist() == ["007", "8"]
+    assert table["fold"].tolist() == [0, 1]
+    assert table["split"].tolist() == ["train", "test"]
+    assert dataset.paths[0] == folder / "images" / "0.png"
+
+
+def test_class_names_give_the_order(folder: Path) -> None:
+    dataset = Dataset.load("csv", root=save(folder, GOOD), class_names="hem,all")
+    assert dataset.class_names == ("hem", "all")
+    assert dataset.labels.tolist() == [0, 1]
+
+
+def test_byte_order_mark_crlf_spaces_quotes_and_further_columns(folder: Path) -> None:
+    text = 'Path, Label ,Subject,comment\r\nimages/0.png, hem,"a, b",x\r\nimages/1.png,all ,,\r\n'
+    table = Dataset.from_csv(save(folder, text, "utf-8-sig")).table
+    assert table["label"].tolist() == ["hem", "all"]
+    assert table["subject"].isna().tolist() == [False, True]
+    assert table["subject"][0] == "a, b"
+
+
+def test_root_and_absolute_paths_give_the_same_ids(folder: Path) -> None:
+    inner = folder / "tables"
+    inner.mkdir()
+    texts = {
+        "relative": "path,label\n0.png,a\n1.png,b\n",
+        "absolute": f"path,label\n{folder}/images/0.png,a\n{folder}/images/1.png,b\n",
+    }
+    ids = [
+        Dataset.from_csv(save(inner, text), root=folder / "images").table["sample"].tolist() for text in texts.values()
+    ]
+    ids.append(Dataset.from_csv(save(inner, texts["absolute"])).table["sample"].tolist())
+    ids.append(
+        Dataset.from_csv(save(inner, "path,label\n../images/0.png,a\n../images/1.png,b\n")).table["sample"].tolist()
+    )
+    assert ids == [["0.png", "1.png"]] * 4
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "is empty. Wanted: a CSV file in UTF-8"),
+        ("path,label\n", "has no rows"),
+        ("file,label\n0.png,a\n", "needs the columns path and label, once each. Found: file, label"),
+        ("path;label\nimages/0.png;a\n", "Found: path;label"),
+        ("path,label,Label\nimages/0.png,a,b\n", "needs the columns path and label, once each"),
+        (
+            "path,label\nimages/0.png,a\nimages/9.png,b\n",
+            r"names the file 'images/9.png' in row 2, which does not exist",
+        ),
+        ("path,label\nimages/0.png,a\nimages,b\n", "in row 2, which is a folder, not a file"),
+        ("path,label\nimages/0.png,a\n,b\n", "has no path in row 2"),
+        ("path,label\nimages/0.png,a\nimages/1.png,\n", "has no label in row 2"),
+        ("path,label\nimages/0.png,a\nimages/./0.png,b\n", r"names the file 'images/./0.png' twice, in rows 1 and 2"),
+        ("path,label\nimages/0.png,a\nimages/1.png,a\n", "has one class only, 'a'"),
+        ("path,label,fold\nimages/0.png,a,x\nimages/1.png,b,0\n", "Folds are whole numbers"),
+        ("path,label,split\nimages/0.png,a,x\nimages/1.png,b,\n", "unknown split 'x'. Allowed: train, val"),
+        ('path,label\n"images/0.png,a\n', "cannot be read as CSV"),
+    ],
+)
+def test_bad_tables(folder: Path, text: str, message: str) -> None:
+    with pytest.raises(DataError, match=message) as caught:
+        Dataset.from_csv(save(folder, text))
+    assert "Traceback" not in str(caught.value)
+
+
+def test_unknown_label(folder: Path) -> None:
+    path = save(folder, "path,label\nimages/0.png,hem\nimages/1.png,ALL\n")
+    with pytest.raises(
+        DataError, match=r"table.csv has the unknown label 'ALL' in row 2. Allowed by class_names: hem, all"
+    ):
+        Dataset.from_csv(path, class_names=["hem", "all"])
+
+
+def test_other_encodings(folder: Path) -> None:
+    with pytest.raises(DataError, match=r"table\.csv is not in UTF-8 .*save it as such"):
+        Dataset.from_csv(save(folder, "path,label\nimages/0.png,caf\xe9\n", "latin-1"))
+
+
+def test_no_file_a_folder_no_root(folder: Path) -> None:
+    with pytest.raises(DataError, match=r"The CSV file .*gone\.csv does not exist"):
+        Dataset.from_csv(folder / "gone.csv")
+    with pytest.raises(DataError, match=r"is a folder\. .*Dataset\.from_folder"):
+        Dataset.from_csv(folder)
+    with pytest.raises(SettingsError, match=r"'csv' is read from a place of yours: pass root=PATH"):
+        Dataset.load("csv")

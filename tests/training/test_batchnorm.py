@@ -1,0 +1,60 @@
+"""BatchNorm statistics: exact over the images, frozen layers left alone, and the trap that they are there for."""
+
+import numpy as np
+import pytest
+
+import leukemia_dl as ldl
+from leukemia_dl.models.build import build_model
+from leukemia_dl.models.classifier import predict_logits
+from leukemia_dl.training.batches import Batches
+from leukemia_dl.training.batchnorm import reestimate_batchnorm
+
+keras = pytest.importorskip("keras")
+
+
+def test_statistics_are_those_of_the_images():
+    images = np.random.default_rng(0).integers(0, 256, (24, 8, 8, 3), dtype=np.uint8)
+    inputs = keras.Input((8, 8, 3))
+    norm = keras.layers.BatchNormalization(momentum=0.99)
+    model = keras.Model(inputs, norm(inputs))
+    assert reestimate_batchnorm(model, images, 8) == 1
+    pixels = images.reshape(-1, 3).astype(float)
+    np.testing.assert_allclose(np.asarray(norm.moving_mean), pixels.mean(axis=0), rtol=1e-5)
+    np.testing.assert_allclose(np.asarray(norm.moving_variance), pixels.var(axis=0), rtol=1e-4)
+    assert norm.momentum == 0.99
+
+
+def test_frozen_layers_and_nets_without_any_are_left_alone():
+    images = np.full((4, 8, 8, 3), 7, np.uint8)
+    inputs = keras.Input((8, 8, 3))
+    norm = keras.layers.BatchNormalization()
+    model = keras.Model(inputs, norm(inputs))
+    norm.trainable = False
+    assert reestimate_batchnorm(model, images, 2) == 0
+    np.testing.assert_array_equal(np.asarray(norm.moving_mean), 0)
+    assert reestimate_batchnorm(keras.Model(inputs, keras.layers.ReLU()(inputs)), images, 2) == 0
+    assert reestimate_batchnorm(model, images[:0], 2) == 0
+
+
+def test_resnet50_is_fooled_by_stale_statistics_and_cured_by_reestimation():
+    # Two classes that any net separates: dark and bright noise. Twelve steps, as in a quick fit.
+    rng = np.random.default_rng(0)
+    labels = np.arange(96, dtype=np.int64) % 2
+    images = (rng.integers(0, 120, (96, 32, 32, 3)) + 120 * labels[:, None, None, None]).astype(np.uint8)
+    keras.utils.set_random_seed(0)
+    model = build_model(ldl.get_backbone("resnet50"), 32, 2)
+    model.compile(
+        keras.optimizers.Adam(1e-3), keras.losses.SparseCategoricalCrossentropy(from_logits=True), jit_compile=False
+    )
+    batches = iter(Batches(images[:48], labels[:48], 16, 0))
+    for _ in range(12):
+        model.train_on_batch(*next(batches))
+
+    def accuracy():
+        return (predict_logits(model, images[48:], 32).argmax(axis=1) == labels[48:]).mean()
+
+    stale = accuracy()
+    assert reestimate_batchnorm(model, images[:48], 16) == 53
+    cured = accuracy()
+    assert stale <= 0.7
+    assert cured >= 0.95

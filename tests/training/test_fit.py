@@ -1,0 +1,118 @@
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+
+import leukemia_dl as ldl
+from leukemia_dl.errors import DataError, SettingsError, TrainingError
+from leukemia_dl.models.classifier import predict_logits
+from leukemia_dl.training import Recipe, fit
+
+keras = pytest.importorskip("keras")
+RECIPE = Recipe(image_size=32, epochs=3, batch_size=8, learning_rate=3e-3)
+RNG = np.random.default_rng(0)
+LABELS = np.arange(48, dtype=np.int64) % 2
+# A disc that is larger in class 1: what a real cell's size tells, without anything else.
+GRID = np.hypot(*np.mgrid[-16:16, -16:16])
+IMAGES = np.stack(
+    [(GRID < 6 + 5 * label + RNG.normal())[..., None] * np.array([90, 40, 100]) for label in LABELS]
+).astype(np.uint8)
+CNN = ldl.get_backbone("cnn")
+
+
+STEPS, EPOCHS = [], []
+
+
+@pytest.fixture(scope="module")
+def result():
+    images = IMAGES[:32].copy()
+    images.flags.writeable = False
+    return fit(
+        CNN,
+        images,
+        LABELS[:32],
+        2,
+        RECIPE,
+        seed=1,
+        validation=(IMAGES[32:], LABELS[32:]),
+        on_step=lambda *step: STEPS.append(step),
+        on_epoch=lambda *epoch: EPOCHS.append(epoch),
+    )
+
+
+def test_it_learns(result):
+    assert (predict_logits(result.model, IMAGES[32:], 16).argmax(axis=1) == LABELS[32:]).mean() >= 0.9
+    assert result.batchnorm_layers == 12
+    assert result.device.kind in ("cpu", "gpu")
+
+
+def test_the_history_is_that_of_the_model(result):
+    history = result.history
+    assert list(history) == ["epoch", "loss", "accuracy", "val_loss", "val_accuracy", "seconds"]
+    assert list(history["epoch"]) == [1, 2, 3]
+    logits = predict_logits(result.model, IMAGES[32:], 16)
+    losses = [math.log(np.exp(row - row[k]).sum()) for row, k in zip(logits, LABELS[32:], strict=True)]
+    assert history["val_loss"].iloc[-1] == pytest.approx(np.mean(losses), rel=1e-5)
+    assert history["val_accuracy"].iloc[-1] == (logits.argmax(axis=1) == LABELS[32:]).mean()
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_seed_others(result):
+    again = fit(CNN, IMAGES[:32], LABELS[:32], 2, RECIPE, seed=1, validation=(IMAGES[32:], LABELS[32:]))
+    other = fit(CNN, IMAGES[:32], LABELS[:32], 2, dataclasses.replace(RECIPE, epochs=1), seed=2)
+    for mine, theirs in zip(result.model.get_weights(), again.model.get_weights(), strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+    columns = ["loss", "accuracy", "val_loss", "val_accuracy"]
+    np.testing.assert_array_equal(result.history[columns], again.history[columns])
+    assert not np.array_equal(result.model.get_weights()[0], other.model.get_weights()[0])
+    assert "val_loss" not in other.history
+
+
+def test_callbacks_are_told(result):
+    assert STEPS == [(epoch, step, 4) for epoch in range(3) for step in range(4)]
+    assert [epoch for epoch, _ in EPOCHS] == [1, 2, 3]
+    assert [row["val_loss"] for _, row in EPOCHS] == list(result.history["val_loss"])
+
+
+def test_a_loss_that_is_no_number_is_an_error():
+    def explode(inputs, weights):
+        features = keras.layers.Conv2D(4, 3)(inputs)
+        return keras.ops.log(keras.ops.relu(features) - 1e9)
+
+    with pytest.raises(TrainingError, match=r"became nan in epoch 1\. Lower learning_rate"):
+        fit(dataclasses.replace(CNN, build=explode), IMAGES[:16], LABELS[:16], 2, RECIPE)
+
+
+def test_running_out_of_memory_names_the_batch_size():
+    class Hungry(keras.layers.Layer):
+        def call(self, inputs):
+            raise MemoryError("RESOURCE_EXHAUSTED: out of memory")
+
+        def compute_output_shape(self, shape):
+            return shape
+
+    with pytest.raises(TrainingError, match="batch_size=8 at 32 pixels. Try batch_size=4"):
+        fit(dataclasses.replace(CNN, build=lambda i, w: Hungry()(i)), IMAGES[:16], LABELS[:16], 2, RECIPE)
+
+
+@pytest.mark.parametrize(
+    ("images", "labels"),
+    [
+        (IMAGES.astype(float), LABELS),
+        (IMAGES[:, :16], LABELS),
+        (IMAGES[:0], LABELS[:0]),
+        (IMAGES, LABELS[:3]),
+        (IMAGES, LABELS + 1),
+        (IMAGES, LABELS - 1),
+    ],
+)
+def test_data_that_do_not_fit_are_refused(images, labels):
+    with pytest.raises(DataError, match="Received"):
+        fit(CNN, images, labels, 2, RECIPE)
+
+
+def test_bfloat16_needs_a_gpu_that_has_it(result):
+    if result.device.kind == "gpu":
+        pytest.skip("this machine has a GPU")
+    with pytest.raises(SettingsError, match="mixed_bfloat16.*This runs on"):
+        fit(CNN, IMAGES, LABELS, 2, dataclasses.replace(RECIPE, precision="mixed_bfloat16"))
