@@ -1,7 +1,7 @@
 """Print requirements from pyproject.toml, each quoted for the shell: a dependency group, or the core without some.
 
-    python .ci/group.py test
-    python .ci/group.py --core-without tensorflow jax      # the core, minus tensorflow, plus the extra jax
+python .ci/group.py test
+python .ci/group.py --core-without tensorflow jax      # the core, minus tensorflow, plus the extra jax
 """
 
 import re

@@ -51,7 +51,7 @@ TARGETS = {
     "latent ceiling: AUROC": (0.90, 0.97),
     "latent ceiling: balanced accuracy": (0.80, 0.97),
     "ICC log area": (0.20, 0.30),
-    "ICC texture": (0.15, 0.35),
+    "ICC texture": (0.20, 0.40),
     "ICC hue": (0.30, 0.40),
     "ICC brightness": (0.30, 0.40),
     "ICC grain": (0.30, 0.40),

@@ -10,7 +10,11 @@ from hypothesis import strategies as st
 from leukemia_dl.identity import canonical_json, digest, generator, named_seed
 
 plain = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**40), 2**40) | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**40), 2**40)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=6), inner, max_size=4),
     max_leaves=12,
 )  # fmt: skip
@@ -32,9 +36,7 @@ def test_digest_is_a_known_one():
     # SHA-256 of {"a":[1,2.5,null],"b":"\u00e9"}, so that a change of format cannot go unseen.
     import hashlib
 
-    assert digest({"b": "é", "a": (1, 2.5, None)}) == hashlib.sha256(
-        b'{"a":[1,2.5,null],"b":"\\u00e9"}'
-    ).hexdigest()
+    assert digest({"b": "é", "a": (1, 2.5, None)}) == hashlib.sha256(b'{"a":[1,2.5,null],"b":"\\u00e9"}').hexdigest()
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), {1: 2}, object(), {"a": {1, 2}}, b"bytes"])

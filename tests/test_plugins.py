@@ -51,7 +51,9 @@ def python(tmp_path):
 
 def test_a_plugin_is_listed_with_its_version(install, python):
     install("leukemia-dl-tiny", GOOD)
-    answer = python("import leukemia_dl as ldl; print(ldl.backbone_table().set_index('backbone').loc['tiny'].to_dict())")
+    answer = python(
+        "import leukemia_dl as ldl; print(ldl.backbone_table().set_index('backbone').loc['tiny'].to_dict())"
+    )
     assert "'plugin': 'leukemia-dl-tiny', 'version': '1.2'" in answer.stdout, answer.stderr
     assert "'min_size': 8" in answer.stdout
 

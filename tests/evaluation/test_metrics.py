@@ -14,7 +14,9 @@ def predictions(draw, classes=None):
     k = classes or draw(st.integers(2, 5))
     n = draw(st.integers(1, 60))
     labels = np.array(draw(st.lists(st.integers(0, k - 1), min_size=n, max_size=n)), dtype=np.int64)
-    raw = np.array(draw(st.lists(st.integers(0, 1000), min_size=n * k, max_size=n * k)), dtype=float).reshape(n, k) + 1e-9
+    raw = (
+        np.array(draw(st.lists(st.integers(0, 1000), min_size=n * k, max_size=n * k)), dtype=float).reshape(n, k) + 1e-9
+    )
     return labels, raw / raw.sum(axis=1, keepdims=True)
 
 

@@ -63,7 +63,7 @@ def test_the_batch_size_does_not_change_predictions(classifier, batch_size):
 
 def test_save_and_load(classifier, tmp_path, files):
     path = classifier.save(tmp_path / "model.keras")
-    assert sorted(p.name for p in tmp_path.iterdir() if not p.suffix == ".png") == ["model.keras"]
+    assert sorted(p.name for p in tmp_path.iterdir() if p.suffix != ".png") == ["model.keras"]
     loaded = ldl.load_classifier(path)
     assert (loaded.class_names, loaded.pipeline, dict(loaded.provenance)) == (
         classifier.class_names,

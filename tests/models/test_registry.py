@@ -35,7 +35,9 @@ def test_register_replace_and_clash():
 
 
 def test_an_unknown_name_suggests_the_near_one():
-    with pytest.raises(UnknownNameError, match=r"no backbone 'resnet5'\. Did you mean 'resnet50'\?.*Known: cnn, ") as caught:
+    with pytest.raises(
+        UnknownNameError, match=r"no backbone 'resnet5'\. Did you mean 'resnet50'\?.*Known: cnn, "
+    ) as caught:
         ldl.get_backbone("resnet5")
     assert isinstance(caught.value, LookupError)
 

@@ -16,7 +16,7 @@ LABELS = np.arange(48, dtype=np.int64) % 2
 # A disc that is larger in class 1: what a real cell's size tells, without anything else.
 GRID = np.hypot(*np.mgrid[-16:16, -16:16])
 IMAGES = np.stack(
-    [(GRID < 6 + 5 * label + RNG.normal())[..., None] * np.array([90, 40, 100]) for label in LABELS]
+    [(6 + 5 * label + RNG.normal() > GRID)[..., None] * np.array([90, 40, 100]) for label in LABELS]
 ).astype(np.uint8)
 CNN = ldl.get_backbone("cnn")
 
@@ -69,7 +69,7 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_others(result):
 
 
 def test_callbacks_are_told(result):
-    assert STEPS == [(epoch, step, 4) for epoch in range(3) for step in range(4)]
+    assert [(epoch, step, 4) for epoch in range(3) for step in range(4)] == STEPS
     assert [epoch for epoch, _ in EPOCHS] == [1, 2, 3]
     assert [row["val_loss"] for _, row in EPOCHS] == list(result.history["val_loss"])
 
@@ -91,7 +91,7 @@ def test_running_out_of_memory_names_the_batch_size():
         def compute_output_shape(self, shape):
             return shape
 
-    with pytest.raises(TrainingError, match="batch_size=8 at 32 pixels. Try batch_size=4"):
+    with pytest.raises(TrainingError, match=r"batch_size=8 at 32 pixels\. Try batch_size=4"):
         fit(dataclasses.replace(CNN, build=lambda i, w: Hungry()(i)), IMAGES[:16], LABELS[:16], 2, RECIPE)
 
 
@@ -114,5 +114,5 @@ def test_data_that_do_not_fit_are_refused(images, labels):
 def test_bfloat16_needs_a_gpu_that_has_it(result):
     if result.device.kind == "gpu":
         pytest.skip("this machine has a GPU")
-    with pytest.raises(SettingsError, match="mixed_bfloat16.*This runs on"):
+    with pytest.raises(SettingsError, match=r"mixed_bfloat16.*This runs on"):
         fit(CNN, IMAGES, LABELS, 2, dataclasses.replace(RECIPE, precision="mixed_bfloat16"))

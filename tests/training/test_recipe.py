@@ -53,5 +53,5 @@ def test_a_wrong_value_is_refused_by_name(name, value):
 def test_unknown_names_suggest_the_near_one():
     with pytest.raises(UnknownNameError, match="Did you mean 'quick'"):
         Recipe.preset("quik")
-    with pytest.raises(UnknownNameError, match="no recipe setting 'epoch'. Did you mean 'epochs'"):
+    with pytest.raises(UnknownNameError, match=r"no recipe setting 'epoch'\. Did you mean 'epochs'"):
         Recipe.preset("quick", epoch=3)

@@ -5,9 +5,12 @@ Only typer is imported at the top, so that `--help` answers at once.
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import sys
+from collections.abc import Callable
+from typing import Any
 
 import typer
 
@@ -16,17 +19,33 @@ from leukemia_dl.errors import LeukemiaDLError
 
 __all__ = ["app", "main"]
 
+
+class _Stopped(Exception):
+    """Ctrl-C, in a form that typer does not swallow."""
+
+
+def _stoppable(command: Callable[..., None]) -> Callable[..., None]:
+    @functools.wraps(command)
+    def run(*arguments: Any, **options: Any) -> None:
+        try:
+            command(*arguments, **options)
+        except KeyboardInterrupt:
+            raise _Stopped from None
+
+    return run
+
+
 app = typer.Typer(
     name="leukemia-dl",
     help="Train and compare image classifiers on leukemia cells. For research use only; not a medical device.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-app.command("benchmark")(benchmark.benchmark)
-app.command("predict")(predict.predict)
-app.command("backbones")(inventory.backbones)
-app.command("datasets")(inventory.datasets)
-app.command("doctor")(inventory.doctor)
+app.command("benchmark")(_stoppable(benchmark.benchmark))
+app.command("predict")(_stoppable(predict.predict))
+app.command("backbones")(_stoppable(inventory.backbones))
+app.command("datasets")(_stoppable(inventory.datasets))
+app.command("doctor")(_stoppable(inventory.doctor))
 
 
 def main() -> None:
@@ -42,7 +61,7 @@ def main() -> None:
             raise
         sys.stderr.write(f"Error: {error}\n")
         sys.exit(1)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, _Stopped):
         sys.stderr.write("\nStopped. What was finished is kept; the same command goes on from there.\n")
         sys.exit(130)
     except BrokenPipeError:

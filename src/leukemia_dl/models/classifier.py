@@ -84,7 +84,13 @@ class Classifier:
             chunk = parallel_map(self._pixels, loaders[start : start + _CHUNK], "Reading images", show=False)
             problems += [str(item) for item in chunk if isinstance(item, ImageError)]
             if not problems:
-                parts.append(softmax(predict_logits(self.model, np.stack(chunk), batch_size)))
+                parts.append(
+                    softmax(
+                        predict_logits(
+                            self.model, np.stack([item for item in chunk if isinstance(item, np.ndarray)]), batch_size
+                        )
+                    )
+                )
         if problems:
             named = "\n  ".join(problems[:10])
             more = f"\n  and {len(problems) - 10:,} more" if len(problems) > 10 else ""

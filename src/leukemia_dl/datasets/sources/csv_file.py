@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -34,8 +36,11 @@ def read_csv(root: Path, files: str | Path | None = None, class_names: Sequence[
     if not path.is_file():
         what = "is a folder" if path.is_dir() else "does not exist"
         raise DataError(f"The CSV file {path} {what}. {_FORM}. A folder per class is loaded by Dataset.from_folder.")
+    if zipfile.is_zipfile(path):
+        raise DataError(f"{path} is an archive, not a CSV file: unpack it first. {_FORM}.")
+    reading: Any = {"dtype": str, "keep_default_na": False, "encoding": "utf-8-sig", "skipinitialspace": True}
     try:
-        frame = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig", skipinitialspace=True)
+        frame = pd.read_csv(path, compression=None, **reading)
     except UnicodeDecodeError as error:
         raise DataError(
             f"{path} is not in UTF-8 ({error.reason} at byte {error.start}): save it as such. {_FORM}."

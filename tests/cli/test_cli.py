@@ -1,0 +1,226 @@
+"""The command, run as a person would: a fresh process, its output and its exit status."""
+
+import os
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+SIZES = ["-o", "subjects=12", "-o", "images=72", "-o", "preliminary_images=12", "-o", "final_images=2"]
+FAST = ["--backbones", "cnn", "-s", "epochs=1", "--image-size", "32"]
+
+
+def run(*arguments, cwd=None, **environment):
+    command = [sys.executable, "-m", "leukemia_dl", *map(str, arguments)]
+    env = {**os.environ, "COLUMNS": "200", **environment}
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=env, stdin=subprocess.DEVNULL)
+
+
+def fails(*arguments, cwd=None, **environment):
+    """Run what must fail, and return its one error without the wrapping of lines."""
+    answer = run(*arguments, cwd=cwd, **environment)
+    assert answer.returncode == 1, (answer.stdout, answer.stderr)
+    assert "Traceback" not in answer.stderr
+    assert answer.stderr.count("Error: ") == 1, answer.stderr
+    return answer.stderr
+
+
+@pytest.fixture(scope="module")
+def finished(synthetic_root, tmp_path_factory):
+    store = tmp_path_factory.mktemp("cli") / "store"
+    answer = run("benchmark", "--root", synthetic_root, *SIZES, *FAST, "--store", store)
+    assert answer.returncode == 0, answer.stderr
+    return store, answer
+
+
+def test_help_answers_at_once():
+    started = time.monotonic()
+    answer = run("--help")
+    assert time.monotonic() - started < 5  # well under a second on a quiet machine; see benchmarks/
+    assert answer.returncode == 0
+    for name in ("benchmark", "predict", "backbones", "datasets", "doctor"):
+        assert name in answer.stdout
+    assert run("--version").stdout.startswith("leukemia-dl 0.")
+
+
+def test_benchmark_tells_and_leaves_everything(finished):
+    store, answer = finished
+    for line in ("[1/4] cnn fold 2 seed 0 ...", "    epoch 1/1  loss ", "[4/4] cell_colour fold 2: accuracy "):
+        assert line in answer.stderr
+    assert "WARNING" not in answer.stderr
+    assert "oneDNN" not in answer.stderr
+    assert "synthetic cells, not real ones" in answer.stdout
+    for name in ("cnn", "majority", "cell_size", "cell_colour"):
+        assert name in answer.stdout
+    left = {path.name for path in store.iterdir()}
+    assert left == {
+        "results.csv", "timings.csv", "predictions.csv", "settings.toml", "trials", "comparison.png",
+        "learning_curves.png", "samples.png",
+    }  # fmt: skip
+    assert (pd.read_csv(store / "results.csv")["status"] == "ok").all()
+    assert set(pd.read_csv(store / "predictions.csv")["side"]) == {"val", "test"}
+    for picture in store.glob("*.png"):
+        assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_predict_on_unlabelled_files_of_another_size(finished, synthetic_root, tmp_path):
+    store, _ = finished
+    folder = synthetic_root / "C-NMC_Leukemia" / "testing_data" / "C-NMC_test_final_phase_data"
+    output = tmp_path / "predictions.csv"
+    answer = run("predict", store, folder, "--output", output)
+    assert answer.returncode == 0, answer.stderr
+    frame = pd.read_csv(output)
+    assert list(frame) == ["path", "label", "probability_hem", "probability_all"]
+    assert len(frame) == 2
+    assert ((frame["probability_hem"] + frame["probability_all"]).round(6) == 1).all()
+    piped = run("predict", store, *sorted(folder.iterdir()))
+    assert piped.stdout.splitlines()[0] == "path,label,probability_hem,probability_all"
+    assert len(piped.stdout.splitlines()) == 3
+
+
+def test_the_lists_and_the_doctor(tmp_path):
+    assert "inception_v3" in run("backbones").stdout
+    assert "arXiv:1512.03385" in run("backbones", "--csv").stdout
+    listed = run("datasets").stdout
+    assert "c_nmc_2019" in listed
+    assert "synthetic" in listed
+    doctor = run("doctor", cwd=tmp_path)
+    assert doctor.returncode == 0
+    for word in ("Backend     tensorflow", "Devices     cpu:0", "Precision   float32", "writable", "Ready."):
+        assert word in doctor.stdout
+    sick = run("doctor", LEUKEMIA_DL_CACHE="/proc/none", cwd=tmp_path)
+    assert sick.returncode == 1
+    assert "set LEUKEMIA_DL_CACHE" in sick.stdout
+    assert "Not ready" in sick.stdout
+    missing = run("doctor", KERAS_BACKEND="jax", cwd=tmp_path)
+    assert "jax is not installed" in missing.stdout or "Ready." in missing.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--backbones", "resnet5"], "no backbone 'resnet5'. Did you mean 'resnet50'?"),
+        (["--recipe", "quik"], "no recipe 'quik'. Did you mean 'quick'?"),
+        (["-s", "epoch=3"], "no recipe setting 'epoch'. Did you mean 'epochs'?"),
+        (["-s", "epochs"], "--set takes KEY=VALUE. Received: 'epochs'"),
+        (["--dataset", "cnmc"], "no data set 'cnmc'"),
+        (["--dataset", "c_nmc_2019"], "--root PATH"),
+        (["-o", "subject=3"], "no option 'subject'"),
+        (["-o", "subjects=3"], "subjects"),
+        (["--image-size", "64"], "inception_v3 needs images of at least 75 x 75 pixels"),
+        (["--seeds", "a"], "--seeds takes whole numbers separated by commas. Received: 'a'"),
+        (["--folds", "x"], "--folds takes whole numbers"),
+        (["--weights", "nothing.h5", "--backbones", "cnn", *SIZES], "no such file is there"),
+    ],
+)
+def test_a_wrong_setting_is_one_plain_line(arguments, says, tmp_path):
+    assert says in fails("benchmark", *arguments, cwd=tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("dataset", ["c_nmc_2019", "folder", "csv"])
+@pytest.mark.parametrize("what", ["missing", "empty", "zip"])
+def test_a_wrong_root_is_one_plain_line(dataset, what, tmp_path):
+    root = tmp_path / "the-root.zip"
+    if what == "empty":
+        root.mkdir()
+    if what == "zip":
+        with zipfile.ZipFile(root, "w") as archive:
+            archive.writestr("all/1.bmp", b"x" * 100)
+    error = fails("benchmark", "--dataset", dataset, "--root", root, cwd=tmp_path)
+    assert "the-root" in error
+    if what == "zip":
+        assert "npack" in error or "archive" in error
+
+
+def test_a_folder_with_one_class(tmp_path, write_image):
+    write_image(tmp_path / "data" / "all" / "1.png")
+    error = fails("benchmark", "--dataset", "folder", "--root", tmp_path / "data", cwd=tmp_path)
+    assert "class" in error
+    assert "all" in error
+
+
+def test_a_truncated_bmp_is_named(tmp_path, write_image):
+    for number in range(30):
+        write_image(tmp_path / "data" / "ab"[number % 2] / f"{number}.bmp", number=number)
+    victim = tmp_path / "data" / "a" / "4.bmp"
+    victim.write_bytes(victim.read_bytes()[:100])
+    leak = ["--protocol", "random", "--allow-leakage"]
+    error = fails(
+        "benchmark", "--dataset", "folder", "--root", tmp_path / "data", *FAST, *leak, "--store", tmp_path / "s"
+    )
+    assert str(victim) in error
+
+
+@pytest.mark.parametrize(
+    ("rows", "says"),
+    [
+        ("path,label\ngone.png,a\n1.png,b\n", "gone.png"),
+        ("path,label\n1.png,\n1.png,b\n", "label"),
+        ("file,label\n1.png,a\n", "path"),
+        ("", "empty"),
+    ],
+)
+def test_a_bad_csv(tmp_path, write_image, rows, says):
+    write_image(tmp_path / "1.png")
+    (tmp_path / "table.csv").write_text(rows)
+    assert says in fails("benchmark", "--dataset", "csv", "--root", tmp_path / "table.csv", cwd=tmp_path)
+
+
+def test_a_store_that_cannot_be_written(tmp_path, synthetic_root):
+    (tmp_path / "store").write_text("")
+    error = fails("benchmark", "--root", synthetic_root, *SIZES, *FAST, "--store", tmp_path / "store")
+    assert "cannot be written" in error
+    assert "--store" in error
+
+
+def test_without_subjects_the_choice_is_named(tmp_path, write_image):
+    for number in range(20):
+        write_image(tmp_path / "data" / "ab"[number % 2] / f"{number}.png", number=number)
+    error = fails("benchmark", "--dataset", "folder", "--root", tmp_path / "data", cwd=tmp_path)
+    assert "--allow-leakage" in error
+
+
+def test_predict_on_nothing_good(finished, tmp_path):
+    store, _ = finished
+    assert "no model at" in fails("predict", tmp_path / "none.keras", tmp_path / "bad.bmp")
+    (tmp_path / "bad.bmp").write_bytes(b"BM")
+    assert "bad.bmp" in fails("predict", store, tmp_path / "bad.bmp")
+    (tmp_path / "empty").mkdir()
+    assert "holds no images" in fails("predict", store, tmp_path / "empty")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+def test_ctrl_c_stops_cleanly_and_the_same_command_goes_on(synthetic_root, tmp_path):
+    import signal
+
+    arguments = ["benchmark", "--root", str(synthetic_root), *SIZES, "--store", str(tmp_path / "s")]
+    arguments += ["--backbones", "cnn", "--image-size", "32", "-s", "epochs=2000"]
+    with subprocess.Popen(
+        [sys.executable, "-m", "leukemia_dl", *arguments], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+    ) as process:
+        for line in process.stderr:
+            if "epoch 2/" in line:
+                break
+        process.send_signal(signal.SIGINT)
+        rest = process.stderr.read()
+    assert process.returncode == 130
+    assert "Stopped. What was finished is kept" in rest
+    assert "Traceback" not in rest
+    assert list((tmp_path / "s" / "trials").iterdir()) == []
+
+
+def test_a_reader_that_leaves_early_is_no_error():
+    command = f"{sys.executable} -m leukemia_dl backbones --csv | head -1"
+    answer = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert answer.stdout.startswith("backbone,")
+    assert answer.stderr == ""
+
+
+def test_module_and_script_are_the_same():
+    script = Path(sys.executable).with_name("leukemia-dl")
+    assert subprocess.run([script, "--version"], capture_output=True, text=True).stdout == run("--version").stdout
