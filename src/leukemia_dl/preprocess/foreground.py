@@ -27,13 +27,17 @@ def foreground_mask(image: NDArray[np.uint8], threshold: int = 0) -> NDArray[np.
     """
     from scipy import ndimage
 
-    mask = _any_channel(check_image(image) > threshold)
-    parts, count = ndimage.label(mask, structure=np.ones((3, 3), bool))
-    if count > 1:
-        areas = np.bincount(parts.ravel())
-        areas[0] = 0
-        mask = parts == areas.argmax()
-    return np.asarray(ndimage.binary_fill_holes(mask), dtype=np.bool_)
+    lit = _brightest(image) > threshold
+    found = np.zeros_like(lit)
+    if not lit.any():
+        return found
+    # Most of the frame is background: only the box that holds all foreground is searched.
+    box = tuple(slice(int(where[0]), int(where[-1]) + 1) for where in (np.flatnonzero(lit.any(axis=a)) for a in (1, 0)))
+    parts, count = ndimage.label(lit[box], structure=np.ones((3, 3), bool))
+    areas = np.bincount(parts.ravel(), minlength=count + 1)
+    areas[0] = 0
+    found[box] = ndimage.binary_fill_holes(parts == areas.argmax())
+    return found
 
 
 def is_single_cell(image: NDArray[np.uint8]) -> bool:
@@ -89,6 +93,12 @@ def mask_colour(image: NDArray[np.uint8], mask: NDArray[np.bool_]) -> tuple[NDAr
 
 def _any_channel(above: NDArray[np.bool_]) -> NDArray[np.bool_]:
     return above[:, :, 0] | above[:, :, 1] | above[:, :, 2]
+
+
+def _brightest(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    red, green, blue = (check_image(image)[..., channel] for channel in range(3))
+    brightest: NDArray[np.uint8] = np.maximum(np.maximum(red, green), blue)
+    return brightest
 
 
 def _check_mask(mask: NDArray[np.bool_], shape: tuple[int, ...] | None = None) -> None:
