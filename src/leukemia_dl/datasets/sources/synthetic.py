@@ -23,7 +23,7 @@ INFO = DatasetInfo(
     synthetic=True,
 )
 _OPTIONS = {
-    "subjects": "number of training subjects, default 40",
+    "subjects": "number of training subjects, default 73 as in C-NMC 2019",
     "images": "number of training images, default 360",
     "preliminary_images": "number of labelled test images of other subjects, default 60",
     "final_images": "number of images without label, default 12",

@@ -85,7 +85,7 @@ class SyntheticCohort:
         SettingsError: If a value is not an integer or too small.
     """
 
-    subjects: int = 40
+    subjects: int = 73
     images: int = 360
     preliminary_images: int = 60
     final_images: int = 12
