@@ -188,18 +188,20 @@ def main() -> int:
     """Run the calibration and print its table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=20)
+    parser.add_argument("--first", type=int, default=0, help="first seed; the generator was tuned on 0 to 19")
     parser.add_argument("--subjects", type=int, default=73)
     parser.add_argument("--images", type=int, default=730)
     options = parser.parse_args()
 
     results = []
-    for seed in range(options.seeds):
+    for seed in range(options.first, options.first + options.seeds):
         settings = SyntheticCohort(subjects=options.subjects, images=options.images, seed=seed)
         results.append(summarise(measure_cohort(settings), seed))
-        print(f"seed {seed + 1} of {options.seeds}", end="\r", file=sys.stderr, flush=True)
+        print(f"seed {seed - options.first + 1} of {options.seeds}", end="\r", file=sys.stderr, flush=True)
     table = pd.DataFrame(results)
 
-    print(f"Synthetic cells: {options.seeds} seeds, {options.subjects} subjects, {options.images} images each")
+    last = options.first + options.seeds - 1
+    print(f"Synthetic cells: seeds {options.first} to {last}, {options.subjects} subjects, {options.images} images each")
     print(f"{'quantity':<45}{'mean':>9}{'sd':>9}{'min':>9}{'max':>9}   {'range of the mean':<20}")
     failed = 0
     for name, (low, high) in TARGETS.items():

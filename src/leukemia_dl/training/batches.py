@@ -66,6 +66,11 @@ class Batches:
                 yield batch.astype(np.float32), self.labels[index].astype(np.int32)
             epoch += 1
 
+    def sample(self, count: int) -> NDArray[np.int64]:
+        """Return `count` row numbers, or all there are, drawn once for this seed: labels may lie in runs."""
+        rows = generator(self._seed, "sample").permutation(len(self.images))[:count]
+        return np.sort(rows)
+
 
 def symmetry(image: NDArray[np.uint8], code: int) -> NDArray[np.uint8]:
     """Return a square image (size, size, 3) under one of the eight symmetries of the square, exactly.

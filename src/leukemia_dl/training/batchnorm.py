@@ -22,8 +22,9 @@ def reestimate_batchnorm(model: Any, images: NDArray[np.uint8], batch_size: int)
 
     Args:
         model: A `keras.Model` that takes raw pixels.
-        images: uint8 or float (n, height, width, 3); a remainder below `batch_size` is left out when n is larger.
-        batch_size: As in training, since later layers see statistics of batches of this size.
+        images: uint8 or float (n, height, width, 3).
+        batch_size: Images per batch, about: batches are of equal size, and a remainder of fewer images than there are
+            batches is left out. Large ones come closer to what the net does in use.
 
     Returns:
         The number of layers changed.
@@ -37,15 +38,16 @@ def reestimate_batchnorm(model: Any, images: NDArray[np.uint8], batch_size: int)
     ]
     if not layers or not len(images):
         return 0
-    batch_size = min(batch_size, len(images))
+    batches = max(1, round(len(images) / batch_size))
+    size = len(images) // batches
     momenta = [layer.momentum for layer in layers]
     sums = [_Moments() for _ in layers]
     try:
         for layer in layers:
             # The "moving" average then is the batch's own value. Read when the layer is called, hence not compiled.
             layer.momentum = 0.0
-        for start in range(0, len(images) - batch_size + 1, batch_size):
-            model(keras.ops.convert_to_tensor(images[start : start + batch_size], dtype="float32"), training=True)
+        for start in range(0, batches * size, size):
+            model(keras.ops.convert_to_tensor(images[start : start + size], dtype="float32"), training=True)
             for layer, moments in zip(layers, sums, strict=True):
                 moments.add(_numpy(layer.moving_mean), _numpy(layer.moving_variance))
     finally:

@@ -26,8 +26,9 @@ __all__ = ["FitResult", "fit", "predict_batch_size"]
 
 OnStep = Callable[[int, int, int], None]
 OnEpoch = Callable[[int, dict[str, float]], None]
-# Enough for an honest curve while training goes on; the last epoch takes all training images.
-_BATCHNORM_BATCHES_PER_EPOCH = 4
+# BatchNorm statistics: so many images per batch, and one such batch for an honest curve while training goes on; after
+# the last epoch all training images.
+_BATCHNORM_IMAGES = 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,8 +98,11 @@ def fit(
     if on_step is not None:
         report = on_step
         batches.on_step = lambda epoch, step: report(epoch, step, batches.steps) if epoch < recipe.epochs else None
+    optimizer = _optimizer(recipe, batches.steps)
+    # Variables made inside the first step would have TensorFlow trace it twice: half a minute for a deep net on a CPU.
+    optimizer.build(model.trainable_variables)
     model.compile(
-        optimizer=_optimizer(recipe, batches.steps),
+        optimizer=optimizer,
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         metrics=[keras.metrics.SparseCategoricalAccuracy(name="accuracy")],
         jit_compile=device.jit_compile,
@@ -118,8 +122,8 @@ def fit(
                     f"Lower learning_rate (now {recipe.learning_rate:g}) or clip_norm (now {recipe.clip_norm:g})."
                 )
             last = epoch + 1 == recipe.epochs
-            part = images if last else images[: _BATCHNORM_BATCHES_PER_EPOCH * batches.batch_size]
-            count["layers"] = reestimate_batchnorm(model, part, batches.batch_size)
+            part = images if last else images[batches.sample(_BATCHNORM_IMAGES)]
+            count["layers"] = reestimate_batchnorm(model, part, max(_BATCHNORM_IMAGES, recipe.batch_size))
             if validation is not None:
                 row |= _validate(model, *validation, batch_size=predict_batch_size(recipe))
             row["seconds"] = time.perf_counter() - self.started
