@@ -29,7 +29,7 @@ lint: .venv/test ## Mend formatting and imports, then check style and types
 	.venv/bin/mypy
 
 docs: .venv/docs ## Build the documentation into site/, strictly
-	.venv/bin/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict
 
 clean: ## Delete environments, caches and built files (not runs/)
 	rm -rf .venv .venv-jax site dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis

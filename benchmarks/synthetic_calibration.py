@@ -200,8 +200,8 @@ def main() -> int:
         print(f"seed {seed - options.first + 1} of {options.seeds}", end="\r", file=sys.stderr, flush=True)
     table = pd.DataFrame(results)
 
-    last = options.first + options.seeds - 1
-    print(f"Synthetic cells: seeds {options.first} to {last}, {options.subjects} subjects, {options.images} images each")
+    seeds = f"seeds {options.first} to {options.first + options.seeds - 1}"
+    print(f"Synthetic cells: {seeds}, {options.subjects} subjects, {options.images} images each")
     print(f"{'quantity':<45}{'mean':>9}{'sd':>9}{'min':>9}{'max':>9}   {'range of the mean':<20}")
     failed = 0
     for name, (low, high) in TARGETS.items():

@@ -82,7 +82,7 @@ def plot_learning_curves(histories: pd.DataFrame, title: str = "") -> Figure:
         panels[0, column].set_title(f"{name}\nval {last['val_accuracy'].mean():.3f} / {last['val_loss'].mean():.3f}")
         panels[1, column].set_xlabel("Epoch")
     panels[0, 0].set_ylabel("Accuracy")
-    panels[1, 0].set_ylabel("Loss (nats)")
+    panels[1, 0].set_ylabel("Loss (nats, log scale)")
     panels[0, 0].legend(loc="lower right", frameon=False, fontsize="small")
     _head(figure, title, "above each column: validation accuracy / loss after the last epoch")
     return figure
@@ -135,7 +135,7 @@ def _comparison_panel(axes: Axes, frame: pd.DataFrame, order: Sequence[str], met
 
 
 def _curves_panel(axes: Axes, trials: pd.DataFrame, metric: str) -> None:
-    from matplotlib.ticker import MaxNLocator
+    from matplotlib.ticker import FormatStrFormatter, LogLocator, MaxNLocator, NullFormatter
 
     first = True
     for _, rows in trials.groupby("trial", sort=False):
@@ -151,7 +151,11 @@ def _curves_panel(axes: Axes, trials: pd.DataFrame, metric: str) -> None:
     if metric == "accuracy":
         axes.set_ylim(0, 1.03)
     else:
-        axes.set_ylim(bottom=0)
+        # One bad epoch of one net would flatten all other curves on a linear axis.
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axes.yaxis.set_major_formatter(FormatStrFormatter("%g"))
+        axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def _figure(width: float, height: float) -> Figure:
