@@ -76,6 +76,7 @@ class Classifier:
         column, names, loaders = self._sources(images)
         if batch_size < 1:
             raise SettingsError(f"batch_size must be at least 1. Received: batch_size={batch_size!r}.")
+        batch_size = min(batch_size, max(len(loaders), 1))
         parts: list[NDArray[np.float64]] = []
         problems: list[str] = []
         # Decoded in chunks, so that memory does not grow with the number of images.
@@ -197,7 +198,6 @@ def predict_logits(model: Any, images: NDArray[Any], batch_size: int) -> NDArray
 
     Every step has the same shape (the last batch is filled up and cut), so that nothing is compiled twice.
     """
-    batch_size = min(batch_size, max(len(images), 1))
     parts = []
     for start in range(0, len(images), batch_size):
         batch = images[start : start + batch_size]

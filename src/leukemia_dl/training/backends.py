@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import json
+import logging
 import os
 import platform
 import sys
@@ -160,6 +161,8 @@ def _configured_backend() -> str | None:
 def _probe_tensorflow() -> tuple[str, str, bool]:
     import tensorflow as tf
 
+    # One function per model is what we want; TensorFlow warns of it from the fifth model in a process on.
+    logging.getLogger("tensorflow").addFilter(_not_about_retracing)
     gpus = tf.config.list_physical_devices("GPU")
     for gpu in gpus:
         with contextlib.suppress(RuntimeError):  # already in use: too late, and no harm
@@ -170,6 +173,10 @@ def _probe_tensorflow() -> tuple[str, str, bool]:
         return "cpu", _cpu_name(), False
     details = tf.config.experimental.get_device_details(gpus[0])
     return "gpu", str(details.get("device_name", "GPU")), details.get("compute_capability", (0, 0)) >= (8, 0)
+
+
+def _not_about_retracing(record: logging.LogRecord) -> bool:
+    return "retracing" not in record.getMessage()
 
 
 def _probe_jax() -> tuple[str, str, bool]:
