@@ -53,16 +53,19 @@ environment:
 
 # pip older than 25.1 knows no dependency groups, so a small script reads them.
 .venv/test: .venv/core
-	$(call install,.venv,$$(.venv/bin/python .ci/group.py test))
+	.venv/bin/python .ci/group.py test > .venv/test.txt
+	$(call install,.venv,--requirement .venv/test.txt)
 	@touch $@
 
 .venv/docs: .venv/core
-	$(call install,.venv,$$(.venv/bin/python .ci/group.py docs))
+	.venv/bin/python .ci/group.py docs > .venv/docs.txt
+	$(call install,.venv,--requirement .venv/docs.txt)
 	@touch $@
 
 # The library itself without its dependencies, then all of those but TensorFlow, and JAX.
 .venv-jax/ready: pyproject.toml constraints.txt
 	@test -x .venv-jax/bin/python || $(MAKE) --no-print-directory environment VENV=.venv-jax
-	$(call install,.venv-jax,$$(.venv-jax/bin/python .ci/group.py --core-without tensorflow jax) pytest)
+	.venv-jax/bin/python .ci/group.py --core-without tensorflow jax > .venv-jax/core.txt
+	$(call install,.venv-jax,--requirement .venv-jax/core.txt pytest hypothesis)
 	.venv-jax/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	@touch $@

@@ -1,11 +1,10 @@
-"""Print requirements from pyproject.toml, each quoted for the shell: a dependency group, or the core without some.
+"""Print requirements from pyproject.toml, one a line: a dependency group, or the core without some.
 
 python .ci/group.py test
 python .ci/group.py --core-without tensorflow jax      # the core, minus tensorflow, plus the extra jax
 """
 
 import re
-import shlex
 import sys
 import tomllib
 from pathlib import Path
@@ -20,4 +19,4 @@ if arguments[:1] == ["--core-without"]:
         requirements += project["project"]["optional-dependencies"][extra]
 else:
     requirements = [line for group in arguments for line in project["dependency-groups"][group]]
-print(" ".join(shlex.quote(line) for line in requirements))
+print("\n".join(requirements))
