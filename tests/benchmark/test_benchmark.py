@@ -175,6 +175,29 @@ def test_an_interrupted_run_keeps_what_was_finished(dataset, tmp_path):
     assert list(bench.plan()["status"]) == ["ok"] + ["to do"] * 4
 
 
+def test_the_tables_of_a_store_hold_the_trials_of_every_grid(dataset, tmp_path):
+    def run(**grid):
+        return ldl.Benchmark(dataset, ["tiny"], recipe=RECIPE, store=tmp_path, **grid).run(show_progress=False)
+
+    assert len(run(baselines=["majority"])) == 2
+    assert len(run(baselines=[], seeds=[1])) == 1
+    saved = pd.read_csv(tmp_path / "results.csv")
+    assert sorted(saved["backbone"]) == ["majority", "tiny", "tiny"]
+    assert sorted(saved["seed"].dropna()) == [0, 1]
+    assert len(pd.read_csv(tmp_path / "timings.csv")) == 3
+
+
+def test_a_model_that_was_not_kept_is_made_when_it_is_asked_for(dataset, tmp_path):
+    def models(**settings):
+        grid = {"recipe": RECIPE, "baselines": [], "store": tmp_path, **settings}
+        ldl.Benchmark(dataset, ["tiny"], **grid).run(show_progress=False)
+        return len(list(tmp_path.glob("trials/*/model.keras")))
+
+    assert models(save_models=False) == 0
+    assert models() == 1
+    assert models(save_models=False) == 1
+
+
 def test_preliminary_and_no_val_leak(dataset, tmp_path):
     frame = ldl.Benchmark(
         dataset, ["tiny"], recipe=RECIPE, protocol="preliminary", baselines=["majority"], store=tmp_path
@@ -197,6 +220,7 @@ def test_preliminary_and_no_val_leak(dataset, tmp_path):
         ({"seeds": []}, SettingsError, "seeds"),
         ({"seeds": [0.5]}, SettingsError, "seeds"),
         ({"seeds": [1, 1]}, SettingsError, "repeat"),
+        ({"seeds": [10**20]}, SettingsError, "seeds"),
         ({"recipe": ldl.Recipe(image_size=64), "backbones": ["inception_v3"]}, SettingsError, "at least 75 x 75"),
         ({"pipeline": ldl.Pipeline.default(64)}, SettingsError, "make them equal"),
         ({"protocol": "random"}, SplitError, "allow_leakage"),

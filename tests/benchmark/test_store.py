@@ -100,7 +100,8 @@ def test_another_format_is_refused(store):
 
 def test_a_record_of_another_trial_in_the_same_folder_is_not_taken(store):
     path = store.write(RECORD) / "record.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"digest": "0" * 64}))
+    saved = json.loads(path.read_text())
+    path.write_text(json.dumps(saved | {"trial": saved["trial"] | {"seed": 1}}))
     assert store.read(TRIAL) is None
 
 
@@ -128,3 +129,47 @@ def test_text_files_are_replaced_whole(store):
     store.write_text("results.csv", "b\n")
     assert (store.root / "results.csv").read_bytes() == b"b\n"
     assert sorted(path.name for path in store.root.iterdir()) == ["results.csv", "trials"]
+
+
+def test_two_writers_of_one_trial_never_fail(store):
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda _: store.write(RECORD), range(80)))
+    assert store.read(TRIAL).metrics["accuracy"] == RECORD.metrics["accuracy"]
+    assert entries(store) == [TRIAL.folder]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"status": "done"},
+        {"metrics": None},
+        {"metrics": {"accuracy": "high"}},
+        {"row": 7},
+        {"trial": {"kind": "backbone"}},
+        {"trial": None},
+    ],
+)
+def test_a_record_that_makes_no_sense_is_damaged(store, change):
+    path = store.write(RECORD) / "record.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(StoreError, match="is damaged"):
+        store.read(TRIAL)
+
+
+def test_a_folder_in_the_place_of_a_file_is_damage(store):
+    path = store.write(RECORD) / "record.json"
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(StoreError, match="is damaged"):
+        store.read(TRIAL)
+
+
+def test_records_are_all_there_are(store):
+    other = dataclasses.replace(RECORD, trial=dataclasses.replace(TRIAL, seed=1))
+    store.write(RECORD)
+    store.write(other)
+    (store.trials / ".half").mkdir()
+    assert sorted(record.trial.seed for record in store.records()) == [0, 1]
+    assert {record.trial.digest for record in store.records()} == {TRIAL.digest, other.trial.digest}

@@ -109,6 +109,28 @@ def test_what_is_no_classifier_is_refused(tmp_path):
         ldl.load_classifier(tmp_path / "bomb.keras")
 
 
+@pytest.mark.parametrize(
+    "change",
+    [{"class_names": ["a", "a"]}, {"class_names": ["a", "b", "c"]}, {"pipeline": {"steps": []}}, {"class_names": 7}],
+)
+def test_settings_that_do_not_fit_the_net_are_refused(classifier, tmp_path, change):
+    import json
+
+    path = classifier.save(tmp_path / "model.keras")
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    members["leukemia_dl.json"] = json.dumps(json.loads(members["leukemia_dl.json"]) | change).encode()
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    if change == {"pipeline": {"steps": []}}:
+        with pytest.raises(SettingsError, match="shape"):
+            ldl.load_classifier(path).predict(IMAGES)
+    else:
+        with pytest.raises(DataError, match=r"contradicts itself|damaged"):
+            ldl.load_classifier(path)
+
+
 def test_a_lambda_layer_is_not_run(tmp_path, classifier):
     inputs = keras.Input((32, 32, 3))
     outputs = keras.layers.Lambda(lambda x: x[:, 0, 0, :2], output_shape=(2,))(inputs)

@@ -1,5 +1,7 @@
 """What the plots show, read back from the drawn objects; how they look was looked at."""
 
+import io
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -67,6 +69,9 @@ def test_samples_show_the_pixels_as_they_are():
 
 
 def test_a_name_with_markup_is_text():
-    figure = plot_comparison(RESULTS.replace({"backbone": {"cnn": "<script>"}}))
-    figure.canvas.draw()
-    assert "<script>" in [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    for name in ("<script>", "$x_$", "a$b"):
+        figure = plot_comparison(RESULTS.replace({"backbone": {"cnn": name}}), title=name)
+        figure.savefig(io.BytesIO(), format="png")
+        assert name in [label.get_text() for label in figure.axes[0].get_yticklabels()]
+        plot_samples(np.zeros((1, 4, 4, 3), np.uint8), [name], title=name).savefig(io.BytesIO(), format="png")
+        plot_learning_curves(HISTORY.assign(backbone=name), title=name).savefig(io.BytesIO(), format="png")

@@ -16,7 +16,7 @@ import pandas as pd
 from leukemia_dl.benchmark.baselines import BASELINES, check_baseline
 from leukemia_dl.benchmark.progress import GridProgress
 from leukemia_dl.benchmark.runner import Pixels, run_trial
-from leukemia_dl.benchmark.store import Store
+from leukemia_dl.benchmark.store import MODEL_FILE, Store
 from leukemia_dl.benchmark.trial import Record, Trial
 from leukemia_dl.datasets import Dataset, Split, make_splits
 from leukemia_dl.errors import SettingsError, TrainingError
@@ -174,7 +174,7 @@ class Benchmark:
         pixels = Pixels(self.dataset, used, self.pipeline, show_progress)
         grid = self._grid
         kept = {cell.trial.digest: self.store.read(cell.trial) for cell in grid} if existing == "reuse" else {}
-        if any(not _finished(kept.get(cell.trial.digest)) and cell.spec for cell in grid):
+        if any(not self._is_kept(cell, kept.get(cell.trial.digest)) and cell.spec for cell in grid):
             # Outside the trials: what cannot be decoded is an error of the data, not of a backbone.
             pixels.images(used[:0])
             prepare(self.recipe.precision)
@@ -192,24 +192,11 @@ class Benchmark:
         `backbone, accuracy, loss` come first, then the other metrics (float, NaN where undefined), then what was
         compared on what: no column changes between equal runs.
         """
-        rows = []
-        for trial, record in self._records():
-            metrics = {name: record.metrics.get(name, float("nan")) for name in _metric_columns()}
-            rows.append(
-                {"backbone": trial.backbone, **metrics, "status": record.status, **record.row}
-                | {"trial": trial.folder, "error": record.error}
-            )
-        frame = pd.DataFrame(rows, columns=None if rows else ["backbone", *_metric_columns(), "status"])
-        return frame.astype({name: "Int64" for name in _INTEGERS if name in frame})
+        return _result_frame(record for _, record in self._records())
 
     def timings(self) -> pd.DataFrame:
         """Return a row per finished trial: seconds, memory, machine and versions."""
-        rows = [
-            {"backbone": t.backbone, "fold": t.fold, "seed": t.seed, **record.timings, "trial": t.folder}
-            for t, record in self._records()
-        ]
-        frame = pd.DataFrame(rows)
-        return frame.astype({name: "Int64" for name in ("fold", "seed") if name in frame})
+        return _timing_frame(record for _, record in self._records())
 
     def predictions(self) -> pd.DataFrame:
         """Return the prediction frame: a row per trial and sample of the val and test sides.
@@ -307,7 +294,7 @@ class Benchmark:
         self, cell: _Cell, kept: Record | None, pixels: Pixels, progress: GridProgress, on_error: str
     ) -> None:
         progress.begin(cell.trial)
-        if kept is not None and _finished(kept):
+        if kept is not None and self._is_kept(cell, kept):
             progress.end(kept, 0.0, reused=True)
             return
         started = time.perf_counter()
@@ -317,6 +304,13 @@ class Benchmark:
         if record.status == "failed" and on_error == "raise":
             raise TrainingError(f"{cell.trial.folder} failed: {record.error} (traceback in {folder / 'record.json'})")
 
+    def _is_kept(self, cell: _Cell, record: Record | None) -> bool:
+        """Whether the store holds all that is asked for of a trial: its result, and its model if models are saved."""
+        if record is None or record.status == "failed":
+            return False
+        wanted = self.save_models and cell.spec is not None
+        return not wanted or (self.store.folder(cell.trial) / MODEL_FILE).is_file()
+
     def _records(self) -> Iterable[tuple[Trial, Record]]:
         for cell in self._grid:
             record = self.store.read(cell.trial)
@@ -324,7 +318,32 @@ class Benchmark:
                 yield cell.trial, record
 
     def _export(self) -> None:
-        self.store.export(self.results(), self.timings())
+        """Write the tables of the whole store: this grid in its order, then the trials of other grids."""
+        mine = [record for _, record in self._records()]
+        digests = {record.trial.digest for record in mine}
+        records = mine + [record for record in self.store.records() if record.trial.digest not in digests]
+        self.store.export(_result_frame(records), _timing_frame(records))
+
+
+def _result_frame(records: Iterable[Record]) -> pd.DataFrame:
+    rows = []
+    for record in records:
+        metrics = {name: record.metrics.get(name, float("nan")) for name in _metric_columns()}
+        rows.append(
+            {"backbone": record.trial.backbone, **metrics, "status": record.status, **record.row}
+            | {"trial": record.trial.folder, "error": record.error}
+        )
+    frame = pd.DataFrame(rows, columns=None if rows else ["backbone", *_metric_columns(), "status"])
+    return frame.astype({name: "Int64" for name in _INTEGERS if name in frame})
+
+
+def _timing_frame(records: Iterable[Record]) -> pd.DataFrame:
+    rows = [
+        {"backbone": r.trial.backbone, "fold": r.trial.fold, "seed": r.trial.seed, **r.timings, "trial": r.trial.folder}
+        for r in records
+    ]
+    frame = pd.DataFrame(rows)
+    return frame.astype({name: "Int64" for name in ("fold", "seed") if name in frame})
 
 
 def _names_of(trial: Trial) -> dict[str, Any]:
@@ -335,10 +354,6 @@ def _joined(parts: list[pd.DataFrame]) -> pd.DataFrame:
     if not parts:
         return pd.DataFrame()
     return pd.concat(parts, ignore_index=True).astype({"fold": "Int64", "seed": "Int64"})
-
-
-def _finished(record: Record | None) -> bool:
-    return record is not None and record.status != "failed"
 
 
 def _metric_columns() -> list[str]:
@@ -357,8 +372,8 @@ def _names(what: str, names: Sequence[str], empty: bool = False) -> tuple[str, .
 
 def _seeds(seeds: Sequence[int]) -> tuple[int, ...]:
     values = tuple(seeds)
-    if not values or any(isinstance(s, bool) or not isinstance(s, int) or s < 0 for s in values):
-        raise SettingsError(f"seeds must be whole numbers of at least 0, at least one. Received: {seeds!r}.")
+    if not values or any(isinstance(s, bool) or not isinstance(s, int) or not 0 <= s < 2**32 for s in values):
+        raise SettingsError(f"seeds must be whole numbers from 0 to 2**32 - 1, at least one. Received: {seeds!r}.")
     if len(set(values)) < len(values):
         raise SettingsError(f"seeds must not repeat. Received: {list(values)!r}.")
     return values

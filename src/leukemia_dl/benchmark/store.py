@@ -8,25 +8,29 @@ STORE/trials/NAME-DIGEST/        record.json, history.csv, probabilities.npz, mo
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import tempfile
 import uuid
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pandas as pd
 
-from leukemia_dl.benchmark.trial import Record, Trial
+from leukemia_dl.benchmark.trial import Record, Status, Trial
 from leukemia_dl.errors import StoreError
 
 __all__ = ["Store"]
 
 FORMAT = 1
 MODEL_FILE = "model.keras"
+_ATTEMPTS = 20
+_DAMAGE = (ValueError, KeyError, TypeError, AttributeError, EOFError, RecursionError, zlib.error, zipfile.BadZipFile)
 
 
 class Store:
@@ -62,8 +66,20 @@ class Store:
         return self.trials / trial.folder
 
     def read(self, trial: Trial) -> Record | None:
-        """Return the record of a trial, or None if there is none that can be used as a result."""
-        folder = self.folder(trial)
+        """Return the record of a trial, or None if there is none.
+
+        Raises:
+            StoreError: If its folder is damaged, or of another format.
+        """
+        record = self._read(self.folder(trial))
+        return record if record is not None and record.trial.digest == trial.digest else None
+
+    def records(self) -> list[Record]:
+        """Return every record of the store, whichever grid it is of, sorted by the name of its folder."""
+        folders = sorted(folder for folder in self.trials.glob("[!.]*") if folder.is_dir())
+        return [record for record in map(self._read, folders) if record is not None]
+
+    def _read(self, folder: Path) -> Record | None:
         try:
             saved = json.loads((folder / "record.json").read_text(encoding="utf-8"))
             if saved["format"] != FORMAT:
@@ -71,29 +87,31 @@ class Store:
                     f"{folder} has format {saved['format']!r}; this version reads {FORMAT}. "
                     "Use another store, or the version of leukemia-dl that wrote it."
                 )
-            if saved["digest"] != trial.digest:
-                return None
             history = pd.read_csv(folder / "history.csv") if (folder / "history.csv").exists() else pd.DataFrame()
             with np.load(folder / "probabilities.npz", allow_pickle=False) as arrays:
                 data = {name: arrays[name] for name in ("sides", "samples", "labels", "probabilities")}
+            metrics = {name: float("nan") if value is None else value for name, value in saved["metrics"].items()}
+            record = Record(
+                Trial(**saved["trial"]),
+                saved["status"],
+                row=dict(saved["row"]),
+                metrics=metrics,
+                timings=dict(saved["timings"]),
+                history=history,
+                error=saved["error"],
+                traceback=saved["traceback"],
+                **data,
+            )
+            _check(record)
+            return record
         except FileNotFoundError:
             return None
-        except (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        except StoreError:
+            raise
+        except (*_DAMAGE, OSError) as error:
             raise StoreError(
-                f"{folder} is damaged ({error}). Delete that folder: the trial is then run again."
+                f"{folder} is damaged ({type(error).__name__}: {error}). Delete it: the trial is then run again."
             ) from error
-        metrics = {name: float("nan") if value is None else value for name, value in saved["metrics"].items()}
-        return Record(
-            trial,
-            saved["status"],
-            row=saved["row"],
-            metrics=metrics,
-            timings=saved["timings"],
-            history=history,
-            error=saved["error"],
-            traceback=saved["traceback"],
-            **data,
-        )
 
     def write(self, record: Record, save_model: Callable[[Path], Any] | None = None) -> Path:
         """Keep what a trial left, in place of an earlier record of it.
@@ -112,14 +130,7 @@ class Store:
             self._write_files(aside, record)
             if save_model is not None:
                 save_model(aside / MODEL_FILE)
-            if target.exists():
-                # A folder cannot be replaced by a folder that holds files: move the old one out of the way first.
-                old = aside.with_name(aside.name + "-old")
-                target.replace(old)
-                aside.replace(target)
-                shutil.rmtree(old, ignore_errors=True)
-            else:
-                aside.replace(target)
+            self._move(aside, target)
         except OSError as error:
             raise StoreError(f"{target} cannot be written: {error}. Free space or choose another store.") from error
         finally:
@@ -131,7 +142,7 @@ class Store:
         path = self.root / name
         aside = path.with_name(f".{name}-{uuid.uuid4().hex[:8]}")
         try:
-            aside.write_bytes(text.encode())
+            aside.write_bytes(text.encode("utf-8", "surrogateescape"))
             aside.replace(path)
         except OSError as error:
             raise StoreError(f"{path} cannot be written: {error}. Free space or choose another store.") from error
@@ -143,6 +154,23 @@ class Store:
         """Write results.csv and timings.csv. Floats are written so that they read back to the same value."""
         self.write_text("results.csv", results.to_csv(index=False, lineterminator="\n"))
         self.write_text("timings.csv", timings.to_csv(index=False, lineterminator="\n"))
+
+    @staticmethod
+    def _move(aside: Path, target: Path) -> None:
+        """Put a folder in the place of another. Somebody else may do the same at this moment: the last one stays."""
+        old = aside.with_name(aside.name + "-old")
+        for attempt in range(_ATTEMPTS):
+            try:
+                # A folder cannot be replaced by a folder that holds files: move the old one out of the way first.
+                with contextlib.suppress(FileNotFoundError):
+                    target.replace(old)
+                aside.replace(target)
+                return
+            except OSError:
+                if attempt + 1 == _ATTEMPTS or not target.is_dir():
+                    raise
+            finally:
+                shutil.rmtree(old, ignore_errors=True)
 
     @staticmethod
     def _write_files(folder: Path, record: Record) -> None:
@@ -167,3 +195,14 @@ class Store:
             labels=record.labels,
             probabilities=record.probabilities,
         )
+
+
+def _check(record: Record) -> None:
+    """Raise ValueError if a record that could be read makes no sense."""
+    if record.status not in get_args(Status):
+        raise ValueError(f"status is {record.status!r}")
+    if not all(isinstance(value, float | int) for value in record.metrics.values()):
+        raise ValueError("a metric is no number")
+    count = len(record.samples)
+    if record.status == "ok" and not count == len(record.sides) == len(record.labels) == len(record.probabilities):
+        raise ValueError("its predictions differ in number")

@@ -39,7 +39,7 @@ def key_values(pairs: Iterable[str], option: str) -> dict[str, Any]:
             raise SettingsError(f"{option} takes KEY=VALUE. Received: {pair!r}.")
         try:
             parsed = json.loads(value)
-        except ValueError:
+        except (ValueError, RecursionError):
             parsed = value
         result[key.strip()] = parsed if isinstance(parsed, (int, float, bool, str)) else value
     return result
@@ -49,7 +49,10 @@ def load_dataset(name: str, root: Path | None, options: Iterable[str]) -> Datase
     """Load a data set as the options --dataset, --root and --option say."""
     from leukemia_dl.datasets import Dataset
 
-    return Dataset.load(name, root=root, **key_values(options, "--option"))
+    values = key_values(options, "--option")
+    for key in {"name", "root"} & set(values):
+        raise SettingsError(f"--option {key}=... is given as {'--dataset' if key == 'name' else '--root'}.")
+    return Dataset.load(name, root=root, **values)
 
 
 def print_table(frame: pd.DataFrame, formats: Mapping[str, str] | None = None, title: str = "") -> None:

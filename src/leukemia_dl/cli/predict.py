@@ -26,6 +26,8 @@ def predict(
     For research use only: nothing here is a diagnosis.
     """
     files = _files(images)
+    if output is not None and not output.absolute().parent.is_dir():
+        raise StoreError(f"{output} cannot be written: there is no folder {output.absolute().parent}.")
     from leukemia_dl.models.classifier import load_classifier
     from leukemia_dl.training.backends import prepare
 
@@ -33,7 +35,7 @@ def predict(
     frame = load_classifier(model).predict(files, batch_size=batch_size)
     if output is not None:
         try:
-            frame.to_csv(output, index=False, lineterminator="\n")
+            frame.to_csv(output, index=False, lineterminator="\n", errors="surrogateescape")
         except OSError as error:
             raise StoreError(f"{output} cannot be written: {error.strerror or error}.") from error
         typer.echo(f"{len(frame):,} predictions written to {output}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -250,6 +251,8 @@ class Dataset:
         for column in ("sample", "path"):
             if table[column].isna().any():
                 raise DataError(f"{where} has no {column} in row {int(table[column].isna().argmax())}.")
+        if any(not name.isprintable() for name in names):
+            raise DataError(f"{where} has a class name that cannot be printed: {list(names)!a}. Rename it.")
         repeated = table["sample"][table["sample"].duplicated()]
         if len(repeated):
             raise DataError(
@@ -297,7 +300,7 @@ def _typed(table: pd.DataFrame) -> pd.DataFrame:
 def _whole_numbers(column: pd.Series[Any]) -> pd.Series[Any]:
     try:
         return pd.to_numeric(column).astype("Int64")
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise DataError(
             f"Folds are whole numbers. Received: {sorted(map(str, column.dropna().unique()))[:5]}."
         ) from error
@@ -306,6 +309,8 @@ def _whole_numbers(column: pd.Series[Any]) -> pd.Series[Any]:
 def _file_hash(path: str) -> str:
     try:
         status = Path(path).stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise DataError(f"{path} is no regular file. Take it out of the data set.")
         key = (path, status.st_size, status.st_mtime_ns)
         if key not in _hashes:
             with Path(path).open("rb") as file:

@@ -85,13 +85,8 @@ class Classifier:
             chunk = parallel_map(self._pixels, loaders[start : start + _CHUNK], "Reading images", show=False)
             problems += [str(item) for item in chunk if isinstance(item, ImageError)]
             if not problems:
-                parts.append(
-                    softmax(
-                        predict_logits(
-                            self.model, np.stack([item for item in chunk if isinstance(item, np.ndarray)]), batch_size
-                        )
-                    )
-                )
+                pixels = self._stacked([item for item in chunk if isinstance(item, np.ndarray)])
+                parts.append(softmax(predict_logits(self.model, pixels, batch_size)))
         if problems:
             named = "\n  ".join(problems[:10])
             more = f"\n  and {len(problems) - 10:,} more" if len(problems) > 10 else ""
@@ -145,6 +140,16 @@ class Classifier:
             return "image", list(range(len(items))), items
         raise SettingsError("Pass paths or arrays, not a mixture or something else.")
 
+    def _stacked(self, images: list[NDArray[np.uint8]]) -> NDArray[np.uint8]:
+        side = self.model.input_shape[1]
+        wrong = [image.shape for image in images if image.shape[:2] != (side, side)]
+        if wrong:
+            raise SettingsError(
+                f"The net takes images of {side} x {side} pixels; {self.pipeline!r} gives the shape {wrong[0]}. "
+                f"Use a pipeline that ends in that size, such as Pipeline.default({side})."
+            )
+        return np.stack(images)
+
     def _pixels(self, source: Any) -> NDArray[np.uint8] | ImageError:
         try:
             return self.pipeline.load(source) if isinstance(source, Path) else self.pipeline(source)
@@ -174,7 +179,7 @@ def load_classifier(path: str | Path) -> Classifier:
             raise DataError(
                 f"{file} has format {settings['format']!r}; this version reads {FORMAT}. Update leukemia-dl."
             )
-        class_names = tuple(str(name) for name in settings["class_names"])
+        class_names = tuple(map(str, settings["class_names"]))
         pipeline = Pipeline.from_dict(settings["pipeline"])
         provenance = dict(settings["provenance"])
     except KeyError as error:
@@ -182,7 +187,7 @@ def load_classifier(path: str | Path) -> Classifier:
             f"{file} holds no leukemia_dl classifier ({error}). Pass a model.keras that a benchmark or "
             "Classifier.save wrote; any other Keras model can be wrapped: Classifier(model, class_names, pipeline)."
         ) from error
-    except (zipfile.BadZipFile, OSError, ValueError, TypeError) as error:
+    except (zipfile.BadZipFile, OSError, ValueError, TypeError, RuntimeError, NotImplementedError) as error:
         if isinstance(error, DataError):
             raise
         raise DataError(f"{file} is damaged or is no .keras file: {error}.") from error
@@ -190,6 +195,9 @@ def load_classifier(path: str | Path) -> Classifier:
         model = keras.saving.load_model(file, compile=False, safe_mode=True)
     except Exception as error:
         raise DataError(f"{file} could not be loaded by Keras ({type(error).__name__}: {error}).") from error
+    problem = _mismatch(model, class_names, pipeline)
+    if problem:
+        raise DataError(f"{file} contradicts itself: {problem}. Was it edited by hand?")
     return Classifier(model, class_names, pipeline, provenance)
 
 
@@ -214,6 +222,15 @@ def softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
     exponents = np.exp(logits - logits.max(axis=1, keepdims=True))
     result: NDArray[np.float64] = exponents / exponents.sum(axis=1, keepdims=True)
     return result
+
+
+def _mismatch(model: Any, class_names: tuple[str, ...], pipeline: Pipeline) -> str:
+    """Return what does not fit together, or ""."""
+    if len(set(class_names)) != len(class_names) or len(class_names) != model.output_shape[-1]:
+        return f"{model.output_shape[-1]} outputs for the classes {', '.join(class_names)}"
+    if pipeline.output_size not in (None, model.input_shape[1]):
+        return f"the pipeline gives {pipeline.output_size} pixels, the net takes {model.input_shape[1]}"
+    return ""
 
 
 def _model_file(path: Path) -> Path:

@@ -51,7 +51,7 @@ def plot_comparison(
     panels = np.atleast_1d(figure.subplots(1, len(metrics), sharey=True))
     for axes, metric in zip(panels, metrics, strict=True):
         _comparison_panel(axes, frame, order, metric)
-    panels[0].set_yticks(range(len(order)), order)
+    panels[0].set_yticks(range(len(order)), order, parse_math=False)
     _head(figure, title, "bar: mean over trials; dot: one trial; grey: floors that no net was needed for")
     return figure
 
@@ -79,7 +79,8 @@ def plot_learning_curves(histories: pd.DataFrame, title: str = "") -> Figure:
         for row, metric in enumerate(("accuracy", "loss")):
             _curves_panel(panels[row, column], trials, metric)
         last = trials.groupby("trial").tail(1)
-        panels[0, column].set_title(f"{name}\nval {last['val_accuracy'].mean():.3f} / {last['val_loss'].mean():.3f}")
+        reached = f"{last['val_accuracy'].mean():.3f} / {last['val_loss'].mean():.3f}"
+        panels[0, column].set_title(f"{name}\nval {reached}", parse_math=False)
         panels[1, column].set_xlabel("Epoch")
     panels[0, 0].set_ylabel("Accuracy")
     panels[1, 0].set_ylabel("Loss (nats, log scale)")
@@ -104,7 +105,7 @@ def plot_samples(images: NDArray[np.uint8], labels: Sequence[str], columns: int 
         axes.axis("off")
     for axes, image, label in zip(panels, images, labels, strict=False):
         axes.imshow(image, interpolation="nearest")
-        axes.set_title(label, fontsize="small")
+        axes.set_title(label, fontsize="small", parse_math=False)
     _head(figure, title, "")
     return figure
 
@@ -165,7 +166,7 @@ def _figure(width: float, height: float) -> Figure:
 
 
 def _head(figure: Figure, title: str, note: str) -> None:
-    keywords: dict[str, Any] = {"x": 0.01, "ha": "left"}
+    keywords: dict[str, Any] = {"x": 0.01, "ha": "left", "parse_math": False}
     if title:
         figure.suptitle(title, fontsize="medium", fontweight="bold", **keywords)
     if note:

@@ -50,8 +50,8 @@ class Recipe:
         """Refuse a value that is not allowed, with its name."""
         for field in ("image_size", "epochs", "batch_size"):
             value = getattr(self, field)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise SettingsError(f"{field} must be a whole number of at least 1. Received: {field}={value!r}.")
+            if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 1_000_000:
+                raise SettingsError(f"{field} must be a whole number from 1 to a million. Received: {field}={value!r}.")
         for field, low, high in (
             ("learning_rate", 0.0, 10.0),
             ("warmup", 0.0, 1.0),
@@ -64,6 +64,8 @@ class Recipe:
                 raise SettingsError(f"{field} must lie in [{low:g}, {high:g}). Received: {field}={value!r}.")
         if self.learning_rate == 0 or self.clip_norm == 0:
             raise SettingsError("learning_rate and clip_norm must be above 0: with 0 nothing would be learned.")
+        if self.weights is not None and not isinstance(self.weights, str):
+            raise SettingsError(f"weights must be None, a name or a path, as str. Received: weights={self.weights!r}.")
         if not isinstance(self.augment, bool):
             raise SettingsError(f"augment must be True or False. Received: augment={self.augment!r}.")
         if self.precision not in ("auto", "float32", "mixed_bfloat16"):
@@ -72,7 +74,7 @@ class Recipe:
             )
 
     @classmethod
-    def preset(cls, name: str, **changes: Any) -> Self:
+    def preset(cls, name: str, /, **changes: Any) -> Self:
         """Return a named recipe, with some settings changed: `Recipe.preset("quick", epochs=10)`.
 
         Raises:
@@ -81,7 +83,7 @@ class Recipe:
         """
         if name not in _PRESETS:
             raise unknown_name("recipe", name, _PRESETS)
-        fields = {field.name for field in dataclasses.fields(cls)}
+        fields = {field.name for field in dataclasses.fields(cls)} - {"name"}
         for key in changes:
             if key not in fields:
                 raise unknown_name("recipe setting", key, fields)

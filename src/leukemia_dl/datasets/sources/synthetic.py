@@ -11,6 +11,7 @@ from leukemia_dl.datasets.cache import cache_dir
 from leukemia_dl.datasets.dataset import Dataset, DatasetInfo
 from leukemia_dl.datasets.registry import DatasetSource
 from leukemia_dl.datasets.sources.c_nmc_2019 import CLASS_NAMES, read_c_nmc
+from leukemia_dl.errors import SettingsError
 from leukemia_dl.plugins import hookimpl
 
 INFO = DatasetInfo(
@@ -51,7 +52,10 @@ def read_synthetic(
     from leukemia_dl.datasets.synthetic import SyntheticCohort, write_dataset
     from leukemia_dl.datasets.synthetic.cohort import GENERATOR_VERSION
 
+    if workers is not None and (isinstance(workers, bool) or not isinstance(workers, int) or workers < 1):
+        raise SettingsError(f"workers must be a whole number of at least 1. Received: {workers!r}.")
     cohort = SyntheticCohort(**settings)
+    root = None if root is None else Path(root).expanduser()
     if root is None:
         root = cache_dir() / f"synthetic-{identity.digest([GENERATOR_VERSION, dataclasses.asdict(cohort)])[:12]}"
     # Its subjects H2 and H4, say, are two people: the linked names of C-NMC mean nothing here.
