@@ -59,7 +59,7 @@ _WHERE = {
     "register_backbone": "models",
     "score": "evaluation",
 }
-_SUBPACKAGES = ("errors", "evaluation", "preprocess", "reporting", "testing")
+_SUBPACKAGES = ("errors", "evaluation", "preprocess", "reporting")
 
 __all__ = [
     "BackboneSpec",
