@@ -90,7 +90,7 @@ def test_the_lists_and_the_doctor(tmp_path):
     assert "synthetic" in listed
     doctor = run("doctor", cwd=tmp_path)
     assert doctor.returncode == 0
-    for word in ("Backend     tensorflow", "Devices     cpu:0", "Precision   float32", "writable", "Ready."):
+    for word in ("Backend       tensorflow", "Devices       cpu:0", "Precision     float32", "writable", "Ready."):
         assert word in doctor.stdout
     sick = run("doctor", LEUKEMIA_DL_CACHE="/proc/none", cwd=tmp_path)
     assert sick.returncode == 1

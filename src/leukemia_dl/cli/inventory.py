@@ -49,12 +49,12 @@ def doctor() -> None:
     """Say which backend, devices, precision, versions and writable folders there are, and what to do about the rest."""
     from importlib import metadata
 
-    typer.echo(f"Python      {platform.python_version()} on {platform.system()} {platform.machine()}")
+    typer.echo(f"Python        {platform.python_version()} on {platform.system()} {platform.machine()}")
     for name in ("leukemia-dl", "keras", "tensorflow", "jax", "torch", "numpy", "pandas", "scikit-learn", "pillow"):
         try:
-            typer.echo(f"{name:<12}{metadata.version(name)}")
+            typer.echo(f"{name:<14}{metadata.version(name)}")
         except metadata.PackageNotFoundError:
-            typer.echo(f"{name:<12}not installed")
+            typer.echo(f"{name:<14}not installed")
     fine = _check_backend()
     fine &= _check_folders()
     _tell_problems()
@@ -70,22 +70,24 @@ def _check_backend() -> bool:
         device = prepare()
         devices = device_names()
     except LeukemiaDLError as error:
-        typer.echo(f"Backend     PROBLEM: {error}")
+        typer.echo(f"Backend       PROBLEM: {error}")
         return False
     except Exception as error:
-        typer.echo(f"Backend     PROBLEM: Keras could not be imported ({type(error).__name__}: {error}).")
-        typer.echo("            Reinstall it: pip install --force-reinstall keras tensorflow")
+        typer.echo(f"Backend       PROBLEM: Keras could not be imported ({type(error).__name__}: {error}).")
+        typer.echo("              Reinstall it: pip install --force-reinstall keras tensorflow")
         return False
-    typer.echo(f"Backend     {device.backend}, XLA {'off' if device.jit_compile is False else device.jit_compile}")
-    typer.echo(f"Devices     {', '.join(devices)} ({device.name})")
-    typer.echo(f"Precision   {device.dtype_policy}")
-    typer.echo(f"CPU cores   {os.cpu_count()}")
+    typer.echo(f"Backend       {device.backend}, XLA {'off' if device.jit_compile is False else device.jit_compile}")
+    typer.echo(f"Devices       {', '.join(devices)} ({device.name})")
+    typer.echo(f"Precision     {device.dtype_policy}")
+    typer.echo(f"CPU cores     {os.cpu_count()}")
     if device.kind == "cpu":
         if shutil.which("nvidia-smi"):
-            typer.echo("            There is an NVIDIA driver, but the backend sees no GPU.")
-            typer.echo("            For TensorFlow: pip install 'leukemia-dl[gpu]'; for JAX: pip install 'jax[cuda12]'")
+            typer.echo("              There is an NVIDIA driver, but the backend sees no GPU.")
+            typer.echo(
+                "              For TensorFlow: pip install 'leukemia-dl[gpu]'; for JAX: pip install 'jax[cuda12]'"
+            )
         else:
-            typer.echo("            No GPU: training runs on the CPU. Choose small images and few epochs.")
+            typer.echo("              No GPU: training runs on the CPU. Choose small images and few epochs.")
     return True
 
 
@@ -101,10 +103,10 @@ def _check_folders() -> bool:
             folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=folder):
                 free = shutil.disk_usage(folder).free / 2**30
-            typer.echo(f"{what:<12}{folder} (writable, {free:.0f} GiB free)")
+            typer.echo(f"{what:<14}{folder} (writable, {free:.0f} GiB free)")
         except OSError as error:
             fine = False
-            typer.echo(f"{what:<12}{folder} PROBLEM: {error.strerror or error}; {cure}")
+            typer.echo(f"{what:<14}{folder} PROBLEM: {error.strerror or error}; {cure}")
     return fine
 
 

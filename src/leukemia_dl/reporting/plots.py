@@ -72,7 +72,7 @@ def plot_learning_curves(histories: pd.DataFrame, title: str = "") -> Figure:
     if histories.empty:
         raise DataError("No learning curves to draw: no net was trained.")
     names = list(dict.fromkeys(histories["backbone"]))
-    figure = _figure(2.5 * len(names) + 1.0, 5.4)
+    figure = _figure(max(2.5 * len(names) + 1.0, 7.5), 5.4)
     panels = figure.subplots(2, len(names), sharex="col", sharey="row", squeeze=False)
     for column, name in enumerate(names):
         trials = histories[histories["backbone"] == name]
@@ -148,7 +148,8 @@ def _curves_panel(axes: Axes, trials: pd.DataFrame, metric: str) -> None:
         first = False
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_xlim(0.5, float(trials["epoch"].max()) + 0.5)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     if metric == "accuracy":
         axes.set_ylim(0, 1.03)
     else:
