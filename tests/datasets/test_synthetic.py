@@ -60,7 +60,7 @@ class TestCohort:
         sides = cohort["side"].value_counts()
         assert (sides["train"], sides["preliminary"], sides["final"]) == (360, 60, 12)
         train = cohort[cohort["side"] == "train"]
-        assert train["subject"].nunique() == 40
+        assert train["subject"].nunique() == 73
         assert (train["label"] == "all").mean() == pytest.approx(0.682, abs=0.01)
         assert cohort["sample"].is_unique
 
