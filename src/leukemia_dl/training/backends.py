@@ -167,6 +167,11 @@ def _probe_tensorflow() -> tuple[str, str, bool]:
     for gpu in gpus:
         with contextlib.suppress(RuntimeError):  # already in use: too late, and no harm
             tf.config.experimental.set_memory_growth(gpu, True)
+    if not gpus:
+        # With several, InceptionV3's parallel branches gave other bits in each run (TensorFlow 2.21, two cores), even
+        # under enable_op_determinism. A user who has already started the run-time keeps what it was started with.
+        with contextlib.suppress(RuntimeError):
+            tf.config.threading.set_inter_op_parallelism_threads(1)
     # The first operation starts the run-time, which talks too: now, while it is kept quiet.
     tf.zeros(()).numpy()
     if not gpus:
