@@ -9,9 +9,12 @@ STORE/trials/NAME-DIGEST/        record.json, history.csv, probabilities.npz, mo
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
+import random
 import shutil
 import tempfile
+import time
 import uuid
 import zipfile
 import zlib
@@ -29,7 +32,7 @@ __all__ = ["Store"]
 
 FORMAT = 1
 MODEL_FILE = "model.keras"
-_ATTEMPTS = 20
+_ATTEMPTS = 200
 _DAMAGE = (ValueError, KeyError, TypeError, AttributeError, EOFError, RecursionError, zlib.error, zipfile.BadZipFile)
 
 
@@ -166,9 +169,10 @@ class Store:
                     target.replace(old)
                 aside.replace(target)
                 return
-            except OSError:
-                if attempt + 1 == _ATTEMPTS or not target.is_dir():
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST) or attempt + 1 == _ATTEMPTS:
                     raise
+                time.sleep(random.SystemRandom().uniform(0, 0.02))
             finally:
                 shutil.rmtree(old, ignore_errors=True)
 
