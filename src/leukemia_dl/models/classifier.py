@@ -187,7 +187,7 @@ def load_classifier(path: str | Path) -> Classifier:
             f"{file} holds no leukemia_dl classifier ({error}). Pass a model.keras that a benchmark or "
             "Classifier.save wrote; any other Keras model can be wrapped: Classifier(model, class_names, pipeline)."
         ) from error
-    except (zipfile.BadZipFile, OSError, ValueError, TypeError, RuntimeError, NotImplementedError) as error:
+    except (zipfile.BadZipFile, OSError, ValueError, TypeError, RuntimeError) as error:
         if isinstance(error, DataError):
             raise
         raise DataError(f"{file} is damaged or is no .keras file: {error}.") from error
