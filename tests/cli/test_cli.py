@@ -116,6 +116,8 @@ def test_the_lists_and_the_doctor(tmp_path):
         (["-s", "name=x"], "no recipe setting 'name'"),
         (["-o", "root=x"], "--option root=... is given as --root"),
         (["-o", "workers=-1"], "workers must be a whole number"),
+        (["-o", "images=1000000000"], "`images` must be at most 100,000"),
+        (["--dataset", "folder", "--root", "x" * 300], "File name too long"),
         (["--seeds", "a"], "--seeds takes whole numbers separated by commas. Received: 'a'"),
         (["--folds", "x"], "--folds takes whole numbers"),
         (["--weights", "nothing.h5", "--backbones", "cnn", *SIZES], "no such file is there"),

@@ -50,6 +50,14 @@ def test_byte_order_mark_crlf_spaces_quotes_and_further_columns(folder: Path) ->
     assert table["subject"][0] == "a, b"
 
 
+def test_na_is_no_patient(folder: Path) -> None:
+    text = "path,label,subject,group\nimages/0.png,hem,NA,nan\nimages/1.png,NA,7,\n"
+    table = Dataset.from_csv(save(folder, text)).table
+    assert table["subject"].isna().tolist() == [True, False]
+    assert table["group"].isna().tolist() == [True, False]
+    assert table["label"].tolist() == ["hem", "NA"]  # a class may be called so
+
+
 def test_root_and_absolute_paths_give_the_same_ids(folder: Path) -> None:
     inner = folder / "tables"
     inner.mkdir()
@@ -87,6 +95,7 @@ def test_root_and_absolute_paths_give_the_same_ids(folder: Path) -> None:
         ("path,label,fold\nimages/0.png,a,x\nimages/1.png,b,0\n", "Folds are whole numbers"),
         ("path,label,split\nimages/0.png,a,x\nimages/1.png,b,\n", "unknown split 'x'. Allowed: train, val"),
         ('path,label\n"images/0.png,a\n', "cannot be read as CSV"),
+        ("path,label\nimages/0.png,a,x\nimages/1.png,b\n", "cannot be read as CSV"),
     ],
 )
 def test_bad_tables(folder: Path, text: str, message: str) -> None:

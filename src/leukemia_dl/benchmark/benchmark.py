@@ -93,6 +93,11 @@ class Benchmark:
         save_models: bool = True,
     ) -> None:
         """See the class."""
+        if not isinstance(dataset, Dataset) or not isinstance(recipe, (str, Recipe)):
+            raise SettingsError(
+                "Benchmark takes a Dataset and, as recipe, a Recipe or the name of a preset. "
+                f"Received: {type(dataset).__name__} and recipe={recipe!r}."
+            )
         self.recipe = Recipe.preset(recipe) if isinstance(recipe, str) else recipe
         self.backbones = _names("backbones", DEFAULT_BACKBONES if backbones is None else backbones)
         self.baselines = tuple(check_baseline(name) for name in _names("baselines", baselines, empty=True))

