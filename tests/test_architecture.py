@@ -88,7 +88,8 @@ def test_no_module_is_longer_than_400_lines(path):
 
 
 def test_all_of_src_is_readable_in_two_days():
-    assert sum(len(path.read_text().splitlines()) for path in MODULES) < 8000
+    """Docstrings and comments count; blank lines, which nobody has to read, do not."""
+    assert sum(bool(line.strip()) for path in MODULES for line in path.read_text().splitlines()) < 8000
 
 
 @pytest.mark.parametrize(
@@ -110,7 +111,7 @@ def test_import_loads_nothing_heavy(code):
 def test_public_names_are_the_documented_ones():
     import leukemia_dl
 
-    assert set(leukemia_dl._WHERE) | {"__version__"} == set(leukemia_dl.__all__)
+    assert set(" ".join(leukemia_dl._WHERE.values()).split()) | {"__version__"} == set(leukemia_dl.__all__)
     for name in leukemia_dl.__all__:
         value = getattr(leukemia_dl, name)
         assert name == "__version__" or value.__doc__, name

@@ -34,61 +34,30 @@ if TYPE_CHECKING:
     )
     from leukemia_dl.plugins import hookimpl, plugin_problems
     from leukemia_dl.preprocess import Pipeline
-    from leukemia_dl.training import Recipe
+    from leukemia_dl.training import Augmentation, Recipe
 
-# The public API: name -> where it lives.
+__all__ = [
+    "Augmentation", "BackboneSpec", "Benchmark", "Classifier", "Dataset", "DatasetInfo", "DatasetSource", "Pipeline",
+    "Recipe", "Split", "__version__", "backbone_table", "dataset_table", "get_backbone", "hookimpl", "list_backbones",
+    "list_datasets", "load_classifier", "make_splits", "plugin_problems", "register_backbone", "score",
+]  # fmt: skip
+# Where each name lives. Besides these, the subpackages of the last line can be reached without an import.
 _WHERE = {
-    "BackboneSpec": "models",
-    "Benchmark": "benchmark",
-    "Classifier": "models",
-    "Dataset": "datasets",
-    "DatasetInfo": "datasets",
-    "DatasetSource": "datasets",
-    "Pipeline": "preprocess",
-    "Recipe": "training",
-    "Split": "datasets",
-    "backbone_table": "models",
-    "dataset_table": "datasets",
-    "get_backbone": "models",
-    "hookimpl": "plugins",
-    "list_backbones": "models",
-    "list_datasets": "datasets",
-    "load_classifier": "models",
-    "make_splits": "datasets",
-    "plugin_problems": "plugins",
-    "register_backbone": "models",
-    "score": "evaluation",
+    "benchmark": "Benchmark",
+    "datasets": "Dataset DatasetInfo DatasetSource Split dataset_table list_datasets make_splits",
+    "evaluation": "score",
+    "models": "BackboneSpec Classifier backbone_table get_backbone list_backbones load_classifier register_backbone",
+    "plugins": "hookimpl plugin_problems",
+    "preprocess": "Pipeline",
+    "training": "Augmentation Recipe",
 }
 _SUBPACKAGES = ("errors", "evaluation", "preprocess", "reporting")
 
-__all__ = [
-    "BackboneSpec",
-    "Benchmark",
-    "Classifier",
-    "Dataset",
-    "DatasetInfo",
-    "DatasetSource",
-    "Pipeline",
-    "Recipe",
-    "Split",
-    "__version__",
-    "backbone_table",
-    "dataset_table",
-    "get_backbone",
-    "hookimpl",
-    "list_backbones",
-    "list_datasets",
-    "load_classifier",
-    "make_splits",
-    "plugin_problems",
-    "register_backbone",
-    "score",
-]
-
 
 def __getattr__(name: str) -> Any:
-    if name in _WHERE:
-        value = getattr(importlib.import_module(f"{__name__}.{_WHERE[name]}"), name)
+    package = next((package for package, names in _WHERE.items() if name in names.split()), None)
+    if package is not None:
+        value = getattr(importlib.import_module(f"{__name__}.{package}"), name)
     elif name in _SUBPACKAGES:
         value = importlib.import_module(f"{__name__}.{name}")
     else:

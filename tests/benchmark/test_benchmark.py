@@ -11,6 +11,7 @@ import leukemia_dl as ldl
 from leukemia_dl.errors import ImageError, SettingsError, SplitError, StoreError, TrainingError, UnknownNameError
 from leukemia_dl.evaluation import METRICS
 from leukemia_dl.models import registry
+from leukemia_dl.preprocess import CropToCell, Reinhard, Resize
 
 RECIPE = ldl.Recipe(name="tiny", image_size=32, epochs=2, batch_size=8)
 
@@ -281,3 +282,32 @@ def test_fields_of_view_make_the_cell_baselines_not_applicable(tmp_path, write_i
     assert math.isnan(frame.loc["tiny", "sensitivity"])
     assert (bench.plan()["status"] != "to do").all()
     assert len(bench.run(show_progress=False)) == 4
+
+
+def test_stain_is_fitted_on_the_training_images_of_each_split_alone(dataset, tmp_path):
+    """And travels with the model, so that predictions on files are those of the benchmark."""
+    pipeline = ldl.Pipeline.default(32).then(Reinhard())
+    bench = ldl.Benchmark(
+        dataset, ["tiny"], recipe=RECIPE, folds=[0, 2], baselines=[], store=tmp_path, pipeline=pipeline
+    )
+    frame = bench.run(show_progress=False)
+    assert (frame["status"] == "ok").all(), frame["error"].tolist()
+    plain = ldl.Pipeline.default(32)
+    targets = []
+    for split, trial in zip(bench.splits, frame["trial"], strict=True):
+        classifier = ldl.load_classifier(tmp_path / "trials" / trial)
+        expected = Reinhard().fit(bench.dataset.subset(split.train).to_numpy(plain, show_progress=False))
+        assert classifier.pipeline.steps[-1] == expected
+        targets.append(expected)
+        again = classifier.predict(bench.dataset.subset(split.test), show_progress=False).set_index("sample")
+        known = bench.predictions().query("trial == @trial and side == 'test'").set_index("sample")
+        np.testing.assert_allclose(again["probability_all"], known["probability_all"].loc[again.index], atol=1e-5)
+    assert targets[0] != targets[1]
+    settings = tomllib.loads((tmp_path / "settings.toml").read_text())
+    assert ldl.Pipeline.from_dict(settings["pipeline"]) == pipeline
+
+
+def test_a_crop_is_said_on_the_row(dataset, tmp_path):
+    pipeline = ldl.Pipeline((CropToCell(), Resize(32)))
+    bench = ldl.Benchmark(dataset, ["tiny"], recipe=RECIPE, baselines=[], store=tmp_path, pipeline=pipeline)
+    assert "their size is not seen" in bench.run(show_progress=False)["flags"].iloc[0]

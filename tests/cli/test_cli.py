@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from PIL import Image
 
 SIZES = ["-o", "subjects=12", "-o", "images=72", "-o", "preliminary_images=12", "-o", "final_images=2"]
 FAST = ["--backbones", "cnn", "-s", "epochs=1", "--image-size", "32"]
@@ -230,3 +231,16 @@ def test_a_reader_that_leaves_early_is_no_error():
 def test_module_and_script_are_the_same():
     script = Path(sys.executable).with_name("leukemia-dl")
     assert subprocess.run([script, "--version"], capture_output=True, text=True).stdout == run("--version").stdout
+
+
+def test_preview_draws_a_contact_sheet(synthetic_root, tmp_path):
+    output = tmp_path / "sheet.png"
+    settings = ["-s", "rotation=20", "-s", "stain=0.2", "--stain", "macenko", "--images", "3", "--image-size", "48"]
+    answer = run("preview", "--root", synthetic_root, *SIZES, *settings, "--output", output)
+    assert answer.returncode == 0, answer.stderr
+    assert "3 images" in answer.stdout
+    with Image.open(output) as picture:
+        assert picture.width > 2 * picture.height  # three rows of ten
+    assert "no stain normalisation 'machenko'. Did you mean 'macenko'" in fails("preview", "--stain", "machenko")
+    assert "--images must be from 1 to 100" in fails("preview", "--images", "0")
+    assert "cannot be written" in fails("preview", "--root", synthetic_root, *SIZES, "--output", "/proc/no.png")

@@ -1,5 +1,7 @@
 """Geometry: canvas and padding are exact, resizing agrees with Pillow and commutes with flips."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -8,7 +10,19 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image
 
 from leukemia_dl.errors import ImageError, SettingsError
-from leukemia_dl.preprocess import CenterOnCanvas, PadToSquare, Resize, center_on_canvas, pad_to_square, resize
+from leukemia_dl.preprocess import (
+    CenterOnCanvas,
+    CropToCell,
+    PadToSquare,
+    Pipeline,
+    Resize,
+    center_on_canvas,
+    crop_to_cell,
+    decode_image,
+    pad_to_square,
+    resize,
+)
+from leukemia_dl.testing.strategies import cells
 
 SIZES = st.integers(1, 24)
 IMAGES = hnp.arrays(np.uint8, st.tuples(SIZES, SIZES, st.just(3)))
@@ -16,13 +30,14 @@ METHODS = st.sampled_from(["lanczos", "bilinear"])
 
 
 @given(image=IMAGES, size=SIZES, method=METHODS)
-def test_steps_leave_their_input_alone_and_give_new_uint8(image: np.ndarray, size: int, method: str) -> None:
+def test_steps_leave_their_input_alone(image: np.ndarray, size: int, method: str) -> None:
     before = image.copy()
     for step in (CenterOnCanvas(size), PadToSquare(), Resize(size, method)):
         result = step(image)
         assert result.dtype == np.uint8
         assert result.shape[0] == result.shape[1] == (step.size_after(None) or max(image.shape[:2]))
-        result[:] = 7
+        if result is not image:  # where nothing was to be done
+            result[:] = 7
         np.testing.assert_array_equal(image, before)
 
 
@@ -59,6 +74,39 @@ def test_pad_to_square_keeps_every_pixel(image: np.ndarray) -> None:
     assert sorted(square[square > 0]) == sorted(image[image > 0])
 
 
+@given(image=cells(), margin=st.floats(0, 1))
+def test_crop_is_a_square_around_the_cell_at_its_scale(image: np.ndarray, margin: float) -> None:
+    cropped = crop_to_cell(image, margin)
+    rows, columns = np.nonzero(image.any(axis=2))
+    if not len(rows):
+        np.testing.assert_array_equal(cropped, image)
+        return
+    longer = max(np.ptp(rows), np.ptp(columns)) + 1
+    assert cropped.shape == (longer + 2 * round(margin * longer),) * 2 + (3,)
+    if CropToCell(margin)(cropped).any():  # no debris: the same cell, and the same crop again
+        assert int(cropped.sum()) == int(image.sum())
+        np.testing.assert_array_equal(CropToCell(margin)(cropped), cropped)
+
+
+def test_scale_is_what_a_crop_loses_and_the_canvas_keeps(c_nmc_sample: Path) -> None:
+    default, crop = Pipeline.default(90), Pipeline((CropToCell(0.1), Resize(90)))
+    assert default.keeps_scale
+    assert not crop.keeps_scale
+    small, large = (np.zeros((450, 450, 3), np.uint8) for _ in range(2))
+    small[200:260, 200:260] = large[150:300, 150:300] = 90
+    assert default.scale(small) == default.scale(large) == pytest.approx(0.2)
+    assert crop.scale(small) == pytest.approx(90 / 72)
+    assert crop.scale(large) == pytest.approx(90 / 180)
+    scales = [crop.scale(decode_image(path)) for path in sorted(c_nmc_sample.rglob("UID_*.bmp"))[:6]]
+    assert len(set(scales)) == 6
+
+
+def test_margins_are_checked() -> None:
+    for margin in (-0.1, 11, "1", True):
+        with pytest.raises(SettingsError, match="CropToCell needs a margin from 0 to 10"):
+            CropToCell(margin)
+
+
 @given(image=IMAGES, method=METHODS)
 def test_resize_to_the_same_size_is_the_identity(image: np.ndarray, method: str) -> None:
     same = resize(image, *image.shape[:2], method)
@@ -70,6 +118,24 @@ def test_resize_to_the_same_size_is_the_identity(image: np.ndarray, method: str)
 def test_lanczos_is_pillows(image: np.ndarray, height: int, width: int) -> None:
     expected = np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.LANCZOS))
     np.testing.assert_array_equal(resize(image, height, width), expected)
+
+
+@given(image=cells(), top=st.integers(0, 60), left=st.integers(0, 60), size=st.integers(1, 200))
+def test_a_cell_on_black_is_resized_as_pillow_does(image: np.ndarray, top: int, left: int, size: int) -> None:
+    """Only the part that is not black is computed: the same but for rounding.
+
+    Pillow resizes along one axis, cuts to 0..255, then along the other, and chooses the order by the sizes.
+    """
+    frame = np.zeros((120, 110, 3), np.uint8)
+    frame[top : top + len(image), left : left + len(image)] = image[: 120 - top, : 110 - left]
+    found = resize(frame, size, size)
+    orders = [((size, 120), (size, size)), ((110, size), (size, size))]
+    differences = []
+    for first, second in orders:
+        picture = Image.fromarray(frame).resize(first, Image.Resampling.LANCZOS)
+        expected = np.asarray(picture.resize(second, Image.Resampling.LANCZOS))
+        differences.append(np.abs(found.astype(int) - expected).max())
+    assert min(differences) <= 1
 
 
 @given(image=IMAGES, height=SIZES, width=SIZES)

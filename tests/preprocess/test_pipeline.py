@@ -2,6 +2,7 @@
 
 import json
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,16 +13,12 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image
 
 from leukemia_dl.errors import ImageError, SettingsError, UnknownNameError
-from leukemia_dl.preprocess import CenterOnCanvas, PadToSquare, Pipeline, Resize
+from leukemia_dl.preprocess import CenterOnCanvas, CropToCell, Macenko, PadToSquare, Pipeline, Reinhard, Resize, Step
+from leukemia_dl.testing.strategies import cells, images, pipelines
 
 SIZES = st.integers(1, 24)
-STEPS = st.one_of(
-    st.builds(CenterOnCanvas, SIZES),
-    st.just(PadToSquare()),
-    st.builds(Resize, SIZES, st.sampled_from(["lanczos", "bilinear"])),
-)
-PIPELINES = st.builds(Pipeline, st.lists(STEPS, max_size=4).map(tuple))
-IMAGES = hnp.arrays(np.uint8, st.tuples(SIZES, SIZES, st.just(3)))
+PIPELINES = pipelines()
+IMAGES = images()
 
 
 @given(pipeline=PIPELINES)
@@ -48,8 +45,24 @@ def test_digest_changes_with_every_parameter() -> None:
         Pipeline((Resize(96), CenterOnCanvas(450))),
         Pipeline.source_v1(),
         Pipeline.decode_only(),
+        Pipeline((CropToCell(0.1), Resize(96))),
+        Pipeline((CropToCell(0.2), Resize(96))),
+        *(Pipeline.default(96).then(step) for step in NORMALISERS),
     ]
     assert len({variant.digest for variant in variants}) == len(variants)
+
+
+NORMALISERS = [
+    Reinhard(),
+    Reinhard((45.0, 25.0, -30.0), (12.0, 8.0, 6.0)),
+    Reinhard((45.0, 25.0, -30.0), (12.0, 8.0, 7.0)),
+    Macenko(),
+    Macenko(alpha=2.0),
+    Macenko(beta=0.2),
+    Macenko(light=255.0),
+    Macenko(((0.65, 0.7, 0.29), (0.2, 0.9, 0.38)), (1.9, 1.0)),
+    Macenko(((0.65, 0.7, 0.29), (0.2, 0.9, 0.38)), (1.9, 1.1)),
+]
 
 
 def test_digest_is_stable_between_versions() -> None:
@@ -71,12 +84,69 @@ def test_input_is_never_changed_nor_returned(pipeline: Pipeline, image: np.ndarr
 
 @given(pipeline=PIPELINES, batch=hnp.arrays(np.uint8, st.tuples(st.integers(0, 4), SIZES, SIZES, st.just(3))))
 def test_a_batch_equals_the_single_images(pipeline: Pipeline, batch: np.ndarray) -> None:
+    if len({pipeline(image).shape for image in batch}) > 1:  # crops of different size cannot be stacked
+        with pytest.raises(ImageError, match="different sizes"):
+            pipeline(batch)
+        return
     result = pipeline(batch)
     assert len(result) == len(batch)
     assert result.dtype == np.uint8
     assert result.ndim == 4
     for one, image in zip(result, batch, strict=True):
         np.testing.assert_array_equal(one, pipeline(image))
+
+
+@given(pipeline=PIPELINES, image=cells())
+def test_black_stays_black_through_every_pipeline_that_only_recolours(pipeline: Pipeline, image: np.ndarray) -> None:
+    colour = Pipeline(tuple(step for step in pipeline.steps if isinstance(step, (Reinhard, Macenko))))
+    assert not colour(image)[(image == 0).all(axis=-1)].any()
+
+
+def test_fitting_follows_the_steps_and_leaves_the_unfitted_one_alone() -> None:
+    batch = np.zeros((4, 30, 30, 3), np.uint8)
+    batch[:, 8:22, 8:22] = np.random.default_rng(0).integers(30, 200, (4, 14, 14, 3))
+    pipeline = Pipeline.default(16, canvas=24).then(Reinhard(), PadToSquare(), Macenko())
+    assert not pipeline.is_fitted
+    assert pipeline.output_size == 16
+    with pytest.raises(SettingsError, match="has no target yet"):
+        pipeline(batch)
+    stored, rest = pipeline.partition()
+    assert stored == Pipeline.default(16, canvas=24)
+    assert rest.steps[0] == Reinhard()
+    fitted = pipeline.fit(batch)
+    assert fitted.is_fitted
+    assert not pipeline.is_fitted
+    assert fitted == stored.then(*rest.fit(stored(batch)).steps)
+    assert fitted.steps[2] == Reinhard().fit(stored(batch))
+    assert fitted.partition() == (fitted, Pipeline())
+    np.testing.assert_array_equal(fitted(batch), rest.fit(stored(batch))(stored(batch)))
+
+
+def test_a_step_of_ones_own_enters_like_ours() -> None:
+    @dataclass(frozen=True)
+    class Invert(Step):
+        amount: int = 255
+
+        def __call__(self, image: np.ndarray) -> np.ndarray:
+            """Invert."""
+            return (self.amount - image).astype(np.uint8)
+
+    pipeline = Pipeline((Invert(), Resize(4)))
+    assert Pipeline.from_dict(pipeline.to_dict()) == pipeline
+    assert (pipeline(np.zeros((8, 8, 3), np.uint8)) == 255).all()
+
+
+def test_show_draws_every_stage(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (31, 20, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    figure = Pipeline.default(16, canvas=24).then(NORMALISERS[1]).show(tmp_path / "a.png")
+    titles = [axes.get_title() for axes in figure.axes]
+    assert titles == [
+        "as decoded\n31 x 20", "CenterOnCanvas(size=24)\n24 x 24", "Resize(size=16, method='lanczos')\n16 x 16",
+        "Reinhard(fitted)\n16 x 16",
+    ]  # fmt: skip
+    np.testing.assert_array_equal(figure.axes[0].images[0].get_array(), pixels)
+    assert len(Pipeline.decode_only().show(pixels).axes) == 1
 
 
 def test_presets() -> None:
@@ -129,7 +199,7 @@ def test_arrays_are_checked(array: object) -> None:
 
 
 def test_steps_are_checked() -> None:
-    with pytest.raises(SettingsError, match=r"made from CenterOnCanvas, PadToSquare, Resize. Received: <built-in"):
+    with pytest.raises(SettingsError, match=r"made from CenterOnCanvas, CropToCell, .*, Resize. Received: <built-in"):
         Pipeline((abs,))
     with pytest.raises(UnknownNameError, match=r"no preprocessing step 'Resise'. Did you mean 'Resize'"):
         Pipeline.from_dict({"steps": [{"step": "Resise", "size": 4}]})

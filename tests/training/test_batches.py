@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from leukemia_dl.training.batches import Batches, symmetry
+from leukemia_dl.training.augment import PARAMETERS, Augmentation
+from leukemia_dl.training.batches import Batches
 
 IMAGES = np.arange(10 * 4 * 4 * 3, dtype=np.uint32).astype(np.uint8).reshape(10, 4, 4, 3)
 LABELS = np.arange(10, dtype=np.int64)
@@ -25,7 +26,7 @@ def test_an_epoch_hands_out_each_image_at_most_once_in_full_batches(n, batch_siz
     assert len(set(labels)) == len(labels) == batches.steps * batches.batch_size
     assert len(labels) > n - batches.batch_size
     np.testing.assert_array_equal(images, IMAGES[labels])
-    assert images.dtype == np.float32
+    assert images.dtype == np.uint8
     assert labels.dtype == np.int32
 
 
@@ -37,31 +38,31 @@ def test_the_order_depends_on_seed_and_epoch_alone():
     assert len({order(0, 0), order(0, 1), order(1, 0), order(1, 1)}) == 4
 
 
-def test_augmentation_draws_all_eight_symmetries_and_changes_nothing_in_place():
-    images = IMAGES.copy()
-    images.flags.writeable = False
-    batches = Batches(images, LABELS, 10, 0, augment=True)
-    seen = set()
-    for batch, labels in islice(batches, 40):
-        for image, label in zip(batch, labels, strict=True):
-            codes = [c for c in range(8) if np.array_equal(symmetry(IMAGES[label], c), image)]
-            assert len(codes) == 1
-            seen.update(codes)
-    assert seen == set(range(8))
+def test_parameters_belong_to_images_whatever_the_batch_size():
+    def drawn(batch_size, number):
+        batches = Batches(IMAGES, LABELS, batch_size, 3, Augmentation(rotation=90))
+        found = np.full((10, len(PARAMETERS)), np.nan, np.float32)
+        for (images, parameters), labels in epoch(batches, number):
+            np.testing.assert_array_equal(images, IMAGES[labels])
+            found[labels] = parameters
+        return found
+
+    np.testing.assert_array_equal(drawn(5, 1), drawn(10, 1))
+    assert not np.array_equal(drawn(5, 0), drawn(5, 1))
 
 
-def test_symmetries_are_the_group_of_the_square():
-    image = IMAGES[0]
-    results = {symmetry(image, code).tobytes() for code in range(8)}
-    assert len(results) == 8
-    np.testing.assert_array_equal(symmetry(image, 0), image)
-    for code in range(4, 8):  # reflections undo themselves
-        np.testing.assert_array_equal(symmetry(symmetry(image, code), code), image)
-    turned = image
-    for _ in range(4):
-        turned = symmetry(turned, 1)
-    np.testing.assert_array_equal(turned, image)
-    assert all(symmetry(symmetry(image, a), b).tobytes() in results for a in range(8) for b in range(8))
+def test_the_example_has_the_form_of_every_batch():
+    for augmentation in (None, Augmentation()):
+        batches = Batches(IMAGES, LABELS, 4, 0, augmentation, on_step=lambda *_: pytest.fail("an example is no step"))
+        example = batches.example()
+        batches.on_step = None
+        assert forms(example) == forms(next(iter(batches)))
+
+
+def forms(batch):
+    inputs, labels = batch
+    arrays = inputs if isinstance(inputs, tuple) else (inputs,)
+    return [(array.shape, array.dtype) for array in (*arrays, labels)]
 
 
 def test_on_step_counts():

@@ -19,7 +19,8 @@ def test_every_setting_changes_the_digest():
     recipe = Recipe()
     other = {
         "name": "x", "weights": "imagenet", "image_size": 97, "epochs": 4, "batch_size": 17, "learning_rate": 1e-2,
-        "warmup": 0.2, "weight_decay": 0.0, "clip_norm": 2.0, "dropout": 0.0, "augment": False, "precision": "float32",
+        "warmup": 0.2, "weight_decay": 0.0, "clip_norm": 2.0, "dropout": 0.0, "symmetries": False,
+        "rotation": 10.0, "shift": 0.1, "brightness": 0.1, "contrast": 0.1, "stain": 0.1, "precision": "float32",
     }  # fmt: skip
     assert set(other) == set(recipe.to_dict())
     digests = {digest(dataclasses.replace(recipe, **{name: value}).to_dict()) for name, value in other.items()}
@@ -41,7 +42,10 @@ def test_every_setting_changes_the_digest():
         ("weight_decay", -0.1),
         ("clip_norm", 0.0),
         ("dropout", 1),
-        ("augment", "yes"),
+        ("symmetries", "yes"),
+        ("rotation", -1),
+        ("shift", 0.6),
+        ("stain", True),
         ("precision", "float16"),
     ],
 )

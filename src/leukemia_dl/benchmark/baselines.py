@@ -114,7 +114,7 @@ def _measure(path: Path) -> tuple[bool, list[float], list[float]]:
     image = decode_image(path)
     if not is_single_cell(image):
         return False, [0.0] * 4, [0.0] * 6
-    mask = foreground_mask(image)
+    mask = foreground_mask(image, "black")
     outline = silhouette(mask)
     size = [float(np.log(max(outline[name], 1.0))) for name in ("area", "width", "height", "perimeter")]
     mean, spread = mask_colour(image, mask)

@@ -62,7 +62,7 @@ class Benchmark:
         baselines: Floors to compare with: "majority", "cell_size", "cell_colour".
         store: Folder for the results; "runs/<dataset>-<recipe>" by default. It is made, and tried, by `run`.
         pipeline: From file to pixels; by default the data set's canvas at absolute scale, resized to the recipe's
-            image size.
+            image size. A step that is to be fitted, such as `Reinhard()`, is fitted per split, to its training images.
         allow_leakage: Needed for the protocol "random".
         save_models: Keep each trained net in the store, as `model.keras`.
 
@@ -181,7 +181,7 @@ class Benchmark:
         kept = {cell.trial.digest: self.store.read(cell.trial) for cell in grid} if existing == "reuse" else {}
         if any(not self._is_kept(cell, kept.get(cell.trial.digest)) and cell.spec for cell in grid):
             # Outside the trials: what cannot be decoded is an error of the data, not of a backbone.
-            pixels.images(used[:0])
+            pixels.read()
             prepare(self.recipe.precision)
         try:
             with GridProgress(len(grid), show_progress) as progress:

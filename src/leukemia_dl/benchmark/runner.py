@@ -35,23 +35,37 @@ class Pixels:
 
     def __init__(self, dataset: Dataset, used: NDArray[np.int64], pipeline: Pipeline, show_progress: bool) -> None:
         """Take the rows that any split uses, sorted."""
-        self._dataset, self._used, self._pipeline, self._show = dataset, used, pipeline, show_progress
+        self._dataset, self._used, self._show = dataset, used, show_progress
+        self._stored, self._per_split = pipeline.partition()
+        self._fitted: tuple[str, Pipeline] = ("", Pipeline())
         self._position = np.full(len(dataset), -1)
         self._position[used] = np.arange(len(used))
 
     @cached_property
     def _images(self) -> NDArray[np.uint8]:
-        return self._dataset.subset(self._used).to_numpy(self._pipeline, show_progress=self._show)
+        return self._dataset.subset(self._used).to_numpy(self._stored, show_progress=self._show)
 
     @cached_property
     def _measures(self) -> CellMeasures:
         paths = self._dataset.paths
         return measure_cells([paths[i] for i in self._used], self._show)
 
-    def images(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
-        """Return uint8 (len(rows), size, size, 3)."""
+    def read(self) -> None:
+        """Decode all files now."""
+        _ = self._images
+
+    def pipeline(self, split: Split) -> Pipeline:
+        """Return the whole pipeline, its steps that learn fitted to the training images of a split and no others."""
+        if self._per_split.steps and self._fitted[0] != split.digest:
+            images = self._images[self._position[split.train]]
+            self._fitted = (split.digest, self._per_split.fit(images))
+        return self._stored.then(*self._fitted[1].steps)
+
+    def images(self, split: Split, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """Return uint8 (len(rows), size, size, 3), as a net sees them that is trained on a split."""
         chosen: NDArray[np.uint8] = self._images[self._position[rows]]
-        return chosen
+        steps = self.pipeline(split).steps[len(self._stored.steps) :]
+        return Pipeline(steps)(chosen) if steps else chosen
 
     def measures(self) -> CellMeasures:
         """Return the measures of every row of the data set; rows that no split uses are marked as no cell."""
@@ -127,7 +141,7 @@ def run_trial(
     if outcome.model is None:
         return record, None
     provenance = {"trial": trial.to_dict(), "digest": trial.digest, "metrics": metrics, "dataset": dataset.info.name}
-    classifier = Classifier(outcome.model, dataset.class_names, Pipeline.from_dict(dict(trial.pipeline)), provenance)
+    classifier = Classifier(outcome.model, dataset.class_names, pixels.pipeline(split), provenance)
     return record, classifier.save
 
 
@@ -155,17 +169,17 @@ def _backbone(
     labels = dataset.labels
     result: FitResult = fit(
         spec,
-        pixels.images(split.train),
+        pixels.images(split, split.train),
         labels[split.train],
         len(dataset.class_names),
         recipe,
         seed=trial.seed or 0,
-        validation=(pixels.images(split.val), labels[split.val]),
+        validation=(pixels.images(split, split.val), labels[split.val]),
         on_step=lambda epoch, step, steps: progress.step(epoch, step, steps, recipe.epochs),
         on_epoch=lambda epoch, row: progress.epoch(epoch, recipe.epochs, row),
     )
     clock = time.perf_counter()
-    logits = predict_logits(result.model, pixels.images(predict), predict_batch_size(recipe))
+    logits = predict_logits(result.model, pixels.images(split, predict), predict_batch_size(recipe))
     seconds = time.perf_counter() - clock
     device = result.device
     row = {
@@ -213,7 +227,8 @@ def _row(trial: Trial, dataset: Dataset, split: Split, recipe: Recipe) -> dict[s
         row[f"groups_{side}"] = int(group.iloc[index].nunique()) if dataset.has_subjects else None
     row["dropped"] = split.dropped
     row["guarantees"] = "; ".join(sorted(split.guarantees))
-    row["flags"] = "; ".join(split.flags)
+    kept = Pipeline.from_dict(dict(trial.pipeline)).keeps_scale
+    row["flags"] = "; ".join([*split.flags, *([] if kept else ["cells are cropped to: their size is not seen"])])
     row |= {"parameters": None, "backend": None, "device": None, "precision": None, "deterministic": True}
     return row | {"plugin": trial.plugin, "plugin_version": trial.plugin_version}
 

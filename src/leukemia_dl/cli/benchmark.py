@@ -13,25 +13,21 @@ __all__ = ["benchmark"]
 
 
 def benchmark(
-    dataset: Annotated[str, typer.Option(help="Name of a data set, see `leukemia-dl datasets`.")] = "synthetic",
-    root: Annotated[Path | None, typer.Option(help="Folder (or CSV file) of the data set.", show_default=False)] = None,
-    option: Annotated[
-        list[str] | None,
-        typer.Option("--option", "-o", metavar="KEY=VALUE", help="Option of the data set, such as subjects=60."),
-    ] = None,
+    dataset: options.DatasetName = "synthetic",
+    root: options.Root = None,
+    option: options.DatasetOptions = None,
     backbones: Annotated[
         str | None, typer.Option(help="Names separated by commas.", show_default="the five built-in architectures")
     ] = None,
-    recipe: Annotated[str, typer.Option(help="Settings of each fit: a preset.")] = "quick",
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", "-s", metavar="KEY=VALUE", help="Change a setting of the recipe, such as epochs=10."),
-    ] = None,
-    image_size: Annotated[int | None, typer.Option(help="Short for --set image_size=N.", show_default=False)] = None,
+    recipe: options.RecipeName = "quick",
+    set_: options.Changes = None,
+    image_size: options.ImageSize = None,
     weights: Annotated[
         str | None,
         typer.Option(help="Short for --set weights=...: imagenet (downloads) or an .h5 file.", show_default="random"),
     ] = None,
+    stain: options.Stain = None,
+    crop: options.Crop = False,
     protocol: Annotated[
         str, typer.Option(help="official, official_clean, preliminary, kfold, holdout, fixed, source_v1 or random.")
     ] = "official_clean",
@@ -53,13 +49,10 @@ def benchmark(
 ) -> None:
     """Train and compare backbones on one data set, beside what cell size and colour alone would tell."""
     from leukemia_dl.benchmark import Benchmark
-    from leukemia_dl.training.recipe import Recipe
 
-    changes = options.key_values(set_ or [], "--set")
-    changes |= {} if image_size is None else {"image_size": image_size}
-    changes |= {} if weights is None else {"weights": weights}
     # Cheap checks first: a wrong name should not cost the reading of a data set.
-    settings = Recipe.preset(recipe, **changes)
+    settings = options.recipe(recipe, set_, image_size=image_size, weights=weights)
+    options.stain_step(stain)
     chosen_folds: Any = folds if folds in (None, "all") else options.whole_numbers(str(folds), "--folds")
     chosen_seeds = options.whole_numbers(seeds, "--seeds")
     chosen = options.names(backbones) if backbones is not None else None
@@ -74,6 +67,7 @@ def benchmark(
         seeds=chosen_seeds,
         baselines=options.names(baselines),
         store=store,
+        pipeline=options.pipeline(data, settings.image_size, stain, crop),
         allow_leakage=allow_leakage,
         save_models=not no_models,
     )

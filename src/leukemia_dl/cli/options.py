@@ -1,20 +1,72 @@
-"""What several commands share: parsing of lists and of KEY=VALUE options, and tables."""
+"""What several commands share: the options that name data, recipe and preprocessing, their parsing, and tables."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from leukemia_dl.errors import SettingsError
+import typer
+
+from leukemia_dl.errors import SettingsError, unknown_name
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from leukemia_dl.datasets import Dataset
+    from leukemia_dl.preprocess import Pipeline, Step
+    from leukemia_dl.training.recipe import Recipe
 
-__all__ = ["key_values", "load_dataset", "names", "print_table", "whole_numbers"]
+__all__ = ["key_values", "load_dataset", "names", "pipeline", "print_table", "recipe", "stain_step", "whole_numbers"]
+
+DatasetName = Annotated[str, typer.Option(help="Name of a data set, see `leukemia-dl datasets`.")]
+Root = Annotated[Path | None, typer.Option(help="Folder (or CSV file) of the data set.", show_default=False)]
+DatasetOptions = Annotated[
+    list[str] | None,
+    typer.Option("--option", "-o", metavar="KEY=VALUE", help="Option of the data set, such as subjects=60."),
+]
+RecipeName = Annotated[str, typer.Option(help="Settings of each fit: a preset.")]
+Changes = Annotated[
+    list[str] | None,
+    typer.Option("--set", "-s", metavar="KEY=VALUE", help="Change a setting of the recipe, such as epochs=10."),
+]
+ImageSize = Annotated[int | None, typer.Option(help="Short for --set image_size=N.", show_default=False)]
+Stain = Annotated[
+    str | None, typer.Option(help="Normalise stain: reinhard or macenko, fitted on training images.", show_default="no")
+]
+Crop = Annotated[bool, typer.Option("--crop", help="Crop to the cell; its absolute size is then lost.")]
+
+
+def recipe(name: str, pairs: Iterable[str] | None, **changes: Any) -> Recipe:
+    """Return a preset as --recipe, --set and its short forms say; what is None changes nothing."""
+    from leukemia_dl.training.recipe import Recipe
+
+    given = {key: value for key, value in changes.items() if value is not None}
+    return Recipe.preset(name, **key_values(pairs or [], "--set"), **given)
+
+
+def stain_step(name: str | None) -> Step | None:
+    """Return the step that --stain names, not fitted yet."""
+    from leukemia_dl.preprocess import Macenko, Reinhard
+
+    known: dict[str, Step] = {"reinhard": Reinhard(), "macenko": Macenko()}
+    if name is None:
+        return None
+    if name not in known:
+        raise unknown_name("stain normalisation", name, known)
+    return known[name]
+
+
+def pipeline(dataset: Dataset, image_size: int, stain: str | None, crop: bool) -> Pipeline:
+    """Return the pipeline that --stain and --crop ask for."""
+    from leukemia_dl.preprocess import CropToCell, Pipeline, Resize
+
+    steps = Pipeline.default(image_size, canvas=dataset.info.canvas)
+    if crop:
+        steps = Pipeline((CropToCell(), Resize(image_size)))
+    step = stain_step(stain)
+    return steps if step is None else steps.then(step)
 
 
 def names(text: str) -> list[str]:

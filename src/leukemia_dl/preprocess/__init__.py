@@ -1,35 +1,44 @@
-"""From a file or an array to uint8 RGB pixels: decoding, geometry, the cell's mask, pipelines of such steps.
+"""From a file or an array to uint8 RGB pixels: decoding, geometry, the cell's mask, colour, pipelines of such steps.
 
 Deterministic and pure numpy; inputs are never changed.
 Knows nothing of data sets, networks or random augmentation (see `leukemia_dl.training`).
 """
 
+from leukemia_dl.preprocess.colour import (
+    GIEMSA,
+    combine_stains,
+    lab_to_rgb,
+    optical_density,
+    rgb_to_lab,
+    separate_stains,
+)
 from leukemia_dl.preprocess.decode import IMAGE_SUFFIXES, MAX_PIXELS, decode_image
-from leukemia_dl.preprocess.foreground import foreground_mask, is_single_cell, mask_colour, silhouette
+from leukemia_dl.preprocess.foreground import (
+    bounding_box,
+    foreground_mask,
+    foreground_pixels,
+    is_single_cell,
+    mask_colour,
+    silhouette,
+)
 from leukemia_dl.preprocess.geometry import (
     CenterOnCanvas,
+    CropToCell,
     PadToSquare,
     Resize,
     center_on_canvas,
+    crop_to_cell,
     pad_to_square,
     resize,
 )
-from leukemia_dl.preprocess.pipeline import Pipeline, Step
+from leukemia_dl.preprocess.pipeline import Pipeline
+from leukemia_dl.preprocess.quality import measure_quality, quality_frame
+from leukemia_dl.preprocess.stain import Macenko, Reinhard
+from leukemia_dl.preprocess.steps import Step
 
 __all__ = [
-    "IMAGE_SUFFIXES",
-    "MAX_PIXELS",
-    "CenterOnCanvas",
-    "PadToSquare",
-    "Pipeline",
-    "Resize",
-    "Step",
-    "center_on_canvas",
-    "decode_image",
-    "foreground_mask",
-    "is_single_cell",
-    "mask_colour",
-    "pad_to_square",
-    "resize",
-    "silhouette",
-]
+    "GIEMSA", "IMAGE_SUFFIXES", "MAX_PIXELS", "CenterOnCanvas", "CropToCell", "Macenko", "PadToSquare", "Pipeline",
+    "Reinhard", "Resize", "Step", "bounding_box", "center_on_canvas", "combine_stains", "crop_to_cell", "decode_image",
+    "foreground_mask", "foreground_pixels", "is_single_cell", "lab_to_rgb", "mask_colour", "measure_quality",
+    "optical_density", "pad_to_square", "quality_frame", "resize", "rgb_to_lab", "separate_stains", "silhouette",
+]  # fmt: skip

@@ -50,7 +50,8 @@ def decode_image(source: str | Path | bytes) -> NDArray[np.uint8]:
             if width * height > MAX_PIXELS:
                 raise _Refused(f"it has {width:,} x {height:,} pixels, more than the {MAX_PIXELS:,} allowed: cut it")
             image.load()
-            return _to_rgb(_oriented(image, name))
+            _orient(image, name)
+            return _to_rgb(image)
     except _Refused as error:
         reason = str(error)
         cause: Exception | None = None
@@ -99,12 +100,11 @@ def _opened(source: str | Path | bytes) -> Path | io.BytesIO:
     return path
 
 
-def _oriented(image: Image.Image, name: str) -> Image.Image:
+def _orient(image: Image.Image, name: str) -> None:
     try:
-        return ImageOps.exif_transpose(image)
+        ImageOps.exif_transpose(image, in_place=True)  # in place: otherwise it copies an image that is upright
     except Exception as error:  # broken metadata do not make the pixels worse
         _log.info("Ignored the unreadable EXIF data of %s: %s", name, error)
-        return image
 
 
 def _to_rgb(image: Image.Image) -> NDArray[np.uint8]:
@@ -117,7 +117,7 @@ def _to_rgb(image: Image.Image) -> NDArray[np.uint8]:
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", rgba.size, (0, 0, 0, 255)), rgba)
-    return np.array(image.convert("RGB"), dtype=np.uint8)
+    return np.array(image if image.mode == "RGB" else image.convert("RGB"), dtype=np.uint8)
 
 
 def _first_line(error: Exception) -> str:

@@ -1,43 +1,86 @@
-"""The cell on a black background: its mask, its silhouette's measures, its colour."""
+"""The cell: its mask on a black background or in a bright-field smear, its silhouette's measures, its colour."""
 
 from __future__ import annotations
+
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from leukemia_dl.errors import ImageError
+from leukemia_dl.errors import ImageError, SettingsError
 from leukemia_dl.preprocess.decode import check_image
 
-__all__ = ["foreground_mask", "is_single_cell", "mask_colour", "silhouette"]
+__all__ = ["bounding_box", "foreground_mask", "foreground_pixels", "is_single_cell", "mask_colour", "silhouette"]
 
+Background = Literal["auto", "black", "bright"]
 _BLACK_BORDER = 0.75
 
 
-def foreground_mask(image: NDArray[np.uint8], threshold: int = 0) -> NDArray[np.bool_]:
-    """Find the cell in an image whose background is black.
+def foreground_mask(image: NDArray[np.uint8], background: Background = "auto", threshold: int = 0) -> NDArray[np.bool_]:
+    """Find the cell: the largest connected set (touching by side or corner) of foreground pixels, its holes filled.
 
     Args:
         image: uint8, (h, w, 3).
-        threshold: A pixel is foreground if any channel is above this grey level. 0 suits exactly black backgrounds such
-            as C-NMC's; a JPEG of one needs about 20.
+        background: See `foreground_pixels`.
+        threshold: See `foreground_pixels`.
 
     Returns:
-        bool, (h, w): the largest connected set (touching by side or corner) of foreground pixels, its holes filled.
-        All False where there is none.
+        bool, (h, w). All False where there is no foreground.
     """
     from scipy import ndimage
 
-    lit = _brightest(image) > threshold
+    lit = foreground_pixels(image, background, threshold)
     found = np.zeros_like(lit)
-    if not lit.any():
+    box = bounding_box(lit)
+    if box is None:
         return found
     # Most of the frame is background: only the box that holds all foreground is searched.
-    box = tuple(slice(int(where[0]), int(where[-1]) + 1) for where in (np.flatnonzero(lit.any(axis=a)) for a in (1, 0)))
-    parts, count = ndimage.label(lit[box], structure=np.ones((3, 3), bool))
+    inside = (slice(box[0], box[2]), slice(box[1], box[3]))
+    parts, count = ndimage.label(lit[inside], structure=np.ones((3, 3), bool))
     areas = np.bincount(parts.ravel(), minlength=count + 1)
     areas[0] = 0
-    found[box] = ndimage.binary_fill_holes(parts == areas.argmax())
+    found[inside] = ndimage.binary_fill_holes(parts == areas.argmax())
     return found
+
+
+def foreground_pixels(
+    image: NDArray[np.uint8], background: Background = "auto", threshold: int = 0
+) -> NDArray[np.bool_]:
+    """Tell which pixels are no background: all cells, debris included, with their holes.
+
+    Args:
+        image: uint8, (h, w, 3).
+        background: "black": a pixel is foreground if any channel is above `threshold`. "bright", for smears in bright
+            field: if its saturation is above Otsu's threshold of this image (Otsu 1979, doi:10.1109/TSMC.1979.4310076);
+            none is where all are alike. "auto": black if `is_single_cell`, or if everything is black; else bright.
+        threshold: In grey levels, for black: 0 suits exactly black backgrounds such as C-NMC's; a JPEG of one needs
+            about 20.
+
+    Returns:
+        bool, (h, w).
+
+    Raises:
+        SettingsError: For another `background`.
+    """
+    if background not in get_args(Background):
+        raise SettingsError(f"background must be one of {get_args(Background)}. Received: background={background!r}.")
+    brightest = _brightest(image)
+    if background == "auto":
+        background = "black" if is_single_cell(image) or not brightest.any() else "bright"
+    if background == "black":
+        return brightest > threshold
+    red, green, blue = (image[..., channel] for channel in range(3))
+    chroma = brightest - np.minimum(np.minimum(red, green), blue)
+    # In whole 1/255: exactly HSV's saturation as Pillow stores it, rounded down.
+    saturation = chroma.astype(np.uint16) * 255 // np.maximum(brightest, 1)
+    return saturation > _otsu(np.bincount(saturation.ravel(), minlength=256))
+
+
+def bounding_box(mask: NDArray[np.bool_]) -> tuple[int, int, int, int] | None:
+    """Return (top, left, bottom, right) of a mask, bool (h, w): rows top to bottom - 1. None if it is empty."""
+    check_mask(mask)
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    return (int(rows[0]), int(columns[0]), int(rows[-1]) + 1, int(columns[-1]) + 1) if len(rows) else None
 
 
 def is_single_cell(image: NDArray[np.uint8]) -> bool:
@@ -61,15 +104,15 @@ def silhouette(mask: NDArray[np.bool_]) -> dict[str, float]:
     Raises:
         ImageError: If it is no such mask.
     """
-    _check_mask(mask)
+    check_mask(mask)
     names = ("area", "width", "height", "perimeter")
-    if not mask.any():
+    box = bounding_box(mask)
+    if box is None:
         return dict.fromkeys(names, 0.0)
     padded = np.pad(mask, 1)
     inner = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
     area, perimeter = int(mask.sum()), int((mask & ~inner).sum())
-    height, width = (int(np.ptp(np.flatnonzero(mask.any(axis=axis)))) + 1 for axis in (1, 0))
-    values = (area, width, height, perimeter)
+    values = (area, box[3] - box[1], box[2] - box[0], perimeter)
     return dict(zip(names, map(float, values), strict=True))
 
 
@@ -86,7 +129,7 @@ def mask_colour(image: NDArray[np.uint8], mask: NDArray[np.bool_]) -> tuple[NDAr
     Raises:
         ImageError: If the two do not fit together.
     """
-    _check_mask(mask, check_image(image).shape[:2])
+    check_mask(mask, check_image(image).shape[:2])
     pixels = image[mask].astype(np.float64) if mask.any() else np.zeros((1, 3))
     return pixels.mean(axis=0), pixels.std(axis=0)
 
@@ -101,7 +144,19 @@ def _brightest(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return brightest
 
 
-def _check_mask(mask: NDArray[np.bool_], shape: tuple[int, ...] | None = None) -> None:
+def _otsu(counts: NDArray[np.int64]) -> int:
+    """Return the value that best separates a histogram in two, by the variance between them; the last if it cannot."""
+    values = np.arange(len(counts))
+    below = np.cumsum(counts)
+    above = below[-1] - below
+    sums = np.cumsum(counts * values)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        between = below * above * (sums / below - (sums[-1] - sums) / above) ** 2
+    between[(below == 0) | (above == 0)] = -1.0
+    return int(between.argmax()) if between.max() > 0 else len(counts) - 1
+
+
+def check_mask(mask: NDArray[np.bool_], shape: tuple[int, ...] | None = None) -> None:
     if not isinstance(mask, np.ndarray) or mask.dtype != np.bool_ or mask.ndim != 2 or shape not in (None, mask.shape):
         wanted = "(height, width)" if shape is None else str(shape)
         came = f"{mask.dtype} {mask.shape}" if isinstance(mask, np.ndarray) else type(mask).__name__

@@ -1,8 +1,9 @@
-"""Steps that move pixels: canvas, padding, resizing. Plain functions, and frozen records of their parameters."""
+"""Steps that move pixels: canvas, padding, cropping, resizing. Plain functions, and steps with their parameters."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,14 +11,18 @@ from PIL import Image
 
 from leukemia_dl.errors import SettingsError
 from leukemia_dl.preprocess.decode import check_image
+from leukemia_dl.preprocess.foreground import bounding_box, foreground_mask
+from leukemia_dl.preprocess.steps import Step
 
 __all__ = [
     "MAX_SIZE",
     "METHODS",
     "CenterOnCanvas",
+    "CropToCell",
     "PadToSquare",
     "Resize",
     "center_on_canvas",
+    "crop_to_cell",
     "pad_to_square",
     "resize",
 ]
@@ -54,6 +59,30 @@ def pad_to_square(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return center_on_canvas(image, size, size)
 
 
+def crop_to_cell(image: NDArray[np.uint8], margin: float = 0.1) -> NDArray[np.uint8]:
+    """Crop to the square around the cell (`foreground_mask`), at its scale; what lies outside the image is black.
+
+    Args:
+        image: uint8, (h, w, 3).
+        margin: What is left around the cell on each side, as a share of the longer side of its bounding box.
+
+    Returns:
+        uint8, (side, side, 3), a new array. Without any cell: the image padded to a square.
+    """
+    box = bounding_box(foreground_mask(image))
+    if box is None:
+        return pad_to_square(image)
+    top, left, bottom, right = box
+    longer = max(bottom - top, right - left)
+    side = min(longer + 2 * round(margin * longer), max(MAX_SIZE, *image.shape[:2]))
+    top, left = (top + bottom - side) // 2, (left + right - side) // 2
+    square = np.zeros((side, side, 3), np.uint8)
+    seen = image[max(top, 0) : top + side, max(left, 0) : left + side]
+    below, across = max(-top, 0), max(-left, 0)
+    square[below : below + seen.shape[0], across : across + seen.shape[1]] = seen
+    return square
+
+
 def resize(image: NDArray[np.uint8], height: int, width: int, method: str = "lanczos") -> NDArray[np.uint8]:
     """Resize an image; at the same size it is returned as it is (a copy).
 
@@ -73,12 +102,12 @@ def resize(image: NDArray[np.uint8], height: int, width: int, method: str = "lan
         return image.copy()
     if method == "bilinear":
         return _four_nearest(image, height, width)
-    return np.array(Image.fromarray(image).resize((width, height), Image.Resampling.LANCZOS), dtype=np.uint8)
+    return _lanczos(image, height, width)
 
 
 @dataclass(frozen=True)
-class CenterOnCanvas:
-    """Step: crop or pad with black to a square canvas around the middle, so that cells keep their absolute size.
+class CenterOnCanvas(Step):
+    """Crop or pad with black to a square canvas around the middle, so that cells keep their absolute size.
 
     Attributes:
         size: Side of the canvas in pixels. 450 is that of C-NMC 2019's training images; its final test files of 600
@@ -92,29 +121,54 @@ class CenterOnCanvas:
 
     def __call__(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Apply `center_on_canvas`: uint8 (h, w, 3) to uint8 (size, size, 3)."""
-        return center_on_canvas(image, self.size, self.size)
+        done = check_image(image).shape[:2] == (self.size, self.size)
+        return image if done else center_on_canvas(image, self.size, self.size)
 
     def size_after(self, size: int | None) -> int | None:
-        """Return the side of the square that comes out, given the one that goes in; None if not known beforehand."""
+        """Return `self.size`."""
         return self.size
 
 
 @dataclass(frozen=True)
-class PadToSquare:
-    """Step: pad the shorter side with black, so that a later resize does not distort."""
+class PadToSquare(Step):
+    """Pad the shorter side with black, so that a later resize does not distort."""
 
     def __call__(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Apply `pad_to_square`: uint8 (h, w, 3) to uint8 (max(h, w), max(h, w), 3)."""
-        return pad_to_square(image)
-
-    def size_after(self, size: int | None) -> int | None:
-        """Return the side of the square that comes out, given the one that goes in; None if not known beforehand."""
-        return size
+        height, width = check_image(image).shape[:2]
+        return image if height == width else pad_to_square(image)
 
 
 @dataclass(frozen=True)
-class Resize:
-    """Step: resize to a square, whatever the shape before.
+class CropToCell(Step):
+    """Crop to a square around the cell. A later resize then gives every cell the same size: only by choice.
+
+    On C-NMC 2019 size alone reaches a balanced accuracy of .67 to .77. A net that sees cropped cells cannot use it;
+    `Pipeline.scale(image)` gives the factor for each image.
+
+    Attributes:
+        margin: What is left around the cell on each side, as a share of the longer side of its box, from 0 to 10.
+    """
+
+    margin: float = 0.1
+    keeps_scale: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if isinstance(self.margin, bool) or not isinstance(self.margin, (int, float)) or not 0 <= self.margin <= 10:
+            raise SettingsError(f"CropToCell needs a margin from 0 to 10. Received: margin={self.margin!r}.")
+
+    def __call__(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Apply `crop_to_cell`: uint8 (h, w, 3) to uint8 (side, side, 3)."""
+        return crop_to_cell(image, self.margin)
+
+    def size_after(self, size: int | None) -> int | None:
+        """Return None: it depends on the cell."""
+        return None
+
+
+@dataclass(frozen=True)
+class Resize(Step):
+    """Resize to a square, whatever the shape before.
 
     Attributes:
         size: Side in pixels.
@@ -131,10 +185,11 @@ class Resize:
 
     def __call__(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Apply `resize`: uint8 (h, w, 3) to uint8 (size, size, 3)."""
-        return resize(image, self.size, self.size, self.method)
+        done = check_image(image).shape[:2] == (self.size, self.size)
+        return image if done else resize(image, self.size, self.size, self.method)
 
     def size_after(self, size: int | None) -> int | None:
-        """Return the side of the square that comes out, given the one that goes in; None if not known beforehand."""
+        """Return `self.size`."""
         return self.size
 
 
@@ -145,6 +200,46 @@ def _overlap(length: int, wanted: int) -> tuple[slice, slice]:
         return slice(start, start + length), slice(0, length)
     start = (length - wanted) // 2
     return slice(0, wanted), slice(start, start + wanted)
+
+
+def _lanczos(image: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
+    """Resize with Pillow's antialiased Lanczos filter. Of a cell on black only what is not black is computed."""
+    result = np.zeros((height, width, 3), np.uint8)
+    columns = np.flatnonzero(np.bitwise_or.reduce(image, axis=0).any(axis=1))
+    if not len(columns):
+        return result
+    rows = np.flatnonzero(image[:, columns[0] : columns[-1] + 1].any(axis=(1, 2)))
+    into_rows, from_rows, top, bottom = _reach(rows, image.shape[0], height)
+    into_columns, from_columns, left, right = _reach(columns, image.shape[1], width)
+    # What lies around the box is read too, so that the values are those of the whole image, but for rounding.
+    part = Image.fromarray(image[from_rows, from_columns]).resize(
+        (into_columns.stop - into_columns.start, into_rows.stop - into_rows.start),
+        Image.Resampling.LANCZOS,
+        box=(left, top, right, bottom),
+    )
+    result[into_rows, into_columns] = np.asarray(part)
+    return result
+
+
+def _reach(lit: NDArray[np.int64], length: int, wanted: int) -> tuple[slice, slice, float, float]:
+    """Return what a resize along one axis of `length` pixels to `wanted` has to compute, and from what.
+
+    Args:
+        lit: Pixels that are not black, sorted.
+        length: Before.
+        wanted: After.
+
+    Returns:
+        The result's pixels that any of them may reach; the pixels that these are computed from; and where in the latter
+        the former begin and end.
+    """
+    step = length / wanted
+    support = 3 * max(step, 1.0) + 1
+    first = max(int((lit[0] - support) / step) - 1, 0)
+    last = min(int((lit[-1] + 1 + support) / step) + 2, wanted)
+    start = max(int(first * step - support), 0)
+    stop = min(int(last * step + support) + 1, length)
+    return slice(first, last), slice(start, stop), first * step - start, min(last * step - start, float(stop - start))
 
 
 def _four_nearest(image: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:

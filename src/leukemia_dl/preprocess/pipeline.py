@@ -5,32 +5,21 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from leukemia_dl import identity
-from leukemia_dl.errors import SettingsError, unknown_name
+from leukemia_dl.errors import ImageError, SettingsError, unknown_name
 from leukemia_dl.preprocess.decode import check_image, decode_image
 from leukemia_dl.preprocess.geometry import CenterOnCanvas, PadToSquare, Resize
+from leukemia_dl.preprocess.steps import STEPS, Step
 
-__all__ = ["STEPS", "Pipeline", "Step"]
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
-STEPS: dict[str, Any] = {step.__name__: step for step in (CenterOnCanvas, PadToSquare, Resize)}
-"""The steps that there are, by name: frozen dataclasses whose fields are their parameters."""
-
-
-class Step(Protocol):
-    """One deterministic step: a frozen dataclass of `STEPS`."""
-
-    def __call__(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Turn uint8 (h, w, 3) into uint8 (h', w', 3), without changing its input."""
-        ...
-
-    def size_after(self, size: int | None) -> int | None:
-        """Return the side of the square that comes out, given the one that goes in; None if not known beforehand."""
-        ...
+__all__ = ["Pipeline"]
 
 
 @dataclass(frozen=True)
@@ -40,7 +29,7 @@ class Pipeline:
     Equal pipelines have equal hashes, equal `digest` and give equal pixels. May be used by many threads at once.
 
     Attributes:
-        steps: Records such as `CenterOnCanvas(450)`, `PadToSquare()`, `Resize(224)`; none means the pixels as decoded.
+        steps: Records such as `CenterOnCanvas(450)`, `Resize(224)`, `Reinhard()`; none means the pixels as decoded.
 
     Raises:
         SettingsError: If something in `steps` is no known step.
@@ -51,7 +40,7 @@ class Pipeline:
     def __post_init__(self) -> None:
         object.__setattr__(self, "steps", tuple(self.steps))
         for step in self.steps:
-            if type(step) not in STEPS.values():
+            if STEPS.get(type(step).__name__) is not type(step):
                 raise SettingsError(f"A pipeline's steps are made from {', '.join(sorted(STEPS))}. Received: {step!r}.")
 
     @classmethod
@@ -78,6 +67,39 @@ class Pipeline:
         """Return the pipeline without steps: the pixels as they are in the file."""
         return cls(())
 
+    def then(self, *steps: Step) -> Pipeline:
+        """Return a pipeline that goes on with further steps: `Pipeline.default(224).then(Reinhard())`."""
+        return Pipeline((*self.steps, *steps))
+
+    @property
+    def is_fitted(self) -> bool:
+        """False if a step must see training images before the pipeline can be applied."""
+        return all(step.is_fitted for step in self.steps)
+
+    def partition(self) -> tuple[Pipeline, Pipeline]:
+        """Return the steps before the first one that has to be fitted, and the rest.
+
+        The first part acts file by file and its pixels can be kept; the second is fitted to the training images of each
+        split, as the first part left them, so that no test image has a say in it.
+        """
+        count = next((i for i, step in enumerate(self.steps) if not step.is_fitted), len(self.steps))
+        return Pipeline(self.steps[:count]), Pipeline(self.steps[count:])
+
+    def fit(self, images: NDArray[np.uint8]) -> Pipeline:
+        """Return this pipeline with every step fitted, in order, to images as they come to it: uint8 (n, h, w, 3).
+
+        Raises:
+            ImageError: If a step cannot be fitted to them.
+        """
+        check_image(images, batch=True)
+        images = images[None] if images.ndim == 3 else images
+        steps: list[Step] = []
+        for step in self.steps:
+            steps.append(step if step.is_fitted else step.fit(images))
+            if len(steps) < len(self.steps):
+                images = Pipeline((steps[-1],))(images)
+        return Pipeline(tuple(steps))
+
     def __call__(self, array: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Apply the steps to one image or a batch.
 
@@ -88,17 +110,26 @@ class Pipeline:
             uint8, (h', w', 3) or (n, h', w', 3), a new array.
 
         Raises:
-            ImageError: If it is no such array.
+            ImageError: If it is no such array, or the images of a batch come out in different sizes.
+            SettingsError: If a step was not fitted.
         """
         check_image(array, batch=True)
         if array.ndim == 3:
-            return self._one(array)
+            result = self._one(array)
+            # A step may hand its input on; nobody who writes into the result should write into the input.
+            return result.copy() if np.may_share_memory(result, array) else result
         if len(array) == 0:
             return np.zeros((0, *self._one(np.zeros(array.shape[1:], np.uint8)).shape), np.uint8)
-        return np.stack([self._one(image) for image in array])
+        results = [self._one(image) for image in array]
+        if len({result.shape for result in results}) > 1:
+            raise ImageError(
+                "The images of the batch come out in different sizes: let the pipeline end in Resize(size), or "
+                "apply it to one image at a time."
+            )
+        return np.stack(results)
 
     def load(self, path: str | Path) -> NDArray[np.uint8]:
-        """Decode a file and apply the steps: uint8 (h', w', 3).
+        """Decode a file and apply the steps: uint8 (h', w', 3), a new array.
 
         Raises:
             ImageError: If it cannot be decoded; the message names the file.
@@ -113,9 +144,41 @@ class Pipeline:
             size = step.size_after(size)
         return size
 
+    @property
+    def keeps_scale(self) -> bool:
+        """Whether all images of one size come out at one scale, so that the size of a cell can be compared."""
+        return all(step.keeps_scale for step in self.steps)
+
+    def scale(self, image: NDArray[np.uint8]) -> float:
+        """Return how many pixels wide one pixel of an image, uint8 (h, w, 3), becomes; by height, where they differ."""
+        scale = 1.0
+        for step in self.steps:
+            height, image = len(image), step(image)
+            scale *= len(image) / height if isinstance(step, Resize) else 1.0
+        return scale
+
+    def show(self, image: NDArray[np.uint8] | str | Path) -> Figure:
+        """Return a matplotlib Figure of an image after every step, with its size in pixels.
+
+        Args:
+            image: uint8, (h, w, 3), or a file.
+        """
+        from matplotlib.figure import Figure
+
+        stages = [decode_image(image) if isinstance(image, (str, Path)) else check_image(image).copy()]
+        for step in self.steps:
+            stages.append(step(stages[-1]))
+        figure = Figure(figsize=(3.2 * len(stages), 3.9), layout="constrained")
+        panels = np.atleast_1d(figure.subplots(1, len(stages)))
+        for axes, stage, name in zip(panels, stages, ["as decoded", *map(_short, self.steps)], strict=True):
+            axes.imshow(stage, interpolation="nearest")
+            axes.set_title(f"{name}\n{stage.shape[0]} x {stage.shape[1]}", fontsize=9, parse_math=False)
+            axes.set_axis_off()
+        return figure
+
     def to_dict(self) -> dict[str, Any]:
-        """Return the steps and their parameters as plain values that JSON can hold."""
-        return {"steps": [{"step": type(step).__name__, **dataclasses.asdict(step)} for step in self.steps]}  # type: ignore[call-overload]
+        """Return the steps and their parameters as plain values that JSON can hold; what is None is left out."""
+        return {"steps": [{"step": type(step).__name__, **_parameters(step)} for step in self.steps]}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Pipeline:
@@ -139,19 +202,28 @@ class Pipeline:
     def _one(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
         for step in self.steps:
             image = step(image)
-        return image if self.steps else image.copy()
+        return image
+
+
+def _short(step: Step) -> str:
+    """Return a step as code, without the many digits of a fitted one."""
+    return repr(step) if len(repr(step)) < 40 else f"{type(step).__name__}(fitted)"
+
+
+def _parameters(step: Any) -> dict[str, Any]:
+    return {key: value for key, value in dataclasses.asdict(step).items() if value is not None}
 
 
 def _step(entry: Any) -> Step:
     if not isinstance(entry, dict) or "step" not in entry:
         raise SettingsError(f'A step is stored as {{"step": NAME, parameter: value, ...}}. Received: {entry!r}.')
     name = entry["step"]
-    if name not in STEPS:
+    if not isinstance(name, str) or name not in STEPS:
         raise unknown_name("preprocessing step", name, STEPS, "A newer version of leukemia_dl may have it.")
     parameters = {key: value for key, value in entry.items() if key != "step"}
-    known = {field.name for field in dataclasses.fields(STEPS[name])}
-    required = {f.name for f in dataclasses.fields(STEPS[name]) if f.default is dataclasses.MISSING}
+    fields = dataclasses.fields(cast(Any, STEPS[name]))
+    known = {field.name for field in fields}
+    required = {field.name for field in fields if field.default is dataclasses.MISSING}
     if not required <= set(parameters) <= known:
         raise SettingsError(f"{name} takes {', '.join(sorted(known)) or 'no parameters'}. Received: {parameters!r}.")
-    step: Step = STEPS[name](**parameters)
-    return step
+    return STEPS[name](**parameters)

@@ -58,13 +58,13 @@ def write_pictures(benchmark: Benchmark) -> list[Path]:
 
 
 def _sample_grid(benchmark: Benchmark, title: str) -> Figure:
-    """Draw images as the nets see them, as many of each class as fit."""
+    """Draw images as they are stored for the nets (before any step that is fitted per split), as many of each class."""
     dataset = benchmark.dataset
     split = benchmark.splits[0]
     rows = split.train[generator(0, "sample grid").permutation(len(split.train))]
     labels = dataset.labels[rows]
     per_class = max(_SAMPLES // len(dataset.class_names), 1)
     chosen = np.concatenate([rows[labels == code][:per_class] for code in range(len(dataset.class_names))])
-    images = dataset.subset(chosen).to_numpy(benchmark.pipeline, show_progress=False)
+    images = dataset.subset(chosen).to_numpy(benchmark.pipeline.partition()[0], show_progress=False)
     names = [dataset.class_names[code] for code in dataset.labels[chosen]]
     return plot_samples(images, names, columns=min(_SAMPLES // 2, len(chosen)), title=title)

@@ -89,11 +89,13 @@ def plot_learning_curves(histories: pd.DataFrame, title: str = "") -> Figure:
     return figure
 
 
-def plot_samples(images: NDArray[np.uint8], labels: Sequence[str], columns: int = 6, title: str = "") -> Figure:
+def plot_samples(
+    images: NDArray[np.uint8] | Sequence[NDArray[np.uint8]], labels: Sequence[str], columns: int = 6, title: str = ""
+) -> Figure:
     """Return a grid of images with their labels above them.
 
     Args:
-        images: uint8 (n, height, width, 3).
+        images: uint8 (n, height, width, 3), or a sequence of images of any size.
         labels: One per image.
         columns: Images per row.
         title: Above the figure.

@@ -1,9 +1,10 @@
-"""ONE fit: its recipe, its batches, the devices it runs on, and BatchNorm statistics that can be trusted afterwards.
+"""ONE fit: its recipe, batches and their augmentation, the devices it runs on, BatchNorm statistics to be trusted.
 
 Which trials there are is the business of `benchmark/`; what a net looks like that of `models/`.
 """
 
+from leukemia_dl.training.augment import Augmentation, augment, augment_images
 from leukemia_dl.training.fit import FitResult, fit
 from leukemia_dl.training.recipe import Recipe
 
-__all__ = ["FitResult", "Recipe", "fit"]
+__all__ = ["Augmentation", "FitResult", "Recipe", "augment", "augment_images", "fit"]

@@ -114,21 +114,21 @@ def device_names() -> list[str]:
         return ["cpu:0", *(f"gpu:{i}" for i in range(torch.cuda.device_count()))]
 
 
-def feed(batches: Callable[[], Iterator[tuple[Any, Any]]], shapes: tuple[tuple[int, ...], tuple[int, ...]]) -> Any:
-    """Return what `model.fit` should be given for an endless stream of (float32 images, int32 labels).
+def feed(batches: Callable[[], Iterator[tuple[Any, Any]]], example: tuple[Any, Any]) -> Any:
+    """Return what `model.fit` should be given for an endless stream of (inputs, labels).
 
     On TensorFlow that is a tf.data set with its autotuner off: with plain numpy or a generator `fit` often sits idle
     for seconds after its last batch.
 
     Args:
         batches: Makes the iterator.
-        shapes: Of one batch of images and one of labels.
+        example: A batch; all have its shapes and dtypes.
     """
     if backend_name() != "tensorflow":
         return batches()
     import tensorflow as tf
 
-    signature = (tf.TensorSpec(shapes[0], tf.float32), tf.TensorSpec(shapes[1], tf.int32))
+    signature = tf.nest.map_structure(lambda array: tf.TensorSpec(array.shape, array.dtype), example)
     options = tf.data.Options()
     options.autotune.enabled = False
     return tf.data.Dataset.from_generator(batches, output_signature=signature).prefetch(2).with_options(options)

@@ -8,10 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from leukemia_dl.identity import generator
+from leukemia_dl.training.augment import PARAMETERS, Augmentation, background_colour
 
-__all__ = ["Batches", "symmetry"]
+__all__ = ["Batches"]
 
 OnStep = Callable[[int, int], None]
+Batch = tuple[NDArray[np.uint8] | tuple[NDArray[np.uint8], NDArray[np.float32]], NDArray[np.int32]]
 
 
 class Batches:
@@ -32,7 +34,7 @@ class Batches:
         labels: NDArray[np.int64],
         batch_size: int,
         seed: int,
-        augment: bool = False,
+        augmentation: Augmentation | None = None,
         on_step: OnStep | None = None,
     ) -> None:
         """Take images (n, size, size, 3), RGB, and class indices (n,).
@@ -41,43 +43,40 @@ class Batches:
             images: Never changed.
             labels: Class indices.
             batch_size: Images per batch.
-            seed: Of the trial; axes "order" and "symmetry" are drawn from it.
-            augment: Apply one of the eight symmetries of the square to each image, anew each epoch.
+            seed: Of the trial; the axis "order" and those of `Augmentation.draw` are drawn from it.
+            augmentation: Hand out drawn parameters beside the images, for `training_model`; None for images alone.
             on_step: Called with (epoch, step), from 0, as a batch is handed out; maybe from another thread.
         """
         self.images, self.labels = images, labels
         self.batch_size = min(batch_size, len(images))
         self.steps = len(images) // self.batch_size
-        self._seed, self._augment, self.on_step = seed, augment, on_step
+        self._seed, self._augmentation, self.on_step = seed, augmentation, on_step
+        self._background = background_colour(images) if augmentation is not None else None
 
-    def __iter__(self) -> Iterator[tuple[NDArray[np.float32], NDArray[np.int32]]]:
-        """Yield (float32 images in 0..255, int32 labels)."""
+    def __iter__(self) -> Iterator[Batch]:
+        """Yield (uint8 images, int32 labels); with augmentation ((images, float32 parameters), labels)."""
         epoch = 0
         while True:
             order = generator(self._seed, "order", epoch).permutation(len(self.images))
-            codes = generator(self._seed, "symmetry", epoch).integers(0, 8, len(self.images))
+            drawn = None
+            if self._augmentation is not None and self._background is not None:
+                drawn = self._augmentation.draw(self._background, self._seed, epoch)
             for step in range(self.steps):
-                index = order[step * self.batch_size : (step + 1) * self.batch_size]
-                batch = self.images[index]
-                if self._augment:
-                    batch = np.stack([symmetry(image, code) for image, code in zip(batch, codes[index], strict=True)])
                 if self.on_step:
                     self.on_step(epoch, step)
-                yield batch.astype(np.float32), self.labels[index].astype(np.int32)
+                yield self._batch(order[step * self.batch_size : (step + 1) * self.batch_size], drawn)
             epoch += 1
+
+    def example(self) -> Batch:
+        """Return a batch, for its shapes and dtypes alone."""
+        drawn = np.zeros((len(self.images), len(PARAMETERS)), np.float32)
+        return self._batch(np.arange(self.batch_size), None if self._augmentation is None else drawn)
+
+    def _batch(self, index: NDArray[np.int64], drawn: NDArray[np.float32] | None) -> Batch:
+        images = self.images[index]
+        return images if drawn is None else (images, drawn[index]), self.labels[index].astype(np.int32)
 
     def sample(self, count: int) -> NDArray[np.int64]:
         """Return `count` row numbers, or all there are, drawn once for this seed: labels may lie in runs."""
         rows = generator(self._seed, "sample").permutation(len(self.images))[:count]
         return np.sort(rows)
-
-
-def symmetry(image: NDArray[np.uint8], code: int) -> NDArray[np.uint8]:
-    """Return a square image (size, size, 3) under one of the eight symmetries of the square, exactly.
-
-    Args:
-        image: The image.
-        code: 0 to 7: quarter turns are `code % 4`, mirrored from 4 on. 0 is the identity.
-    """
-    turned = np.rot90(image, code % 4)
-    return turned[:, ::-1] if code >= 4 else turned

@@ -17,6 +17,7 @@ from leukemia_dl.identity import named_seed
 from leukemia_dl.models.build import build_model
 from leukemia_dl.models.classifier import predict_logits
 from leukemia_dl.models.spec import BackboneSpec
+from leukemia_dl.training.augment import training_model
 from leukemia_dl.training.backends import Device, feed, prepare
 from leukemia_dl.training.batches import Batches
 from leukemia_dl.training.batchnorm import reestimate_batchnorm
@@ -94,14 +95,15 @@ def fit(
         dropout=recipe.dropout,
         dtype_policy=device.dtype_policy,
     )
-    batches = Batches(images, labels, recipe.batch_size, seed, recipe.augment)
+    trained = training_model(model, recipe) if recipe.augments else model
+    batches = Batches(images, labels, recipe.batch_size, seed, recipe if recipe.augments else None)
     if on_step is not None:
         report = on_step
         batches.on_step = lambda epoch, step: report(epoch, step, batches.steps) if epoch < recipe.epochs else None
     optimizer = _optimizer(recipe, batches.steps)
     # Variables made inside the first step would have TensorFlow trace it twice: half a minute for a deep net on a CPU.
-    optimizer.build(model.trainable_variables)
-    model.compile(
+    optimizer.build(trained.trainable_variables)
+    trained.compile(
         optimizer=optimizer,
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         metrics=[keras.metrics.SparseCategoricalAccuracy(name="accuracy")],
@@ -131,10 +133,9 @@ def fit(
             if on_epoch is not None:
                 on_epoch(epoch + 1, row)
 
-    shapes = ((batches.batch_size, *images.shape[1:]), (batches.batch_size,))
     try:
-        model.fit(
-            feed(batches.__iter__, shapes),
+        trained.fit(
+            feed(batches.__iter__, batches.example()),
             epochs=recipe.epochs,
             steps_per_epoch=batches.steps,
             callbacks=[EpochEnd()],

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Self
 
 from leukemia_dl.errors import SettingsError, unknown_name
+from leukemia_dl.training.augment import Augmentation
 
 __all__ = ["Recipe"]
 
@@ -14,8 +15,8 @@ Precision = Literal["auto", "float32", "mixed_bfloat16"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """Settings of one fit, the same for every backbone of a comparison.
+class Recipe(Augmentation):
+    """Settings of one fit, the same for every backbone of a comparison; the fields of `Augmentation` are some of them.
 
     Attributes:
         name: Of the preset it comes from.
@@ -29,7 +30,6 @@ class Recipe:
         weight_decay: AdamW's decay per step, times the rate.
         clip_norm: Bound on the global norm of the gradient.
         dropout: Share of pooled features dropped before the head, in [0, 1).
-        augment: Turn and mirror training images by the eight symmetries of the square, drawn anew each epoch.
         precision: "auto" takes mixed_bfloat16 where the GPU has it and float32 elsewhere.
     """
 
@@ -43,11 +43,11 @@ class Recipe:
     weight_decay: float = 1e-4
     clip_norm: float = 1.0
     dropout: float = 0.2
-    augment: bool = True
     precision: Precision = "auto"
 
     def __post_init__(self) -> None:
         """Refuse a value that is not allowed, with its name."""
+        super().__post_init__()
         for field in ("image_size", "epochs", "batch_size"):
             value = getattr(self, field)
             if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 1_000_000:
@@ -66,8 +66,6 @@ class Recipe:
             raise SettingsError("learning_rate and clip_norm must be above 0: with 0 nothing would be learned.")
         if self.weights is not None and not isinstance(self.weights, str):
             raise SettingsError(f"weights must be None, a name or a path, as str. Received: weights={self.weights!r}.")
-        if not isinstance(self.augment, bool):
-            raise SettingsError(f"augment must be True or False. Received: augment={self.augment!r}.")
         if self.precision not in ("auto", "float32", "mixed_bfloat16"):
             raise SettingsError(
                 f"precision must be 'auto', 'float32' or 'mixed_bfloat16'. Received: precision={self.precision!r}."

@@ -1,0 +1,120 @@
+"""Colour spaces: CIELAB, optical density, and stains as directions in it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from leukemia_dl.errors import ImageError, SettingsError
+from leukemia_dl.preprocess.decode import check_image
+
+__all__ = [
+    "GIEMSA",
+    "LIGHT",
+    "combine_stains",
+    "lab_to_rgb",
+    "optical_density",
+    "rgb_to_lab",
+    "separate_stains",
+]
+
+LIGHT = 256.0
+"""Grey level, plus one, of unstained glass: with it, white has optical density 0 and black one of ln 256 = 5.5."""
+GIEMSA = ((0.834750233, 0.513556283, 0.196330403), (0.092789, 0.954111, 0.283111))
+"""Unit vectors of methylene blue and eosin in optical density (red, green, blue): those of ImageJ's plugin Colour
+Deconvolution (Landini et al. 2021, doi:10.1093/bioinformatics/btaa847) for Giemsa, the family of blood smear stains."""
+
+# sRGB (IEC 61966-2-1) and its white, D65, as in scikit-image: a test compares.
+_RGB_TO_XYZ = np.array([[0.412453, 0.357580, 0.180423], [0.212671, 0.715160, 0.072169], [0.019334, 0.119193, 0.950227]])
+_WHITE = np.array([0.95047, 1.0, 1.08883])
+_LEVELS = np.arange(256) / 255
+_LINEAR = np.where(_LEVELS > 0.04045, ((_LEVELS + 0.055) / 1.055) ** 2.4, _LEVELS / 12.92)
+
+
+def rgb_to_lab(pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """Convert sRGB, uint8 (..., 3), to CIELAB under D65, float64 (..., 3): L in 0..100, a and b about -128..127.
+
+    Raises:
+        ImageError: If it is no such array.
+    """
+    xyz = _LINEAR[_three(pixels, np.uint8)] @ (_RGB_TO_XYZ.T / _WHITE)
+    bent = np.where(xyz > 0.008856, np.cbrt(xyz), 7.787 * xyz + 16 / 116)
+    x, y, z = bent[..., 0], bent[..., 1], bent[..., 2]
+    return np.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], axis=-1)
+
+
+def lab_to_rgb(lab: NDArray[np.float64]) -> NDArray[np.uint8]:
+    """Convert CIELAB under D65, float (..., 3), to sRGB, uint8 (..., 3), rounded; what is outside of it is clipped."""
+    lab = _three(lab, np.floating)
+    y = (lab[..., 0] + 16) / 116
+    bent = np.stack([y + lab[..., 1] / 500, y, y - lab[..., 2] / 200], axis=-1)
+    xyz = np.where(bent > 0.2068966, bent * bent * bent, (bent - 16 / 116) / 7.787)
+    linear = np.clip(xyz @ (np.linalg.inv(_RGB_TO_XYZ).T * _WHITE[:, None]), 0, 1)
+    srgb = np.where(linear > 0.0031308, 1.055 * linear ** (1 / 2.4) - 0.055, 12.92 * linear)
+    rgb: NDArray[np.uint8] = np.rint(srgb * 255).astype(np.uint8)
+    return rgb
+
+
+def optical_density(pixels: NDArray[np.uint8], light: float = LIGHT) -> NDArray[np.float64]:
+    """Return -ln((value + 1) / light) per channel (Beer and Lambert): uint8 (..., 3) to float64 of the same shape.
+
+    Args:
+        pixels: RGB.
+        light: Grey level, plus one, of unstained glass. What is brighter has a negative density.
+    """
+    table = -np.log((np.arange(256) + 1) / light)
+    density: NDArray[np.float64] = table[_three(pixels, np.uint8)]
+    return density
+
+
+def separate_stains(image: NDArray[np.uint8], stains: ArrayLike = GIEMSA, light: float = LIGHT) -> NDArray[np.float64]:
+    """Return how much of each stain is in each pixel (Ruifrok and Johnston 2001), in units of optical density.
+
+    Args:
+        image: uint8, (h, w, 3).
+        stains: Two directions in optical density (2, 3), of any length; a third, the residual, is put at right angles
+            to both, so that nothing of the image is lost. Or three (3, 3).
+        light: See `optical_density`.
+
+    Returns:
+        float64, (h, w, 3): the first stain, the second, and the third or residual.
+
+    Raises:
+        SettingsError: If the directions are not independent.
+    """
+    return optical_density(check_image(image), light) @ np.linalg.inv(stain_matrix(stains))
+
+
+def combine_stains(
+    concentrations: NDArray[np.float64], stains: ArrayLike = GIEMSA, light: float = LIGHT
+) -> NDArray[np.uint8]:
+    """Undo `separate_stains`: float (h, w, 3) to uint8 (h, w, 3), rounded; what is outside 0..255 is clipped."""
+    return density_to_rgb(_three(concentrations, np.floating) @ stain_matrix(stains), light)
+
+
+def density_to_rgb(density: NDArray[np.float64], light: float = LIGHT) -> NDArray[np.uint8]:
+    """Undo `optical_density`: float (..., 3) to uint8, rounded and clipped."""
+    return np.rint(np.clip(light * np.exp(-np.maximum(density, -20.0)) - 1, 0, 255)).astype(np.uint8)
+
+
+def stain_matrix(stains: ArrayLike) -> NDArray[np.float64]:
+    """Return three unit vectors as rows, the third at right angles to the others where only two are given."""
+    try:
+        rows = np.asarray(stains, dtype=np.float64)
+    except (TypeError, ValueError):
+        rows = np.empty(0)
+    if rows.shape in ((2, 3), (3, 3)) and np.isfinite(rows).all():
+        rows = np.vstack([rows, np.cross(rows[0], rows[1])]) if len(rows) == 2 else rows
+        lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+        if lengths.min() > 1e-12 and abs(np.linalg.det(rows / lengths)) > 1e-4:
+            return np.asarray(rows / lengths)
+    raise SettingsError(f"stains must be two or three independent directions (red, green, blue). Received: {stains!r}.")
+
+
+def _three(values: Any, kind: Any) -> NDArray[Any]:
+    if not isinstance(values, np.ndarray) or not np.issubdtype(values.dtype, kind) or values.shape[-1:] != (3,):
+        came = f"{values.dtype} {values.shape}" if isinstance(values, np.ndarray) else type(values).__name__
+        raise ImageError(f"Expected an array of {kind.__name__} whose last axis has length 3. Received: {came}.")
+    return values

@@ -1,0 +1,97 @@
+"""How good an image is: focus, exposure, and whether there is a whole cell in it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from leukemia_dl.errors import ImageError
+from leukemia_dl.preprocess.decode import check_image, decode_image
+from leukemia_dl.preprocess.foreground import bounding_box, foreground_mask
+from leukemia_dl.progress import parallel_map
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["measure_quality", "quality_frame"]
+
+_LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601, as in Pillow's mode "L"
+_RIM = 3  # Pixels next to the background, whose Laplacian tells of the outline and not of focus.
+_BLANK = 1.0  # Standard deviation of grey below which there is nothing to see.
+
+
+def measure_quality(image: NDArray[np.uint8]) -> dict[str, float | bool]:
+    """Measure one image.
+
+    Args:
+        image: uint8, (h, w, 3).
+
+    Returns:
+        `focus`, variance of the Laplacian of grey (Pech-Pacheco et al. 2000, doi:10.1109/ICPR.2000.903548) inside the
+        cell, without its rim, in squared grey levels; `brightness`, mean grey inside the cell, 0..255; `dark` and
+        `saturated`, shares of the cell's pixels with all channels at 0, or any at 255; `foreground`, share of the image
+        that is cell; and, as bool, `empty_mask`, `touches_border`, `blank` (all of the image nearly one grey).
+        NaN where there is no cell to measure.
+    """
+    from scipy import ndimage
+
+    mask = foreground_mask(check_image(image))
+    grey = image @ _LUMA
+    inside = ndimage.binary_erosion(mask, np.ones((3, 3), bool), iterations=_RIM)
+    box = bounding_box(mask)
+    focus = brightness = dark = saturated = float("nan")
+    if box is not None:
+        cell = image[mask]
+        brightness = float(grey[mask].mean())
+        dark, saturated = float((cell == 0).all(axis=1).mean()), float((cell == 255).any(axis=1).mean())
+        if inside.any():
+            # Only the cell's box, and what the operator sees around it: most of a frame is background.
+            window = (slice(max(box[0] - 1, 0), box[2] + 1), slice(max(box[1] - 1, 0), box[3] + 1))
+            focus = float(ndimage.laplace(grey[window])[inside[window]].var())
+    return {
+        "focus": focus,
+        "brightness": brightness,
+        "dark": dark,
+        "saturated": saturated,
+        "foreground": float(mask.mean()),
+        "empty_mask": box is None,
+        "touches_border": bool(mask[[0, -1]].any() or mask[:, [0, -1]].any()),
+        "blank": bool(grey.std() < _BLANK),
+    }
+
+
+def quality_frame(
+    images: Iterable[Any], names: Sequence[Any] | None = None, show_progress: bool = True
+) -> pd.DataFrame:
+    """Return a row of `measure_quality` per image, in order, computed in parallel.
+
+    Args:
+        images: Files (str or Path) or arrays, uint8 (h, w, 3); `dataset.paths`, say.
+        names: The index; None for the paths, or the positions of arrays.
+        show_progress: Whether to tell how far it is.
+
+    Returns:
+        Columns as above, and `problem`, str: why a file could not be read, its measures then being NA; "" otherwise.
+    """
+    import pandas as pd
+
+    items = list(images)
+    if names is None:
+        names = [str(item) if isinstance(item, (str, Path)) else row for row, item in enumerate(items)]
+    rows = parallel_map(_measured, items, "Measuring quality", show=show_progress)
+    columns = [*measure_quality(np.zeros((1, 1, 3), np.uint8)), "problem"]
+    frame = pd.DataFrame(rows, index=pd.Index(list(names), name="image"), columns=columns)
+    flags = dict.fromkeys(["empty_mask", "touches_border", "blank"], "boolean")
+    return frame.astype(dict.fromkeys(["focus", "brightness", "dark", "saturated", "foreground"], "float64") | flags)
+
+
+def _measured(item: Any) -> dict[str, Any]:
+    try:
+        image = decode_image(item) if isinstance(item, (str, Path)) else item
+        return {**measure_quality(image), "problem": ""}
+    except ImageError as error:
+        return {"problem": str(error)}

@@ -1,0 +1,105 @@
+"""Hypothesis strategies for images, cells and pipelines: property-based tests of preprocessing, ours and yours.
+
+    from hypothesis import given
+    from leukemia_dl.testing import strategies as cells
+
+    @given(image=cells.cells())
+    def test_my_step_leaves_the_background_black(image):
+        assert not my_step(image)[image.max(axis=-1) == 0].any()
+
+Needs the extra `testing`: pip install "leukemia-dl[testing]".
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from numpy.typing import NDArray
+
+from leukemia_dl.preprocess import (
+    CenterOnCanvas,
+    CropToCell,
+    Macenko,
+    PadToSquare,
+    Pipeline,
+    Reinhard,
+    Resize,
+    Step,
+)
+
+__all__ = ["cells", "images", "masks", "pipelines", "steps"]
+
+Image = NDArray[np.uint8]
+
+
+def images(
+    min_size: int = 1, max_size: int = 24, square: bool = False, batch: int | None = None
+) -> st.SearchStrategy[Image]:
+    """Return any pixels at all: uint8 (height, width, 3); noise, and often one colour, black or white.
+
+    Args:
+        min_size: Shortest side in pixels.
+        max_size: Longest side.
+        square: Height equals width.
+        batch: Draw (batch, height, width, 3) instead.
+    """
+    side = st.integers(min_size, max_size)
+    shape: Any = side.map(lambda size: (size, size)) if square else st.tuples(side, side)
+    front = () if batch is None else (batch,)
+    full = shape.map(lambda hw: (*front, *hw, 3))
+    flat = st.sampled_from([0, 1, 128, 254, 255])
+    colours = st.one_of(st.tuples(flat, flat, flat), flat.map(lambda level: (level,) * 3))
+    constant = st.tuples(full, colours).map(
+        lambda drawn: np.broadcast_to(np.array(drawn[1], np.uint8), drawn[0]).copy()
+    )
+    noise = st.tuples(full, st.integers(0, 2**32 - 1)).map(
+        lambda drawn: np.random.default_rng(drawn[1]).integers(0, 256, drawn[0], dtype=np.uint8)
+    )
+    return st.one_of(noise, hnp.arrays(np.uint8, full), constant)
+
+
+@st.composite
+def cells(draw: st.DrawFn, min_size: int = 12, max_size: int = 48) -> Image:
+    """Return one stained cell on exact black, square: an ellipse with a darker nucleus and grain, no pixel of it black.
+
+    Colours span those of blood smears, purple to pink; the cell may touch the frame.
+    """
+    size = draw(st.integers(min_size, max_size))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    radii = [draw(st.floats(0.15, 0.55)) * size for _ in range(2)]
+    y, x = (np.arange(size) - size * draw(st.floats(0.4, 0.6)) for _ in range(2))
+    distance = (y[:, None] / radii[0]) ** 2 + (x[None, :] / radii[1]) ** 2
+    base = np.array([draw(st.integers(60, 200)), draw(st.integers(25, 120)), draw(st.integers(80, 210))], dtype=float)
+    colour = base * np.where(distance < draw(st.floats(0.2, 0.8)), draw(st.floats(0.4, 0.8)), 1.0)[..., None]
+    grain = rng.normal(1, draw(st.floats(0.02, 0.2)), (size, size, 1)) + rng.normal(0, 0.02, (size, size, 3))
+    return np.where((distance < 1)[..., None], np.clip(colour * grain, 1, 255), 0).astype(np.uint8)
+
+
+def masks(shape: tuple[int, int]) -> st.SearchStrategy[NDArray[np.bool_]]:
+    """Return any mask, bool, of that height and width."""
+    return hnp.arrays(np.bool_, shape)
+
+
+def steps(max_size: int = 24) -> st.SearchStrategy[Step]:
+    """Return any step that can be applied, stain normalisers fitted; sides up to `max_size` pixels."""
+    side = st.integers(1, max_size)
+    directions = st.sampled_from([((0.65, 0.7, 0.29), (0.07, 0.99, 0.11)), ((0.83, 0.51, 0.2), (0.09, 0.95, 0.28))])
+    maxima = st.tuples(st.floats(0.5, 2.5), st.floats(0.5, 2.5))
+    spread = st.tuples(st.floats(1, 20), st.floats(1, 12), st.floats(1, 12))
+    mean = st.tuples(st.floats(10, 90), st.floats(-10, 50), st.floats(-50, 10))
+    return st.one_of(
+        st.builds(CenterOnCanvas, side),
+        st.builds(CropToCell, st.floats(0, 0.5)),
+        st.just(PadToSquare()),
+        st.builds(Resize, side, st.sampled_from(["lanczos", "bilinear"])),
+        st.builds(Reinhard, mean, spread),
+        st.builds(Macenko, directions, maxima),
+    )
+
+
+def pipelines(max_steps: int = 4, max_size: int = 24) -> st.SearchStrategy[Pipeline]:
+    """Return any pipeline of up to `max_steps` steps that can be applied."""
+    return st.lists(steps(max_size), max_size=max_steps).map(lambda drawn: Pipeline(tuple(drawn)))
