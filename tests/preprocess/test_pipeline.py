@@ -59,6 +59,7 @@ NORMALISERS = [
     Macenko(),
     Macenko(alpha=2.0),
     Macenko(beta=0.2),
+    Macenko(percentile=50.0),
     Macenko(light=255.0),
     Macenko(((0.65, 0.7, 0.29), (0.2, 0.9, 0.38)), (1.9, 1.0)),
     Macenko(((0.65, 0.7, 0.29), (0.2, 0.9, 0.38)), (1.9, 1.1)),

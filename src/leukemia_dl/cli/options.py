@@ -46,11 +46,11 @@ def recipe(name: str, pairs: Iterable[str] | None, **changes: Any) -> Recipe:
     return Recipe.preset(name, **key_values(pairs or [], "--set"), **given)
 
 
-def stain_step(name: str | None) -> Step | None:
-    """Return the step that --stain names, not fitted yet."""
+def stain_step(name: str | None, on_black: bool = False) -> Step | None:
+    """Return the step that --stain names, not fitted yet, for cells cut out on black or for smears."""
     from leukemia_dl.preprocess import Macenko, Reinhard
 
-    known: dict[str, Step] = {"reinhard": Reinhard(), "macenko": Macenko()}
+    known: dict[str, Step] = {"reinhard": Reinhard(), "macenko": Macenko(percentile=50.0) if on_black else Macenko()}
     if name is None:
         return None
     if name not in known:
@@ -65,7 +65,7 @@ def pipeline(dataset: Dataset, image_size: int, stain: str | None, crop: bool) -
     steps = Pipeline.default(image_size, canvas=dataset.info.canvas)
     if crop:
         steps = Pipeline((CropToCell(), Resize(image_size)))
-    step = stain_step(stain)
+    step = stain_step(stain, on_black=dataset.info.canvas is not None)
     return steps if step is None else steps.then(step)
 
 

@@ -87,7 +87,7 @@ def steps(max_size: int = 24) -> st.SearchStrategy[Step]:
     """Return any step that can be applied, stain normalisers fitted; sides up to `max_size` pixels."""
     side = st.integers(1, max_size)
     directions = st.sampled_from([((0.65, 0.7, 0.29), (0.07, 0.99, 0.11)), ((0.83, 0.51, 0.2), (0.09, 0.95, 0.28))])
-    maxima = st.tuples(st.floats(0.5, 2.5), st.floats(0.5, 2.5))
+    levels = st.tuples(st.floats(0.5, 2.5), st.floats(0.5, 2.5))
     spread = st.tuples(st.floats(1, 20), st.floats(1, 12), st.floats(1, 12))
     mean = st.tuples(st.floats(10, 90), st.floats(-10, 50), st.floats(-50, 10))
     return st.one_of(
@@ -96,7 +96,7 @@ def steps(max_size: int = 24) -> st.SearchStrategy[Step]:
         st.just(PadToSquare()),
         st.builds(Resize, side, st.sampled_from(["lanczos", "bilinear"])),
         st.builds(Reinhard, mean, spread),
-        st.builds(Macenko, directions, maxima),
+        st.builds(Macenko, directions, levels),
     )
 
 

@@ -113,7 +113,7 @@ def background_colour(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
     edge = np.concatenate([images[:, 0], images[:, -1], images[:, :, 0], images[:, :, -1]], axis=1)
     brightness = edge.sum(axis=2, dtype=np.int64)
     brighter = np.argsort(brightness, axis=1, kind="stable")[:, edge.shape[1] // 2 :, None]
-    colour = np.median(np.take_along_axis(edge, brighter, axis=1), axis=1).astype(np.uint8)
+    colour: NDArray[np.uint8] = np.median(np.take_along_axis(edge, brighter, axis=1), axis=1).astype(np.uint8)
     colour[(brightness == 0).mean(axis=1) >= 0.5] = 0
     return colour
 
