@@ -155,13 +155,13 @@ def test_a_pipe_does_not_hang(tmp_path: Path) -> None:
         decode_image(tmp_path / "pipe.bmp")
 
 
-@pytest.mark.parametrize("side", [7_072, 15_000, 60_000])
+@pytest.mark.parametrize("side", [4_473, 15_000, 60_000])
 def test_bombs_are_refused_by_their_header(side: int) -> None:
     """A BMP of 54 bytes that claims to be huge; from 15,000 on, Pillow's own check speaks up too."""
     assert side * side > MAX_PIXELS
     header = struct.pack("<2sIHHIIiiHHIIiiII", b"BM", 54, 0, 0, 54, 40, side, side, 1, 24, 0, 0, 0, 0, 0, 0)
     limit = Image.MAX_IMAGE_PIXELS
-    with pytest.raises(ImageError, match="more than the 50,000,000"):
+    with pytest.raises(ImageError, match="more than the 20,000,000"):
         decode_image(header)
     assert limit == Image.MAX_IMAGE_PIXELS
 

@@ -109,6 +109,17 @@ def test_margins_are_checked() -> None:
             CropToCell(margin)
 
 
+def test_the_square_of_a_thin_strip_is_refused() -> None:
+    """It would take gigabytes: found by benchmarks/fuzz_preprocess.py."""
+    strip = np.zeros((30_000, 2, 3), np.uint8)
+    lit = strip.copy()
+    lit[100:29_000] = 90
+    for step, image in ((PadToSquare(), strip), (CropToCell(), strip), (CropToCell(), lit)):
+        with pytest.raises(ImageError, match="is over the 4,472 allowed"):
+            step(image)
+    assert Resize(8)(lit).shape == (8, 8, 3)
+
+
 @given(image=IMAGES, method=METHODS)
 def test_resize_to_the_same_size_is_the_identity(image: np.ndarray, method: str) -> None:
     same = resize(image, *image.shape[:2], method)
@@ -170,10 +181,10 @@ def test_constant_images_stay_constant(image: np.ndarray, value: int, size: int,
     assert (Resize(size, method)(np.full_like(image, value)) == value).all()
 
 
-@pytest.mark.parametrize("size", [0, -1, 7_072, 2.0, "96", True, None])
+@pytest.mark.parametrize("size", [0, -1, 4_473, 2.0, "96", True, None])
 def test_sizes_are_checked(size: object) -> None:
     for step in (CenterOnCanvas, Resize):
-        with pytest.raises(SettingsError, match=r"needs a size in pixels, an int from 1 to 7,071. Received: size="):
+        with pytest.raises(SettingsError, match=r"needs a size in pixels, an int from 1 to 4,472. Received: size="):
             step(size)
 
 

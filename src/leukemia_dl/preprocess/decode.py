@@ -18,7 +18,7 @@ __all__ = ["FORMATS", "IMAGE_SUFFIXES", "MAX_PIXELS", "check_image", "decode_ima
 FORMATS = ("BMP", "PNG", "TIFF", "JPEG")
 IMAGE_SUFFIXES = frozenset({".bmp", ".png", ".tif", ".tiff", ".jpg", ".jpeg"})
 """Suffixes, in lower case, of the files that the readers of `leukemia_dl.datasets` take for images."""
-MAX_PIXELS = 50_000_000
+MAX_PIXELS = 20_000_000
 """Images with more pixels than this are refused before any of them is decoded."""
 
 _MODES_16 = frozenset({"I;16", "I;16L", "I;16B", "I;16N"})

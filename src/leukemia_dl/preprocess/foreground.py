@@ -39,7 +39,10 @@ def foreground_mask(image: NDArray[np.uint8], background: Background = "auto", t
     parts, count = ndimage.label(lit[inside], structure=np.ones((3, 3), bool))
     areas = np.bincount(parts.ravel(), minlength=count + 1)
     areas[0] = 0
-    found[inside] = ndimage.binary_fill_holes(parts == areas.argmax())
+    # What of the rest, with a rim around it, hangs together with the rim is outside: the rest of the rest are holes.
+    # scipy's binary_fill_holes gives the same by repeated dilation, which takes seconds on large images.
+    rest, _ = ndimage.label(np.pad(parts != areas.argmax(), 1, constant_values=True))
+    found[inside] = (rest != rest[0, 0])[1:-1, 1:-1]
     return found
 
 

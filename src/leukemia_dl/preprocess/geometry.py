@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from leukemia_dl.errors import SettingsError
+from leukemia_dl.errors import ImageError, SettingsError
 from leukemia_dl.preprocess.decode import check_image
 from leukemia_dl.preprocess.foreground import bounding_box, foreground_mask
 from leukemia_dl.preprocess.steps import Step
@@ -28,7 +28,7 @@ __all__ = [
 ]
 
 METHODS = ("lanczos", "bilinear")
-MAX_SIZE = 7_071
+MAX_SIZE = 4_472
 """Longest side, in pixels, that a step may produce: a square of it has as many pixels as a file may have."""
 
 
@@ -54,8 +54,12 @@ def center_on_canvas(image: NDArray[np.uint8], height: int, width: int) -> NDArr
 
 
 def pad_to_square(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Pad the shorter side with black on both ends: uint8 (h, w, 3) to uint8 (max(h, w), max(h, w), 3), a new array."""
-    size = max(check_image(image).shape[:2])
+    """Pad the shorter side with black on both ends: uint8 (h, w, 3) to uint8 (max(h, w), max(h, w), 3), a new array.
+
+    Raises:
+        ImageError: If the longer side is over `MAX_SIZE`: the square of a thin strip may not fit into memory.
+    """
+    size = _bounded(max(check_image(image).shape[:2]))
     return center_on_canvas(image, size, size)
 
 
@@ -68,13 +72,16 @@ def crop_to_cell(image: NDArray[np.uint8], margin: float = 0.1) -> NDArray[np.ui
 
     Returns:
         uint8, (side, side, 3), a new array. Without any cell: the image padded to a square.
+
+    Raises:
+        ImageError: If `side` would be over `MAX_SIZE`.
     """
     box = bounding_box(foreground_mask(image))
     if box is None:
         return pad_to_square(image)
     top, left, bottom, right = box
     longer = max(bottom - top, right - left)
-    side = min(longer + 2 * round(margin * longer), max(MAX_SIZE, *image.shape[:2]))
+    side = _bounded(longer + 2 * round(margin * longer))
     top, left = (top + bottom - side) // 2, (left + right - side) // 2
     square = np.zeros((side, side, 3), np.uint8)
     seen = image[max(top, 0) : top + side, max(left, 0) : left + side]
@@ -191,6 +198,15 @@ class Resize(Step):
     def size_after(self, size: int | None) -> int | None:
         """Return `self.size`."""
         return self.size
+
+
+def _bounded(side: int) -> int:
+    if side > MAX_SIZE:
+        raise ImageError(
+            f"A square of {side:,} pixels a side, to hold the image or its cell, is over the {MAX_SIZE:,} allowed: cut "
+            "the image, or resize it first."
+        )
+    return side
 
 
 def _overlap(length: int, wanted: int) -> tuple[slice, slice]:
