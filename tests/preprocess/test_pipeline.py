@@ -13,7 +13,19 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image
 
 from leukemia_dl.errors import ImageError, SettingsError, UnknownNameError
-from leukemia_dl.preprocess import CenterOnCanvas, CropToCell, Macenko, PadToSquare, Pipeline, Reinhard, Resize, Step
+from leukemia_dl.preprocess import (
+    IMAGE_SUFFIXES,
+    CenterOnCanvas,
+    CropToCell,
+    Macenko,
+    PadToSquare,
+    Pipeline,
+    Reinhard,
+    Resize,
+    Step,
+    decode_image,
+    is_single_cell,
+)
 from leukemia_dl.testing.strategies import cells, images, pipelines
 
 SIZES = st.integers(1, 24)
@@ -213,3 +225,17 @@ def test_steps_are_checked() -> None:
     for wrong in ({}, {"steps": 3}, {"steps": ["Resize"]}, [], {"steps": [], "more": 1}):
         with pytest.raises(SettingsError, match="stored as"):
             Pipeline.from_dict(wrong)
+
+
+def test_no_real_image_fails(shared_data: Path) -> None:
+    """Every image that there is, through the default, a crop, and Reinhard; on black it stays black."""
+    paths = sorted(path for path in shared_data.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+    assert len(paths) >= 1500
+    pipeline = Pipeline.default(64).then(NORMALISERS[1])
+    for path in paths:
+        image = decode_image(path)
+        result = pipeline(image)
+        assert result.shape == (64, 64, 3)
+        assert Pipeline((CropToCell(), Resize(16)))(image).shape == (16, 16, 3)
+        if is_single_cell(image):
+            assert not result[~Pipeline.default(64)(image).any(axis=-1)].any()
