@@ -139,8 +139,8 @@ def augmentation(rounds: int, size: int = 96, batch: int = 16) -> dict[str, floa
     """Return the share of a training step of the small CNN that full augmentation takes, as Keras runs both."""
     from leukemia_dl.models import build_model, get_backbone
     from leukemia_dl.training import Augmentation
-    from leukemia_dl.training.augment import augment, background_colour
-    from leukemia_dl.training.backends import prepare
+    from leukemia_dl.training.augmentation import augment, background_colour
+    from leukemia_dl.training.backends import fused, prepare
 
     device = prepare()
     import keras
@@ -154,7 +154,7 @@ def augmentation(rounds: int, size: int = 96, batch: int = 16) -> dict[str, floa
     model.compile("adamw", loss, jit_compile=device.jit_compile)
     parameters = tf.constant(settings.draw(background_colour(images), 0, 0))
     pixels = tf.constant(images)
-    augmenting = tf.function(lambda: augment(pixels, parameters, settings))
+    augmenting = tf.function(lambda: augment(pixels, parameters, settings, fused))
     floats = images.astype(np.float32)
     shares, steps = [], []
     for turn in range(rounds + 1):

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from leukemia_dl.training.augment import PARAMETERS, Augmentation
+from leukemia_dl.training.augmentation import PARAMETERS, Augmentation
 from leukemia_dl.training.batches import Batches
 
 IMAGES = np.arange(10 * 4 * 4 * 3, dtype=np.uint32).astype(np.uint8).reshape(10, 4, 4, 3)

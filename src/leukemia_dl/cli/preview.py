@@ -33,7 +33,7 @@ def preview(
     from leukemia_dl.identity import generator
     from leukemia_dl.preprocess import decode_image
     from leukemia_dl.reporting import plot_samples
-    from leukemia_dl.training.augment import augment_images
+    from leukemia_dl.training.augmentation import augment_images
     from leukemia_dl.training.backends import prepare
 
     settings = options.recipe(recipe, set_, image_size=image_size)

@@ -3,7 +3,7 @@
 Which trials there are is the business of `benchmark/`; what a net looks like that of `models/`.
 """
 
-from leukemia_dl.training.augment import Augmentation, augment, augment_images
+from leukemia_dl.training.augmentation import Augmentation, augment, augment_images
 from leukemia_dl.training.fit import FitResult, fit
 from leukemia_dl.training.recipe import Recipe
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from leukemia_dl.identity import generator
-from leukemia_dl.training.augment import PARAMETERS, Augmentation, background_colour
+from leukemia_dl.training.augmentation import PARAMETERS, Augmentation, background_colour
 
 __all__ = ["Batches"]
 

@@ -17,7 +17,7 @@ from leukemia_dl.identity import named_seed
 from leukemia_dl.models.build import build_model
 from leukemia_dl.models.classifier import predict_logits
 from leukemia_dl.models.spec import BackboneSpec
-from leukemia_dl.training.augment import training_model
+from leukemia_dl.training.augmentation import training_model
 from leukemia_dl.training.backends import Device, feed, prepare
 from leukemia_dl.training.batches import Batches
 from leukemia_dl.training.batchnorm import reestimate_batchnorm

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Self
 
 from leukemia_dl.errors import SettingsError, unknown_name
-from leukemia_dl.training.augment import Augmentation
+from leukemia_dl.training.augmentation import Augmentation
 
 __all__ = ["Recipe"]
 

@@ -7,6 +7,7 @@ numbers: Keras's own random layers draw others on each backend, and most of them
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,7 @@ from leukemia_dl.errors import SettingsError
 from leukemia_dl.identity import generator
 from leukemia_dl.preprocess import GIEMSA
 from leukemia_dl.preprocess.colour import LIGHT, stain_matrix
+from leukemia_dl.training.backends import fused
 
 __all__ = ["PARAMETERS", "Augmentation", "augment", "augment_images", "background_colour", "training_model"]
 
@@ -24,6 +26,7 @@ PARAMETERS = (
     "turns", "mirror", "angle", "down", "right", "brightness", "contrast", "stain_1", "stain_2", "red", "green", "blue",
 )  # fmt: skip
 """Columns of what `Augmentation.draw` returns; the last three are the colour of the image's background."""
+_DARKEST = 32.0  # Sum of the three channels above which a pixel is certainly cell; C-NMC's have 60 and more.
 _LARGEST = {"rotation": 180.0, "shift": 0.5, "brightness": 0.9, "contrast": 0.9, "stain": 0.9}
 
 
@@ -118,7 +121,9 @@ def background_colour(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return colour
 
 
-def augment(images: Any, parameters: Any, settings: Augmentation) -> Any:
+def augment(
+    images: Any, parameters: Any, settings: Augmentation, compiled: Callable[[Any], Any] = lambda part: part
+) -> Any:
     """Apply drawn parameters with `keras.ops`.
 
     Args:
@@ -126,6 +131,7 @@ def augment(images: Any, parameters: Any, settings: Augmentation) -> Any:
         parameters: float32 tensor (n, len(PARAMETERS)).
         settings: Says which parts are needed at all. Right angles and mirroring come first and are exact; then
             rotation and shift in one bilinear step; then colour, on pixels that are not exactly black.
+        compiled: Given each part, a function of tensors, returns what to call instead; see `backends.fused`.
 
     Returns:
         float32 (n, size, size, 3), 0..255.
@@ -133,13 +139,23 @@ def augment(images: Any, parameters: Any, settings: Augmentation) -> Any:
     from keras import ops
 
     value = dict(zip(PARAMETERS, ops.split(parameters, len(PARAMETERS), axis=1), strict=True))
-    if settings.symmetries:
-        images = _symmetry(images, value["turns"], value["mirror"])
+    if settings.symmetries or settings.moves:
+        fill = ops.cast(ops.reshape(parameters[:, -3:], (-1, 1, 1, 3)), images.dtype)
+        motion = _motion(value, images.shape[1])
+        images = compiled(_exact if not settings.moves else _bilinear)(images, fill, motion)
     images = ops.cast(images, "float32")
-    if settings.moves:
-        fill = ops.reshape(parameters[:, -3:], (-1, 1, 1, 3))
-        images = _warp(images - fill, value["angle"], value["down"], value["right"]) + fill
-    return _recolour(images, value, settings) if settings.recolours else images
+    if not settings.recolours:
+        return images
+    # How much of a pixel is cell: 1 inside, 0 on exact black, between them on a rim that was interpolated, which would
+    # light up if it counted whole. A matrix product is the quickest sum over three channels, and leaves one for each.
+    cell = ops.minimum(ops.matmul(images, np.full((3, 3), 1 / _DARKEST, np.float32)), 1.0)
+    if settings.stain:
+        one, other = 1 + value["stain_1"], 1 + value["stain_2"]
+        images = compiled(_stained)(images, cell, ops.concatenate([one, other, ops.ones_like(one)], axis=1))
+    if settings.brightness or settings.contrast:
+        brightness, contrast = (1 + ops.reshape(value[name], (-1, 1, 1, 1)) for name in ("brightness", "contrast"))
+        images = compiled(_lit)(images, cell, brightness, contrast)
+    return images
 
 
 def augment_images(
@@ -164,7 +180,7 @@ def training_model(model: Any, settings: Augmentation) -> Any:
     class Augment(keras.layers.Layer):  # type: ignore[misc]
         def call(self, inputs: Any) -> Any:
             images, parameters = inputs
-            return keras.ops.stop_gradient(augment(images, parameters, settings))
+            return keras.ops.stop_gradient(augment(images, parameters, settings, fused))
 
         def compute_output_shape(self, shapes: Any) -> Any:
             return shapes[0]
@@ -175,62 +191,99 @@ def training_model(model: Any, settings: Augmentation) -> Any:
     return keras.Model([images, parameters], model(augmented), name=f"{model.name}_training")
 
 
-def _symmetry(images: Any, turns: Any, mirror: Any) -> Any:
-    """Turn counter-clockwise by right angles, then mirror left to right: as np.rot90 and a flip of the columns."""
+def _motion(value: dict[str, Any], size: int) -> tuple[Any, Any, Any, Any, Any, Any]:
+    """Return where pixels come from: (y, x) = (a * row + b * column + c, d * row + e * column + f), each (n, 1, 1).
+
+    Rows and columns are counted from the middle of the image. A right angle is made of -1, 0 and 1, and stays exact.
+    """
     from keras import ops
 
-    turns, mirror = (ops.reshape(value, (-1, 1, 1, 1)) for value in (turns, mirror))
-    odd = ops.equal(ops.mod(turns, 2.0), 1.0)
-    images = ops.where(odd, ops.transpose(images, (0, 2, 1, 3)), images)
-    upside_down = ops.logical_and(turns > 0.5, turns < 2.5)
-    images = ops.where(upside_down, ops.flip(images, axis=1), images)
-    return ops.where(ops.not_equal(turns > 1.5, mirror > 0.5), ops.flip(images, axis=2), images)
+    turns, mirror, angle, down, right = (
+        ops.reshape(value[name], (-1, 1, 1)) for name in ("turns", "mirror", "angle", "down", "right")
+    )
+    flip = 1 - 2 * mirror
+    odd = ops.cast(ops.equal(ops.mod(turns, 2.0), 1.0), "float32")
+    sign = ops.where(turns < 1.5, 1.0, -1.0)
+    # As np.rot90, then a flip of the columns: (row, column) of the output comes from (even * row + side * column, ...).
+    even, side = sign * (1 - odd), sign * odd
+    cosine, sine = ops.cos(angle), ops.sin(angle)
+    a, b, d, e = cosine, sine, -sine, cosine
+    # The shift and the free rotation happen last, so they are undone first.
+    c, f = -(a * down + b * right) * size, -(d * down + e * right) * size
+    b_y, b_x = side * flip, even * flip
+    return (
+        even * a + b_y * d,
+        even * b + b_y * e,
+        even * c + b_y * f,
+        -side * a + b_x * d,
+        -side * b + b_x * e,
+        (-side * c + b_x * f),
+    )
 
 
-def _warp(images: Any, angle: Any, down: Any, right: Any) -> Any:
-    """Rotate about the middle and shift; 0 comes in from outside."""
+def _exact(images: Any, fill: Any, motion: tuple[Any, ...]) -> Any:
+    """Return images looked up where `motion` says; it leads from pixels to pixels."""
+    from keras import ops
+
+    first, row, column, centre = _grid(images)
+    a, b, _, d, e, _ = motion
+    # Whole numbers, but for the half in `centre` of an even size, which the sum takes away again.
+    y, x = (ops.cast(ops.round(p * row + q * column + centre), "int32") for p, q in ((a, b), (d, e)))
+    return ops.take(ops.reshape(images, (-1, 3)), first + y * images.shape[1] + x, axis=0)
+
+
+def _bilinear(images: Any, fill: Any, motion: tuple[Any, ...]) -> Any:
+    """Return images looked up between pixels where `motion` says, `fill` (n, 1, 1, 3) outside."""
     from keras import ops
 
     size = images.shape[1]
-    centre = (size - 1) / 2
-    grid = np.arange(size, dtype=np.float32) - centre
-    angle, down, right = (ops.reshape(value, (-1, 1, 1)) for value in (angle, down * size, right * size))
-    y = ops.subtract(grid.reshape(1, size, 1), down)
-    x = ops.subtract(grid.reshape(1, 1, size), right)
-    cosine, sine = ops.cos(angle), ops.sin(angle)
-    # Where each pixel comes from, in an image with a rim of one pixel of background around it.
-    y, x = cosine * y + sine * x + (centre + 1), cosine * x - sine * y + (centre + 1)
+    first, row, column, centre = _grid(images)
+    a, b, c, d, e, f = motion
+    y, x = a * row + b * column + (c + centre), d * row + e * column + (f + centre)
     top, left = ops.floor(y), ops.floor(x)
     below, across = ops.expand_dims(y - top, -1), ops.expand_dims(x - left, -1)
-    padded = ops.reshape(ops.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0))), (-1, 3))
     top, left = ops.cast(top, "int32"), ops.cast(left, "int32")
-    first = ops.reshape(ops.arange(ops.shape(images)[0], dtype="int32") * (size + 2) ** 2, (-1, 1, 1))
+    flat, fill = ops.reshape(images, (-1, 3)), ops.cast(fill, "float32")
 
     def corner(rows: Any, columns: Any) -> Any:
-        rows, columns = ops.clip(rows, 0, size + 1), ops.clip(columns, 0, size + 1)
-        return ops.take(padded, first + rows * (size + 2) + columns, axis=0)
+        near_row, near_column = ops.clip(rows, 0, size - 1), ops.clip(columns, 0, size - 1)
+        inside = ops.logical_and(ops.equal(near_row, rows), ops.equal(near_column, columns))
+        found = ops.cast(ops.take(flat, first + near_row * size + near_column, axis=0), "float32")
+        return ops.where(ops.expand_dims(inside, -1), found, fill)
 
-    upper = corner(top, left) * (1 - across) + corner(top, left + 1) * across
-    lower = corner(top + 1, left) * (1 - across) + corner(top + 1, left + 1) * across
-    return upper * (1 - below) + lower * below
+    upper, lower = corner(top, left), corner(top + 1, left)
+    upper = upper + across * (corner(top, left + 1) - upper)
+    lower = lower + across * (corner(top + 1, left + 1) - lower)
+    return upper + below * (lower - upper)
 
 
-def _recolour(images: Any, value: dict[str, Any], settings: Augmentation) -> Any:
+def _grid(images: Any) -> tuple[Any, Any, Any, float]:
+    """Return where each image begins among all pixels, rows and columns from the middle, and where that is."""
     from keras import ops
 
-    cell = ops.cast(ops.any(images > 0, axis=-1, keepdims=True), "float32")
-    if settings.stain:
-        stains = stain_matrix(GIEMSA).astype(np.float32)
-        factors = ops.concatenate([1 + value["stain_1"], 1 + value["stain_2"], ops.ones_like(value["stain_1"])], axis=1)
-        # Into stains, scaled there, and back: one 3 x 3 matrix per image.
-        mixing = ops.matmul(ops.multiply(np.linalg.inv(stains), ops.expand_dims(factors, 1)), stains)
-        density = -ops.log((images + 1) / LIGHT)
-        shape = ops.shape(images)
-        density = ops.reshape(ops.matmul(ops.reshape(density, (shape[0], -1, 3)), mixing), shape)
-        images = LIGHT * ops.exp(-density) - 1
-    if settings.brightness or settings.contrast:
-        brightness, contrast = (1 + ops.reshape(value[name], (-1, 1, 1, 1)) for name in ("brightness", "contrast"))
-        pixels = ops.maximum(ops.sum(cell, axis=(1, 2), keepdims=True), 1.0)
-        mean = ops.sum(images * cell, axis=(1, 2), keepdims=True) / pixels
-        images = brightness * (mean + contrast * (images - mean))
-    return ops.clip(images, 0.0, 255.0) * cell
+    count, size = ops.shape(images)[0], images.shape[1]
+    centre = (size - 1) / 2
+    row = (np.arange(size, dtype=np.float32) - centre).reshape(1, size, 1)
+    first = ops.reshape(ops.arange(count, dtype="int32") * size**2, (-1, 1, 1))
+    return first, ops.convert_to_tensor(row), ops.convert_to_tensor(row.reshape(1, 1, size)), centre
+
+
+def _stained(images: Any, cell: Any, factors: Any) -> Any:
+    """Scale the density of each of Giemsa's stains and the residual by `factors` (n, 3)."""
+    from keras import ops
+
+    stains = stain_matrix(GIEMSA).astype(np.float32)
+    # Into stains, scaled there, and back: one 3 x 3 matrix per image.
+    mixing = ops.matmul(ops.multiply(np.linalg.inv(stains), ops.expand_dims(factors, 1)), stains)
+    logarithms = ops.reshape(ops.log((images + 1) * (1 / LIGHT)), (ops.shape(images)[0], -1, 3))
+    mixed = ops.reshape(ops.matmul(logarithms, mixing), ops.shape(images))
+    return ops.where(cell > 0, ops.clip(LIGHT * ops.exp(mixed) - 1, 0.0, 255.0), 0.0)
+
+
+def _lit(images: Any, cell: Any, brightness: Any, contrast: Any) -> Any:
+    """Scale grey levels, and their distance from the cell's mean colour, by factors (n, 1, 1, 1)."""
+    from keras import ops
+
+    pixels = ops.maximum(ops.sum(cell, axis=(1, 2), keepdims=True), 1.0)
+    mean = ops.sum(images, axis=(1, 2), keepdims=True) / pixels
+    return ops.clip((brightness * contrast) * images + (brightness * (1 - contrast) * mean) * cell, 0.0, 255.0)
