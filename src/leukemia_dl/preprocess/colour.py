@@ -29,7 +29,16 @@ Deconvolution (Landini et al. 2021, doi:10.1093/bioinformatics/btaa847) for Giem
 # sRGB (IEC 61966-2-1) and its white, D65, as in scikit-image: a test compares.
 _RGB_TO_XYZ = np.array([[0.412453, 0.357580, 0.180423], [0.212671, 0.715160, 0.072169], [0.019334, 0.119193, 0.950227]])
 _WHITE = np.array([0.95047, 1.0, 1.08883])
+# L = 116 y - 16, a = 500 (x - y), b = 200 (y - z), where x, y and z are the bent X, Y and Z.
+_BENT_TO_LAB = np.array([[0.0, 500, 0], [116, -500, 200], [0, 0, -200]])
+_LAB_TO_BENT = np.linalg.inv(_BENT_TO_LAB)
 _LEVELS = np.arange(256) / 255
+# Grey levels of the linear values (k / 8191)^2: over the square root the curve is nearly straight, and a table of it is
+# good to 0.02 grey levels.
+_ROOTS = np.linspace(0, 1, 8192) ** 2
+_SRGB = np.rint(255 * np.where(_ROOTS > 0.0031308, 1.055 * _ROOTS ** (1 / 2.4) - 0.055, 12.92 * _ROOTS)).astype(
+    np.uint8
+)
 _LINEAR = np.where(_LEVELS > 0.04045, ((_LEVELS + 0.055) / 1.055) ** 2.4, _LEVELS / 12.92)
 
 
@@ -40,20 +49,22 @@ def rgb_to_lab(pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
         ImageError: If it is no such array.
     """
     xyz = _LINEAR[_three(pixels, np.uint8)] @ (_RGB_TO_XYZ.T / _WHITE)
-    bent = np.where(xyz > 0.008856, np.cbrt(xyz), 7.787 * xyz + 16 / 116)
-    x, y, z = bent[..., 0], bent[..., 1], bent[..., 2]
-    return np.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], axis=-1)
+    bent = np.cbrt(xyz)
+    dark = xyz <= 0.008856
+    bent[dark] = 7.787 * xyz[dark] + 16 / 116
+    lab: NDArray[np.float64] = bent @ _BENT_TO_LAB - np.array([16.0, 0, 0])
+    return lab
 
 
 def lab_to_rgb(lab: NDArray[np.float64]) -> NDArray[np.uint8]:
     """Convert CIELAB under D65, float (..., 3), to sRGB, uint8 (..., 3), rounded; what is outside of it is clipped."""
     lab = _three(lab, np.floating)
-    y = (lab[..., 0] + 16) / 116
-    bent = np.stack([y + lab[..., 1] / 500, y, y - lab[..., 2] / 200], axis=-1)
-    xyz = np.where(bent > 0.2068966, bent * bent * bent, (bent - 16 / 116) / 7.787)
+    bent = lab @ _LAB_TO_BENT + 16 / 116
+    xyz = bent * bent * bent
+    dark = bent <= 0.2068966
+    xyz[dark] = (bent[dark] - 16 / 116) / 7.787
     linear = np.clip(xyz @ (np.linalg.inv(_RGB_TO_XYZ).T * _WHITE[:, None]), 0, 1)
-    srgb = np.where(linear > 0.0031308, 1.055 * linear ** (1 / 2.4) - 0.055, 12.92 * linear)
-    rgb: NDArray[np.uint8] = np.rint(srgb * 255).astype(np.uint8)
+    rgb: NDArray[np.uint8] = _SRGB[(np.sqrt(linear) * (len(_SRGB) - 1) + 0.5).astype(np.intp)]
     return rgb
 
 
