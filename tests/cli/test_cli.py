@@ -208,13 +208,18 @@ def test_ctrl_c_stops_cleanly_and_the_same_command_goes_on(synthetic_root, tmp_p
     arguments = ["benchmark", "--root", str(synthetic_root), *SIZES, "--store", str(tmp_path / "s")]
     arguments += ["--backbones", "cnn", "--image-size", "32", "-s", "epochs=2000"]
     with subprocess.Popen(
-        [sys.executable, "-m", "leukemia_dl", *arguments], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+        [sys.executable, "-m", "leukemia_dl", *arguments],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+        # A shell's background job ignores Ctrl-C, and so would this process, for ever.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     ) as process:
         for line in process.stderr:
             if "epoch 2/" in line:
                 break
         process.send_signal(signal.SIGINT)
-        rest = process.stderr.read()
+        _, rest = process.communicate(timeout=120)
     assert process.returncode == 130
     assert "Stopped. What was finished is kept" in rest
     assert "Traceback" not in rest
