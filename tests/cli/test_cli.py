@@ -243,9 +243,10 @@ def test_preview_draws_a_contact_sheet(synthetic_root, tmp_path):
     settings = ["-s", "rotation=20", "-s", "stain=0.2", "--stain", "macenko", "--images", "3", "--image-size", "48"]
     answer = run("preview", "--root", synthetic_root, *SIZES, *settings, "--output", output)
     assert answer.returncode == 0, answer.stderr
-    assert "3 images" in answer.stdout
+    assert "Images: 3" in answer.stdout
     with Image.open(output) as picture:
         assert picture.width > 2 * picture.height  # three rows of ten
     assert "no stain normalisation 'machenko'. Did you mean 'macenko'" in fails("preview", "--stain", "machenko")
+    assert "--output must end in .png" in fails("preview", "--output", "sheet.jpg")
     assert "--images must be from 1 to 100" in fails("preview", "--images", "0")
     assert "cannot be written" in fails("preview", "--root", synthetic_root, *SIZES, "--output", "/proc/no.png")

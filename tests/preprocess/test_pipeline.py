@@ -149,6 +149,37 @@ def test_a_step_of_ones_own_enters_like_ours() -> None:
     assert (pipeline(np.zeros((8, 8, 3), np.uint8)) == 255).all()
 
 
+def test_a_step_that_breaks_the_rules_is_refused() -> None:
+    class Plain(Step):
+        def __call__(self, image: np.ndarray) -> np.ndarray:
+            """Do nothing."""
+            return image
+
+    @dataclass(frozen=True)
+    class Floats(Plain):
+        table: object = None
+
+        def __call__(self, image: np.ndarray) -> np.ndarray:
+            """Forget to go back to uint8."""
+            return image / 255
+
+    with pytest.raises(SettingsError, match="dataclass with frozen=True"):
+        Pipeline((Plain(),))
+    with pytest.raises(SettingsError, match="numbers, text, and tuples"):
+        Pipeline((Floats(np.zeros(3)),))
+    with pytest.raises(ImageError, match="Received: float64"):
+        Pipeline((Floats(),))(np.zeros((4, 4, 3), np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("one", "other"), [(CropToCell(1), CropToCell(1.0)), (Macenko(percentile=50), Macenko(percentile=50.0))]
+)
+def test_equal_steps_have_one_digest(one: Step, other: Step) -> None:
+    assert Pipeline((one,)) == Pipeline((other,))
+    assert Pipeline((one,)).digest == Pipeline((other,)).digest
+    assert repr(one) == repr(other)
+
+
 def test_show_draws_every_stage(tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (31, 20, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "a.png")

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from PIL import Image, ImageFilter
 
-from leukemia_dl.errors import ImageError
+from leukemia_dl.errors import ImageError, SettingsError
 from leukemia_dl.preprocess import decode_image, measure_quality, quality_frame
 from leukemia_dl.testing.strategies import images
 
@@ -71,6 +71,9 @@ def test_a_frame_of_files_and_arrays(tmp_path):
     assert str(frame["blank"].dtype) == "boolean"
     assert list(quality_frame([], show_progress=False)) == list(frame)
     assert list(quality_frame([cell()], names=["a"]).index) == ["a"]
+    assert len(quality_frame(str(tmp_path / "good.png"))) == 1
+    with pytest.raises(SettingsError, match="Received: int"):
+        quality_frame(3)
 
 
 def test_what_is_no_image_is_said():

@@ -181,6 +181,7 @@ def test_fit_says_when_it_cannot(step):
         (lambda: Macenko(levels=(1.0, 1.0)), "both stains and levels"),
         (lambda: Macenko(alpha=60), "alpha"),
         (lambda: Macenko(light="bright"), "light"),
+        (lambda: Macenko(percentile="50"), "percentile"),
     ],
 )
 def test_parameters_are_checked(make, says):

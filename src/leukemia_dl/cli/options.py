@@ -32,9 +32,7 @@ Changes = Annotated[
     typer.Option("--set", "-s", metavar="KEY=VALUE", help="Change a setting of the recipe, such as epochs=10."),
 ]
 ImageSize = Annotated[int | None, typer.Option(help="Short for --set image_size=N.", show_default=False)]
-Stain = Annotated[
-    str | None, typer.Option(help="Normalise stain: reinhard or macenko, fitted on training images.", show_default="no")
-]
+Stain = Annotated[str | None, typer.Option(help="Normalise stain: reinhard or macenko.", show_default="no")]
 Crop = Annotated[bool, typer.Option("--crop", help="Crop to the cell; its absolute size is then lost.")]
 
 

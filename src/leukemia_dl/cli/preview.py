@@ -38,6 +38,8 @@ def preview(
 
     settings = options.recipe(recipe, set_, image_size=image_size)
     options.stain_step(stain)
+    if output.suffix.lower() != ".png":
+        raise SettingsError(f"--output must end in .png. Received: {output}.")
     if not 1 <= images <= 100:
         raise SettingsError(f"--images must be from 1 to 100. Received: {images}.")
     data = options.load_dataset(dataset, root, option or [])
@@ -61,6 +63,8 @@ def preview(
     try:
         plot_samples(cells, names, columns=_AUGMENTED + 2, title=title).savefig(output, format="png")
     except OSError as error:
-        raise StoreError(f"{output} cannot be written: {error.strerror or error}.") from error
+        raise StoreError(
+            f"{output} cannot be written: {error.strerror or error}. Is the folder {output.absolute().parent} there?"
+        ) from error
     note = ", normalised to the stain of these images" if stain else ""
-    typer.echo(f"{len(chosen)} images, preprocessed{note}, and {_AUGMENTED} epochs of augmentation: {output}")
+    typer.echo(f"Images: {len(chosen)}, preprocessed{note}, and {_AUGMENTED} epochs of augmentation: {output}")

@@ -163,6 +163,7 @@ class CropToCell(Step):
     def __post_init__(self) -> None:
         if isinstance(self.margin, bool) or not isinstance(self.margin, (int, float)) or not 0 <= self.margin <= 10:
             raise SettingsError(f"CropToCell needs a margin from 0 to 10. Received: margin={self.margin!r}.")
+        object.__setattr__(self, "margin", float(self.margin))  # 1 and 1.0 are one step, with one digest
 
     def __call__(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Apply `crop_to_cell`: uint8 (h, w, 3) to uint8 (side, side, 3)."""

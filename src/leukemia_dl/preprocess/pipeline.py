@@ -42,6 +42,14 @@ class Pipeline:
         for step in self.steps:
             if STEPS.get(type(step).__name__) is not type(step):
                 raise SettingsError(f"A pipeline's steps are made from {', '.join(sorted(STEPS))}. Received: {step!r}.")
+            if not getattr(getattr(step, "__dataclass_params__", None), "frozen", False):
+                raise SettingsError(
+                    f"A step is a dataclass with frozen=True. Received: {type(step).__name__}, which is none."
+                )
+        try:
+            _ = self.digest
+        except TypeError as error:
+            raise SettingsError(f"A step's fields are numbers, text, and tuples of these. {error}") from None
 
     @classmethod
     def default(cls, size: int, canvas: int | None = 450) -> Pipeline:
@@ -201,7 +209,7 @@ class Pipeline:
 
     def _one(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
         for step in self.steps:
-            image = step(image)
+            image = check_image(step(image))
         return image
 
 
@@ -219,7 +227,7 @@ def _step(entry: Any) -> Step:
         raise SettingsError(f'A step is stored as {{"step": NAME, parameter: value, ...}}. Received: {entry!r}.')
     name = entry["step"]
     if not isinstance(name, str) or name not in STEPS:
-        raise unknown_name("preprocessing step", name, STEPS, "A newer version of leukemia_dl may have it.")
+        raise unknown_name("preprocessing step", name, STEPS, "If it is a step of your own, import its module before.")
     parameters = {key: value for key, value in entry.items() if key != "step"}
     fields = dataclasses.fields(cast(Any, STEPS[name]))
     known = {field.name for field in fields}

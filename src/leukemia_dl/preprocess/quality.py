@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from leukemia_dl.errors import ImageError
+from leukemia_dl.errors import ImageError, SettingsError
 from leukemia_dl.preprocess.decode import check_image, decode_image
 from leukemia_dl.preprocess.foreground import bounding_box, foreground_mask
 from leukemia_dl.progress import parallel_map
@@ -64,13 +64,11 @@ def measure_quality(image: NDArray[np.uint8]) -> dict[str, float | bool]:
     }
 
 
-def quality_frame(
-    images: Iterable[Any], names: Sequence[Any] | None = None, show_progress: bool = True
-) -> pd.DataFrame:
+def quality_frame(images: Any, names: Sequence[Any] | None = None, show_progress: bool = True) -> pd.DataFrame:
     """Return a row of `measure_quality` per image, in order, computed in parallel.
 
     Args:
-        images: Files (str or Path) or arrays, uint8 (h, w, 3); `dataset.paths`, say.
+        images: A Dataset, or files (str or Path) and arrays, uint8 (h, w, 3).
         names: The index; None for the paths, or the positions of arrays.
         show_progress: Whether to tell how far it is.
 
@@ -79,6 +77,11 @@ def quality_frame(
     """
     import pandas as pd
 
+    if isinstance(images, (str, Path)):
+        images = [images]
+    images = getattr(images, "paths", images)
+    if not isinstance(images, Iterable):
+        raise SettingsError(f"Pass a Dataset, or files or arrays. Received: {type(images).__name__}.")
     items = list(images)
     if names is None:
         names = [str(item) if isinstance(item, (str, Path)) else row for row, item in enumerate(items)]

@@ -166,7 +166,7 @@ class Macenko(_Normalizer):
 
     def __post_init__(self) -> None:
         for name, low, high in (("light", 1, 1000), ("alpha", 0, 49.99), ("percentile", 1, 100), ("beta", 0, 5)):
-            _numbers("Macenko", name, getattr(self, name), (), low, high)
+            object.__setattr__(self, name, _numbers("Macenko", name, getattr(self, name), (), low, high))
         if (self.stains is None) != (self.levels is None):
             raise SettingsError(f"Macenko takes both stains and levels, or neither. Received: {self!r}.")
         if self.stains is not None:
@@ -239,8 +239,9 @@ def _thinned(pixels: NDArray[np.uint8], most: int) -> NDArray[np.uint8]:
 def _numbers(step: str, name: str, values: Any, shape: tuple[int, ...], low: float, high: float = 1000.0) -> Any:
     """Return numbers as floats in tuples, as JSON's lists are not hashable."""
     try:
-        array = np.asarray(values, dtype=np.float64)
-    except (TypeError, ValueError):
+        array = np.asarray(values)
+        array = array.astype(np.float64) if array.dtype.kind in "iuf" else np.full((0,), np.nan)
+    except ValueError:  # rows of different length
         array = np.full((0,), np.nan)
     if array.shape != shape or not np.isfinite(array).all() or array.min() < low or array.max() > high:
         raise SettingsError(

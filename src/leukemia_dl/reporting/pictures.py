@@ -67,4 +67,5 @@ def _sample_grid(benchmark: Benchmark, title: str) -> Figure:
     chosen = np.concatenate([rows[labels == code][:per_class] for code in range(len(dataset.class_names))])
     images = dataset.subset(chosen).to_numpy(benchmark.pipeline.partition()[0], show_progress=False)
     names = [dataset.class_names[code] for code in dataset.labels[chosen]]
+    title += "" if benchmark.pipeline.is_fitted else ", before steps that are fitted per split"
     return plot_samples(images, names, columns=min(_SAMPLES // 2, len(chosen)), title=title)
