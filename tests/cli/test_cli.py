@@ -112,6 +112,7 @@ def test_the_lists_and_the_doctor(tmp_path):
         (["--dataset", "c_nmc_2019"], "--root PATH"),
         (["-o", "subject=3"], "no option 'subject'"),
         (["-o", "subjects=3"], "subjects"),
+        (["--image-size", "64", "-s", "image_size=70"], "--set image_size=... and --image-size say the same thing"),
         (["--image-size", "64"], "inception_v3 needs images of at least 75 x 75 pixels"),
         (["-s", "weights=5"], "weights must be None, a name or a path"),
         (["-s", "name=x"], "no recipe setting 'name'"),

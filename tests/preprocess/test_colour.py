@@ -43,6 +43,12 @@ def test_any_lab_value_becomes_the_colour_that_scikit_image_says(seed):
     assert np.abs(lab_to_rgb(lab)[inside] - expected[inside]).max(initial=0) <= 1
 
 
+def test_what_is_no_colour_is_refused():
+    for value in (np.nan, np.inf, 1e200):
+        with pytest.raises(ImageError, match="finite numbers"):
+            lab_to_rgb(np.full((2, 3), value))
+
+
 def test_optical_density():
     density = optical_density(np.array([[[255, 127, 0]]], np.uint8))
     np.testing.assert_allclose(density[0, 0], [0, np.log(2), np.log(256)])

@@ -105,8 +105,13 @@ def test_scale_is_what_a_crop_loses_and_the_canvas_keeps(c_nmc_sample: Path) -> 
 
 def test_margins_are_checked() -> None:
     for margin in (-0.1, 11, "1", True):
-        with pytest.raises(SettingsError, match="CropToCell needs a margin from 0 to 10"):
+        with pytest.raises(SettingsError, match="needs a margin from 0 to 10"):
             CropToCell(margin)
+        with pytest.raises(SettingsError, match="needs a margin from 0 to 10"):
+            crop_to_cell(np.zeros((4, 4, 3), np.uint8), margin)
+    for call in (lambda i: resize(i, 0, 5), lambda i: resize(i, 5, -1), lambda i: center_on_canvas(i, 5.0, 5)):
+        with pytest.raises(SettingsError, match="a size in pixels"):
+            call(np.zeros((4, 4, 3), np.uint8))
 
 
 def test_the_square_of_a_thin_strip_is_refused() -> None:
@@ -117,7 +122,10 @@ def test_the_square_of_a_thin_strip_is_refused() -> None:
     for step, image in ((PadToSquare(), strip), (CropToCell(), strip), (CropToCell(), lit)):
         with pytest.raises(ImageError, match="is over the 4,472 allowed"):
             step(image)
-    assert Resize(8)(lit).shape == (8, 8, 3)
+    for method in ("lanczos", "bilinear"):
+        assert Resize(8, method)(lit).shape == (8, 8, 3)
+    enormous = np.full((1, 5_000_000, 3), 9, np.uint8)  # took 12 GB once
+    assert (resize(enormous, 224, 224, "bilinear") == 9).all()
 
 
 @given(image=IMAGES, method=METHODS)

@@ -165,6 +165,10 @@ def test_a_step_that_breaks_the_rules_is_refused() -> None:
 
     with pytest.raises(SettingsError, match="dataclass with frozen=True"):
         Pipeline((Plain(),))
+    with pytest.raises(SettingsError, match="There is a step 'Resize' in leukemia_dl"):
+        type("Resize", (Plain,), {})
+    with pytest.raises(SettingsError, match="takes a tuple of steps"):
+        Pipeline(Resize(3))
     with pytest.raises(SettingsError, match="numbers, text, and tuples"):
         Pipeline((Floats(np.zeros(3)),))
     with pytest.raises(ImageError, match="Received: float64"):

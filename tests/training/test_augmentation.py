@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from leukemia_dl.errors import SettingsError
+from leukemia_dl.errors import ImageError, SettingsError
 from leukemia_dl.preprocess import GIEMSA, combine_stains, separate_stains
 from leukemia_dl.preprocess.colour import stain_matrix
 from leukemia_dl.testing.strategies import cells, images
@@ -104,7 +104,7 @@ def test_stain_is_scaled_as_in_preprocess(image, one, other):
     amounts = separate_stains(image, GIEMSA) * [1 + one, 1 + other, 1]
     expected = combine_stains(amounts, GIEMSA)
     found = apply(image[None], Augmentation(stain=0.5), stain_1=one, stain_2=other)[0]
-    cell = image.any(axis=-1)
+    cell = image.sum(axis=-1) >= 32
     assert np.abs(found[cell] - expected[cell]).max(initial=0) <= 0.6
 
 
@@ -205,11 +205,28 @@ def oracle(image, value):
     y, x = np.mgrid[:size, :size] - (size - 1) / 2
     y, x = y - value["down"] * size, x - value["right"] * size
     where = np.stack([cosine * y + sine * x, cosine * x - sine * y]) + (size + 1) / 2
-    rim = np.pad(image, ((1, 1), (1, 1), (0, 0)))
+    fill = np.array([value[name] for name in ("red", "green", "blue")])
+    rim = np.pad(image - fill, ((1, 1), (1, 1), (0, 0)))
     moved = [ndimage.map_coordinates(rim[..., channel], where, order=1) for channel in range(3)]
-    image = np.stack(moved, axis=-1)
+    image = np.stack(moved, axis=-1) + fill
     stains = stain_matrix(GIEMSA)
     cell = coverage(image)
     amounts = -np.log((image + 1) / 256) @ np.linalg.inv(stains)
-    image = 256 * np.exp(-(amounts * [1 + value["stain_1"], 1 + value["stain_2"], 1]) @ stains) - 1
-    return lit(np.where(cell > 0, np.clip(image, 0, 255), 0), value["brightness"], value["contrast"], cell)
+    stained = 256 * np.exp(-(amounts * [1 + value["stain_1"], 1 + value["stain_2"], 1]) @ stains) - 1
+    image = image + cell * (np.clip(stained, 0, 255) - image)
+    return lit(image, value["brightness"], value["contrast"], cell)
+
+
+def test_a_trace_of_light_stays_one():
+    image = np.zeros((1, 9, 9, 3), np.uint8)
+    image[0, 4, 4] = (1, 0, 0)
+    for seed in range(50):
+        assert augment_images(image, Augmentation(brightness=0.2, contrast=0.2, stain=0.2), seed).max() <= 3
+
+
+def test_only_square_images_of_whole_grey_levels_can_be_augmented():
+    for wrong in (np.zeros((2, 4, 6, 3), np.uint8), np.zeros((4, 4, 3), np.uint8), np.zeros((2, 4, 4, 3)), None):
+        with pytest.raises(ImageError):
+            augment_images(wrong, Augmentation())
+    with pytest.raises(SettingsError, match="must be an Augmentation"):
+        augment_images(np.zeros((2, 4, 4, 3), np.uint8), None)

@@ -41,7 +41,10 @@ def recipe(name: str, pairs: Iterable[str] | None, **changes: Any) -> Recipe:
     from leukemia_dl.training.recipe import Recipe
 
     given = {key: value for key, value in changes.items() if value is not None}
-    return Recipe.preset(name, **key_values(pairs or [], "--set"), **given)
+    listed = key_values(pairs or [], "--set")
+    for key in given.keys() & listed.keys():
+        raise SettingsError(f"--set {key}=... and --{key.replace('_', '-')} say the same thing: give one of them.")
+    return Recipe.preset(name, **listed, **given)
 
 
 def stain_step(name: str | None, on_black: bool = False) -> Step | None:

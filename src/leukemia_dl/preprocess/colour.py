@@ -63,7 +63,10 @@ def lab_to_rgb(lab: NDArray[np.float64]) -> NDArray[np.uint8]:
     xyz = bent * bent * bent
     dark = bent <= 0.2068966
     xyz[dark] = (bent[dark] - 16 / 116) / 7.787
-    linear = np.clip(xyz @ (np.linalg.inv(_RGB_TO_XYZ).T * _WHITE[:, None]), 0, 1)
+    linear = xyz @ (np.linalg.inv(_RGB_TO_XYZ).T * _WHITE[:, None])
+    if not np.isfinite(linear).all():
+        raise ImageError("lab_to_rgb needs finite numbers, L in 0..100. Received: NaN, infinite or enormous ones.")
+    linear = np.clip(linear, 0, 1)
     rgb: NDArray[np.uint8] = _SRGB[(np.sqrt(linear) * (len(_SRGB) - 1) + 0.5).astype(np.intp)]
     return rgb
 

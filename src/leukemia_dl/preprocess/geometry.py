@@ -46,6 +46,8 @@ def center_on_canvas(image: NDArray[np.uint8], height: int, width: int) -> NDArr
         uint8, (height, width, 3), a new array.
     """
     check_image(image)
+    _check_size("center_on_canvas", height)
+    _check_size("center_on_canvas", width)
     canvas = np.zeros((height, width, 3), np.uint8)
     into_rows, from_rows = _overlap(image.shape[0], height)
     into_columns, from_columns = _overlap(image.shape[1], width)
@@ -76,6 +78,7 @@ def crop_to_cell(image: NDArray[np.uint8], margin: float = 0.1) -> NDArray[np.ui
     Raises:
         ImageError: If `side` would be over `MAX_SIZE`.
     """
+    margin = _checked_margin(margin)
     box = bounding_box(foreground_mask(image))
     if box is None:
         return pad_to_square(image)
@@ -105,6 +108,9 @@ def resize(image: NDArray[np.uint8], height: int, width: int, method: str = "lan
         uint8, (height, width, 3), a new array.
     """
     check_image(image)
+    _check_size("resize", height)
+    _check_size("resize", width)
+    _check_method("resize", method)
     if image.shape[:2] == (height, width):
         return image.copy()
     if method == "bilinear":
@@ -161,9 +167,7 @@ class CropToCell(Step):
     keeps_scale: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        if isinstance(self.margin, bool) or not isinstance(self.margin, (int, float)) or not 0 <= self.margin <= 10:
-            raise SettingsError(f"CropToCell needs a margin from 0 to 10. Received: margin={self.margin!r}.")
-        object.__setattr__(self, "margin", float(self.margin))  # 1 and 1.0 are one step, with one digest
+        object.__setattr__(self, "margin", _checked_margin(self.margin))
 
     def __call__(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Apply `crop_to_cell`: uint8 (h, w, 3) to uint8 (side, side, 3)."""
@@ -188,8 +192,7 @@ class Resize(Step):
 
     def __post_init__(self) -> None:
         _check_size("Resize", self.size)
-        if self.method not in METHODS:
-            raise SettingsError(f"Resize knows the methods {', '.join(METHODS)}. Received: method={self.method!r}.")
+        _check_method("Resize", self.method)
 
     def __call__(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Apply `resize`: uint8 (h, w, 3) to uint8 (size, size, 3)."""
@@ -262,9 +265,12 @@ def _reach(lit: NDArray[np.int64], length: int, wanted: int) -> tuple[slice, sli
 def _four_nearest(image: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
     top, bottom, down = _neighbours(image.shape[0], height)
     left, right, across = _neighbours(image.shape[1], width)
-    rows = image[top] * (1 - down)[:, None, None] + image[bottom] * down[:, None, None]
-    mixed = rows[:, left] * (1 - across)[:, None] + rows[:, right] * across[:, None]
-    return np.rint(mixed).astype(np.uint8)
+    down, across = down[:, None, None], across[None, :, None]
+    # Only the four pixels around each centre are looked up: memory follows the result, however long the image.
+    upper = image[np.ix_(top, left)] * (1 - across) + image[np.ix_(top, right)] * across
+    lower = image[np.ix_(bottom, left)] * (1 - across) + image[np.ix_(bottom, right)] * across
+    mixed: NDArray[np.uint8] = np.rint(upper * (1 - down) + lower * down).astype(np.uint8)
+    return mixed
 
 
 def _neighbours(length: int, wanted: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
@@ -272,6 +278,17 @@ def _neighbours(length: int, wanted: int) -> tuple[NDArray[np.int64], NDArray[np
     centre = np.clip((np.arange(wanted) + 0.5) * (length / wanted) - 0.5, 0, length - 1)
     first = np.floor(centre).astype(np.int64)
     return first, np.minimum(first + 1, length - 1), (centre - first).astype(np.float32)
+
+
+def _check_method(step: str, method: object) -> None:
+    if method not in METHODS:
+        raise SettingsError(f"{step} knows the methods {', '.join(METHODS)}. Received: method={method!r}.")
+
+
+def _checked_margin(margin: object) -> float:
+    if isinstance(margin, bool) or not isinstance(margin, (int, float)) or not 0 <= margin <= 10:
+        raise SettingsError(f"A crop needs a margin from 0 to 10. Received: margin={margin!r}.")
+    return float(margin) + 0.0  # 1 and 1.0, 0 and -0.0 are one step, with one digest
 
 
 def _check_size(step: str, size: object) -> None:

@@ -38,6 +38,8 @@ class Pipeline:
     steps: tuple[Step, ...] = ()
 
     def __post_init__(self) -> None:
+        if not isinstance(self.steps, (tuple, list)):
+            raise SettingsError(f"A pipeline takes a tuple of steps, such as (Resize(224),). Received: {self.steps!r}.")
         object.__setattr__(self, "steps", tuple(self.steps))
         for step in self.steps:
             if STEPS.get(type(step).__name__) is not type(step):

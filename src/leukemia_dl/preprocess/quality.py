@@ -85,6 +85,8 @@ def quality_frame(images: Any, names: Sequence[Any] | None = None, show_progress
     items = list(images)
     if names is None:
         names = [str(item) if isinstance(item, (str, Path)) else row for row, item in enumerate(items)]
+    if len(names) != len(items):
+        raise SettingsError(f"names must be one per image. Received: {len(names)} names and {len(items)} images.")
     rows = parallel_map(_measured, items, "Measuring quality", show=show_progress)
     columns = [*measure_quality(np.zeros((1, 1, 3), np.uint8)), "problem"]
     frame = pd.DataFrame(rows, index=pd.Index(list(names), name="image"), columns=columns)

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from leukemia_dl.errors import ImageError, SettingsError
-from leukemia_dl.preprocess.colour import density_to_rgb, lab_to_rgb, optical_density, rgb_to_lab
+from leukemia_dl.preprocess.colour import density_to_rgb, lab_to_rgb, optical_density, rgb_to_lab, stain_matrix
 from leukemia_dl.preprocess.decode import check_image
 from leukemia_dl.preprocess.foreground import check_mask, foreground_pixels
 from leukemia_dl.preprocess.steps import Step
@@ -71,7 +71,7 @@ class _Normalizer(Step):
         return result
 
     def fit(self, images: Any, masks: Sequence[NDArray[np.bool_] | None] | None = None) -> Self:
-        """Return this step with the target taken from images, each counting the same.
+        """Return this step with the target of images: for Reinhard each counts the same, for Macenko each pixel.
 
         Args:
             images: uint8 (n, h, w, 3), one image (h, w, 3), or a sequence of images of any size.
@@ -171,6 +171,7 @@ class Macenko(_Normalizer):
             raise SettingsError(f"Macenko takes both stains and levels, or neither. Received: {self!r}.")
         if self.stains is not None:
             object.__setattr__(self, "stains", _numbers("Macenko", "stains", self.stains, (2, 3), low=-1))
+            stain_matrix(self.stains)
             object.__setattr__(self, "levels", _numbers("Macenko", "levels", self.levels, (2,), low=0))
 
     @property
@@ -240,7 +241,7 @@ def _numbers(step: str, name: str, values: Any, shape: tuple[int, ...], low: flo
     """Return numbers as floats in tuples, as JSON's lists are not hashable."""
     try:
         array = np.asarray(values)
-        array = array.astype(np.float64) if array.dtype.kind in "iuf" else np.full((0,), np.nan)
+        array = array.astype(np.float64) + 0.0 if array.dtype.kind in "iuf" else np.full((0,), np.nan)
     except ValueError:  # rows of different length
         array = np.full((0,), np.nan)
     if array.shape != shape or not np.isfinite(array).all() or array.min() < low or array.max() > high:

@@ -8,6 +8,8 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from leukemia_dl.errors import SettingsError
+
 __all__ = ["STEPS", "Step"]
 
 STEPS: dict[str, type[Step]] = {}
@@ -26,6 +28,9 @@ class Step(ABC):
 
     def __init_subclass__(cls, **more: Any) -> None:
         super().__init_subclass__(**more)
+        taken = STEPS.get(cls.__name__)
+        if taken is not None and taken.__module__.startswith("leukemia_dl."):
+            raise SettingsError(f"There is a step {cls.__name__!r} in leukemia_dl: choose another name for yours.")
         if not cls.__name__.startswith("_"):
             STEPS[cls.__name__] = cls
 

@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from leukemia_dl.errors import SettingsError
+from leukemia_dl.errors import ImageError, SettingsError
 from leukemia_dl.identity import generator
 from leukemia_dl.preprocess import GIEMSA
 from leukemia_dl.preprocess.colour import LIGHT, stain_matrix
+from leukemia_dl.preprocess.decode import check_image
 from leukemia_dl.training.backends import fused
 
 __all__ = ["PARAMETERS", "Augmentation", "augment", "augment_images", "background_colour", "training_model"]
@@ -164,6 +165,10 @@ def augment_images(
     """Return images as training would see them, rounded: uint8 (n, size, size, 3) to the same; for looking at them."""
     from keras import ops
 
+    if not isinstance(settings, Augmentation):
+        raise SettingsError(f"settings must be an Augmentation or a Recipe. Received: {settings!r}.")
+    if check_image(images, batch=True).ndim != 4 or images.shape[1] != images.shape[2]:
+        raise ImageError(f"Augmentation takes square images (n, size, size, 3). Received: {images.shape}.")
     parameters = settings.draw(background_colour(images), seed, epoch)
     result = augment(ops.convert_to_tensor(images), ops.convert_to_tensor(parameters), settings)
     pixels: NDArray[np.uint8] = np.rint(np.clip(ops.convert_to_numpy(result), 0, 255)).astype(np.uint8)
@@ -277,7 +282,7 @@ def _stained(images: Any, cell: Any, factors: Any) -> Any:
     mixing = ops.matmul(ops.multiply(np.linalg.inv(stains), ops.expand_dims(factors, 1)), stains)
     logarithms = ops.reshape(ops.log((images + 1) * (1 / LIGHT)), (ops.shape(images)[0], -1, 3))
     mixed = ops.reshape(ops.matmul(logarithms, mixing), ops.shape(images))
-    return ops.where(cell > 0, ops.clip(LIGHT * ops.exp(mixed) - 1, 0.0, 255.0), 0.0)
+    return images + cell * (ops.clip(LIGHT * ops.exp(mixed) - 1, 0.0, 255.0) - images)
 
 
 def _lit(images: Any, cell: Any, brightness: Any, contrast: Any) -> Any:
