@@ -7,6 +7,7 @@ A tile on which a method is not defined (too few pixels, one colour) comes back 
 from __future__ import annotations
 
 import logging
+from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
@@ -89,11 +90,13 @@ class _Normalizer(Step):
         tiles = (_thinned(image[_mask(image, mask)], most) for image, mask in pairs)
         return self._target(pixels for pixels in tiles if len(pixels) >= self.fewest)
 
+    @abstractmethod
     def _recolour(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        raise NotImplementedError
+        """Return pixels (n, 3) in the target's stain. Raises Undefined where they have no statistics."""
 
+    @abstractmethod
     def _target(self, tiles: Iterator[NDArray[np.uint8]]) -> Self:
-        raise NotImplementedError
+        """Return this step with the target of tiles, each (n, 3). Raises ImageError if none has one."""
 
 
 @dataclass(frozen=True)
