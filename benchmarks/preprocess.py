@@ -1,24 +1,27 @@
 """Preprocessing beside what a user would do otherwise: interleaved in one run, as ratios.
 
-    python benchmarks/preprocess.py [--images FOLDER] [--rounds 7]
+    python benchmarks/preprocess.py [--images FOLDER] [--rounds 21]
 
 Images are 450 x 450 BMP files in C-NMC's layout, synthetic unless a folder is given. Each way is timed once per round,
-all ways of a round in turn; a ratio is taken inside a round, and its median over the rounds is printed. Ways that are
-not installed (torchstain, opencv-python-headless) are left out. The number of threads is that of the column.
+all ways of a round in turn; a ratio is taken inside a round, and its median over the rounds is printed: many rounds,
+since the speed of a shared machine changes within seconds. Ways that are not installed (torchstain,
+opencv-python-headless) are left out. Linux only: the processes are kept to one and to two cores.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import platform
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from importlib import metadata, util
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -60,6 +63,12 @@ def opencv_area(path: Path) -> np.ndarray:
 
 
 def tensorflow_antialiased(paths: list[Path], threads: int) -> None:
+    for _ in tensorflow_dataset(tuple(paths), threads):
+        pass
+
+
+@functools.cache  # its graph is built once, and not counted
+def tensorflow_dataset(paths: tuple[Path, ...], threads: int) -> Iterable[object]:
     import tensorflow as tf
 
     def load(path: tf.Tensor) -> tf.Tensor:
@@ -69,8 +78,7 @@ def tensorflow_antialiased(paths: list[Path], threads: int) -> None:
     options = tf.data.Options()
     options.threading.private_threadpool_size = threads
     files = tf.data.Dataset.from_tensor_slices([str(path) for path in paths]).map(load, num_parallel_calls=threads)
-    for _ in files.with_options(options):
-        pass
+    return files.with_options(options)
 
 
 def reading() -> dict[str, Way]:
@@ -94,6 +102,12 @@ def rates(ways: dict[str, Way], paths: list[Path], threads: int, rounds: int) ->
             if turn:
                 found[name].append(len(paths) / (time.perf_counter() - started))
     return found
+
+
+def reading_on(cores: int, paths: list[Path], rounds: int) -> dict[str, list[float]]:
+    """Time the ways of `reading` in this process, which is kept to its first `cores` cores from now on."""
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])  # asked before TensorFlow counts the cores
+    return rates(reading(), paths, cores, rounds)
 
 
 def staining(paths: list[Path]) -> dict[str, dict[str, Way]]:
@@ -178,7 +192,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=Path, help="a folder with BMP files of 450 x 450 pixels")
     parser.add_argument("--count", type=int, default=60)
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=21)
     parser.add_argument("--json", type=Path, help="write the result here")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -195,9 +209,10 @@ def main() -> None:
         kind = "of a folder" if options.images else "synthetic"
         print(f"{len(paths)} images ({kind}), {platform.machine()}, {os.cpu_count()} cores, {versions}")
         result: dict[str, object] = {"versions": versions, "images": kind}
-        for threads in (1, 2):
-            found = rates(reading(), paths, threads, options.rounds)
-            result[f"reading_{threads}"] = print_rates(f"From file to 224 x 224, {threads} thread(s)", found)
+        for cores in (1, 2):
+            with ProcessPoolExecutor(1, get_context("spawn")) as process:
+                found = process.submit(reading_on, cores, paths, options.rounds).result()
+            result[f"reading_{cores}"] = print_rates(f"From file to 224 x 224, cores: {cores}, threads: {cores}", found)
         for name, ways in staining(paths[:12]).items():
             found = rates(ways, paths[:12], 1, options.rounds)
             result[name] = print_rates(f"{name}, 1 thread", found)

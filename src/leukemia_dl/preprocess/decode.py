@@ -21,6 +21,8 @@ IMAGE_SUFFIXES = frozenset({".bmp", ".png", ".tif", ".tiff", ".jpg", ".jpeg"})
 MAX_PIXELS = 20_000_000
 """Images with more pixels than this are refused before any of them is decoded."""
 
+_BLOCK = 1 << 20
+"""Bytes that a decoder is given at a time. Pillow's 64 KiB make two threads wait for each other at every block."""
 _MODES_16 = frozenset({"I;16", "I;16L", "I;16B", "I;16N"})
 _MODES_32 = frozenset({"I", "F", "I;32L", "I;32B", "F;32F"})
 _log = logging.getLogger(__name__)
@@ -49,6 +51,7 @@ def decode_image(source: str | Path | bytes) -> NDArray[np.uint8]:
             width, height = image.size
             if width * height > MAX_PIXELS:
                 raise _Refused(f"it has {width:,} x {height:,} pixels, more than the {MAX_PIXELS:,} allowed: cut it")
+            image.decodermaxblock = _BLOCK
             image.load()
             _orient(image, name)
             return _to_rgb(image)

@@ -228,7 +228,7 @@ def _lanczos(image: NDArray[np.uint8], height: int, width: int) -> NDArray[np.ui
     columns = np.flatnonzero(np.bitwise_or.reduce(image, axis=0).any(axis=1))
     if not len(columns):
         return result
-    rows = np.flatnonzero(image[:, columns[0] : columns[-1] + 1].any(axis=(1, 2)))
+    rows = np.flatnonzero(image.reshape(len(image), -1).max(axis=1))
     into_rows, from_rows, top, bottom = _reach(rows, image.shape[0], height)
     into_columns, from_columns, left, right = _reach(columns, image.shape[1], width)
     # What lies around the box is read too, so that the values are those of the whole image, but for rounding.
@@ -254,11 +254,12 @@ def _reach(lit: NDArray[np.int64], length: int, wanted: int) -> tuple[slice, sli
         the former begin and end.
     """
     step = length / wanted
-    support = 3 * max(step, 1.0) + 1
-    first = max(int((lit[0] - support) / step) - 1, 0)
-    last = min(int((lit[-1] + 1 + support) / step) + 2, wanted)
-    start = max(int(first * step - support), 0)
-    stop = min(int(last * step + support) + 1, length)
+    support = 3 * max(step, 1.0)
+    # The centre of a result's pixel i lies at (i + 0.5) * step, the filter reaches `support` from there.
+    first = max(int((lit[0] - support) / step - 0.5), 0)
+    last = min(int((lit[-1] + 1 + support) / step + 0.5) + 1, wanted)
+    start = max(int((first + 0.5) * step - support) - 1, 0)
+    stop = min(int((last - 0.5) * step + support) + 2, length)
     return slice(first, last), slice(start, stop), first * step - start, min(last * step - start, float(stop - start))
 
 
