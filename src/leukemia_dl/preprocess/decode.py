@@ -45,6 +45,16 @@ def decode_image(source: str | Path | bytes) -> NDArray[np.uint8]:
         ImageError: If the file is missing, is a folder, has another format, more than `MAX_PIXELS` pixels, is cut off
             or cannot be decoded. The message names the file and the reason.
     """
+    return writable(decode_shared(source))
+
+
+def writable(array: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return the array, or a copy of one that is read-only."""
+    return array if array.flags.writeable else array.copy()
+
+
+def decode_shared(source: str | Path | bytes) -> NDArray[np.uint8]:
+    """Do what `decode_image` does, without the last copy: the array may be read-only."""
     name = f"<{len(source):,} bytes>" if isinstance(source, bytes) else str(source)
     try:
         with Image.open(_opened(source), formats=FORMATS) as image:
@@ -120,7 +130,7 @@ def _to_rgb(image: Image.Image) -> NDArray[np.uint8]:
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", rgba.size, (0, 0, 0, 255)), rgba)
-    return np.array(image if image.mode == "RGB" else image.convert("RGB"), dtype=np.uint8)
+    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"), dtype=np.uint8)
 
 
 def _first_line(error: Exception) -> str:

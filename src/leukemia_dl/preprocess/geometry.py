@@ -225,10 +225,10 @@ def _overlap(length: int, wanted: int) -> tuple[slice, slice]:
 def _lanczos(image: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
     """Resize with Pillow's antialiased Lanczos filter. Of a cell on black only what is not black is computed."""
     result = np.zeros((height, width, 3), np.uint8)
-    columns = np.flatnonzero(np.bitwise_or.reduce(image, axis=0).any(axis=1))
-    if not len(columns):
-        return result
     rows = np.flatnonzero(image.reshape(len(image), -1).max(axis=1))
+    if not len(rows):
+        return result
+    columns = np.flatnonzero(np.bitwise_or.reduce(image[rows[0] : rows[-1] + 1], axis=0).any(axis=1))
     into_rows, from_rows, top, bottom = _reach(rows, image.shape[0], height)
     into_columns, from_columns, left, right = _reach(columns, image.shape[1], width)
     # What lies around the box is read too, so that the values are those of the whole image, but for rounding.

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from leukemia_dl import identity
 from leukemia_dl.errors import ImageError, SettingsError, unknown_name
-from leukemia_dl.preprocess.decode import check_image, decode_image
+from leukemia_dl.preprocess.decode import check_image, decode_image, decode_shared, writable
 from leukemia_dl.preprocess.geometry import CenterOnCanvas, PadToSquare, Resize
 from leukemia_dl.preprocess.steps import STEPS, Step
 
@@ -144,7 +144,7 @@ class Pipeline:
         Raises:
             ImageError: If it cannot be decoded; the message names the file.
         """
-        return self._one(decode_image(path))
+        return writable(self._one(decode_shared(path)))
 
     @property
     def output_size(self) -> int | None:
