@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from leukemia_dl import identity
 from leukemia_dl.errors import DataError, ImageError
+from leukemia_dl.preprocess.decode import decode_image
 from leukemia_dl.progress import parallel_map
 
 if TYPE_CHECKING:
@@ -190,6 +191,14 @@ class Dataset:
                 f"Received: {chosen.dtype} {chosen.shape}."
             )
         return Dataset(self._table.iloc[chosen.astype(np.int64)], self.class_names, self.info)
+
+    def decode(self, row: int) -> NDArray[np.uint8]:
+        """Return the pixels of one row as they are in its file: uint8 (height, width, 3), RGB.
+
+        Raises:
+            ImageError: If the file cannot be decoded; the message names it.
+        """
+        return decode_image(self._table["path"].iloc[row])
 
     def to_numpy(self, pipeline: Pipeline, show_progress: bool = True) -> NDArray[np.uint8]:
         """Decode all images, in parallel.
