@@ -20,7 +20,7 @@ _SILENT_SECONDS = 2.0
 _LINE_SECONDS = 10.0
 
 
-def track(items: Iterable[T], total: int, what: str, show: bool = True) -> Iterator[T]:
+def track(items: Iterable[T], total: int, what: str, show: bool = True, unit: int = 1) -> Iterator[T]:
     """Yield `items`, telling how far it is once it has taken longer than two seconds.
 
     Args:
@@ -28,6 +28,7 @@ def track(items: Iterable[T], total: int, what: str, show: bool = True) -> Itera
         total: How many there are.
         what: What is being done, such as "Reading images".
         show: False to say nothing.
+        unit: How much one item counts for.
     """
     start = last = time.monotonic()
     bar: Any = None
@@ -40,26 +41,44 @@ def track(items: Iterable[T], total: int, what: str, show: bool = True) -> Itera
             if sys.stderr.isatty():
                 if bar is None:
                     bar = stack.enter_context(_bar())
-                    task = bar.add_task(what, total=total)
-                bar.update(task, completed=done)
+                    task = bar.add_task(what, total=total * unit)
+                bar.update(task, completed=done * unit)
             elif now - last >= _LINE_SECONDS:
                 last = now
-                sys.stderr.write(f"{what}: {done:,} of {total:,}\n")
+                sys.stderr.write(f"{what}: {done * unit:,} of {total * unit:,}\n")
 
 
 def parallel_map(
-    function: Callable[[T], R], items: list[T], what: str, workers: int | None = None, show: bool = True
+    function: Callable[[T], R],
+    items: list[T],
+    what: str,
+    workers: int | None = None,
+    show: bool = True,
+    unit: int = 1,
 ) -> list[R]:
     """Return `[function(item) for item in items]`, computed by threads, with progress.
 
-    For work that releases the interpreter lock: decoding, hashing. The first exception ends it and is raised.
+    For work that releases the interpreter lock: decoding, hashing. The first exception ends it and is raised. `unit` is
+    how much one item counts for in the progress.
     """
     with ThreadPoolExecutor(max_workers=workers) as pool:
         try:
-            return list(track(pool.map(function, items), len(items), what, show))
+            return list(track(pool.map(function, items), len(items), what, show, unit))
         except BaseException:
             pool.shutdown(wait=True, cancel_futures=True)
             raise
+
+
+def process_map(function: Callable[[T], R], items: list[T], what: str, show: bool = True, unit: int = 1) -> list[R]:
+    """Return `[function(item) for item in items]`, computed by one process per core, with progress.
+
+    For much work on small things, where threads would wait for each other. `function` must be picklable. A script needs
+    no `if __name__ == "__main__"`.
+    """
+    from joblib import Parallel, delayed
+
+    results = Parallel(n_jobs=-1, return_as="generator")(delayed(function)(item) for item in items)
+    return list(track(results, len(items), what, show, unit))
 
 
 def _bar() -> Any:

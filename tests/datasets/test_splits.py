@@ -24,8 +24,12 @@ SIDES = ("train", "val", "test")
 @pytest.fixture(autouse=True)
 def _contents_from_paths(monkeypatch: pytest.MonkeyPatch) -> None:
     """Made-up samples have no files: what follows "#" in the path stands for the content."""
-    real = dataset_module._file_hash
-    monkeypatch.setattr(dataset_module, "_file_hash", lambda path: path.split("#")[1] if "#" in path else real(path))
+    real = dataset_module.file_hashes
+
+    def hashes(paths: list[str]) -> list[str]:
+        return [path.split("#")[1] for path in paths] if all("#" in path for path in paths) else real(paths)
+
+    monkeypatch.setattr(dataset_module, "file_hashes", hashes)
 
 
 def cohort(

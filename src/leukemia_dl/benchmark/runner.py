@@ -226,6 +226,7 @@ def _row(trial: Trial, dataset: Dataset, split: Split, recipe: Recipe) -> dict[s
         row[f"n_{side}"] = len(index)
         row[f"groups_{side}"] = int(group.iloc[index].nunique()) if dataset.has_subjects else None
     row["dropped"] = split.dropped
+    row |= {f"crossing_{what}": count for what, count in split.crossing.items()}
     row["guarantees"] = "; ".join(sorted(split.guarantees))
     kept = Pipeline.from_dict(dict(trial.pipeline)).keeps_scale
     row["flags"] = "; ".join([*split.flags, *([] if kept else ["cells are cropped to: their size is not seen"])])

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-import stat
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,22 +15,22 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from leukemia_dl import identity
-from leukemia_dl.errors import DataError, ImageError
+from leukemia_dl.datasets.hashes import file_hashes
+from leukemia_dl.datasets.pixels import PixelStore, decode_all
+from leukemia_dl.errors import DataError
 from leukemia_dl.preprocess.decode import decode_image
-from leukemia_dl.progress import parallel_map
 
 if TYPE_CHECKING:
+    from leukemia_dl.datasets.audit import AuditReport
     from leukemia_dl.preprocess import Pipeline
 
 __all__ = ["COLUMNS", "SPLITS", "Dataset", "DatasetInfo"]
 
-COLUMNS = ("sample", "path", "label", "subject", "group", "field", "cell", "fold", "split")
+COLUMNS = ("sample", "path", "label", "subject", "group", "field", "cell", "fold", "split", "same_cell")
 SPLITS = ("train", "val", "test", "preliminary", "final")
 # Named in full: what "string" means depends on the version of pandas and on whether pyarrow is installed, and arrow
 # cannot hold file names that are not UTF-8.
 _TEXT = pd.StringDtype("python")
-_NAMED_FILES = 10
-_hashes: dict[tuple[str, int, int], str] = {}
 
 
 @dataclass(frozen=True)
@@ -65,10 +64,12 @@ class DatasetInfo:
 class Dataset:
     """An immutable table of images with labels and patients, made by `Dataset.load`, `from_folder`, `from_csv` etc.
 
-    The columns, missing values being NA: `sample` (a stable id, independent of where the files lie), `path` (absolute),
+    The columns, missing values being NA: `sample` (a stable id, independent of where the files lie), `path` (absolute;
+    NA for an image that is an array),
     `label` (a class name; NA: not known), `subject` (the patient), `group` (joins subjects known to share cells; equals
     `subject` unless the source knows better; splits and intervals use it), `field` (of view), `cell` (all str), `fold`
-    (Int64), `split` (one of `SPLITS`: a side given by the authors).
+    (Int64), `split` (one of `SPLITS`: a side given by the authors), `same_cell` (str: equal for images known to show
+    one and the same cell; NA for all others).
 
     Attributes:
         class_names: In label order: class i has label i.
@@ -82,6 +83,7 @@ class Dataset:
     _table: pd.DataFrame
     class_names: tuple[str, ...]
     info: DatasetInfo
+    _arrays: Mapping[str, NDArray[np.uint8]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "class_names", tuple(self.class_names))
@@ -123,6 +125,22 @@ class Dataset:
 
         return read_frame(frame, root=root, class_names=class_names)
 
+    @classmethod
+    def from_arrays(
+        cls,
+        images: NDArray[np.uint8],
+        labels: ArrayLike,
+        class_names: Sequence[str],
+        info: DatasetInfo | None = None,
+        samples: Sequence[str] | None = None,
+        subjects: Sequence[str] | None = None,
+        splits: Sequence[str] | None = None,
+    ) -> Dataset:
+        """Take the images from an array in memory. See `datasets.frames.read_arrays`."""
+        from leukemia_dl.datasets.frames import read_arrays
+
+        return read_arrays(images, labels, class_names, info, samples, subjects, splits)
+
     def __len__(self) -> int:
         return len(self._table)
 
@@ -137,7 +155,13 @@ class Dataset:
 
     @property
     def paths(self) -> list[Path]:
-        """The files, in row order."""
+        """The files, in row order.
+
+        Raises:
+            DataError: If there are images that are no files; `decode` reads them all.
+        """
+        if self._table["path"].isna().any():
+            raise DataError(f"The data set {self.info.name!r} has images that are arrays, not files. Use decode(row).")
         return [Path(path) for path in self._table["path"]]
 
     @cached_property
@@ -156,12 +180,17 @@ class Dataset:
 
     @cached_property
     def content_hashes(self) -> tuple[str, ...]:
-        """SHA-256 of each file's bytes, 64 hexadecimal digits, in row order. Read in parallel, once per file.
+        """SHA-256 of each file's bytes (or array's shape and bytes), 64 hexadecimal digits, in row order.
+
+        Files are read in parallel, once: their hashes are remembered by path, size and time of change.
 
         Raises:
             DataError: If a file cannot be read.
         """
-        return tuple(parallel_map(_file_hash, list(self._table["path"]), "Hashing files"))
+        of_files = self._table["path"].dropna()
+        hashes = dict(zip(of_files.index, file_hashes(list(of_files)), strict=True))
+        samples = self._table["sample"]
+        return tuple(hashes[i] if i in hashes else _array_hash(self._arrays[samples[i]]) for i in range(len(self)))
 
     @cached_property
     def fingerprint(self) -> str:
@@ -190,7 +219,25 @@ class Dataset:
                 f"subset takes a bool mask of length {len(self)} or row numbers below it. "
                 f"Received: {chosen.dtype} {chosen.shape}."
             )
-        return Dataset(self._table.iloc[chosen.astype(np.int64)], self.class_names, self.info)
+        return Dataset(self._table.iloc[chosen.astype(np.int64)], self.class_names, self.info, self._arrays)
+
+    def merge(self, other: Dataset, label_map: Mapping[str, str] | None = None) -> Dataset:
+        """Return one data set with the rows of this one and of another. See `datasets.frames.merge`."""
+        from leukemia_dl.datasets.frames import merge
+
+        return merge(self, other, label_map or {})
+
+    def audit(self, show_progress: bool = True) -> AuditReport:
+        """Look for what makes results wrong: damaged, identical and doubled images. See `datasets.audit.audit`."""
+        from leukemia_dl.datasets.audit import audit
+
+        return audit(self, show_progress=show_progress)
+
+    def pixel_store(
+        self, pipeline: Pipeline, folder: str | Path | None = None, show_progress: bool = True
+    ) -> PixelStore:
+        """Decode every image once, to a file that is read at memory speed. See `datasets.pixels.PixelStore.open`."""
+        return PixelStore.open(self, pipeline, folder, show_progress)
 
     def decode(self, row: int) -> NDArray[np.uint8]:
         """Return the pixels of one row as they are in its file: uint8 (height, width, 3), RGB.
@@ -198,7 +245,8 @@ class Dataset:
         Raises:
             ImageError: If the file cannot be decoded; the message names it.
         """
-        return decode_image(self._table["path"].iloc[row])
+        path = self._table["path"].iloc[row]
+        return self._arrays[self._table["sample"].iloc[row]].copy() if path is pd.NA else decode_image(path)
 
     def to_numpy(self, pipeline: Pipeline, show_progress: bool = True) -> NDArray[np.uint8]:
         """Decode all images, in parallel.
@@ -214,29 +262,7 @@ class Dataset:
             ImageError: If files cannot be decoded (one error names up to ten of them), or the images that the pipeline
                 gives differ in size.
         """
-        paths, size = list(self._table["path"]), pipeline.output_size
-        pixels = None if size is None else np.empty((len(self), size, size, 3), np.uint8)
-
-        def load(row: int) -> NDArray[np.uint8] | ImageError | None:
-            try:
-                image = pipeline.load(paths[row])
-            except ImageError as error:
-                return error
-            if pixels is None:
-                return image
-            pixels[row] = image
-            return None
-
-        loaded = parallel_map(load, list(range(len(self))), "Reading images", show=show_progress)
-        problems = [str(result) for result in loaded if isinstance(result, ImageError)]
-        if problems:
-            named = "\n  ".join(problems[:_NAMED_FILES])
-            more = f"\n  and {len(problems) - _NAMED_FILES:,} more" if len(problems) > _NAMED_FILES else ""
-            raise ImageError(
-                f"{len(problems):,} of {len(self):,} images cannot be read. Replace these files or leave them out "
-                f"with Dataset.subset:\n  {named}{more}"
-            )
-        return _stacked([image for image in loaded if isinstance(image, np.ndarray)]) if pixels is None else pixels
+        return decode_all(self, pipeline, show_progress)
 
     def summary(self) -> pd.DataFrame:
         """Return a row per split and fold: images, one column per class, unlabelled, subjects, groups (all int64)."""
@@ -257,9 +283,10 @@ class Dataset:
             raise DataError(
                 f"{where} needs at least two different class names to tell apart. Received: {list(names)!r}."
             )
-        for column in ("sample", "path"):
-            if table[column].isna().any():
-                raise DataError(f"{where} has no {column} in row {int(table[column].isna().argmax())}.")
+        missing = {"sample": table["sample"].isna(), "path": table["path"].isna() & ~table["sample"].isin(self._arrays)}
+        for column, rows in missing.items():
+            if rows.any():
+                raise DataError(f"{where} has no {column} in row {int(rows.argmax())}.")
         if any(not name.isprintable() for name in names):
             raise DataError(f"{where} has a class name that cannot be printed: {list(names)!a}. Rename it.")
         repeated = table["sample"][table["sample"].duplicated()]
@@ -280,15 +307,8 @@ class Dataset:
             raise DataError(f"{where} has the subject {subject!r} in two groups. A group is made of whole subjects.")
 
 
-def _stacked(images: list[NDArray[np.uint8]]) -> NDArray[np.uint8]:
-    shapes = sorted({image.shape[:2] for image in images})
-    if len(shapes) > 1:
-        raise ImageError(
-            f"The images have {len(shapes)} sizes (height x width), such as "
-            f"{' and '.join(f'{h} x {w}' for h, w in shapes[:3])}: add a step that makes them equal, "
-            "as Pipeline.default(size) does."
-        )
-    return np.stack(images)
+def _array_hash(array: NDArray[np.uint8]) -> str:
+    return hashlib.sha256(f"{array.shape}".encode() + array.tobytes()).hexdigest()
 
 
 def _typed(table: pd.DataFrame) -> pd.DataFrame:
@@ -313,17 +333,3 @@ def _whole_numbers(column: pd.Series[Any]) -> pd.Series[Any]:
         raise DataError(
             f"Folds are whole numbers. Received: {sorted(map(str, column.dropna().unique()))[:5]}."
         ) from error
-
-
-def _file_hash(path: str) -> str:
-    try:
-        status = Path(path).stat()
-        if not stat.S_ISREG(status.st_mode):
-            raise DataError(f"{path} is no regular file. Take it out of the data set.")
-        key = (path, status.st_size, status.st_mtime_ns)
-        if key not in _hashes:
-            with Path(path).open("rb") as file:
-                _hashes[key] = hashlib.file_digest(file, "sha256").hexdigest()
-        return _hashes[key]
-    except OSError as error:
-        raise DataError(f"Cannot read {path}: {error.strerror}. Was it moved since the data set was loaded?") from error

@@ -1,19 +1,22 @@
-"""Tables of a user to a `Dataset`: columns, classes, paths, ids. Both `from_csv` and `from_dataframe` come here."""
+"""Tables and arrays of a user to a `Dataset`, and two data sets to one."""
 
 from __future__ import annotations
 
 import logging
 import os
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePath
 
+import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike, NDArray
 
 from leukemia_dl.datasets.dataset import COLUMNS, Dataset, DatasetInfo
 from leukemia_dl.errors import DataError
+from leukemia_dl.preprocess.decode import check_image
 
-__all__ = ["read_frame", "require_folder"]
+__all__ = ["merge", "read_arrays", "read_frame", "require_folder"]
 
 _log = logging.getLogger(__name__)
 _INFO = DatasetInfo("dataframe", "Images named by a table", licence="yours", citation="yours")
@@ -79,6 +82,101 @@ def read_frame(
     if "sample" not in table:
         table["sample"] = _ids(paths, start)
     return Dataset(table, names, info)
+
+
+def read_arrays(
+    images: NDArray[np.uint8],
+    labels: ArrayLike,
+    class_names: Sequence[str],
+    info: DatasetInfo | None = None,
+    samples: Sequence[str] | None = None,
+    subjects: Sequence[str] | None = None,
+    splits: Sequence[str] | None = None,
+) -> Dataset:
+    """Make a data set of images in memory.
+
+    Args:
+        images: uint8, (n, height, width, 3), RGB 0..255. Neither copied nor changed; do not change it either.
+        labels: int, (n,) or (n, 1): class indices; -1 means: not known.
+        class_names: In label order.
+        info: What to say about it.
+        samples: Ids (n,), each once; None for 0, 1, 2, ...
+        subjects: Patients (n,); None if they are not known.
+        splits: Sides that its authors give, of `SPLITS` (n,); None if there are none.
+
+    Raises:
+        DataError: If shapes, dtypes or lengths do not fit together, or a label is no class.
+    """
+    check_image(images, batch=True)
+    numbers = np.asarray(labels)
+    if images.ndim != 4 or numbers.shape not in ((len(images),), (len(images), 1)) or numbers.dtype.kind not in "iu":
+        raise DataError(
+            "Images are uint8 (n, height, width, 3) and labels n whole numbers. "
+            f"Received: images {images.shape}, labels {numbers.dtype} {numbers.shape}."
+        )
+    names, codes = tuple(class_names), numbers.reshape(-1).astype(np.int64)
+    if len(codes) and not -1 <= codes.min() <= codes.max() < len(names):
+        raise DataError(
+            f"Labels are class indices from 0 to {len(names) - 1}, or -1 where they are not known. "
+            f"Received: {codes.min()} to {codes.max()}."
+        )
+    columns: dict[str, object] = {
+        "sample": [str(i) for i in range(len(images))] if samples is None else list(samples),
+        "label": [None if code < 0 else names[code] for code in codes],
+    }
+    columns |= {
+        "subject": None if subjects is None else list(subjects),
+        "split": None if splits is None else list(splits),
+    }
+    wrong = [name for name, values in columns.items() if isinstance(values, list) and len(values) != len(images)]
+    if wrong:
+        raise DataError(f"There are {len(images):,} images, and another number of entries for {', '.join(wrong)}.")
+    table = pd.DataFrame(columns)
+    arrays = dict(zip(table["sample"].astype(str), images, strict=True))
+    return Dataset(table, names, info or DatasetInfo("arrays", "Images in memory", "yours", "yours"), arrays)
+
+
+def merge(first: Dataset, second: Dataset, label_map: Mapping[str, str]) -> Dataset:
+    """Join two data sets: every row of both, once.
+
+    Ids, subjects and groups of data sets with different names are prefixed by these (`c_nmc_2019/H3`): patient 1 here
+    is not patient 1 there. Licence and citation of both are kept; a common canvas is kept if it is the same.
+
+    Args:
+        first: Its classes come first.
+        second: What is added.
+        label_map: Labels of either to classes of the result, such as `{"Early": "all", "Benign": "hem"}`; a label that
+            is not in it stays as it is.
+
+    Raises:
+        DataError: If the map names a label that neither has, or both have a sample of the same name and data set.
+    """
+    known = dict.fromkeys([*first.class_names, *second.class_names])
+    unknown = sorted(set(label_map) - set(known))
+    if unknown:
+        raise DataError(f"label_map names {', '.join(map(repr, unknown))}; the labels are {', '.join(known)}.")
+    class_names = tuple(dict.fromkeys(label_map.get(name, name) for name in known))
+    tables: list[pd.DataFrame] = []
+    arrays: dict[str, NDArray[np.uint8]] = {}
+    for data in (first, second):
+        prefix = "" if first.info.name == second.info.name else f"{data.info.name}/"
+        table = data.table
+        table["label"] = table["label"].replace(dict(label_map))
+        for column in ("sample", "subject", "group", "same_cell"):
+            table[column] = prefix + table[column]
+        tables.append(table)
+        arrays |= {prefix + sample: pixels for sample, pixels in data._arrays.items()}
+    infos = [first.info, second.info] if first.info != second.info else [first.info]
+    info = DatasetInfo(
+        name="+".join(dict.fromkeys(info.name for info in infos)),
+        title=" + ".join(dict.fromkeys(info.title for info in infos)),
+        licence="; ".join(dict.fromkeys(info.licence for info in infos)),
+        citation=" ".join(dict.fromkeys(info.citation for info in infos)),
+        class_names=class_names,
+        canvas=first.info.canvas if first.info.canvas == second.info.canvas else None,
+        synthetic=first.info.synthetic or second.info.synthetic,
+    )
+    return Dataset(pd.concat(tables, ignore_index=True), class_names, info, arrays)
 
 
 def require_folder(root: Path, wanted: str) -> Path:

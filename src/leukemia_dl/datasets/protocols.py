@@ -56,13 +56,16 @@ class Draft:
 class Pool:
     """The labelled rows that a protocol may use, sorted by sample id, so that nothing depends on the rows' order."""
 
-    def __init__(self, dataset: Dataset, protocol: str, seed: int) -> None:
+    def __init__(
+        self, dataset: Dataset, protocol: str, seed: int, n_folds: int | None = None, n_repeats: int = 1
+    ) -> None:
         table = dataset.table.assign(row=np.arange(len(dataset)), code=dataset.labels)
         table["content"] = dataset.content_hashes
         outside = ["final"] if protocol == "preliminary" else ["final", "preliminary"]
         table = table[(table["code"] >= 0) & ~table["split"].isin(outside).fillna(False).astype(bool)]
         self.table = table.sort_values("sample", ignore_index=True)
         self.name, self.protocol, self.seed = dataset.info.name, protocol, seed
+        self.n_folds, self.n_repeats = n_folds, n_repeats
         self.class_names = dataset.class_names
         self.labels = self.table["code"].to_numpy(np.int64)
         self.grouped = bool(len(table)) and bool(self.table["group"].notna().all())
@@ -80,15 +83,20 @@ class Pool:
         return _codes(self.table["content"])
 
     @cached_property
+    def cells(self) -> IntArray:
+        """Equal numbers for images that are known to show one cell, as byte-identical ones do."""
+        return _components(self.contents, _codes(self.table["same_cell"].fillna(" " + self.table["sample"])))
+
+    @cached_property
     def groups(self) -> IntArray:
         """Equal numbers for the images of a group; a sample without group counts as one of its own."""
         return _codes(self.table["group"].fillna(" " + self.table["sample"]))
 
     @cached_property
     def units(self) -> IntArray:
-        """What is never cut: groups, joined where they hold identical files; without groups, identical files."""
+        """What is never cut: groups, joined where they share cells or files; without groups, identical files."""
         by_content = self.protocol == "random" or not self.grouped
-        return self.contents if by_content else _components(self.groups, self.contents)
+        return self.contents if by_content else _components(self.groups, self.cells)
 
     def _require_groups(self) -> None:
         """Refuse to treat an image as a patient."""
@@ -121,7 +129,7 @@ class Pool:
         by_content = self.units is self.contents
         unit = "different images" if by_content else "subjects or groups"
         joined = 0 if by_content else len(np.unique(self.groups)) - len(np.unique(self.units))
-        note = f" ({joined} groups were joined, since they hold byte-identical files)" if joined else ""
+        note = f" ({joined} groups were joined, since they share cells or identical files)" if joined else ""
         raise SplitError(
             f"Protocol {self.protocol!r} needs at least {needed} {unit} of each class {why}; {self.name!r} has "
             f"{counts[worst]} of class {self.class_names[worst]!r}{note}. Add images, leave the class out "
@@ -162,23 +170,23 @@ class Pool:
         return train[~np.isin(self.units[train], self.units[test])]
 
 
-def _official(pool: Pool, _: int | None) -> Iterator[Draft]:
+def _official(pool: Pool) -> Iterator[Draft]:
     for fold, train, test in _given_folds(pool):
         yield Draft(fold, train, test)
 
 
-def _official_clean(pool: Pool, _: int | None) -> Iterator[Draft]:
+def _official_clean(pool: Pool) -> Iterator[Draft]:
     for fold, train, test in _given_folds(pool):
         kept = pool.without(train, test)
         yield Draft(fold, kept, test, dropped=len(train) - len(kept), promised=(GROUP_DISJOINT, CONTENT_DISJOINT))
 
 
-def _source_v1(pool: Pool, _: int | None) -> Iterator[Draft]:
+def _source_v1(pool: Pool) -> Iterator[Draft]:
     for fold, train, test in _given_folds(pool):
         yield Draft(fold, train, test, val=test)
 
 
-def _preliminary(pool: Pool, _: int | None) -> Iterator[Draft]:
+def _preliminary(pool: Pool) -> Iterator[Draft]:
     testing = pool.table["split"].eq("preliminary").fillna(False).to_numpy(bool)
     if not testing.any() or testing.all():
         raise SplitError(
@@ -191,30 +199,32 @@ def _preliminary(pool: Pool, _: int | None) -> Iterator[Draft]:
     yield Draft(None, kept, test, dropped=len(train) - len(kept), promised=(GROUP_DISJOINT, CONTENT_DISJOINT))
 
 
-def _kfold(pool: Pool, n_folds: int | None) -> Iterator[Draft]:
+def _kfold(pool: Pool) -> Iterator[Draft]:
     everything = np.arange(len(pool.labels))
     fewest = int(pool.units_per_class(everything).min())
-    n = n_folds or (5 if fewest >= 5 * FEW_GROUPS else 3)
+    n = pool.n_folds or (5 if fewest >= 5 * FEW_GROUPS else 3)
     pool.require_units(everything, max(n, 3), f"for {n} folds, each with a train, a val and a test side")
-    for fold, (train, test) in enumerate(pool.parts(everything, n, "test")):
-        yield Draft(fold, train, test, promised=(GROUP_DISJOINT, CONTENT_DISJOINT))
+    for repeat in range(pool.n_repeats):
+        names = ("test", repeat) if repeat else ("test",)
+        for fold, (train, test) in enumerate(pool.parts(everything, n, *names)):
+            yield Draft(repeat * n + fold, train, test, promised=(GROUP_DISJOINT, CONTENT_DISJOINT))
 
 
-def _holdout(pool: Pool, _: int | None) -> Iterator[Draft]:
+def _holdout(pool: Pool) -> Iterator[Draft]:
     everything = np.arange(len(pool.labels))
     pool.require_units(everything, 3, "for a train, a val and a test side")
     train, test = pool.drawn(everything, "test")
     yield Draft(None, train, test, promised=(GROUP_DISJOINT, CONTENT_DISJOINT))
 
 
-def _random(pool: Pool, _: int | None) -> Iterator[Draft]:
+def _random(pool: Pool) -> Iterator[Draft]:
     everything = np.arange(len(pool.labels))
     pool.require_units(everything, 3, "for a train, a val and a test side")
     train, test = pool.drawn(everything, "test")
     yield Draft(None, train, test, promised=(CONTENT_DISJOINT,))
 
 
-def _fixed(pool: Pool, _: int | None) -> Iterator[Draft]:
+def _fixed(pool: Pool) -> Iterator[Draft]:
     given = {s: pool.rows(pool.table["split"].eq(s).fillna(False).to_numpy(bool)) for s in ("train", "val", "test")}
     if not len(given["train"]) or not len(given["test"]):
         found = ", ".join(sorted(pool.table["split"].dropna().unique())) or "none"
@@ -225,7 +235,7 @@ def _fixed(pool: Pool, _: int | None) -> Iterator[Draft]:
     yield Draft(None, given["train"], given["test"], val=given["val"] if len(given["val"]) else None)
 
 
-_Protocol = Callable[[Pool, int | None], Iterator[Draft]]
+_Protocol = Callable[[Pool], Iterator[Draft]]
 PROTOCOLS: dict[str, _Protocol] = {
     "official": _official,
     "official_clean": _official_clean,

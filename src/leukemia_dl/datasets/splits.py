@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 import numpy as np
 import pandas as pd
@@ -43,6 +44,8 @@ class Split:
         guarantees: What was verified of it: `"group-disjoint"` (no group, so no patient, on two sides),
             `"content-disjoint"` (no two sides share a byte-identical file), `"test-is-not-val"`.
         dropped: Training images left out because their group, or their content, is on the test side.
+        crossing: How many images outside the test side share, with another side, an identical file (`identical`), a
+            cell that is known to be one (`same_cell`, identical files included), a group (`group`).
         flags: What a reader of the results should know, such as a side with few patients.
         digest: SHA-256 of sample ids and sides, whatever the order of the rows.
     """
@@ -54,6 +57,7 @@ class Split:
     test: IntArray
     guarantees: tuple[str, ...]
     dropped: int
+    crossing: Mapping[str, int]
     flags: tuple[str, ...]
     digest: str
     _counts: tuple[tuple[str, str, int, int], ...]
@@ -76,6 +80,7 @@ def make_splits(
     seed: int = 0,
     allow_leakage: bool = False,
     n_folds: int | None = None,
+    n_repeats: int = 1,
 ) -> list[Split]:
     """Split a data set. The same seed and table give the same splits, whatever the order of the rows.
 
@@ -105,6 +110,8 @@ def make_splits(
         seed: Of everything that is drawn.
         allow_leakage: Needed for `random`.
         n_folds: Number of folds to draw, for `kfold` only.
+        n_repeats: How often to draw them anew, for `kfold` only; the folds of the second time are numbered from
+            `n_folds` on, and so forth.
 
     Raises:
         UnknownNameError: If there is no such protocol.
@@ -113,16 +120,17 @@ def make_splits(
     """
     if protocol not in PROTOCOLS:
         raise unknown_name("protocol", protocol, PROTOCOLS)
-    if n_folds is not None and protocol != "kfold":
-        raise SettingsError(f"n_folds is for protocol='kfold'. Received: n_folds={n_folds!r} with {protocol!r}.")
-    if n_folds is not None and (isinstance(n_folds, bool) or not isinstance(n_folds, int) or n_folds < 2):
-        raise SettingsError(f"n_folds must be an int of at least 2. Received: {n_folds!r}.")
+    for name, value, default, least in (("n_folds", n_folds, None, 2), ("n_repeats", n_repeats, 1, 1)):
+        if value != default and protocol != "kfold":
+            raise SettingsError(f"{name} is for protocol='kfold'. Received: {name}={value!r} with {protocol!r}.")
+        if value is not default and (isinstance(value, bool) or not isinstance(value, int) or value < least):
+            raise SettingsError(f"{name} must be an int of at least {least}. Received: {value!r}.")
     if not isinstance(allow_leakage, bool):
         raise SettingsError(f"allow_leakage must be True or False. Received: {allow_leakage!r}.")
     if protocol == "random" and not allow_leakage:
         raise SplitError(f"Protocol 'random' puts images of one patient on several sides. If you accept that: {LEAK}.")
-    pool = Pool(dataset, protocol, seed)
-    drafts = {draft.fold: draft for draft in PROTOCOLS[protocol](pool, n_folds)}
+    pool = Pool(dataset, protocol, seed, n_folds, n_repeats)
+    drafts = {draft.fold: draft for draft in PROTOCOLS[protocol](pool)}
     return [_checked(pool, drafts[fold]) for fold in _chosen(protocol, folds, list(drafts))]
 
 
@@ -152,7 +160,7 @@ def _checked(pool: Pool, draft: Draft) -> Split:
     sides = {"train": draft.train, "val": draft.val, "test": draft.test}
     counts = _count(pool, sides)
     _require_each_class(pool, draft, counts)
-    guarantees, flags = _verify(pool, draft, sides)
+    guarantees, flags, crossing = _verify(pool, draft, sides)
     if not pool.grouped:
         flags.append("patients unknown: one may be on several sides")
     if draft.dropped:
@@ -168,28 +176,36 @@ def _checked(pool: Pool, draft: Draft) -> Split:
         test=_rows(pool, draft.test),
         guarantees=tuple(sorted(guarantees)),
         dropped=draft.dropped,
+        crossing=MappingProxyType(crossing),
         flags=tuple(flags),
         digest=identity.digest({side: sorted(samples[positions]) for side, positions in sides.items()}),
         _counts=counts,
     )
 
 
-def _verify(pool: Pool, draft: Draft, sides: dict[str, IntArray]) -> tuple[list[str], list[str]]:
-    """Return what holds of the sides, and flags for what does not; raise if a promise is broken, which is a bug."""
+def _verify(pool: Pool, draft: Draft, sides: dict[str, IntArray]) -> tuple[list[str], list[str], dict[str, int]]:
+    """Return what holds of the sides, flags for what does not, and counts; a broken promise raises: it is a bug."""
     val_is_test = draft.val is draft.test
     distinct = [("train", "val"), ("train", "test")] + ([] if val_is_test else [("val", "test")])
     guarantees, flags = ([], ["val is test"]) if val_is_test else ([TEST_IS_NOT_VAL], [])
     if any(np.intersect1d(sides[a], sides[b]).size for a, b in distinct):
         raise SplitError(f"Protocol {pool.protocol!r} put a sample of {pool.name!r} on two sides: please report this.")
-    for name, codes, what in ((GROUP_DISJOINT, pool.groups, "group"), (CONTENT_DISJOINT, pool.contents, "content")):
-        crossing = _crossing(codes, sides, distinct)
-        if crossing and name in draft.promised:
+    crossing = {
+        "identical": _crossing(pool.contents, sides, distinct),
+        "same_cell": _crossing(pool.cells, sides, distinct),
+        "group": _crossing(pool.groups, sides, distinct),
+    }
+    for name, counted, what in ((GROUP_DISJOINT, "group", "group"), (CONTENT_DISJOINT, "identical", "content")):
+        count = crossing[counted]
+        if count and name in draft.promised:
             raise SplitError(f"Protocol {pool.protocol!r} broke its promise to be {name}: please report this.")
-        if crossing:
-            flags.append(f"{crossing:,} images outside the test side share their {what} with another side")
+        if count:
+            flags.append(f"{count:,} images outside the test side share their {what} with another side")
         elif name != GROUP_DISJOINT or pool.grouped:
             guarantees.append(name)
-    return guarantees, flags
+    if crossing["same_cell"]:
+        flags.append(f"{crossing['same_cell']:,} images outside the test side show a cell that another side shows too")
+    return guarantees, flags, crossing
 
 
 def _require_each_class(pool: Pool, draft: Draft, counts: tuple[tuple[str, str, int, int], ...]) -> None:

@@ -9,7 +9,10 @@ Some subjects are one patient under two names, or were given each other's cells.
 - cells with identical bounding box and label, whose field numbers rise together: 51 = 78 86, 20 = 21 71, 51 = 75 59,
   H3 = H10 27, H2 = H5 17, H2 = H6 10, H2 = H7 9, H2 = H4 7. Any other two subjects share at most one box.
 
-So the 73 names of the training part are 65 groups.
+So the 73 names of the training part are 65 groups. The 352 pairs of images of one cell (66 of them inside H10, whose
+fields from 165 on repeat those from 132 on) are listed in `c_nmc_2019_same_cells.csv` here, derived from public
+annotations of the challenge: same linked set, same label, same box to the pixel. They contain all 104 byte-identical
+pairs of the training part.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ import logging
 import os
 import re
 from collections.abc import Iterable, Sequence
+from importlib import resources
 from pathlib import Path
 from typing import NamedTuple
 
@@ -120,10 +124,18 @@ def read_c_nmc(root: Path, info: DatasetInfo = INFO, linked: Sequence[Sequence[s
     frame = pd.DataFrame(rows, columns=["sample", "path", "label", "subject", "field", "cell", "fold", "split"])
     groups = {subject: "+".join(members) for members in linked for subject in members}
     frame["group"] = frame["subject"].map(groups)
+    frame["same_cell"] = frame["sample"].str.lower().map(_same_cells() if linked else {})
     declared = dict(info.declared).get("images")
     if declared is not None and len(frame) != declared:
         _log.info("%s: %d of the %d images of %s are there", root, len(frame), declared, info.title)
     return Dataset(frame, CLASS_NAMES, info)
+
+
+def _same_cells() -> dict[str, str]:
+    """Return, for the sample ids of images that show a cell that another one shows too (lower case), the first's id."""
+    text = resources.files(__package__).joinpath("c_nmc_2019_same_cells.csv").read_text(encoding="ascii")
+    pairs = list(csv.reader(text.splitlines()))[1:]
+    return {sample.lower(): first for first, second in pairs for sample in (first, second)}
 
 
 def _find(root: Path) -> _Parts:

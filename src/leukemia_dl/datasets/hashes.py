@@ -1,0 +1,136 @@
+"""SHA-256 of files, computed once: remembered by path, size and time of change, in the cache folder."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import sqlite3
+import stat
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from leukemia_dl.datasets.cache import cache_dir
+from leukemia_dl.errors import DataError
+from leukemia_dl.progress import parallel_map
+
+__all__ = ["Stamp", "file_hash", "file_hashes", "stamp"]
+
+Stamp = tuple[str, int, int]
+"""Path, size in bytes and time of the last change in nanoseconds: equal as long as a file was not touched."""
+
+_FILE = "hashes.sqlite"
+# A file that changes twice within a tick of the clock keeps its stamp: so young ones are not remembered on disk.
+_SETTLED_NS = 2_000_000_000
+_log = logging.getLogger(__name__)
+_known: dict[Stamp, str] = {}
+
+
+def stamp(path: str) -> Stamp:
+    """Return the stamp of a regular file.
+
+    Raises:
+        DataError: If it is missing, cannot be reached or is no regular file (reading a pipe would wait for ever).
+    """
+    try:
+        status = Path(path).stat()
+    except (OSError, ValueError) as error:  # ValueError: a null character in the name
+        raise _unreadable(path, error) from error
+    if not stat.S_ISREG(status.st_mode):
+        raise DataError(f"{path} is no regular file. Take it out of the data set.")
+    return path, status.st_size, status.st_mtime_ns
+
+
+def file_hash(path: str) -> str:
+    """Return the SHA-256 of one file's bytes, 64 hexadecimal digits. See `file_hashes`."""
+    return file_hashes([path], show=False)[0]
+
+
+def file_hashes(paths: list[str], show: bool = True) -> list[str]:
+    """Return the SHA-256 of files' bytes, 64 hexadecimal digits each, in order; with progress.
+
+    A hash is remembered, in this process and in the cache folder, until the size or the time of change of the file is
+    another. If the cache folder cannot be used, that is logged, and files are read again next time.
+
+    Raises:
+        DataError: If a file cannot be read or is no regular file.
+    """
+    stamps = [stamp(path) for path in paths]
+    with contextlib.closing(_Memory()) as memory:
+        if any(key not in _known for key in stamps):
+            _known.update(memory.recall(stamps))
+        missing = sorted({key for key in stamps if key not in _known})
+        try:
+            parallel_map(_read, missing, "Hashing files", show=show)
+        finally:  # what was read before an error or Ctrl-C need not be read again
+            memory.keep({key: _known[key] for key in missing if key in _known})
+    return [_known[key] for key in stamps]
+
+
+def _read(key: Stamp) -> None:
+    try:
+        with Path(key[0]).open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise _unreadable(key[0], error) from error
+    if stamp(key[0]) != key:
+        raise DataError(f"{key[0]} changes while it is read. Wait until it is complete.")
+    _known[key] = found
+
+
+def _unreadable(path: str, error: OSError | ValueError) -> DataError:
+    reason = getattr(error, "strerror", None) or error
+    return DataError(f"Cannot read {path}: {reason}. Was it moved since the data set was loaded?")
+
+
+class _Memory:
+    """The file in the cache folder. It is an aid: whatever is wrong with it is logged, and it remembers nothing."""
+
+    def __init__(self) -> None:
+        self._connection: sqlite3.Connection | None = None
+        with self._aid():
+            folder = cache_dir()
+            folder.mkdir(parents=True, exist_ok=True)
+            self._connection = sqlite3.connect(folder / _FILE, timeout=10.0)
+            # As bytes: a name need not be UTF-8.
+            self._connection.execute(
+                "CREATE TABLE IF NOT EXISTS hashes "
+                "(path BLOB PRIMARY KEY, size INTEGER NOT NULL, changed INTEGER NOT NULL, sha256 TEXT NOT NULL)"
+            )
+
+    @contextlib.contextmanager
+    def _aid(self) -> Iterator[None]:
+        try:
+            yield
+        except (sqlite3.Error, OSError) as error:
+            _log.info("Hashes are not remembered, since %s in %s cannot be used: %s", _FILE, cache_dir(), error)
+            self.close()
+
+    def recall(self, stamps: Iterable[Stamp]) -> dict[Stamp, str]:
+        found: dict[Stamp, str] = {}
+        with self._aid():
+            if self._connection is not None:
+                for path, size, changed in set(stamps):
+                    query = "SELECT sha256 FROM hashes WHERE path = ? AND size = ? AND changed = ?"
+                    row = self._connection.execute(query, (_bytes(path), size, changed)).fetchone()
+                    if row is not None:
+                        found[path, size, changed] = str(row[0])
+        return found
+
+    def keep(self, hashes: dict[Stamp, str]) -> None:
+        settled = time.time_ns() - _SETTLED_NS
+        rows = [(_bytes(key[0]), *key[1:], digest) for key, digest in hashes.items() if key[2] < settled]
+        with self._aid():
+            if rows and self._connection is not None:
+                with self._connection:
+                    self._connection.executemany("INSERT OR REPLACE INTO hashes VALUES (?, ?, ?, ?)", rows)
+
+    def close(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+
+def _bytes(path: str) -> bytes:
+    return path.encode("utf-8", "surrogateescape")

@@ -1,0 +1,292 @@
+"""The pixel store: every image of a data set decoded once, kept on disk, read at memory speed."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import logging
+import os
+import shutil
+import uuid
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from leukemia_dl import identity
+from leukemia_dl.datasets.cache import cache_dir
+from leukemia_dl.datasets.hashes import stamp
+from leukemia_dl.errors import DataError, ImageError, SettingsError, StoreError
+from leukemia_dl.preprocess import Pipeline
+from leukemia_dl.progress import parallel_map, process_map
+
+if TYPE_CHECKING:
+    from leukemia_dl.datasets.dataset import Dataset
+
+__all__ = ["PixelStore", "decode_all", "stores"]
+
+_PIXELS, _INDEX = "pixels.npy", "index.json"
+_CHUNK = 32
+# Below this, starting processes takes longer than it saves.
+_FEW = 1_000
+_NAMED = 10
+_log = logging.getLogger(__name__)
+_Job = tuple[int, str, tuple[str, int, int]]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class PixelStore:
+    """The pixels of a data set after a pipeline, in its row order: `store[3]`, `store[rows]`, `len(store)`.
+
+    The pixels lie in a file (`.npy`, uint8) that is mapped into memory: they take no memory of the process beyond what
+    is read, and other processes share them. Files with the same bytes are kept once.
+
+    Attributes:
+        folder: Where it lies.
+        images: uint8, (different contents, size, size, 3), read-only, in the order of their hashes.
+        rows: int64, (n,): which of `images` each row of the data set is.
+    """
+
+    folder: Path
+    images: NDArray[np.uint8]
+    rows: NDArray[np.int64]
+
+    @classmethod
+    def open(
+        cls, dataset: Dataset, pipeline: Pipeline, folder: str | Path | None = None, show_progress: bool = True
+    ) -> PixelStore:
+        """Return the store of a data set and a pipeline; build it if it is not there.
+
+        It is found by the contents of the files and the pipeline: a file that changes, or another parameter, makes
+        another store. It is built aside and moved in place, so at any moment it is absent or complete.
+
+        Args:
+            dataset: Whose images; its files are hashed, if they were not yet.
+            pipeline: All its steps fitted, its result of one size.
+            folder: Where stores lie; None for the folder `pixels` in the cache folder (`LEUKEMIA_DL_CACHE`).
+            show_progress: Whether to tell how far it is.
+
+        Raises:
+            ImageError: If files cannot be decoded; one error names up to ten of them.
+            SettingsError: If the pipeline has to be fitted, or gives images of different sizes.
+            StoreError: If the folder cannot be written, or the disk is full. Nothing is left behind.
+        """
+        size = pipeline.output_size
+        if size is None or not pipeline.is_fitted:
+            why = "be fitted first" if size is not None else "end in Resize(size), so that all images get one size"
+            raise SettingsError(f"For a pixel store a pipeline must {why}. Received: {pipeline!r}.")
+        base = cache_dir() / "pixels" if folder is None else Path(folder).expanduser().absolute()
+        contents = np.array(dataset.content_hashes)
+        unique, first, rows = np.unique(contents, return_index=True, return_inverse=True)
+        index = {
+            "format": 1,
+            "pipeline": pipeline.to_dict(),
+            # Another version may decode or resize otherwise.
+            "versions": {name: metadata.version(name) for name in ("leukemia-dl", "pillow", "numpy")},
+            "shape": [len(unique), size, size, 3],
+            "contents": unique.tolist(),
+        }
+        place = base / identity.digest(index)[:24]
+        images = _mapped(place, index)
+        if images is None:
+            _build(place, index, dataset, first, pipeline, show_progress)
+            images = _mapped(place, index)
+        if images is None:
+            raise StoreError(f"The pixel store {place} was changed or removed while it was opened. Try again.")
+        return cls(place, images, rows.astype(np.int64))
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, rows: Any) -> NDArray[np.uint8]:
+        """Return the pixels of rows of the data set, as numpy indexing does; in memory and writable."""
+        return np.array(self.images[self.rows[rows]])
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        return np.asarray(self[:], dtype=dtype)
+
+    def __repr__(self) -> str:
+        size = self.images.shape[1]
+        return f"<PixelStore of {len(self):,} images of {size} x {size} pixels in {self.folder}>"
+
+
+def decode_all(dataset: Dataset, pipeline: Pipeline, show_progress: bool = True) -> NDArray[np.uint8]:
+    """Return the images of a data set after a pipeline, in memory: uint8 (n, height, width, 3), in row order.
+
+    Raises:
+        ImageError: If files cannot be decoded (one error names up to ten of them), or images differ in size.
+    """
+    size = pipeline.output_size
+    pixels = None if size is None else np.empty((len(dataset), size, size, 3), np.uint8)
+
+    def load(row: int) -> NDArray[np.uint8] | ImageError | None:
+        try:
+            image = pipeline(dataset.decode(row))
+        except ImageError as error:
+            return error
+        if pixels is None:
+            return image
+        pixels[row] = image
+        return None
+
+    loaded = parallel_map(load, list(range(len(dataset))), "Reading images", show=show_progress)
+    _refuse([str(result) for result in loaded if isinstance(result, ImageError)], len(dataset))
+    if pixels is not None:
+        return pixels
+    images = [image for image in loaded if isinstance(image, np.ndarray)]
+    shapes = sorted({image.shape[:2] for image in images})
+    if len(shapes) > 1:
+        raise ImageError(
+            f"The images have {len(shapes)} sizes (height x width), such as "
+            f"{' and '.join(f'{h} x {w}' for h, w in shapes[:3])}: add a step that makes them equal, "
+            "as Pipeline.default(size) does."
+        )
+    return np.stack(images)
+
+
+def stores(folder: str | Path | None = None) -> list[tuple[Path, dict[str, Any] | None, int]]:
+    """Return what lies in a folder of stores: path, its index (None: incomplete or damaged), bytes on disk."""
+    base = cache_dir() / "pixels" if folder is None else Path(folder)
+    found = []
+    for place in sorted(base.iterdir()) if base.is_dir() else []:
+        if place.is_dir():
+            size = sum(file.lstat().st_size for file in place.iterdir())
+            found.append((place, None if place.name.startswith(".") else _read_index(place), size))
+    return found
+
+
+def _read_index(place: Path) -> dict[str, Any] | None:
+    try:
+        index = json.loads((place / _INDEX).read_text(encoding="utf-8"))
+        return index if isinstance(index, dict) and identity.digest(index)[:24] == place.name else None
+    except (OSError, ValueError, TypeError, RecursionError):
+        return None
+
+
+def _mapped(place: Path, index: dict[str, Any]) -> NDArray[np.uint8] | None:
+    """Return the pixels of a complete store; None if there is none, or a damaged one."""
+    if not place.is_dir():
+        return None
+    try:
+        if _read_index(place) == index:
+            images: NDArray[np.uint8] = np.load(place / _PIXELS, mmap_mode="r", allow_pickle=False)
+            if images.dtype == np.uint8 and images.shape == tuple(index["shape"]):
+                return images
+    except (OSError, ValueError) as error:
+        _log.debug("%s: %s", place, error)
+    _log.warning("The pixel store %s is damaged, and is built again", place)
+    return None
+
+
+def _build(
+    place: Path,
+    index: dict[str, Any],
+    dataset: Dataset,
+    rows: NDArray[np.int64],
+    pipeline: Pipeline,
+    show_progress: bool,
+) -> None:
+    aside = place.parent / f".{place.name}-{uuid.uuid4().hex[:8]}"
+    with _space(place.parent, int(np.prod(index["shape"]))):
+        place.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            aside.mkdir()
+            _reserve(aside / _PIXELS, tuple(index["shape"]))
+            _fill(aside / _PIXELS, dataset, rows, pipeline, show_progress)
+            (aside / _INDEX).write_text(json.dumps(index), encoding="utf-8")
+            _sync(aside)
+            if place.exists() and _mapped(place, index) is None:
+                shutil.rmtree(place)
+            with contextlib.suppress(OSError):  # another process was faster: its pixels are the same
+                aside.rename(place)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _space(folder: Path, needed: int) -> Iterator[None]:
+    """Turn what the disk answers into one error that says what to do."""
+    cure = "Free some space (`leukemia-dl cache clear`), or set LEUKEMIA_DL_CACHE to a folder on another disk"
+    try:
+        there = next(parent for parent in (folder, *folder.parents) if parent.exists())
+        free = shutil.disk_usage(there).free
+        if free < needed:
+            raise StoreError(
+                f"The decoded pixels take {needed / 1e9:.1f} GB, and {folder} has {free / 1e9:.1f} GB left. {cure}."
+            )
+        yield
+    except (ImageError, DataError, StoreError):
+        raise
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        reason = f"there is no room for {needed / 1e9:.2f} GB" if full else error.strerror or str(error)
+        raise StoreError(f"The decoded pixels cannot be written to {folder}: {reason}. {cure}.") from error
+
+
+def _reserve(path: Path, shape: tuple[int, ...]) -> None:
+    """Create the file at its full size: writing into a mapped file that finds the disk full kills the process."""
+    with path.open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+        start, length = file.tell(), int(np.prod(shape))
+        file.flush()
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), start, length)
+        else:
+            for _ in range(0, length, 1 << 24):
+                file.write(b"\0" * min(1 << 24, length - file.tell() + start))
+
+
+def _fill(path: Path, dataset: Dataset, rows: NDArray[np.int64], pipeline: Pipeline, show_progress: bool) -> None:
+    paths = dataset.table["path"]
+    if paths.notna().all():
+        jobs: list[_Job] = [(place, paths.iloc[row], stamp(paths.iloc[row])) for place, row in enumerate(rows)]
+        chunks = [jobs[start : start + _CHUNK] for start in range(0, len(jobs), _CHUNK)]
+        run = process_map if len(jobs) >= _FEW else parallel_map
+        done = run(_Filling(str(path), pipeline), chunks, "Reading images", show=show_progress, unit=_CHUNK)
+        _refuse([problem for problems in done for problem in problems], len(rows))
+        return
+    target = np.load(path, mmap_mode="r+")
+    target[:] = decode_all(dataset.subset(rows), pipeline, show_progress)
+    target.flush()
+
+
+@dataclass(frozen=True)
+class _Filling:
+    """What a worker does with a chunk of files: it writes their pixels, and returns what went wrong."""
+
+    path: str
+    pipeline: Pipeline
+
+    def __call__(self, jobs: Sequence[_Job]) -> list[str]:
+        target = np.load(self.path, mmap_mode="r+")
+        problems = []
+        for place, path, expected in jobs:
+            try:
+                target[place] = self.pipeline.load(path)
+                if stamp(path) != expected:
+                    raise DataError(f"{path} changes while it is read. Wait until it is complete.")
+            except DataError as error:
+                problems.append(str(error))
+        return problems
+
+
+def _refuse(problems: list[str], total: int) -> None:
+    if problems:
+        named = "\n  ".join(problems[:_NAMED])
+        more = f"\n  and {len(problems) - _NAMED:,} more" if len(problems) > _NAMED else ""
+        raise ImageError(
+            f"{len(problems):,} of {total:,} images cannot be read. Replace these files or leave them out "
+            f"with Dataset.subset:\n  {named}{more}"
+        )
+
+
+def _sync(folder: Path) -> None:
+    """Let what was written reach the disk before the name does."""
+    for file in folder.iterdir():
+        with file.open("rb") as opened:
+            os.fsync(opened.fileno())
