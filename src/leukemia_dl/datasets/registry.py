@@ -15,7 +15,10 @@ from leukemia_dl.plugins import Provided, collect
 
 __all__ = ["BUILTIN", "DatasetSource", "dataset_table", "get_source", "list_datasets", "load_dataset"]
 
-BUILTIN = tuple(f"leukemia_dl.datasets.sources.{name}" for name in ("c_nmc_2019", "csv_file", "folder", "synthetic"))
+BUILTIN = tuple(
+    f"leukemia_dl.datasets.sources.{name}"
+    for name in ("all_aria", "c_nmc_2019", "csv_file", "folder", "segmentation_wbc", "synthetic")
+)
 
 
 @dataclass(frozen=True)
