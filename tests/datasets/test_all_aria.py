@@ -23,7 +23,7 @@ FILES = [
     "Benign/WBC-Benign-504.jpg",
     "Early/WBC-Malignant-Early-012.jpg",
     "Pre/WBC-Malignant-Pre-010.jpg",
-    "Pre/WBC-Malignant-Pre-002.jpg",
+    "Pre/WBC-Malignant-Pre-2.jpg",
     "Pro/WBC-Malignant-Pro-804.jpg",
 ]
 SAMPLES = ["Benign/001", "Benign/504", "Early/012", "Pre/002", "Pre/010", "Pro/804"]
@@ -107,13 +107,14 @@ def test_other_names_are_left_out_and_counted(
     early = tree / "Original" / "Early"
     for name in ("notes.txt", "._WBC-Malignant-Early-1.jpg", "WBC-Malignant-Early-1.jpg\n", "WBC-Malignant-1.jpg"):
         (early / name).write_text("x")
-    write_image(early / "WBC-Malignant-Early-٣.png")
+    for name in ("WBC-Malignant-Early-٣.jpg", "WBC-Malignant-Early-095.png"):
+        write_image(early / name)
     (early / "WBC-Malignant-Early-099.jpg").mkdir()
     (early / "WBC-Malignant-Early-098.jpg").symlink_to(tree / "gone")
     (early / "WBC-Malignant-Early-097.jpg").symlink_to(early / "WBC-Malignant-Early-097.jpg")
     (tree / "Original" / "loop").symlink_to(tree, target_is_directory=True)
     os.mkfifo(early / "WBC-Malignant-Early-096.jpg")
-    left_out = 8
+    left_out = 9
     try:
         (early / "caf\udce9.jpg").write_text("x")
         left_out += 1

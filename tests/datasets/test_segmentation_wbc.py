@@ -17,7 +17,7 @@ from leukemia_dl.errors import DataError, SettingsError, SplitError
 
 Writer = Callable[..., Path]
 NAMES = ("neutrophil", "lymphocyte", "monocyte", "eosinophil", "basophil")
-LABELS = {1: 2, 2: 1, 3: 5, 10: 3, 100: 4}
+LABELS = {1: 2, 100: 4, 10: 3, 2: 1, 3: 5}  # not in the order of the files
 SAMPLES = ["1/001", "1/002", "1/003", "1/010", "1/100"]
 FIRST, SECOND = "Class Labels of Dataset 1.csv", "Class Labels of Dataset 2.csv"
 
@@ -147,13 +147,13 @@ def test_image_without_row_and_row_without_image(flat: Path, caplog: pytest.LogC
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("\r\n10,3", "\r\n10,3\r\n10,3", "line 6: image 10 is named a second time"),
-        ("\r\n10,3", "\r\n003,3", "line 5: image 003 is named a second time"),
-        ("\r\n10,3", "\r\n10,6", "line 5: the class must be 1 to 5. Received: '6'"),
+        ("\r\n10,3", "\r\n10,3\r\n10,3", "line 5: image 10 is named a second time"),
+        ("\r\n10,3", "\r\n003,3", "line 6: image 3 is named a second time"),
+        ("\r\n10,3", "\r\n10,6", "line 4: the class must be 1 to 5. Received: '6'"),
         ("\r\n10,3", "\r\n10,0", "the class must be 1 to 5. Received: '0'"),
         ("\r\n10,3", "\r\n10", "the class must be 1 to 5. Received: ''"),
         ("\r\n10,3", "\r\n10,٣", "the class must be 1 to 5"),
-        ("\r\n10,3", "\r\n../10,3", r"line 5: image ID must be a whole number like 1. Received: '\.\./10'"),
+        ("\r\n10,3", "\r\n../10,3", r"line 4: image ID must be a whole number like 1. Received: '\.\./10'"),
         ("\r\n10,3", "\r\n,3", "image ID must be a whole number like 1. Received: ''"),
         ("\r\n10,3", "\r\n" + "1" * 5000 + ",3", "image ID must be a whole number"),
         ("\r\n10,3", "\r\n10\0,3", "image ID must be|cannot be read as CSV"),
@@ -277,8 +277,7 @@ def test_real_class_of_one_image(wbc_sample: Path) -> None:
     assert dataset.table["sample"][dataset.labels == 4].tolist() == ["1/291"]
     with pytest.raises(SplitError, match=r"at least 3 different images of each class .* 1 of class 'basophil'.*subset"):
         make_splits(dataset, "random", allow_leakage=True)
-    rest = dataset.table[dataset.labels != 4]
-    four = Dataset.from_dataframe(rest, class_names=NAMES[:4])
+    four = Dataset(dataset.table[dataset.labels != 4], NAMES[:4], dataset.info)
     (split,) = make_splits(four, "random", allow_leakage=True)
     assert len(split.train) + len(split.val) + len(split.test) == 299
     assert set(four.labels[split.test]) == {0, 1, 2, 3}
