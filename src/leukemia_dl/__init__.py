@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         Dataset,
         DatasetInfo,
         DatasetSource,
+        PixelStore,
         Split,
         dataset_table,
         list_datasets,
@@ -34,22 +35,23 @@ if TYPE_CHECKING:
     )
     from leukemia_dl.plugins import hookimpl, plugin_problems
     from leukemia_dl.preprocess import Pipeline
-    from leukemia_dl.training import Augmentation, Recipe
+    from leukemia_dl.training import Augmentation, Recipe, as_keras
 
 __all__ = [
     "Augmentation", "BackboneSpec", "Benchmark", "Classifier", "Dataset", "DatasetInfo", "DatasetSource", "Pipeline",
-    "Recipe", "Split", "__version__", "backbone_table", "dataset_table", "get_backbone", "hookimpl", "list_backbones",
-    "list_datasets", "load_classifier", "make_splits", "plugin_problems", "register_backbone", "score",
+    "PixelStore", "Recipe", "Split", "__version__", "as_keras", "backbone_table", "dataset_table", "get_backbone",
+    "hookimpl", "list_backbones", "list_datasets", "load_classifier", "make_splits", "plugin_problems",
+    "register_backbone", "score",
 ]  # fmt: skip
 # Where each name lives. Besides these, the subpackages of the last line can be reached without an import.
 _WHERE = {
     "benchmark": "Benchmark",
-    "datasets": "Dataset DatasetInfo DatasetSource Split dataset_table list_datasets make_splits",
+    "datasets": "Dataset DatasetInfo DatasetSource PixelStore Split dataset_table list_datasets make_splits",
     "evaluation": "score",
     "models": "BackboneSpec Classifier backbone_table get_backbone list_backbones load_classifier register_backbone",
     "plugins": "hookimpl plugin_problems",
     "preprocess": "Pipeline",
-    "training": "Augmentation Recipe",
+    "training": "Augmentation Recipe as_keras",
 }
 _SUBPACKAGES = ("errors", "evaluation", "preprocess", "reporting")
 

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from leukemia_dl import Dataset
 from leukemia_dl.benchmark.baselines import BASELINES, CellMeasures, check_baseline, measure_cells, predict_baseline
 from leukemia_dl.errors import UnknownNameError
 
@@ -48,8 +49,9 @@ def test_measures_of_real_cells_agree_with_the_published_boxes(c_nmc_sample, c_n
     import pandas as pd
 
     boxes = pd.read_csv(c_nmc_manifest / "bounding_boxes.csv")
-    paths = sorted(c_nmc_sample.rglob("UID_*.bmp"))
-    cells = measure_cells(paths, show_progress=False)
+    dataset = Dataset.load("c_nmc_2019", c_nmc_sample)
+    dataset = dataset.subset((dataset.table["split"] == "train").to_numpy(bool))
+    paths, cells = dataset.paths, measure_cells(dataset, show_progress=False)
     assert cells.single_cell.all()
     name = next(column for column in boxes if boxes[column].astype(str).str.startswith("UID_").any())
     key = boxes[name].astype(str).str.split("/").str[-1]

@@ -336,7 +336,9 @@ def test_too_few_groups_or_images_say_what_to_do() -> None:
         make_splits(content_of(cohort({"a": [9], "b": [3]}), b0_0="same", b0_1="same"), "random", allow_leakage=True)
     blank = {f"a{number}_0": "blank" for number in range(8)}
     joined = content_of(cohort({"a": [2] * 9, "b": [2] * 9}), **blank)
-    with pytest.raises(SplitError, match=r"2 of class 'a' \(7 groups were joined, since they hold byte-identical"):
+    with pytest.raises(
+        SplitError, match=r"2 of class 'a' \(7 groups were joined, since they share cells or identical files"
+    ):
         make_splits(joined, "holdout")
     with pytest.raises(SplitError, match="needs at least 2 subjects or groups of each class that are left to train on"):
         make_splits(with_folds(cohort({"a": [2] * 3, "b": [2] * 9}), folds=2), "official", folds=[0])

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from leukemia_dl.datasets import Dataset
 from leukemia_dl.errors import unknown_name
-from leukemia_dl.preprocess import decode_image, foreground_mask, is_single_cell, mask_colour, silhouette
+from leukemia_dl.preprocess import foreground_mask, is_single_cell, mask_colour, silhouette
 from leukemia_dl.progress import parallel_map
 
 __all__ = ["BASELINES", "CellMeasures", "check_baseline", "measure_cells", "predict_baseline"]
@@ -46,9 +46,10 @@ def check_baseline(name: str) -> str:
     return name
 
 
-def measure_cells(paths: list[Path], show_progress: bool = True) -> CellMeasures:
-    """Measure the cell in each image file, at full resolution, in parallel."""
-    rows = parallel_map(_measure, list(paths), "Measuring cells", show=show_progress)
+def measure_cells(dataset: Dataset, show_progress: bool = True) -> CellMeasures:
+    """Measure the cell in each image, as it is in its file, in parallel."""
+    images = list(range(len(dataset)))
+    rows = parallel_map(lambda row: _measure(dataset.decode(row)), images, "Measuring cells", show=show_progress)
     return CellMeasures(
         np.array([row[0] for row in rows], dtype=bool),
         np.array([row[1] for row in rows], dtype=np.float64),
@@ -110,8 +111,7 @@ def _logistic_regression(
     return probabilities
 
 
-def _measure(path: Path) -> tuple[bool, list[float], list[float]]:
-    image = decode_image(path)
+def _measure(image: NDArray[np.uint8]) -> tuple[bool, list[float], list[float]]:
     if not is_single_cell(image):
         return False, [0.0] * 4, [0.0] * 6
     mask = foreground_mask(image, "black")

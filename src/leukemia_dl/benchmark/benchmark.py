@@ -34,7 +34,7 @@ __all__ = ["DEFAULT_BACKBONES", "Benchmark"]
 DEFAULT_BACKBONES = ("vgg16", "resnet50", "inception_v3", "xception", "cnn")
 _INTEGERS = (
     "fold", "seed", "image_size", "epochs", "n_train", "n_val", "n_test", "groups_train", "groups_val", "groups_test",
-    "dropped", "parameters",
+    "dropped", "crossing_identical", "crossing_same_cell", "crossing_group", "parameters",
 )  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import platform
 import sys
 import time
@@ -19,7 +20,8 @@ from numpy.typing import NDArray
 from leukemia_dl.benchmark.baselines import CellMeasures, measure_cells, predict_baseline
 from leukemia_dl.benchmark.progress import GridProgress
 from leukemia_dl.benchmark.trial import Record, Trial
-from leukemia_dl.datasets import Dataset, Split
+from leukemia_dl.datasets import Dataset, PixelStore, Split
+from leukemia_dl.errors import StoreError
 from leukemia_dl.evaluation import score
 from leukemia_dl.models.classifier import Classifier, predict_logits, softmax
 from leukemia_dl.models.spec import BackboneSpec
@@ -28,6 +30,8 @@ from leukemia_dl.training.fit import FitResult, fit, predict_batch_size
 from leukemia_dl.training.recipe import Recipe
 
 __all__ = ["Pixels", "run_trial"]
+
+_log = logging.getLogger(__name__)
 
 
 class Pixels:
@@ -42,13 +46,12 @@ class Pixels:
         self._position[used] = np.arange(len(used))
 
     @cached_property
-    def _images(self) -> NDArray[np.uint8]:
-        return self._dataset.subset(self._used).to_numpy(self._stored, show_progress=self._show)
+    def _images(self) -> PixelStore | NDArray[np.uint8]:
+        return _stored(self._dataset.subset(self._used), self._stored, self._show)
 
     @cached_property
     def _measures(self) -> CellMeasures:
-        paths = self._dataset.paths
-        return measure_cells([paths[i] for i in self._used], self._show)
+        return measure_cells(self._dataset.subset(self._used), self._show)
 
     def read(self) -> None:
         """Decode all files now."""
@@ -87,6 +90,17 @@ class _Outcome:
     history: pd.DataFrame
     model: Any = None
     reason: str = ""
+
+
+def _stored(dataset: Dataset, pipeline: Pipeline, show_progress: bool) -> PixelStore | NDArray[np.uint8]:
+    """Return the pixels from a store; from memory where none can be kept, since a full disk should not stop a run."""
+    if pipeline.output_size is None:
+        return dataset.to_numpy(pipeline, show_progress)
+    try:
+        return dataset.pixel_store(pipeline, show_progress=show_progress)
+    except StoreError as error:
+        _log.warning("Decoded images are held in memory. %s", error)
+        return dataset.to_numpy(pipeline, show_progress)
 
 
 def run_trial(

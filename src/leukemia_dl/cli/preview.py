@@ -31,7 +31,6 @@ def preview(
     import numpy as np
 
     from leukemia_dl.identity import generator
-    from leukemia_dl.preprocess import decode_image
     from leukemia_dl.reporting import plot_samples
     from leukemia_dl.training.augmentation import augment_images
     from leukemia_dl.training.backends import prepare
@@ -55,8 +54,8 @@ def preview(
     prepare()
     epochs = [augment_images(pixels, settings, epoch=epoch) for epoch in range(_AUGMENTED)]
     cells, names = [], []
-    for row, path in enumerate(chosen.paths):
-        cells += [decode_image(path), pixels[row], *(epoch[row] for epoch in epochs)]
+    for row in range(len(chosen)):
+        cells += [chosen.decode(row), pixels[row], *(epoch[row] for epoch in epochs)]
         label = data.class_names[chosen.labels[row]]
         names += [f"{label}: file", "preprocessed", *(f"epoch {epoch + 1}" for epoch in range(_AUGMENTED))]
     title = f"{data.info.title}{' (synthetic cells, not real ones)' if data.info.synthetic else ''}"

@@ -166,7 +166,10 @@ def merge(first: Dataset, second: Dataset, label_map: Mapping[str, str]) -> Data
             table[column] = prefix + table[column]
         tables.append(table)
         arrays |= {prefix + sample: pixels for sample, pixels in data._arrays.items()}
-    infos = [first.info, second.info] if first.info != second.info else [first.info]
+    table = pd.concat(tables, ignore_index=True)
+    if first.info == second.info and class_names == first.class_names:
+        return Dataset(table, class_names, first.info, arrays)
+    infos = (first.info, second.info)
     info = DatasetInfo(
         name="+".join(dict.fromkeys(info.name for info in infos)),
         title=" + ".join(dict.fromkeys(info.title for info in infos)),
@@ -176,7 +179,7 @@ def merge(first: Dataset, second: Dataset, label_map: Mapping[str, str]) -> Data
         canvas=first.info.canvas if first.info.canvas == second.info.canvas else None,
         synthetic=first.info.synthetic or second.info.synthetic,
     )
-    return Dataset(pd.concat(tables, ignore_index=True), class_names, info, arrays)
+    return Dataset(table, class_names, info, arrays)
 
 
 def require_folder(root: Path, wanted: str) -> Path:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from leukemia_dl import identity
 from leukemia_dl.datasets.cache import cache_dir
-from leukemia_dl.datasets.hashes import stamp
+from leukemia_dl.datasets.hashes import file_hashes, stamp
 from leukemia_dl.errors import DataError, ImageError, SettingsError, StoreError
 from leukemia_dl.preprocess import Pipeline
 from leukemia_dl.progress import parallel_map, process_map
@@ -37,6 +37,7 @@ _FEW = 1_000
 _NAMED = 10
 _log = logging.getLogger(__name__)
 _Job = tuple[int, str, tuple[str, int, int]]
+_Problem = tuple[int, str]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -94,7 +95,7 @@ class PixelStore:
         place = base / identity.digest(index)[:24]
         images = _mapped(place, index)
         if images is None:
-            _build(place, index, dataset, first, pipeline, show_progress)
+            _build(place, index, dataset, first, rows, pipeline, show_progress)
             images = _mapped(place, index)
         if images is None:
             raise StoreError(f"The pixel store {place} was changed or removed while it was opened. Try again.")
@@ -187,17 +188,23 @@ def _build(
     place: Path,
     index: dict[str, Any],
     dataset: Dataset,
+    first: NDArray[np.int64],
     rows: NDArray[np.int64],
     pipeline: Pipeline,
     show_progress: bool,
 ) -> None:
+    """Write a store aside, from the row that has each content `first`, and move it into place."""
     aside = place.parent / f".{place.name}-{uuid.uuid4().hex[:8]}"
     with _space(place.parent, int(np.prod(index["shape"]))):
         place.parent.mkdir(parents=True, exist_ok=True)
         try:
             aside.mkdir()
             _reserve(aside / _PIXELS, tuple(index["shape"]))
-            _fill(aside / _PIXELS, dataset, rows, pipeline, show_progress)
+            problems = _fill(aside / _PIXELS, dataset, first, pipeline, show_progress)
+            paths = dataset.table["path"]
+            # Copies of a bad file are as bad, and named too.
+            copies = [(text, first[place], row) for place, text in problems for row in np.flatnonzero(rows == place)]
+            _refuse([text.replace(paths[one], paths[row]) for text, one, row in copies], len(dataset))
             (aside / _INDEX).write_text(json.dumps(index), encoding="utf-8")
             _sync(aside)
             if place.exists() and _mapped(place, index) is None:
@@ -241,28 +248,34 @@ def _reserve(path: Path, shape: tuple[int, ...]) -> None:
                 file.write(b"\0" * min(1 << 24, length - file.tell() + start))
 
 
-def _fill(path: Path, dataset: Dataset, rows: NDArray[np.int64], pipeline: Pipeline, show_progress: bool) -> None:
+def _fill(
+    path: Path, dataset: Dataset, first: NDArray[np.int64], pipeline: Pipeline, show_progress: bool
+) -> list[_Problem]:
     paths = dataset.table["path"]
-    if paths.notna().all():
-        jobs: list[_Job] = [(place, paths.iloc[row], stamp(paths.iloc[row])) for place, row in enumerate(rows)]
-        chunks = [jobs[start : start + _CHUNK] for start in range(0, len(jobs), _CHUNK)]
-        run = process_map if len(jobs) >= _FEW else parallel_map
-        done = run(_Filling(str(path), pipeline), chunks, "Reading images", show=show_progress, unit=_CHUNK)
-        _refuse([problem for problems in done for problem in problems], len(rows))
-        return
-    target = np.load(path, mmap_mode="r+")
-    target[:] = decode_all(dataset.subset(rows), pipeline, show_progress)
-    target.flush()
+    if paths.isna().any():
+        target = np.load(path, mmap_mode="r+")
+        target[:] = decode_all(dataset.subset(first), pipeline, show_progress)
+        target.flush()
+        return []
+    files = [str(paths.iloc[row]) for row in first]
+    jobs: list[_Job] = [(place, file, stamp(file)) for place, file in enumerate(files)]
+    for file, row, content in zip(files, first, file_hashes(files, show=show_progress), strict=True):
+        if content != dataset.content_hashes[row]:
+            raise DataError(f"{file} has changed since the data set was loaded. Load the data set again.")
+    chunks = [jobs[start : start + _CHUNK] for start in range(0, len(jobs), _CHUNK)]
+    run = process_map if len(jobs) >= _FEW else parallel_map
+    done = run(_Filling(str(path), pipeline), chunks, "Reading images", show=show_progress, unit=_CHUNK)
+    return [problem for problems in done for problem in problems]
 
 
 @dataclass(frozen=True)
 class _Filling:
-    """What a worker does with a chunk of files: it writes their pixels, and returns what went wrong."""
+    """What a worker does with a chunk of files: it writes their pixels, and returns what went wrong where."""
 
     path: str
     pipeline: Pipeline
 
-    def __call__(self, jobs: Sequence[_Job]) -> list[str]:
+    def __call__(self, jobs: Sequence[_Job]) -> list[_Problem]:
         target = np.load(self.path, mmap_mode="r+")
         problems = []
         for place, path, expected in jobs:
@@ -271,7 +284,7 @@ class _Filling:
                 if stamp(path) != expected:
                     raise DataError(f"{path} changes while it is read. Wait until it is complete.")
             except DataError as error:
-                problems.append(str(error))
+                problems.append((place, str(error)))
         return problems
 
 

@@ -11,6 +11,7 @@ import tempfile
 import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -123,8 +124,8 @@ class Classifier:
     def _sources(self, images: Any) -> tuple[str, list[Any], list[Any]]:
         if isinstance(images, (str, Path)):
             images = [images]
-        if hasattr(images, "class_names") and hasattr(images, "paths"):
-            return "sample", list(images.table["sample"]), list(images.paths)
+        if hasattr(images, "class_names") and hasattr(images, "decode"):
+            return "sample", list(images.table["sample"]), [partial(images.decode, row) for row in range(len(images))]
         if isinstance(images, np.ndarray):
             images = images[None] if images.ndim == 3 else images
             if images.ndim != 4:
@@ -152,7 +153,9 @@ class Classifier:
 
     def _pixels(self, source: Any) -> NDArray[np.uint8] | ImageError:
         try:
-            return self.pipeline.load(source) if isinstance(source, Path) else self.pipeline(source)
+            if isinstance(source, Path):
+                return self.pipeline.load(source)
+            return self.pipeline(source() if callable(source) else source)
         except ImageError as error:
             return error
 

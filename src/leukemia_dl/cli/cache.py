@@ -1,0 +1,59 @@
+"""`leukemia-dl cache`: what the cache folder holds, and how to empty it."""
+
+from __future__ import annotations
+
+import shutil
+from typing import Annotated
+
+import typer
+
+from leukemia_dl.cli import options
+from leukemia_dl.errors import StoreError
+
+__all__ = ["app"]
+
+app = typer.Typer(help="List or clear decoded images and synthetic cells; LEUKEMIA_DL_CACHE chooses the folder.")
+
+
+@app.command("list")
+def show() -> None:
+    """List what the cache folder holds, with sizes."""
+    import pandas as pd
+
+    from leukemia_dl.datasets import cache_dir
+    from leukemia_dl.datasets.pixels import stores
+
+    rows = []
+    for place, index, size in stores():
+        shape = "x".join(map(str, index["shape"][1:3])) if index else "-"
+        images = index["shape"][0] if index else 0
+        steps = ", ".join(step["step"] for step in index["pipeline"]["steps"]) if index else "incomplete or damaged"
+        rows.append({"name": place.name, "images": images, "pixels": shape, "MB": size / 1e6, "made by": steps})
+    for place in sorted(cache_dir().glob("synthetic-*")):
+        files = [file for file in place.rglob("*") if file.is_file()]
+        size = sum(file.stat().st_size for file in files)
+        rows.append({"name": place.name, "images": len(files), "pixels": "-", "MB": size / 1e6, "made by": "drawn"})
+    if not rows:
+        typer.echo(f"{cache_dir()} holds nothing.")
+        return
+    options.print_table(pd.DataFrame(rows), {"images": ",", "MB": ",.1f"}, title=str(cache_dir()))
+
+
+@app.command("clear")
+def clear(
+    synthetic: Annotated[bool, typer.Option("--synthetic", help="The drawn synthetic cells, too.")] = False,
+) -> None:
+    """Delete decoded images; they are made again when they are needed. Do not run it beside a benchmark."""
+    from leukemia_dl.datasets import cache_dir
+    from leukemia_dl.datasets.pixels import stores
+
+    places = [place for place, _, _ in stores()]
+    places += sorted(cache_dir().glob("synthetic-*")) if synthetic else []
+    freed = 0
+    for place in places:
+        freed += sum(file.lstat().st_size for file in place.rglob("*") if not file.is_dir())
+        try:
+            shutil.rmtree(place)
+        except OSError as error:
+            raise StoreError(f"{place} cannot be deleted: {error.strerror or error}.") from error
+    typer.echo(f"Deleted {len(places)} of the folders in {cache_dir()}: {freed / 1e6:,.1f} MB.")

@@ -1,0 +1,91 @@
+"""A data set as a `keras.utils.PyDataset`, for training loops of one's own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from leukemia_dl.datasets import Dataset
+from leukemia_dl.errors import SettingsError
+from leukemia_dl.identity import generator
+from leukemia_dl.preprocess import Pipeline
+
+__all__ = ["as_keras"]
+
+
+def as_keras(
+    dataset: Dataset,
+    pipeline: Pipeline,
+    rows: ArrayLike | None = None,
+    batch_size: int = 32,
+    shuffle: bool = False,
+    seed: int = 0,
+    show_progress: bool = True,
+) -> Any:
+    """Return batches for `model.fit`, `evaluate` and `predict`, read from the pixel store (built if it is not there).
+
+    `model.fit(as_keras(dataset, Pipeline.default(224), split.train, shuffle=True), epochs=5)`
+
+    Args:
+        dataset: Whose images.
+        pipeline: To pixels of one size; every step fitted.
+        rows: Row numbers, such as `split.train`; None for all.
+        batch_size: Images per batch; the last one may be smaller.
+        shuffle: Whether each epoch has another order, drawn from `seed` and the epoch, over all images. Leave it False
+            to evaluate: predictions then are in the order of `rows`.
+        seed: Of the order.
+        show_progress: Whether to tell how far the decoding is.
+
+    Returns:
+        A `keras.utils.PyDataset` of (uint8 images (batch, size, size, 3), int32 class indices (batch,)), as the models
+        of this library take them; a loss for it is `SparseCategoricalCrossentropy`. It has the attributes `store` and
+        `rows`.
+
+    Raises:
+        SettingsError: If batch_size, the rows or the pipeline do not fit, or a row has no label.
+        ImageError: If images cannot be decoded.
+    """
+    import keras
+
+    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+        raise SettingsError(f"batch_size must be an int of at least 1. Received: {batch_size!r}.")
+    chosen = np.arange(len(dataset)) if rows is None else np.asarray(rows)
+    if chosen.ndim != 1 or not len(chosen) or chosen.dtype.kind not in "iu":
+        raise SettingsError(f"rows are row numbers, at least one. Received: {chosen.dtype} {chosen.shape}.")
+    if not 0 <= chosen.min() <= chosen.max() < len(dataset):
+        raise SettingsError(f"rows are from 0 to {len(dataset) - 1}. Received: {chosen.min()} to {chosen.max()}.")
+    labels = dataset.labels[chosen].astype(np.int32)
+    if (labels < 0).any():
+        raise SettingsError(
+            f"{int((labels < 0).sum()):,} of the rows have no label. Leave them out, or use Classifier.predict."
+        )
+    # Only what is asked for is decoded.
+    used, position = np.unique(chosen, return_inverse=True)
+    store = dataset.subset(used).pixel_store(pipeline, show_progress=show_progress)
+
+    class Batches(keras.utils.PyDataset):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.store, self.rows, self._epoch = store, chosen, 0
+            self._order = self._drawn()
+
+        def _drawn(self) -> NDArray[np.int64]:
+            count = len(chosen)
+            return generator(seed, "order", self._epoch).permutation(count) if shuffle else np.arange(count)
+
+        def __len__(self) -> int:
+            return -(-len(chosen) // batch_size)
+
+        def __getitem__(self, index: int) -> tuple[NDArray[np.uint8], NDArray[np.int32]]:
+            if not 0 <= index < len(self):
+                raise IndexError(index)
+            batch = self._order[index * batch_size : (index + 1) * batch_size]
+            return store[position[batch]], labels[batch]
+
+        def on_epoch_end(self) -> None:
+            self._epoch += 1
+            self._order = self._drawn()
+
+    return Batches()

@@ -1,0 +1,97 @@
+import hashlib
+import os
+import sqlite3
+import time
+from pathlib import Path
+
+import pytest
+
+from leukemia_dl.datasets import hashes
+from leukemia_dl.datasets.hashes import file_hash, file_hashes
+from leukemia_dl.errors import DataError
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("LEUKEMIA_DL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(hashes, "_known", {})
+    return tmp_path / "cache"
+
+
+def old(path: Path, content: bytes, age: int = 60) -> Path:
+    path.write_bytes(content)
+    os.utime(path, ns=(time.time_ns() - age * 10**9,) * 2)
+    return path
+
+
+def remembered(cache: Path) -> int:
+    return int(sqlite3.connect(cache / "hashes.sqlite").execute("SELECT count(*) FROM hashes").fetchone()[0])
+
+
+def test_hashes_are_those_of_hashlib_in_order(tmp_path: Path) -> None:
+    paths = [old(tmp_path / f"{i}", bytes([i]) * 1000) for i in (3, 1, 2)]
+    expected = [hashlib.sha256(path.read_bytes()).hexdigest() for path in paths]
+    assert file_hashes([str(path) for path in paths]) == expected
+    assert file_hash(str(paths[0])) == expected[0]
+
+
+def test_the_next_process_does_not_read_again(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = old(tmp_path / "a", b"one")
+    first = file_hash(str(path))
+    monkeypatch.setattr(hashes, "_known", {})  # as in another process
+    monkeypatch.setattr(hashes, "_read", lambda key: pytest.fail(f"read {key} again"))
+    assert file_hash(str(path)) == first
+
+
+@pytest.mark.parametrize("change", ["size", "time"])
+def test_a_file_that_changed_is_read_again(tmp_path: Path, change: str) -> None:
+    path = old(tmp_path / "a", b"one")
+    first = file_hash(str(path))
+    old(path, b"other" if change == "size" else b"two", age=60 if change == "size" else 30)
+    assert file_hash(str(path)) == hashlib.sha256(path.read_bytes()).hexdigest() != first
+
+
+def test_a_file_that_is_still_warm_is_not_remembered_on_disk(tmp_path: Path, cache: Path) -> None:
+    file_hashes([str(old(tmp_path / "warm", b"x", age=0)), str(old(tmp_path / "old", b"y"))])
+    assert remembered(cache) == 1
+
+
+def test_a_name_need_not_be_utf_8(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = os.fsdecode(os.fsencode(tmp_path) + b"/\xff\n.bmp")
+    old(Path(name), b"z")
+    first = file_hash(name)
+    monkeypatch.setattr(hashes, "_known", {})
+    assert (file_hash(name), remembered(cache)) == (first, 1)
+
+
+@pytest.mark.parametrize("damage", ["garbage", "folder", "other table"])
+def test_a_damaged_memory_is_an_aid_that_is_missing(tmp_path: Path, cache: Path, damage: str) -> None:
+    cache.mkdir()
+    if damage == "garbage":
+        (cache / "hashes.sqlite").write_bytes(b"no database" * 1000)
+    elif damage == "folder":
+        (cache / "hashes.sqlite").mkdir()
+    else:
+        with sqlite3.connect(cache / "hashes.sqlite") as connection:
+            connection.execute("CREATE TABLE hashes (other TEXT)")
+    path = old(tmp_path / "a", b"one")
+    assert file_hash(str(path)) == hashlib.sha256(b"one").hexdigest()
+
+
+def test_a_cache_folder_that_cannot_be_made_does_not_matter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("LEUKEMIA_DL_CACHE", str(tmp_path / "file" / "below"))
+    assert file_hash(str(old(tmp_path / "a", b"one"))) == hashlib.sha256(b"one").hexdigest()
+
+
+def test_what_is_no_regular_file_is_refused_and_the_rest_is_kept(tmp_path: Path, cache: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path, match in ((tmp_path / "pipe", "no regular file"), (tmp_path, "no regular"), (tmp_path / "gone", "moved")):
+        with pytest.raises(DataError, match=match):
+            file_hashes([str(path)])
+    loop = tmp_path / "loop"
+    loop.symlink_to(loop)
+    with pytest.raises(DataError, match="Cannot read"):
+        file_hash(str(loop))
+    with pytest.raises(DataError, match="Cannot read"):
+        file_hash("a\0b")

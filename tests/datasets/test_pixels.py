@@ -1,0 +1,243 @@
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from leukemia_dl.datasets import Dataset, pixels
+from leukemia_dl.errors import DataError, ImageError, SettingsError, StoreError
+from leukemia_dl.preprocess import Pipeline, Reinhard, Resize
+
+PIPELINE = Pipeline.default(24, canvas=None)
+SIZES = (8, 24, 31, 60)
+
+
+@pytest.fixture
+def small(tmp_path: Path, write_image: Callable[..., Path]) -> Dataset:
+    """Ten images of which 4 and 5 have the same bytes."""
+    for number in range(10):
+        label = "all" if number % 2 else "hem"
+        write_image(tmp_path / "images" / label / f"{number}.png", min(number, 4) if number < 6 else number, SIZES[0])
+    shutil.copy(tmp_path / "images" / "hem" / "4.png", tmp_path / "images" / "all" / "5.png")
+    return Dataset.from_folder(tmp_path / "images")
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    return tmp_path / "stores"
+
+
+def test_a_store_is_the_pipeline_applied_afresh(small: Dataset, base: Path) -> None:
+    store = small.pixel_store(PIPELINE, base)
+    fresh = small.to_numpy(PIPELINE)
+    assert (len(store), store.images.shape) == (10, (9, 24, 24, 3)), "files with the same bytes are kept once"
+    np.testing.assert_array_equal(store[:], fresh)
+    np.testing.assert_array_equal(np.asarray(store), fresh)
+    assert not store.images.flags.writeable
+    part = store[[3, 1]]
+    part[:] = 0
+    np.testing.assert_array_equal(store[3], fresh[3])
+    assert repr(store) == f"<PixelStore of 10 images of 24 x 24 pixels in {store.folder}>"
+
+
+@given(rows=st.lists(st.integers(0, 9), min_size=2, max_size=10, unique=True), picked=st.data())
+def test_random_subsets_and_orders(
+    rows: list[int], picked: st.DataObject, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    root = tmp_path_factory.getbasetemp() / "subsets"
+    if not root.exists():
+        from PIL import Image
+
+        for number in range(10):
+            (root / "ab"[number % 2]).mkdir(parents=True, exist_ok=True)
+            noise = np.random.default_rng(number).integers(0, 256, (9, 7, 3), dtype=np.uint8)
+            Image.fromarray(noise).save(root / "ab"[number % 2] / f"{number}.bmp")
+    dataset = Dataset.from_folder(root).subset(rows)
+    store = dataset.pixel_store(PIPELINE, root.with_name("subset_stores"))
+    some = picked.draw(st.lists(st.integers(0, len(rows) - 1), min_size=1))
+    np.testing.assert_array_equal(store[some], np.stack([PIPELINE(dataset.decode(row)) for row in some]))
+
+
+def test_it_is_found_again_by_content_wherever_the_files_lie(small: Dataset, base: Path, tmp_path: Path) -> None:
+    first = small.pixel_store(PIPELINE, base)
+    written = (first.folder / "pixels.npy").stat().st_mtime_ns
+    shutil.copytree(tmp_path / "images", tmp_path / "moved")
+    moved = Dataset.from_folder(tmp_path / "moved").subset(range(9, -1, -1))
+    again = moved.pixel_store(PIPELINE, base)
+    assert again.folder == first.folder
+    assert (again.folder / "pixels.npy").stat().st_mtime_ns == written
+    np.testing.assert_array_equal(again[:], first[:][::-1])
+
+
+def test_a_changed_file_or_another_pipeline_is_another_store(
+    small: Dataset, base: Path, write_image: Callable[..., Path]
+) -> None:
+    first = small.pixel_store(PIPELINE, base)
+    other = small.pixel_store(Pipeline.default(25, canvas=None), base)
+    write_image(small.paths[0], 77, 12)
+    changed = Dataset.from_dataframe(small.table).pixel_store(PIPELINE, base)
+    assert len({first.folder, other.folder, changed.folder}) == 3
+    np.testing.assert_array_equal(changed[0], PIPELINE.load(small.paths[0]))
+
+
+def test_a_file_that_changes_while_it_is_read_is_noticed(
+    small: Dataset, base: Path, write_image: Callable[..., Path]
+) -> None:
+    _ = small.content_hashes
+    stamps = [pixels.stamp(str(path)) for path in small.paths]
+    base.mkdir()
+    pixels._reserve(base / "p.npy", (10, 24, 24, 3))
+    write_image(small.paths[2], 99, 13)
+    problems = pixels._Filling(str(base / "p.npy"), PIPELINE)([(i, key[0], key) for i, key in enumerate(stamps)])
+    assert len(problems) == 1
+    assert f"{small.paths[2]} changes while it is read" in problems[0][1]
+    with pytest.raises(
+        DataError, match=r"all.5.png has changed since the data set was loaded. Load the data set again"
+    ):
+        small.pixel_store(PIPELINE, base)
+
+
+def test_corrupt_files_are_named_once_and_nothing_is_left(small: Dataset, base: Path) -> None:
+    bad = [small.paths[row] for row in (1, 6)]
+    for path in bad:
+        path.write_bytes(path.read_bytes()[:40])
+    with pytest.raises(ImageError, match="2 of 10 images cannot be read") as caught:
+        Dataset.from_dataframe(small.table).pixel_store(PIPELINE, base)
+    assert [str(caught.value).count(str(path)) for path in bad] == [1, 1]
+    assert list(base.iterdir()) == []
+
+
+def test_processes_fill_it_as_threads_do(small: Dataset, base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    threads = small.pixel_store(PIPELINE, base)
+    monkeypatch.setattr(pixels, "_FEW", 0)
+    monkeypatch.setattr(pixels, "_CHUNK", 3)
+    processes = small.pixel_store(PIPELINE, base.with_name("others"))
+    np.testing.assert_array_equal(threads[:], processes[:])
+    small.paths[3].write_bytes(b"BM")
+    with pytest.raises(ImageError, match="1 of 10 images"):
+        Dataset.from_dataframe(small.table).pixel_store(PIPELINE, base)
+
+
+def test_images_in_memory_are_stored_too(base: Path) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (5, 30, 20, 3), dtype=np.uint8)
+    dataset = Dataset.from_arrays(images, [0, 1, 0, 1, 0], ("hem", "all"))
+    np.testing.assert_array_equal(dataset.pixel_store(PIPELINE, base)[:], PIPELINE(images))
+
+
+@pytest.mark.parametrize("damage", ["index", "cut", "no pixels", "other index", "header"])
+def test_a_damaged_store_is_built_again(small: Dataset, base: Path, damage: str) -> None:
+    store = small.pixel_store(PIPELINE, base)
+    expected, index = store[:], store.folder / "index.json"
+    if damage == "index":
+        index.write_bytes(b"{")
+    elif damage == "cut":
+        os.truncate(store.folder / "pixels.npy", 1000)
+    elif damage == "no pixels":
+        (store.folder / "pixels.npy").unlink()
+    elif damage == "other index":
+        index.write_text(json.dumps(json.loads(index.read_text()) | {"shape": [9, 24, 24, 4]}))
+    else:
+        (store.folder / "pixels.npy").write_bytes(b"\x93NUMPY\x01\x00\xff\xff{'descr': '|O'}")
+    np.testing.assert_array_equal(small.pixel_store(PIPELINE, base)[:], expected)
+    assert [place.name for place in base.iterdir()] == [store.folder.name]
+
+
+def test_what_does_not_fit_is_refused(small: Dataset, base: Path) -> None:
+    with pytest.raises(SettingsError, match="end in Resize"):
+        small.pixel_store(Pipeline(), base)
+    with pytest.raises(SettingsError, match="be fitted first"):
+        small.pixel_store(Pipeline((Resize(8), Reinhard())), base)
+    file = base.with_name("file")
+    file.write_text("")
+    with pytest.raises(StoreError, match="set LEUKEMIA_DL_CACHE"):
+        small.pixel_store(PIPELINE, file)
+    with pytest.raises(StoreError, match=r"take [\d.]+ GB.*GB left.*cache clear"), pixels._space(base, 10**18):
+        pass
+
+
+_FULL = """
+import resource, sys
+from leukemia_dl.datasets import Dataset
+from leukemia_dl.errors import StoreError
+from leukemia_dl.preprocess import Pipeline
+dataset = Dataset.from_folder(sys.argv[1])
+_ = dataset.content_hashes
+resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
+try:
+    dataset.pixel_store(Pipeline.default(64, canvas=None), sys.argv[2])
+except StoreError as error:
+    print(error)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs limits of the system")
+def test_a_full_disk_is_one_clear_error(small: Dataset, base: Path, tmp_path: Path) -> None:
+    """A limit on the size of a file stands for it: the system refuses in the same place."""
+    command = [sys.executable, "-c", _FULL, str(tmp_path / "images"), str(base)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    assert "there is no room for 0.00 GB. Free some space" in done.stdout
+    assert list(base.iterdir()) == []
+
+
+_SLOW = """
+import sys, time
+from dataclasses import dataclass
+from leukemia_dl.datasets import Dataset
+from leukemia_dl.preprocess import Pipeline, Resize, Step
+@dataclass(frozen=True)
+class Wait(Step):
+    def __call__(self, image):
+        open(sys.argv[3], "a").close()
+        time.sleep(0.3)
+        return image
+Dataset.from_folder(sys.argv[1]).pixel_store(Pipeline((Wait(), Resize(24))), sys.argv[2])
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs signals")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_interrupted_it_is_absent(small: Dataset, base: Path, tmp_path: Path, number: signal.Signals) -> None:
+    begun = tmp_path / "begun"
+    arguments = [sys.executable, "-c", _SLOW, str(tmp_path / "images"), str(base), str(begun)]
+    process = subprocess.Popen(
+        arguments,
+        stderr=subprocess.DEVNULL,
+        # A shell's background job ignores SIGINT, and its children with it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    for _ in range(600):
+        if begun.exists():
+            break
+        time.sleep(0.1)
+    process.send_signal(number)
+    assert process.wait(timeout=60) != 0
+    complete = [place for place, index, _ in pixels.stores(base) if index is not None]
+    assert complete == []
+    if number == signal.SIGINT:
+        assert list(base.iterdir()) == []
+    np.testing.assert_array_equal(small.pixel_store(PIPELINE, base)[:], small.to_numpy(PIPELINE))
+
+
+_OPEN = """
+import sys
+from leukemia_dl.datasets import Dataset
+from leukemia_dl.preprocess import Pipeline
+print(Dataset.from_folder(sys.argv[1]).pixel_store(Pipeline.default(24, canvas=None), sys.argv[2])[:].sum())
+"""
+
+
+def test_two_processes_may_build_one_store(small: Dataset, base: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", _OPEN, str(tmp_path / "images"), str(base)]
+    workers = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    sums = [int(worker.communicate(timeout=120)[0]) for worker in workers]
+    assert sums == [small.to_numpy(PIPELINE).sum(dtype=np.int64)] * 2
+    assert len(list(base.iterdir())) == 1
