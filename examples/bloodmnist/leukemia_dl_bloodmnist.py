@@ -162,7 +162,10 @@ def _shape(path: Path, archive: zipfile.ZipFile, key: str) -> tuple[int, ...]:
         if version != (1, 0):  # what numpy writes for plain arrays; a header of later ones may take gigabytes
             raise DataError(f"{path}: {key} has the format version {version}, not (1, 0). Wanted: {_WANTED}.")
         # A plain array's header is shorter; one made to be long can exhaust the parser that numpy reads it with.
-        shape, _, dtype = npy.read_array_header_1_0(stream, max_header_size=500)
+        try:
+            shape, _, dtype = npy.read_array_header_1_0(stream, max_header_size=500)
+        except Exception as error:  # the header is parsed as Python, and each part of that parser has its own errors
+            raise DataError(f"{path}: the header of {key} cannot be read: {error}. Wanted: {_WANTED}.") from error
         header = stream.tell()
     # Objects are refused here too: they would have to be unpickled, which can run anything.
     if dtype.hasobject or (dtype != np.uint8 if key.endswith("images") else dtype.kind not in "iu"):
