@@ -1,0 +1,39 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from leukemia_dl.cli import app
+from leukemia_dl.datasets import Dataset
+from leukemia_dl.preprocess import Pipeline
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("LEUKEMIA_DL_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def run(*arguments: str) -> str:
+    result = CliRunner().invoke(app, ["cache", *arguments])
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def test_list_and_clear(cache: Path) -> None:
+    assert "holds nothing" in run("list")
+    assert "Deleted 0" in run("clear")
+    images = np.random.default_rng(0).integers(0, 256, (4, 9, 9, 3), dtype=np.uint8)
+    store = Dataset.from_arrays(images, [0, 1, 0, 1], ("hem", "all")).pixel_store(Pipeline.default(8, canvas=None))
+    (cache / "pixels" / f".{store.folder.name}-left").mkdir()
+    (cache / "synthetic-0").mkdir()
+    (cache / "synthetic-0" / "a.bmp").write_bytes(b"x" * 100)
+    shown = run("list")
+    for text in (store.folder.name, "8x8", "PadToSquare, Resize", "incomplete or damaged", "synthetic-0"):
+        assert text in shown
+    assert "Deleted 2 of the folders" in run("clear")
+    assert [place.name for place in cache.iterdir() if place.name.startswith("synthetic")] == ["synthetic-0"]
+    assert list((cache / "pixels").iterdir()) == []
+    assert "Deleted 1" in run("clear", "--synthetic")
+    assert not (cache / "synthetic-0").exists()
