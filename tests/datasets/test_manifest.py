@@ -1,0 +1,342 @@
+"""Manifests, and files compared with them: the real sample, and copies of it with one thing wrong."""
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from leukemia_dl.datasets.manifest import read_manifest
+from leukemia_dl.datasets.verify import STATUSES, verify
+from leukemia_dl.errors import DataError
+
+HASH = "0" * 64
+HEADER = "sha256\tsize\tpath\n"
+IMAGE = "training_data/fold_1/all/UID_2_1_1_all.bmp"
+
+
+def write(path: Path, text: str | bytes) -> Path:
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return path
+
+
+def listing(root: Path, manifest: Path, tabbed=True) -> Path:
+    """Write a manifest of all files below `root`."""
+    rows = []
+    for path in sorted(p for p in root.rglob("*") if p.is_file()):
+        digest, name = hashlib.sha256(path.read_bytes()).hexdigest(), path.relative_to(root).as_posix()
+        rows.append(f"{digest}\t{path.stat().st_size}\t{name}" if tabbed else f"{digest}  {name}")
+    return write(manifest, (HEADER if tabbed else "") + "\n".join(rows) + "\n")
+
+
+@pytest.fixture
+def files(tmp_path):
+    """Five small files in two folders."""
+    root = tmp_path / "data"
+    for number in range(4):
+        path = root / "top" / "ab"[number % 2] / f"{number}.bmp"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(bytes([number]) * 100)
+    (root / "top" / "labels.csv").write_bytes(b"x,y")
+    return root
+
+
+@pytest.fixture
+def copy(c_nmc_sample, tmp_path):
+    """A copy of the real sample that may be changed."""
+    root = tmp_path / "C-NMC_Leukemia"
+    shutil.copytree(c_nmc_sample, root, copy_function=shutil.copyfile)
+    for folder in [root, *(p for p in root.rglob("*") if p.is_dir())]:
+        folder.chmod(0o755)
+    return root
+
+
+def statuses(report):
+    """Return {path: (status, detail)} of what is not in order, missing files without detail aside."""
+    wrong = report.files[
+        (report.files["status"] != "ok") & ((report.files["status"] != "missing") | report.files["detail"].ne(""))
+    ]
+    return {path: (status, detail) for path, status, detail in wrong.to_numpy()}
+
+
+def test_the_manifest_of_c_nmc(c_nmc_manifest):
+    frame = read_manifest(c_nmc_manifest / "sha256.tsv")
+    assert list(frame) == ["path", "sha256", "size"]
+    assert len(frame) == 15_115  # the images and the label CSV
+    assert frame["path"].str.endswith(".bmp").sum() == 15_114
+    assert frame["path"].is_unique
+    assert frame["size"].sum() > 9e9
+    assert frame["sha256"].str.fullmatch("[0-9a-f]{64}").all()
+
+
+@pytest.mark.parametrize("level", [".", "..", "../.."])
+def test_the_real_sample_passes_at_any_level(c_nmc_sample, c_nmc_manifest, level):
+    root = Path(os.path.normpath(c_nmc_sample / level))
+    report = verify(root, c_nmc_manifest / "sha256.tsv", partial=True, show_progress=False)
+    assert report.ok
+    assert report.counts == {"ok": 61, "missing": 15_054, "extra": 0, "changed": 0, "unreadable": 0}
+    assert str(report) == f"OK: 61 ok, 15,054 missing in {c_nmc_sample.parent}"
+    whole = verify(root, c_nmc_manifest / "sha256.tsv", show_progress=False)
+    assert not whole.ok
+    assert "and 15,044 more" in str(whole)
+
+
+def test_what_is_wrong_with_real_files_is_named(copy, c_nmc_manifest):
+    flipped, renamed = copy / IMAGE, copy / "training_data/fold_1/all/UID_2_1_2_all.bmp"
+    short = copy / "training_data/fold_0/hem/UID_H6_1_1_hem.bmp"
+    content = bytearray(flipped.read_bytes())
+    content[len(content) // 2] ^= 1
+    flipped.write_bytes(content)
+    renamed.rename(renamed.with_name("UID_2_1_9_all.bmp"))
+    with short.open("r+b") as file:
+        file.truncate(608_000)
+    report = verify(copy, c_nmc_manifest / "sha256.tsv", partial=True, show_progress=False)
+    old, new = (f"C-NMC_Leukemia/training_data/fold_1/all/UID_2_1_{n}_all.bmp" for n in (2, 9))
+    assert statuses(report) == {
+        f"C-NMC_Leukemia/{IMAGE}": ("changed", "same size, other content"),
+        "C-NMC_Leukemia/training_data/fold_0/hem/UID_H6_1_1_hem.bmp": ("changed", "608,000 bytes instead of 608,454"),
+        old: ("missing", f"renamed to {new}"),
+        new: ("extra", f"renamed from {old}"),
+    }
+    assert not report.ok
+    assert report.counts["ok"] == 58
+    assert str(report).startswith("NOT OK: 58 ok, ")
+    assert f"changed    C-NMC_Leukemia/{IMAGE} (same size, other content)" in str(report)
+
+
+@pytest.mark.parametrize("tabbed", [True, False])
+def test_both_formats(files, tmp_path, tabbed):
+    manifest = listing(files, tmp_path / "list.txt", tabbed)
+    assert verify(files, manifest).ok
+    assert verify(files / "top", manifest).ok
+    assert verify(files.parent, manifest).ok
+    (files / "top" / "a" / "0.bmp").unlink()
+    report = verify(files, manifest)
+    assert (report.ok, report.counts["missing"]) == (False, 1)
+    assert verify(files, manifest, partial=True).ok
+    assert set(report.files["status"]) < set(STATUSES)
+
+
+def test_marks_of_windows_and_of_sha256sum_are_read(tmp_path):
+    text = f"\ufeff{HEADER}{HASH.replace('0', 'A')}\t3\t./a b/é.bmp\n\n".replace("\n", "\r\n")
+    assert read_manifest(write(tmp_path / "m", text)).to_numpy().tolist() == [["a b/é.bmp", "a" * 64, 3]]
+    frame = read_manifest(write(tmp_path / "m", f"{HASH} *a\n{HASH}  b"))
+    assert list(frame["path"]) == ["a", "b"]
+    assert frame["size"].isna().all()
+
+
+def test_extra_files_and_clutter(files, tmp_path):
+    manifest = listing(files, tmp_path / "list.txt")
+    for name in (".DS_Store", "Thumbs.db", "b/.hidden"):
+        (files / "top" / name).write_bytes(b"-")
+    (files / "beside.bmp").write_bytes(b"-")  # outside of the folder that the manifest lists
+    assert verify(files, manifest).ok
+    (files / "top" / "c\n\x1b[2J").write_bytes(b"-")
+    (files / "top" / "new").mkdir()
+    (files / "top" / "new" / "9.bmp").write_bytes(bytes([0]) * 100)
+    report = verify(files, manifest, partial=True)
+    assert statuses(report) == {"top/c\n\x1b[2J": ("extra", ""), "top/new/9.bmp": ("extra", "")}
+    assert not report.ok
+    assert "\x1b" not in str(report)
+    assert str(report).count("\n") == 2
+
+
+def test_equal_files_that_were_renamed_are_each_told(tmp_path):
+    root = tmp_path / "top"
+    root.mkdir()
+    for name in "abc":
+        (root / name).write_bytes(b"same")
+    manifest = listing(tmp_path, tmp_path / "m")
+    manifest.write_text("".join(line for line in manifest.read_text().splitlines(True) if not line.endswith("\tm\n")))
+    (root / "a").rename(root / "x")
+    (root / "b").rename(root / "y")
+    assert statuses(verify(tmp_path, manifest)) == {
+        "top/a": ("missing", "renamed to top/x"),
+        "top/b": ("missing", "renamed to top/y"),
+        "top/x": ("extra", "renamed from top/a"),
+        "top/y": ("extra", "renamed from top/b"),
+    }
+
+
+def test_links_are_followed_inside_only(files, tmp_path):
+    manifest = listing(files, tmp_path / "list.txt")
+    outside = tmp_path / "outside"
+    shutil.copytree(files / "top" / "b", outside)
+    inner = files / "top" / "a" / "0.bmp"
+    inner.rename(files / "top" / "moved.bin")
+    inner.symlink_to(files / "top" / "moved.bin")
+    shutil.rmtree(files / "top" / "b")
+    (files / "top" / "b").symlink_to(outside)
+    report = verify(files, manifest)
+    out = ("unreadable", "a link leads out of the root; it was not followed")
+    assert statuses(report) == {"top/b/1.bmp": out, "top/b/3.bmp": out, "top/moved.bin": ("extra", "")}
+    (files / "top" / "b").unlink()
+    (files / "top" / "b").symlink_to(tmp_path / "nowhere")
+    assert verify(files, manifest).counts["missing"] == 2
+    link = tmp_path / "link"
+    link.symlink_to(files / "top" / "a")
+    (files / "top" / "a" / "0.bmp").unlink()
+    assert verify(link, listing(files / "top" / "a", tmp_path / "m")).ok  # the root itself may be a link
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes on this system")
+def test_what_is_no_file_is_not_read(files, tmp_path):
+    manifest = listing(files, tmp_path / "list.txt")
+    for name in ("a/0.bmp", "a/2.bmp", "b/1.bmp"):
+        (files / "top" / name).unlink()
+    os.mkfifo(files / "top/a/0.bmp")
+    (files / "top/a/2.bmp").mkdir()
+    (files / "top/b/1.bmp").symlink_to(files / "top/nothing")
+    assert statuses(verify(files, manifest)) == {
+        "top/a/0.bmp": ("unreadable", "no regular file"),
+        "top/a/2.bmp": ("unreadable", "no regular file"),
+        "top/b/1.bmp": ("unreadable", "a link that leads nowhere"),
+    }
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no permissions of this kind")
+def test_a_folder_that_cannot_be_listed_is_one_error():
+    with tempfile.TemporaryDirectory() as name:  # below tmp_path only its owner may go
+        root = Path(name) / "data"
+        (root / "top" / "closed").mkdir(parents=True)
+        (root / "top" / "closed" / "1").write_bytes(b"1")
+        manifest = listing(root, Path(name) / "m")
+        (root / "top" / "closed").chmod(0)
+        for path in (Path(name), root, root / "top"):
+            path.chmod(0o755)
+        if os.access(root / "top" / "closed", os.R_OK):
+            # The superuser may read everything: ask as somebody else.
+            program = f"import os; os.setuid(65534); os.environ['LEUKEMIA_DL_CACHE'] = {name!r}\n"
+        else:
+            program = ""
+        program += f"from leukemia_dl.datasets.verify import verify\nprint(verify({str(root)!r}, {str(manifest)!r}))"
+        start = "import pandas, leukemia_dl.datasets.verify, leukemia_dl.datasets.hashes\n"
+        answer = subprocess.run([sys.executable, "-c", start + program], capture_output=True, text=True)
+        (root / "top" / "closed").chmod(0o755)
+    assert "DataError: Cannot list" in answer.stderr, answer.stderr
+    assert "closed: Permission denied" in answer.stderr
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/etc/passwd", "../a", "a/../../b", "a/..", "..", ".", "a\\b", "\\\\host\\a", "C:/a", "c:a", "a//b", "a/", "a/./b",
+     "a\x00b", "a\x1b[2J", "a\rb", "\x85"],
+)  # fmt: skip
+@pytest.mark.parametrize("tabbed", [True, False])
+def test_hostile_paths_are_refused(tmp_path, path, tabbed):
+    good = f"{HASH}\t1\tgood\n" if tabbed else f"{HASH}  good\n"
+    bad = f"{HASH}\t1\t{path}\n" if tabbed else f"{HASH}  {path}\n"
+    manifest = write(tmp_path / "m", (HEADER if tabbed else "") + good + bad)
+    with pytest.raises(DataError, match=f"line {2 + tabbed}: the path .* is not allowed"):
+        read_manifest(manifest)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (f"{HASH[1:]}\t1\ta", "line 2 is malformed"),
+        (f"{HASH}0\t1\ta", "line 2 is malformed"),
+        (f"{'g' * 64}\t1\ta", "line 2 is malformed"),
+        (f"{HASH}\t-1\ta", "line 2 is malformed"),
+        (f"{HASH}\t1.5\ta", "line 2 is malformed"),
+        (f"{HASH}\t{'9' * 19}\ta", "line 2 is malformed"),
+        (f"{HASH}\t１\ta", "line 2 is malformed"),
+        (f"{HASH}\t1\t", "line 2 is malformed"),
+        (f"{HASH}\t1", "line 2 is malformed"),
+        (f"{HASH}  a", "line 2 is malformed"),
+        (f"{HASH}\t1\ta\n{HASH}\t1\ta", "line 3: a is listed a second time"),
+        (f"{HASH}\t1\ta\n{HASH}\t1\t./a", "line 3: a is listed a second time"),
+        ("", "lists no files"),
+    ],
+)
+def test_malformed_lines_are_named(tmp_path, line, message):
+    with pytest.raises(DataError, match=message):
+        read_manifest(write(tmp_path / "m", HEADER + line + "\n"))
+
+
+def test_what_is_no_manifest(tmp_path):
+    with pytest.raises(DataError, match="line 1 is not UTF-8"):
+        read_manifest(write(tmp_path / "m", HASH.encode() + b"  \xff\n"))
+    for path in (tmp_path, tmp_path / "none", "a\x00b"):
+        with pytest.raises(DataError, match="manifest"):
+            read_manifest(path)
+
+
+@given(st.binary(max_size=300))
+def test_any_bytes_are_read_or_refused(tmp_path_factory, content):
+    path = write(tmp_path_factory.getbasetemp() / "any", content)
+    try:
+        frame = read_manifest(path)
+    except DataError:
+        return
+    assert len(frame)
+
+
+@given(st.text(st.characters(codec="utf-8"), min_size=1, max_size=20))
+def test_no_path_that_is_read_leaves_the_root(tmp_path_factory, name):
+    path = write(tmp_path_factory.getbasetemp() / "any", f"{HASH}  {name}\n")
+    try:
+        (found,) = read_manifest(path)["path"]
+    except DataError:
+        return
+    root = tmp_path_factory.getbasetemp()
+    assert Path(os.path.normpath(root / found)).is_relative_to(root)
+    assert found in (name, name.removeprefix("./"), name.removesuffix("\r"))
+
+
+def test_the_root_is_checked(files, tmp_path):
+    manifest = listing(files, tmp_path / "list.txt")
+    (tmp_path / "x" / "y").mkdir(parents=True)
+    with pytest.raises(DataError, match=r"holds none of the manifest's folders \(top, top/a, top/b, \.\.\.\)"):
+        verify(tmp_path / "x" / "y", manifest)
+    for root in (manifest, tmp_path / "none"):
+        with pytest.raises(DataError, match="Cannot list"):
+            verify(root, manifest)
+
+
+def test_a_check_of_nothing_is_not_ok(files, tmp_path):
+    manifest = listing(files, tmp_path / "list.txt")
+    for path in [*files.rglob("*.bmp"), *files.rglob("*.csv")]:
+        path.unlink()
+    assert not verify(files, manifest, partial=True).ok
+
+
+def test_one_part_of_several_is_checked_alone(files, tmp_path):
+    """The root is one folder of the manifest: what lies beside it is neither read nor called extra."""
+    (files / "second").mkdir()
+    (files / "second" / "5.bmp").write_bytes(b"5")
+    manifest = listing(files, tmp_path / "list.txt")
+    (files / "second" / "5.bmp").write_bytes(b"6")
+    (files / "second" / "extra").write_bytes(b"6")
+    report = verify(files / "top", manifest, partial=True)
+    assert report.ok
+    assert statuses(report) == {"second/5.bmp": ("missing", "outside of the root")}
+
+
+def test_hashes_are_remembered(files, tmp_path, monkeypatch):
+    """A second process reads no file again: it does not notice a change that keeps size and time."""
+    monkeypatch.setenv("LEUKEMIA_DL_CACHE", str(tmp_path / "cache"))
+    manifest, path = listing(files, tmp_path / "list.txt"), files / "top" / "a" / "0.bmp"
+    for file in files.rglob("*.bmp"):
+        os.utime(file, ns=(10**18, 10**18))
+    command = [sys.executable, "-m", "leukemia_dl", "verify", str(files), "--manifest", str(manifest)]
+    assert subprocess.run(command).returncode == 0
+    path.write_bytes(b"\xff" * 100)
+    os.utime(path, ns=(10**18, 10**18))
+    assert subprocess.run(command).returncode == 0
+    os.utime(path, ns=(10**18, 2 * 10**18))
+    assert subprocess.run(command).returncode == 1
+
+
+def test_the_report_is_a_frame(files, tmp_path):
+    report = verify(files, listing(files, tmp_path / "m"))
+    assert list(report.files) == ["path", "status", "detail"]
+    assert isinstance(report.files, pd.DataFrame)
+    assert report.root == files
