@@ -131,6 +131,7 @@ def test_what_is_no_archive(tmp_path):
 NAMES = [
     "/tmp/leukemia_dl_escaped", "../escaped", "a/../../escaped", "..", "a/..", "C:/x", "c:x", "\\\\host\\x", "a\\..\\b",
     "a\nb", "a\rb", "a\x1b[2J", "a/b:stream", "a|b", "x" * 256, "é" * 128, "a/. /b", "a/.../b", "~\x7f",
+    "nul", "a/COM1.bmp", "a/" * 1001 + "a",
 ]  # fmt: skip
 
 

@@ -31,6 +31,8 @@ _BLOCK = 2**20
 _TAR_BLOCK = 512
 _FREE_RATIO = 2**26  # below these bytes no ratio is too high: a few blank images compress a thousandfold
 _FORBIDDEN = re.compile(r'[\\:<>"|?*\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]')
+_DEVICES = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)  # what Windows takes them for
+_MAX_NAME = 2_000  # characters; Linux allows 4,096 bytes for a whole path
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2)
 _ENCRYPTED = 0x1 | 0x40 | 0x2000
 _ALLOWED = "Allowed: .zip, .tar, .tar.gz, .tar.bz2, .tar.xz"
@@ -109,7 +111,7 @@ def require_space(folder: Path, needed: int) -> None:
     Raises:
         DataError: If fewer bytes are free.
     """
-    there = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
+    there = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if os.path.exists(parent))  # noqa: PTH110
     free = shutil.disk_usage(there).free
     if free < needed:
         raise DataError(
@@ -138,8 +140,8 @@ class _Writer:
         if self.members > self.max_files:
             raise DataError(f"it holds more than {self.max_files:,} members. Raise max_files if you trust it.")
         parts = tuple(part for part in name.split("/") if part not in ("", "."))
-        wrong = name.startswith("/") or _FORBIDDEN.search(name) or ".." in parts or (not parts and not folder)
-        if wrong or any(_folded(part) == "" or len(os.fsencode(part)) > 255 for part in parts):
+        wrong = len(name) > _MAX_NAME or name.startswith("/") or _FORBIDDEN.search(name) or (not parts and not folder)
+        if wrong or any(map(_is_no_name, parts)):
             raise DataError(
                 f"the member {name[:100]!a} has a name that is not allowed: no leading `/`, no `..`, no backslash, "
                 'no drive letter, none of < > : " | ? *, no control characters, UTF-8 only.'
@@ -275,6 +277,11 @@ def _tar(file: IO[bytes], stream: IO[bytes], writer: _Writer) -> Iterator[float]
             raise DataError("it is damaged or ends too early. Fetch it again.")
         while bounded.read(_BLOCK):  # to the end, where the checksum of a compressed file is
             pass
+
+
+def _is_no_name(part: str) -> bool:
+    """Say whether a folder or file can't be called so on some system; dots alone, such as `..`, fold to nothing."""
+    return _folded(part) == "" or len(part.encode()) > 255 or _DEVICES.fullmatch(part) is not None
 
 
 def _folded(part: str) -> str:

@@ -90,7 +90,7 @@ def download(
     """
     if name not in DOWNLOADS:
         raise unknown_name("data set to download", name, DOWNLOADS, "Others are read from a folder of yours.")
-    where, root = DOWNLOADS[name], Path(to).expanduser().absolute()
+    where, root = DOWNLOADS[name], Path(to).absolute()
     dataset = _already_there(name, root)
     if dataset is None:
         if archive is not None:

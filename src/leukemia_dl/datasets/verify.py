@@ -120,7 +120,7 @@ def verify(root: str | Path, manifest: str | Path, show_progress: bool = True, p
             files[name] = _File("unreadable", str(found[name]))
         elif found[name] != wanted[name]:
             files[name] = _File("changed", "same size, other content")
-    files |= {name: _File("extra", "a link" if (base / name).is_symlink() else "") for name in extras}
+    files |= {name: _File("extra", "a link" if os.path.islink(base / name) else "") for name in extras}  # noqa: PTH114
     waiting: dict[str, list[str]] = {}
     for name in sorted(gone, reverse=True):
         waiting.setdefault(wanted[name], []).append(name)
@@ -142,7 +142,8 @@ def _base(root: Path, names: Iterable[str]) -> Path:
         inner = sorted(Path(entry.path) for entry in os.scandir(root) if entry.is_dir())
     except (OSError, ValueError) as error:
         raise DataError(f"Cannot list {root}: {_reason(error)}. Pass the folder of the data set.") from error
-    found = {base: sum((base / entry).exists() for entry in entries) for base in (root, root.parent, *inner)}
+    # os.path, where a folder beside it that may not be entered is no error.
+    found = {b: sum(os.path.exists(b / entry) for entry in entries) for b in (root, root.parent, *inner)}  # noqa: PTH110
     best = max(found, key=lambda base: found[base])  # the first of equals
     if not found[best]:
         shown = ", ".join(sorted(entries)[:3])
@@ -171,7 +172,7 @@ def _extras(base: Path, names: list[str], ours: str) -> list[str]:
             continue
         for folder, inner, files in os.walk(base / top, onerror=refuse):
             inner[:] = sorted(name for name in inner if not name.startswith("."))
-            links = [name for name in inner if Path(folder, name).is_symlink()]
+            links = [name for name in inner if os.path.islink(Path(folder, name))]  # noqa: PTH114
             here = [Path(folder, name).relative_to(base).as_posix() for name in sorted([*files, *links])]
             found += [name for name in here if name not in known and name not in folders and not _is_clutter(name)]
     return found
