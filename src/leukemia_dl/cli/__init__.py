@@ -14,7 +14,7 @@ from typing import Any
 
 import typer
 
-from leukemia_dl.cli import benchmark, files, inventory, predict, preview
+from leukemia_dl.cli import benchmark, data, files, inventory, predict, preview
 from leukemia_dl.errors import LeukemiaDLError
 
 __all__ = ["app", "main"]
@@ -42,6 +42,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command("benchmark")(_stoppable(benchmark.benchmark))
+app.command("audit")(_stoppable(data.audit))
 app.command("predict")(_stoppable(predict.predict))
 app.command("preview")(_stoppable(preview.preview))
 app.command("backbones")(_stoppable(inventory.backbones))

@@ -1,0 +1,420 @@
+"""The audit finds what is known to be wrong with real data, and what we make wrong, and nothing else."""
+
+import hashlib
+import itertools
+import json
+import os
+import shutil
+from collections import Counter
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from leukemia_dl.datasets import Dataset
+from leukemia_dl.datasets.audit import audit
+from leukemia_dl.datasets.same_cells import cell_key, likeness, same_cells
+from leukemia_dl.datasets.sources.c_nmc_2019_evidence import linked_by_boxes
+from leukemia_dl.errors import DataError, SettingsError
+
+LINKED = {
+    ("51", "78"): 86, ("20", "21"): 71, ("51", "75"): 59, ("H10", "H3"): 27,
+    ("H2", "H5"): 17, ("H2", "H6"): 10, ("H2", "H7"): 9, ("H2", "H4"): 7,
+}  # fmt: skip
+
+
+def of_kind(report, kind):
+    return report.findings[report.findings["kind"] == kind]
+
+
+def pairs(report, kind):
+    return {frozenset((row.sample, row.other)) for row in of_kind(report, kind).itertuples()}
+
+
+def kinds(report):
+    return dict(Counter(report.findings["kind"]))
+
+
+def dataset_of(rows, folder, class_names=("hem", "all")):
+    """Make a data set of (path, label, further columns) and take no notice of what the balance says of so few."""
+    frame = pd.DataFrame(rows)
+    return Dataset.from_dataframe(frame, root=folder, class_names=class_names)
+
+
+def draw_cell(number=0, frame=450, top=100, left=120, level=0):
+    """Draw a mottled ellipse on exact black: uint8 (frame, frame, 3); `level` is added to each pixel of the cell."""
+    image = np.zeros((frame, frame, 3), np.uint8)
+    rows, columns = np.mgrid[-1:1:160j, -1:1:140j]
+    spots = np.random.default_rng(number).integers(40, 120, (160, 140, 3))
+    coarse = np.repeat(np.repeat(np.random.default_rng(number + 1000).integers(0, 90, (8, 7, 3)), 20, 0), 20, 1)
+    cell = np.where((rows**2 + columns**2 < 1)[:, :, None], spots + coarse + level, 0)
+    image[top : top + 160, left : left + 140] = cell
+    return image
+
+
+def save(path, pixels, **how):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path, **how)
+    return path
+
+
+@pytest.fixture(scope="module")
+def tree_report(c_nmc_tree):
+    return audit(Dataset.load("c_nmc_2019", root=c_nmc_tree), show_progress=False)
+
+
+@pytest.fixture(scope="module")
+def sample_report(c_nmc_sample):
+    return audit(Dataset.load("c_nmc_2019", root=c_nmc_sample), show_progress=False)
+
+
+def test_all_names_of_c_nmc_give_the_known_identical_pairs(tree_report, c_nmc_manifest):
+    def sample(path):
+        folder, name = path.split("/")[-2:]
+        short = {"C-NMC_test_final_phase_data": "final/", "C-NMC_test_prelim_phase_data": "prelim/"}
+        return short.get(folder, "") + name.removesuffix(".bmp")
+
+    lines = (c_nmc_manifest / "byte_identical.tsv").read_text().splitlines()
+    known = {frozenset(map(sample, line.split("\t"))) for line in lines}
+    assert len(known) == 106
+    assert pairs(tree_report, "identical_files") == known
+    found = of_kind(tree_report, "identical_files")
+    assert len(found) == 106
+    across = found[found["detail"].str.contains("folds")]
+    assert len(across) == 94
+    assert set(across["severity"]) == {"error"}
+    assert set(found["severity"][~found.index.isin(across.index)]) == {"warning", "note"}
+    assert not found["detail"].str.contains("labels|splits").any()
+
+
+def test_the_stand_in_files_are_named_as_unreadable_once_each(tree_report):
+    unreadable = of_kind(tree_report, "unreadable")
+    assert len(unreadable) == unreadable["sample"].nunique() == 15_114
+    assert not tree_report.images["readable"].any()
+    assert set(tree_report.findings["kind"]) == {"unreadable", "identical_files"}, "and all counts are as declared"
+    declared = tree_report.counts.dropna(subset="declared")
+    assert len(declared) == 7
+    assert (declared["count"] == declared["declared"]).all()
+
+
+def test_the_real_sample_has_exactly_three_cells_twice(sample_report):
+    assert pairs(sample_report, "same_cell") == {
+        frozenset({"UID_H10_1_1_hem", "UID_h3_1_1_hem"}),
+        frozenset({"UID_H2_1_1_hem", "UID_H6_1_1_hem"}),
+        frozenset({"UID_H2_1_2_hem", "UID_H6_1_2_hem"}),
+    }
+    found = of_kind(sample_report, "same_cell")
+    assert len(found) == 3
+    assert set(found["severity"]) == {"error"}
+    assert found["detail"].str.contains("crosses folds [01] and 2, subjects H").all()
+    assert set(sample_report.findings["kind"]) == {"same_cell", "count"}
+    assert not sample_report.ok
+    assert sample_report.images["single_cell"].all()
+    assert (sample_report.images["height"] == 600).sum() == 4, "sizes are odd within a split only"
+    folds = sample_report.counts[sample_report.counts["of"] == "fold"]
+    assert list(folds["count"]) == [21, 13, 20]
+    assert list(folds["declared"]) == [3527, 3581, 3553]
+
+
+def test_parts_that_are_not_there_at_all_are_counted(c_nmc_sample):
+    whole = Dataset.load("c_nmc_2019", root=c_nmc_sample)
+    report = audit(whole.subset(whole.table["fold"].fillna(9).to_numpy() == 0), show_progress=False)
+    counts = report.counts.set_index(["of", "name"])["count"].to_dict()
+    assert counts["fold", "0"] == counts["split", "train"] == counts["total", "images"] == 21
+    assert counts["fold", "1"] == counts["fold", "2"] == counts["split", "final"] == counts["total", "unlabelled"] == 0
+    assert kinds(report) == {"count": 7, "few_subjects": 2}
+    assert report.ok
+
+
+@pytest.mark.parametrize("name", ["aria", "wbc"])
+def test_identical_files_of_other_real_data(name, request):
+    root = request.getfixturevalue(f"{name}_sample")
+    if name == "aria":
+        dataset = Dataset.load("folder", root=root)
+    else:
+        table = pd.read_csv(root / "class_labels.csv")
+        files = [f"{number:03d}.bmp" for number in table["image ID"]]
+        dataset = dataset_of({"path": files, "label": table["class label"].astype(str)}, root, class_names=None)
+    report = audit(dataset, show_progress=False)
+    contents = {}
+    for path in dataset.paths:
+        contents.setdefault(hashlib.sha256(path.read_bytes()).hexdigest(), []).append(path.relative_to(root).as_posix())
+    known = {frozenset(two) for files in contents.values() for two in itertools.combinations(files, 2)}
+    assert known
+    assert pairs(report, "identical_files") == known
+    assert report.images["readable"].all()
+    assert pairs(report, "same_cell") == set()
+    assert ("mixed_sizes" in kinds(report)) == (name == "wbc")
+    assert "no_subjects" in kinds(report)
+
+
+def test_damaged_files_are_named_once_and_stop_nothing(tmp_path, write_image):
+    good = [write_image(tmp_path / "hem" / f"good{n}.png", n, 64) for n in range(3)]
+    cut, text, empty, pipe, gone, folder = (tmp_path / "all" / f"{n}.png" for n in range(6))
+    for number, path in enumerate((cut, text, empty, pipe, gone, folder), start=10):
+        write_image(path, number, 64)
+    dataset = Dataset.load("folder", root=tmp_path)
+    cut.write_bytes(cut.read_bytes()[:500])
+    text.write_text("no image")
+    empty.write_bytes(b"")
+    for path in (pipe, gone, folder):
+        path.unlink()
+    os.mkfifo(pipe)
+    folder.mkdir()
+    report = audit(dataset, show_progress=False)
+    named = of_kind(report, "unreadable").set_index("sample")["detail"]
+    assert sorted(named.index) == [f"all/{n}.png" for n in range(6)]
+    assert "regular file" in named["all/3.png"]
+    assert "No such file" in named["all/4.png"]
+    assert report.images["readable"].sum() == len(good)
+    assert report.images["sha256"].notna().sum() == len(good) + 3, "what can be read has a hash, image or not"
+    assert not report.ok
+
+
+def test_a_real_file_that_is_cut_off_is_named_and_its_twin_is_not(c_nmc_sample, tmp_path):
+    real = sorted(c_nmc_sample.rglob("UID_1_1_1_all.bmp"))[0]
+    for label in ("hem", "all"):
+        shutil.copy(real, save(tmp_path / label / "a.bmp", draw_cell()))
+    (tmp_path / "all" / "a.bmp").write_bytes(real.read_bytes()[:-1000])
+    report = audit(Dataset.load("folder", root=tmp_path), show_progress=False)
+    assert list(of_kind(report, "unreadable")["sample"]) == ["all/a.bmp"]
+    assert pairs(report, "same_cell") == pairs(report, "identical_files") == set()
+
+
+def test_odd_sizes_modes_and_blank_images(tmp_path, write_image):
+    for number in range(20):
+        write_image(tmp_path / ("hem" if number % 2 else "all") / f"{number:02d}.png", number, 32)
+    odd = write_image(tmp_path / "hem" / "odd.png", 99, 33)
+    grey = tmp_path / "hem" / "grey.png"
+    Image.fromarray(np.random.default_rng(1).integers(0, 256, (32, 32), dtype=np.uint8)).save(grey)
+    save(tmp_path / "hem" / "black.png", np.zeros((32, 32, 3), np.uint8))
+    save(tmp_path / "hem" / "white.png", np.full((32, 32, 3), 255, np.uint8))
+    report = audit(Dataset.load("folder", root=tmp_path), show_progress=False)
+    assert list(of_kind(report, "odd_size")["sample"]) == [f"hem/{odd.name}"]
+    assert "33 x 33" in of_kind(report, "odd_size")["detail"].iloc[0]
+    assert list(of_kind(report, "odd_mode")["sample"]) == ["hem/grey.png"]
+    assert sorted(of_kind(report, "blank")["sample"]) == ["hem/black.png", "hem/white.png"]
+    assert list(of_kind(report, "no_cell")["sample"]) == ["hem/grey.png"]
+    assert kinds(report) == {"odd_size": 1, "odd_mode": 1, "blank": 2, "no_cell": 1, "no_subjects": 1}
+    assert report.ok
+
+
+def test_one_size_per_split_is_not_odd(tmp_path, write_image):
+    for number in range(20):
+        side = "train" if number < 18 else "test"
+        write_image(
+            tmp_path / side / ("hem" if number % 2 else "all") / f"{number}.png", number, 32 if number < 18 else 48
+        )
+    assert "odd_size" not in kinds(audit(Dataset.load("folder", root=tmp_path), show_progress=False))
+
+
+@pytest.mark.parametrize("same", ["file", "cell"])
+@pytest.mark.parametrize(
+    ("one", "two", "crossed", "severities"),
+    [
+        ({"label": "hem"}, {"label": "all"}, "labels hem and all", ("error", "error")),
+        ({"split": "train"}, {"split": "test"}, "splits train and test", ("error", "error")),
+        ({"fold": 0}, {"fold": 2}, "folds 0 and 2", ("error", "error")),
+        ({"subject": "a"}, {"subject": "b"}, "subjects a and b", ("warning", "error")),
+        ({"subject": "a", "group": "g"}, {"subject": "b", "group": "g"}, "subjects a and b", ("warning", "warning")),
+        ({"subject": "a"}, {"subject": "a"}, "nothing", ("note", "note")),
+        ({"subject": "a"}, {}, "nothing", ("note", "note")),
+        ({}, {}, "nothing", ("note", "note")),
+    ],
+)
+def test_what_a_pair_crosses_says_how_bad_it_is(tmp_path, same, one, two, crossed, severities):
+    first = save(tmp_path / "1.png", draw_cell())
+    second = save(tmp_path / "2.png", draw_cell()) if same == "file" else save(tmp_path / "2.bmp", draw_cell())
+    rows = [{"path": str(p), "label": "hem", **what} for p, what in ((first, one), (second, two))]
+    report = audit(dataset_of(rows, tmp_path), show_progress=False)
+    kind, other = ("identical_files", "same_cell") if same == "file" else ("same_cell", "identical_files")
+    (found,) = of_kind(report, kind).itertuples()
+    assert {found.sample, found.other} == {"1.png", second.name}
+    assert found.detail.startswith(f"crosses {crossed}")
+    assert "groups" not in found.detail, "groups that say the same as the subjects are not named"
+    assert found.severity == severities[same == "cell"]
+    assert len(of_kind(report, other)) == 0
+
+
+@pytest.mark.parametrize(("copies", "number"), [(3, 3), (20, 190), (21, 20)])
+@pytest.mark.parametrize("kind", ["identical_files", "same_cell"])
+def test_sets_of_equal_images_give_pairs(tmp_path, copies, number, kind):
+    for copy in range(copies):
+        pixels = draw_cell()
+        if kind == "same_cell":
+            pixels[180, 180, 0] += copy
+        save(tmp_path / ("all" if copy == copies - 1 else "hem") / f"{copy}.bmp", pixels)
+    report = audit(Dataset.load("folder", root=tmp_path), show_progress=False)
+    found = of_kind(report, kind)
+    assert len(found) == len(pairs(report, kind)) == number
+    assert set(found["sample"]) | set(found["other"]) == set(report.images["sample"])
+    assert "error" in set(found["severity"]), "one of them has another label"
+
+
+def test_copies_of_copies_are_named_under_both_kinds(tmp_path):
+    save(tmp_path / "hem" / "a.bmp", draw_cell())
+    save(tmp_path / "hem" / "b.bmp", draw_cell())
+    save(tmp_path / "all" / "c.png", draw_cell())
+    report = audit(Dataset.load("folder", root=tmp_path), show_progress=False)
+    assert pairs(report, "identical_files") == {frozenset({"hem/a.bmp", "hem/b.bmp"})}
+    assert pairs(report, "same_cell") == {frozenset({"all/c.png", f"hem/{n}.bmp"}) for n in "ab"}
+
+
+@pytest.mark.parametrize("number", range(5))
+def test_a_cell_is_known_again_wherever_it_lies(number):
+    place = np.random.default_rng(number).integers(0, 290, 2)
+    one, two = draw_cell(number), draw_cell(number, 600, *place)
+    assert likeness(one, two) == (1.0, 0.0)
+    assert same_cells([cell_key(one), cell_key(two)], ["x", "y"], [one, two].__getitem__) == [[0, 1]]
+    assert same_cells([cell_key(one), cell_key(two)], ["x", "x"], [one, two].__getitem__) == []
+
+
+def test_cells_that_only_look_alike_are_not_the_same():
+    cell = draw_cell()
+    brighter = draw_cell(level=2)
+    other = draw_cell(number=1)
+    bitten = cell.copy()
+    rows, columns = np.mgrid[:450, :450]
+    bitten[rows + columns < 280] = 0  # between the extremes of its outline, so its box stays
+    assert cell_key(bitten)[:2] == cell_key(cell)[:2]
+    assert 0.96 < cell_key(bitten).area / cell_key(cell).area < 0.995
+    assert likeness(cell, brighter) is None
+    assert likeness(cell, other) is None
+    assert likeness(cell, bitten) is None
+    assert likeness(cell, draw_cell(level=0)) is not None
+    images = [cell, brighter, other, bitten]
+    assert same_cells([cell_key(image) for image in images], list("abcd"), images.__getitem__) == []
+    speckled = cell.copy()
+    speckled[::7, ::7] += (cell[::7, ::7] > 0).astype(np.uint8) * 3
+    assert 0 < likeness(cell, speckled).difference < 0.1
+    assert same_cells([cell_key(cell), cell_key(speckled)], list("ab"), [cell, speckled].__getitem__) == [[0, 1]]
+
+
+def test_only_likely_images_are_decoded_again():
+    images = [draw_cell(number) for number in range(40)]
+    asked = []
+
+    def decode(row):
+        asked.append(row)
+        return images[row]
+
+    assert same_cells([cell_key(image) for image in images], [str(n) for n in range(40)], decode) == []
+    assert asked == [], "same box and area, other colours"
+    assert cell_key(np.full((32, 32, 3), 200, np.uint8)) is None
+    assert cell_key(np.zeros((32, 32, 3), np.uint8)) is None
+
+
+def test_balance_and_subjects(tmp_path, write_image):
+    rows = []
+    for number in range(30):
+        subject = f"P{number % 9}" if number < 20 else "p0 " if number < 25 else "Q"
+        path = write_image(tmp_path / f"{number}.png", number, 32)
+        rows.append({"path": str(path), "label": "all" if number >= 23 else "hem", "subject": subject})
+    report = audit(dataset_of(rows, tmp_path), show_progress=False)
+    assert kinds(report) == {
+        "few_images": 1, "few_subjects": 1, "subject_of_several_classes": 1, "alike_subjects": 1,
+    }  # fmt: skip
+    details = " ".join(report.findings["detail"])
+    for text in ("class all: 7 images", "class all: 2 groups", "'P0', 'p0 '", "has 3 hem, 2 all"):
+        assert text in details
+    assert report.ok
+
+
+@pytest.fixture
+def sample_manifest(c_nmc_manifest, c_nmc_sample, tmp_path):
+    """The lines of the manifest for the files that the sample has, and a way to write others."""
+    lines = (c_nmc_manifest / "sha256.tsv").read_text().splitlines()
+    there = [line for line in lines[1:] if (c_nmc_sample.parent / line.split("\t")[2]).is_file()]
+
+    def write(change=lambda entries: entries):
+        path = tmp_path / "manifest.tsv"
+        path.write_text("\n".join([lines[0], *change(there)]) + "\n")
+        return path
+
+    return write
+
+
+def test_manifest_of_the_sample_agrees(c_nmc_sample, sample_manifest, tmp_path):
+    other_name = tmp_path / "renamed"
+    other_name.symlink_to(c_nmc_sample)
+    for root in (c_nmc_sample, other_name, c_nmc_sample / "training_data"):
+        report = audit(Dataset.load("c_nmc_2019", root=root), manifest=sample_manifest(), show_progress=False)
+        assert set(kinds(report)) == {"same_cell", "count"}, root
+
+
+def test_manifest_that_differs(c_nmc_sample, sample_manifest):
+    def change(entries):
+        images = [line for line in entries if line.endswith(".bmp")]
+        twisted = images[0].replace(images[0][:8], "0" * 8)
+        return [twisted, *images[2:], images[1].replace(".bmp", "0.bmp")]
+
+    report = audit(Dataset.load("c_nmc_2019", root=c_nmc_sample), manifest=sample_manifest(change), show_progress=False)
+    found = report.findings.set_index("kind")
+    assert found.loc["other_content", "severity"] == "error"
+    assert found.loc["missing_file", "severity"] == "error"
+    assert pd.isna(found.loc["missing_file", "sample"])
+    assert found.loc["not_in_manifest", "severity"] == "warning"
+    assert kinds(report)["other_content"] == kinds(report)["missing_file"] == kinds(report)["not_in_manifest"] == 1
+
+
+def test_a_bad_manifest_is_refused_before_any_image_is_read(tmp_path, write_image):
+    write_image(tmp_path / "hem" / "1.png", 1)
+    write_image(tmp_path / "all" / "2.png", 2)
+    dataset = Dataset.load("folder", root=tmp_path)
+    with pytest.raises(DataError, match="manifest"):
+        audit(dataset, manifest=tmp_path / "none.tsv")
+    (tmp_path / "bad.tsv").write_text("sha256\tsize\tpath\nabc\t1\tx.png\n")
+    with pytest.raises(DataError, match="line 2"):
+        audit(dataset, manifest=tmp_path / "bad.tsv")
+
+
+def test_the_report_prints_in_short_and_becomes_json(sample_report, tree_report):
+    text = str(sample_report)
+    assert text.splitlines()[0] == "Audit of 'c_nmc_2019': 60 images, 3 errors, 7 warnings, 0 notes"
+    assert "UID_H10_1_1_hem = UID_h3_1_1_hem: crosses folds 1 and 2, subjects H10 and H3; the masks overlap by" in text
+    assert "images: 60 are there, 15,114 are declared" in text
+    assert len(str(tree_report).splitlines()) < 25, "of 15,220 findings"
+    assert "and 15,111 more" in str(tree_report)
+    plain = json.loads(json.dumps(sample_report.to_dict(), allow_nan=False))
+    assert plain["ok"] is False
+    assert [len(plain[key]) for key in ("findings", "images")] == [10, 60]
+    assert plain["findings"][0]["kind"] == "same_cell"
+    assert plain["images"][0]["height"] in (450, 600)
+    rank = sample_report.findings["severity"].map({"error": 0, "warning": 1, "note": 2})
+    assert rank.is_monotonic_increasing
+
+
+def test_names_of_strangers_neither_steer_the_terminal_nor_stop_the_audit(tmp_path, write_image):
+    write_image(tmp_path / "hem" / "1.png", 1)
+    write_image(tmp_path / "all" / "2.png", 2)
+    for name in (b"\xff.png", b"a\x1b[31m\n.png"):
+        shutil.copy(tmp_path / "hem" / "1.png", os.fsencode(tmp_path / "all") + b"/" + name)
+    report = audit(Dataset.load("folder", root=tmp_path), show_progress=False)
+    assert len(pairs(report, "identical_files")) == 3
+    assert "\x1b" not in str(report)
+    str(report).encode("utf-8")
+    assert str(report).count("\n") + 1 == len(str(report).splitlines())
+
+
+def test_the_boxes_show_which_subjects_of_c_nmc_are_linked(c_nmc_manifest):
+    boxes = pd.read_csv(c_nmc_manifest / "bounding_boxes.csv")
+    found = linked_by_boxes(boxes)
+    assert dict(zip(zip(found["subject"], found["other"], strict=True), found["shared"], strict=True)) == LINKED
+    assert list(found["shared"]) == sorted(LINKED.values(), reverse=True)
+    chance = linked_by_boxes(boxes, at_least=1)
+    assert set(chance["shared"][len(LINKED) :]) == {1}, "any other two share one box at most"
+
+
+def test_linked_by_boxes_counts_boxes_with_their_labels():
+    names = ["UID_1_1_1_all.bmp", "UID_1_2_1_all.bmp", "UID_2_1_1_all.bmp", "UID_h3_1_1_hem.bmp", "UID_H3_2_1_hem.bmp"]
+    boxes = pd.DataFrame({"file_name": names, "x": 1, "y": 2, "width": [3, 3, 3, 3, 4], "height": 5})
+    found = linked_by_boxes(boxes, at_least=1)
+    assert found.to_dict("records") == [{"subject": "1", "other": "2", "shared": 1}], "twice in one subject is once"
+    assert len(linked_by_boxes(boxes)) == 0
+    with pytest.raises(DataError, match="Missing: height"):
+        linked_by_boxes(boxes.drop(columns="height"))
+    with pytest.raises(DataError, match=r"UID_11_10_1_all.bmp. Received: 'x.bmp'"):
+        linked_by_boxes(boxes.assign(file_name="x.bmp"))
+    with pytest.raises(SettingsError, match="at_least"):
+        linked_by_boxes(boxes, at_least=0)
