@@ -10,7 +10,7 @@ from leukemia_dl import plugins
 from leukemia_dl.datasets import Dataset, DatasetSource, cache_dir, dataset_table, get_source, list_datasets, registry
 from leukemia_dl.errors import PluginError, SettingsError, UnknownNameError
 
-BUILTIN = ["c_nmc_2019", "csv", "folder", "synthetic"]
+BUILTIN = ["all_aria", "c_nmc_2019", "csv", "folder", "segmentation_wbc", "synthetic"]
 
 
 def test_built_in_names() -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 import typer
 
-from leukemia_dl.cli import benchmark, data, files, inventory, predict, preview
+from leukemia_dl.cli import benchmark, cache, data, files, inventory, predict, preview
 from leukemia_dl.errors import LeukemiaDLError
 
 __all__ = ["app", "main"]
@@ -47,6 +47,7 @@ app.command("predict")(_stoppable(predict.predict))
 app.command("preview")(_stoppable(preview.preview))
 app.command("backbones")(_stoppable(inventory.backbones))
 app.command("datasets")(_stoppable(inventory.datasets))
+app.add_typer(cache.app, name="cache")
 app.command("doctor")(_stoppable(inventory.doctor))
 app.command("download")(_stoppable(files.download))
 app.command("verify")(_stoppable(files.verify))

@@ -201,14 +201,15 @@ class Dataset:
         entries = sorted([*row, content] for row, content in zip(rows, self.content_hashes, strict=True))
         return identity.digest({"class_names": self.class_names, "samples": entries})
 
-    def subset(self, rows: ArrayLike) -> Dataset:
+    def subset(self, rows: ArrayLike, class_names: Sequence[str] | None = None) -> Dataset:
         """Return the data set of some rows.
 
         Args:
             rows: bool mask (n,), or int row numbers in the wanted order.
+            class_names: In label order, if classes are left out: `ds.subset(ds.labels != 2, ("a", "b"))`; None for all.
 
         Raises:
-            DataError: If nothing is left, a row is named twice or does not exist.
+            DataError: If nothing is left, a row is named twice or does not exist, or has a class that is left out.
         """
         chosen = np.asarray(rows)
         if chosen.dtype == np.bool_ and chosen.shape == (len(self),):
@@ -219,7 +220,8 @@ class Dataset:
                 f"subset takes a bool mask of length {len(self)} or row numbers below it. "
                 f"Received: {chosen.dtype} {chosen.shape}."
             )
-        return Dataset(self._table.iloc[chosen.astype(np.int64)], self.class_names, self.info, self._arrays)
+        names = self.class_names if class_names is None else tuple(class_names)
+        return Dataset(self._table.iloc[chosen.astype(np.int64)], names, self.info, self._arrays)
 
     def merge(self, other: Dataset, label_map: Mapping[str, str] | None = None) -> Dataset:
         """Return one data set with the rows of this one and of another. See `datasets.frames.merge`."""

@@ -178,7 +178,7 @@ def _mapped(place: Path, index: dict[str, Any]) -> NDArray[np.uint8] | None:
             images: NDArray[np.uint8] = np.load(place / _PIXELS, mmap_mode="r", allow_pickle=False)
             if images.dtype == np.uint8 and images.shape == tuple(index["shape"]):
                 return images
-    except (OSError, ValueError) as error:
+    except Exception as error:  # numpy's reader of headers raises about anything, MemoryError and TokenError included
         _log.debug("%s: %s", place, error)
     _log.warning("The pixel store %s is damaged, and is built again", place)
     return None

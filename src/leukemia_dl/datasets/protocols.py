@@ -133,7 +133,7 @@ class Pool:
         raise SplitError(
             f"Protocol {self.protocol!r} needs at least {needed} {unit} of each class {why}; {self.name!r} has "
             f"{counts[worst]} of class {self.class_names[worst]!r}{note}. Add images, leave the class out "
-            "(Dataset.subset), or choose another protocol."
+            "(Dataset.subset with class_names), or choose another protocol."
         )
 
     def parts(self, positions: IntArray, n: int, *names: str | int) -> list[tuple[IntArray, IntArray]]:

@@ -215,7 +215,7 @@ def _require_each_class(pool: Pool, draft: Draft, counts: tuple[tuple[str, str, 
             raise SplitError(
                 f"Protocol {pool.protocol!r}{fold} leaves the {side} side of {pool.name!r} without images of class "
                 f"{name!r}. Add images or subjects of it, choose another fold or protocol, or leave the class out "
-                "(Dataset.subset)."
+                "(Dataset.subset with class_names)."
             )
 
 
