@@ -229,11 +229,11 @@ class Dataset:
 
         return merge(self, other, label_map or {})
 
-    def audit(self, show_progress: bool = True) -> AuditReport:
+    def audit(self, manifest: str | Path | None = None, show_progress: bool = True) -> AuditReport:
         """Look for what makes results wrong: damaged, identical and doubled images. See `datasets.audit.audit`."""
         from leukemia_dl.datasets.audit import audit
 
-        return audit(self, show_progress=show_progress)
+        return audit(self, manifest, show_progress)
 
     def pixel_store(
         self, pipeline: Pipeline, folder: str | Path | None = None, show_progress: bool = True

@@ -213,7 +213,7 @@ def _absolute(column: pd.Series[str], start: Path, where: str) -> list[str]:
         # Not pathlib, which takes seconds for a hundred thousand names; not resolve(), which would follow links.
         full = os.path.abspath(os.path.join(start, path))  # noqa: PTH100, PTH118
         if not os.path.isfile(full):  # noqa: PTH113
-            what = "is a folder, not a file" if Path(full).is_dir() else "does not exist"
+            what = "is a folder, not a file" if os.path.isdir(full) else "does not exist or is closed to you"  # noqa: PTH112
             raise DataError(
                 f"{where} names the file {str(path)!r} in row {row}, which {what} ({full}). "
                 f"Relative paths start from {start}: pass root=FOLDER if they should start elsewhere."
