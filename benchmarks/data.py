@@ -59,9 +59,10 @@ def epoch_of_files(folder: Path) -> int:
 def speed(count: int, folder: Path) -> dict[str, float]:
     import keras  # noqa: F401 - not counted
 
-    root = write_dataset(folder / "cells", SyntheticCohort(images=count, preliminary_images=12, final_images=0))
+    root = write_dataset(folder / "cells", SyntheticCohort(images=count, preliminary_images=12, final_images=2))
     plain = folder / "plain"  # a folder per class, which is all that Keras knows
     loaded = Dataset.load("c_nmc_2019", root)
+    loaded = loaded.subset(loaded.labels >= 0)
     count = len(loaded)
     for label in loaded.class_names:
         (plain / label).mkdir(parents=True)
@@ -77,7 +78,7 @@ def speed(count: int, folder: Path) -> dict[str, float]:
         "scan: keras.utils.image_dataset_from_directory", count, seconds(lambda: keras_dataset(plain))
     )
     found["hash"] = show("hash all files, first time", count, seconds(lambda: loaded.content_hashes))
-    again = Dataset.load("c_nmc_2019", root)
+    again = Dataset(loaded.table, loaded.class_names, loaded.info)
     found["hash_again"] = show("hash all files, remembered", count, seconds(lambda: again.content_hashes))
     found["audit"] = show("audit", count, seconds(lambda: loaded.audit(show_progress=False)))
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sized
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
 __all__ = ["parallel_map", "track"]
@@ -18,9 +19,10 @@ T = TypeVar("T")
 R = TypeVar("R")
 _SILENT_SECONDS = 2.0
 _LINE_SECONDS = 10.0
+_WAITING = 500
 
 
-def track(items: Iterable[T], total: int, what: str, show: bool = True, unit: int = 1) -> Iterator[T]:
+def track(items: Iterable[T], total: int, what: str, show: bool = True) -> Iterator[T]:
     """Yield `items`, telling how far it is once it has taken longer than two seconds.
 
     Args:
@@ -28,7 +30,6 @@ def track(items: Iterable[T], total: int, what: str, show: bool = True, unit: in
         total: How many there are.
         what: What is being done, such as "Reading images".
         show: False to say nothing.
-        unit: How much one item counts for.
     """
     start = last = time.monotonic()
     bar: Any = None
@@ -41,35 +42,52 @@ def track(items: Iterable[T], total: int, what: str, show: bool = True, unit: in
             if sys.stderr.isatty():
                 if bar is None:
                     bar = stack.enter_context(_bar())
-                    task = bar.add_task(what, total=total * unit)
-                bar.update(task, completed=done * unit)
+                    task = bar.add_task(what, total=total)
+                bar.update(task, completed=done)
             elif now - last >= _LINE_SECONDS:
                 last = now
-                sys.stderr.write(f"{what}: {done * unit:,} of {total * unit:,}\n")
+                sys.stderr.write(f"{what}: {done:,} of {total:,}\n")
 
 
 def parallel_map(
     function: Callable[[T], R],
-    items: list[T],
+    items: Iterable[T],
     what: str,
     workers: int | None = None,
     show: bool = True,
-    unit: int = 1,
+    total: int | None = None,
 ) -> list[R]:
     """Return `[function(item) for item in items]`, computed by threads, with progress.
 
-    For work that releases the interpreter lock: decoding, hashing. The first exception ends it and is raised. `unit` is
-    how much one item counts for in the progress.
+    For work that releases the interpreter lock: decoding, hashing. The first exception ends it and is raised.
+    `total` is the number of items, where they have no length.
     """
     with ThreadPoolExecutor(max_workers=workers) as pool:
         try:
-            return list(track(pool.map(function, items), len(items), what, show, unit))
+            return list(track(_in_order(pool, function, items), _count(items, total), what, show))
         except BaseException:
             pool.shutdown(wait=True, cancel_futures=True)
             raise
 
 
-def process_map(function: Callable[[T], R], items: list[T], what: str, show: bool = True, unit: int = 1) -> list[R]:
+def _in_order(pool: Executor, function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+    """Do what `pool.map` does with few items waiting at a time: a hundred thousand futures take 100 MB."""
+    waiting: deque[Future[R]] = deque()
+    for item in items:
+        waiting.append(pool.submit(function, item))
+        if len(waiting) >= _WAITING:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
+
+
+def _count(items: Iterable[Any], total: int | None) -> int:
+    return total if total is not None else len(items) if isinstance(items, Sized) else 0
+
+
+def process_map(
+    function: Callable[[T], R], items: Iterable[T], what: str, show: bool = True, total: int | None = None
+) -> list[R]:
     """Return `[function(item) for item in items]`, computed by one process per core, with progress.
 
     For much work on small things, where threads would wait for each other. `function` must be picklable. A script needs
@@ -78,7 +96,7 @@ def process_map(function: Callable[[T], R], items: list[T], what: str, show: boo
     from joblib import Parallel, delayed
 
     results = Parallel(n_jobs=-1, return_as="generator")(delayed(function)(item) for item in items)
-    return list(track(results, len(items), what, show, unit))
+    return list(track(results, _count(items, total), what, show))
 
 
 def _bar() -> Any:

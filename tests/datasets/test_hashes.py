@@ -14,7 +14,6 @@ from leukemia_dl.errors import DataError
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("LEUKEMIA_DL_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(hashes, "_known", {})
     return tmp_path / "cache"
 
 
@@ -38,7 +37,6 @@ def test_hashes_are_those_of_hashlib_in_order(tmp_path: Path) -> None:
 def test_the_next_process_does_not_read_again(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = old(tmp_path / "a", b"one")
     first = file_hash(str(path))
-    monkeypatch.setattr(hashes, "_known", {})  # as in another process
     monkeypatch.setattr(hashes, "_read", lambda key: pytest.fail(f"read {key} again"))
     assert file_hash(str(path)) == first
 
@@ -60,7 +58,6 @@ def test_a_name_need_not_be_utf_8(tmp_path: Path, cache: Path, monkeypatch: pyte
     name = os.fsdecode(os.fsencode(tmp_path) + b"/\xff\n.bmp")
     old(Path(name), b"z")
     first = file_hash(name)
-    monkeypatch.setattr(hashes, "_known", {})
     assert (file_hash(name), remembered(cache)) == (first, 1)
 
 

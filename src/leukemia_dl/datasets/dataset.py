@@ -221,7 +221,10 @@ class Dataset:
                 f"Received: {chosen.dtype} {chosen.shape}."
             )
         names = self.class_names if class_names is None else tuple(class_names)
-        return Dataset(self._table.iloc[chosen.astype(np.int64)], names, self.info, self._arrays)
+        part = Dataset(self._table.iloc[chosen.astype(np.int64)], names, self.info, self._arrays)
+        if "content_hashes" in self.__dict__:
+            part.__dict__["content_hashes"] = tuple(self.content_hashes[row] for row in chosen)
+        return part
 
     def merge(self, other: Dataset, label_map: Mapping[str, str] | None = None) -> Dataset:
         """Return one data set with the rows of this one and of another. See `datasets.frames.merge`."""

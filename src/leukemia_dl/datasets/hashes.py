@@ -9,11 +9,12 @@ import sqlite3
 import stat
 import time
 from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 
 from leukemia_dl.datasets.cache import cache_dir
 from leukemia_dl.errors import DataError
-from leukemia_dl.progress import parallel_map
+from leukemia_dl.progress import parallel_map, track
 
 __all__ = ["Stamp", "file_hash", "file_hashes", "stamp"]
 
@@ -21,10 +22,10 @@ Stamp = tuple[str, int, int]
 """Path, size in bytes and time of the last change in nanoseconds: equal as long as a file was not touched."""
 
 _FILE = "hashes.sqlite"
+_CHUNK = 500
 # A file that changes twice within a tick of the clock keeps its stamp: so young ones are not remembered on disk.
 _SETTLED_NS = 2_000_000_000
 _log = logging.getLogger(__name__)
-_known: dict[Stamp, str] = {}
 
 
 def stamp(path: str) -> Stamp:
@@ -50,25 +51,36 @@ def file_hash(path: str) -> str:
 def file_hashes(paths: list[str], show: bool = True) -> list[str]:
     """Return the SHA-256 of files' bytes, 64 hexadecimal digits each, in order; with progress.
 
-    A hash is remembered, in this process and in the cache folder, until the size or the time of change of the file is
-    another. If the cache folder cannot be used, that is logged, and files are read again next time.
+    A hash is remembered, in the cache folder, until the size or the time of change of the file is another. If that
+    folder cannot be used, this is logged, and files are read again next time.
 
     Raises:
         DataError: If a file cannot be read or is no regular file.
     """
-    stamps = [stamp(path) for path in paths]
+    return list(track(_hashes(paths), len(paths), "Hashing files", show))
+
+
+def _hashes(paths: list[str]) -> Iterator[str]:
+    """Yield hashes in order. In chunks: little is lost if the process is killed, and little memory taken."""
     with contextlib.closing(_Memory()) as memory:
-        if any(key not in _known for key in stamps):
-            _known.update(memory.recall(stamps))
-        missing = sorted({key for key in stamps if key not in _known})
-        try:
-            parallel_map(_read, missing, "Hashing files", show=show)
-        finally:  # what was read before an error or Ctrl-C need not be read again
-            memory.keep({key: _known[key] for key in missing if key in _known})
-    return [_known[key] for key in stamps]
+        for start in range(0, len(paths), _CHUNK):
+            stamps = [stamp(path) for path in paths[start : start + _CHUNK]]
+            known = memory.recall(stamps)
+            read: dict[Stamp, str] = {}
+            missing = sorted({key for key in stamps if key not in known})
+            try:
+                parallel_map(partial(_read_into, read), missing, "", show=False)
+            finally:  # what was read before an error or Ctrl-C need not be read again
+                memory.keep(read)
+            known |= read
+            yield from (known[key] for key in stamps)
 
 
-def _read(key: Stamp) -> None:
+def _read_into(read: dict[Stamp, str], key: Stamp) -> None:
+    read[key] = _read(key)
+
+
+def _read(key: Stamp) -> str:
     try:
         with Path(key[0]).open("rb") as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
@@ -76,7 +88,7 @@ def _read(key: Stamp) -> None:
         raise _unreadable(key[0], error) from error
     if stamp(key[0]) != key:
         raise DataError(f"{key[0]} changes while it is read. Wait until it is complete.")
-    _known[key] = found
+    return found
 
 
 def _unreadable(path: str, error: OSError | ValueError) -> DataError:

@@ -257,15 +257,24 @@ def _fill(
         target[:] = decode_all(dataset.subset(first), pipeline, show_progress)
         target.flush()
         return []
-    files = [str(paths.iloc[row]) for row in first]
-    jobs: list[_Job] = [(place, file, stamp(file)) for place, file in enumerate(files)]
-    for file, row, content in zip(files, first, file_hashes(files, show=show_progress), strict=True):
-        if content != dataset.content_hashes[row]:
-            raise DataError(f"{file} has changed since the data set was loaded. Load the data set again.")
-    chunks = [jobs[start : start + _CHUNK] for start in range(0, len(jobs), _CHUNK)]
-    run = process_map if len(jobs) >= _FEW else parallel_map
-    done = run(_Filling(str(path), pipeline), chunks, "Reading images", show=show_progress, unit=_CHUNK)
+    chunks = _chunks(dataset, first)
+    run = process_map if len(first) >= _FEW else parallel_map
+    work, total = _Filling(str(path), pipeline), -(-len(first) // _CHUNK)
+    done = run(work, chunks, f"Reading images, {_CHUNK} at a time", show=show_progress, total=total)
     return [problem for problems in done for problem in problems]
+
+
+def _chunks(dataset: Dataset, rows: NDArray[np.int64]) -> Iterator[list[_Job]]:
+    """Yield what there is to read, made as it is needed; a file that changed since it was hashed is an error."""
+    paths = dataset.table["path"].to_numpy(dtype=object)
+    for start in range(0, len(rows), _CHUNK):
+        chosen = rows[start : start + _CHUNK]
+        files = [str(paths[row]) for row in chosen]
+        stamps = [stamp(file) for file in files]
+        for file, row, content in zip(files, chosen, file_hashes(files, show=False), strict=True):
+            if content != dataset.content_hashes[row]:
+                raise DataError(f"{file} has changed since the data set was loaded. Load the data set again.")
+        yield [(start + place, *job) for place, job in enumerate(zip(files, stamps, strict=True))]
 
 
 @dataclass(frozen=True)
