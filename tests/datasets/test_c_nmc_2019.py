@@ -253,6 +253,21 @@ def test_all_15114_names(c_nmc_tree: Path) -> None:
     assert per_class.loc["hem"].tolist() == [26, 21]
 
 
+def test_same_cells_are_those_of_the_boxes(c_nmc_tree: Path, c_nmc_manifest: Path) -> None:
+    table = Dataset.load("c_nmc_2019", root=c_nmc_tree).table
+    boxes = pd.read_csv(c_nmc_manifest / "bounding_boxes.csv")
+    boxes["sample"] = boxes["file_name"].str.removesuffix(".bmp")
+    rows = table.merge(boxes, on="sample", validate="one_to_one")
+    assert len(rows) == 10_661
+    linked = {subject for members in LINKED_SUBJECTS for subject in members}
+    rows = rows[rows["subject"].isin(linked)]
+    sets = rows.groupby(["group", "label", "x", "y", "width", "height"])["sample"].agg(frozenset)
+    expected = {pair for pair in sets if len(pair) > 1}
+    assert len(expected) == 352
+    found = table.dropna(subset="same_cell").groupby("same_cell")["sample"].agg(frozenset)
+    assert set(found) == expected
+
+
 def test_linked_sets_hold_every_identical_pair(c_nmc_tree: Path, c_nmc_manifest: Path) -> None:
     pairs = pd.read_csv(c_nmc_manifest / "byte_identical.tsv", sep="\t", header=None, names=["one", "other"])
     groups = {subject: members for members in LINKED_SUBJECTS for subject in members}

@@ -118,6 +118,17 @@ def test_linked_subjects_and_identical_files_stay_together(seed: int, protocol: 
 @settings(max_examples=20)
 @given(seed=st.integers(0, 10**6))
 def test_linked_sets_of_c_nmc_are_never_cut(seed: int) -> None:
+    _assert_linked_sets_are_whole(seed)
+
+
+@pytest.mark.slow
+@settings(max_examples=1_000)
+@given(seed=st.integers(0, 10**6))
+def test_linked_sets_of_c_nmc_are_never_cut_by_a_thousand_seeds(seed: int) -> None:
+    _assert_linked_sets_are_whole(seed)
+
+
+def _assert_linked_sets_are_whole(seed: int) -> None:
     for protocol in DRAWN:
         dataset = _c_nmc_like()
         groups = dataset.table["group"]
@@ -145,6 +156,37 @@ def _c_nmc_like() -> Dataset:
     ]
     frame = pd.DataFrame(rows)
     return Dataset(frame.assign(group=frame["subject"].map(groups)), ("hem", "all"), INFO)
+
+
+def test_repeats_are_drawn_anew_and_numbered_on() -> None:
+    dataset = cohort({"a": [2] * 9, "b": [2] * 9})
+    splits = make_splits(dataset, "kfold", n_folds=3, n_repeats=2)
+    assert [split.fold for split in splits] == [0, 1, 2, 3, 4, 5]
+    for repeat in (splits[:3], splits[3:]):
+        assert sorted(np.concatenate([split.test for split in repeat])) == list(range(len(dataset)))
+    assert [split.digest for split in splits[:3]] == [s.digest for s in make_splits(dataset, "kfold", n_folds=3)]
+    assert len({split.digest for split in splits}) == 6
+    assert make_splits(dataset, "kfold", n_folds=3, n_repeats=2, folds=[4])[0].digest == splits[4].digest
+    for wrong in (0, True, 1.5):
+        with pytest.raises(SettingsError, match="n_repeats must be an int of at least 1"):
+            make_splits(dataset, "kfold", n_repeats=wrong)
+    with pytest.raises(SettingsError, match="n_repeats is for protocol='kfold'"):
+        make_splits(dataset, "holdout", n_repeats=2)
+
+
+def test_a_cell_that_is_there_twice_joins_its_groups_and_is_counted() -> None:
+    plain = cohort({"a": [2] * 9, "b": [2] * 9})
+    table = plain.table
+    same = ["a0_0", "a1_0", "a2_0"]
+    table["same_cell"] = table["sample"].where(~table["sample"].isin(same), "one").where(table["sample"].isin(same))
+    dataset = Dataset(table, plain.class_names, INFO)
+    for protocol in DRAWN:
+        for split in make_splits(dataset, protocol):
+            sides = {side for side in SIDES for row in getattr(split, side) if table["sample"][row] in same}
+            assert len(sides) == 1
+            assert dict(split.crossing) == {"identical": 0, "same_cell": 0, "group": 0}
+    official = make_splits(with_folds(dataset), "official", folds="all")
+    assert [split.crossing["same_cell"] for split in official] == [2, 2, 2], "the one on the test side is not counted"
 
 
 def test_seeds_draw_different_splits() -> None:
@@ -382,6 +424,8 @@ def test_official_clean_on_all_of_c_nmc_drops_what_the_facts_say(c_nmc_tree: Pat
         assert_clean(dataset, split)
     official = make_splits(dataset, "official", folds="all")
     assert ["; ".join(split.flags).count("share their") for split in official] == [2, 2, 2]
+    expected = [(72, 90, 229), (22, 172, 353), (94, 262, 1_274)]
+    assert [tuple(split.crossing.values()) for split in official] == expected
     assert "94 images outside the test side share their content with another side" in official[2].flags
     assert "1,274 images outside the test side share their group with another side" in official[2].flags
     kfold = make_splits(dataset, "kfold")
