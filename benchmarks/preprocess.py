@@ -28,6 +28,7 @@ import numpy as np
 from PIL import Image
 
 from leukemia_dl.preprocess import Macenko, Pipeline, Reinhard, decode_image, foreground_pixels
+from leukemia_dl.progress import process_map
 
 SIZE = 224
 Way = Callable[[list[Path], int], None]
@@ -81,9 +82,21 @@ def tensorflow_dataset(paths: tuple[Path, ...], threads: int) -> Iterable[object
     return files.with_options(options)
 
 
-def reading() -> dict[str, Way]:
+def load_all(paths: list[Path]) -> None:
+    for path in paths:
+        Pipeline.default(SIZE).load(path)
+
+
+def by_processes(paths: list[Path], cores: int) -> None:
+    """Read as a pixel store is built; the processes are started before the first round that counts."""
+    process_map(load_all, [paths[start : start + 10] for start in range(0, len(paths), 10)], "", show=False)
+
+
+def reading(cores: int) -> dict[str, Way]:
     default = Pipeline.default(SIZE)
     ways = {"ours: Pipeline.default(224)": threaded(default.load), "ours: decode alone": threaded(decode_image)}
+    if cores > 1:
+        ways["ours: Pipeline.default, processes"] = by_processes
     ways |= {"Pillow lanczos": threaded(pillow), "Pillow lanczos, reducing_gap=1": threaded(pillow_gap)}
     if util.find_spec("cv2"):
         ways["OpenCV area"] = threaded(opencv_area)
@@ -107,7 +120,7 @@ def rates(ways: dict[str, Way], paths: list[Path], threads: int, rounds: int) ->
 def reading_on(cores: int, paths: list[Path], rounds: int) -> dict[str, list[float]]:
     """Time the ways of `reading` in this process, which is kept to its first `cores` cores from now on."""
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])  # asked before TensorFlow counts the cores
-    return rates(reading(), paths, cores, rounds)
+    return rates(reading(cores), paths, cores, rounds)
 
 
 def staining(paths: list[Path]) -> dict[str, dict[str, Way]]:

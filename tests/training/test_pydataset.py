@@ -68,7 +68,15 @@ def test_bad_arguments(dataset: Dataset, arguments: dict, match: str) -> None:
         as_keras(dataset, PIPELINE, **arguments)
 
 
-def test_rows_without_label_are_refused() -> None:
+def test_rows_without_label_are_for_prediction_alone() -> None:
     dataset = Dataset.from_arrays(IMAGES, LABELS - 1, ("hem", "all"))
-    with pytest.raises(SettingsError, match="6 of the rows have no label"):
+    with pytest.raises(SettingsError, match=r"6 of the 11 rows have no label. Pass the rows of a split"):
         as_keras(dataset, PIPELINE)
+    rows = np.flatnonzero(dataset.labels < 0)
+    (images,) = as_keras(dataset, PIPELINE, rows)[0]
+    np.testing.assert_array_equal(images, PIPELINE(IMAGES[rows]))
+
+
+def test_splits_share_one_store(dataset: Dataset) -> None:
+    stores = {as_keras(dataset, PIPELINE, rows).store.folder for rows in ([1, 2], [3], None)}
+    assert len(stores) == 1

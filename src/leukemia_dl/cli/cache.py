@@ -33,6 +33,10 @@ def show() -> None:
         files = [file for file in place.rglob("*") if file.is_file()]
         size = sum(file.stat().st_size for file in files)
         rows.append({"name": place.name, "images": len(files), "pixels": "-", "MB": size / 1e6, "made by": "drawn"})
+    hashes = cache_dir() / "hashes.sqlite"
+    if hashes.is_file():
+        size = hashes.stat().st_size / 1e6
+        rows.append({"name": hashes.name, "images": 0, "pixels": "-", "MB": size, "made by": "hashes of files"})
     if not rows:
         typer.echo(f"{cache_dir()} holds nothing.")
         return

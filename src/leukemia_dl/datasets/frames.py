@@ -58,7 +58,9 @@ def read_frame(
         )
     ignored = sorted(set(table.columns) - set(COLUMNS))
     if ignored:
-        _log.info("%s has columns that are not used: %s", where, ", ".join(ignored))
+        _log.warning(
+            "%s has columns that are not used: %s. Used are: %s", where, ", ".join(ignored), ", ".join(COLUMNS)
+        )
     table = table[known].reset_index(drop=True)
     if not len(table):
         raise DataError(f"{where} has no rows. Each names one image by its path and label.")

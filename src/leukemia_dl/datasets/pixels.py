@@ -104,6 +104,11 @@ class PixelStore:
     def __len__(self) -> int:
         return len(self.rows)
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(n, size, size, 3)."""
+        return (len(self), *self.images.shape[1:])
+
     def __getitem__(self, rows: Any) -> NDArray[np.uint8]:
         """Return the pixels of rows of the data set, as numpy indexing does; in memory and writable."""
         return np.array(self.images[self.rows[rows]])

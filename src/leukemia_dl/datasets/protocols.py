@@ -74,7 +74,8 @@ class Pool:
                 f"The data set {self.name!r} has no labelled samples for protocol {protocol!r}. Its final test images, "
                 "if any, have no labels and can only be predicted."
             )
-        if protocol not in _UNGROUPED:
+        without_folds = protocol in ON_FOLDS and bool(self.table["fold"].isna().all())  # said by the protocol itself
+        if protocol not in _UNGROUPED and not without_folds:
             self._require_groups()
 
     @cached_property
@@ -105,7 +106,7 @@ class Pool:
             return
         own = " or protocol='fixed' for the sides that it comes with," if self.table["split"].notna().all() else ""
         raise SplitError(
-            f"Protocol {self.protocol!r} keeps each patient on one side, and {missing:,} of the {len(self.table):,} "
+            f"Protocol {self.protocol!r} needs to know the patients, and {missing:,} of the {len(self.table):,} "
             f"labelled samples of {self.name!r} have no subject. Give a `subject` column (Dataset.from_csv, "
             f"Dataset.from_dataframe),{own} or accept images of one patient on several sides: {LEAK}."
         )

@@ -45,7 +45,8 @@ class Split:
             `"content-disjoint"` (no two sides share a byte-identical file), `"test-is-not-val"`.
         dropped: Training images left out because their group, or their content, is on the test side.
         crossing: How many images outside the test side share, with another side, an identical file (`identical`), a
-            cell that is known to be one (`same_cell`, identical files included), a group (`group`).
+            cell that is known to be one (`same_cell`, identical files included), a group (`group`; None if the groups
+            are not known).
         flags: What a reader of the results should know, such as a side with few patients.
         digest: SHA-256 of sample ids and sides, whatever the order of the rows.
     """
@@ -57,7 +58,7 @@ class Split:
     test: IntArray
     guarantees: tuple[str, ...]
     dropped: int
-    crossing: Mapping[str, int]
+    crossing: Mapping[str, int | None]
     flags: tuple[str, ...]
     digest: str
     _counts: tuple[tuple[str, str, int, int], ...]
@@ -183,17 +184,17 @@ def _checked(pool: Pool, draft: Draft) -> Split:
     )
 
 
-def _verify(pool: Pool, draft: Draft, sides: dict[str, IntArray]) -> tuple[list[str], list[str], dict[str, int]]:
+def _verify(pool: Pool, draft: Draft, sides: dict[str, IntArray]) -> tuple[list[str], list[str], dict[str, int | None]]:
     """Return what holds of the sides, flags for what does not, and counts; a broken promise raises: it is a bug."""
     val_is_test = draft.val is draft.test
     distinct = [("train", "val"), ("train", "test")] + ([] if val_is_test else [("val", "test")])
     guarantees, flags = ([], ["val is test"]) if val_is_test else ([TEST_IS_NOT_VAL], [])
     if any(np.intersect1d(sides[a], sides[b]).size for a, b in distinct):
         raise SplitError(f"Protocol {pool.protocol!r} put a sample of {pool.name!r} on two sides: please report this.")
-    crossing = {
+    crossing: dict[str, int | None] = {
         "identical": _crossing(pool.contents, sides, distinct),
         "same_cell": _crossing(pool.cells, sides, distinct),
-        "group": _crossing(pool.groups, sides, distinct),
+        "group": _crossing(pool.groups, sides, distinct) if pool.grouped else None,
     }
     for name, counted, what in ((GROUP_DISJOINT, "group", "group"), (CONTENT_DISJOINT, "identical", "content")):
         count = crossing[counted]

@@ -24,7 +24,9 @@ def as_keras(
     seed: int = 0,
     show_progress: bool = True,
 ) -> Any:
-    """Return batches for `model.fit`, `evaluate` and `predict`, read from the pixel store (built if it is not there).
+    """Return batches for `model.fit`, `evaluate` and `predict`, read from the pixel store of the whole data set.
+
+    The store is built if it is not there; every split of the data set reads from the same one.
 
     `model.fit(as_keras(dataset, Pipeline.default(224), split.train, shuffle=True), epochs=5)`
 
@@ -40,11 +42,11 @@ def as_keras(
 
     Returns:
         A `keras.utils.PyDataset` of (uint8 images (batch, size, size, 3), int32 class indices (batch,)), as the models
-        of this library take them; a loss for it is `SparseCategoricalCrossentropy`. It has the attributes `store` and
-        `rows`.
+        of this library take them; a loss for it is `SparseCategoricalCrossentropy`. If no row has a label, for `predict`:
+        of images alone, (images,). It has the attributes `store` and `rows`.
 
     Raises:
-        SettingsError: If batch_size, the rows or the pipeline do not fit, or a row has no label.
+        SettingsError: If batch_size, the rows or the pipeline do not fit, or some rows have a label and others none.
         ImageError: If images cannot be decoded.
     """
     import keras
@@ -57,13 +59,13 @@ def as_keras(
     if not 0 <= chosen.min() <= chosen.max() < len(dataset):
         raise SettingsError(f"rows are from 0 to {len(dataset) - 1}. Received: {chosen.min()} to {chosen.max()}.")
     labels = dataset.labels[chosen].astype(np.int32)
-    if (labels < 0).any():
+    unknown = labels < 0
+    if unknown.any() and not unknown.all():
         raise SettingsError(
-            f"{int((labels < 0).sum()):,} of the rows have no label. Leave them out, or use Classifier.predict."
+            f"{int(unknown.sum()):,} of the {len(chosen):,} rows have no label. Pass the rows of a split, or "
+            "rows=np.flatnonzero(dataset.labels >= 0)."
         )
-    # Only what is asked for is decoded.
-    used, position = np.unique(chosen, return_inverse=True)
-    store = dataset.subset(used).pixel_store(pipeline, show_progress=show_progress)
+    store = dataset.pixel_store(pipeline, show_progress=show_progress)
 
     class Batches(keras.utils.PyDataset):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -78,11 +80,12 @@ def as_keras(
         def __len__(self) -> int:
             return -(-len(chosen) // batch_size)
 
-        def __getitem__(self, index: int) -> tuple[NDArray[np.uint8], NDArray[np.int32]]:
+        def __getitem__(self, index: int) -> tuple[NDArray[Any], ...]:
             if not 0 <= index < len(self):
                 raise IndexError(index)
             batch = self._order[index * batch_size : (index + 1) * batch_size]
-            return store[position[batch]], labels[batch]
+            images = store[chosen[batch]]
+            return (images,) if unknown.all() else (images, labels[batch])
 
         def on_epoch_end(self) -> None:
             self._epoch += 1

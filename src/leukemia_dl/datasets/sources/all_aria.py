@@ -79,7 +79,7 @@ def read_all_aria(root: Path, version: str = "original") -> Dataset:
     for name, declared in dict(INFO.declared).items():
         found = len(frame) if name == "images" else int((frame["label"] == name).sum())
         if found != declared:
-            _log.info("%s: %d of the %d declared for %s are there", root, found, declared, name)
+            _log.warning("%s: %d of the %d declared for %s are there", root, found, declared, name)
     return Dataset(frame, CLASS_NAMES, INFO)
 
 

@@ -127,7 +127,7 @@ def read_c_nmc(root: Path, info: DatasetInfo = INFO, linked: Sequence[Sequence[s
     frame["same_cell"] = frame["sample"].str.lower().map(_same_cells() if linked else {})
     declared = dict(info.declared).get("images")
     if declared is not None and len(frame) != declared:
-        _log.info("%s: %d of the %d images of %s are there", root, len(frame), declared, info.title)
+        _log.warning("%s: %d of the %d images of %s are there", root, len(frame), declared, info.title)
     return Dataset(frame, CLASS_NAMES, info)
 
 

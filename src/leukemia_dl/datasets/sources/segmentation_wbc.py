@@ -99,8 +99,13 @@ def read_segmentation_wbc(root: Path, part: int | str | None = None) -> Dataset:
             *(len(labels) - len(matched), label_file, chosen.images, min(labels.keys() - matched)),
         )
     declared = dict(INFO.declared)[f"part {number}"]
-    if len(images) != declared:
-        _log.info("%s: %d of the %d images of part %d are there", chosen.images, len(images), declared, number)
+    if len(images) > declared:
+        raise DataError(
+            f"{chosen.images} holds {len(images):,} images, and part {number} has {declared}: it is the other part. "
+            f"Pass part={3 - number}."
+        )
+    if len(images) < declared:
+        _log.warning("%s: %d of the %d images of part %d are there", chosen.images, len(images), declared, number)
     rows = [(f"{number}/{image:03d}", str(path), labels.get(image)) for image, path in sorted(images.items())]
     return Dataset(pd.DataFrame(rows, columns=["sample", "path", "label"]), CLASS_NAMES, INFO)
 
