@@ -14,6 +14,8 @@ from leukemia_dl.errors import DataError
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("LEUKEMIA_DL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(hashes, "_SETTLED_NS", 0)
+    monkeypatch.setattr(hashes, "_unusable", set())
     return tmp_path / "cache"
 
 
@@ -24,7 +26,7 @@ def old(path: Path, content: bytes, age: int = 60) -> Path:
 
 
 def remembered(cache: Path) -> int:
-    return int(sqlite3.connect(cache / "hashes.sqlite").execute("SELECT count(*) FROM hashes").fetchone()[0])
+    return int(sqlite3.connect(cache / "hashes.sqlite").execute("SELECT count(*) FROM files").fetchone()[0])
 
 
 def test_hashes_are_those_of_hashlib_in_order(tmp_path: Path) -> None:
@@ -49,9 +51,26 @@ def test_a_file_that_changed_is_read_again(tmp_path: Path, change: str) -> None:
     assert file_hash(str(path)) == hashlib.sha256(path.read_bytes()).hexdigest() != first
 
 
-def test_a_file_that_is_still_warm_is_not_remembered_on_disk(tmp_path: Path, cache: Path) -> None:
-    file_hashes([str(old(tmp_path / "warm", b"x", age=0)), str(old(tmp_path / "old", b"y"))])
+def test_a_file_that_is_still_warm_is_not_remembered_on_disk(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file_hash(str(old(tmp_path / "old", b"y")))
+    monkeypatch.setattr(hashes, "_SETTLED_NS", 2 * 10**9)
+    file_hash(str(old(tmp_path / "warm", b"x")))
     assert remembered(cache) == 1
+
+
+def test_files_that_change_places_are_noticed(tmp_path: Path) -> None:
+    """Same size and same time of change, as an archive may give to all its files."""
+    one, two = old(tmp_path / "one", b"one"), old(tmp_path / "two", b"two")
+    os.utime(two, ns=(one.stat().st_mtime_ns,) * 2)
+    paths = [str(one), str(two)]
+    before = file_hashes(paths)
+    time.sleep(0.05)  # longer than a tick of the file system's clock
+    one.rename(tmp_path / "aside")
+    two.rename(one)
+    (tmp_path / "aside").rename(two)
+    assert file_hashes(paths) == before[::-1]
 
 
 def test_a_name_need_not_be_utf_8(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -70,7 +89,7 @@ def test_a_damaged_memory_is_an_aid_that_is_missing(tmp_path: Path, cache: Path,
         (cache / "hashes.sqlite").mkdir()
     else:
         with sqlite3.connect(cache / "hashes.sqlite") as connection:
-            connection.execute("CREATE TABLE hashes (other TEXT)")
+            connection.execute("CREATE TABLE files (other TEXT)")
     path = old(tmp_path / "a", b"one")
     assert file_hash(str(path)) == hashlib.sha256(b"one").hexdigest()
 

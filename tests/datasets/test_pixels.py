@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 
 from leukemia_dl.datasets import Dataset, pixels
 from leukemia_dl.errors import DataError, ImageError, SettingsError, StoreError
-from leukemia_dl.preprocess import Pipeline, Reinhard, Resize
+from leukemia_dl.preprocess import Pipeline, Reinhard, Resize, Step
 
 PIPELINE = Pipeline.default(24, canvas=None)
 SIZES = (8, 24, 31, 60)
@@ -241,3 +242,60 @@ def test_two_processes_may_build_one_store(small: Dataset, base: Path, tmp_path:
     sums = [int(worker.communicate(timeout=120)[0]) for worker in workers]
     assert sums == [small.to_numpy(PIPELINE).sum(dtype=np.int64)] * 2
     assert len(list(base.iterdir())) == 1
+
+
+def test_files_and_arrays_together(small: Dataset, base: Path) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (3, 9, 9, 3), dtype=np.uint8)
+    arrays = Dataset.from_arrays(images, [0, 1, 0], small.class_names)
+    both = small.merge(arrays)
+    np.testing.assert_array_equal(both.pixel_store(PIPELINE, base)[:], both.to_numpy(PIPELINE))
+    again = Dataset.from_arrays(images, [0, 1, 0], small.class_names)
+    _ = again.content_hashes
+    images[1] = 0
+    with pytest.raises(DataError, match="An array has changed"):
+        again.pixel_store(PIPELINE, base)
+
+
+def test_a_step_that_shrinks_what_was_promised_is_refused(small: Dataset, base: Path) -> None:
+    @dataclass(frozen=True)
+    class OnePixel(Step):
+        def __call__(self, image: np.ndarray) -> np.ndarray:
+            return image[:1, :1]
+
+    pipeline = Pipeline((Resize(12), OnePixel()))
+    for use in (lambda: small.pixel_store(pipeline, base), lambda: small.to_numpy(pipeline)):
+        with pytest.raises(SettingsError, match=r"gives \(1, 1, 3\) where \(12, 12, 3\) is expected"):
+            use()
+
+
+def test_an_edited_step_is_another_store(small: Dataset, base: Path, tmp_path: Path) -> None:
+    code = """
+import sys
+from dataclasses import dataclass
+from leukemia_dl.datasets import Dataset
+from leukemia_dl.preprocess import Pipeline, Resize, Step
+
+@dataclass(frozen=True)
+class Own(Step):
+    def __call__(self, image):
+        return RESULT
+
+print(Dataset.from_folder(sys.argv[1]).pixel_store(Pipeline((Resize(12), Own())), sys.argv[2])[:].sum())
+"""
+    sums = []
+    for result in ("image", "255 - image", "image"):
+        script = tmp_path / "script.py"
+        script.write_text(code.replace("RESULT", result))
+        command = [sys.executable, str(script), str(tmp_path / "images"), str(base)]
+        sums.append(int(subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout))
+    plain = int(small.to_numpy(Pipeline((Resize(12),))).sum(dtype=np.int64))
+    assert sums == [plain, 10 * 12 * 12 * 3 * 255 - plain, plain]
+    assert len(list(base.iterdir())) == 2
+
+
+def test_what_a_killed_process_left_is_swept_after_a_day(small: Dataset, base: Path) -> None:
+    for name, age in ((".left", 2 * 86_400), (".busy", 60)):
+        (base / name).mkdir(parents=True)
+        os.utime(base / name, (time.time() - age,) * 2)
+    small.pixel_store(PIPELINE, base)
+    assert {place.name for place in base.iterdir() if place.name.startswith(".")} == {".busy"}

@@ -446,3 +446,32 @@ def test_real_sample(c_nmc_sample: Path, aria_sample: Path) -> None:
         make_splits(aria, "holdout")
     split = make_splits(aria, "random", allow_leakage=True)[0]
     assert split.counts().loc["test", "images"].to_numpy() == pytest.approx([60] * 4, abs=2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        ({"folds": 2.5}, "some of 0, 1, 2, each once"),
+        ({"folds": True}, "some of 0, 1, 2, each once"),
+        ({"folds": [[1]]}, "some of 0, 1, 2, each once"),
+        ({"seed": float("nan")}, "seed must be"),
+        ({"seed": -1}, "seed must be"),
+    ],
+)
+def test_odd_arguments(arguments: dict, match: str) -> None:
+    dataset = cohort({"a": [2] * 9, "b": [2] * 9})
+    with pytest.raises(SettingsError, match=match):
+        make_splits(dataset, "kfold", **arguments)
+    with pytest.raises(UnknownNameError):
+        make_splits(dataset, ["kfold"])
+    assert make_splits(dataset, "kfold", folds=np.int64(1))[0].fold == 1
+
+
+def test_patients_that_are_known_are_kept_apart_although_others_are_not() -> None:
+    dataset = cohort({"a": [3] * 9, "b": [3] * 9})
+    table = dataset.table.assign(split=["train", "train", "test"] * 18)
+    table.loc[0, ["subject", "group"]] = pd.NA
+    split = make_splits(Dataset(table, dataset.class_names, INFO), "fixed")[0]
+    train, val = (set(table["subject"].iloc[side].dropna()) for side in (split.train, split.val))
+    assert not train & val
+    assert split.crossing["group"] is None

@@ -35,8 +35,15 @@ def show() -> None:
         rows.append({"name": place.name, "images": len(files), "pixels": "-", "MB": size / 1e6, "made by": "drawn"})
     hashes = cache_dir() / "hashes.sqlite"
     if hashes.is_file():
-        size = hashes.stat().st_size / 1e6
-        rows.append({"name": hashes.name, "images": 0, "pixels": "-", "MB": size, "made by": "hashes of files"})
+        rows.append(
+            {
+                "name": hashes.name,
+                "images": 0,
+                "pixels": "-",
+                "MB": hashes.stat().st_size / 1e6,
+                "made by": "hashes of files",
+            }
+        )
     if not rows:
         typer.echo(f"{cache_dir()} holds nothing.")
         return

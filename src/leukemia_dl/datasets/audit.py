@@ -264,9 +264,9 @@ def _groups(hashes: list[str | None]) -> list[list[int]]:
 def _pairs(table: pd.DataFrame, rows: list[int]) -> Iterator[tuple[int, int]]:
     if len(rows) <= _ALL_PAIRS:
         return itertools.combinations(rows, 2)
-    # Whatever two of them cross, one of the two crosses with the first too, if the most is known of that one.
-    first = rows[int(np.argmax(table.iloc[rows].notna().sum(axis=1)))]
-    return ((first, row) for row in rows if row != first)
+    # Neighbours in this order: where labels, sides or folds differ within the set, two neighbours differ in something.
+    order = table.iloc[rows].sort_values(["label", "split", "fold", "group"]).index
+    return itertools.pairwise(int(row) for row in order)
 
 
 def _counts(dataset: Dataset) -> pd.DataFrame:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +14,7 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from leukemia_dl import identity
-from leukemia_dl.datasets.hashes import file_hashes
+from leukemia_dl.datasets.hashes import array_hash, file_hashes
 from leukemia_dl.datasets.pixels import PixelStore, decode_all
 from leukemia_dl.errors import DataError
 from leukemia_dl.preprocess.decode import decode_image
@@ -190,12 +189,12 @@ class Dataset:
         of_files = self._table["path"].dropna()
         hashes = dict(zip(of_files.index, file_hashes(list(of_files)), strict=True))
         samples = self._table["sample"]
-        return tuple(hashes[i] if i in hashes else _array_hash(self._arrays[samples[i]]) for i in range(len(self)))
+        return tuple(hashes[i] if i in hashes else array_hash(self._arrays[samples[i]]) for i in range(len(self)))
 
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of class names, rows and file contents, whatever the order of the rows and the place of the files."""
-        columns = ["sample", "label", "subject", "group", "fold", "split"]
+        columns = ["sample", "label", "subject", "group", "fold", "split", "same_cell"]
         plain = self._table[columns].astype(object)
         rows = plain.where(plain.notna(), None).values.tolist()
         entries = sorted([*row, content] for row, content in zip(rows, self.content_hashes, strict=True))
@@ -273,7 +272,9 @@ class Dataset:
         """Return a row per split and fold: images, one column per class, unlabelled, subjects, groups (all int64)."""
         sides = [self._table["split"].fillna("-"), self._table["fold"].astype(_TEXT).fillna("-")]
         counts = {"images": pd.Series(1, self._table.index)}
-        counts |= {name: pd.Series(self.labels == label, dtype="int64") for label, name in enumerate(self.class_names)}
+        own = ("images", "unlabelled", "subjects", "groups")
+        for label, name in enumerate(self.class_names):
+            counts[f"class {name}" if name in own else name] = pd.Series(self.labels == label, dtype="int64")
         counts["unlabelled"] = pd.Series(self.labels < 0, dtype="int64")
         summed = pd.DataFrame(counts).groupby(sides).sum()
         people = self._table[["subject", "group"]].groupby(sides).nunique()
@@ -312,10 +313,6 @@ class Dataset:
             raise DataError(f"{where} has the subject {subject!r} in two groups. A group is made of whole subjects.")
 
 
-def _array_hash(array: NDArray[np.uint8]) -> str:
-    return hashlib.sha256(f"{array.shape}".encode() + array.tobytes()).hexdigest()
-
-
 def _typed(table: pd.DataFrame) -> pd.DataFrame:
     """Return exactly `COLUMNS`, with their dtypes, absolute paths, and `group` filled from `subject`."""
     table = table.reindex(columns=list(COLUMNS)).reset_index(drop=True)
@@ -327,6 +324,8 @@ def _typed(table: pd.DataFrame) -> pd.DataFrame:
     # Not resolve(), which follows links: two links to one file are two samples.
     paths = [path if path is pd.NA else os.path.abspath(path) for path in table["path"]]  # noqa: PTH100
     table["path"] = pd.array(paths, dtype=_TEXT)
+    for column in ("subject", "group"):
+        table[column] = table[column].mask(table[column].str.strip() == "")  # nobody is called so
     table["group"] = table["group"].fillna(table["subject"])
     return table
 

@@ -94,7 +94,7 @@ def download(
     dataset = _already_there(name, root)
     if dataset is None:
         if archive is not None:
-            _unpack(Path(archive), root, show_progress)
+            _unpack(name, Path(archive), root, show_progress)
         else:
             _fetch(name, where, root)
         dataset = Dataset.load(name, root=root)
@@ -169,10 +169,15 @@ def _fetch(name: str, where: KaggleDataset, root: Path) -> None:
         ) from error
 
 
-def _unpack(archive: Path, root: Path, show_progress: bool) -> None:
+def _unpack(name: str, archive: Path, root: Path, show_progress: bool) -> None:
     aside = root / _PARTIAL / "unpacked"  # not in `root` at once: the rest of a download may be there
     shutil.rmtree(aside, ignore_errors=True)
     unpack(archive, aside, show_progress=show_progress)
+    try:
+        Dataset.load(name, root=aside)  # before it is moved: another archive's files would be in the way ever after
+    except DataError as error:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise DataError(f"{archive} does not hold {name}: {error}") from error
     try:
         _move(aside, root)
     except OSError as error:

@@ -5,18 +5,19 @@ from __future__ import annotations
 import logging
 import os
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePath
 
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
+from leukemia_dl.datasets.cache import user_path
 from leukemia_dl.datasets.dataset import COLUMNS, Dataset, DatasetInfo
-from leukemia_dl.errors import DataError
+from leukemia_dl.errors import DataError, SettingsError
 from leukemia_dl.preprocess.decode import check_image
 
-__all__ = ["merge", "read_arrays", "read_frame", "require_folder"]
+__all__ = ["class_list", "merge", "read_arrays", "read_frame", "require_folder"]
 
 _log = logging.getLogger(__name__)
 _INFO = DatasetInfo("dataframe", "Images named by a table", licence="yours", citation="yours")
@@ -36,7 +37,7 @@ def read_frame(
         frame: Columns `path` and `label`, and if wanted `sample`, `subject`, `group`, `field`, `cell`, `fold` and
             `split` (upper and lower case are the same). Others are ignored. A missing label means: not known.
         root: Folder that relative paths start from; None for the working directory.
-        class_names: In label order; None for the labels found, sorted.
+        class_names: In label order, as a sequence or separated by commas; None for the labels found, sorted.
         info: What to say about it.
         where: Beginning of error messages.
 
@@ -66,7 +67,7 @@ def read_frame(
         raise DataError(f"{where} has no rows. Each names one image by its path and label.")
     labels = table["label"].convert_dtypes().astype("object")
     labels = labels.map(str, na_action="ignore")
-    names = tuple(sorted(labels.dropna().unique())) if class_names is None else tuple(class_names)
+    names = tuple(sorted(labels.dropna().unique())) if class_names is None else class_list(class_names)
     unknown = labels[labels.notna() & ~labels.isin(names)]
     if len(unknown):
         raise DataError(
@@ -84,6 +85,20 @@ def read_frame(
     if "sample" not in table:
         table["sample"] = _ids(paths, start)
     return Dataset(table, names, info)
+
+
+def class_list(names: Sequence[str]) -> tuple[str, ...]:
+    """Return class names that came as a sequence, or as one text separated by commas.
+
+    Raises:
+        SettingsError: If they are something else.
+    """
+    if isinstance(names, str):
+        return tuple(name.strip() for name in names.split(","))
+    listed = tuple(names) if isinstance(names, Iterable) else (None,)
+    if not all(isinstance(name, str) for name in listed):
+        raise SettingsError(f"class_names are texts in label order, such as ('hem', 'all'). Received: {names!r}.")
+    return tuple(str(name) for name in listed)
 
 
 def read_arrays(
@@ -116,12 +131,13 @@ def read_arrays(
             "Images are uint8 (n, height, width, 3) and labels n whole numbers. "
             f"Received: images {images.shape}, labels {numbers.dtype} {numbers.shape}."
         )
-    names, codes = tuple(class_names), numbers.reshape(-1).astype(np.int64)
-    if len(codes) and not -1 <= codes.min() <= codes.max() < len(names):
+    names = class_list(class_names)
+    if len(numbers) and not -1 <= numbers.min() <= numbers.max() < len(names):
         raise DataError(
             f"Labels are class indices from 0 to {len(names) - 1}, or -1 where they are not known. "
-            f"Received: {codes.min()} to {codes.max()}."
+            f"Received: {numbers.min()} to {numbers.max()}."
         )
+    codes = numbers.reshape(-1).astype(np.int64)
     columns: dict[str, object] = {
         "sample": [str(i) for i in range(len(images))] if samples is None else list(samples),
         "label": [None if code < 0 else names[code] for code in codes],
@@ -194,7 +210,7 @@ def require_folder(root: Path, wanted: str) -> Path:
     Raises:
         DataError: If it is missing, a file, or an archive that has to be unpacked.
     """
-    root = root.expanduser().absolute()
+    root = user_path(root)
     if root.is_dir():
         return root
     if root.is_file():

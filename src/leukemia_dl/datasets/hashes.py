@@ -12,20 +12,25 @@ from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from leukemia_dl.datasets.cache import cache_dir
 from leukemia_dl.errors import DataError
 from leukemia_dl.progress import parallel_map, track
 
-__all__ = ["Stamp", "file_hash", "file_hashes", "stamp"]
+__all__ = ["Stamp", "array_hash", "file_hash", "file_hashes", "stamp"]
 
-Stamp = tuple[str, int, int]
-"""Path, size in bytes and time of the last change in nanoseconds: equal as long as a file was not touched."""
+Stamp = tuple[str, int, int, int]
+"""Path, size in bytes, time of the last change of the content and of the file's entry (which no user can set back, so
+that files that change places are noticed), in nanoseconds: equal as long as a file was not touched."""
 
 _FILE = "hashes.sqlite"
 _CHUNK = 500
 # A file that changes twice within a tick of the clock keeps its stamp: so young ones are not remembered on disk.
 _SETTLED_NS = 2_000_000_000
 _log = logging.getLogger(__name__)
+_unusable: set[Path] = set()
 
 
 def stamp(path: str) -> Stamp:
@@ -40,7 +45,12 @@ def stamp(path: str) -> Stamp:
         raise _unreadable(path, error) from error
     if not stat.S_ISREG(status.st_mode):
         raise DataError(f"{path} is no regular file. Take it out of the data set.")
-    return path, status.st_size, status.st_mtime_ns
+    return path, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
+def array_hash(array: NDArray[np.uint8]) -> str:
+    """Return the SHA-256 of an array's shape and bytes, 64 hexadecimal digits."""
+    return hashlib.sha256(f"{array.shape}".encode() + array.tobytes()).hexdigest()
 
 
 def file_hash(path: str) -> str:
@@ -51,7 +61,7 @@ def file_hash(path: str) -> str:
 def file_hashes(paths: list[str], show: bool = True) -> list[str]:
     """Return the SHA-256 of files' bytes, 64 hexadecimal digits each, in order; with progress.
 
-    A hash is remembered, in the cache folder, until the size or the time of change of the file is another. If that
+    A hash is remembered, in the cache folder, until the size or a time of change of the file is another. If that
     folder cannot be used, this is logged, and files are read again next time.
 
     Raises:
@@ -104,11 +114,13 @@ class _Memory:
         with self._aid():
             folder = cache_dir()
             folder.mkdir(parents=True, exist_ok=True)
-            self._connection = sqlite3.connect(folder / _FILE, timeout=10.0)
+            if folder in _unusable:
+                return
+            self._connection = sqlite3.connect(folder / _FILE, timeout=2.0)
             # As bytes: a name need not be UTF-8.
             self._connection.execute(
-                "CREATE TABLE IF NOT EXISTS hashes "
-                "(path BLOB PRIMARY KEY, size INTEGER NOT NULL, changed INTEGER NOT NULL, sha256 TEXT NOT NULL)"
+                "CREATE TABLE IF NOT EXISTS files (path BLOB PRIMARY KEY, size INTEGER NOT NULL, "
+                "changed INTEGER NOT NULL, moved INTEGER NOT NULL, sha256 TEXT NOT NULL)"
             )
 
     @contextlib.contextmanager
@@ -116,27 +128,28 @@ class _Memory:
         try:
             yield
         except (sqlite3.Error, OSError) as error:
-            _log.info("Hashes are not remembered, since %s in %s cannot be used: %s", _FILE, cache_dir(), error)
+            _log.warning("Hashes are not remembered, since %s in %s cannot be used: %s", _FILE, cache_dir(), error)
+            _unusable.add(cache_dir())  # not tried again: waiting for a lock takes seconds
             self.close()
 
     def recall(self, stamps: Iterable[Stamp]) -> dict[Stamp, str]:
         found: dict[Stamp, str] = {}
         with self._aid():
             if self._connection is not None:
-                for path, size, changed in set(stamps):
-                    query = "SELECT sha256 FROM hashes WHERE path = ? AND size = ? AND changed = ?"
-                    row = self._connection.execute(query, (_bytes(path), size, changed)).fetchone()
+                for key in set(stamps):
+                    query = "SELECT sha256 FROM files WHERE path = ? AND size = ? AND changed = ? AND moved = ?"
+                    row = self._connection.execute(query, (_bytes(key[0]), *key[1:])).fetchone()
                     if row is not None:
-                        found[path, size, changed] = str(row[0])
+                        found[key] = str(row[0])
         return found
 
     def keep(self, hashes: dict[Stamp, str]) -> None:
         settled = time.time_ns() - _SETTLED_NS
-        rows = [(_bytes(key[0]), *key[1:], digest) for key, digest in hashes.items() if key[2] < settled]
+        rows = [(_bytes(key[0]), *key[1:], digest) for key, digest in hashes.items() if max(key[2:]) < settled]
         with self._aid():
             if rows and self._connection is not None:
                 with self._connection:
-                    self._connection.executemany("INSERT OR REPLACE INTO hashes VALUES (?, ?, ?, ?)", rows)
+                    self._connection.executemany("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?)", rows)
 
     def close(self) -> None:
         if self._connection is not None:

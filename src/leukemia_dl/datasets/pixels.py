@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import inspect
 import json
 import logging
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,10 +21,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from leukemia_dl import identity
-from leukemia_dl.datasets.cache import cache_dir
-from leukemia_dl.datasets.hashes import file_hashes, stamp
+from leukemia_dl.datasets.cache import cache_dir, user_path
+from leukemia_dl.datasets.hashes import Stamp, array_hash, file_hashes, stamp
 from leukemia_dl.errors import DataError, ImageError, SettingsError, StoreError
-from leukemia_dl.preprocess import Pipeline
+from leukemia_dl.preprocess import Pipeline, Step
 from leukemia_dl.progress import parallel_map, process_map
 
 if TYPE_CHECKING:
@@ -35,8 +37,9 @@ _CHUNK = 32
 # Below this, starting processes takes longer than it saves.
 _FEW = 1_000
 _NAMED = 10
+_ABANDONED_SECONDS = 86_400
 _log = logging.getLogger(__name__)
-_Job = tuple[int, str, tuple[str, int, int]]
+_Job = tuple[int, str, Stamp]
 _Problem = tuple[int, str]
 
 
@@ -81,7 +84,7 @@ class PixelStore:
         if size is None or not pipeline.is_fitted:
             why = "be fitted first" if size is not None else "end in Resize(size), so that all images get one size"
             raise SettingsError(f"For a pixel store a pipeline must {why}. Received: {pipeline!r}.")
-        base = cache_dir() / "pixels" if folder is None else Path(folder).expanduser().absolute()
+        base = cache_dir() / "pixels" if folder is None else user_path(folder)
         contents = np.array(dataset.content_hashes)
         unique, first, rows = np.unique(contents, return_index=True, return_inverse=True)
         index = {
@@ -89,6 +92,7 @@ class PixelStore:
             "pipeline": pipeline.to_dict(),
             # Another version may decode or resize otherwise.
             "versions": {name: metadata.version(name) for name in ("leukemia-dl", "pillow", "numpy")},
+            "code": [_code(step) for step in pipeline.steps],
             "shape": [len(unique), size, size, 3],
             "contents": unique.tolist(),
         }
@@ -137,7 +141,7 @@ def decode_all(dataset: Dataset, pipeline: Pipeline, show_progress: bool = True)
             return error
         if pixels is None:
             return image
-        pixels[row] = image
+        pixels[row] = _fitting(image, pixels)
         return None
 
     loaded = parallel_map(load, list(range(len(dataset))), "Reading images", show=show_progress)
@@ -169,7 +173,8 @@ def stores(folder: str | Path | None = None) -> list[tuple[Path, dict[str, Any] 
 def _read_index(place: Path) -> dict[str, Any] | None:
     try:
         index = json.loads((place / _INDEX).read_text(encoding="utf-8"))
-        return index if isinstance(index, dict) and identity.digest(index)[:24] == place.name else None
+        fits = isinstance(index, dict) and {"pipeline", "shape"} <= set(index)
+        return index if fits and identity.digest(index)[:24] == place.name else None
     except (OSError, ValueError, TypeError, RecursionError):
         return None
 
@@ -202,6 +207,7 @@ def _build(
     aside = place.parent / f".{place.name}-{uuid.uuid4().hex[:8]}"
     with _space(place.parent, int(np.prod(index["shape"]))):
         place.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(place.parent)
         try:
             aside.mkdir()
             _reserve(aside / _PIXELS, tuple(index["shape"]))
@@ -213,11 +219,22 @@ def _build(
             (aside / _INDEX).write_text(json.dumps(index), encoding="utf-8")
             _sync(aside)
             if place.exists() and _mapped(place, index) is None:
-                shutil.rmtree(place)
+                damaged = place.with_name(f"{aside.name}-damaged")
+                with contextlib.suppress(OSError):  # another process was faster
+                    place.rename(damaged)
+                shutil.rmtree(damaged, ignore_errors=True)
             with contextlib.suppress(OSError):  # another process was faster: its pixels are the same
                 aside.rename(place)
         finally:
             shutil.rmtree(aside, ignore_errors=True)
+
+
+def _sweep(base: Path) -> None:
+    """Delete what processes that were killed have left; nobody builds for a day."""
+    for place in base.iterdir():
+        with contextlib.suppress(OSError):
+            if place.name.startswith(".") and time.time() - place.stat().st_mtime > _ABANDONED_SECONDS:
+                shutil.rmtree(place, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -256,30 +273,32 @@ def _reserve(path: Path, shape: tuple[int, ...]) -> None:
 def _fill(
     path: Path, dataset: Dataset, first: NDArray[np.int64], pipeline: Pipeline, show_progress: bool
 ) -> list[_Problem]:
-    paths = dataset.table["path"]
-    if paths.isna().any():
-        target = np.load(path, mmap_mode="r+")
-        target[:] = decode_all(dataset.subset(first), pipeline, show_progress)
-        target.flush()
-        return []
-    chunks = _chunks(dataset, first)
+    of_files = dataset.table["path"].notna().to_numpy(bool)[first]
+    target = np.load(path, mmap_mode="r+")
+    for place in np.flatnonzero(~of_files):
+        image = dataset.decode(int(first[place]))
+        if array_hash(image) != dataset.content_hashes[first[place]]:
+            raise DataError("An array has changed since the data set was made of it. Make the data set again.")
+        target[place] = _fitting(pipeline(image), target)
+    target.flush()
+    chunks = _chunks(dataset, first, np.flatnonzero(of_files))
     run = process_map if len(first) >= _FEW else parallel_map
-    work, total = _Filling(str(path), pipeline), -(-len(first) // _CHUNK)
+    work, total = _Filling(str(path), pipeline), -(-int(of_files.sum()) // _CHUNK)
     done = run(work, chunks, f"Reading images, {_CHUNK} at a time", show=show_progress, total=total)
     return [problem for problems in done for problem in problems]
 
 
-def _chunks(dataset: Dataset, rows: NDArray[np.int64]) -> Iterator[list[_Job]]:
+def _chunks(dataset: Dataset, rows: NDArray[np.int64], places: NDArray[np.int64]) -> Iterator[list[_Job]]:
     """Yield what there is to read, made as it is needed; a file that changed since it was hashed is an error."""
     paths = dataset.table["path"].to_numpy(dtype=object)
-    for start in range(0, len(rows), _CHUNK):
-        chosen = rows[start : start + _CHUNK]
+    for start in range(0, len(places), _CHUNK):
+        chosen = rows[places[start : start + _CHUNK]]
         files = [str(paths[row]) for row in chosen]
         stamps = [stamp(file) for file in files]
         for file, row, content in zip(files, chosen, file_hashes(files, show=False), strict=True):
             if content != dataset.content_hashes[row]:
                 raise DataError(f"{file} has changed since the data set was loaded. Load the data set again.")
-        yield [(start + place, *job) for place, job in enumerate(zip(files, stamps, strict=True))]
+        yield [(int(places[start + i]), *job) for i, job in enumerate(zip(files, stamps, strict=True))]
 
 
 @dataclass(frozen=True)
@@ -294,12 +313,35 @@ class _Filling:
         problems = []
         for place, path, expected in jobs:
             try:
-                target[place] = self.pipeline.load(path)
+                target[place] = _fitting(self.pipeline.load(path), target)
                 if stamp(path) != expected:
                     raise DataError(f"{path} changes while it is read. Wait until it is complete.")
             except DataError as error:
                 problems.append((place, str(error)))
         return problems
+
+
+def _fitting(image: NDArray[np.uint8], target: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return an image that has the size that the pipeline promised; numpy would stretch one of a single pixel."""
+    if image.shape != target.shape[1:]:
+        raise SettingsError(
+            f"The pipeline gives {image.shape} where {target.shape[1:]} is expected: a step after Resize changes the "
+            "size. Let it say so by size_after(), or put it before."
+        )
+    return image
+
+
+def _code(step: Step) -> str | None:
+    """Return a digest of the code of a step that is not ours: an edited one makes other pixels under the same name."""
+    kind = type(step)
+    if kind.__module__.startswith("leukemia_dl."):
+        return None
+    try:
+        source = inspect.getsource(kind)
+    except (OSError, TypeError):  # typed at a prompt
+        codes = [value.__code__ for value in vars(kind).values() if hasattr(value, "__code__")]
+        source = repr([(code.co_code, code.co_consts, code.co_names) for code in codes])
+    return identity.digest(source)
 
 
 def _refuse(problems: list[str], total: int) -> None:

@@ -96,7 +96,7 @@ class Pool:
     @cached_property
     def units(self) -> IntArray:
         """What is never cut: groups, joined where they share cells or files; without groups, identical files."""
-        by_content = self.protocol == "random" or not self.grouped
+        by_content = self.protocol == "random" or bool(self.table["group"].isna().all())
         return self.contents if by_content else _components(self.groups, self.cells)
 
     def _require_groups(self) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
@@ -119,7 +119,9 @@ def make_splits(
         SettingsError: If folds or n_folds do not fit the protocol.
         SplitError: If the data set has not what the protocol needs: subjects, folds, sides, groups of each class.
     """
-    if protocol not in PROTOCOLS:
+    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
+        raise SettingsError(f"seed must be a whole number of at least 0. Received: {seed!r}.")
+    if not isinstance(protocol, str) or protocol not in PROTOCOLS:
         raise unknown_name("protocol", protocol, PROTOCOLS)
     for name, value, default, least in (("n_folds", n_folds, None, 2), ("n_repeats", n_repeats, 1, 1)):
         if value != default and protocol != "kfold":
@@ -130,26 +132,33 @@ def make_splits(
         raise SettingsError(f"allow_leakage must be True or False. Received: {allow_leakage!r}.")
     if protocol == "random" and not allow_leakage:
         raise SplitError(f"Protocol 'random' puts images of one patient on several sides. If you accept that: {LEAK}.")
-    pool = Pool(dataset, protocol, seed, n_folds, n_repeats)
+    pool = Pool(dataset, protocol, int(seed), n_folds, n_repeats)
     drafts = {draft.fold: draft for draft in PROTOCOLS[protocol](pool)}
     return [_checked(pool, drafts[fold]) for fold in _chosen(protocol, folds, list(drafts))]
 
 
 def _chosen(protocol: str, folds: Sequence[int] | str | None, there: list[int | None]) -> list[int | None]:
+    if isinstance(folds, (int, np.integer)) and not isinstance(folds, bool):
+        folds = [int(folds)]
+    listed = isinstance(folds, str) or folds is None or (isinstance(folds, Iterable) and _are_whole(folds))
     if there == [None]:
-        if folds is None or folds == "all" or (not isinstance(folds, str) and not len(folds)):
+        if folds is None or (isinstance(folds, str) and folds == "all") or (listed and not len(folds)):
             return there
         raise SettingsError(f"Protocol {protocol!r} has no folds: leave `folds` out. Received: {folds!r}.")
     if folds is None and protocol in ON_FOLDS:
         return [PUBLISHED_FOLD if PUBLISHED_FOLD in there else there[-1]]
-    if folds is None or folds == "all":
+    if folds is None or (isinstance(folds, str) and folds == "all"):
         return there
-    wanted = [folds] if isinstance(folds, (int, str)) else list(folds)
+    wanted = list(folds) if listed and not isinstance(folds, str) else []
     if not wanted or len(set(wanted)) != len(wanted) or not set(wanted) <= set(there):
         raise SettingsError(
             f'`folds` is "all" or some of {", ".join(map(str, there))}, each once. Received: {folds!r}.'
         )
     return [int(fold) for fold in wanted]
+
+
+def _are_whole(values: Iterable[object]) -> bool:
+    return all(isinstance(value, (int, np.integer)) and not isinstance(value, bool) for value in values)
 
 
 def _checked(pool: Pool, draft: Draft) -> Split:

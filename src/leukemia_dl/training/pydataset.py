@@ -42,8 +42,8 @@ def as_keras(
 
     Returns:
         A `keras.utils.PyDataset` of (uint8 images (batch, size, size, 3), int32 class indices (batch,)), as the models
-        of this library take them; a loss for it is `SparseCategoricalCrossentropy`. If no row has a label, for `predict`:
-        of images alone, (images,). It has the attributes `store` and `rows`.
+        of this library take them; a loss for it is `SparseCategoricalCrossentropy`. If no row has a label, for
+        `predict`: of images alone, (images,). It has the attributes `store` and `rows`.
 
     Raises:
         SettingsError: If batch_size, the rows or the pipeline do not fit, or some rows have a label and others none.
@@ -53,7 +53,7 @@ def as_keras(
 
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
         raise SettingsError(f"batch_size must be an int of at least 1. Received: {batch_size!r}.")
-    chosen = np.arange(len(dataset)) if rows is None else np.asarray(rows)
+    chosen = np.arange(len(dataset)) if rows is None else np.array(rows)
     if chosen.ndim != 1 or not len(chosen) or chosen.dtype.kind not in "iu":
         raise SettingsError(f"rows are row numbers, at least one. Received: {chosen.dtype} {chosen.shape}.")
     if not 0 <= chosen.min() <= chosen.max() < len(dataset):

@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 
+from leukemia_dl.datasets.cache import user_path
 from leukemia_dl.datasets.dataset import Dataset, DatasetInfo
 from leukemia_dl.datasets.frames import read_frame
 from leukemia_dl.datasets.registry import DatasetSource
@@ -34,7 +35,7 @@ def read_csv(root: Path, files: str | Path | None = None, class_names: Sequence[
         DataError: If it is missing, a folder, no CSV, or a row is wrong (its number is named, counted without the
             header); see also `read_frame`.
     """
-    path = Path(root).expanduser().absolute()
+    path = user_path(root)
     if not path.is_file():
         what = "is a folder" if path.is_dir() else "does not exist"
         raise DataError(f"The CSV file {path} {what}. {_FORM}. A folder per class is loaded by Dataset.from_folder.")
@@ -67,12 +68,8 @@ def read_csv(root: Path, files: str | Path | None = None, class_names: Sequence[
                 f"{path} has no label in row {row}. Give each row one of the labels, or remove the row; "
                 "images without a label are loaded with Dataset.from_dataframe."
             )
-    start = path.parent if files is None else Path(files).expanduser()
-    return read_frame(frame, root=start, class_names=_names(class_names), info=INFO, where=str(path))
-
-
-def _names(names: Sequence[str] | None) -> Sequence[str] | None:
-    return [name.strip() for name in names.split(",")] if isinstance(names, str) else names
+    start = path.parent if files is None else user_path(files)
+    return read_frame(frame, root=start, class_names=class_names, info=INFO, where=str(path))
 
 
 @hookimpl

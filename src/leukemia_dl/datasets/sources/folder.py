@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 
 from leukemia_dl.datasets.dataset import Dataset, DatasetInfo
-from leukemia_dl.datasets.frames import require_folder
+from leukemia_dl.datasets.frames import class_list, require_folder
 from leukemia_dl.datasets.registry import DatasetSource
 from leukemia_dl.errors import DataError
 from leukemia_dl.plugins import hookimpl
@@ -50,8 +50,7 @@ def read_folder(root: Path, class_names: Sequence[str] | None = None) -> Dataset
             folders are not those of `class_names`.
     """
     root = require_folder(Path(root), _WANTED)
-    if isinstance(class_names, str):
-        class_names = [name.strip() for name in class_names.split(",")]
+    class_names = None if class_names is None else class_list(class_names)
     tops = _folders(root)
     sided = any(top.lower() in SIDES for top in tops) and all(top.lower() in SIDES for top in tops)
     top_name = os.path.join(root, "")  # noqa: PTH118 - pathlib takes seconds for a hundred thousand files

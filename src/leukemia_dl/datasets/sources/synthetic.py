@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from leukemia_dl import identity
-from leukemia_dl.datasets.cache import cache_dir
+from leukemia_dl.datasets.cache import cache_dir, user_path
 from leukemia_dl.datasets.dataset import Dataset, DatasetInfo
 from leukemia_dl.datasets.registry import DatasetSource
 from leukemia_dl.datasets.sources.c_nmc_2019 import CLASS_NAMES, read_c_nmc
@@ -55,7 +55,7 @@ def read_synthetic(
     if workers is not None and (isinstance(workers, bool) or not isinstance(workers, int) or workers < 1):
         raise SettingsError(f"workers must be a whole number of at least 1. Received: {workers!r}.")
     cohort = SyntheticCohort(**settings)
-    root = None if root is None else Path(root).expanduser()
+    root = None if root is None else user_path(root)
     if root is None:
         root = cache_dir() / f"synthetic-{identity.digest([GENERATOR_VERSION, dataclasses.asdict(cohort)])[:12]}"
     # Its subjects H2 and H4, say, are two people: the linked names of C-NMC mean nothing here.
