@@ -82,14 +82,9 @@ def tensorflow_dataset(paths: tuple[Path, ...], threads: int) -> Iterable[object
     return files.with_options(options)
 
 
-def load_all(paths: list[Path]) -> None:
-    for path in paths:
-        Pipeline.default(SIZE).load(path)
-
-
 def by_processes(paths: list[Path], cores: int) -> None:
-    """Read as a pixel store is built; the processes are started before the first round that counts."""
-    process_map(load_all, [paths[start : start + 10] for start in range(0, len(paths), 10)], "", show=False)
+    """Read by processes, as large pixel stores are built; they are started before the first round that counts."""
+    process_map(Pipeline.default(SIZE).load, paths, "", show=False)
 
 
 def reading(cores: int) -> dict[str, Way]:

@@ -252,6 +252,20 @@ def test_sets_of_equal_images_give_pairs(tmp_path, copies, number, kind):
     assert "error" in set(found["severity"]), "one of them has another label"
 
 
+@pytest.mark.parametrize("unknown", ["first", "last", "between"])
+def test_a_large_set_of_equal_files_hides_no_error(tmp_path, write_image, unknown):
+    """More than 20 are not all paired; the folds that they cross are found all the same."""
+    folds = {"first": [None, 0, 1], "last": [0, 1, None], "between": [0, None, 1]}[unknown]
+    rows = []
+    for number in range(24):
+        path = write_image(tmp_path / f"{number}.png", 1)
+        fold = folds[number * 3 // 24]
+        rows.append({"path": path.name, "label": "a", "subject": f"s{number}", "fold": fold})
+    rows.append({"path": write_image(tmp_path / "other.png", 2).name, "label": "b", "subject": "t", "fold": 0})
+    dataset = Dataset.from_dataframe(pd.DataFrame(rows), root=tmp_path)
+    assert not audit(dataset, show_progress=False).ok
+
+
 def test_copies_of_copies_are_named_under_both_kinds(tmp_path):
     save(tmp_path / "hem" / "a.bmp", draw_cell())
     save(tmp_path / "hem" / "b.bmp", draw_cell())
