@@ -255,7 +255,8 @@ def _given_folds(pool: Pool) -> Iterator[tuple[int, IntArray, IntArray]]:
     if len(numbers) < 2:
         raise SplitError(
             f"Protocol {pool.protocol!r} needs official folds, at least two, and {pool.name!r} has "
-            f"{len(numbers) or 'none'}. Give a `fold` column, or draw them: protocol='kfold' or 'holdout'."
+            f"{len(numbers) or 'none'}. Give a `fold` column, or draw them: "
+            + ("protocol='kfold' or 'holdout'." if pool.grouped else f"patients are not known, so only by {LEAK}.")
         )
     for fold in numbers:
         testing = column.eq(fold).fillna(False).to_numpy(bool)
