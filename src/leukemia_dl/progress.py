@@ -94,9 +94,14 @@ def process_map(
     no `if __name__ == "__main__"`.
     """
     from joblib import Parallel, delayed
+    from joblib.externals.loky import get_reusable_executor
 
-    results = Parallel(n_jobs=-1, return_as="generator")(delayed(function)(item) for item in items)
-    return list(track(results, _count(items, total), what, show))
+    try:
+        results = Parallel(n_jobs=-1, return_as="generator")(delayed(function)(item) for item in items)
+        return list(track(results, _count(items, total), what, show))
+    finally:
+        # Idle workers would hold memory for minutes, and a process of multiprocessing waits for them before it ends.
+        get_reusable_executor().shutdown(wait=True, kill_workers=True)
 
 
 def _bar() -> Any:
