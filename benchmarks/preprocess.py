@@ -28,7 +28,6 @@ import numpy as np
 from PIL import Image
 
 from leukemia_dl.preprocess import Macenko, Pipeline, Reinhard, decode_image, foreground_pixels
-from leukemia_dl.progress import process_map
 
 SIZE = 224
 Way = Callable[[list[Path], int], None]
@@ -82,16 +81,9 @@ def tensorflow_dataset(paths: tuple[Path, ...], threads: int) -> Iterable[object
     return files.with_options(options)
 
 
-def by_processes(paths: list[Path], cores: int) -> None:
-    """Read by processes, as large pixel stores are built; they are started before the first round that counts."""
-    process_map(Pipeline.default(SIZE).load, paths, "", show=False)
-
-
-def reading(cores: int) -> dict[str, Way]:
+def reading() -> dict[str, Way]:
     default = Pipeline.default(SIZE)
     ways = {"ours: Pipeline.default(224)": threaded(default.load), "ours: decode alone": threaded(decode_image)}
-    if cores > 1:
-        ways["ours: Pipeline.default, processes"] = by_processes
     ways |= {"Pillow lanczos": threaded(pillow), "Pillow lanczos, reducing_gap=1": threaded(pillow_gap)}
     if util.find_spec("cv2"):
         ways["OpenCV area"] = threaded(opencv_area)
@@ -115,7 +107,7 @@ def rates(ways: dict[str, Way], paths: list[Path], threads: int, rounds: int) ->
 def reading_on(cores: int, paths: list[Path], rounds: int) -> dict[str, list[float]]:
     """Time the ways of `reading` in this process, which is kept to its first `cores` cores from now on."""
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])  # asked before TensorFlow counts the cores
-    return rates(reading(cores), paths, cores, rounds)
+    return rates(reading(), paths, cores, rounds)
 
 
 def staining(paths: list[Path]) -> dict[str, dict[str, Way]]:
