@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sized
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
-__all__ = ["parallel_map", "track"]
+__all__ = ["parallel_map", "process_map", "track"]
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -93,15 +93,17 @@ def process_map(
     For much work on small things, where threads would wait for each other. `function` must be picklable. A script needs
     no `if __name__ == "__main__"`.
     """
-    from joblib import Parallel, delayed
-    from joblib.externals.loky import get_reusable_executor
+    from joblib import cpu_count
+    from joblib.externals.loky import ProcessPoolExecutor
 
-    try:
-        results = Parallel(n_jobs=-1, return_as="generator")(delayed(function)(item) for item in items)
-        return list(track(results, _count(items, total), what, show))
-    finally:
-        # Idle workers would hold memory for minutes, and a process of multiprocessing waits for them before it ends.
-        get_reusable_executor().shutdown(wait=True, kill_workers=True)
+    # A pool of our own, not joblib's common one: it ends with the work. Idle workers would hold memory for minutes, and
+    # a process of multiprocessing waits for them before it ends.
+    with ProcessPoolExecutor(cpu_count()) as pool:
+        try:
+            return list(track(_in_order(pool, function, items), _count(items, total), what, show))
+        except BaseException:
+            pool.shutdown(wait=True, kill_workers=True)
+            raise
 
 
 def _bar() -> Any:

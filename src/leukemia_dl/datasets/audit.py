@@ -15,6 +15,7 @@ import pandas as pd
 from PIL import Image
 
 from leukemia_dl.datasets.dataset import SPLITS
+from leukemia_dl.datasets.hashes import array_hash
 from leukemia_dl.datasets.same_cells import CellKey, cell_key, likeness_of_rows, same_cells
 from leukemia_dl.errors import DataError, ImageError
 from leukemia_dl.preprocess.decode import FORMATS, IMAGE_SUFFIXES
@@ -161,7 +162,7 @@ def _look(dataset: Dataset, row: int, path: str | None) -> _Look:
         pixels = dataset.decode(row)
         height, width = pixels.shape[:2]
         if path is None:
-            values["sha256"] = hashlib.sha256(f"{height} {width} ".encode() + pixels.tobytes()).hexdigest()
+            values["sha256"] = array_hash(pixels)
         mode = "RGB" if path is None else _mode(path)
         key = cell_key(pixels)
         values |= {"height": height, "width": width, "mode": mode, **measure_quality(pixels)}
