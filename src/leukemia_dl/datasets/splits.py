@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -138,27 +139,27 @@ def make_splits(
 
 
 def _chosen(protocol: str, folds: Sequence[int] | str | None, there: list[int | None]) -> list[int | None]:
-    if isinstance(folds, (int, np.integer)) and not isinstance(folds, bool):
-        folds = [int(folds)]
-    listed = isinstance(folds, str) or folds is None or (isinstance(folds, Iterable) and _are_whole(folds))
-    if there == [None]:
-        if folds is None or (isinstance(folds, str) and folds == "all") or (listed and not len(folds)):
-            return there
-        raise SettingsError(f"Protocol {protocol!r} has no folds: leave `folds` out. Received: {folds!r}.")
     if folds is None and protocol in ON_FOLDS:
         return [PUBLISHED_FOLD if PUBLISHED_FOLD in there else there[-1]]
     if folds is None or (isinstance(folds, str) and folds == "all"):
         return there
-    wanted = list(folds) if listed and not isinstance(folds, str) else []
+    wanted = _whole_numbers(folds)
+    if there == [None]:
+        if wanted == []:
+            return there
+        raise SettingsError(f"Protocol {protocol!r} has no folds: leave `folds` out. Received: {folds!r}.")
     if not wanted or len(set(wanted)) != len(wanted) or not set(wanted) <= set(there):
         raise SettingsError(
             f'`folds` is "all" or some of {", ".join(map(str, there))}, each once. Received: {folds!r}.'
         )
-    return [int(fold) for fold in wanted]
+    return list(wanted)
 
 
-def _are_whole(values: Iterable[object]) -> bool:
-    return all(isinstance(value, (int, np.integer)) and not isinstance(value, bool) for value in values)
+def _whole_numbers(values: object) -> list[int] | None:
+    """Return a whole number or several as a list; None for anything else."""
+    listed: list[Any] = list(values) if isinstance(values, Iterable) else [values]
+    fits = all(isinstance(value, (int, np.integer)) and not isinstance(value, bool) for value in listed)
+    return [int(value) for value in listed] if fits else None
 
 
 def _checked(pool: Pool, draft: Draft) -> Split:
