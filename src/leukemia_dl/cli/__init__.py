@@ -14,7 +14,7 @@ from typing import Any
 
 import typer
 
-from leukemia_dl.cli import benchmark, cache, data, files, inventory, predict, preview
+from leukemia_dl.cli import benchmark, cache, data, inventory, predict, preview
 from leukemia_dl.errors import LeukemiaDLError
 
 __all__ = ["app", "main"]
@@ -49,8 +49,8 @@ app.command("backbones")(_stoppable(inventory.backbones))
 app.command("datasets")(_stoppable(inventory.datasets))
 app.add_typer(cache.app, name="cache")
 app.command("doctor")(_stoppable(inventory.doctor))
-app.command("download")(_stoppable(files.download))
-app.command("verify")(_stoppable(files.verify))
+app.command("download")(_stoppable(data.download))
+app.command("verify")(_stoppable(data.verify))
 
 
 def main() -> None:
