@@ -1,0 +1,48 @@
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from leukemia_dl import Benchmark, Dataset, Pipeline, PixelStore, Recipe, load_classifier
+from leukemia_dl.benchmark.runner import Pixels
+from leukemia_dl.datasets import make_splits
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (30, 9, 9, 3), dtype=np.uint8)
+PIPELINE = Pipeline.default(8, canvas=None)
+
+
+@pytest.fixture
+def dataset() -> Dataset:
+    return Dataset.from_arrays(IMAGES, np.arange(30) % 2, ("hem", "all"), subjects=[f"p{i}" for i in range(30)])
+
+
+def test_pixels_come_from_a_store(dataset: Dataset) -> None:
+    pixels, split = Pixels(dataset, np.arange(30), PIPELINE, False), make_splits(dataset, "holdout")[0]
+    assert isinstance(pixels._images, PixelStore)
+    np.testing.assert_array_equal(pixels.images(split, split.test), PIPELINE(IMAGES[split.test]))
+
+
+def test_where_no_store_can_be_written_they_are_held_in_memory(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("LEUKEMIA_DL_CACHE", str(tmp_path / "file"))
+    pixels, split = Pixels(dataset, np.arange(30), PIPELINE, False), make_splits(dataset, "holdout")[0]
+    with caplog.at_level(logging.WARNING):
+        found = pixels.images(split, split.train)
+    np.testing.assert_array_equal(found, PIPELINE(IMAGES[split.train]))
+    assert "Decoded images are held in memory" in caplog.text
+
+
+def test_images_in_memory_are_benchmarked_and_predicted(dataset: Dataset, tmp_path: Path) -> None:
+    recipe = Recipe.preset("quick", image_size=32, epochs=1)
+    bench = Benchmark(dataset, backbones=["cnn"], protocol="holdout", store=tmp_path / "s", recipe=recipe)
+    frame = bench.run(show_progress=False)
+    assert frame["status"].isin(["ok", "not_applicable"]).all()
+    assert frame.set_index("backbone").loc["cnn", "status"] == "ok"
+    assert frame["crossing_group"].tolist() == [0] * len(frame)
+    classifier = load_classifier(tmp_path / "s")
+    from_rows, from_arrays = classifier.predict(dataset), classifier.predict(IMAGES)
+    np.testing.assert_allclose(from_rows["probability_all"], from_arrays["probability_all"], atol=1e-6)
+    assert from_rows["sample"].tolist() == [str(i) for i in range(30)]
