@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from leukemia_dl.datasets import hashes
-from leukemia_dl.datasets.hashes import file_hash, file_hashes
+from leukemia_dl.datasets.hashes import file_hashes, tried_hashes
 from leukemia_dl.errors import DataError
 
 
@@ -17,6 +17,10 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(hashes, "_SETTLED_NS", 0)
     monkeypatch.setattr(hashes, "_unusable", set())
     return tmp_path / "cache"
+
+
+def file_hash(path: str) -> str:
+    return file_hashes([path])[0]
 
 
 def old(path: Path, content: bytes, age: int = 60) -> Path:
@@ -111,3 +115,11 @@ def test_what_is_no_regular_file_is_refused_and_the_rest_is_kept(tmp_path: Path,
         file_hash(str(loop))
     with pytest.raises(DataError, match="Cannot read"):
         file_hash("a\0b")
+
+
+def test_tried_hashes_have_the_error_in_the_place_of_the_hash(tmp_path: Path) -> None:
+    good = [old(tmp_path / name, name.encode()) for name in "abc"]
+    paths = [str(good[0]), str(tmp_path / "gone"), str(good[1]), str(tmp_path), str(good[2])]
+    found = tried_hashes(paths)
+    assert [found[i] for i in (0, 2, 4)] == file_hashes([str(path) for path in good])
+    assert [type(found[i]) for i in (1, 3)] == [DataError, DataError]

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -15,9 +13,9 @@ import pandas as pd
 from PIL import Image
 
 from leukemia_dl.datasets.dataset import SPLITS
-from leukemia_dl.datasets.hashes import array_hash
+from leukemia_dl.datasets.hashes import array_hash, tried_hashes
 from leukemia_dl.datasets.same_cells import CellKey, cell_key, likeness_of_rows, same_cells
-from leukemia_dl.errors import DataError, ImageError
+from leukemia_dl.errors import DataError
 from leukemia_dl.preprocess.decode import FORMATS, IMAGE_SUFFIXES
 from leukemia_dl.preprocess.quality import measure_quality
 from leukemia_dl.progress import parallel_map
@@ -94,8 +92,8 @@ class AuditReport:
 def audit(dataset: Dataset, manifest: str | Path | None = None, show_progress: bool = True) -> AuditReport:
     """Look at every image of a data set, and for what its samples share.
 
-    Each file is read and decoded once, by threads; those that may show the same cell are decoded again. An image that
-    cannot be read is a finding and stops nothing.
+    Each file is hashed (unless its hash is remembered) and decoded once, by threads; those that may show the same cell
+    are decoded again. An image that cannot be read is a finding and stops nothing.
 
     Kinds of findings: `unreadable`; `odd_size` (within its split), `mixed_sizes`, `odd_mode`; `blank`, `no_cell`;
     `identical_files`, byte for byte; `same_cell`, in files that differ, for single cells on exactly black background
@@ -121,8 +119,14 @@ def audit(dataset: Dataset, manifest: str | Path | None = None, show_progress: b
     expected = None if manifest is None else read_manifest(manifest)
     table = dataset.table
     paths: list[str | None] = [path if isinstance(path, str) else None for path in table["path"]]
+    # First, so that files that are no images are still compared.
+    of_files = [row for row, path in enumerate(paths) if path is not None]
+    hashes = dict(zip(of_files, tried_hashes([str(paths[row]) for row in of_files], show_progress), strict=True))
     looks = parallel_map(
-        lambda row: _look(dataset, row, paths[row]), list(range(len(paths))), "Auditing images", show=show_progress
+        lambda row: _look(dataset, row, paths[row], hashes.get(row)),
+        list(range(len(paths))),
+        "Auditing images",
+        show=show_progress,
     )
     images, found = _image_frame(table, looks), _Findings(table)
     _single_images(found, table, images)
@@ -150,15 +154,12 @@ class _Look(NamedTuple):
     key: CellKey | None
 
 
-def _look(dataset: Dataset, row: int, path: str | None) -> _Look:
+def _look(dataset: Dataset, row: int, path: str | None, content: str | DataError | None) -> _Look:
     values: dict[str, Any] = {"readable": False, "problem": ""}
     try:
-        if path is not None:
-            # First, so that files that are no images are still compared. Opening a pipe would wait for ever.
-            if not stat.S_ISREG(Path(path).stat().st_mode):
-                raise ImageError(f"{path} is not a regular file")
-            with Path(path).open("rb") as file:
-                values["sha256"] = hashlib.file_digest(file, "sha256").hexdigest()
+        if isinstance(content, DataError):
+            raise content
+        values["sha256"] = content
         pixels = dataset.decode(row)
         height, width = pixels.shape[:2]
         if path is None:

@@ -135,7 +135,20 @@ class Dataset:
         subjects: Sequence[str] | None = None,
         splits: Sequence[str] | None = None,
     ) -> Dataset:
-        """Take the images from an array in memory. See `datasets.frames.read_arrays`."""
+        """Take the images from an array in memory.
+
+        Args:
+            images: uint8, (n, height, width, 3), RGB 0..255. Neither copied nor changed; do not change it either.
+            labels: int, (n,) or (n, 1): class indices; -1 means: not known.
+            class_names: In label order.
+            info: What to say about it: licence, citation, a common canvas.
+            samples: Ids (n,), each once; None for 0, 1, 2, ...
+            subjects: Patients (n,); None if they are not known.
+            splits: Sides that its authors give, of `SPLITS` (n,); None if there are none.
+
+        Raises:
+            DataError: If shapes, dtypes or lengths do not fit together, or a label is no class.
+        """
         from leukemia_dl.datasets.frames import read_arrays
 
         return read_arrays(images, labels, class_names, info, samples, subjects, splits)
@@ -226,7 +239,20 @@ class Dataset:
         return part
 
     def merge(self, other: Dataset, label_map: Mapping[str, str] | None = None) -> Dataset:
-        """Return one data set with the rows of this one and of another. See `datasets.frames.merge`."""
+        """Return one data set: every row of this one and of another, once.
+
+        Ids, subjects and groups of data sets with different names are prefixed by these (`c_nmc_2019/H3`): patient 1
+        here is not patient 1 there. Parts of one data set (equal names) come together as they are. Licence and citation
+        of both are kept; a common canvas is kept if it is the same.
+
+        Args:
+            other: What is added; its classes come after those of this one.
+            label_map: Labels of either to classes of the result, such as `{"Early": "all", "Benign": "hem"}`; a label
+                that is not in it stays as it is.
+
+        Raises:
+            DataError: If the map names a label that neither has, or both have a sample of the same id.
+        """
         from leukemia_dl.datasets.frames import merge
 
         return merge(self, other, label_map or {})

@@ -110,20 +110,7 @@ def read_arrays(
     subjects: Sequence[str] | None = None,
     splits: Sequence[str] | None = None,
 ) -> Dataset:
-    """Make a data set of images in memory.
-
-    Args:
-        images: uint8, (n, height, width, 3), RGB 0..255. Neither copied nor changed; do not change it either.
-        labels: int, (n,) or (n, 1): class indices; -1 means: not known.
-        class_names: In label order.
-        info: What to say about it.
-        samples: Ids (n,), each once; None for 0, 1, 2, ...
-        subjects: Patients (n,); None if they are not known.
-        splits: Sides that its authors give, of `SPLITS` (n,); None if there are none.
-
-    Raises:
-        DataError: If shapes, dtypes or lengths do not fit together, or a label is no class.
-    """
+    """Do what `Dataset.from_arrays` says."""
     check_image(images, batch=True)
     numbers = np.asarray(labels)
     if images.ndim != 4 or numbers.shape not in ((len(images),), (len(images), 1)) or numbers.dtype.kind not in "iu":
@@ -155,20 +142,7 @@ def read_arrays(
 
 
 def merge(first: Dataset, second: Dataset, label_map: Mapping[str, str]) -> Dataset:
-    """Join two data sets: every row of both, once.
-
-    Ids, subjects and groups of data sets with different names are prefixed by these (`c_nmc_2019/H3`): patient 1 here
-    is not patient 1 there. Licence and citation of both are kept; a common canvas is kept if it is the same.
-
-    Args:
-        first: Its classes come first.
-        second: What is added.
-        label_map: Labels of either to classes of the result, such as `{"Early": "all", "Benign": "hem"}`; a label that
-            is not in it stays as it is.
-
-    Raises:
-        DataError: If the map names a label that neither has, or both have a sample of the same name and data set.
-    """
+    """Do what `Dataset.merge` says."""
     known = dict.fromkeys([*first.class_names, *second.class_names])
     unknown = sorted(set(label_map) - set(known))
     if unknown:

@@ -19,7 +19,7 @@ from leukemia_dl.datasets.cache import cache_dir
 from leukemia_dl.errors import DataError
 from leukemia_dl.progress import parallel_map, track
 
-__all__ = ["Stamp", "array_hash", "file_hash", "file_hashes", "stamp"]
+__all__ = ["Stamp", "array_hash", "file_hashes", "stamp", "tried_hashes"]
 
 Stamp = tuple[str, int, int, int]
 """Path, size in bytes, time of the last change of the content and of the file's entry (which no user can set back, so
@@ -53,11 +53,6 @@ def array_hash(array: NDArray[np.uint8]) -> str:
     return hashlib.sha256(f"{array.shape}".encode() + array.tobytes()).hexdigest()
 
 
-def file_hash(path: str) -> str:
-    """Return the SHA-256 of one file's bytes, 64 hexadecimal digits. See `file_hashes`."""
-    return file_hashes([path], show=False)[0]
-
-
 def file_hashes(paths: list[str], show: bool = True) -> list[str]:
     """Return the SHA-256 of files' bytes, 64 hexadecimal digits each, in order; with progress.
 
@@ -68,6 +63,27 @@ def file_hashes(paths: list[str], show: bool = True) -> list[str]:
         DataError: If a file cannot be read or is no regular file.
     """
     return list(track(_hashes(paths), len(paths), "Hashing files", show))
+
+
+def tried_hashes(paths: list[str], show: bool = True) -> list[str | DataError]:
+    """Do what `file_hashes` does, with the error in place of the hash of a file that cannot be read."""
+
+    def each() -> Iterator[str | DataError]:
+        for start in range(0, len(paths), _CHUNK):
+            chunk = paths[start : start + _CHUNK]
+            try:
+                yield from file_hashes(chunk, show=False)
+            except DataError:  # find out which
+                yield from map(_tried, chunk)
+
+    return list(track(each(), len(paths), "Hashing files", show))
+
+
+def _tried(path: str) -> str | DataError:
+    try:
+        return file_hashes([path], show=False)[0]
+    except DataError as error:
+        return error
 
 
 def _hashes(paths: list[str]) -> Iterator[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import stat
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path, PurePosixPath
@@ -13,15 +13,13 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from leukemia_dl.datasets.hashes import file_hash, file_hashes
+from leukemia_dl.datasets.hashes import tried_hashes
 from leukemia_dl.datasets.manifest import read_manifest
 from leukemia_dl.errors import DataError
-from leukemia_dl.progress import track
 
 __all__ = ["STATUSES", "VerifyReport", "verify"]
 
 STATUSES = ("ok", "missing", "extra", "changed", "unreadable")
-_CHUNK = 256  # files hashed between two entries in the memory of hashes
 _SHOWN = 10
 _TEXT = pd.StringDtype("python")  # arrow cannot hold file names that are not UTF-8
 # What file managers leave behind; names that begin with a dot are passed over too. No loader takes these for images.
@@ -114,7 +112,8 @@ def verify(root: str | Path, manifest: str | Path, show_progress: bool = True, p
     candidates = [n for n in extras if gone and (None in gone_sizes or _size(base / n) in gone_sizes)]
     candidates = [name for name in candidates if look(name, None).status == "ok"]
     to_hash = [name for name, file in files.items() if file.status == "ok"]
-    found = dict(zip([*to_hash, *candidates], _hashes(base, [*to_hash, *candidates], show_progress), strict=True))
+    read = [*to_hash, *candidates]
+    found = dict(zip(read, tried_hashes([str(base / name) for name in read], show_progress), strict=True))
     for name in to_hash:
         if isinstance(found[name], DataError):
             files[name] = _File("unreadable", str(found[name]))
@@ -206,27 +205,6 @@ def _looker(base: Path, inside: str) -> Callable[[str, int | None], _File]:
         return _File("ok")
 
     return look
-
-
-def _hashes(base: Path, names: list[str], show: bool) -> list[str | DataError]:
-    paths = [str(base / name) for name in names]
-
-    def each() -> Iterator[str | DataError]:
-        for start in range(0, len(paths), _CHUNK):
-            chunk = paths[start : start + _CHUNK]
-            try:
-                yield from file_hashes(chunk, show=False)
-            except DataError:  # find out which
-                yield from map(_hash, chunk)
-
-    return list(track(each(), len(paths), "Hashing files", show))
-
-
-def _hash(path: str) -> str | DataError:
-    try:
-        return file_hash(path)
-    except DataError as error:
-        return error
 
 
 def _size(path: Path) -> int | None:
