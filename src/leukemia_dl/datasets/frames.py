@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePath
 
@@ -12,16 +11,14 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-from leukemia_dl.datasets.cache import user_path
 from leukemia_dl.datasets.dataset import COLUMNS, Dataset, DatasetInfo
 from leukemia_dl.errors import DataError, SettingsError
 from leukemia_dl.preprocess.decode import check_image
 
-__all__ = ["class_list", "merge", "read_arrays", "read_frame", "require_folder"]
+__all__ = ["class_list", "merge", "read_arrays", "read_frame"]
 
 _log = logging.getLogger(__name__)
 _INFO = DatasetInfo("dataframe", "Images named by a table", licence="yours", citation="yours")
-_ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar")
 
 
 def read_frame(
@@ -172,29 +169,6 @@ def merge(first: Dataset, second: Dataset, label_map: Mapping[str, str]) -> Data
         synthetic=first.info.synthetic or second.info.synthetic,
     )
     return Dataset(table, class_names, info, arrays)
-
-
-def require_folder(root: Path, wanted: str) -> Path:
-    """Return `root`, absolute, if it is a folder.
-
-    Args:
-        root: What came.
-        wanted: What it should hold, for the message.
-
-    Raises:
-        DataError: If it is missing, a file, or an archive that has to be unpacked.
-    """
-    root = user_path(root)
-    if root.is_dir():
-        return root
-    if root.is_file():
-        if root.suffix.lower() in _ARCHIVES or zipfile.is_zipfile(root):
-            raise DataError(
-                f"{root} is an archive, not a folder: unpack it first, then pass the folder. Wanted: {wanted}."
-            )
-        raise DataError(f"{root} is a file, not a folder. Wanted: {wanted}.")
-    above = next((folder for folder in root.parents if folder.is_dir()), root)
-    raise DataError(f"There is no folder {root} (the nearest that exists is {above}). Wanted: {wanted}.")
 
 
 def _absolute(column: pd.Series[str], start: Path, where: str) -> list[str]:

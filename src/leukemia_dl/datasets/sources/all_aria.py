@@ -15,7 +15,7 @@ from pathlib import Path
 import pandas as pd
 
 from leukemia_dl.datasets.dataset import Dataset, DatasetInfo
-from leukemia_dl.datasets.frames import require_folder
+from leukemia_dl.datasets.folders import folders_in, listed, require_folder
 from leukemia_dl.datasets.registry import DatasetSource
 from leukemia_dl.errors import DataError, SettingsError
 from leukemia_dl.plugins import hookimpl
@@ -88,7 +88,7 @@ def _rows(folders: list[Path]) -> tuple[dict[str, dict[str, str]], int]:
     rows: dict[str, dict[str, str]] = {}
     skipped = 0
     for folder in folders:
-        for path in _listed(folder):
+        for path in listed(folder):
             name = parse_name(path.name) if path.is_file() else None
             if name is None:
                 skipped += 1
@@ -116,10 +116,10 @@ def _find(root: Path, version: str) -> list[Path]:
             f"{start} is the {here} version, and version is {version!r}. Pass version={here!r}, or the root of the "
             f"other one: {start.parent}."
         )
-    for places in ([start], _folders(start)):
+    for places in ([start], folders_in(start)):
         found: dict[Path, list[Path]] = {}
         for place in places:
-            for base in [place, *(inner for inner in _folders(place) if inner.name.lower() in VERSIONS)]:
+            for base in [place, *(inner for inner in folders_in(place) if inner.name.lower() in VERSIONS)]:
                 is_segmented = base.name.lower() == "segmented"
                 if is_segmented == (version == "segmented") and (classes := _classes(base)):
                     found[base] = classes
@@ -130,22 +130,14 @@ def _find(root: Path, version: str) -> list[Path]:
             )
         if found:
             return next(iter(found.values()))
-    inside = ", ".join(path.name for path in _listed(start)[:8]) or "nothing"
+    inside = ", ".join(path.name for path in listed(start)[:8]) or "nothing"
     raise DataError(f"{root} does not hold the {version} version of {INFO.title}. Wanted: {_WANTED}. Found: {inside}.")
 
 
 def _classes(folder: Path) -> list[Path]:
     """Return the class folders in a folder; nothing if it has only one: `Pre` or `Early` alone may be anything."""
-    found = [inner for inner in _folders(folder) if inner.name.lower() in _LABELS]
+    found = [inner for inner in folders_in(folder) if inner.name.lower() in _LABELS]
     return found if len({inner.name.lower() for inner in found}) > 1 else []
-
-
-def _folders(folder: Path) -> list[Path]:
-    return [path for path in _listed(folder) if path.is_dir()]
-
-
-def _listed(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
 
 
 @hookimpl

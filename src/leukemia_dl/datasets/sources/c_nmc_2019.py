@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import csv
 import logging
-import os
 import re
 from collections.abc import Iterable, Sequence
 from importlib import resources
@@ -29,7 +28,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from leukemia_dl.datasets.dataset import Dataset, DatasetInfo
-from leukemia_dl.datasets.frames import require_folder
+from leukemia_dl.datasets.folders import folders_in, listed, require_folder
 from leukemia_dl.datasets.registry import DatasetSource
 from leukemia_dl.errors import DataError
 from leukemia_dl.plugins import hookimpl
@@ -143,7 +142,7 @@ def _find(root: Path) -> _Parts:
     top = root
     while top.name.lower() in _OUTER:
         top = top.parent
-    for bases in ([top], [root], _folders(root)):
+    for bases in ([top], [root], folders_in(root)):
         found = {base: parts for base in bases if any(parts := _parts(base))}
         if len(found) > 1:
             raise DataError(
@@ -162,12 +161,10 @@ def _parts(base: Path) -> _Parts:
     waiting = [base]
     while waiting:
         folder = waiting.pop(0)
-        labels = labels or next(
-            (Path(e.path) for e in os.scandir(folder) if e.name.lower() == _CSV and e.is_file()), None
-        )
-        for inner in _folders(folder):
+        labels = labels or next((path for path in listed(folder) if path.name.lower() == _CSV and path.is_file()), None)
+        for inner in folders_in(folder):
             name = inner.name.lower()
-            if (match := re.fullmatch(r"fold_(\d)", name)) is not None and _folders(inner, CLASS_NAMES):
+            if (match := re.fullmatch(r"fold_(\d)", name)) is not None and _classes(inner):
                 folds.setdefault(int(match[1]), inner)
             elif name in _OUTER and len(inner.relative_to(base).parts) <= 3:
                 waiting.append(inner)
@@ -180,7 +177,7 @@ def _parts(base: Path) -> _Parts:
 
 def _training(fold: int, folder: Path) -> Iterable[dict[str, object]]:
     ignored = 0
-    for inner in _folders(folder, CLASS_NAMES):
+    for inner in _classes(folder):
         for path in _images(inner):
             name = parse_name(path.name)
             if name is None:
@@ -235,19 +232,14 @@ def _read_labels(path: Path) -> dict[str, _Name]:
     return names
 
 
-def _folders(folder: Path, named: Sequence[str] | None = None) -> list[Path]:
-    return sorted(
-        Path(entry.path)
-        for entry in os.scandir(folder)
-        if entry.is_dir() and not entry.name.startswith(".") and (named is None or entry.name.lower() in named)
-    )
+def _classes(folder: Path) -> list[Path]:
+    return [inner for inner in folders_in(folder) if inner.name.lower() in CLASS_NAMES]
 
 
 def _images(folder: Path | None) -> list[Path]:
     if folder is None:
         return []
-    found = (e for e in os.scandir(folder) if e.name.lower().endswith(".bmp") and not e.name.startswith("."))
-    return sorted(Path(entry.path) for entry in found if entry.is_file())
+    return [path for path in listed(folder) if path.suffix.lower() == ".bmp" and path.is_file()]
 
 
 @hookimpl

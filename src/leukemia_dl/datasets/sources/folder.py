@@ -10,7 +10,8 @@ from pathlib import Path
 import pandas as pd
 
 from leukemia_dl.datasets.dataset import Dataset, DatasetInfo
-from leukemia_dl.datasets.frames import class_list, require_folder
+from leukemia_dl.datasets.folders import require_folder
+from leukemia_dl.datasets.frames import class_list
 from leukemia_dl.datasets.registry import DatasetSource
 from leukemia_dl.errors import DataError
 from leukemia_dl.plugins import hookimpl

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from leukemia_dl.datasets.dataset import Dataset, DatasetInfo
-from leukemia_dl.datasets.frames import require_folder
+from leukemia_dl.datasets.folders import folders_in, listed, require_folder
 from leukemia_dl.datasets.registry import DatasetSource
 from leukemia_dl.errors import DataError, SettingsError
 from leukemia_dl.plugins import hookimpl
@@ -112,7 +112,7 @@ def read_segmentation_wbc(root: Path, part: int | str | None = None) -> Dataset:
 
 def _choose(root: Path, part: int | None) -> _Part:
     """Return the wanted part, in `root` or one level below it."""
-    for places in ([root], _folders(root)):
+    for places in ([root], folders_in(root)):
         parts = [found for place in places for found in _parts(place)]
         fitting = [found for found in parts if part is None or found.number in (None, part)]
         if len(fitting) == 1:
@@ -124,15 +124,15 @@ def _choose(root: Path, part: int | None) -> _Part:
             raise DataError(f"There are several copies of segmentation_WBC in {root}: {there}. Pass one of them.")
         if parts:
             raise DataError(f"Part {part} is not in {root}. Found: {there}. Wanted: {_WANTED}.")
-    inside = ", ".join(path.name for path in _listed(root)[:8]) or "nothing"
+    inside = ", ".join(path.name for path in listed(root)[:8]) or "nothing"
     raise DataError(f"{root} does not look like segmentation_WBC. Wanted: {_WANTED}. Found in it: {inside}.")
 
 
 def _parts(place: Path) -> list[_Part]:
     """Return the parts in a folder: the folder itself, if images lie in it, or `Dataset 1` and `Dataset 2` in it."""
     found = []
-    for folder in [place, *(inner for inner in _folders(place) if _FOLDER.fullmatch(inner.name))]:
-        if not any(_IMAGE.fullmatch(path.name) and path.is_file() for path in _listed(folder)):
+    for folder in [place, *(inner for inner in folders_in(place) if _FOLDER.fullmatch(inner.name))]:
+        if not any(_IMAGE.fullmatch(path.name) and path.is_file() for path in listed(folder)):
             continue
         names = [_LABEL_FILE.fullmatch(path.name) for path in _csv_files(folder)]
         number = _FOLDER.fullmatch(folder.name) or (names[0] if len(names) == 1 else None)
@@ -162,7 +162,7 @@ def _images(folder: Path) -> tuple[dict[int, Path], int]:
     """Return the images by number, and how many other BMP files there are. PNG files are masks, never images."""
     images: dict[int, Path] = {}
     skipped = 0
-    for path in _listed(folder):
+    for path in listed(folder):
         match = _IMAGE.fullmatch(path.name) if path.is_file() else None
         if match is None:
             skipped += path.suffix.lower() == ".bmp"
@@ -207,15 +207,7 @@ def _read_labels(path: Path) -> dict[int, str]:
 
 
 def _csv_files(folder: Path) -> list[Path]:
-    return [path for path in _listed(folder) if path.suffix.lower() == ".csv" and path.is_file()]
-
-
-def _folders(folder: Path) -> list[Path]:
-    return [path for path in _listed(folder) if path.is_dir()]
-
-
-def _listed(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    return [path for path in listed(folder) if path.suffix.lower() == ".csv" and path.is_file()]
 
 
 @hookimpl
