@@ -12,16 +12,10 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from cells import draw_cell
 from leukemia_dl.datasets import Dataset
 from leukemia_dl.datasets.audit import audit
-from leukemia_dl.datasets.same_cells import cell_key, likeness, same_cells
-from leukemia_dl.datasets.sources.c_nmc_2019_evidence import linked_by_boxes
-from leukemia_dl.errors import DataError, SettingsError
-
-LINKED = {
-    ("51", "78"): 86, ("20", "21"): 71, ("51", "75"): 59, ("H10", "H3"): 27,
-    ("H2", "H5"): 17, ("H2", "H6"): 10, ("H2", "H7"): 9, ("H2", "H4"): 7,
-}  # fmt: skip
+from leukemia_dl.errors import DataError
 
 
 def of_kind(report, kind):
@@ -40,17 +34,6 @@ def dataset_of(rows, folder, class_names=("hem", "all")):
     """Make a data set of (path, label, further columns) and take no notice of what the balance says of so few."""
     frame = pd.DataFrame(rows)
     return Dataset.from_dataframe(frame, root=folder, class_names=class_names)
-
-
-def draw_cell(number=0, frame=450, top=100, left=120, level=0):
-    """Draw a mottled ellipse on exact black: uint8 (frame, frame, 3); `level` is added to each pixel of the cell."""
-    image = np.zeros((frame, frame, 3), np.uint8)
-    rows, columns = np.mgrid[-1:1:160j, -1:1:140j]
-    spots = np.random.default_rng(number).integers(40, 120, (160, 140, 3))
-    coarse = np.repeat(np.repeat(np.random.default_rng(number + 1000).integers(0, 90, (8, 7, 3)), 20, 0), 20, 1)
-    cell = np.where((rows**2 + columns**2 < 1)[:, :, None], spots + coarse + level, 0)
-    image[top : top + 160, left : left + 140] = cell
-    return image
 
 
 def save(path, pixels, **how):
@@ -275,50 +258,6 @@ def test_copies_of_copies_are_named_under_both_kinds(tmp_path):
     assert pairs(report, "same_cell") == {frozenset({"all/c.png", f"hem/{n}.bmp"}) for n in "ab"}
 
 
-@pytest.mark.parametrize("number", range(5))
-def test_a_cell_is_known_again_wherever_it_lies(number):
-    place = np.random.default_rng(number).integers(0, 290, 2)
-    one, two = draw_cell(number), draw_cell(number, 600, *place)
-    assert likeness(one, two) == (1.0, 0.0)
-    assert same_cells([cell_key(one), cell_key(two)], ["x", "y"], [one, two].__getitem__) == [[0, 1]]
-    assert same_cells([cell_key(one), cell_key(two)], ["x", "x"], [one, two].__getitem__) == []
-
-
-def test_cells_that_only_look_alike_are_not_the_same():
-    cell = draw_cell()
-    brighter = draw_cell(level=2)
-    other = draw_cell(number=1)
-    bitten = cell.copy()
-    rows, columns = np.mgrid[:450, :450]
-    bitten[rows + columns < 280] = 0  # between the extremes of its outline, so its box stays
-    assert cell_key(bitten)[:2] == cell_key(cell)[:2]
-    assert 0.96 < cell_key(bitten).area / cell_key(cell).area < 0.995
-    assert likeness(cell, brighter) is None
-    assert likeness(cell, other) is None
-    assert likeness(cell, bitten) is None
-    assert likeness(cell, draw_cell(level=0)) is not None
-    images = [cell, brighter, other, bitten]
-    assert same_cells([cell_key(image) for image in images], list("abcd"), images.__getitem__) == []
-    speckled = cell.copy()
-    speckled[::7, ::7] += (cell[::7, ::7] > 0).astype(np.uint8) * 3
-    assert 0 < likeness(cell, speckled).difference < 0.1
-    assert same_cells([cell_key(cell), cell_key(speckled)], list("ab"), [cell, speckled].__getitem__) == [[0, 1]]
-
-
-def test_only_likely_images_are_decoded_again():
-    images = [draw_cell(number) for number in range(40)]
-    asked = []
-
-    def decode(row):
-        asked.append(row)
-        return images[row]
-
-    assert same_cells([cell_key(image) for image in images], [str(n) for n in range(40)], decode) == []
-    assert asked == [], "same box and area, other colours"
-    assert cell_key(np.full((32, 32, 3), 200, np.uint8)) is None
-    assert cell_key(np.zeros((32, 32, 3), np.uint8)) is None
-
-
 def test_balance_and_subjects(tmp_path, write_image):
     rows = []
     for number in range(30):
@@ -409,26 +348,3 @@ def test_names_of_strangers_neither_steer_the_terminal_nor_stop_the_audit(tmp_pa
     assert "\x1b" not in str(report)
     str(report).encode("utf-8")
     assert str(report).count("\n") + 1 == len(str(report).splitlines())
-
-
-def test_the_boxes_show_which_subjects_of_c_nmc_are_linked(c_nmc_manifest):
-    boxes = pd.read_csv(c_nmc_manifest / "bounding_boxes.csv")
-    found = linked_by_boxes(boxes)
-    assert dict(zip(zip(found["subject"], found["other"], strict=True), found["shared"], strict=True)) == LINKED
-    assert list(found["shared"]) == sorted(LINKED.values(), reverse=True)
-    chance = linked_by_boxes(boxes, at_least=1)
-    assert set(chance["shared"][len(LINKED) :]) == {1}, "any other two share one box at most"
-
-
-def test_linked_by_boxes_counts_boxes_with_their_labels():
-    names = ["UID_1_1_1_all.bmp", "UID_1_2_1_all.bmp", "UID_2_1_1_all.bmp", "UID_h3_1_1_hem.bmp", "UID_H3_2_1_hem.bmp"]
-    boxes = pd.DataFrame({"file_name": names, "x": 1, "y": 2, "width": [3, 3, 3, 3, 4], "height": 5})
-    found = linked_by_boxes(boxes, at_least=1)
-    assert found.to_dict("records") == [{"subject": "1", "other": "2", "shared": 1}], "twice in one subject is once"
-    assert len(linked_by_boxes(boxes)) == 0
-    with pytest.raises(DataError, match="Missing: height"):
-        linked_by_boxes(boxes.drop(columns="height"))
-    with pytest.raises(DataError, match=r"UID_11_10_1_all.bmp. Received: 'x.bmp'"):
-        linked_by_boxes(boxes.assign(file_name="x.bmp"))
-    with pytest.raises(SettingsError, match="at_least"):
-        linked_by_boxes(boxes, at_least=0)

@@ -1,0 +1,213 @@
+"""Protocols: what each takes, draws, counts and refuses."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from cohorts import CLEAN, DRAWN, INFO, SIDES, assert_clean, cohort, content_of, names, with_folds
+from leukemia_dl.datasets import PROTOCOLS, Dataset, make_splits
+from leukemia_dl.errors import SettingsError, SplitError, UnknownNameError
+
+pytestmark = pytest.mark.usefixtures("contents_from_paths")
+
+
+def test_repeats_are_drawn_anew_and_numbered_on() -> None:
+    dataset = cohort({"a": [2] * 9, "b": [2] * 9})
+    splits = make_splits(dataset, "kfold", n_folds=3, n_repeats=2)
+    assert [split.fold for split in splits] == [0, 1, 2, 3, 4, 5]
+    for repeat in (splits[:3], splits[3:]):
+        assert sorted(np.concatenate([split.test for split in repeat])) == list(range(len(dataset)))
+    assert [split.digest for split in splits[:3]] == [s.digest for s in make_splits(dataset, "kfold", n_folds=3)]
+    assert len({split.digest for split in splits}) == 6
+    assert make_splits(dataset, "kfold", n_folds=3, n_repeats=2, folds=[4])[0].digest == splits[4].digest
+    for wrong in (0, True, 1.5):
+        with pytest.raises(SettingsError, match="n_repeats must be an int of at least 1"):
+            make_splits(dataset, "kfold", n_repeats=wrong)
+    with pytest.raises(SettingsError, match="n_repeats is for protocol='kfold'"):
+        make_splits(dataset, "holdout", n_repeats=2)
+
+
+def test_official_counts_what_crosses_and_clean_drops_it() -> None:
+    dataset = cohort({"a": [2] * 12, "b": [3] * 12}, linked=(("a2", "a3"), ("b5", "b6", "b7")))
+    dataset = with_folds(content_of(dataset, a8_0="same", a9_1="same"))  # folds 2 and 0
+    official, clean = make_splits(dataset, "official")[0], make_splits(dataset, "official_clean")[0]
+    assert official.fold == clean.fold == 2
+    assert official.guarantees == ("test-is-not-val",)
+    assert official.dropped == 0
+    # a3 (2 images) is linked with a2; b6 and b7 (3 each) with b5; a9_1 is the file of a8_0
+    assert "8 images outside the test side share their group with another side" in official.flags
+    assert "1 images outside the test side share their content with another side" in official.flags
+    assert clean.dropped == 10
+    assert_clean(dataset, clean)
+    np.testing.assert_array_equal(official.test, clean.test)
+    dropped = set(range(len(dataset))) - set(np.concatenate([clean.train, clean.val, clean.test]))
+    assert set(dataset.table["subject"].iloc[sorted(dropped)]) == {"a3", "a9", "b6", "b7"}
+
+
+def test_where_nothing_crosses_official_holds_all_guarantees() -> None:
+    dataset = with_folds(cohort({"a": [2] * 12, "b": [3] * 12}))
+    official, clean = (make_splits(dataset, name, folds="all") for name in ("official", "official_clean"))
+    for split in [*official, *clean]:
+        assert split.guarantees == CLEAN
+        assert split.dropped == 0
+
+
+def test_source_v1_tests_on_what_it_watches_and_says_so() -> None:
+    split = make_splits(with_folds(cohort({"a": [2] * 9, "b": [2] * 9})), "source_v1")[0]
+    np.testing.assert_array_equal(split.val, split.test)
+    assert "test-is-not-val" not in split.guarantees
+    assert split.flags[0] == "val is test"
+    assert len(split.train) + len(split.test) == 36
+
+
+def test_folds_by_default_and_by_choice() -> None:
+    dataset = with_folds(cohort({"a": [2] * 12, "b": [2] * 12}))
+    assert [split.fold for split in make_splits(dataset)] == [2]
+    assert [split.fold for split in make_splits(dataset, folds=[1, 0])] == [1, 0]
+    two = with_folds(cohort({"a": [2] * 12, "b": [2] * 12}), folds=2)
+    assert [split.fold for split in make_splits(two)] == [1]
+    for folds in ([3], [0, 0], [], "some", ["0"]):
+        with pytest.raises(SettingsError, match=r'`folds` is "all" or some of 0, 1, 2, each once. Received: '):
+            make_splits(dataset, folds=folds)
+    assert make_splits(dataset, "holdout", folds="all")[0].fold is None
+    with pytest.raises(SettingsError, match=r"'holdout' has no folds: leave `folds` out. Received: \[0\]"):
+        make_splits(dataset, "holdout", folds=[0])
+    for n_folds in (1, True, 2.5):
+        with pytest.raises(SettingsError, match="n_folds must be an int of at least 2"):
+            make_splits(dataset, "kfold", n_folds=n_folds)
+    with pytest.raises(SettingsError, match="n_folds is for protocol='kfold'"):
+        make_splits(dataset, n_folds=3)
+
+
+def test_random_needs_a_yes_and_keeps_identical_files_together() -> None:
+    dataset = content_of(cohort({"a": [10] * 4, "b": [10] * 4}), a0_0="same", a1_1="same", a2_2="same")
+    with pytest.raises(SplitError, match=r'protocol="random", allow_leakage=True \(command line: --protocol random'):
+        make_splits(dataset, "random")
+    digests = set()
+    for seed in range(20):
+        split = make_splits(dataset, "random", seed=seed, allow_leakage=True)[0]
+        assert split.guarantees == ("content-disjoint", "test-is-not-val")
+        assert "share their group with another side" in split.flags[0]
+        assert len(split.test) == pytest.approx(16, abs=3)
+        assert len(split.val) == pytest.approx(13, abs=3)
+        same = [set(names(dataset, split)[side]) & {"a0_0", "a1_1", "a2_2"} for side in SIDES]
+        assert sorted(map(len, same)) == [0, 0, 3]
+        digests.add(split.digest)
+    assert len(digests) == 20
+
+
+def test_random_is_stratified_down_to_the_smallest_class() -> None:
+    dataset = cohort({"a": [100], "b": [3]})
+    split = make_splits(dataset, "random", allow_leakage=True)[0]
+    assert split.counts()["images"].to_dict() == {
+        ("train", "a"): 64, ("train", "b"): 1, ("val", "a"): 16, ("val", "b"): 1, ("test", "a"): 20, ("test", "b"): 1
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("protocol", sorted(set(PROTOCOLS) - {"random", "fixed"}))
+def test_unknown_subjects_are_never_taken_for_patients(protocol: str) -> None:
+    table = with_folds(cohort({"a": [2] * 9, "b": [2] * 9})).table
+    table["subject"] = table["group"] = table["subject"].mask(table["subject"] == "a3")
+    dataset = Dataset(table, ("a", "b"), INFO)
+    assert not dataset.has_subjects
+    with pytest.raises(SplitError, match="and 2 of the 36 labelled samples of 'made_up' have no subject") as caught:
+        make_splits(dataset, protocol)
+    assert 'protocol="random", allow_leakage=True' in str(caught.value)
+    assert "--protocol random --allow-leakage" in str(caught.value)
+    flags = make_splits(dataset, "random", allow_leakage=True)[0].flags
+    assert "patients unknown: one may be on several sides" in flags
+
+
+def test_fixed_uses_the_sides_that_are_given() -> None:
+    dataset = cohort({"a": [2] * 12, "b": [2] * 12})
+    number = dataset.table["subject"].str[1:].astype(int)
+    table = dataset.table.assign(split=np.select([number < 7, number < 9], ["train", "val"], "test"))
+    given_all = make_splits(Dataset(table, ("a", "b"), INFO), "fixed")[0]
+    assert [len(getattr(given_all, side)) for side in SIDES] == [28, 8, 12]
+    assert given_all.guarantees == CLEAN
+    without_val = Dataset(table[table["split"] != "val"], ("a", "b"), INFO)
+    drawn = make_splits(without_val, "fixed")[0]
+    assert_clean(without_val, drawn)
+    assert len(drawn.val) in (4, 6, 8)
+    crossing = Dataset(table.assign(subject="one", group="one"), ("a", "b"), INFO)
+    assert make_splits(crossing, "fixed")[0].guarantees == ("content-disjoint", "test-is-not-val")
+    with pytest.raises(SplitError, match=r"'fixed' uses the sides .* and 'made_up' has none. Give a `split` column"):
+        make_splits(dataset, "fixed")
+
+
+def test_fixed_without_subjects_is_allowed_and_says_so() -> None:
+    table = cohort({"a": [9], "b": [9]}).table
+    sides = np.where(np.arange(18) % 3 == 0, "test", "train")
+    table = table.assign(split=sides, subject=None, group=None)
+    split = make_splits(Dataset(table, ("a", "b"), INFO), "fixed")[0]
+    assert split.guarantees == ("content-disjoint", "test-is-not-val")
+    assert split.flags == ("patients unknown: one may be on several sides",)
+    with pytest.raises(SplitError, match="or protocol='fixed' for the sides that it comes with"):
+        make_splits(Dataset(table, ("a", "b"), INFO), "kfold")
+
+
+def test_preliminary_and_final_stay_out_of_everything_else() -> None:
+    dataset = with_folds(cohort({"a": [2] * 15, "b": [2] * 15}))
+    number = dataset.table["subject"].str[1:].astype(int)
+    split = np.select([number < 9, number < 12], ["train", "preliminary"], "final")
+    dataset = Dataset(dataset.table.assign(split=split), ("a", "b"), INFO)
+    outside = set(np.flatnonzero(number >= 9))
+    for protocol in ("official", "official_clean", "source_v1", "kfold", "holdout", "random"):
+        for one in make_splits(dataset, protocol, allow_leakage=True):
+            assert not outside & set(np.concatenate([one.train, one.val, one.test])), protocol
+    one = make_splits(dataset, "preliminary")[0]
+    assert_clean(dataset, one)
+    assert set(one.test) == set(np.flatnonzero((number >= 9) & (number < 12)))
+    assert len(one.train) + len(one.val) == 36
+    with pytest.raises(SplitError, match="'made_up' has none of these"):
+        make_splits(dataset.subset((number < 9).to_numpy()), "preliminary")
+
+
+def test_unlabelled_samples_never_enter() -> None:
+    table = with_folds(cohort({"a": [2] * 9, "b": [2] * 9})).table
+    table["label"] = table["label"].mask(table["sample"].str.endswith("_1"))
+    dataset = Dataset(table, ("a", "b"), INFO)
+    split = make_splits(dataset)[0]
+    assert (dataset.labels[np.concatenate([split.train, split.val, split.test])] >= 0).all()
+    with pytest.raises(SplitError, match="has no labelled samples"):
+        make_splits(dataset.subset(dataset.labels < 0))
+
+
+def test_too_few_groups_or_images_say_what_to_do() -> None:
+    few = cohort({"a": [5] * 2, "b": [5] * 9})
+    for protocol in DRAWN:
+        with pytest.raises(SplitError, match=r"at least 3 subjects or groups of each class .* has 2 of class 'a'.*Add"):
+            make_splits(few, protocol)
+    with pytest.raises(SplitError, match=r"at least 3 different images of each class .* has 2 of class 'b'"):
+        make_splits(content_of(cohort({"a": [9], "b": [3]}), b0_0="same", b0_1="same"), "random", allow_leakage=True)
+    blank = {f"a{number}_0": "blank" for number in range(8)}
+    joined = content_of(cohort({"a": [2] * 9, "b": [2] * 9}), **blank)
+    with pytest.raises(
+        SplitError, match=r"2 of class 'a' \(7 groups were joined, since they share cells or identical files"
+    ):
+        make_splits(joined, "holdout")
+    with pytest.raises(SplitError, match="needs at least 2 subjects or groups of each class that are left to train on"):
+        make_splits(with_folds(cohort({"a": [2] * 3, "b": [2] * 9}), folds=2), "official", folds=[0])
+    table = with_folds(cohort({"a": [2] * 9, "b": [2] * 9})).table
+    moved = table.assign(fold=table["fold"].mask((table["label"] == "a") & (table["fold"] == 1), 0))
+    one_class = Dataset(moved, ("a", "b"), INFO)
+    with pytest.raises(SplitError, match=r"\(fold 1\) leaves the test side of 'made_up' without images of class 'a'"):
+        make_splits(one_class, "official", folds=[1])
+
+
+def test_official_needs_folds_and_protocols_need_their_name() -> None:
+    dataset = cohort({"a": [2] * 9, "b": [2] * 9})
+    with pytest.raises(SplitError, match=r"needs official folds, at least two, and 'made_up' has none. Give a `fold`"):
+        make_splits(dataset)
+    with pytest.raises(UnknownNameError, match=r"no protocol 'k_fold'. Did you mean 'kfold'"):
+        make_splits(dataset, "k_fold")
+
+
+def test_patients_that_are_known_are_kept_apart_although_others_are_not() -> None:
+    dataset = cohort({"a": [3] * 9, "b": [3] * 9})
+    table = dataset.table.assign(split=["train", "train", "test"] * 18)
+    table.loc[0, ["subject", "group"]] = pd.NA
+    split = make_splits(Dataset(table, dataset.class_names, INFO), "fixed")[0]
+    train, val = (set(table["subject"].iloc[side].dropna()) for side in (split.train, split.val))
+    assert not train & val
+    assert split.crossing["group"] is None
