@@ -6,6 +6,7 @@ import contextlib
 import importlib
 import os
 import shutil
+import textwrap
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -160,9 +161,9 @@ def _fetch(name: str, where: KaggleDataset, root: Path) -> None:
         with _environment(KAGGLEHUB_CACHE=str(partial), DISABLE_KAGGLE_CACHE="1", DISABLE_COLAB_CACHE="1"):
             _move(Path(kagglehub.dataset_download(where.handle)), root)
     except Exception as error:  # kagglehub, its client and requests each have their own; all mean the same to a user
-        said = " ".join(str(error).split())
+        said = textwrap.shorten(str(error), 200, placeholder=" ...")
         raise LeukemiaDLError(
-            f"{name} could not be downloaded ({type(error).__name__}: {said:.200}). What was fetched is kept in "
+            f"{name} could not be downloaded ({type(error).__name__}: {said}). What was fetched is kept in "
             f"{partial}, and the same command goes on from there: check the network, HTTPS_PROXY and the free space. "
             "If it fails in the same way again, delete that. If Kaggle asks who you are, create a token on the "
             f"page of your account and save it as ~/.kaggle/kaggle.json. {_by_hand(name, where, root)}"
