@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterable, Iterator, Sized
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
+from leukemia_dl.memory import keep_memory
+
 __all__ = ["parallel_map", "process_map", "track"]
 
 T = TypeVar("T")
@@ -91,14 +93,14 @@ def process_map(
     """Return `[function(item) for item in items]`, computed by one process per core, with progress.
 
     For much work on small things, where threads would wait for each other. `function` must be picklable. A script needs
-    no `if __name__ == "__main__"`.
+    no `if __name__ == "__main__"`. The processes keep the memory that they have had, until they end with the work.
     """
     from joblib import cpu_count
     from joblib.externals.loky import ProcessPoolExecutor
 
     # A pool of our own, not joblib's common one: it ends with the work. Idle workers would hold memory for minutes, and
     # a process of multiprocessing waits for them before it ends.
-    with ProcessPoolExecutor(cpu_count()) as pool:
+    with ProcessPoolExecutor(cpu_count(), initializer=keep_memory) as pool:
         try:
             return list(track(_in_order(pool, function, items), _count(items, total), what, show))
         except BaseException:

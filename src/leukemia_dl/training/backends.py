@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import importlib.util
 import json
 import logging
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from leukemia_dl.errors import BackendError, SettingsError
+from leukemia_dl.memory import keep_memory
 
 __all__ = ["Device", "backend_name", "device_names", "feed", "fused", "prepare", "quiet_import"]
 
@@ -74,7 +74,7 @@ def prepare(precision: str = "auto") -> Device:
     """Import Keras with its backend and say where a fit will run: a GPU where there is one, else the CPU.
 
     On TensorFlow, GPU memory is taken as it is needed instead of all at once. On a CPU under Linux this process keeps
-    the memory that it has had (`_keep_memory`).
+    the memory that it has had (`keep_memory`).
 
     Raises:
         SettingsError: If mixed_bfloat16 is asked for on hardware that only emulates it.
@@ -85,7 +85,7 @@ def prepare(precision: str = "auto") -> Device:
 
         kind, name, has_bfloat16 = _PROBES[backend]()
     if kind == "cpu":
-        _keep_memory()
+        keep_memory()
     if precision == "mixed_bfloat16" and not has_bfloat16:
         raise SettingsError(
             f"precision='mixed_bfloat16' needs a GPU with bfloat16 (NVIDIA Ampere or later). This runs on {name}. "
@@ -165,20 +165,6 @@ def quiet_import() -> Iterator[None]:
     finally:
         os.dup2(saved, 2)
         os.close(saved)
-
-
-def _keep_memory() -> None:
-    """Have glibc keep freed memory for the next step, instead of giving it back and asking for it anew.
-
-    Every activation of a net is a block of megabytes, which malloc maps and unmaps each time: the kernel zeroes the
-    same pages over and over. Kept, ResNet50 at 96 pixels trained twice as fast on two cores, with equal bits and 3 to
-    20 % more memory at its peak. Whoever has set MALLOC_... variables has decided otherwise.
-    """
-    if platform.libc_ver()[0] != "glibc" or any(name.startswith("MALLOC_") for name in os.environ):
-        return
-    # M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX, and M_ARENA_MAX, since only the main arena can keep large blocks.
-    for parameter, value in ((-1, 2**31 - 1), (-2, 64 << 20), (-4, 0), (-8, 1)):
-        ctypes.CDLL(None).mallopt(parameter, value)
 
 
 def _configured_backend() -> str | None:
