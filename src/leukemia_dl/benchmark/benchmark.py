@@ -13,14 +13,14 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from leukemia_dl.benchmark.baselines import BASELINES, check_baseline
+from leukemia_dl.benchmark.baselines import BASELINES, check_baseline, measure_cells
+from leukemia_dl.benchmark.frames import history_frame, prediction_frame, result_frame, timing_frame
 from leukemia_dl.benchmark.progress import GridProgress
 from leukemia_dl.benchmark.runner import Pixels, run_trial
 from leukemia_dl.benchmark.store import MODEL_FILE, Store
 from leukemia_dl.benchmark.trial import Record, Trial
 from leukemia_dl.datasets import Dataset, Split, make_splits
 from leukemia_dl.errors import SettingsError, TrainingError
-from leukemia_dl.evaluation import METRICS
 from leukemia_dl.models.build import check_size, weights_identity
 from leukemia_dl.models.registry import find_backbone
 from leukemia_dl.models.spec import BackboneSpec
@@ -32,10 +32,6 @@ from leukemia_dl.training.recipe import Recipe
 __all__ = ["DEFAULT_BACKBONES", "Benchmark"]
 
 DEFAULT_BACKBONES = ("vgg16", "resnet50", "inception_v3", "xception", "cnn")
-_INTEGERS = (
-    "fold", "seed", "image_size", "epochs", "n_train", "n_val", "n_test", "groups_train", "groups_val", "groups_test",
-    "dropped", "crossing_identical", "crossing_same_cell", "crossing_group", "parameters",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -197,42 +193,36 @@ class Benchmark:
         `backbone, accuracy, loss` come first, then the other metrics (float, NaN where undefined), then what was
         compared on what: no column changes between equal runs.
         """
-        return _result_frame(record for _, record in self._records())
+        return result_frame(record for _, record in self._records())
 
     def timings(self) -> pd.DataFrame:
         """Return a row per finished trial: seconds, memory, machine and versions."""
-        return _timing_frame(record for _, record in self._records())
+        return timing_frame(record for _, record in self._records())
 
-    def predictions(self) -> pd.DataFrame:
+    def predictions(self, *, cell_area: bool = False) -> pd.DataFrame:
         """Return the prediction frame: a row per trial and sample of the val and test sides.
 
-        Columns: trial, backbone, fold, seed, sample, subject, group, side ("val" or "test"), label (class name) and a
-        `probability_<class>` per class. Every interval and comparison can be computed from it.
+        Columns: trial, backbone, kind ("backbone" or "baseline"), fold, seed, sample, subject, group, same_cell, side
+        ("val" or "test"), label (class name) and a `probability_<class>` per class. Every interval and comparison is
+        computed from it: `leukemia_dl.evaluate`, `compare`, `leaderboard`.
+
+        Args:
+            cell_area: Add the area of the cell in pixels of the file (NaN where an image shows no single cell), to
+                evaluate by it. The files are read for it.
         """
-        names = self.dataset.class_names
-        known = self.dataset.table.set_index("sample")[["subject", "group"]]
-        parts = []
-        for trial, record in self._records():
-            if record.status != "ok":
-                continue
-            fixed = {name: [value] * len(record.samples) for name, value in _names_of(trial).items()}
-            part = pd.DataFrame(fixed | {"sample": record.samples.astype(object)})
-            part[["subject", "group"]] = known.loc[part["sample"]].to_numpy()
-            part["side"] = record.sides.astype(object)
-            part["label"] = [names[i] for i in record.labels]
-            for position, name in enumerate(names):
-                part[f"probability_{name}"] = record.probabilities[:, position]
-            parts.append(part)
-        return _joined(parts)
+        records = [record for _, record in self._records()]
+        areas = None
+        if cell_area:
+            samples = np.unique(np.concatenate([record.samples for record in records] or [np.empty(0, np.str_)]))
+            measured = self.dataset.subset(self.dataset.table["sample"].isin(samples).to_numpy(bool))
+            cells = measure_cells(measured)
+            area = np.where(cells.single_cell, np.exp(cells.size[:, 0]), np.nan)
+            areas = dict(zip(measured.table["sample"], area.tolist(), strict=True))
+        return prediction_frame(records, self.dataset, areas)
 
     def histories(self) -> pd.DataFrame:
         """Return the learning curves: a row per trial and epoch, with backbone, fold, seed and trial in front."""
-        parts = []
-        for trial, record in self._records():
-            if len(record.history):
-                fixed = pd.DataFrame([_names_of(trial)] * len(record.history))
-                parts.append(pd.concat([fixed, record.history], axis=1))
-        return _joined(parts)
+        return history_frame(record for _, record in self._records())
 
     def to_toml(self) -> str:
         """Return the resolved settings as TOML: everything that makes the frame. What is None is left out."""
@@ -327,42 +317,7 @@ class Benchmark:
         mine = [record for _, record in self._records()]
         digests = {record.trial.digest for record in mine}
         records = mine + [record for record in self.store.records() if record.trial.digest not in digests]
-        self.store.export(_result_frame(records), _timing_frame(records))
-
-
-def _result_frame(records: Iterable[Record]) -> pd.DataFrame:
-    rows = []
-    for record in records:
-        metrics = {name: record.metrics.get(name, float("nan")) for name in _metric_columns()}
-        rows.append(
-            {"backbone": record.trial.backbone, **metrics, "status": record.status, **record.row}
-            | {"trial": record.trial.folder, "error": record.error}
-        )
-    frame = pd.DataFrame(rows, columns=None if rows else ["backbone", *_metric_columns(), "status"])
-    return frame.astype({name: "Int64" for name in _INTEGERS if name in frame})
-
-
-def _timing_frame(records: Iterable[Record]) -> pd.DataFrame:
-    rows = [
-        {"backbone": r.trial.backbone, "fold": r.trial.fold, "seed": r.trial.seed, **r.timings, "trial": r.trial.folder}
-        for r in records
-    ]
-    frame = pd.DataFrame(rows)
-    return frame.astype({name: "Int64" for name in ("fold", "seed") if name in frame})
-
-
-def _names_of(trial: Trial) -> dict[str, Any]:
-    return {"trial": trial.folder, "backbone": trial.backbone, "fold": trial.fold, "seed": trial.seed}
-
-
-def _joined(parts: list[pd.DataFrame]) -> pd.DataFrame:
-    if not parts:
-        return pd.DataFrame()
-    return pd.concat(parts, ignore_index=True).astype({"fold": "Int64", "seed": "Int64"})
-
-
-def _metric_columns() -> list[str]:
-    return [*METRICS, "val_accuracy", "val_loss", "val_balanced_accuracy"]
+        self.store.export(result_frame(records), timing_frame(records))
 
 
 def _names(what: str, names: Sequence[str], empty: bool = False) -> tuple[str, ...]:

@@ -22,7 +22,7 @@ from leukemia_dl.benchmark.progress import GridProgress
 from leukemia_dl.benchmark.trial import Record, Trial
 from leukemia_dl.datasets import Dataset, PixelStore, Split
 from leukemia_dl.errors import StoreError
-from leukemia_dl.evaluation import score
+from leukemia_dl.evaluation import apply_temperature, fit_temperature, score
 from leukemia_dl.models.classifier import Classifier, predict_logits, softmax
 from leukemia_dl.models.spec import BackboneSpec
 from leukemia_dl.preprocess import Pipeline
@@ -133,7 +133,7 @@ def run_trial(
             outcome = _baseline(trial, dataset, split, predict, pixels)
         else:
             outcome = _backbone(trial, dataset, split, predict, pixels, spec, recipe, progress)
-        metrics = {} if outcome.reason else _metrics(labels, outcome.probabilities, sides)
+        metrics = {} if outcome.reason else _metrics(labels, outcome.probabilities, sides, split)
     except Exception as error:
         return replace(
             record,
@@ -214,12 +214,19 @@ def _backbone(
 
 
 def _metrics(
-    labels: NDArray[np.int64], probabilities: NDArray[np.float64], sides: NDArray[np.str_]
+    labels: NDArray[np.int64], probabilities: NDArray[np.float64], sides: NDArray[np.str_], split: Split
 ) -> dict[str, float]:
     test, val = sides == "test", sides == "val"
     metrics = score(labels[test], probabilities[test])
     watched = score(labels[val], probabilities[val])
-    return metrics | {f"val_{name}": watched[name] for name in ("accuracy", "loss", "balanced_accuracy")}
+    metrics |= {f"val_{name}": watched[name] for name in ("accuracy", "loss", "balanced_accuracy")}
+    if not np.intersect1d(split.val, split.test).size:
+        # The val side was neither trained on nor selected by; where it is the test side, nothing may be fitted to it.
+        temperature = fit_temperature(labels[val], probabilities[val])
+        calibrated = score(labels[test], apply_temperature(probabilities[test], temperature))
+        metrics |= {"temperature": temperature}
+        metrics |= {f"{name}_calibrated": calibrated[name] for name in ("loss", "brier", "ece")}
+    return metrics
 
 
 def _row(trial: Trial, dataset: Dataset, split: Split, recipe: Recipe) -> dict[str, Any]:

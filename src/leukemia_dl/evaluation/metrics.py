@@ -1,30 +1,108 @@
-"""Metrics of one set of predictions, one float each, by scikit-learn. Undefined cases are NaN, never 0."""
+"""Every metric as a function of weights: one row of weights gives a value, a row per left-out group an interval.
+
+So an interval can never be of another number than the value that it stands beside. scikit-learn is the oracle of the
+tests; calling it once per left-out group would take a hundred times as long.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from leukemia_dl.errors import DataError
+from leukemia_dl.errors import SettingsError
+from leukemia_dl.evaluation.calibration import calibration_fits
+from leukemia_dl.evaluation.predictions import Run, check_probabilities
+from leukemia_dl.evaluation.ranking import ranking_values
 
-__all__ = ["LOSS_CLIP", "METRICS", "score"]
+__all__ = ["ECE_BINS", "LOSS_CLIP", "METRICS", "Metric", "metric", "score", "values", "why_undefined"]
 
-# accuracy and loss come first, everywhere.
-METRICS = ("accuracy", "loss", "balanced_accuracy", "weighted_f1", "macro_f1", "auroc", "sensitivity", "specificity")
 # Probabilities are clipped to [LOSS_CLIP, 1] in the loss, so that one confident error costs at most 34.5 nats.
 LOSS_CLIP = 1e-15
+ECE_BINS = 15
+_RANKING, _CALIBRATION = ("auroc", "auprc"), ("calibration_slope", "calibration_intercept")
+
+
+@dataclass(frozen=True)
+class Metric:
+    """What has to be known of a metric to give it an interval.
+
+    Attributes:
+        name: The column.
+        scale: On which an interval is symmetric: "logit" for what lies between `lowest` and `highest`, "log", "linear".
+        better: "high", "low", or "" where neither is.
+        classes: The only class whose images it depends on, in a binary task; None for all.
+        lowest: Lower bound.
+        highest: Upper bound.
+    """
+
+    name: str
+    scale: Literal["logit", "log", "linear"] = "logit"
+    better: Literal["high", "low", ""] = "high"
+    classes: int | None = None
+    lowest: float = 0.0
+    highest: float = 1.0
+
+
+# accuracy and loss come first, everywhere.
+_ALL = (
+    Metric("accuracy"),
+    Metric("loss", "log", "low"),
+    Metric("balanced_accuracy"),
+    Metric("balanced_loss", "log", "low"),
+    Metric("weighted_f1"),
+    Metric("macro_f1"),
+    Metric("auroc"),
+    Metric("auprc"),
+    Metric("sensitivity", classes=1),
+    Metric("specificity", classes=0),
+    Metric("ppv"),
+    Metric("npv"),
+    Metric("prevalence", better=""),
+    Metric("mcc", lowest=-1.0),
+    Metric("brier", "log", "low"),
+    Metric("ece", "log", "low"),
+    Metric("calibration_slope", "linear", ""),
+    Metric("calibration_intercept", "linear", ""),
+)
+METRICS = tuple(metric.name for metric in _ALL)
+
+
+def metric(name: str) -> Metric:
+    """Return a metric by its name.
+
+    Raises:
+        SettingsError: If there is none.
+    """
+    found = next((metric for metric in _ALL if metric.name == name), None)
+    if found is None:
+        raise SettingsError(f"There is no metric {name!r}. Known: {', '.join(METRICS)}.")
+    return found
 
 
 def score(labels: NDArray[np.int64], probabilities: NDArray[np.float64]) -> dict[str, float]:
-    """Return every metric of `METRICS`.
+    """Return every metric of `METRICS`; NaN where undefined, never 0.
 
-    - `loss`: mean cross-entropy in nats, unweighted, uncalibrated.
-    - `balanced_accuracy`: mean of the recalls of the classes that occur.
-    - `weighted_f1`: mean F1 weighted by class size, the metric of the C-NMC challenge.
-    - `auroc`: area under the ROC curve; with more than two classes the mean over one-against-the-rest. NaN when a
-      class does not occur.
-    - `sensitivity`, `specificity`: recall of class 1 and of class 0; NaN with more than two classes, or when that
-      class does not occur.
+    The predicted class is the most probable one (the first of equals). Class 1 is the positive one of two.
+
+    - `accuracy`: Share of correct predictions.
+    - `loss`: Mean cross-entropy in nats, unweighted, uncalibrated; probabilities are clipped to at least 1e-15.
+    - `balanced_accuracy`, `balanced_loss`: Mean over the classes that occur of their recalls, and of their losses.
+    - `weighted_f1`, `macro_f1`: Mean F1 of the classes, weighted by class size (the metric of the C-NMC challenge), and
+      of the classes that occur or are predicted.
+    - `auroc`, `auprc`: Area under the ROC curve, and average precision; with more than two classes the means over
+      one-against-the-rest. NaN when a class does not occur.
+    - `sensitivity`, `specificity`: Recall of class 1 and of class 0. `ppv`, `npv`: Share of correct predictions among
+      those of class 1 and of class 0; they hold at the `prevalence`, the share of class 1. NaN with more classes.
+    - `mcc`: Matthews' correlation coefficient; with more classes Gorodkin's R_K (2004).
+    - `brier`: Mean squared error of the probability of class 1 (Brier 1950, halved); with more classes their sum.
+    - `ece`: Expected calibration error of the predicted class's probability in 15 equal bins (Guo et al. 2017).
+    - `calibration_slope`, `calibration_intercept`: Of a logistic regression of the label on the predicted log-odds; the
+      intercept with the slope held at 1, "calibration in the large" (Cox 1958; Van Calster et al. 2019). 1 and 0 are
+      right. NaN with more than two classes, and where the classes are separated perfectly.
 
     Args:
         labels: True class indices (n,).
@@ -33,54 +111,112 @@ def score(labels: NDArray[np.int64], probabilities: NDArray[np.float64]) -> dict
     Raises:
         DataError: If shapes, labels or probabilities are not as said.
     """
-    from sklearn import metrics
-
-    _check(labels, probabilities)
-    classes = probabilities.shape[1]
-    predicted = probabilities.argmax(axis=1)
-    names = np.arange(classes)
-    recalls = np.asarray(metrics.recall_score(labels, predicted, labels=names, average=None, zero_division=np.nan))
-    chosen = np.clip(probabilities[np.arange(len(labels)), labels], LOSS_CLIP, 1.0)
-    f1 = {
-        average: float(metrics.f1_score(labels, predicted, labels=names, average=average, zero_division=0.0))
-        for average in ("weighted", "macro")
-    }
-    return {
-        "accuracy": float(metrics.accuracy_score(labels, predicted)),
-        "loss": float(-np.log(chosen).mean()),
-        "balanced_accuracy": float(np.nanmean(recalls)),
-        "weighted_f1": f1["weighted"],
-        "macro_f1": f1["macro"],
-        "auroc": _auroc(labels, probabilities),
-        "sensitivity": float(recalls[1]) if classes == 2 else float("nan"),
-        "specificity": float(recalls[0]) if classes == 2 else float("nan"),
-    }
+    labels, probabilities = np.asarray(labels), np.asarray(probabilities, dtype=np.float64)
+    check_probabilities(labels, probabilities)
+    run = Run.of(labels.astype(np.int64), probabilities)
+    return {name: float(value[0]) for name, value in values(run, np.ones((1, len(labels)))).items()}
 
 
-def _auroc(labels: NDArray[np.int64], probabilities: NDArray[np.float64]) -> float:
-    from sklearn.metrics import roc_auc_score
+def values(run: Run, weights: NDArray[np.float64], names: Sequence[str] = METRICS) -> dict[str, NDArray[np.float64]]:
+    """Return metrics of weighted predictions.
 
-    classes = probabilities.shape[1]
-    if len(np.unique(labels)) < classes:
-        return float("nan")
-    if classes == 2:
-        return float(roc_auc_score(labels, probabilities[:, 1]))
-    return float(np.mean([roc_auc_score(labels == k, probabilities[:, k]) for k in range(classes)]))
+    Args:
+        run: The predictions.
+        weights: (r, units), not negative: how often each unit counts, in each of r weightings.
+        names: Which metrics.
+
+    Returns:
+        Per name the values (r,), NaN where undefined.
+    """
+    found: dict[str, NDArray[np.float64]] = {}
+    if set(names) - {*_RANKING, *_CALIBRATION}:
+        found |= _of_sums(run, weights)
+    wanted = [name for name in _RANKING if name in names]
+    if wanted:
+        found |= ranking_values(run, weights, wanted)
+    if set(names) & set(_CALIBRATION):
+        found |= calibration_fits(run, weights)
+    return {name: found[name] for name in METRICS if name in names}
 
 
-def _check(labels: NDArray[np.int64], probabilities: NDArray[np.float64]) -> None:
-    if probabilities.ndim != 2 or probabilities.shape[1] < 2 or labels.shape != probabilities.shape[:1]:
-        raise DataError(
-            "Expected labels (n,) and probabilities (n, classes) with at least two classes. "
-            f"Received: {labels.shape} and {probabilities.shape}."
-        )
-    if not len(labels):
-        raise DataError("There are no predictions to score: the test side is empty.")
-    if labels.min() < 0 or labels.max() >= probabilities.shape[1]:
-        raise DataError(
-            f"Labels must be class indices from 0 to {probabilities.shape[1] - 1}. Received: from {labels.min()} to "
-            f"{labels.max()}. Samples without a label, such as the final test set of C-NMC 2019, cannot be scored."
-        )
-    finite = np.isfinite(probabilities).all() and (probabilities >= 0).all()
-    if not finite or not np.allclose(probabilities.sum(axis=1), 1.0, atol=1e-6):
-        raise DataError("Probabilities must be finite, not negative, and sum to 1 in each row.")
+def _of_sums(run: Run, weights: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
+    """Return the metrics that are functions of sums over predictions: those are taken per unit, once."""
+    n, k = run.probabilities.shape
+    rows = np.arange(n)
+    own = np.maximum(run.probabilities[rows, run.labels], LOSS_CLIP)
+    squared = (run.probabilities**2).sum(axis=1) - 2 * run.probabilities[rows, run.labels] + 1
+    confidence = run.probabilities[rows, run.predicted]
+    bins = np.clip(np.ceil(confidence * ECE_BINS).astype(np.int64) - 1, 0, ECE_BINS - 1)
+    units = weights.shape[1]
+
+    def per_unit(
+        column: NDArray[np.int64], columns: int, value: NDArray[np.float64] | None = None
+    ) -> NDArray[np.float64]:
+        sums = np.bincount(run.unit * columns + column, value, units * columns)
+        return sums.reshape(units, columns).astype(np.float64)
+
+    confusion = per_unit(run.labels * k + run.predicted, k * k)
+    losses = per_unit(run.labels, k, -np.log(own))
+    brier = per_unit(np.zeros(n, np.int64), 1, squared / (2 if k == 2 else 1))
+    gaps = per_unit(bins, ECE_BINS, confidence - (run.predicted == run.labels))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        table = (weights @ confusion).reshape(-1, k, k)
+        loss = weights @ losses
+        true, said = table.sum(axis=2), table.sum(axis=1)
+        hits, total = np.diagonal(table, axis1=1, axis2=2), true.sum(axis=1)
+        recalls, precisions = hits / true, hits / said
+        f1 = 2 * hits / (true + said)
+        both = k == 2
+        nothing = np.full(len(weights), np.nan)
+        return {
+            "accuracy": hits.sum(axis=1) / total,
+            "loss": loss.sum(axis=1) / total,
+            "balanced_accuracy": _mean_of_defined(recalls),
+            "balanced_loss": _mean_of_defined(loss / true),
+            "weighted_f1": np.where(true > 0, f1 * true, 0.0).sum(axis=1) / total,
+            "macro_f1": _mean_of_defined(f1),
+            "sensitivity": recalls[:, 1] if both else nothing,
+            "specificity": recalls[:, 0] if both else nothing,
+            "ppv": precisions[:, 1] if both else nothing,
+            "npv": precisions[:, 0] if both else nothing,
+            "prevalence": true[:, 1] / total if both else nothing,
+            "mcc": _matthews(hits.sum(axis=1), true, said, total),
+            "brier": (weights @ brier)[:, 0] / total,
+            "ece": np.abs(weights @ gaps).sum(axis=1) / total,
+        }
+
+
+def _matthews(
+    hits: NDArray[np.float64], true: NDArray[np.float64], said: NDArray[np.float64], total: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    # Gorodkin 2004, equation 8. Of one class only, true or said, the spread is exactly or nearly 0.
+    spread_true = total**2 - (true**2).sum(axis=1)
+    spread_said = total**2 - (said**2).sum(axis=1)
+    tiny = 1e-9 * total**2
+    defined = (spread_true > tiny) & (spread_said > tiny)
+    found = (hits * total - (true * said).sum(axis=1)) / np.sqrt(spread_true * spread_said)
+    result: NDArray[np.float64] = np.where(defined, found, np.nan)
+    return result
+
+
+def _mean_of_defined(table: NDArray[np.float64]) -> NDArray[np.float64]:
+    defined = ~np.isnan(table)
+    result: NDArray[np.float64] = np.where(defined, table, 0.0).sum(axis=1) / defined.sum(axis=1)
+    return result
+
+
+def why_undefined(name: str, run: Run, class_names: Sequence[str]) -> str:
+    """Return why a metric of a run is NaN."""
+    k = run.probabilities.shape[1]
+    if k > 2 and name in ("sensitivity", "specificity", "ppv", "npv", "prevalence", *_CALIBRATION):
+        return "defined for two classes; with more see balanced_accuracy, macro_f1 and ece"
+    missing = [class_names[code] for code in range(k) if not (run.labels == code).any()]
+    if name in ("sensitivity", "specificity"):
+        return f"no image of class {class_names[1 if name == 'sensitivity' else 0]}"
+    if name in ("ppv", "npv"):
+        return f"no image is predicted as {class_names[1 if name == 'ppv' else 0]}"
+    if missing:
+        return f"no image of class {', '.join(missing)}"
+    if name == "mcc":
+        return "every image is predicted as one class"
+    return "the probabilities are constant, or separate the classes perfectly"

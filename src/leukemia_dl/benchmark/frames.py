@@ -1,0 +1,95 @@
+"""The frames of a benchmark, made of the records that its trials left."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import pandas as pd
+
+from leukemia_dl.benchmark.trial import Record, Trial
+from leukemia_dl.datasets import Dataset
+from leukemia_dl.evaluation import METRICS
+
+__all__ = ["history_frame", "prediction_frame", "result_frame", "timing_frame"]
+
+CALIBRATED = ("temperature", "loss_calibrated", "brier_calibrated", "ece_calibrated")
+WATCHED = ("val_accuracy", "val_loss", "val_balanced_accuracy")
+_INTEGERS = (
+    "fold", "seed", "image_size", "epochs", "n_train", "n_val", "n_test", "groups_train", "groups_val", "groups_test",
+    "dropped", "crossing_identical", "crossing_same_cell", "crossing_group", "parameters",
+)  # fmt: skip
+
+
+def result_frame(records: Iterable[Record]) -> pd.DataFrame:
+    """Return a row per record: `backbone`, every metric, then what was compared on what."""
+    columns = [*METRICS, *CALIBRATED, *WATCHED]
+    rows = []
+    for record in records:
+        metrics = {name: record.metrics.get(name, float("nan")) for name in columns}
+        rows.append(
+            {"backbone": record.trial.backbone, **metrics, "status": record.status, **record.row}
+            | {"trial": record.trial.folder, "error": record.error}
+        )
+    frame = pd.DataFrame(rows, columns=None if rows else ["backbone", *columns, "status"])
+    return frame.astype({name: "Int64" for name in _INTEGERS if name in frame})
+
+
+def timing_frame(records: Iterable[Record]) -> pd.DataFrame:
+    """Return a row per record: seconds, memory, machine and versions."""
+    rows = [
+        {"backbone": r.trial.backbone, "fold": r.trial.fold, "seed": r.trial.seed, **r.timings, "trial": r.trial.folder}
+        for r in records
+    ]
+    frame = pd.DataFrame(rows)
+    return frame.astype({name: "Int64" for name in ("fold", "seed") if name in frame})
+
+
+def history_frame(records: Iterable[Record]) -> pd.DataFrame:
+    """Return a row per record and epoch."""
+    parts = []
+    for record in records:
+        if len(record.history):
+            fixed = pd.DataFrame([_names_of(record.trial)] * len(record.history))
+            parts.append(pd.concat([fixed, record.history], axis=1))
+    return _joined(parts)
+
+
+def prediction_frame(
+    records: Iterable[Record], dataset: Dataset, cell_area: Mapping[str, float] | None = None
+) -> pd.DataFrame:
+    """Return a row per record and predicted sample.
+
+    Args:
+        records: Those with another status than "ok" are left out.
+        dataset: What they are of.
+        cell_area: By sample, for a column of that name.
+    """
+    names = dataset.class_names
+    known = dataset.table.set_index("sample")[["subject", "group", "same_cell"]]
+    parts = []
+    for record in records:
+        if record.status != "ok":
+            continue
+        fixed = {name: [value] * len(record.samples) for name, value in _names_of(record.trial).items()}
+        part = pd.DataFrame(fixed | {"sample": record.samples.astype(object)})
+        part.insert(2, "kind", record.trial.kind)
+        part[["subject", "group", "same_cell"]] = known.loc[part["sample"]].to_numpy()
+        if cell_area is not None:
+            part["cell_area"] = part["sample"].map(cell_area).astype(float)
+        part["side"] = record.sides.astype(object)
+        part["label"] = [names[i] for i in record.labels]
+        for position, name in enumerate(names):
+            part[f"probability_{name}"] = record.probabilities[:, position]
+        parts.append(part)
+    return _joined(parts)
+
+
+def _names_of(trial: Trial) -> dict[str, Any]:
+    return {"trial": trial.folder, "backbone": trial.backbone, "fold": trial.fold, "seed": trial.seed}
+
+
+def _joined(parts: list[pd.DataFrame]) -> pd.DataFrame:
+    if not parts:
+        return pd.DataFrame()
+    return pd.concat(parts, ignore_index=True).astype({"fold": "Int64", "seed": "Int64"})

@@ -1,0 +1,223 @@
+"""Calibration: the slope and intercept of predicted log-odds, and temperature scaling."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from leukemia_dl.errors import DataError
+from leukemia_dl.evaluation.predictions import Run, check_probabilities
+
+__all__ = ["apply_temperature", "calibration_fits", "fit_temperature"]
+
+_CLIP = 1e-15
+# Weighted predictions that are held at once: few enough for a processor's cache.
+_AT_ONCE = 200_000
+# Of the last step: Newton's error is then about its square.
+_TOLERANCE = 1e-4
+_QUICK_STEPS, _CAREFUL_STEPS = 8, 100
+# Where Newton's method without care has gone that far, it is lost.
+_FAR = 1e6
+
+
+def calibration_fits(run: Run, weights: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
+    """Return `calibration_slope` and `calibration_intercept` of a binary run under each row of weights (r, units).
+
+    Both are maximum-likelihood logistic regressions of the label on the predicted log-odds; NaN where there is no
+    finite maximum, and with more than two classes.
+    """
+    names = ("calibration_slope", "calibration_intercept")
+    if run.probabilities.shape[1] != 2:
+        return {name: np.full(len(weights), np.nan) for name in names}
+    clipped = np.clip(run.probabilities, _CLIP, 1.0)
+    odds = np.log(clipped[:, 1]) - np.log(clipped[:, 0])
+    label, one = run.labels.astype(np.float64), np.ones_like(odds)
+    spread = float(odds.std()) or 1.0
+    x = (odds - odds.mean()) / spread
+    present = weights > 0
+    low = [_per_unit(np.minimum, np.inf, odds, run, weights.shape[1], code) for code in (0, 1)]
+    high = [_per_unit(np.maximum, -np.inf, odds, run, weights.shape[1], code) for code in (0, 1)]
+    lowest = [np.where(present, ends, np.inf).min(axis=1) for ends in low]
+    highest = [np.where(present, ends, -np.inf).max(axis=1) for ends in high]
+    # Without both classes there is nothing to fit; where they do not overlap the likelihood rises for ever.
+    both = np.isfinite(lowest[0]) & np.isfinite(lowest[1])
+    overlap = both & (highest[0] > lowest[1]) & (highest[1] > lowest[0])
+    slopes = _logistic(np.stack([one, x], axis=1), np.zeros_like(x), label, run.unit, weights, overlap)[:, 1] / spread
+    intercepts = _logistic(one[:, None], odds, label, run.unit, weights, both)[:, 0]
+    return dict(zip(names, (slopes, intercepts), strict=True))
+
+
+def _per_unit(
+    function: np.ufunc, start: float, odds: NDArray[np.float64], run: Run, units: int, code: int
+) -> NDArray[np.float64]:
+    ends = np.full(units, start)
+    chosen = run.labels == code
+    function.at(ends, run.unit[chosen], odds[chosen])
+    return ends
+
+
+def _logistic(
+    design: NDArray[np.float64],
+    offset: NDArray[np.float64],
+    label: NDArray[np.float64],
+    unit: NDArray[np.int64],
+    weights: NDArray[np.float64],
+    defined: NDArray[np.bool_],
+) -> NDArray[np.float64]:
+    """Return coefficients (r, columns) of label ~ sigmoid(offset + design @ coefficients), per row of weights.
+
+    All rows start where unweighted predictions have their maximum, which is near to theirs: Newton's method then needs
+    three or four steps, the first of them for all rows at once from sums per unit.
+    """
+    columns = design.shape[1]
+    result = np.full((len(weights), columns), np.nan)
+    if not defined.any():
+        return result
+    start = _careful(design, offset, label, np.ones((1, len(label))), np.zeros((1, columns)))
+    p = _sigmoid(start[0] @ design.T + offset)
+    shares = np.concatenate([(label - p)[:, None] * design, (p * (1 - p))[:, None] * _products(design)], axis=1)
+    totals = weights @ np.stack([np.bincount(unit, share, weights.shape[1]) for share in shares.T], axis=1)
+    rows = np.flatnonzero(defined)
+    first = start + _solved(totals[:, :columns], totals[:, columns:])
+    step = max(_AT_ONCE // len(label), 1)
+    for place in range(0, len(rows), step):
+        part = rows[place : place + step]
+        weighted = weights[part][:, unit]
+        found, last = first[part], np.full(len(part), np.inf)
+        for _ in range(_QUICK_STEPS):
+            moved = _newton(design, offset, label, weighted, found)
+            found, last = np.clip(found + moved, -_FAR, _FAR), np.abs(moved).max(axis=1)
+            if not (last > _TOLERANCE).any():
+                break
+        astray = ~(last <= _TOLERANCE)
+        if astray.any():
+            found[astray] = _careful(
+                design, offset, label, weighted[astray], np.broadcast_to(start, found[astray].shape)
+            )
+        result[part] = found
+    return result
+
+
+def _newton(
+    design: NDArray[np.float64],
+    offset: NDArray[np.float64],
+    label: NDArray[np.float64],
+    weights: NDArray[np.float64],
+    at: NDArray[np.float64],
+) -> NDArray[np.float64]:
+    """Return Newton's step (r, columns) for weights (r, n)."""
+    p = _sigmoid(at @ design.T + offset)
+    expected = weights * p
+    gradient = weights @ (label[:, None] * design) - expected @ design
+    expected *= 1 - p
+    return _solved(gradient, expected @ _products(design))
+
+
+def _products(design: NDArray[np.float64]) -> NDArray[np.float64]:
+    return (design[:, :, None] * design[:, None, :]).reshape(len(design), -1)
+
+
+def _solved(gradient: NDArray[np.float64], curvature: NDArray[np.float64]) -> NDArray[np.float64]:
+    columns = gradient.shape[1]
+    matrices = curvature.reshape(-1, columns, columns)
+    # Where all probabilities are 0 or 1 the curvature is nothing: a trace of it keeps the step finite, and small.
+    ridge = 1e-12 * np.trace(matrices, axis1=1, axis2=2) + 1e-12
+    result: NDArray[np.float64] = np.linalg.solve(
+        matrices + ridge[:, None, None] * np.eye(columns), gradient[..., None]
+    )
+    return result[..., 0]
+
+
+def _careful(
+    design: NDArray[np.float64],
+    offset: NDArray[np.float64],
+    label: NDArray[np.float64],
+    weights: NDArray[np.float64],
+    start: NDArray[np.float64],
+) -> NDArray[np.float64]:
+    """Return coefficients by Newton's method with halved steps; NaN where it comes to no end."""
+    found = start.copy()
+    likelihood = _likelihood(design, offset, label, weights, found)
+    last = np.full(len(found), np.inf)
+    for _ in range(_CAREFUL_STEPS):
+        moved = np.clip(_newton(design, offset, label, weights, found), -10.0, 10.0)
+        last = np.abs(moved).max(axis=1)
+        for _ in range(40):
+            tried = _likelihood(design, offset, label, weights, found + moved)
+            worse = tried < likelihood - 1e-12 * np.abs(likelihood)
+            if not worse.any():
+                break
+            moved = np.where(worse[:, None], moved / 2, moved)
+        found, likelihood = found + moved, tried
+        if not (last > _TOLERANCE).any():
+            break
+    return np.where((last <= _TOLERANCE)[:, None], found, np.nan)
+
+
+def _likelihood(
+    design: NDArray[np.float64],
+    offset: NDArray[np.float64],
+    label: NDArray[np.float64],
+    weights: NDArray[np.float64],
+    at: NDArray[np.float64],
+) -> NDArray[np.float64]:
+    eta = at @ design.T + offset
+    result: NDArray[np.float64] = (weights * (label * eta - np.logaddexp(0, eta))).sum(axis=1)
+    return result
+
+
+def _sigmoid(x: NDArray[np.float64]) -> NDArray[np.float64]:
+    from scipy.special import expit
+
+    result: NDArray[np.float64] = expit(x)
+    return result
+
+
+def fit_temperature(labels: NDArray[np.int64], probabilities: NDArray[np.float64]) -> float:
+    """Return the temperature T that makes softmax(log(probabilities) / T) fit best: the least cross-entropy.
+
+    Above 1 the predictions were too confident. Fit it on predictions that were not trained on and are not the test
+    side: the val side, or inner out-of-fold predictions (Guo et al. 2017, section 4.2).
+
+    Args:
+        labels: True class indices (n,).
+        probabilities: (n, classes), rows that sum to 1.
+
+    Returns:
+        A number between .01 and 100; 1.0 where the probabilities do not differ between classes.
+
+    Raises:
+        DataError: If shapes, labels or probabilities are not as said.
+    """
+    from scipy.optimize import minimize_scalar
+    from scipy.special import logsumexp
+
+    labels, probabilities = np.asarray(labels), np.asarray(probabilities, dtype=np.float64)
+    check_probabilities(labels, probabilities)
+    logits = np.log(np.clip(probabilities, _CLIP, 1.0))
+    logits -= logits.mean(axis=1, keepdims=True)
+    if not np.abs(logits).max() > 1e-12:
+        return 1.0
+    own = logits[np.arange(len(labels)), labels]
+
+    # In the inverse temperature the loss is convex, so what is found is the minimum.
+    def loss(inverse: float) -> float:
+        return float((logsumexp(inverse * logits, axis=1) - inverse * own).mean())
+
+    found = minimize_scalar(loss, bounds=(0.01, 100.0), method="bounded", options={"xatol": 1e-8})
+    return float(1.0 / found.x)
+
+
+def apply_temperature(probabilities: NDArray[np.float64], temperature: float) -> NDArray[np.float64]:
+    """Return softmax(log(probabilities) / temperature), float64 (n, classes). The order of classes stays.
+
+    Raises:
+        DataError: If the temperature is not a positive number.
+    """
+    from scipy.special import softmax
+
+    if not np.isfinite(temperature) or temperature <= 0:
+        raise DataError(f"A temperature is a positive number. Received: {temperature!r}.")
+    logits = np.log(np.clip(np.asarray(probabilities, dtype=np.float64), _CLIP, 1.0))
+    result: NDArray[np.float64] = softmax(logits / temperature, axis=1)
+    return result

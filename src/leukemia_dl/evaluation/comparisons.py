@@ -1,0 +1,282 @@
+"""`compare`: which backbones differ, on paired predictions of the same images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+from typing import Any, get_args
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy import stats
+
+from leukemia_dl.errors import DataError, SettingsError
+from leukemia_dl.evaluation.evaluate import ESTIMANDS, Estimand, Estimates, check_choice, check_level
+from leukemia_dl.evaluation.image_level import delong_test, mcnemar_test
+from leukemia_dl.evaluation.intervals import Resampling, Spread, between_seeds, resampling_of
+from leukemia_dl.evaluation.metrics import metric as find_metric
+from leukemia_dl.evaluation.predictions import Model, Run, class_names_of, models_of
+
+__all__ = ["compare", "holm", "sign_flip_test"]
+
+_FLIPS = 20_000
+_POWER = 0.8
+_COLUMNS = (
+    "first", "second", "metric", "value_first", "value_second", "difference", "low", "high", "standard_error",
+    "degrees_of_freedom", "p", "p_holm", "p_sign_flip", "test", "detectable", "images", "groups", "seeds", "role",
+    "estimand", "sentence", "reason",
+)  # fmt: skip
+
+
+def compare(
+    frame: pd.DataFrame,
+    metric: str = "accuracy",
+    *,
+    backbones: Sequence[str] | None = None,
+    descriptive: Sequence[str] = (),
+    level: float = 0.95,
+    estimand: Estimand = "models",
+    side: str = "test",
+) -> pd.DataFrame:
+    """Compare every pair of backbones on the images that both have predicted.
+
+    The difference `first - second` gets the same jackknife as a single value, on the linear scale, and its t test.
+    Holm's correction is over all pairs of backbones for the one primary metric, which is to be chosen before the
+    results are seen; pairs with a baseline, and metrics in `descriptive`, are described without a corrected p. For
+    accuracy `p_sign_flip` stands beside it: the share of all ways to swap the two backbones within whole groups whose
+    difference is as large (20,000 drawn ways with more than 14 groups), over means of the seeds.
+
+    Where nothing is known of subjects, images are taken as independent: the columns are `low_image_level` and
+    `high_image_level`, and `p` is McNemar's exact test for accuracy, DeLong's for AUROC. If patients have several
+    images these find differences four times in ten or more where there are none.
+
+    Args:
+        frame: The prediction frame, see `evaluate`.
+        metric: The primary metric.
+        backbones: Which ones; None for all. Fewer pairs are corrected less: choose before the results are seen.
+        descriptive: Further metrics.
+        level: Of the intervals; `1 - level` is what a sentence calls a difference at.
+        estimand: "models" or "procedure", see `evaluate`.
+        side: Which rows of the column `side`.
+
+    Returns:
+        A row per pair and metric: `first, second, metric, value_first, value_second, difference, low, high,
+        standard_error, degrees_of_freedom, p, p_holm, p_sign_flip, test, detectable` (the difference that would be
+        found with a power of 80 %), `images, groups, seeds, role` ("confirmatory" or "descriptive"), `estimand,
+        sentence, reason`.
+
+    Raises:
+        DataError: If the frame is not one of predictions, or a pair has no image in common.
+        SettingsError: If a metric or backbone does not exist, or there are fewer than two.
+    """
+    primary, class_names = find_metric(metric).name, class_names_of(frame)
+    names = [primary, *(find_metric(name).name for name in descriptive if name != primary)]
+    check_level(level)
+    check_choice("estimand", estimand, get_args(Estimand))
+    models = models_of(frame, side, backbones)
+    if len(models) < 2:
+        raise SettingsError(f"A comparison needs two backbones. The frame has: {models[0].name}.")
+    pairs = [_paired(*pair) for pair in combinations(models, 2)]
+    rows = [_row(pair, name, class_names, level, estimand) for name in names for pair in pairs]
+    confirmatory = [
+        row for row in rows if row["metric"] == primary and row["kinds"] == {"backbone"} and not np.isnan(row["p"])
+    ]
+    for row, corrected in zip(confirmatory, holm([row["p"] for row in confirmatory]), strict=True):
+        row |= {"p_holm": corrected, "role": "confirmatory"}
+    for row in rows:
+        row["sentence"] = _sentence(row, level, len(confirmatory), models[0].by_group)
+    result = pd.DataFrame(rows)[list(_COLUMNS)]
+    ends = {} if models[0].by_group else {"low": "low_image_level", "high": "high_image_level"}
+    return result.rename(columns=ends).astype({"groups": "Int64"})
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """Return p values corrected for their number (Holm 1979)."""
+    values = np.asarray(p, dtype=np.float64)
+    order = np.argsort(values, kind="stable")
+    stepped = np.maximum.accumulate(values[order] * np.arange(len(values), 0, -1))
+    result = np.empty_like(values)
+    result[order] = np.minimum(stepped, 1.0)
+    return [float(value) for value in result]
+
+
+def sign_flip_test(differences: NDArray[np.float64], seed: int = 0) -> float:
+    """Return the two-sided p of a sum of differences of groups (groups,) under random signs.
+
+    Exact for up to 14 groups, otherwise from 20,000 draws, with one added (Phipson and Smyth 2010). It asks whether
+    swapping the two backbones within whole groups could make a sum as large.
+    """
+    differences = differences[differences != 0]
+    if not len(differences):
+        return 1.0
+    observed = abs(float(differences.sum())) * (1 - 1e-12)
+    if len(differences) <= 14:
+        signs = 1 - 2 * ((np.arange(2 ** len(differences))[:, None] >> np.arange(len(differences))) & 1)
+        return float((np.abs(signs @ differences) >= observed).mean())
+    signs = np.random.default_rng(seed).integers(0, 2, (_FLIPS, len(differences)), dtype=np.int8) * 2 - 1
+    return float((1 + (np.abs(signs @ differences) >= observed).sum()) / (1 + _FLIPS))
+
+
+@dataclass(frozen=True, eq=False)
+class _Pair:
+    first: Model
+    second: Model
+    resampling: Resampling
+    left_out: int
+
+
+def _paired(first: Model, second: Model) -> _Pair:
+    """Return two models on the images that all runs of both have, with one coding of units."""
+    runs = [*first.runs, *second.runs]
+    common = set(runs[0].samples).intersection(*(run.samples for run in runs[1:]))
+    if not common:
+        raise DataError(f"{first.name} and {second.name} have no image in common: they cannot be compared.")
+    left_out = len(set().union(*(run.samples for run in runs))) - len(common)
+    names: dict[object, int] = {}
+
+    def recoded(model: Model) -> Model:
+        parts = []
+        for run in model.runs:
+            keep = np.array([sample in common for sample in run.samples])
+            units = [names.setdefault(model.units[code], len(names)) for code in run.unit[keep]]
+            parts.append(
+                Run(
+                    run.labels[keep],
+                    run.probabilities[keep],
+                    run.predicted[keep],
+                    np.array(units, np.int64),
+                    run.fold[keep],
+                    run.samples[keep],
+                )
+            )
+        return replace(model, runs=tuple(parts))
+
+    one, other = recoded(first), recoded(second)
+    _check_labels(one, other)
+    one, other = (replace(model, units=tuple(names)) for model in (one, other))
+    return _Pair(one, other, resampling_of([one, other]), left_out)
+
+
+def _check_labels(first: Model, second: Model) -> None:
+    known: dict[object, tuple[int, int]] = {}
+    for run in (*first.runs, *second.runs):
+        for sample, label, unit in zip(run.samples, run.labels.tolist(), run.unit.tolist(), strict=True):
+            if known.setdefault(sample, (label, unit)) != (label, unit):
+                raise DataError(
+                    f"Sample {sample!r} has another label or group under {second.name} than under {first.name}: the "
+                    "predictions are not of the same data."
+                )
+
+
+def _row(pair: _Pair, name: str, class_names: tuple[str, ...], level: float, estimand: str) -> dict[str, Any]:
+    first, second, resampling = pair.first, pair.second, pair.resampling
+    unit = "group" if first.by_group else "image"
+    found = [Estimates(model, resampling, [name]) for model in (first, second)]
+    row: dict[str, Any] = dict.fromkeys(_COLUMNS, float("nan")) | {
+        "first": first.name,
+        "second": second.name,
+        "kinds": {first.kind, second.kind},
+        "metric": name,
+        "value_first": found[0].value(name),
+        "value_second": found[1].value(name),
+        "difference": found[0].value(name) - found[1].value(name),
+        "test": "",
+        "images": len(first.runs[0].samples),
+        "groups": len(first.units) if first.by_group else pd.NA,
+        "seeds": f"{len(first.runs)}, {len(second.runs)}",
+        "role": "descriptive",
+        "estimand": ESTIMANDS[estimand].format(units=unit + "s"),
+        "reason": f"{pair.left_out} images are left out that not all runs have" if pair.left_out else "",
+    }
+    why = resampling.too_few(find_metric(name), class_names, unit)
+    left_out = found[0].left_out[name] - found[1].left_out[name]
+    if not why and np.isnan([row["difference"], *left_out]).any():
+        why = "not defined for both, or not without one of the groups"
+    if not why and estimand == "procedure" and min(len(first.runs), len(second.runs)) < 2:
+        why = "one seed: nothing is known of the spread between seeds"
+    if why:
+        return row | {"reason": "; ".join(filter(None, [why, row["reason"]]))}
+    spread = resampling.spread(left_out)
+    if estimand == "procedure":
+        spread = spread + between_seeds(found[0].per_seed[name]) + between_seeds(found[1].per_seed[name])
+    row |= _test(row["difference"], spread, level) | {"test": f"jackknife over {unit}s"}
+    if name == "accuracy":
+        row["p_sign_flip"] = sign_flip_test(_per_unit_gain(pair)) if first.by_group else float("nan")
+    return row if first.by_group else row | _image_level(pair, name)
+
+
+def _test(difference: float, spread: Spread, level: float) -> dict[str, float]:
+    error = spread.variance**0.5
+    if error == 0:
+        same = difference == 0
+        return {
+            "low": difference,
+            "high": difference,
+            "standard_error": 0.0,
+            "p": 1.0 if same else 0.0,
+            "detectable": 0.0,
+        }
+    quantile = float(stats.t.ppf((1 + level) / 2, spread.df))
+    return {
+        "low": difference - quantile * error,
+        "high": difference + quantile * error,
+        "standard_error": error,
+        "degrees_of_freedom": spread.df,
+        "p": float(2 * stats.t.sf(abs(difference) / error, spread.df)),
+        "detectable": (quantile + float(stats.t.ppf(_POWER, spread.df))) * error,
+    }
+
+
+def _per_unit_gain(pair: _Pair) -> NDArray[np.float64]:
+    """Return per unit by how many images the first is right more often, means over seeds."""
+
+    def hits(model: Model) -> NDArray[np.float64]:
+        count = len(model.units)
+        right = [np.bincount(run.unit, run.predicted == run.labels, count) for run in model.runs]
+        result: NDArray[np.float64] = np.mean(right, axis=0)
+        return result
+
+    return hits(pair.first) - hits(pair.second)
+
+
+def _image_level(pair: _Pair, name: str) -> dict[str, Any]:
+    one, other = pair.first.runs[0], pair.second.runs[0]
+    if len(pair.first.runs) > 1 or len(pair.second.runs) > 1:
+        return {}
+    place = {sample: row for row, sample in enumerate(other.samples)}
+    order = np.array([place[sample] for sample in one.samples])
+    if name == "accuracy":
+        p = mcnemar_test(one.predicted == one.labels, (other.predicted == other.labels)[order])
+        return {"p": p, "test": "McNemar's exact test"}
+    if name == "auroc" and one.probabilities.shape[1] == 2 and len(np.unique(one.fold)) == 1:
+        p = delong_test(one.labels, one.probabilities[:, 1], other.probabilities[order, 1])
+        return {"p": p, "test": "DeLong's test"}
+    return {}
+
+
+def _sentence(row: dict[str, Any], level: float, pairs: int, by_group: bool) -> str:
+    """Return what a paper could print."""
+    title = row["metric"].replace("_", " ").replace("auroc", "AUROC")
+    where = f"On {row['images']:,} images" + (f" of {row['groups']} groups of patients" if by_group else "")
+    shown = f"{row['first']} ({row['value_first']:.3f}) and {row['second']} ({row['value_second']:.3f})"
+    if np.isnan(row["p"]):
+        return f"{where}, {shown} cannot be compared in {title}: {row['reason']}."
+    p = f"p {_p(row['p'])}"
+    corrected = not np.isnan(row["p_holm"])
+    p += f", {_p(row['p_holm'])} after Holm's correction for {pairs} pairs" if corrected and pairs > 1 else ""
+    decided = (row["p_holm"] if corrected else row["p"]) <= 1 - level
+    text = (
+        f"{where}, {shown} differ in {title} by {row['difference']:+.3f} ({level:.0%} interval {row['low']:+.3f} to "
+        f"{row['high']:+.3f}; {p}, {row['test']})"
+    )
+    if not corrected:
+        text += "; this comparison is descriptive"
+    elif not decided:
+        text += f": no difference is shown; one of {row['detectable']:.3f} would be found with a power of {_POWER:.0%}"
+    return text + (". Images are taken as independent, which makes such results too certain." if not by_group else ".")
+
+
+def _p(p: float) -> str:
+    return "< .001" if p < 0.001 else f"= {p:.3f}".replace("0.", ".")

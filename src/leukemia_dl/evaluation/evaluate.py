@@ -1,0 +1,260 @@
+"""`evaluate`: every metric of every backbone with its interval, from a frame of predictions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal, get_args
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from leukemia_dl.errors import DataError, SettingsError
+from leukemia_dl.evaluation.intervals import Resampling, between_seeds, bounds, resampling_of
+from leukemia_dl.evaluation.metrics import METRICS, Metric, metric, values, why_undefined
+from leukemia_dl.evaluation.predictions import Model, class_names_of, models_of, select_side
+
+__all__ = ["ESTIMANDS", "Estimates", "check_choice", "check_level", "count_once", "evaluate", "metrics_of", "rows_of"]
+
+Estimand = Literal["models", "procedure"]
+Method = Literal["jackknife", "bootstrap"]
+ESTIMANDS = {
+    "models": "these fitted models on new {units}",
+    "procedure": "the learning procedure: a mean over seeds, on new {units}",
+}
+_METHODS = {
+    "jackknife": "delete-one-{unit} jackknife",
+    "bootstrap": "{unit} bootstrap, percentile (anticonservative)",
+}
+_REPLICATES_AT_ONCE = 250
+
+
+class Estimates:
+    """Metrics of one model: per seed, and without each block of units; means over seeds."""
+
+    def __init__(self, model: Model, resampling: Resampling, names: Sequence[str]) -> None:
+        """Compute them."""
+        everything = np.ones((1, resampling.block.size))
+        weights = np.concatenate([everything, resampling.leave_one_out])
+        per_run = [values(run, weights, names) for run in model.runs]
+        self.names = tuple(names)
+        self.per_seed = {name: np.array([run[name][0] for run in per_run]) for name in names}
+        self.left_out = {name: np.mean([run[name][1:] for run in per_run], axis=0) for name in names}
+
+    def value(self, name: str) -> float:
+        """Return the mean over seeds."""
+        return float(self.per_seed[name].mean())
+
+    def seed_sd(self, name: str) -> float:
+        """Return the standard deviation between seeds; NaN for one seed."""
+        found = self.per_seed[name]
+        return float(found.std(ddof=1)) if len(found) > 1 else float("nan")
+
+
+def evaluate(
+    frame: pd.DataFrame,
+    *,
+    metrics: str | Sequence[str] | None = None,
+    by: str | None = None,
+    once: bool = False,
+    level: float = 0.95,
+    method: Method = "jackknife",
+    estimand: Estimand = "models",
+    side: str = "test",
+    replicates: int = 2_000,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Return every metric of every backbone with an interval that takes groups of subjects as what is independent.
+
+    Works on `Benchmark.predictions()` and on predictions from anywhere: only `label` (class name) and a column
+    `probability_<class>` per class are needed. The second class is the positive one of two. Further columns are used
+    where they are there: `backbone`, `kind`, `seed`, `repeat`, `fold`, `side`, `sample`, `group` (or `subject`) and
+    `same_cell`. Folds of one backbone and seed are one set of predictions, and AUROC compares images within a fold
+    only; over seeds, means are taken first, and groups left out then.
+
+    Args:
+        frame: The prediction frame.
+        metrics: Names from `METRICS`; None for all.
+        by: A column to split the images by: its values, or its quartiles if it is a number with more than eight values,
+            such as `cell_area`. Each part is evaluated by itself.
+        once: Count images that show one cell (column `same_cell`) once, by their first prediction in each run.
+        level: Of the intervals.
+        method: "jackknife": see `leukemia_dl.evaluation.intervals`. "bootstrap": the percentile bootstrap of groups
+            within classes, which is anticonservative with few groups.
+        estimand: What the interval is about. "models": these fitted models, on new groups. "procedure": what training
+            with another seed would give, so that the spread between seeds enters; two seeds are needed.
+        side: Which rows of the column `side`.
+        replicates: Of the bootstrap.
+        seed: Of the bootstrap.
+
+    Returns:
+        A row per backbone (and part) and metric: `backbone, metric, value`, then `low, high`, or `low_image_level,
+        high_image_level` where nothing is known of subjects and images are taken as independent (too narrow if patients
+        have several); `standard_error`, `degrees_of_freedom`, `seeds`, `seed_sd` (between them), `images`, `groups`,
+        `prevalence` (share of the positive class), `method`, `estimand` and `reason`: why a value or interval is NaN.
+        No interval is given where a class has fewer than five groups.
+
+    Raises:
+        DataError: If the frame is not one of predictions.
+        SettingsError: If a metric or column does not exist, or a setting is out of its range.
+    """
+    names, class_names = metrics_of(metrics), class_names_of(frame)
+    check_choice("method", method, get_args(Method))
+    check_choice("estimand", estimand, get_args(Estimand))
+    check_level(level)
+    if isinstance(replicates, bool) or not isinstance(replicates, int) or not 100 <= replicates <= 1_000_000:
+        raise SettingsError(f"replicates must be a whole number from 100 to 1,000,000. Received: {replicates!r}.")
+    chosen = count_once(select_side(frame, side)) if once else select_side(frame, side)
+    rows: list[dict[str, Any]] = []
+    for part, inside in _parts(chosen, by):
+        for model in models_of(inside, side):
+            resampling = resampling_of([model])
+            drawn = _bootstrap(model, resampling, names, replicates, seed) if method == "bootstrap" else None
+            found = rows_of(model, names, class_names, level, estimand, drawn)
+            rows += [({by: part} if by else {}) | row for row in found]
+    return pd.DataFrame(rows).astype({"groups": "Int64"})
+
+
+def count_once(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return a prediction frame without the repetitions of a cell: the first prediction of each in each run stays.
+
+    Raises:
+        DataError: If there is no column `same_cell`, which names the cell of images that show one that is there twice.
+    """
+    if "same_cell" not in frame:
+        raise DataError(
+            "To count repeated cells once, the predictions need a column same_cell: equal for images that show the same"
+            " cell, empty for all others. Benchmark.predictions() has it for data sets where such cells are known."
+        )
+    keys = [name for name in ("backbone", "seed", "repeat", "side", "same_cell") if name in frame]
+    return frame[frame["same_cell"].isna() | ~frame.duplicated(keys)]
+
+
+def metrics_of(metrics: str | Sequence[str] | None) -> list[str]:
+    """Return the names of metrics that were asked for, checked."""
+    if metrics is None:
+        return list(METRICS)
+    return [metric(name).name for name in ([metrics] if isinstance(metrics, str) else metrics)]
+
+
+def check_choice(name: str, value: object, allowed: Iterable[str]) -> None:
+    """Raise SettingsError unless a value is one of those allowed."""
+    if value not in tuple(allowed):
+        raise SettingsError(f"{name} must be one of {', '.join(map(repr, allowed))}. Received: {name}={value!r}.")
+
+
+def check_level(level: object) -> None:
+    """Raise SettingsError unless the level of an interval lies between .5 and 1."""
+    if isinstance(level, bool) or not isinstance(level, float) or not 0.5 <= level < 1:
+        raise SettingsError(f"level must be a number from 0.5 to below 1, such as 0.95. Received: level={level!r}.")
+
+
+def rows_of(
+    model: Model,
+    names: Sequence[str],
+    class_names: tuple[str, ...],
+    level: float,
+    estimand: str = "models",
+    drawn: dict[str, NDArray[np.float64]] | None = None,
+) -> list[dict[str, Any]]:
+    """Return the rows of `evaluate` for one model: by the jackknife, or from values drawn by the bootstrap."""
+    resampling = resampling_of([model])
+    found = Estimates(model, resampling, names)
+    rows = []
+    for name in names:
+        interval = _interval(model, resampling, found, metric(name), class_names, level, estimand, drawn)
+        facts = _facts(model, found, name, "jackknife" if drawn is None else "bootstrap", estimand)
+        why = {"reason": interval.pop("reason")}
+        rows.append({"backbone": model.name, "metric": name, "value": found.value(name)} | interval | facts | why)
+    return rows
+
+
+def _interval(
+    model: Model,
+    resampling: Resampling,
+    found: Estimates,
+    what: Metric,
+    class_names: tuple[str, ...],
+    level: float,
+    estimand: str,
+    drawn: dict[str, NDArray[np.float64]] | None,
+) -> dict[str, Any]:
+    ends = ("low", "high") if model.by_group else ("low_image_level", "high_image_level")
+    nothing = dict.fromkeys((*ends, "standard_error", "degrees_of_freedom"), float("nan"))
+    value, left_out = found.value(what.name), found.left_out[what.name]
+    why = ""
+    if np.isnan(value):
+        why = next(
+            why_undefined(what.name, run, class_names)
+            for run, one in zip(model.runs, found.per_seed[what.name], strict=True)
+            if np.isnan(one)
+        )
+    elif what.name == "prevalence":
+        why = "class shares are held: intervals are for data with these"
+    elif estimand == "procedure" and len(model.runs) < 2:
+        why = "one seed: nothing is known of the spread between seeds"
+    else:
+        why = resampling.too_few(what, class_names, "group" if model.by_group else "image")
+    if not why and np.isnan(left_out).any():
+        why = "not defined without one of the groups"
+    if why:
+        return nothing | {"reason": why}
+    spread = resampling.spread(left_out)
+    if estimand == "procedure":
+        spread = spread + between_seeds(found.per_seed[what.name])
+    error = {"standard_error": spread.variance**0.5, "degrees_of_freedom": spread.df if spread.variance else np.nan}
+    if drawn is not None:
+        sample = drawn[what.name]
+        if estimand == "procedure":
+            extra = np.sqrt(between_seeds(found.per_seed[what.name]).variance)
+            sample = sample + extra * np.random.default_rng(0).standard_normal(len(sample))
+        low, high = np.nanquantile(sample, [(1 - level) / 2, (1 + level) / 2])
+        error = {"standard_error": float(np.nanstd(sample, ddof=1)), "degrees_of_freedom": np.nan}
+    else:
+        low, high = bounds(what, value, spread, level, min(n for n in resampling.groups_per_class if n))
+    reason = "" if np.isfinite([low, high]).all() else "every prediction is perfect, which bounds nothing"
+    return dict(zip(ends, (float(low), float(high)), strict=True)) | error | {"reason": reason}
+
+
+def _facts(model: Model, found: Estimates, name: str, method: str, estimand: str) -> dict[str, Any]:
+    unit = "group" if model.by_group else "image"
+    run = model.runs[0]
+    return {
+        "seeds": len(model.runs),
+        "seed_sd": found.seed_sd(name),
+        "images": len(np.unique(np.concatenate([run.samples for run in model.runs]))),
+        "groups": len(model.units) if model.by_group else pd.NA,
+        "prevalence": float((run.labels == 1).mean()) if run.probabilities.shape[1] == 2 else float("nan"),
+        "method": _METHODS[method].format(unit=unit),
+        "estimand": ESTIMANDS[estimand].format(units=unit + "s"),
+    }
+
+
+def _bootstrap(
+    model: Model, resampling: Resampling, names: Sequence[str], replicates: int, seed: int
+) -> dict[str, NDArray[np.float64]]:
+    random = np.random.default_rng(seed)
+    parts: list[dict[str, NDArray[np.float64]]] = []
+    for first in range(0, replicates, _REPLICATES_AT_ONCE):
+        weights = resampling.bootstrap(min(_REPLICATES_AT_ONCE, replicates - first), random)
+        per_run = [values(run, weights, names) for run in model.runs]
+        parts.append({name: np.mean([run[name] for run in per_run], axis=0) for name in names})
+    return {name: np.concatenate([part[name] for part in parts]) for name in names}
+
+
+def _parts(frame: pd.DataFrame, by: str | None) -> list[tuple[Any, pd.DataFrame]]:
+    if by is None:
+        return [(None, frame)]
+    if by not in frame:
+        raise SettingsError(f"There is no column {by!r} to split by. The frame has: {', '.join(map(str, frame))}.")
+    column = frame[by]
+    if pd.api.types.is_float_dtype(column) or (pd.api.types.is_integer_dtype(column) and column.nunique() > 8):
+        # Quartiles of images, not of predictions: a backbone with more seeds has no more say.
+        images = frame.drop_duplicates("sample")[by] if "sample" in frame else column
+        edges = np.unique(np.nanquantile(images.to_numpy(dtype=float), [0, 0.25, 0.5, 0.75, 1]))
+        if len(edges) > 1:
+            column = pd.Series(pd.cut(column.astype(float), [*map(float, edges)], include_lowest=True))
+    parts = list(frame.groupby(column, sort=True, observed=True))
+    if not parts:
+        raise DataError(f"The column {by!r} is empty.")
+    return [(str(value) if isinstance(value, pd.Interval) else value, part) for value, part in parts]

@@ -1,0 +1,188 @@
+"""Intervals over groups of subjects: the delete-one-group jackknife, and the group bootstrap beside it.
+
+Cells of one patient are alike, so 3,553 images of 28 groups are far fewer than 3,553 independent ones: an interval that
+takes images as independent covers the truth in a fifth to a half of the cases where it says 95 %. What is left out at a
+time is therefore a group.
+
+The jackknife is stratified by class (on C-NMC 2019 every group has one class) and holds the class shares: where a group
+is left out, the others of its class are weighted up. Variance per class (Efron and Stein 1981; Rust and Rao 1996, JKn),
+
+    v_c = (m_c - 1) / m_c * sum over groups g of c of (theta_(-g) - mean of theta_(-.))^2,
+
+is summed over classes. A t quantile is taken at Satterthwaite's degrees of freedom, (sum v_c)^2 / sum(v_c^2 / d_c),
+where d_c = (sum n_g)^2 / sum n_g^2 - 1: Kish's effective number of groups, less one, since groups of 9 and of 757
+images do not tell equally much. On the logit scale for what lies between two bounds, the log scale for losses.
+`benchmarks/coverage.py` measures how often such intervals hold the truth.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+from scipy.special import expit, logit
+
+from leukemia_dl.evaluation.metrics import Metric
+from leukemia_dl.evaluation.predictions import Model
+
+__all__ = ["FEWEST_GROUPS", "Resampling", "Spread", "between_seeds", "bounds", "resampling_of"]
+
+FEWEST_GROUPS = 5
+# Above, units are left out in blocks: leaving out one image of a hundred thousand at a time tells no more.
+_MOST_UNITS = 1_000
+_SMALLEST_DF = 1e-2
+_ROUNDING = 1e-12
+
+
+@dataclass(frozen=True, eq=False)
+class Spread:
+    """Variance of an estimate and the degrees of freedom of that variance."""
+
+    variance: float
+    df: float
+
+    def __add__(self, other: Spread) -> Spread:
+        """Return the spread of a sum of independent parts (Satterthwaite 1946)."""
+        variance = self.variance + other.variance
+        parts = [part.variance**2 / part.df for part in (self, other) if part.variance > 0]
+        return Spread(variance, variance**2 / sum(parts) if variance > 0 else self.df)
+
+
+@dataclass(frozen=True, eq=False)
+class Resampling:
+    """What is left out at a time, and in which strata.
+
+    Attributes:
+        block: Which block each unit belongs to (units,); a block is one unit, but for very many units.
+        stratum: Of each block (blocks,).
+        sizes: Images of each block (blocks,).
+        groups_per_class: In how many units each class occurs (classes,).
+    """
+
+    block: NDArray[np.int64]
+    stratum: NDArray[np.int64]
+    sizes: NDArray[np.float64]
+    groups_per_class: tuple[int, ...]
+
+    @cached_property
+    def leave_one_out(self) -> NDArray[np.float64]:
+        """Weights (blocks, units): one block is absent, the others of its stratum make up for its images."""
+        count = len(self.sizes)
+        totals = np.bincount(self.stratum, self.sizes)[self.stratum]
+        rest = totals - self.sizes
+        with np.errstate(divide="ignore"):
+            up = np.where(rest > 0, totals / np.where(rest > 0, rest, 1.0), 1.0)
+        same = self.stratum[:, None] == self.stratum[None, :]
+        weights = np.where(same, up[:, None], 1.0)
+        weights[np.arange(count), np.arange(count)] = 0.0
+        return weights[:, self.block]
+
+    def spread(self, left_out: NDArray[np.float64]) -> Spread:
+        """Return variance and degrees of freedom from estimates without each block (blocks,)."""
+        total = Spread(0.0, np.inf)
+        for stratum in range(int(self.stratum.max()) + 1):
+            inside = self.stratum == stratum
+            count, sizes = int(inside.sum()), self.sizes[inside]
+            around = left_out[inside] - left_out[inside].mean()
+            # What is left of a constant by rounding is no spread.
+            around[np.abs(around) < _ROUNDING * (1 + np.abs(left_out[inside]))] = 0.0
+            variance = (count - 1) / count * float((around**2).sum())
+            effective = float(sizes.sum() ** 2 / (sizes**2).sum())
+            total = total + Spread(variance, max(effective - 1, _SMALLEST_DF))
+        return total
+
+    def bootstrap(self, replicates: int, random: np.random.Generator) -> NDArray[np.float64]:
+        """Return weights (replicates, units) of a bootstrap of blocks within their strata, whose shares are held."""
+        drawn = np.zeros((replicates, len(self.sizes)))
+        for stratum in range(int(self.stratum.max()) + 1):
+            inside = np.flatnonzero(self.stratum == stratum)
+            times = random.multinomial(len(inside), np.full(len(inside), 1 / len(inside)), replicates)
+            sizes = self.sizes[inside]
+            drawn[:, inside] = times * (sizes.sum() / (times @ sizes))[:, None]
+        return drawn[:, self.block]
+
+    def too_few(self, metric: Metric, class_names: tuple[str, ...], unit: str) -> str:
+        """Return why a metric gets no interval: fewer than five units in a class that it depends on; "" if none."""
+        needed = range(len(class_names)) if metric.classes is None else [metric.classes]
+        few = [f"{self.groups_per_class[c]} of class {class_names[c]}" for c in needed if self._few(c)]
+        return f"fewer than {FEWEST_GROUPS} {unit}s: {', '.join(few)}" if few else ""
+
+    def _few(self, code: int) -> bool:
+        return self.groups_per_class[code] < FEWEST_GROUPS
+
+
+def resampling_of(models: list[Model]) -> Resampling:
+    """Return what to leave out for models whose runs share one coding of units.
+
+    Strata are the classes if every unit has one class; otherwise there is one stratum.
+    """
+    runs = [run for model in models for run in model.runs]
+    units, classes = len(models[0].units), runs[0].probabilities.shape[1]
+    counts = np.zeros((units, classes))
+    for run in runs:
+        counts += np.bincount(run.unit * classes + run.labels, minlength=units * classes).reshape(units, classes)
+    counts /= len(runs)
+    pure = bool(((counts > 0).sum(axis=1) <= 1).all())
+    stratum = np.unique(counts.argmax(axis=1), return_inverse=True)[1] if pure else np.zeros(units, np.int64)
+    block = np.arange(units)
+    if units > _MOST_UNITS:
+        block = _blocks(stratum, units)
+        stratum = stratum[np.unique(block, return_index=True)[1]]
+    sizes = np.bincount(block, counts.sum(axis=1)).astype(np.float64)
+    return Resampling(block, stratum.astype(np.int64), sizes, tuple(int(n) for n in (counts > 0).sum(axis=0)))
+
+
+def _blocks(stratum: NDArray[np.int64], units: int) -> NDArray[np.int64]:
+    """Return a block per unit, drawn at random with a fixed seed, so that the order of images has no say."""
+    block, first = np.zeros(units, np.int64), 0
+    random = np.random.default_rng(0)
+    for code in range(int(stratum.max()) + 1):
+        inside = random.permutation(np.flatnonzero(stratum == code))
+        count = min(len(inside), max(_MOST_UNITS * len(inside) // units, FEWEST_GROUPS))
+        block[inside] = first + np.arange(len(inside)) * count // len(inside)
+        first += count
+    return block
+
+
+def bounds(metric: Metric, value: float, spread: Spread, level: float, fewest: int) -> tuple[float, float]:
+    """Return the interval of a metric.
+
+    Args:
+        metric: On whose scale.
+        value: The estimate.
+        spread: Its variance and degrees of freedom.
+        level: Such as .95.
+        fewest: Units of the class that has the fewest. Where a value reaches its bound all units agree and the
+            jackknife says nothing: the other end is then the exact one of `fewest` successes in `fewest` trials
+            (Clopper and Pearson 1934), if units were right or wrong as wholes.
+    """
+    if metric.scale == "logit" and value in (metric.lowest, metric.highest):
+        width = metric.highest - metric.lowest
+        end = float((1 - level) / 2) ** (1 / fewest)
+        return (
+            (metric.lowest + width * end, value) if value == metric.highest else (value, metric.highest - width * end)
+        )
+    error = float(np.sqrt(spread.variance))
+    if metric.scale == "log" and value == 0:
+        return float("nan"), float("nan")
+    if error == 0:
+        return value, value
+    quantile = float(stats.t.ppf((1 + level) / 2, spread.df))
+    if metric.scale == "linear":
+        return value - quantile * error, value + quantile * error
+    if metric.scale == "log":
+        factor = float(np.exp(min(quantile * error / value, 700.0)))
+        return value / factor, value * factor
+    width = metric.highest - metric.lowest
+    share = (value - metric.lowest) / width
+    reach = quantile * error / width / (share * (1 - share))
+    low, high = expit(logit(share) - reach), expit(logit(share) + reach)
+    return metric.lowest + width * float(low), metric.lowest + width * float(high)
+
+
+def between_seeds(values: NDArray[np.float64]) -> Spread:
+    """Return the spread of a mean over seeds (seeds,) that the seeds themselves add."""
+    return Spread(float(values.var(ddof=1)) / len(values), len(values) - 1.0)

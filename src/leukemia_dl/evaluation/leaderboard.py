@@ -1,0 +1,141 @@
+"""The leaderboard: values with intervals, ranks that show ties, what each backbone costs, and what to beware of."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from leukemia_dl.evaluation.comparisons import compare
+from leukemia_dl.evaluation.evaluate import Estimand, evaluate
+from leukemia_dl.evaluation.metrics import metric as find_metric
+from leukemia_dl.evaluation.predictions import select_side
+
+__all__ = ["leaderboard"]
+
+# Column of the leaderboard -> its column in `Benchmark.results()` or `Benchmark.timings()`, and how over trials.
+_COSTS = {
+    "parameters": ("parameters", "max"),
+    "fit_seconds": ("fit_seconds", "mean"),
+    "images_per_second": ("predict_images_per_second", "median"),
+}
+
+
+def leaderboard(
+    frame: pd.DataFrame,
+    metric: str = "accuracy",
+    *,
+    results: pd.DataFrame | None = None,
+    timings: pd.DataFrame | None = None,
+    level: float = 0.95,
+    estimand: Estimand = "models",
+    side: str = "test",
+) -> pd.DataFrame:
+    """Return the backbones in the order of one metric, with baselines among them.
+
+    `rank` is one more than the number of backbones that are better beyond doubt (`compare`, after Holm's correction):
+    those that the data cannot tell apart share a rank. Baselines have none; `better_than` names every row, baselines
+    included, that a backbone is better than at the same level (for baselines without correction).
+
+    Args:
+        frame: The prediction frame, see `evaluate`.
+        metric: The one metric, to be chosen before the results are seen. Calibration's have no better or worse.
+        results: `Benchmark.results()`, for parameters and for trials that failed.
+        timings: `Benchmark.timings()`, for seconds.
+        level: Of the intervals and comparisons.
+        estimand: "models" or "procedure", see `evaluate`.
+        side: Which rows of the column `side`.
+
+    Returns:
+        A row per backbone and baseline, best first: `rank, backbone, kind, <metric>, low, high` (or `low_image_level,
+        high_image_level`), `better_than, trials, seeds, images, groups, parameters, fit_seconds` (mean of the trials),
+        `images_per_second` (predicting), `flags`.
+
+    Raises:
+        DataError: If the frame is not one of predictions.
+        SettingsError: If the metric does not exist.
+    """
+    what = find_metric(metric)
+    table = evaluate(frame, metrics=metric, level=level, estimand=estimand, side=side)
+    chosen = select_side(frame, side)
+    if "backbone" not in chosen:
+        chosen = chosen.assign(backbone="model")
+    kinds = chosen.groupby("backbone")["kind"].first() if "kind" in chosen else None
+    table["kind"] = table["backbone"].map(kinds) if kinds is not None else "backbone"
+    table["trials"] = table["backbone"].map(_trials(chosen).map(len)).astype(int)
+    better = _better_than(frame, table, metric, what.better, level, estimand, side)
+    table["better_than"] = table["backbone"].map(lambda name: ", ".join(better.get(name, [])))
+    nets = set(table.loc[table["kind"] == "backbone", "backbone"])
+    ranks = [
+        1 + sum(name in better.get(other, []) for other in nets) if name in nets else pd.NA
+        for name in table["backbone"]
+    ]
+    table["rank"] = pd.Series(ranks, dtype="Int64")
+    table = table.sort_values("value", ascending=what.better == "low", kind="stable", ignore_index=True)
+    for column, (source, how) in _COSTS.items():
+        given = next((one for one in (results, timings) if one is not None and source in one), None)
+        known = given.groupby("backbone")[source].agg(how) if given is not None else pd.Series(dtype=float)
+        table[column] = table["backbone"].map(known).astype("Int64" if column == "parameters" else "float64")
+    table["flags"] = _flags(table, chosen, results)
+    ends = [name for name in table if str(name).startswith(("low", "high"))]
+    names = [
+        "rank",
+        "backbone",
+        "kind",
+        "value",
+        *ends,
+        "better_than",
+        "trials",
+        "seeds",
+        "images",
+        "groups",
+        *_COSTS,
+        "flags",
+    ]
+    return table[names].rename(columns={"value": metric})
+
+
+def _trials(chosen: pd.DataFrame) -> pd.Series:
+    """Return, per backbone, which folds, seeds and repeats there are."""
+    keys = [name for name in ("seed", "repeat", "fold") if name in chosen]
+    found = {
+        name: set(map(tuple, rows[keys].drop_duplicates().astype(str).to_numpy())) if keys else {()}
+        for name, rows in chosen.groupby("backbone", sort=False)
+    }
+    return pd.Series(found, dtype=object)
+
+
+def _better_than(
+    frame: pd.DataFrame, table: pd.DataFrame, metric: str, better: str, level: float, estimand: Estimand, side: str
+) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    if len(table) < 2 or not better:
+        return found
+    for row in compare(frame, metric, level=level, estimand=estimand, side=side).to_dict("records"):
+        p = row["p"] if np.isnan(row["p_holm"]) else row["p_holm"]
+        if p <= 1 - level and row["difference"]:
+            pair = (row["first"], row["second"])
+            winner, loser = pair if (row["difference"] > 0) == (better == "high") else pair[::-1]
+            found.setdefault(winner, []).append(loser)
+    return found
+
+
+def _flags(table: pd.DataFrame, chosen: pd.DataFrame, results: pd.DataFrame | None) -> list[str]:
+    trials = _trials(chosen)
+    nets = [name for name, kind in zip(table["backbone"], table["kind"], strict=True) if kind == "backbone"]
+    grid = set().union(*(trials[name] for name in nets)) if nets else set()
+    failed: dict[Any, int] = {}
+    if results is not None and {"backbone", "status"} <= set(results):
+        failed = results[results["status"] == "failed"].groupby("backbone").size().to_dict()
+    flags = []
+    for name, why in zip(table["backbone"], table["reason"], strict=True):
+        notes = [why] if why else []
+        if name in nets and len(trials[name]) < len(grid):
+            notes.append(f"incomplete: {len(trials[name])} of {len(grid)} trials")
+        if failed.get(name):
+            notes.append(f"{failed[name]} failed")
+        if nets and name == nets[0] and len(nets) > 1:
+            notes.append(f"best of {len(nets)} on this side: its value is optimistic")
+        flags.append("; ".join(notes))
+    return flags
