@@ -18,6 +18,7 @@ _TOLERANCE = 1e-4
 _QUICK_STEPS, _CAREFUL_STEPS = 8, 100
 # Where Newton's method without care has gone that far, it is lost.
 _FAR = 1e6
+_ROUNDING = 1e-12
 
 
 def calibration_fits(run: Run, weights: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
@@ -73,12 +74,14 @@ def _logistic(
     result = np.full((len(weights), columns), np.nan)
     if not defined.any():
         return result
-    start = _careful(design, offset, label, np.ones((1, len(label))), np.zeros((1, columns)))
+    start = np.nan_to_num(_careful(design, offset, label, np.ones((1, len(label))), np.zeros((1, columns))))
     p = _sigmoid(start[0] @ design.T + offset)
     shares = np.concatenate([(label - p)[:, None] * design, (p * (1 - p))[:, None] * _products(design)], axis=1)
     totals = weights @ np.stack([np.bincount(unit, share, weights.shape[1]) for share in shares.T], axis=1)
     rows = np.flatnonzero(defined)
-    first = start + _solved(totals[:, :columns], totals[:, columns:])
+    first = start + _solved(
+        totals[:, :columns], totals[:, columns:], (weights @ np.bincount(unit, None, weights.shape[1]))
+    )
     step = max(_AT_ONCE // len(label), 1)
     for place in range(0, len(rows), step):
         part = rows[place : place + step]
@@ -110,15 +113,20 @@ def _newton(
     expected = weights * p
     gradient = weights @ (label[:, None] * design) - expected @ design
     expected *= 1 - p
-    return _solved(gradient, expected @ _products(design))
+    return _solved(gradient, expected @ _products(design), weights.sum(axis=1))
 
 
 def _products(design: NDArray[np.float64]) -> NDArray[np.float64]:
     return (design[:, :, None] * design[:, None, :]).reshape(len(design), -1)
 
 
-def _solved(gradient: NDArray[np.float64], curvature: NDArray[np.float64]) -> NDArray[np.float64]:
+def _solved(
+    gradient: NDArray[np.float64], curvature: NDArray[np.float64], total: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Return steps (r, columns); none where rounding is all that is left of the gradient of r sums of weights."""
     columns = gradient.shape[1]
+    # The curvature may be as small there, and the step large.
+    gradient = np.where(np.abs(gradient) < _ROUNDING * total[:, None], 0.0, gradient)
     matrices = curvature.reshape(-1, columns, columns)
     # Where all probabilities are 0 or 1 the curvature is nothing: a trace of it keeps the step finite, and small.
     ridge = 1e-12 * np.trace(matrices, axis1=1, axis2=2) + 1e-12
@@ -162,7 +170,7 @@ def _likelihood(
     at: NDArray[np.float64],
 ) -> NDArray[np.float64]:
     eta = at @ design.T + offset
-    result: NDArray[np.float64] = (weights * (label * eta - np.logaddexp(0, eta))).sum(axis=1)
+    result: NDArray[np.float64] = -(weights * np.logaddexp(0, (1 - 2 * label) * eta)).sum(axis=1)
     return result
 
 

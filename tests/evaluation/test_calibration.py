@@ -1,0 +1,103 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.optimize import brentq
+from scipy.special import expit, logit, softmax
+from sklearn.linear_model import LogisticRegression
+
+from leukemia_dl.errors import DataError
+from leukemia_dl.evaluation import apply_temperature, fit_temperature, score
+from leukemia_dl.evaluation.metrics import values
+from leukemia_dl.evaluation.predictions import Run
+from predictions import scored
+
+
+def drawn(n, slope, intercept, seed):
+    """Predictions whose true calibration slope and intercept are known."""
+    random = np.random.default_rng(seed)
+    odds = random.normal(0.3, 1.5, n)
+    labels = (random.random(n) < expit(intercept + slope * odds)).astype(np.int64)
+    p = expit(odds)
+    return labels, np.stack([1 - p, p], axis=1), odds
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 10_000), st.floats(0.1, 3), st.floats(-2, 2), st.integers(20, 300))
+def test_slope_and_intercept_equal_scikit_learn_and_a_root(seed, slope, intercept, n):
+    labels, p, odds = drawn(n, slope, intercept, seed)
+    if len(set(labels)) < 2:
+        return
+    found = score(labels, p)
+    assert found["calibration_intercept"] == pytest.approx(
+        brentq(lambda a: (expit(a + odds) - labels).sum(), -50, 50), abs=1e-6
+    )
+    overlap = odds[labels == 0].max() > odds[labels == 1].min() and odds[labels == 1].max() > odds[labels == 0].min()
+    if overlap:
+        model = LogisticRegression(C=np.inf, tol=1e-10, max_iter=10_000).fit(odds[:, None], labels)
+        assert found["calibration_slope"] == pytest.approx(model.coef_[0, 0], rel=1e-3, abs=1e-4)
+    else:
+        assert np.isnan(found["calibration_slope"])
+
+
+def test_what_was_put_in_comes_out():
+    labels, p, _ = drawn(200_000, slope=0.5, intercept=0.8, seed=0)
+    assert score(labels, p)["calibration_slope"] == pytest.approx(0.5, abs=0.02)
+    labels, p, _ = drawn(200_000, slope=1.0, intercept=0.8, seed=1)
+    assert score(labels, p)["calibration_intercept"] == pytest.approx(0.8, abs=0.02)
+
+
+def test_many_weightings_at_once_equal_one_at_a_time():
+    labels, p, _ = drawn(400, 0.7, 0.2, seed=3)
+    run = Run.of(labels, p)
+    weights = np.random.default_rng(0).exponential(1, (50, 400)) * (np.random.default_rng(1).random((50, 400)) < 0.5)
+    together = values(run, weights, ["calibration_slope", "calibration_intercept"])
+    for row in range(50):
+        for name, found in values(run, weights[row : row + 1], list(together)).items():
+            assert together[name][row] == pytest.approx(found[0], rel=1e-5, abs=1e-6)
+
+
+@settings(max_examples=60, deadline=None)
+@given(scored())
+def test_a_fitted_temperature_is_never_worse_than_none(case):
+    labels, p = case
+    temperature = fit_temperature(labels, p)
+    assert 0.01 <= temperature <= 100.01
+    before, after = score(labels, p), score(labels, apply_temperature(p, temperature))
+    assert after["loss"] <= before["loss"] + 1e-6
+
+
+@settings(max_examples=60, deadline=None)
+@given(scored(), st.floats(0.05, 20))
+def test_a_temperature_changes_no_prediction_and_can_be_undone(case, temperature):
+    _, p = case
+    p = np.clip(p, 1e-3, 1)
+    p /= p.sum(axis=1, keepdims=True)
+    softened = apply_temperature(p, temperature)
+    np.testing.assert_allclose(softened.sum(axis=1), 1)
+    best = p.max(axis=1, keepdims=True)
+    assert (softened[p == best] >= softened.max(axis=1).repeat((p == best).sum(axis=1)) - 1e-12).all()
+    if temperature >= 0.5:
+        np.testing.assert_allclose(apply_temperature(softened, 1 / temperature), p, rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(apply_temperature(p, 1.0), p, atol=1e-12)
+
+
+def test_overconfidence_is_found_and_cured():
+    labels, p, odds = drawn(50_000, slope=1.0, intercept=0.0, seed=5)
+    sharp = expit(3 * logit(p[:, 1]))
+    assert fit_temperature(labels, np.stack([1 - sharp, sharp], axis=1)) == pytest.approx(3, rel=0.05)
+    three = softmax(np.random.default_rng(0).normal(size=(50_000, 3)), axis=1)
+    draws = np.random.default_rng(1).random((50_000, 1))
+    labels = (draws > three.cumsum(axis=1)).sum(axis=1)
+    assert fit_temperature(labels, apply_temperature(three, 0.5)) == pytest.approx(2, rel=0.05)
+    assert odds.std() > 0
+
+
+def test_probabilities_that_say_nothing_keep_the_temperature_of_one():
+    assert fit_temperature(np.array([0, 1]), np.full((2, 2), 0.5)) == 1.0
+
+
+@pytest.mark.parametrize("temperature", [0, -1, np.nan, np.inf])
+def test_a_temperature_that_is_none_is_refused(temperature):
+    with pytest.raises(DataError, match="positive number"):
+        apply_temperature(np.full((1, 2), 0.5), temperature)
