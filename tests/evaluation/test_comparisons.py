@@ -1,0 +1,244 @@
+import itertools
+
+import numpy as np
+import pandas as pd
+import pytest
+import sklearn.metrics as sk
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from leukemia_dl.errors import DataError, SettingsError
+from leukemia_dl.evaluation import compare, evaluate
+from leukemia_dl.evaluation.comparisons import holm, sign_flip_test
+from leukemia_dl.evaluation.image_level import delong_test, delong_variance, mcnemar_test
+from predictions import clustered
+
+SMALL = ((5, 9, 12, 30, 8, 20), (7, 3, 25, 11, 6))
+
+
+def right(frame):
+    return frame["probability_all"].gt(0.5).eq(frame["label"].eq("all"))
+
+
+def balanced(frame):
+    return (right(frame)[frame["label"] == "all"].mean() + right(frame)[frame["label"] == "hem"].mean()) / 2
+
+
+def auroc(frame):
+    return sk.roc_auc_score(frame["label"] == "all", frame["probability_all"])
+
+
+@pytest.mark.parametrize(("metric", "statistic"), [("balanced_accuracy", balanced), ("auroc", auroc)])
+def test_a_difference_equals_a_plain_version(metric, statistic):
+    frame = clustered(SMALL)
+
+    def gap(part):
+        return statistic(part[part["backbone"] == "one"]) - statistic(part[part["backbone"] == "other"])
+
+    variance, parts = 0.0, []
+    for name in ("hem", "all"):
+        own = frame[(frame["label"] == name) & (frame["backbone"] == "one")]
+        sizes = own.groupby("group").size()
+        without = np.array([gap(frame[frame["group"] != group]) for group in sizes.index])
+        part = (len(without) - 1) / len(without) * ((without - without.mean()) ** 2).sum()
+        variance += part
+        parts.append((part, sizes.sum() ** 2 / (sizes**2).sum() - 1))
+    df = variance**2 / sum(part**2 / d for part, d in parts)
+    reach = stats.t.ppf(0.975, df) * variance**0.5
+    (row,) = compare(frame, metric).to_dict("records")
+    assert row["difference"] == pytest.approx(gap(frame))
+    assert row["standard_error"] == pytest.approx(variance**0.5)
+    assert (row["low"], row["high"]) == pytest.approx((gap(frame) - reach, gap(frame) + reach))
+    assert row["p"] == pytest.approx(2 * stats.t.sf(abs(gap(frame)) / variance**0.5, df))
+    power = stats.t.ppf(0.975, df) + stats.t.ppf(0.8, df)
+    assert row["detectable"] == pytest.approx(power * variance**0.5)
+
+
+def test_interval_and_p_agree_at_the_level():
+    for seed in range(20):
+        (row,) = compare(clustered(SMALL, seed=seed, distance=2.0)).to_dict("records")
+        assert (row["p"] <= 0.05) == (row["low"] > 0 or row["high"] < 0)
+
+
+def test_turning_a_pair_round_turns_the_sign():
+    frame = clustered(SMALL, ["one", "other"])
+    (row,), (turned,) = (
+        compare(frame, backbones=names).to_dict("records") for names in (["one", "other"], ["other", "one"])
+    )
+    assert (row["first"], turned["first"]) == ("one", "other")
+    assert turned["difference"] == pytest.approx(-row["difference"])
+    assert (turned["low"], turned["high"]) == pytest.approx((-row["high"], -row["low"]))
+    assert (turned["p"], turned["p_sign_flip"]) == pytest.approx((row["p"], row["p_sign_flip"]))
+
+
+def test_equal_predictions_do_not_differ():
+    frame = clustered(SMALL, ["one"])
+    (row,) = compare(pd.concat([frame, frame.assign(backbone="copy")])).to_dict("records")
+    assert (row["difference"], row["p"], row["p_sign_flip"], row["low"], row["high"]) == (0, 1, 1, 0, 0)
+    assert "no difference is shown" in row["sentence"]
+
+
+def test_a_large_difference_is_found_and_said():
+    frame = clustered(SMALL)
+    better = frame["backbone"].eq("one")
+    truth = frame["label"].eq("all")
+    frame.loc[better, "probability_all"] = np.where(truth[better], 0.9, 0.1)
+    frame["probability_hem"] = 1 - frame["probability_all"]
+    (row,) = compare(frame, "balanced_accuracy").to_dict("records")
+    assert row["p"] < 0.05
+    assert row["p_holm"] == row["p"]
+    value = evaluate(frame, metrics="balanced_accuracy")["value"].iloc[1]
+    assert row["sentence"].startswith(
+        f"On 136 images of 11 groups of patients, one (1.000) and other ({value:.3f}) differ in balanced accuracy by "
+    )
+    assert "no difference" not in row["sentence"]
+
+
+def test_holm_is_over_all_pairs_of_backbones_and_the_primary_metric_only():
+    frame = clustered(SMALL, ["a", "b", "c"]).assign(kind="backbone")
+    floor = clustered(SMALL, ["majority"], seed=5).assign(kind="baseline", seed=pd.NA)
+    table = compare(pd.concat([frame, floor], ignore_index=True), descriptive=["auroc"])
+    assert len(table) == 2 * 6
+    confirmatory = table[table["role"] == "confirmatory"]
+    assert set(zip(confirmatory["first"], confirmatory["second"], strict=True)) == {("a", "b"), ("a", "c"), ("b", "c")}
+    assert set(confirmatory["metric"]) == {"accuracy"}
+    assert list(confirmatory["p_holm"]) == pytest.approx(holm(confirmatory["p"]))
+    rest = table[table["role"] == "descriptive"]
+    assert rest["p_holm"].isna().all()
+    assert rest["p"].notna().all()
+    assert rest["sentence"].str.contains("descriptive").all()
+    assert confirmatory["sentence"].str.contains("Holm's correction for 3 pairs").all()
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=8))
+def test_holm_equals_a_plain_version(p):
+    order = sorted(range(len(p)), key=lambda i: p[i])
+    expected, highest = [0.0] * len(p), 0.0
+    for place, i in enumerate(order):
+        highest = max(highest, (len(p) - place) * p[i])
+        expected[i] = min(highest, 1.0)
+    assert holm(p) == pytest.approx(expected)
+    assert all(after >= before for after, before in zip(holm(p), p, strict=True))
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.integers(-9, 9), min_size=1, max_size=9))
+def test_sign_flips_are_counted_exactly_for_few_groups(gains):
+    observed = abs(sum(gains))
+    flips = [
+        abs(sum(s * g for s, g in zip(signs, gains, strict=True)))
+        for signs in itertools.product((1, -1), repeat=len(gains))
+    ]
+    assert sign_flip_test(np.array(gains, float)) == pytest.approx(sum(f >= observed for f in flips) / len(flips))
+
+
+def test_sign_flips_of_many_groups_are_drawn_near_the_exact_share():
+    gains = np.array([3.0, -1, 4, 1, -5, 9, 2, -6, 5, 3, 5, -8, 9, 7, -9, 3])
+    signs = 1 - 2 * ((np.arange(2**16)[:, None] >> np.arange(16)) & 1)
+    exact = (np.abs(signs @ gains) >= abs(gains.sum())).mean()
+    assert sign_flip_test(gains) == pytest.approx(exact, abs=0.01)
+
+
+def test_seeds_are_averaged_and_the_procedure_is_less_certain():
+    frame = clustered(SMALL, seeds=(0, 1, 2))
+    (models,), (procedure,) = (compare(frame, estimand=what).to_dict("records") for what in ("models", "procedure"))
+    means = frame.assign(right=right(frame)).groupby(["backbone", "seed"])["right"].mean().unstack()
+    assert models["difference"] == pytest.approx(means.loc["one"].mean() - means.loc["other"].mean())
+    added = models["standard_error"] ** 2 + means.var(axis=1, ddof=1).sum() / 3
+    assert procedure["standard_error"] == pytest.approx(added**0.5)
+    assert procedure["seeds"] == "3, 3"
+    (alone,) = compare(frame[frame["seed"] == 0], estimand="procedure").to_dict("records")
+    assert "one seed" in alone["reason"]
+    assert "cannot be compared in accuracy: one seed" in alone["sentence"]
+
+
+def test_only_images_that_both_have_are_compared_and_the_rest_counted():
+    frame = clustered(SMALL)
+    short = frame[~((frame["backbone"] == "other") & frame["sample"].isin(["s0", "s40"]))]
+    (row,) = compare(short).to_dict("records")
+    common = frame[~frame["sample"].isin(["s0", "s40"])]
+    (expected,) = compare(common).to_dict("records")
+    assert row["images"] == 134
+    assert row["reason"] == "2 images are left out that not all runs have"
+    assert (row["difference"], row["p"]) == pytest.approx((expected["difference"], expected["p"]))
+
+
+def test_the_order_of_rows_does_not_matter():
+    frame = clustered(SMALL, ["one", "other"], seeds=(0, 1))
+    (row,) = compare(frame, "auroc").to_dict("records")
+    shuffled = frame.sample(frac=1, random_state=3)
+    (again,) = compare(shuffled, "auroc", backbones=["one", "other"]).to_dict("records")
+    for name in ("difference", "low", "high", "p"):
+        assert again[name] == pytest.approx(row[name])
+
+
+def test_without_subjects_the_tests_are_of_images_and_the_columns_say_so():
+    frame = clustered(SMALL).drop(columns="group")
+    table = compare(frame, descriptive=["auroc", "balanced_accuracy"]).set_index("metric")
+    assert "low" not in table
+    assert list(table["test"]) == ["McNemar's exact test", "DeLong's test", "jackknife over images"]
+    one, other = (frame[frame["backbone"] == name] for name in ("one", "other"))
+    hits = [right(part).to_numpy() for part in (one, other)]
+    assert table.loc["accuracy", "p"] == mcnemar_test(*hits)
+    assert table["p_sign_flip"].isna().all()
+    assert table["sentence"].str.contains("Images are taken as independent").all()
+    labels = one["label"].eq("all").to_numpy(int)
+    assert table.loc["auroc", "p"] == delong_test(labels, *(p["probability_all"].to_numpy() for p in (one, other)))
+
+
+def test_mcnemar_is_a_binomial_test_of_the_discordant():
+    first, second = np.zeros(30, bool), np.zeros(30, bool)
+    first[:12], second[9:17] = True, True
+    assert mcnemar_test(first, second) == pytest.approx(2 * stats.binom.cdf(5, 14, 0.5))
+    assert mcnemar_test(first, first) == 1.0
+
+
+def test_delong_equals_the_definition():
+    random = np.random.default_rng(0)
+    labels = random.integers(0, 2, 60)
+    scores = np.round(random.normal(labels, 1.5, (2, 60)), 1)  # with ties
+    areas, covariance = delong_variance(labels, *scores)
+    v10, v01 = [], []
+    for s in scores:
+        pos, neg = s[labels == 1], s[labels == 0]
+        psi = (pos[:, None] > neg) + 0.5 * (pos[:, None] == neg)
+        v10.append(psi.mean(axis=1))
+        v01.append(psi.mean(axis=0))
+        assert areas[len(v10) - 1] == pytest.approx(sk.roc_auc_score(labels, s))
+    expected = np.cov(v10) / len(v10[0]) + np.cov(v01) / len(v01[0])
+    np.testing.assert_allclose(covariance, expected)
+
+
+def test_fewer_than_five_groups_give_no_test_and_the_reason():
+    (row,) = compare(clustered(((5, 9, 12, 30), SMALL[1]))).to_dict("records")
+    assert np.isnan(row["p"])
+    assert row["reason"] == "fewer than 5 groups: 4 of class all"
+    assert row["reason"] in row["sentence"]
+
+
+def test_predictions_of_different_data_are_refused():
+    frame = clustered(SMALL)
+    other = frame["backbone"] == "other"
+    with pytest.raises(DataError, match="no image in common"):
+        compare(frame.assign(sample=frame["backbone"] + frame["sample"]))
+    wrong = frame.copy()
+    wrong.loc[other & (frame["sample"] == "s3"), "group"] = "g5"
+    with pytest.raises(DataError, match="'s3' has another label or group"):
+        compare(wrong)
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"metric": "speed"}, "no metric 'speed'"),
+        ({"backbones": ["one", "third"]}, "'third'.*The frame has: one, other"),
+        ({"backbones": ["one"]}, "needs two backbones"),
+        ({"level": 5}, "level must be"),
+        ({"estimand": "all"}, "'models', 'procedure'"),
+    ],
+)
+def test_settings_out_of_range_are_refused(settings, says):
+    with pytest.raises(SettingsError, match=says):
+        compare(clustered(SMALL), **settings)

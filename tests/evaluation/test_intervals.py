@@ -1,0 +1,281 @@
+import numpy as np
+import pandas as pd
+import pytest
+import sklearn.metrics as sk
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+from scipy.special import expit, logit
+
+from leukemia_dl.errors import DataError, SettingsError
+from leukemia_dl.evaluation import METRICS, count_once, evaluate
+from leukemia_dl.evaluation.intervals import Spread, resampling_of
+from leukemia_dl.evaluation.metrics import values
+from leukemia_dl.evaluation.predictions import models_of
+from predictions import clustered
+
+SMALL = ((5, 9, 12, 30, 8, 20), (7, 3, 25, 11, 6))
+
+
+def one(frame, metric, **settings):
+    return evaluate(frame, metrics=metric, **settings).iloc[0]
+
+
+def recalls(frame):
+    right = frame["probability_all"].gt(0.5).eq(frame["label"].eq("all"))
+    return {name: right[frame["label"] == name].mean() for name in ("hem", "all")}
+
+
+def by_hand(frame, statistic, level=0.95):
+    """The interval on the logit scale, one group after the other left out, in plain Python."""
+    variance, parts = 0.0, []
+    for name in ("hem", "all"):
+        own = frame[frame["label"] == name]
+        sizes = own.groupby("group").size()
+        without = [statistic(frame[frame["group"] != group]) for group in sizes.index]
+        m = len(without)
+        mean = sum(without) / m
+        part = (m - 1) / m * sum((value - mean) ** 2 for value in without)
+        variance += part
+        parts.append((part, sum(sizes) ** 2 / sum(n * n for n in sizes) - 1))
+    df = variance**2 / sum(part**2 / d for part, d in parts)
+    value = statistic(frame)
+    reach = stats.t.ppf((1 + level) / 2, df) * variance**0.5 / (value * (1 - value))
+    return value, expit(logit(value) - reach), expit(logit(value) + reach), variance**0.5, df
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    st.integers(0, 1000),
+    st.lists(st.integers(2, 15), min_size=5, max_size=8),
+    st.lists(st.integers(2, 15), min_size=5, max_size=8),
+)
+def test_intervals_equal_a_plain_version(seed, positives, negatives):
+    frame = clustered((positives, negatives), ["one"], seed=seed)
+    share = frame["label"].eq("all").mean()
+    statistics = {
+        # Class shares are held: accuracy is the recalls' mean at the shares of the whole data.
+        "accuracy": lambda f: share * recalls(f)["all"] + (1 - share) * recalls(f)["hem"],
+        "balanced_accuracy": lambda f: (recalls(f)["all"] + recalls(f)["hem"]) / 2,
+        "auroc": lambda f: sk.roc_auc_score(f["label"] == "all", f["probability_all"]),
+    }
+    for name, statistic in statistics.items():
+        value, low, high, error, df = by_hand(frame, statistic)
+        if not 0 < value < 1 or error == 0:
+            continue
+        row = one(frame, name)
+        got = [row["value"], row["low"], row["high"], row["standard_error"], row["degrees_of_freedom"]]
+        assert got == pytest.approx([value, low, high, error, df], rel=1e-9), name
+
+
+def test_a_class_alone_takes_its_degrees_of_freedom_from_its_own_groups():
+    frame = clustered(SMALL, ["one"])
+    kish = {name: sum(sizes) ** 2 / sum(n * n for n in sizes) - 1 for name, sizes in zip("01", SMALL, strict=True)}
+    assert one(frame, "sensitivity")["degrees_of_freedom"] == pytest.approx(kish["0"])
+    assert one(frame, "specificity")["degrees_of_freedom"] == pytest.approx(kish["1"])
+
+
+def test_without_subjects_accuracy_has_the_textbook_error_and_columns_that_say_so():
+    frame = clustered(SMALL, ["one"]).drop(columns="group")
+    row = one(frame, "sensitivity")
+    n = sum(SMALL[0])
+    assert row["standard_error"] == pytest.approx(np.sqrt(row["value"] * (1 - row["value"]) / (n - 1)))
+    assert "low" not in row
+    assert row["low_image_level"] < row["value"] < row["high_image_level"]
+    assert row["estimand"] == "these fitted models on new images"
+    assert pd.isna(row["groups"])
+
+
+def test_images_as_independent_give_far_narrower_intervals():
+    frame = clustered(backbones=["one"], correlation=0.3)
+    grouped, images = one(frame, "accuracy"), one(frame.drop(columns="group"), "accuracy")
+    assert grouped["high"] - grouped["low"] > 3 * (images["high_image_level"] - images["low_image_level"])
+
+
+def test_subjects_serve_where_there_are_no_groups():
+    frame = clustered(SMALL, ["one"])
+    renamed = frame.rename(columns={"group": "subject"})
+    pd.testing.assert_frame_equal(evaluate(frame), evaluate(renamed))
+
+
+def test_fewer_than_five_groups_of_a_class_get_no_interval_and_the_reason():
+    frame = clustered(((5, 9, 12, 30, 8), (7, 3, 25, 11)), ["one"])
+    table = evaluate(frame).set_index("metric")
+    assert table.loc["accuracy", "reason"] == "fewer than 5 groups: 4 of class hem"
+    assert np.isnan(table.loc["accuracy", ["low", "high", "standard_error"]].astype(float)).all()
+    assert not np.isnan(table.loc["accuracy", "value"])
+    # Sensitivity depends on the other class alone.
+    assert table.loc["sensitivity", "reason"] == ""
+    assert table.loc["specificity", "reason"] == "fewer than 5 groups: 4 of class hem"
+
+
+def test_perfect_predictions_get_the_exact_bound_of_the_smaller_number_of_groups():
+    frame = clustered(SMALL, ["one"])
+    right = frame["label"].eq("all").astype(float)
+    frame["probability_all"], frame["probability_hem"] = right, 1 - right
+    table = evaluate(frame).set_index("metric")
+    assert table.loc["accuracy", "high"] == 1
+    assert table.loc["accuracy", "low"] == pytest.approx(stats.beta.ppf(0.025, 5, 1))
+    assert np.isnan(table.loc["loss", "low"])
+    assert "perfect" in table.loc["loss", "reason"]
+
+
+def test_a_constant_has_no_spread():
+    frame = clustered(SMALL, ["one"])
+    frame["probability_all"], frame["probability_hem"] = 0.7, 0.3
+    row = one(frame, "auroc")
+    assert (row["low"], row["value"], row["high"], row["standard_error"]) == (0.5, 0.5, 0.5, 0.0)
+
+
+def test_seeds_are_averaged_before_groups_are_left_out():
+    frame = clustered(SMALL, ["one"], seeds=(3, 7, 8))
+    row = one(frame, "balanced_accuracy")
+    parts = [one(frame[frame["seed"] == seed], "balanced_accuracy")["value"] for seed in (3, 7, 8)]
+    assert row["value"] == pytest.approx(np.mean(parts))
+    assert row["seed_sd"] == pytest.approx(np.std(parts, ddof=1))
+    assert row["seeds"] == 3
+    mean = by_hand(frame, lambda f: (recalls(f)["all"] + recalls(f)["hem"]) / 2)
+    assert row["standard_error"] == pytest.approx(mean[3])
+    assert row["images"] == sum(map(sum, SMALL))
+
+
+def test_the_procedure_has_the_spread_between_seeds_on_top():
+    frame = clustered(SMALL, ["one"], seeds=(0, 1, 2))
+    models, procedure = one(frame, "loss"), one(frame, "loss", estimand="procedure")
+    added = models["standard_error"] ** 2 + models["seed_sd"] ** 2 / 3
+    assert procedure["standard_error"] == pytest.approx(added**0.5)
+    parts = models["standard_error"] ** 4 / models["degrees_of_freedom"] + (models["seed_sd"] ** 2 / 3) ** 2 / 2
+    assert procedure["degrees_of_freedom"] == pytest.approx(added**2 / parts)
+    assert procedure["estimand"] == "the learning procedure: a mean over seeds, on new groups"
+    alone = one(frame[frame["seed"] == 0], "loss", estimand="procedure")
+    assert np.isnan(alone["low"])
+    assert "one seed" in alone["reason"]
+
+
+def test_folds_of_one_seed_are_one_set_of_predictions():
+    frame = clustered(SMALL, ["one"])
+    folded = frame.assign(fold=pd.factorize(frame["group"])[0] % 3)
+    assert one(folded, "accuracy")["low"] == pytest.approx(one(frame, "accuracy")["low"])
+    assert one(folded, "auroc")["value"] != one(frame, "auroc")["value"]
+
+
+def test_groups_of_several_classes_are_one_stratum():
+    frame = clustered(SMALL, ["one"])
+    frame["group"] = np.random.default_rng(0).integers(0, 12, len(frame))
+    (model,) = models_of(frame)
+    resampling = resampling_of([model])
+    assert (resampling.stratum == 0).all()
+    assert resampling.groups_per_class == (12, 12)
+    right = frame["probability_all"].gt(0.5).eq(frame["label"].eq("all"))
+    sizes = frame.groupby("group").size().to_numpy()
+    without = np.array([right[frame["group"] != group].mean() for group in range(12)])
+    row = one(frame, "accuracy")
+    assert row["standard_error"] == pytest.approx(np.sqrt(11 / 12 * ((without - without.mean()) ** 2).sum()))
+    assert row["degrees_of_freedom"] == pytest.approx(sizes.sum() ** 2 / (sizes**2).sum() - 1)
+
+
+def test_very_many_images_are_left_out_in_blocks_and_tell_the_same():
+    frame = clustered(((3000,), (2000,)), ["one"], correlation=0.0).drop(columns="group")
+    (model,) = models_of(frame)
+    assert len(resampling_of([model]).sizes) == 1000
+    row = one(frame, "accuracy")
+    textbook = np.sqrt(row["value"] * (1 - row["value"]) / 5000)
+    assert row["standard_error"] == pytest.approx(textbook, rel=0.1)
+    shuffled = frame.sample(frac=1, random_state=1)
+    assert one(shuffled, "accuracy")["standard_error"] == pytest.approx(textbook, rel=0.1)
+
+
+def test_leaving_out_holds_the_class_shares():
+    (model,) = models_of(clustered(SMALL, ["one"]))
+    resampling = resampling_of([model])
+    found = values(model.runs[0], resampling.leave_one_out, ["prevalence"])["prevalence"]
+    assert found == pytest.approx(np.full(11, sum(SMALL[0]) / sum(map(sum, SMALL))))
+    assert ((resampling.leave_one_out == 0).sum(axis=1) == 1).all()
+    drawn = resampling.bootstrap(200, np.random.default_rng(0))
+    found = values(model.runs[0], drawn, ["prevalence"])["prevalence"]
+    assert found == pytest.approx(np.full(200, sum(SMALL[0]) / sum(map(sum, SMALL))))
+
+
+def test_the_bootstrap_is_close_called_what_it_is_and_repeatable():
+    frame = clustered(backbones=["one"])
+    row, again = (one(frame, "accuracy", method="bootstrap", replicates=1000) for _ in range(2))
+    jackknife = one(frame, "accuracy")
+    assert row["method"] == "group bootstrap, percentile (anticonservative)"
+    assert row["standard_error"] == pytest.approx(jackknife["standard_error"], rel=0.25)
+    assert jackknife["low"] - 0.03 < row["low"] < row["value"] < row["high"] < jackknife["high"] + 0.03
+    assert (row["low"], row["high"]) == (again["low"], again["high"])
+    assert one(frame, "accuracy", method="bootstrap", seed=1)["low"] != row["low"]
+
+
+def test_a_higher_level_is_wider_and_every_interval_holds_its_value():
+    frame = clustered(SMALL, ["one"])
+    narrow, wide = (evaluate(frame, level=level) for level in (0.8, 0.99))
+    given = narrow["low"].notna()
+    assert set(narrow["metric"][~given]) == {"prevalence"}
+    assert (wide["low"][given] < narrow["low"][given]).all()
+    assert (narrow["low"][given] < narrow["value"][given]).all()
+    assert (narrow["value"][given] < narrow["high"][given]).all()
+    assert tuple(narrow["metric"]) == METRICS
+
+
+def test_the_order_of_rows_does_not_matter():
+    frame = clustered(SMALL, ["one", "other"], seeds=(0, 1))
+    shuffled = frame.sample(frac=1, random_state=0)
+    one_way = evaluate(frame).sort_values(["backbone", "metric"], ignore_index=True)
+    other_way = evaluate(shuffled).sort_values(["backbone", "metric"], ignore_index=True)
+    for column in ("value", "low", "high", "standard_error"):
+        np.testing.assert_allclose(one_way[column], other_way[column], rtol=1e-6)
+
+
+def test_quartiles_of_a_measure_are_evaluated_by_themselves():
+    frame = clustered(SMALL, ["one", "other"])
+    areas = pd.Series(np.random.default_rng(0).normal(30_000, 8_000, len(frame)), index=frame["sample"])
+    areas = areas[~areas.index.duplicated()]
+    frame["cell_area"] = frame["sample"].map(areas)
+    table = evaluate(frame, metrics="accuracy", by="cell_area")
+    assert list(table.columns[:3]) == ["cell_area", "backbone", "metric"]
+    assert len(table) == 8
+    edges = np.quantile(areas, [0, 0.25, 0.5, 0.75, 1])
+    first = frame[(frame["backbone"] == "one") & (frame["cell_area"] <= edges[1])]
+    right = first["probability_all"].gt(0.5).eq(first["label"].eq("all"))
+    assert table["value"].iloc[0] == pytest.approx(right.mean())
+    assert table["images"].iloc[:2].tolist() == [len(first)] * 2
+    named = evaluate(
+        frame.assign(stain=np.where(frame["cell_area"] > edges[2], "b", "a")), metrics="accuracy", by="stain"
+    )
+    assert list(named["stain"]) == ["a", "a", "b", "b"]
+
+
+def test_repeated_cells_count_once_if_asked():
+    frame = clustered(SMALL, ["one"], seeds=(0, 1))
+    frame["same_cell"] = frame["sample"].map({"s0": "x", "s1": "x", "s7": "y", "s9": "y", "s11": "y"})
+    once = count_once(frame)
+    assert len(once) == len(frame) - 6
+    assert not once["sample"].isin(["s1", "s9", "s11"]).any()
+    assert one(frame, "accuracy", once=True)["images"] == sum(map(sum, SMALL)) - 3
+    with pytest.raises(DataError, match="need a column same_cell"):
+        count_once(frame.drop(columns="same_cell"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"metrics": "acc"}, "no metric 'acc'"),
+        ({"level": 95}, "level must be a number"),
+        ({"level": 0.2}, "level must be a number"),
+        ({"method": "bca"}, "'jackknife', 'bootstrap'"),
+        ({"estimand": "truth"}, "'models', 'procedure'"),
+        ({"by": "area"}, "no column 'area'"),
+        ({"replicates": 5}, "replicates must be"),
+    ],
+)
+def test_settings_out_of_range_are_refused(settings, says):
+    with pytest.raises(SettingsError, match=says):
+        evaluate(clustered(SMALL, ["one"]), **settings)
+
+
+def test_spreads_add_by_satterthwaite():
+    total = Spread(2.0, 5.0) + Spread(1.0, 3.0)
+    assert total.variance == 3.0
+    assert total.df == pytest.approx(9 / (4 / 5 + 1 / 3))
+    assert (Spread(0.0, np.inf) + Spread(1.0, 3.0)).df == pytest.approx(3.0)
