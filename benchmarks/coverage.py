@@ -87,17 +87,17 @@ class World:
     def effects(self, random: np.random.Generator, count: int) -> np.ndarray:
         return random.standard_t(3, count) / np.sqrt(3) if self.heavy else random.standard_normal(count)
 
-    def scores(self, random: np.random.Generator) -> list[np.ndarray]:
+    def scores(self, random: np.random.Generator, shared: float = 0.5) -> list[np.ndarray]:
         """Return the scores of two classifiers, equally good; above 0 an image is called positive."""
         groups, n = len(self.sizes), len(self.labels)
         common, noise = self.effects(random, groups), random.standard_normal(n)
         found = []
         for _ in range(2):
-            effect = np.sqrt(0.5) * (common + self.effects(random, groups))
+            effect = np.sqrt(shared) * common + np.sqrt(1 - shared) * self.effects(random, groups)
             if self.heavy:
                 # A sum of two has lighter tails: one of them, drawn per classifier, keeps them and the correlation.
-                effect = np.where(random.random(groups) < 0.5, common, self.effects(random, groups))
-            own = np.sqrt(0.5) * (noise + random.standard_normal(n))
+                effect = np.where(random.random(groups) < shared, common, self.effects(random, groups))
+            own = np.sqrt(shared) * noise + np.sqrt(1 - shared) * random.standard_normal(n)
             sign = 2 * self.labels - 1
             level = self.levels[self.labels]
             found.append(sign * level + np.sqrt(self.rho) * effect[self.group] + np.sqrt(1 - self.rho) * own)

@@ -76,7 +76,7 @@ def test_equal_predictions_do_not_differ():
     frame = clustered(SMALL, ["one"])
     (row,) = compare(pd.concat([frame, frame.assign(backbone="copy")])).to_dict("records")
     assert (row["difference"], row["p"], row["p_sign_flip"], row["low"], row["high"]) == (0, 1, 1, 0, 0)
-    assert "no difference is shown" in row["sentence"]
+    assert "these data do not tell from none" in row["sentence"]
 
 
 def test_a_large_difference_is_found_and_said():
@@ -90,9 +90,9 @@ def test_a_large_difference_is_found_and_said():
     assert row["p_holm"] == row["p"]
     value = evaluate(frame, metrics="balanced_accuracy")["value"].iloc[1]
     assert row["sentence"].startswith(
-        f"On 136 images of 11 groups of patients, one (1.000) and other ({value:.3f}) differ in balanced accuracy by "
+        f"On 136 images of 11 groups of patients, balanced accuracy is 1.000 for one and {value:.3f} for other: a "
     )
-    assert "no difference" not in row["sentence"]
+    assert "do not tell" not in row["sentence"]
 
 
 def test_holm_is_over_all_pairs_of_backbones_and_the_primary_metric_only():
@@ -107,7 +107,7 @@ def test_holm_is_over_all_pairs_of_backbones_and_the_primary_metric_only():
     rest = table[table["role"] == "descriptive"]
     assert rest["p_holm"].isna().all()
     assert rest["p"].notna().all()
-    assert rest["sentence"].str.contains("descriptive").all()
+    assert rest["sentence"].str.contains("not one of the comparisons").all()
     assert confirmatory["sentence"].str.contains("Holm's correction for 3 pairs").all()
 
 
@@ -151,7 +151,7 @@ def test_seeds_are_averaged_and_the_procedure_is_less_certain():
     assert procedure["seeds"] == "3, 3"
     (alone,) = compare(frame[frame["seed"] == 0], estimand="procedure").to_dict("records")
     assert "one seed" in alone["reason"]
-    assert "cannot be compared in accuracy: one seed" in alone["sentence"]
+    assert "they cannot be compared: one seed" in alone["sentence"]
 
 
 def test_only_images_that_both_have_are_compared_and_the_rest_counted():
@@ -178,7 +178,7 @@ def test_without_subjects_the_tests_are_of_images_and_the_columns_say_so():
     frame = clustered(SMALL).drop(columns="group")
     table = compare(frame, descriptive=["auroc", "balanced_accuracy"]).set_index("metric")
     assert "low" not in table
-    assert list(table["test"]) == ["McNemar's exact test", "DeLong's test", "jackknife over images"]
+    assert list(table["test"]) == ["McNemar's exact test", "DeLong's test", "the jackknife over images"]
     one, other = (frame[frame["backbone"] == name] for name in ("one", "other"))
     hits = [right(part).to_numpy() for part in (one, other)]
     assert table.loc["accuracy", "p"] == mcnemar_test(*hits)

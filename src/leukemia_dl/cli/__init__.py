@@ -14,7 +14,7 @@ from typing import Any
 
 import typer
 
-from leukemia_dl.cli import benchmark, cache, data, inventory, predict, preview
+from leukemia_dl.cli import benchmark, cache, data, evaluate, inventory, predict, preview
 from leukemia_dl.errors import LeukemiaDLError
 
 __all__ = ["app", "main"]
@@ -43,6 +43,7 @@ app = typer.Typer(
 )
 app.command("benchmark")(_stoppable(benchmark.benchmark))
 app.command("audit")(_stoppable(data.audit))
+app.command("evaluate")(_stoppable(evaluate.evaluate))
 app.command("predict")(_stoppable(predict.predict))
 app.command("preview")(_stoppable(preview.preview))
 app.command("backbones")(_stoppable(inventory.backbones))

@@ -201,7 +201,7 @@ def _row(pair: _Pair, name: str, class_names: tuple[str, ...], level: float, est
     spread = resampling.spread(left_out)
     if estimand == "procedure":
         spread = spread + between_seeds(found[0].per_seed[name]) + between_seeds(found[1].per_seed[name])
-    row |= _test(row["difference"], spread, level) | {"test": f"jackknife over {unit}s"}
+    row |= _test(row["difference"], spread, level) | {"test": f"the jackknife over {unit}s"}
     if name == "accuracy":
         row["p_sign_flip"] = sign_flip_test(_per_unit_gain(pair)) if first.by_group else float("nan")
     return row if first.by_group else row | _image_level(pair, name)
@@ -260,23 +260,25 @@ def _sentence(row: dict[str, Any], level: float, pairs: int, by_group: bool) -> 
     """Return what a paper could print."""
     title = row["metric"].replace("_", " ").replace("auroc", "AUROC")
     where = f"On {row['images']:,} images" + (f" of {row['groups']} groups of patients" if by_group else "")
-    shown = f"{row['first']} ({row['value_first']:.3f}) and {row['second']} ({row['value_second']:.3f})"
+    shown = f"{title} is {row['value_first']:.3f} for {row['first']} and {row['value_second']:.3f} for {row['second']}"
     if np.isnan(row["p"]):
-        return f"{where}, {shown} cannot be compared in {title}: {row['reason']}."
-    p = f"p {_p(row['p'])}"
+        return f"{where}, {shown}; they cannot be compared: {row['reason']}."
     corrected = not np.isnan(row["p_holm"])
-    p += f", {_p(row['p_holm'])} after Holm's correction for {pairs} pairs" if corrected and pairs > 1 else ""
-    decided = (row["p_holm"] if corrected else row["p"]) <= 1 - level
+    p = f"p {_p(row['p'])} by {row['test']}"
+    p += f", {_p(row['p_holm']).removeprefix('= ')} after Holm's correction for {pairs} pairs" if corrected and pairs > 1 else ""
     text = (
-        f"{where}, {shown} differ in {title} by {row['difference']:+.3f} ({level:.0%} interval {row['low']:+.3f} to "
-        f"{row['high']:+.3f}; {p}, {row['test']})"
+        f"{where}, {shown}: a difference of {row['difference']:+.3f} ({level:.0%} interval {row['low']:+.3f} to "
+        f"{row['high']:+.3f}; {p})"
     )
     if not corrected:
-        text += "; this comparison is descriptive"
-    elif not decided:
-        text += f": no difference is shown; one of {row['detectable']:.3f} would be found with a power of {_POWER:.0%}"
+        text += ", not one of the comparisons that were corrected for their number"
+    elif row["p_holm"] > 1 - level:
+        text += (
+            f", which these data do not tell from none; one of {row['detectable']:.3f} would be found with a power of "
+            f"{_POWER:.0%}"
+        )
     return text + (". Images are taken as independent, which makes such results too certain." if not by_group else ".")
 
 
 def _p(p: float) -> str:
-    return "< .001" if p < 0.001 else f"= {p:.3f}".replace("0.", ".")
+    return "< .001" if p < 0.001 else "= 1" if p > 0.9995 else f"= {p:.3f}".replace("0.", ".")

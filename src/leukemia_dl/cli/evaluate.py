@@ -1,0 +1,97 @@
+"""`leukemia-dl evaluate`: intervals, ranks and comparisons from a file of predictions, whoever made them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from leukemia_dl.cli import options
+from leukemia_dl.errors import DataError, StoreError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["evaluate"]
+
+_FILE = "predictions.csv"
+
+
+def evaluate(
+    predictions: Annotated[
+        Path,
+        typer.Argument(
+            help="A store, or a CSV file with columns label and probability_<class>; further backbone, kind, seed, "
+            "fold, side, sample, group.",
+            show_default=False,
+        ),
+    ],
+    metric: Annotated[str, typer.Option(help="The metric to compare by; choose it before you look.")] = "accuracy",
+    level: Annotated[float, typer.Option(help="Of the intervals.")] = 0.95,
+    estimand: Annotated[
+        str, typer.Option(help="models: these fitted models. procedure: training anew too; needs two seeds.")
+    ] = "models",
+    side: Annotated[str, typer.Option(help="Which rows of the column side.")] = "test",
+    csv: Annotated[
+        Path | None, typer.Option(help="Write every metric with its interval to this file.", show_default=False)
+    ] = None,
+) -> None:
+    """Rank backbones with intervals over groups of patients, and say which of them differ."""
+    from leukemia_dl import evaluation
+
+    if csv is not None and not csv.absolute().parent.is_dir():
+        raise StoreError(f"--csv {csv} cannot be written: there is no folder {csv.absolute().parent}. Make it first.")
+    frame, costs = _read(predictions)
+    settings: dict[str, Any] = {"level": level, "estimand": estimand, "side": side}
+    table = evaluation.leaderboard(frame, metric, **costs, **settings)
+    shown = [
+        name for name in table if not table[name].isna().all() and not (table[name] == "").all() and name != "flags"
+    ]
+    formats = dict.fromkeys(table.select_dtypes("float").columns, ".3f") | {
+        "fit_seconds": ".0f",
+        "images_per_second": ".0f",
+    }
+    options.print_table(table[shown], formats, title=f"{metric}, side {side}, {level:.0%} intervals")
+    for name, flags in zip(table["backbone"], table["flags"], strict=True):
+        if flags:
+            typer.echo(f"{name}: {flags}")
+    if len(table) > 1:
+        found = evaluation.compare(frame, metric, **settings)
+        told = found[found["role"] == "confirmatory"] if (found["role"] == "confirmatory").any() else found
+        typer.echo("")
+        for sentence in told["sentence"]:
+            typer.echo(f"- {sentence}")
+    if csv is not None:
+        everything = evaluation.evaluate(frame, **settings)
+        try:
+            everything.to_csv(csv, index=False, lineterminator="\n")
+        except OSError as error:
+            raise StoreError(f"--csv {csv} cannot be written: {error.strerror or error}.") from error
+        typer.echo(f"\nEvery metric: {csv}")
+
+
+def _read(path: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """Return predictions, and of a store also what is known of costs."""
+    import pandas as pd
+
+    path = path.expanduser()
+    file = path / _FILE if path.is_dir() else path
+    if not file.is_file():
+        raise DataError(f"There is no file {file}. Give a CSV file of predictions, or a store, which holds {_FILE}.")
+    try:
+        # A class may be called NA or None: only what is empty is missing.
+        frame = pd.read_csv(
+            file,
+            dtype=dict.fromkeys(["sample", "subject", "group", "same_cell", "label", "backbone", "kind", "side"], str),
+            keep_default_na=False,
+            na_values=[""],
+        )
+    except (ValueError, OverflowError) as error:
+        raise DataError(f"{file} cannot be read as CSV: {' '.join(str(error).split())}") from error
+    costs = {}
+    for name in ("results", "timings"):
+        beside = file.with_name(f"{name}.csv")
+        if path.is_dir() and beside.is_file():
+            costs[name] = pd.read_csv(beside)
+    return frame, costs
