@@ -19,7 +19,7 @@ import time  # noqa: E402
 import numpy as np  # noqa: E402
 import pandas as pd  # noqa: E402
 import sklearn.metrics as sk  # noqa: E402
-from coverage import Setting, World  # noqa: E402
+from interval_coverage import Setting, World  # noqa: E402
 from sklearn.linear_model import LogisticRegression  # noqa: E402
 
 from leukemia_dl.evaluation import compare, evaluate  # noqa: E402

@@ -8,8 +8,10 @@ import pandas as pd
 import pytest
 
 import leukemia_dl as ldl
+from leukemia_dl.benchmark.runner import _metrics
+from leukemia_dl.benchmark.trial import Record
 from leukemia_dl.errors import ImageError, SettingsError, SplitError, StoreError, TrainingError, UnknownNameError
-from leukemia_dl.evaluation import METRICS
+from leukemia_dl.evaluation import METRICS, apply_temperature, fit_temperature, score
 from leukemia_dl.models import registry
 from leukemia_dl.preprocess import CropToCell, Reinhard, Resize
 
@@ -83,9 +85,58 @@ def test_metrics_follow_from_the_prediction_frame(finished):
         labels = part["label"].map(names.index).to_numpy()
         assert row.accuracy == pytest.approx((p.argmax(axis=1) == labels).mean())
         assert row.loss == pytest.approx(-np.log(np.clip(p[np.arange(len(p)), labels], 1e-15, 1)).mean())
+    kinds = dict(zip(predictions["backbone"], predictions["kind"], strict=True))
+    assert kinds == {"tiny": "backbone", "majority": "baseline", "cell_size": "baseline", "cell_colour": "baseline"}
     truth = bench.dataset.table.set_index("sample").loc[predictions["sample"]]
     for column in ("label", "subject", "group"):
         assert list(predictions[column]) == list(truth[column])
+
+
+def test_calibrated_columns_follow_from_the_val_side(finished):
+    bench, frame = finished
+    predictions = bench.predictions()
+    columns = [f"probability_{name}" for name in bench.dataset.class_names]
+    row = frame[frame["backbone"] == "tiny"].iloc[0]
+    part = predictions[predictions["trial"] == row["trial"]]
+    labels = part["label"].map(bench.dataset.class_names.index).to_numpy()
+    p, test = part[columns].to_numpy(), part["side"].eq("test").to_numpy()
+    temperature = fit_temperature(labels[~test], p[~test])
+    assert row["temperature"] == pytest.approx(temperature)
+    softened = score(labels[test], apply_temperature(p[test], temperature))
+    for name in ("loss", "brier", "ece"):
+        assert row[f"{name}_calibrated"] == pytest.approx(softened[name])
+
+
+def test_nothing_is_calibrated_where_val_is_the_test_side(dataset, tmp_path):
+    bench = ldl.Benchmark(dataset, ["cnn"], recipe=RECIPE, protocol="source_v1", store=tmp_path)
+    record = Record(
+        bench._grid[0].trial,
+        "ok",
+        sides=np.array(["val", "test"] * 2),
+        labels=np.array([0, 0, 1, 1]),
+        probabilities=np.array([[0.6, 0.4]] * 4),
+    )
+    metrics = _metrics(record.labels, record.probabilities, record.sides, bench.splits[0])
+    assert "val_loss" in metrics
+    assert not {"temperature", "loss_calibrated"} & set(metrics)
+
+
+def test_the_prediction_frame_is_what_evaluation_takes(finished):
+    bench, frame = finished
+    predictions = bench.predictions(cell_area=True)
+    table = ldl.leaderboard(predictions, results=frame, timings=bench.timings()).set_index("backbone")
+    assert set(table.index) == {"tiny", "majority", "cell_size", "cell_colour"}
+    assert table.loc["tiny", "trials"] == 4
+    assert table.loc["tiny", "parameters"] == frame["parameters"].max()
+    assert table.loc["tiny", "fit_seconds"] > 0
+    weighted = frame[frame["backbone"] == "tiny"].groupby("seed")[["accuracy", "n_test"]]
+    mean = weighted.apply(lambda rows: np.average(rows["accuracy"], weights=rows["n_test"].astype(float))).mean()
+    assert table.loc["tiny", "accuracy"] == pytest.approx(mean)
+    (area,) = predictions.loc[predictions["sample"] == predictions["sample"].iloc[0], "cell_area"].unique()
+    image = bench.dataset.decode(int(np.flatnonzero(bench.dataset.table["sample"] == predictions["sample"].iloc[0])[0]))
+    assert area == pytest.approx((image.max(axis=-1) > 0).sum(), rel=0.02)
+    quartiles = ldl.evaluate(predictions, metrics="accuracy", by="cell_area")
+    assert quartiles["cell_area"].nunique() == 4
 
 
 def test_sides_are_disjoint_in_subjects(finished):

@@ -149,7 +149,7 @@ def test_a_weight_of_three_is_three_predictions(case, data):
     weighted = values(Run.of(labels, p), np.stack([times, np.ones_like(times)]).astype(float))
     repeated = score(np.repeat(labels, times), np.repeat(p, times, axis=0))
     # Where every probability is 0 or 1 a whole range of intercepts is as good.
-    for name in METRICS if 0 < p.min() else set(METRICS) - FITTED:
+    for name in METRICS if p.min() > 0 else set(METRICS) - FITTED:
         assert weighted[name][0] == pytest.approx(repeated[name], rel=1e-5, abs=1e-6, nan_ok=True), name
         assert weighted[name][1] == pytest.approx(score(labels, p)[name], rel=1e-5, abs=1e-6, nan_ok=True), name
 

@@ -198,8 +198,7 @@ def test_the_images_above_the_threshold_are_scored_and_counted(inner, outer, twe
     outer = [*outer, ("q", 8, 8)]
     shares = [np.diff([0, *sorted(cuts), 8]) / 8 for _, *cuts in inner + outer]
     frame = pd.DataFrame(shares, columns=["probability_p", "probability_q", "probability_r"])
-    frame["label"] = [label for label, *_ in inner + outer]
-    frame["side"] = ["val"] * len(inner) + ["test"] * len(outer)
+    frame["label"], frame["side"] = [label for label, *_ in inner + outer], ["val"] * len(inner) + ["test"] * len(outer)
     result = accuracy_at_coverage(frame, [twentieths / 20])
     limit = result["threshold"].item()
     assert Fraction(sum(max(row) >= limit for row in shares[: len(inner)]), len(inner)) >= Fraction(twentieths, 20)
@@ -223,8 +222,7 @@ def test_each_fold_rejects_below_a_confidence_of_its_own():
 
 @pytest.mark.xfail(strict=True, reason="quantile(method='lower') of n - 1 steps keeps one image more than is wanted")
 def test_half_of_ten_images_that_all_differ_is_five():
-    scores = [0.5 + i / 32 for i in range(10)]
-    frame = pd.concat([side_of(side, [1] * 10, scores) for side in ("val", "test")])
+    frame = pd.concat([side_of(side, [1] * 10, [0.5 + i / 32 for i in range(10)]) for side in ("val", "test")])
     assert accuracy_at_coverage(frame, [0.5])["coverage"].item() == 0.5
 
 
@@ -245,8 +243,7 @@ def test_backbones_may_be_named_by_numbers(call):
 @pytest.mark.xfail(strict=True, raises=DataError, reason="the folds of one seed are checked as one run, also on val")
 @both
 def test_an_image_may_be_on_the_val_side_of_several_folds(call):
-    parts = [two_sides(seed=fold, fold=fold) for fold in range(2)]
-    parts[1]["sample"] = parts[1]["sample"].str.replace("test", "second")
-    shared = pd.concat(parts)
+    first, second = two_sides(fold=0), two_sides(seed=1, fold=1)
+    shared = pd.concat([first, second.assign(sample=second["sample"].str.replace("test", "second"))])
     apart = shared.assign(sample=shared["sample"] + "_" + shared["fold"].astype(str))
     pd.testing.assert_frame_equal(call(shared), call(apart))

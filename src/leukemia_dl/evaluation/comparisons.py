@@ -265,7 +265,11 @@ def _sentence(row: dict[str, Any], level: float, pairs: int, by_group: bool) -> 
         return f"{where}, {shown}; they cannot be compared: {row['reason']}."
     corrected = not np.isnan(row["p_holm"])
     p = f"p {_p(row['p'])} by {row['test']}"
-    p += f", {_p(row['p_holm']).removeprefix('= ')} after Holm's correction for {pairs} pairs" if corrected and pairs > 1 else ""
+    p += (
+        f", {_p(row['p_holm']).removeprefix('= ')} after Holm's correction for {pairs} pairs"
+        if corrected and pairs > 1
+        else ""
+    )
     text = (
         f"{where}, {shown}: a difference of {row['difference']:+.3f} ({level:.0%} interval {row['low']:+.3f} to "
         f"{row['high']:+.3f}; {p})"

@@ -12,7 +12,7 @@ is left out, the others of its class are weighted up. Variance per class (Efron 
 is summed over classes. A t quantile is taken at Satterthwaite's degrees of freedom, (sum v_c)^2 / sum(v_c^2 / d_c),
 where d_c = (sum n_g)^2 / sum n_g^2 - 1: Kish's effective number of groups, less one, since groups of 9 and of 757
 images do not tell equally much. On the logit scale for what lies between two bounds, the log scale for losses.
-`benchmarks/coverage.py` measures how often such intervals hold the truth.
+`benchmarks/interval_coverage.py` measures how often such intervals hold the truth.
 """
 
 from __future__ import annotations

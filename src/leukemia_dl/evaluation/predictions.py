@@ -110,7 +110,10 @@ def models_of(frame: pd.DataFrame, side: str = "test", only: Iterable[str] | Non
         raise DataError("There are no predictions: the frame is empty.")
     names = class_names_of(frame)
     labels = _codes(chosen["label"], names)
-    probabilities = chosen[[PREFIX + name for name in names]].to_numpy(dtype=np.float64)
+    try:
+        probabilities = chosen[[PREFIX + name for name in names]].to_numpy(dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"The columns probability_<class> must hold numbers. {error}.") from None
     check_probabilities(labels, probabilities)
     groups = _groups(chosen)
     samples = chosen["sample"].astype(object) if "sample" in chosen else pd.Series(np.arange(len(chosen)), dtype=object)

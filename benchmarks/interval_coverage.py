@@ -1,6 +1,6 @@
 """How often do intervals hold the truth, and how often do tests find a difference where there is none?
 
-    python benchmarks/coverage.py [--runs 4000] [--only 28]
+    python benchmarks/interval_coverage.py [--runs 4000] [--only 28]
 
 Predictions are simulated with cells clustered as in C-NMC 2019: its real numbers of images per group (all 65 groups,
 and the 28 of fold 2), one class per group, and an effect of the group on every score. The intraclass correlation is

@@ -1,0 +1,91 @@
+import numpy as np
+import pandas as pd
+import pytest
+from typer.testing import CliRunner
+
+import leukemia_dl as ldl
+from leukemia_dl.cli import app
+from leukemia_dl.errors import DataError, SettingsError, StoreError
+from predictions import clustered
+
+SMALL = ((5, 9, 12, 30, 8, 20), (7, 3, 25, 11, 6))
+
+
+@pytest.fixture
+def run():
+    def run(*arguments):
+        result = CliRunner().invoke(app, ["evaluate", *map(str, arguments)])
+        if result.exception and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        return result.output
+
+    return run
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "predictions.csv"
+    clustered(SMALL, ["cnn", "vgg16", "xception"]).to_csv(path, index=False)
+    return path
+
+
+def test_the_table_and_a_sentence_per_pair_are_printed(run, file):
+    output = run(file, "--metric", "auroc")
+    table = ldl.leaderboard(clustered(SMALL, ["cnn", "vgg16", "xception"]), "auroc")
+    for value in table[["auroc", "low", "high"]].to_numpy().ravel():
+        assert f"{value:.3f}" in output
+    assert output.count("\n- On 136 images of 11 groups of patients, AUROC is") == 3
+    assert "best of 3 on this side" in output
+
+
+def test_a_store_is_read_with_its_costs(run, file):
+    pd.DataFrame({"backbone": ["cnn", "vgg16"], "parameters": [1234, 5678], "status": "ok"}).to_csv(
+        file.with_name("results.csv"), index=False
+    )
+    pd.DataFrame({"backbone": ["cnn"], "fit_seconds": [77.0]}).to_csv(file.with_name("timings.csv"), index=False)
+    output = run(file.parent)
+    assert "1234" in output
+    assert "77" in output
+    assert "1234" not in run(file)
+
+
+def test_every_metric_goes_to_a_file(run, file, tmp_path):
+    run(file, "--csv", tmp_path / "all.csv")
+    written = pd.read_csv(tmp_path / "all.csv")
+    expected = ldl.evaluate(clustered(SMALL, ["cnn", "vgg16", "xception"]))
+    assert list(written) == list(expected)
+    np.testing.assert_allclose(written["low"], expected["low"])
+
+
+def test_a_class_called_na_is_a_class(run, tmp_path):
+    frame = (
+        clustered(SMALL, ["cnn"])
+        .replace({"label": {"all": "NA"}})
+        .rename(columns={"probability_all": "probability_NA"})
+    )
+    frame.to_csv(tmp_path / "p.csv", index=False)
+    assert "cnn" in run(tmp_path / "p.csv")
+
+
+def test_one_model_without_groups_is_told_at_image_level(run, tmp_path):
+    clustered(SMALL, ["cnn"])[["label", "probability_hem", "probability_all"]].to_csv(tmp_path / "p.csv", index=False)
+    assert "low_image_level" in run(tmp_path / "p.csv")
+
+
+def test_what_cannot_be_read_is_one_clear_error(run, file, tmp_path):
+    with pytest.raises(DataError, match="There is no file"):
+        run(tmp_path / "nothing.csv")
+    with pytest.raises(SettingsError, match="no metric 'speed'"):
+        run(file, "--metric", "speed")
+    with pytest.raises(StoreError, match="there is no folder"):
+        run(file, "--csv", tmp_path / "no" / "all.csv")
+    for text in ("", "a,b\n1,2\n", "label,probability_a\nx,1\n"):
+        (tmp_path / "bad.csv").write_text(text)
+        with pytest.raises(DataError):
+            run(tmp_path / "bad.csv")
+    (tmp_path / "bad.csv").write_bytes(b"\x89PNG\r\n\x1a\n\xff\xfe\x00")
+    with pytest.raises(DataError):
+        run(tmp_path / "bad.csv")
+    (tmp_path / "bad.csv").write_text("label,probability_a,probability_b\na,yes,no\n")
+    with pytest.raises(DataError, match="numbers"):
+        run(tmp_path / "bad.csv")

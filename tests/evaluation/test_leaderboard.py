@@ -1,0 +1,241 @@
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import log_loss, roc_auc_score
+
+from leukemia_dl.errors import DataError, SettingsError
+from leukemia_dl.evaluation import compare, evaluate, leaderboard
+
+HEM, ALL = "probability_hem", "probability_all"
+BEST = "best of {} on this side: its value is optimistic"
+COLUMNS = ["rank", "backbone", "kind", "accuracy", "low", "high", "better_than", "trials", "seeds", "images", "groups"]
+COLUMNS += ["parameters", "fit_seconds", "images_per_second", "flags"]
+
+
+def rows_of(backbone, skill, random=0, folds=(0,), seeds=(0,), kind="backbone"):
+    """Test predictions of 96 images in 24 groups (pure, half of them positive); every third group is of one fold."""
+    parts = []
+    labels, groups = np.repeat(np.arange(24) % 2, 4), np.repeat(np.arange(24), 4)
+    for seed in seeds:
+        noise = np.random.default_rng([random, seed or 0]).normal(0, 1, 96)
+        positive = 1 / (1 + np.exp(-(skill * (2 * labels - 1) + noise)))
+        part = pd.DataFrame({"backbone": backbone, "kind": kind, "seed": seed, "fold": groups % 3, "side": "test"})
+        part = part.assign(sample=[f"s{i}" for i in range(96)], group=groups, label=np.array(["hem", "all"])[labels])
+        parts.append(part.assign(**{HEM: 1 - positive, ALL: positive}))
+    rows = pd.concat(parts, ignore_index=True)
+    return rows if folds == (0,) else rows[rows["fold"].isin(folds)]
+
+
+def joined(*parts):
+    return pd.concat(parts, ignore_index=True)
+
+
+def value_by_hand(rows, metric):
+    """The mean over seeds, by scikit-learn; AUROC is the mean over folds, weighted by pairs."""
+    found = []
+    for _, part in rows.groupby("seed", dropna=False):
+        truth = (part["label"] == "all").to_numpy()
+        if metric == "accuracy":
+            found.append(((part[ALL] > part[HEM]).to_numpy() == truth).mean())
+        elif metric == "loss":
+            found.append(log_loss(truth, part[ALL]))
+        else:
+            areas, pairs = [], []
+            for _, fold in part.groupby("fold"):
+                positive = fold["label"] == "all"
+                areas.append(roc_auc_score(positive, fold[ALL]))
+                pairs.append(positive.sum() * (~positive).sum())
+            found.append(np.average(areas, weights=pairs))
+    return np.mean(found)
+
+
+def better_by_hand(frame, metric, level):
+    """Pairs (better, worse) of `compare`: after Holm's correction where there is one."""
+    found = set()
+    for row in compare(frame, metric, level=level).to_dict("records"):
+        p = row["p"] if np.isnan(row["p_holm"]) else row["p_holm"]
+        if p <= 1 - level:
+            first_is_better = (row["difference"] > 0) != (metric == "loss")
+            found.add((row["first"], row["second"]) if first_is_better else (row["second"], row["first"]))
+    return found
+
+
+@settings(max_examples=25)
+@given(
+    st.lists(st.sampled_from([0.0, 0.25, 0.5, 0.75, 1.5]), min_size=2, max_size=4),
+    st.integers(0, 1000),
+    st.sampled_from(["accuracy", "loss", "auroc"]),
+    st.sampled_from([0.5, 0.95]),
+    st.sampled_from([(0,), (0, 1)]),
+)
+def test_order_ranks_and_better_than_follow_from_values_and_comparisons(skills, random, metric, level, seeds):
+    *nets, floor = (rows_of(f"n{i}", skill, random + i, seeds=seeds) for i, skill in enumerate(skills))
+    frame = joined(floor.assign(kind="baseline", backbone="floor", seed=None), *nets) if len(seeds) == 1 else None
+    frame = joined(floor.assign(kind="baseline", backbone="floor"), *nets) if frame is None else frame
+    board, better = leaderboard(frame, metric, level=level), better_by_hand(frame, metric, level)
+    by_hand = {name: value_by_hand(rows, metric) for name, rows in frame.groupby("backbone")}
+    order = sorted(by_hand, key=lambda name: by_hand[name], reverse=metric != "loss")
+    assert board["backbone"].tolist() == order
+    assert board[metric].tolist() == pytest.approx([by_hand[name] for name in order])
+    for row in board.to_dict("records"):
+        name = row["backbone"]
+        wins = {worse for winner, worse in better if winner == name}
+        assert set(filter(None, row["better_than"].split(", "))) == wins
+        ahead = [winner for winner, worse in better if worse == name and winner != "floor"]
+        assert row["rank"] is pd.NA if name == "floor" else row["rank"] == 1 + len(ahead)
+        assert row["kind"] == ("baseline" if name == "floor" else "backbone")
+        assert (row["trials"], row["seeds"]) == (3 * len(seeds), len(seeds))
+        assert (row["images"], row["groups"]) == (96, 24)
+
+
+def test_what_cannot_be_told_apart_shares_a_rank_and_the_next_one_is_skipped():
+    twin = rows_of("twin", 0.6, 2)
+    frame = joined(rows_of("weak", 0.0, 3), twin, twin.assign(backbone="other"), rows_of("strong", 3.0, 1))
+    board = leaderboard(frame)
+    assert list(board) == COLUMNS
+    assert board[["rank", "backbone"]].to_numpy().tolist() == [[1, "strong"], [2, "twin"], [2, "other"], [4, "weak"]]
+    assert board["better_than"].tolist() == ["weak, twin, other", "weak", "weak", ""]
+    assert board["flags"].tolist() == [BEST.format(4), "", "", ""]
+    assert board["rank"].dtype == "Int64"
+
+
+def test_less_loss_is_better_and_may_turn_the_order_of_accuracy_round():
+    bold = rows_of("bold", 1.0, 5)
+    right = (bold[ALL] > 0.5) == (bold["label"] == "all")
+    timid = bold.assign(backbone="timid", **{ALL: 0.5 + (bold[ALL] - 0.5) / 50})
+    timid.loc[right & (bold.index % 8 == 0), ALL] = 0.5 - (timid[ALL] - 0.5) / 50
+    frame = joined(*(part.assign(**{HEM: 1 - part[ALL]}) for part in (timid, bold.assign(**{ALL: bold[ALL].round()}))))
+    assert leaderboard(frame)["backbone"].tolist() == ["bold", "timid"]
+    by_loss = leaderboard(frame, "loss")
+    assert by_loss["backbone"].tolist() == ["timid", "bold"]
+    assert by_loss["loss"].is_monotonic_increasing
+    assert by_loss["better_than"].tolist() == ["bold", ""]
+    assert by_loss["rank"].tolist() == [1, 2]
+    assert by_loss["flags"].tolist() == [BEST.format(2), ""]
+
+
+def test_a_baseline_takes_no_rank_and_moves_none():
+    nets = joined(rows_of("a", 0.9, 1), rows_of("b", 0.0, 2))
+    floor = rows_of("size", 4.0, 3, kind="baseline", seeds=(None,))
+    board = leaderboard(joined(floor, nets)).set_index("backbone")
+    assert board.index.tolist() == ["size", "a", "b"]
+    assert board["rank"].tolist() == [pd.NA, 1, 2]
+    assert board["kind"].tolist() == ["baseline", "backbone", "backbone"]
+    assert board["better_than"].tolist() == ["a, b", "b", ""]
+    assert board["flags"].tolist() == ["", BEST.format(2), ""]
+    assert board.loc[["a", "b"], "rank"].tolist() == leaderboard(nets)["rank"].tolist()
+
+
+def test_an_incomplete_grid_is_flagged():
+    folds = joined(rows_of("whole", 2.0), rows_of("part", 0.5, 1, folds=(0, 2)), rows_of("floor", 0.2, kind="baseline"))
+    board = leaderboard(folds).set_index("backbone")
+    assert board["flags"].to_dict() == {"whole": BEST.format(2), "part": "incomplete: 2 of 3 trials", "floor": ""}
+    assert board["trials"].to_dict() == {"whole": 3, "part": 2, "floor": 3}
+    seeds = joined(rows_of("whole", 2.0, seeds=(0, 1)), rows_of("part", 0.5, 1), rows_of("floor", 0.2, kind="baseline"))
+    board = leaderboard(seeds).set_index("backbone")
+    assert board.loc["part", ["flags", "trials", "seeds"]].tolist() == ["incomplete: 3 of 6 trials", 3, 1]
+    assert board.loc["whole", ["flags", "trials", "seeds"]].tolist() == [BEST.format(2), 6, 2]
+    assert board.loc["floor", "flags"] == ""
+
+
+def test_failed_trials_are_counted_beside_the_other_flags():
+    frame = joined(rows_of("a", 2.0), rows_of("b", 0.5, 1, folds=(0, 1)), rows_of("c", 0.0, 2))
+    states = {"a": ["ok"] * 3 + ["failed"] * 2, "b": ["ok", "ok", "failed"], "c": ["ok", "not_applicable", "ok"]}
+    rows = [{"backbone": name, "status": status} for name, several in states.items() for status in several]
+    board = leaderboard(frame, results=pd.DataFrame(rows)).set_index("backbone")
+    assert board["flags"].to_dict() == {
+        "a": f"2 failed; {BEST.format(3)}",
+        "b": "incomplete: 2 of 3 trials; 1 failed",
+        "c": "",
+    }
+
+
+def test_costs_are_taken_from_results_and_timings():
+    frame = joined(rows_of("a", 2.0), rows_of("b", 0.5, 1), rows_of("floor", 0.0, 2, kind="baseline"))
+    results = pd.DataFrame(
+        {"backbone": ["a", "a", "b", "floor"], "status": "ok", "parameters": [7, 7, 2**40 + 1, None]}
+    )
+    timings = pd.DataFrame({"backbone": ["a", "a", "a", "floor"], "fit_seconds": [1.0, 2.0, 6.0, 0.5]})
+    timings["predict_images_per_second"] = [100.0, 10.0, 40.0, np.nan]
+    costs = ["parameters", "fit_seconds", "images_per_second"]
+    board = leaderboard(frame, results=results.astype({"parameters": "Int64"}), timings=timings).set_index("backbone")
+    assert board["parameters"].dtype == "Int64"
+    assert board["parameters"].to_dict() == {"a": 7, "b": 2**40 + 1, "floor": pd.NA}
+    assert board["fit_seconds"].tolist() == pytest.approx([3.0, np.nan, 0.5], nan_ok=True)
+    assert board["images_per_second"].tolist() == pytest.approx([40.0, np.nan, np.nan], nan_ok=True)
+    for nothing in ({}, {"results": results.iloc[:0], "timings": timings.iloc[:0]}, {"results": pd.DataFrame()}):
+        assert leaderboard(frame, **nothing)[costs].isna().all(axis=None)
+
+
+def test_one_backbone_alone_is_first_and_best_of_nothing():
+    board = leaderboard(rows_of("a", 1.0).drop(columns=["backbone", "kind", "seed", "fold", "side"]))
+    assert board[["rank", "backbone", "kind", "better_than", "trials", "flags"]].to_numpy().tolist() == [
+        [1, "model", "backbone", "", 1, ""]
+    ]
+    with_floor = leaderboard(joined(rows_of("a", 2.0), rows_of("floor", 0.0, 1, kind="baseline")))
+    assert with_floor[["rank", "backbone", "better_than", "flags"]].to_numpy().tolist() == [
+        [1, "a", "floor", ""],
+        [pd.NA, "floor", "", ""],
+    ]
+
+
+@pytest.mark.parametrize("estimand", ["models", "procedure"])
+def test_values_and_intervals_are_those_of_evaluate(estimand):
+    frame = joined(rows_of("a", 1.0, seeds=(0, 1)), rows_of("b", 0.5, 1))
+    frame = joined(frame, frame.assign(side="val", **{HEM: 0.5, ALL: 0.5}))
+    settings = {"level": 0.9, "estimand": estimand}
+    expected = evaluate(frame, metrics="auroc", **settings).rename(columns={"value": "auroc"})
+    board = leaderboard(frame, "auroc", **settings)
+    shown = ["backbone", "auroc", "low", "high", "seeds", "images", "groups"]
+    pd.testing.assert_frame_equal(board[shown], expected[shown])
+    assert board["low"].isna().tolist() == [False, estimand == "procedure"]
+    assert leaderboard(frame, "auroc", side="val")["auroc"].tolist() == [0.5, 0.5]
+    one_seed = "one seed: nothing is known of the spread between seeds"
+    incomplete = "incomplete: 3 of 6 trials"
+    assert board["flags"][1] == (incomplete if estimand == "models" else f"{one_seed}; {incomplete}")
+
+
+def test_without_subjects_the_columns_say_that_intervals_are_of_images():
+    frame = joined(rows_of("a", 2.0), rows_of("b", 0.0, 1)).drop(columns="group")
+    board = leaderboard(frame)
+    assert list(board) == [name if name not in ("low", "high") else f"{name}_image_level" for name in COLUMNS]
+    assert board["groups"].isna().all()
+    assert (board["low_image_level"] < board["accuracy"]).all()
+    assert board["better_than"].tolist() == ["b", ""]
+
+
+def test_what_cannot_be_shown_is_refused():
+    with pytest.raises(SettingsError, match="no metric 'accuraccy'"):
+        leaderboard(rows_of("a", 1.0), "accuraccy")
+    with pytest.raises(DataError, match="no predictions of the side 'val'"):
+        leaderboard(rows_of("a", 1.0), side="val")
+    with pytest.raises(DataError, match="column label"):
+        leaderboard(rows_of("a", 1.0).drop(columns="label"))
+
+
+@pytest.mark.xfail(strict=True, raises=DataError, reason="compare refuses pairs without a common image")
+def test_backbones_that_have_finished_other_folds_are_flagged_and_not_refused():
+    board = leaderboard(joined(rows_of("a", 1.0, folds=(0, 1)), rows_of("b", 0.5, 1, folds=(2,))))
+    assert board["rank"].tolist() == [1, 1]
+    assert board["flags"].str.contains("incomplete").all()
+
+
+@pytest.mark.xfail(strict=True, raises=ValueError, reason="models_of makes strings of names, the frame keeps numbers")
+def test_backbones_may_be_named_by_numbers():
+    board = leaderboard(joined(rows_of(18, 1.0), rows_of(50, 0.0, 1)))
+    assert board["trials"].tolist() == [3, 3]
+
+
+@pytest.mark.xfail(strict=True, reason="the first row is flagged whatever the metric")
+@pytest.mark.parametrize("metric", ["calibration_slope", "calibration_intercept", "prevalence"])
+def test_where_nothing_is_better_or_worse_nothing_is_the_best(metric):
+    board = leaderboard(joined(rows_of("a", 1.0), rows_of("b", 0.5, 1)), metric)
+    assert not board["flags"].str.contains("best of").any()
+
+
+@pytest.mark.xfail(strict=True, reason="the first row is flagged also where its value is NaN")
+def test_an_undefined_value_is_not_optimistic():
+    frame = joined(rows_of("a", 1.0), rows_of("b", 0.5, 1)).assign(probability_third=0.0)
+    assert not leaderboard(frame, "sensitivity")["flags"].str.contains("optimistic").any()
