@@ -149,6 +149,12 @@ def test_seeds_are_averaged_and_the_procedure_is_less_certain():
     added = models["standard_error"] ** 2 + means.var(axis=1, ddof=1).sum() / 3
     assert procedure["standard_error"] == pytest.approx(added**0.5)
     assert procedure["seeds"] == "3, 3"
+    floor = frame["backbone"].ne("other") | frame["seed"].eq(0)
+    kinds = np.where(frame["backbone"] == "other", "baseline", "backbone")
+    (against,) = compare(frame.assign(kind=kinds)[floor], estimand="procedure").to_dict("records")
+    (fixed,) = compare(frame.assign(kind=kinds)[floor]).to_dict("records")
+    seeds = means.loc["one"].var(ddof=1) / 3
+    assert against["standard_error"] == pytest.approx((fixed["standard_error"] ** 2 + seeds) ** 0.5)
     (alone,) = compare(frame[frame["seed"] == 0], estimand="procedure").to_dict("records")
     assert "one seed" in alone["reason"]
     assert "they cannot be compared: one seed" in alone["sentence"]

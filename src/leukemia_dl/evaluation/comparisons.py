@@ -15,7 +15,7 @@ from scipy import stats
 from leukemia_dl.errors import DataError, SettingsError
 from leukemia_dl.evaluation.evaluate import ESTIMANDS, Estimand, Estimates, check_choice, check_level
 from leukemia_dl.evaluation.image_level import delong_test, mcnemar_test
-from leukemia_dl.evaluation.intervals import Resampling, Spread, between_seeds, resampling_of
+from leukemia_dl.evaluation.intervals import Resampling, Spread, resampling_of
 from leukemia_dl.evaluation.metrics import metric as find_metric
 from leukemia_dl.evaluation.predictions import Model, Run, class_names_of, models_of
 
@@ -194,13 +194,14 @@ def _row(pair: _Pair, name: str, class_names: tuple[str, ...], level: float, est
     left_out = found[0].left_out[name] - found[1].left_out[name]
     if not why and np.isnan([row["difference"], *left_out]).any():
         why = "not defined for both, or not without one of the groups"
-    if not why and estimand == "procedure" and min(len(first.runs), len(second.runs)) < 2:
+    seeds = [one.between_seeds(name) for one in found]
+    if not why and estimand == "procedure" and None in seeds:
         why = "one seed: nothing is known of the spread between seeds"
     if why:
         return row | {"reason": "; ".join(filter(None, [why, row["reason"]]))}
     spread = resampling.spread(left_out)
     if estimand == "procedure":
-        spread = spread + between_seeds(found[0].per_seed[name]) + between_seeds(found[1].per_seed[name])
+        spread = sum((seed for seed in seeds if seed is not None), spread)
     row |= _test(row["difference"], spread, level) | {"test": f"the jackknife over {unit}s"}
     if name == "accuracy":
         row["p_sign_flip"] = sign_flip_test(_per_unit_gain(pair)) if first.by_group else float("nan")

@@ -10,7 +10,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from leukemia_dl.errors import DataError, SettingsError
-from leukemia_dl.evaluation.intervals import Resampling, between_seeds, bounds, resampling_of
+from leukemia_dl.evaluation.intervals import Resampling, Spread, between_seeds, bounds, resampling_of
 from leukemia_dl.evaluation.metrics import METRICS, Metric, metric, values, why_undefined
 from leukemia_dl.evaluation.predictions import Model, class_names_of, models_of, select_side
 
@@ -37,13 +37,19 @@ class Estimates:
         everything = np.ones((1, resampling.block.size))
         weights = np.concatenate([everything, resampling.leave_one_out])
         per_run = [values(run, weights, names) for run in model.runs]
-        self.names = tuple(names)
+        self.kind = model.kind
         self.per_seed = {name: np.array([run[name][0] for run in per_run]) for name in names}
         self.left_out = {name: np.mean([run[name][1:] for run in per_run], axis=0) for name in names}
 
     def value(self, name: str) -> float:
         """Return the mean over seeds."""
         return float(self.per_seed[name].mean())
+
+    def between_seeds(self, name: str) -> Spread | None:
+        """Return the spread that seeds add to the mean; none for a baseline, which has no seed; None if unknown."""
+        if len(self.per_seed[name]) > 1:
+            return between_seeds(self.per_seed[name])
+        return Spread(0.0, np.inf) if self.kind == "baseline" else None
 
     def seed_sd(self, name: str) -> float:
         """Return the standard deviation between seeds; NaN for one seed."""
@@ -182,6 +188,7 @@ def _interval(
     ends = ("low", "high") if model.by_group else ("low_image_level", "high_image_level")
     nothing = dict.fromkeys((*ends, "standard_error", "degrees_of_freedom"), float("nan"))
     value, left_out = found.value(what.name), found.left_out[what.name]
+    seeds = found.between_seeds(what.name)
     why = ""
     if np.isnan(value):
         why = next(
@@ -191,7 +198,7 @@ def _interval(
         )
     elif what.name == "prevalence":
         why = "class shares are held: intervals are for data with these"
-    elif estimand == "procedure" and len(model.runs) < 2:
+    elif estimand == "procedure" and seeds is None:
         why = "one seed: nothing is known of the spread between seeds"
     else:
         why = resampling.too_few(what, class_names, "group" if model.by_group else "image")
@@ -200,14 +207,13 @@ def _interval(
     if why:
         return nothing | {"reason": why}
     spread = resampling.spread(left_out)
-    if estimand == "procedure":
-        spread = spread + between_seeds(found.per_seed[what.name])
+    if estimand == "procedure" and seeds is not None:
+        spread = spread + seeds
     error = {"standard_error": spread.variance**0.5, "degrees_of_freedom": spread.df if spread.variance else np.nan}
     if drawn is not None:
         sample = drawn[what.name]
-        if estimand == "procedure":
-            extra = np.sqrt(between_seeds(found.per_seed[what.name]).variance)
-            sample = sample + extra * np.random.default_rng(0).standard_normal(len(sample))
+        if estimand == "procedure" and seeds is not None:
+            sample = sample + np.sqrt(seeds.variance) * np.random.default_rng(0).standard_normal(len(sample))
         low, high = np.nanquantile(sample, [(1 - level) / 2, (1 + level) / 2])
         error = {"standard_error": float(np.nanstd(sample, ddof=1)), "degrees_of_freedom": np.nan}
     else:
