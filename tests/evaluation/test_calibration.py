@@ -1,4 +1,5 @@
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -6,8 +7,8 @@ from scipy.optimize import brentq
 from scipy.special import expit, logit, softmax
 from sklearn.linear_model import LogisticRegression
 
-from leukemia_dl.errors import DataError
-from leukemia_dl.evaluation import apply_temperature, fit_temperature, score
+from leukemia_dl.errors import DataError, SettingsError
+from leukemia_dl.evaluation import apply_temperature, calibrate, evaluate, fit_temperature, score
 from leukemia_dl.evaluation.metrics import values
 from leukemia_dl.evaluation.predictions import Run
 from predictions import scored
@@ -91,6 +92,35 @@ def test_overconfidence_is_found_and_cured():
     labels = (draws > three.cumsum(axis=1)).sum(axis=1)
     assert fit_temperature(labels, apply_temperature(three, 0.5)) == pytest.approx(2, rel=0.05)
     assert odds.std() > 0
+
+
+def test_each_fitted_model_gets_the_temperature_of_its_val_side():
+    parts = []
+    for seed, sharpness in ((0, 3.0), (1, 0.5)):
+        for side in ("val", "test"):
+            labels, p, _ = drawn(4000, 1.0, 0.0, seed=10 * seed + (side == "test"))
+            sharp = expit(sharpness * logit(p[:, 1]))
+            columns = {"seed": seed, "side": side, "sample": [f"{side}{i}" for i in range(4000)]}
+            columns |= {"label": np.where(labels, "b", "a"), "probability_a": 1 - sharp, "probability_b": sharp}
+            parts.append(pd.DataFrame(columns))
+    frame = pd.concat(parts, ignore_index=True)
+    before = frame.copy()
+    found = calibrate(frame)
+    pd.testing.assert_frame_equal(frame, before)
+    assert len(found) == 8000
+    temperatures = found.groupby("seed")["temperature"].unique()
+    assert temperatures[0] == pytest.approx([3.0], rel=0.1)
+    assert temperatures[1] == pytest.approx([0.5], rel=0.1)
+    test = frame[(frame["side"] == "test") & (frame["seed"] == 0)]
+    p = test[["probability_a", "probability_b"]].to_numpy()
+    expected = apply_temperature(p, temperatures[0][0])
+    np.testing.assert_allclose(found.loc[found["seed"] == 0, ["probability_a", "probability_b"]], expected)
+    errors = [evaluate(one, metrics="ece", side="test")["value"][0] for one in (frame, found)]
+    assert errors[1] < errors[0] / 2
+    with pytest.raises(SettingsError, match="take another side"):
+        calibrate(frame, fitted_on="test")
+    with pytest.raises(DataError, match="are among those"):
+        calibrate(frame.assign(sample=[str(i % 4000) for i in range(16000)]))
 
 
 def test_probabilities_that_say_nothing_keep_the_temperature_of_one():

@@ -92,7 +92,11 @@ def test_a_large_difference_is_found_and_said():
     assert row["sentence"].startswith(
         f"On 136 images of 11 groups of patients, balanced accuracy is 1.000 for one and {value:.3f} for other: a "
     )
-    assert "do not tell" not in row["sentence"]
+    assert row["sentence"].endswith(": one is better, at a level of 5%.")
+    turned, level = compare(frame, "loss", level=0.9).iloc[0], 0.1
+    assert turned["difference"] < 0
+    assert turned["p_holm"] <= level
+    assert "one is better, at a level of 10%" in turned["sentence"]
 
 
 def test_holm_is_over_all_pairs_of_backbones_and_the_primary_metric_only():
@@ -217,6 +221,16 @@ def test_delong_equals_the_definition():
     np.testing.assert_allclose(covariance, expected)
 
 
+def test_a_pair_without_an_image_in_common_is_a_row_that_says_so():
+    frame = clustered(SMALL, ["one", "other", "third"])
+    apart = frame.assign(sample=np.where(frame["backbone"] == "third", "x" + frame["sample"], frame["sample"]))
+    table = compare(apart)
+    assert list(table["reason"]) == ["", "no image in common", "no image in common"]
+    assert table["p"].notna().tolist() == [True, False, False]
+    assert table["sentence"].iloc[1] == "one and third have no image in common: they cannot be compared."
+    assert table["p_holm"].iloc[0] == table["p"].iloc[0]
+
+
 def test_fewer_than_five_groups_give_no_test_and_the_reason():
     (row,) = compare(clustered(((5, 9, 12, 30), SMALL[1]))).to_dict("records")
     assert np.isnan(row["p"])
@@ -227,8 +241,8 @@ def test_fewer_than_five_groups_give_no_test_and_the_reason():
 def test_predictions_of_different_data_are_refused():
     frame = clustered(SMALL)
     other = frame["backbone"] == "other"
-    with pytest.raises(DataError, match="no image in common"):
-        compare(frame.assign(sample=frame["backbone"] + frame["sample"]))
+    with pytest.raises(DataError, match="need a column sample"):
+        compare(frame.drop(columns="sample"))
     wrong = frame.copy()
     wrong.loc[other & (frame["sample"] == "s3"), "group"] = "g5"
     with pytest.raises(DataError, match="'s3' has another label or group"):

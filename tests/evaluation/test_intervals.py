@@ -257,6 +257,29 @@ def test_repeated_cells_count_once_if_asked():
         count_once(frame.drop(columns="same_cell"))
 
 
+def test_a_part_with_one_class_only_gets_an_interval_of_that_class():
+    frame = clustered(SMALL, ["one"])
+    table = evaluate(frame, metrics=["accuracy", "auroc"], by="label").set_index(["label", "metric"])
+    assert table.loc[("all", "accuracy"), "standard_error"] == pytest.approx(
+        one(frame, "sensitivity")["standard_error"]
+    )
+    assert table.loc[("hem", "auroc"), "reason"] == "no image of class all"
+
+
+def test_seeds_that_have_predicted_different_images_are_noted():
+    frame = clustered(SMALL, ["one"], seeds=(0, 1))
+    short = frame[~((frame["seed"] == 1) & frame["sample"].isin(["s1", "s2"]))]
+    assert one(short, "accuracy")["reason"] == "the seeds have predicted different images: 136, 134"
+    assert one(short, "accuracy")["images"] == 136
+    assert one(frame, "accuracy")["reason"] == ""
+
+
+def test_a_baseline_has_no_seeds_to_spread():
+    frame = clustered(SMALL, ["one"]).assign(kind="baseline", seed=pd.NA)
+    models, procedure = one(frame, "accuracy"), one(frame, "accuracy", estimand="procedure")
+    assert procedure["low"] == models["low"]
+
+
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
@@ -266,6 +289,7 @@ def test_repeated_cells_count_once_if_asked():
         ({"method": "bca"}, "'jackknife', 'bootstrap'"),
         ({"estimand": "truth"}, "'models', 'procedure'"),
         ({"by": "area"}, "no column 'area'"),
+        ({"by": "metric"}, "column 'metric' of its own"),
         ({"replicates": 5}, "replicates must be"),
     ],
 )

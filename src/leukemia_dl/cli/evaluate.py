@@ -33,6 +33,7 @@ def evaluate(
         str, typer.Option(help="models: these fitted models. procedure: training anew too; needs two seeds.")
     ] = "models",
     side: Annotated[str, typer.Option(help="Which rows of the column side.")] = "test",
+    once: Annotated[bool, typer.Option("--once", help="Count images of one cell (column same_cell) once.")] = False,
     csv: Annotated[
         Path | None, typer.Option(help="Write every metric with its interval to this file.", show_default=False)
     ] = None,
@@ -43,20 +44,27 @@ def evaluate(
     if csv is not None and not csv.absolute().parent.is_dir():
         raise StoreError(f"--csv {csv} cannot be written: there is no folder {csv.absolute().parent}. Make it first.")
     frame, costs = _read(predictions)
+    frame = evaluation.count_once(frame) if once else frame
     settings: dict[str, Any] = {"level": level, "estimand": estimand, "side": side}
     table = evaluation.leaderboard(frame, metric, **costs, **settings)
-    shown = [
-        name for name in table if not table[name].isna().all() and not (table[name] == "").all() and name != "flags"
-    ]
+    hidden = {"flags", "estimand", "kind", "images", "groups"}
+    shown = [name for name in table if not (table[name].isna() | table[name].eq("")).all() and name not in hidden]
     formats = dict.fromkeys(table.select_dtypes("float").columns, ".3f") | {
         "fit_seconds": ".0f",
         "images_per_second": ".0f",
     }
     options.print_table(table[shown], formats, title=f"{metric}, side {side}, {level:.0%} intervals")
+    first, unit = (
+        table.iloc[0],
+        "" if table["groups"].isna().all() else f" of {table['groups'].max():,} groups of patients",
+    )
+    typer.echo(f"{table['images'].max():,} images{unit}; intervals are of {first['estimand']}")
+    if len(names := evaluation.class_names_of(frame)) == 2:
+        typer.echo(f"positive class: {names[1]} (the last column probability_...)")
     for name, flags in zip(table["backbone"], table["flags"], strict=True):
         if flags:
             typer.echo(f"{name}: {flags}")
-    if len(table) > 1:
+    if len(table) > 1 and "sample" in frame:
         found = evaluation.compare(frame, metric, **settings)
         told = found[found["role"] == "confirmatory"] if (found["role"] == "confirmatory").any() else found
         typer.echo("")

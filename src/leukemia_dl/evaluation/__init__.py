@@ -3,17 +3,18 @@
 Input is a frame of predictions, wherever they come from.
 """
 
-from leukemia_dl.evaluation.calibration import apply_temperature, fit_temperature
+from leukemia_dl.evaluation.calibration import apply_temperature, calibrate, fit_temperature
 from leukemia_dl.evaluation.comparisons import compare
 from leukemia_dl.evaluation.evaluate import count_once, evaluate
 from leukemia_dl.evaluation.groups import error_list, evaluate_groups, group_table
 from leukemia_dl.evaluation.leaderboard import leaderboard
 from leukemia_dl.evaluation.metrics import METRICS, score
 from leukemia_dl.evaluation.operating_points import accuracy_at_coverage, operating_points
+from leukemia_dl.evaluation.predictions import class_names_of
 from leukemia_dl.evaluation.published import published_results
 
 __all__ = [
-    "METRICS", "accuracy_at_coverage", "apply_temperature", "compare", "count_once", "error_list", "evaluate",
-    "evaluate_groups", "fit_temperature", "group_table", "leaderboard", "operating_points", "published_results",
-    "score",
+    "METRICS", "accuracy_at_coverage", "apply_temperature", "calibrate", "class_names_of", "compare", "count_once",
+    "error_list", "evaluate", "evaluate_groups", "fit_temperature", "group_table", "leaderboard", "operating_points",
+    "published_results", "score",
 ]  # fmt: skip

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from leukemia_dl.errors import DataError
-from leukemia_dl.evaluation.predictions import Run, check_probabilities
+from leukemia_dl.evaluation.elsewhere import CHOSEN, chosen_elsewhere
+from leukemia_dl.evaluation.predictions import PREFIX, Run, check_probabilities, class_names_of
 
-__all__ = ["apply_temperature", "calibration_fits", "fit_temperature"]
+__all__ = ["apply_temperature", "calibrate", "calibration_fits", "fit_temperature"]
 
 _CLIP = 1e-15
 # Weighted predictions that are held at once: few enough for a processor's cache.
@@ -214,6 +216,38 @@ def fit_temperature(labels: NDArray[np.int64], probabilities: NDArray[np.float64
 
     found = minimize_scalar(loss, bounds=(0.01, 100.0), method="bounded", options={"xatol": 1e-8})
     return float(1.0 / found.x)
+
+
+def calibrate(frame: pd.DataFrame, *, fitted_on: str = "val", side: str = "test") -> pd.DataFrame:
+    """Return the predictions of one side with each fitted model's temperature applied, which was fitted on another.
+
+    Evaluating them beside the originals shows what calibration changes: the loss, Brier score and calibration error; no
+    prediction, and of two classes no ranking.
+
+    Args:
+        frame: The prediction frame, see `evaluate`.
+        fitted_on: Side to fit on: "val", or the name of a side with out-of-fold predictions.
+        side: Side to return.
+
+    Returns:
+        Its rows with other probabilities, and a column `temperature`.
+
+    Raises:
+        SettingsError: If both sides are the same.
+        DataError: If a side is missing for a model, or an image is on both sides of one.
+    """
+    names = class_names_of(frame)
+    columns = [PREFIX + name for name in names]
+
+    def choose(rows: pd.DataFrame) -> float:
+        labels = pd.Index(names).get_indexer(pd.Index(rows["label"].astype(str)))
+        return fit_temperature(labels.astype(np.int64), rows[columns].to_numpy(dtype=np.float64))
+
+    found = chosen_elsewhere(frame, fitted_on, side, choose).rename(columns={CHOSEN: "temperature"})
+    for _, rows in found.groupby("temperature").groups.items():
+        softened = apply_temperature(found.loc[rows, columns].to_numpy(dtype=np.float64), found["temperature"][rows[0]])
+        found.loc[rows, columns] = softened
+    return found
 
 
 def apply_temperature(probabilities: NDArray[np.float64], temperature: float) -> NDArray[np.float64]:

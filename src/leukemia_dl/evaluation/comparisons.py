@@ -34,8 +34,8 @@ def compare(
     frame: pd.DataFrame,
     metric: str = "accuracy",
     *,
-    backbones: Sequence[str] | None = None,
-    descriptive: Sequence[str] = (),
+    backbones: str | Sequence[str] | None = None,
+    descriptive: str | Sequence[str] = (),
     level: float = 0.95,
     estimand: Estimand = "models",
     side: str = "test",
@@ -68,16 +68,19 @@ def compare(
         sentence, reason`.
 
     Raises:
-        DataError: If the frame is not one of predictions, or a pair has no image in common.
+        DataError: If the frame is not one of predictions, or names no samples.
         SettingsError: If a metric or backbone does not exist, or there are fewer than two.
     """
     primary, class_names = find_metric(metric).name, class_names_of(frame)
-    names = [primary, *(find_metric(name).name for name in descriptive if name != primary)]
+    further = [descriptive] if isinstance(descriptive, str) else descriptive
+    names = [primary, *(find_metric(name).name for name in further if name != primary)]
     check_level(level)
     check_choice("estimand", estimand, get_args(Estimand))
     models = models_of(frame, side, backbones)
     if len(models) < 2:
         raise SettingsError(f"A comparison needs two backbones. The frame has: {models[0].name}.")
+    if "sample" not in frame:
+        raise DataError("A comparison is of the same images: the predictions need a column sample that names them.")
     pairs = [_paired(*pair) for pair in combinations(models, 2)]
     rows = [_row(pair, name, class_names, level, estimand) for name in names for pair in pairs]
     confirmatory = [
@@ -123,7 +126,7 @@ def sign_flip_test(differences: NDArray[np.float64], seed: int = 0) -> float:
 class _Pair:
     first: Model
     second: Model
-    resampling: Resampling
+    resampling: Resampling | None  # None: they have no image in common
     left_out: int
 
 
@@ -131,8 +134,6 @@ def _paired(first: Model, second: Model) -> _Pair:
     """Return two models on the images that all runs of both have, with one coding of units."""
     runs = [*first.runs, *second.runs]
     common = set(runs[0].samples).intersection(*(run.samples for run in runs[1:]))
-    if not common:
-        raise DataError(f"{first.name} and {second.name} have no image in common: they cannot be compared.")
     left_out = len(set().union(*(run.samples for run in runs))) - len(common)
     names: dict[object, int] = {}
 
@@ -156,7 +157,7 @@ def _paired(first: Model, second: Model) -> _Pair:
     one, other = recoded(first), recoded(second)
     _check_labels(one, other)
     one, other = (replace(model, units=tuple(names)) for model in (one, other))
-    return _Pair(one, other, resampling_of([one, other]), left_out)
+    return _Pair(one, other, resampling_of([one, other]) if common else None, left_out)
 
 
 def _check_labels(first: Model, second: Model) -> None:
@@ -173,20 +174,14 @@ def _check_labels(first: Model, second: Model) -> None:
 def _row(pair: _Pair, name: str, class_names: tuple[str, ...], level: float, estimand: str) -> dict[str, Any]:
     first, second, resampling = pair.first, pair.second, pair.resampling
     unit = "group" if first.by_group else "image"
+    if resampling is None:
+        return _blank(pair, name) | {"estimand": ESTIMANDS[estimand].format(units=unit + "s")}
     found = [Estimates(model, resampling, [name]) for model in (first, second)]
-    row: dict[str, Any] = dict.fromkeys(_COLUMNS, float("nan")) | {
-        "first": first.name,
-        "second": second.name,
-        "kinds": {first.kind, second.kind},
-        "metric": name,
+    row = _blank(pair, name) | {
+        "procedure": estimand == "procedure",
         "value_first": found[0].value(name),
         "value_second": found[1].value(name),
         "difference": found[0].value(name) - found[1].value(name),
-        "test": "",
-        "images": len(first.runs[0].samples),
-        "groups": len(first.units) if first.by_group else pd.NA,
-        "seeds": f"{len(first.runs)}, {len(second.runs)}",
-        "role": "descriptive",
         "estimand": ESTIMANDS[estimand].format(units=unit + "s"),
         "reason": f"{pair.left_out} images are left out that not all runs have" if pair.left_out else "",
     }
@@ -206,6 +201,23 @@ def _row(pair: _Pair, name: str, class_names: tuple[str, ...], level: float, est
     if name == "accuracy":
         row["p_sign_flip"] = sign_flip_test(_per_unit_gain(pair)) if first.by_group else float("nan")
     return row if first.by_group else row | _image_level(pair, name)
+
+
+def _blank(pair: _Pair, name: str) -> dict[str, Any]:
+    first, second = pair.first, pair.second
+    return dict.fromkeys(_COLUMNS, float("nan")) | {
+        "first": first.name,
+        "second": second.name,
+        "kinds": {first.kind, second.kind},
+        "procedure": False,
+        "metric": name,
+        "test": "",
+        "images": len(first.runs[0].samples),
+        "groups": len(first.units) if first.by_group else pd.NA,
+        "seeds": f"{len(first.runs)}, {len(second.runs)}",
+        "role": "descriptive",
+        "reason": "no image in common",
+    }
 
 
 def _test(difference: float, spread: Spread, level: float) -> dict[str, float]:
@@ -261,19 +273,22 @@ def _sentence(row: dict[str, Any], level: float, pairs: int, by_group: bool) -> 
     """Return what a paper could print."""
     title = row["metric"].replace("_", " ").replace("auroc", "AUROC")
     where = f"On {row['images']:,} images" + (f" of {row['groups']} groups of patients" if by_group else "")
+    where += f", {row['seeds'].replace(', ', ' and ')} seeds" if row["seeds"] != "1, 1" else ""
     shown = f"{title} is {row['value_first']:.3f} for {row['first']} and {row['value_second']:.3f} for {row['second']}"
+    if not row["images"]:
+        return f"{row['first']} and {row['second']} have no image in common: they cannot be compared."
     if np.isnan(row["p"]):
         return f"{where}, {shown}; they cannot be compared: {row['reason']}."
     corrected = not np.isnan(row["p_holm"])
-    p = f"p {_p(row['p'])} by {row['test']}"
+    p = f"p {_p(row['p'])} by {row['test']}" + (", spread between seeds included" if row["procedure"] else "")
     p += (
         f", {_p(row['p_holm']).removeprefix('= ')} after Holm's correction for {pairs} pairs"
         if corrected and pairs > 1
         else ""
     )
     text = (
-        f"{where}, {shown}: a difference of {row['difference']:+.3f} ({level:.0%} interval {row['low']:+.3f} to "
-        f"{row['high']:+.3f}; {p})"
+        f"{where}, {shown}: a difference of {row['difference']:+.3f} ({level:.0%} interval of this pair alone "
+        f"{row['low']:+.3f} to {row['high']:+.3f}; {p})"
     )
     if not corrected:
         text += ", not one of the comparisons that were corrected for their number"
@@ -282,6 +297,10 @@ def _sentence(row: dict[str, Any], level: float, pairs: int, by_group: bool) -> 
             f", which these data do not tell from none; one of {row['detectable']:.3f} would be found with a power of "
             f"{_POWER:.0%}"
         )
+    elif find_metric(row["metric"]).better:
+        high = find_metric(row["metric"]).better == "high"
+        better = row["first"] if (row["difference"] > 0) == high else row["second"]
+        text += f": {better} is better, at a level of {1 - level:.0%}"
     return text + (". Images are taken as independent, which makes such results too certain." if not by_group else ".")
 
 

@@ -27,6 +27,10 @@ _METHODS = {
     "bootstrap": "{unit} bootstrap, percentile (anticonservative)",
 }
 _REPLICATES_AT_ONCE = 250
+_COLUMNS = (
+    "backbone", "metric", "value", "low", "high", "low_image_level", "high_image_level", "standard_error",
+    "degrees_of_freedom", "seeds", "seed_sd", "images", "groups", "prevalence", "method", "estimand", "reason",
+)  # fmt: skip
 
 
 class Estimates:
@@ -218,8 +222,16 @@ def _interval(
         error = {"standard_error": float(np.nanstd(sample, ddof=1)), "degrees_of_freedom": np.nan}
     else:
         low, high = bounds(what, value, spread, level, min(n for n in resampling.groups_per_class if n))
-    reason = "" if np.isfinite([low, high]).all() else "every prediction is perfect, which bounds nothing"
+    reason = (
+        _seeds_differ(model) if np.isfinite([low, high]).all() else "every prediction is perfect, which bounds nothing"
+    )
     return dict(zip(ends, (float(low), float(high)), strict=True)) | error | {"reason": reason}
+
+
+def _seeds_differ(model: Model) -> str:
+    counts = [len(run.samples) for run in model.runs]
+    same = all(set(run.samples) == set(model.runs[0].samples) for run in model.runs[1:])
+    return "" if same else f"the seeds have predicted different images: {', '.join(f'{n:,}' for n in counts)}"
 
 
 def _facts(model: Model, found: Estimates, name: str, method: str, estimand: str) -> dict[str, Any]:
@@ -251,9 +263,13 @@ def _bootstrap(
 def _parts(frame: pd.DataFrame, by: str | None) -> list[tuple[Any, pd.DataFrame]]:
     if by is None:
         return [(None, frame)]
+    if by in _COLUMNS:
+        raise SettingsError(f"The result has a column {by!r} of its own: rename the frame's.")
     if by not in frame:
         raise SettingsError(f"There is no column {by!r} to split by. The frame has: {', '.join(map(str, frame))}.")
     column = frame[by]
+    if column.isna().all():
+        raise DataError(f"The column {by!r} is empty.")
     if pd.api.types.is_float_dtype(column) or (pd.api.types.is_integer_dtype(column) and column.nunique() > 8):
         # Quartiles of images, not of predictions: a backbone with more seeds has no more say.
         images = frame.drop_duplicates("sample")[by] if "sample" in frame else column
@@ -261,6 +277,4 @@ def _parts(frame: pd.DataFrame, by: str | None) -> list[tuple[Any, pd.DataFrame]
         if len(edges) > 1:
             column = pd.Series(pd.cut(column.astype(float), [*map(float, edges)], include_lowest=True))
     parts = list(frame.groupby(column, sort=True, observed=True))
-    if not parts:
-        raise DataError(f"The column {by!r} is empty.")
     return [(str(value) if isinstance(value, pd.Interval) else value, part) for value, part in parts]

@@ -20,16 +20,16 @@ _RULES = ("mean_probability", "majority_vote")
 def group_table(frame: pd.DataFrame, side: str = "test") -> pd.DataFrame:
     """Return what each backbone says of each group, most wrong first: a row per backbone and group.
 
-    Predictions of all seeds are taken together. `mean_probability` is the class of the highest mean probability,
-    `majority_vote` the class predicted most often (of equals, the one of higher mean probability).
+    Predictions of all seeds are taken together. `by_mean_probability` is the class of the highest mean probability,
+    `by_majority_vote` the class predicted most often (of equals, the one of higher mean probability).
 
     Args:
         frame: The prediction frame, see `evaluate`.
         side: Which rows of the column `side`.
 
     Returns:
-        `backbone, group, label` (NA if the group has several), `images, predictions, errors, error_share`,
-        `mean_probability, majority_vote` (class names) and the mean of each `probability_<class>`.
+        `backbone, group, label` (NA if the group has several), `images, predictions, errors, error_share`, the verdicts
+        `by_mean_probability` and `by_majority_vote` (class names), and the mean of each `probability_<class>`.
 
     Raises:
         DataError: If nothing is known of subjects.
@@ -41,7 +41,8 @@ def group_table(frame: pd.DataFrame, side: str = "test") -> pd.DataFrame:
 def evaluate_groups(frame: pd.DataFrame, level: float = 0.95, side: str = "test") -> pd.DataFrame:
     """Return how often the verdict on a whole group is right, with exact intervals.
 
-    Groups with images of several classes have no verdict and are left out (column `reason`).
+    Predictions of all seeds are taken together, as a committee. Groups with images of several classes have no verdict
+    and are left out (column `reason`).
 
     Args:
         frame: The prediction frame, see `evaluate`.
@@ -68,7 +69,7 @@ def evaluate_groups(frame: pd.DataFrame, level: float = 0.95, side: str = "test"
         )
         for rule in _RULES:
             for metric, groups in of_class.items():
-                right = int((groups[rule] == groups["label"]).sum())
+                right = int((groups[f"by_{rule}"] == groups["label"]).sum())
                 row = {"backbone": backbone, "rule": rule, "metric": metric}
                 reason = mixed if len(pure) < len(part) else ""
                 rows.append(row | _exact(right, len(groups), level) | {"reason": reason if len(groups) else "no group"})
@@ -135,9 +136,9 @@ def _of_model(model: Model, names: tuple[str, ...]) -> pd.DataFrame:
             "predictions": counts.astype(np.int64),
             "errors": (counts - right).astype(np.int64),
             "error_share": 1 - right / counts,
-            "mean_probability": classes[means.argmax(axis=1)],
+            "by_mean_probability": classes[means.argmax(axis=1)],
             # Shares of votes differ by at least one vote; the mean only decides between equals.
-            "majority_vote": classes[(votes + means / 2).argmax(axis=1)],
+            "by_majority_vote": classes[(votes + means / 2).argmax(axis=1)],
             **{PREFIX + name: means[:, code] for code, name in enumerate(names)},
         }
     )

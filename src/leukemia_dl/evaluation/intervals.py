@@ -107,11 +107,10 @@ class Resampling:
     def too_few(self, metric: Metric, class_names: tuple[str, ...], unit: str) -> str:
         """Return why a metric gets no interval: fewer than five units in a class that it depends on; "" if none."""
         needed = range(len(class_names)) if metric.classes is None else [metric.classes]
-        few = [f"{self.groups_per_class[c]} of class {class_names[c]}" for c in needed if self._few(c)]
+        count = self.groups_per_class
+        # Of a class that does not occur a metric that is defined does not depend.
+        few = [f"{count[c]} of class {class_names[c]}" for c in needed if 0 < count[c] < FEWEST_GROUPS]
         return f"fewer than {FEWEST_GROUPS} {unit}s: {', '.join(few)}" if few else ""
-
-    def _few(self, code: int) -> bool:
-        return self.groups_per_class[code] < FEWEST_GROUPS
 
 
 def resampling_of(models: list[Model]) -> Resampling:

@@ -35,12 +35,13 @@ def leaderboard(
     """Return the backbones in the order of one metric, with baselines among them.
 
     `rank` is one more than the number of backbones that are better beyond doubt (`compare`, after Holm's correction):
-    those that the data cannot tell apart share a rank. Baselines have none; `better_than` names every row, baselines
-    included, that a backbone is better than at the same level (for baselines without correction).
+    those that the data cannot tell apart share a rank. Baselines, and what is undefined, have none; `better_than` names
+    every row, baselines included, that a backbone is better than at the same level (for baselines without correction).
 
     Args:
         frame: The prediction frame, see `evaluate`.
-        metric: The one metric, to be chosen before the results are seen. Calibration's have no better or worse.
+        metric: The one metric, to be chosen before the results are seen. Where none is better (`prevalence`,
+            calibration's slope and intercept) there are no ranks.
         results: `Benchmark.results()`, for parameters and for trials that failed.
         timings: `Benchmark.timings()`, for seconds.
         level: Of the intervals and comparisons.
@@ -50,7 +51,7 @@ def leaderboard(
     Returns:
         A row per backbone and baseline, best first: `rank, backbone, kind, <metric>, low, high` (or `low_image_level,
         high_image_level`), `better_than, trials, seeds, images, groups, parameters, fit_seconds` (mean of the trials),
-        `images_per_second` (predicting), `flags`.
+        `images_per_second` (predicting), `estimand`, `flags`.
 
     Raises:
         DataError: If the frame is not one of predictions.
@@ -66,7 +67,9 @@ def leaderboard(
     table["trials"] = table["backbone"].map(_trials(chosen).map(len)).astype(int)
     better = _better_than(frame, table, metric, what.better, level, estimand, side)
     table["better_than"] = table["backbone"].map(lambda name: ", ".join(better.get(name, [])))
-    nets = set(table.loc[table["kind"] == "backbone", "backbone"])
+    comparable = len(table) == 1 or "sample" in frame
+    ranked = comparable & (table["kind"] == "backbone") & table["value"].notna() & (what.better != "")
+    nets = set(table.loc[ranked, "backbone"])
     ranks = [
         1 + sum(name in better.get(other, []) for other in nets) if name in nets else pd.NA
         for name in table["backbone"]
@@ -79,21 +82,8 @@ def leaderboard(
         table[column] = table["backbone"].map(known).astype("Int64" if column == "parameters" else "float64")
     table["flags"] = _flags(table, chosen, results)
     ends = [name for name in table if str(name).startswith(("low", "high"))]
-    names = [
-        "rank",
-        "backbone",
-        "kind",
-        "value",
-        *ends,
-        "better_than",
-        "trials",
-        "seeds",
-        "images",
-        "groups",
-        *_COSTS,
-        "flags",
-    ]
-    return table[names].rename(columns={"value": metric})
+    front = ["rank", "backbone", "kind", "value", *ends, "better_than", "trials", "seeds", "images", "groups"]
+    return table[[*front, *_COSTS, "estimand", "flags"]].rename(columns={"value": metric})
 
 
 def _trials(chosen: pd.DataFrame) -> pd.Series:
@@ -110,7 +100,7 @@ def _better_than(
     frame: pd.DataFrame, table: pd.DataFrame, metric: str, better: str, level: float, estimand: Estimand, side: str
 ) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
-    if len(table) < 2 or not better:
+    if len(table) < 2 or not better or "sample" not in frame:
         return found
     for row in compare(frame, metric, level=level, estimand=estimand, side=side).to_dict("records"):
         p = row["p"] if np.isnan(row["p_holm"]) else row["p_holm"]
@@ -124,18 +114,23 @@ def _better_than(
 def _flags(table: pd.DataFrame, chosen: pd.DataFrame, results: pd.DataFrame | None) -> list[str]:
     trials = _trials(chosen)
     nets = [name for name, kind in zip(table["backbone"], table["kind"], strict=True) if kind == "backbone"]
+    best = table.loc[table["rank"].notna(), "backbone"].tolist()
+    most = int(table["images"].max())
     grid = set().union(*(trials[name] for name in nets)) if nets else set()
     failed: dict[Any, int] = {}
     if results is not None and {"backbone", "status"} <= set(results):
         failed = results[results["status"] == "failed"].groupby("backbone").size().to_dict()
     flags = []
-    for name, why in zip(table["backbone"], table["reason"], strict=True):
-        notes = [why] if why else []
+    unnamed = "" if len(table) == 1 or "sample" in chosen else "not compared: there is no column sample"
+    for name, why, images in zip(table["backbone"], table["reason"], table["images"], strict=True):
+        notes = [note for note in (why, unnamed) if note]
+        if images < most:
+            notes.append(f"{images:,} of {most:,} images")
         if name in nets and len(trials[name]) < len(grid):
             notes.append(f"incomplete: {len(trials[name])} of {len(grid)} trials")
         if failed.get(name):
             notes.append(f"{failed[name]} failed")
-        if nets and name == nets[0] and len(nets) > 1:
-            notes.append(f"best of {len(nets)} on this side: its value is optimistic")
+        if best and name == best[0] and len(best) > 1:
+            notes.append(f"best of {len(best)} on this side: its value is optimistic")
         flags.append("; ".join(notes))
     return flags

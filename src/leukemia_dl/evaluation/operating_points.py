@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 from leukemia_dl.errors import DataError, SettingsError
+from leukemia_dl.evaluation.elsewhere import CHOSEN, chosen_elsewhere, shared_groups
 from leukemia_dl.evaluation.evaluate import check_level, evaluate
-from leukemia_dl.evaluation.predictions import PREFIX, class_names_of, models_of, select_side
+from leukemia_dl.evaluation.predictions import PREFIX, class_names_of
 
 __all__ = ["accuracy_at_coverage", "operating_points"]
 
 _SHOWN = ("sensitivity", "specificity", "ppv", "npv", "accuracy", "balanced_accuracy")
 _COVERAGES = (1.0, 0.95, 0.9, 0.8, 0.7, 0.5)
-_LIMIT = "_threshold"
 
 
 def operating_points(
@@ -68,8 +68,8 @@ def operating_points(
             raise DataError(f"The side {thresholds_from!r} has no image of class {own}: no threshold can be chosen.")
         return _threshold(scores, what, wanted)
 
-    tested = _with_thresholds(frame, thresholds_from, side, choose)
-    above = (tested[positive] >= tested[_LIMIT]).astype(np.float64)
+    tested = chosen_elsewhere(frame, thresholds_from, side, choose)
+    above = (tested[positive] >= tested[CHOSEN]).astype(np.float64)
     # As probabilities of 0 and 1, the threshold's verdicts are scored like any prediction.
     verdicts = tested.assign(**{PREFIX + names[0]: 1 - above, positive: above})
     result = evaluate(verdicts, metrics=_SHOWN, level=level, side=side)
@@ -78,12 +78,12 @@ def operating_points(
     result.insert(1, "target", f"{what} {wanted:g}")
     for place, name in enumerate(("threshold", "threshold_lowest", "threshold_highest"), start=2):
         result.insert(place, name, result.pop(name))
-    return result
+    return _noted(result, shared_groups(frame, thresholds_from, side))
 
 
 def accuracy_at_coverage(
     frame: pd.DataFrame,
-    coverages: Sequence[float] = _COVERAGES,
+    coverages: float | Sequence[float] = _COVERAGES,
     *,
     thresholds_from: str = "val",
     side: str = "test",
@@ -112,14 +112,14 @@ def accuracy_at_coverage(
     check_level(level)
     columns = [PREFIX + name for name in class_names_of(frame)]
     parts = []
-    for wanted in [_share("coverages", value) for value in coverages]:
+    for wanted in [_share("coverages", value) for value in np.atleast_1d(np.asarray(coverages, dtype=object))]:
 
         def choose(rows: pd.DataFrame, wanted: float = wanted) -> float:
             surest = rows[columns].max(axis=1).to_numpy(dtype=np.float64)
-            return 0.0 if wanted == 1 else float(np.quantile(surest, 1 - wanted, method="lower"))
+            return 0.0 if wanted == 1 else _threshold(np.sort(surest), "sensitivity", wanted)
 
-        tested = _with_thresholds(frame, thresholds_from, side, choose)
-        kept = tested[tested[columns].max(axis=1) >= tested[_LIMIT]]
+        tested = chosen_elsewhere(frame, thresholds_from, side, choose)
+        kept = tested[tested[columns].max(axis=1) >= tested[CHOSEN]]
         if kept.empty:
             continue
         result = evaluate(kept, metrics="accuracy", level=level, side=side)
@@ -131,42 +131,18 @@ def accuracy_at_coverage(
     if not parts:
         return pd.DataFrame()
     order = list(dict.fromkeys(parts[0]["backbone"]))
-    joined = pd.concat(parts, ignore_index=True)
+    joined = _noted(pd.concat(parts, ignore_index=True), shared_groups(frame, thresholds_from, side))
     return joined.sort_values("backbone", key=lambda c: c.map(order.index), kind="stable", ignore_index=True)
 
 
-def _with_thresholds(
-    frame: pd.DataFrame, thresholds_from: str, side: str, choose: Callable[[pd.DataFrame], float]
-) -> pd.DataFrame:
-    """Return the tested side with the threshold of its model in each row, chosen on the other side."""
-    if thresholds_from == side:
-        raise SettingsError(
-            "A threshold that is chosen on the images it is tested on looks better than it is: take another side. "
-            f"Received: thresholds_from={thresholds_from!r} and side={side!r}."
-        )
-    if "side" not in frame:
-        raise DataError("Thresholds need predictions of two sides, named in a column side.")
-    tested, chosen_on = select_side(frame, side), select_side(frame, thresholds_from)
-    models_of(tested, side), models_of(chosen_on, thresholds_from)  # checks
-    if "backbone" not in frame:
-        tested, chosen_on = tested.assign(backbone="model"), chosen_on.assign(backbone="model")
-    keys = ["backbone", *(name for name in ("seed", "repeat", "fold") if name in frame)]
-    if "sample" in frame and len(tested[[*keys, "sample"]].merge(chosen_on[[*keys, "sample"]])):
-        raise DataError(f"Images of the side {side!r} are among those of the side {thresholds_from!r} of one model.")
-    limits = [
-        dict(zip(keys, key, strict=True)) | {_LIMIT: choose(rows)}
-        for key, rows in chosen_on.groupby(keys, dropna=False, sort=False)
-    ]
-    table = pd.DataFrame(limits).astype({name: tested[name].dtype for name in keys})
-    joined = tested.merge(table, on=keys, how="left")
-    if joined[_LIMIT].isna().any():
-        missing = joined.loc[joined[_LIMIT].isna(), "backbone"].iloc[0]
-        raise DataError(f"{missing} has predictions of the side {side!r} without any of the side {thresholds_from!r}.")
-    return joined
+def _noted(table: pd.DataFrame, note: str) -> pd.DataFrame:
+    if note:
+        table["reason"] = [f"{why}; {note}".removeprefix("; ") for why in table["reason"]]
+    return table
 
 
 def _threshold(scores: NDArray[np.float64], what: str, wanted: float) -> float:
-    """Return the threshold for the scores of the class that is wanted to be right, sorted."""
+    """Return the threshold that the wanted share of sorted scores reaches, or stays below for specificity."""
     # At least this many must be right; a trifle is taken off so that .95 of 20 is 19.
     right = int(np.ceil(wanted * len(scores) - 1e-9))
     if what == "sensitivity":
@@ -177,7 +153,7 @@ def _threshold(scores: NDArray[np.float64], what: str, wanted: float) -> float:
 def _summary(tested: pd.DataFrame) -> pd.DataFrame:
     keys = [name for name in ("backbone", "seed", "repeat", "fold") if name in tested]
     models = tested.drop_duplicates(keys)
-    return models.groupby("backbone", sort=False)[_LIMIT].agg(threshold="mean", min="min", max="max").reset_index()
+    return models.groupby("backbone", sort=False)[CHOSEN].agg(threshold="mean", min="min", max="max").reset_index()
 
 
 def _share(name: str, value: object) -> float:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,9 +15,12 @@ from leukemia_dl.errors import DataError, SettingsError
 
 __all__ = ["Model", "Run", "check_probabilities", "class_names_of", "models_of", "select_side"]
 
+_log = logging.getLogger(__name__)
+
 PREFIX = "probability_"
+_LIKE_SUBJECT = ("patient", "patient_id", "subject_id", "case", "case_id")
 # Probabilities that were rounded to a few digits by another program are taken as they are.
-_SUM_TOLERANCE = 1e-3
+_SUM_TOLERANCE = 1e-2
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,6 +126,7 @@ def models_of(frame: pd.DataFrame, side: str = "test", only: Iterable[str] | Non
     backbones = chosen["backbone"].astype(str).to_numpy() if "backbone" in chosen else np.full(len(chosen), "model")
     kinds = chosen["kind"].astype(str).to_numpy() if "kind" in chosen else np.full(len(chosen), "backbone")
     keys = [column for column in ("seed", "repeat") if column in chosen]
+    _check_keys(chosen, backbones, keys)
     runs = chosen.groupby(keys, dropna=False, sort=False).ngroup().to_numpy() if keys else np.zeros(len(chosen), int)
     models = []
     for name in _wanted(list(dict.fromkeys(backbones)), only):
@@ -163,15 +169,24 @@ def check_probabilities(labels: NDArray[np.int64], probabilities: NDArray[np.flo
             f"Labels must be class indices from 0 to {probabilities.shape[1] - 1}. Received: from {labels.min()} to "
             f"{labels.max()}. Samples without a label, such as the final test set of C-NMC 2019, cannot be scored."
         )
-    finite = np.isfinite(probabilities).all() and (probabilities >= 0).all()
-    if not finite or not np.allclose(probabilities.sum(axis=1), 1.0, rtol=0, atol=_SUM_TOLERANCE):
-        raise DataError("Probabilities must be finite, not negative, and sum to 1 in each row.")
+    finite: NDArray[np.bool_] = np.all(np.isfinite(probabilities) & (probabilities >= 0), axis=1)
+    sums = np.where(finite[:, None], probabilities, 0.0).sum(axis=1)
+    wrong: NDArray[np.bool_] = np.abs(sums - 1) > _SUM_TOLERANCE
+    if wrong.any():
+        row = int(np.flatnonzero(wrong)[0])
+        raise DataError(
+            f"Probabilities must be finite, not negative, and sum to 1 in each row (within {_SUM_TOLERANCE:g}). "
+            f"{int(wrong.sum()):,} rows are not so. Received, the first of them: {probabilities[row].tolist()}."
+        )
 
 
 def _codes(labels: pd.Series, names: tuple[str, ...]) -> NDArray[np.int64]:
-    codes = pd.Index(names).get_indexer(pd.Index(labels.astype(str)))
+    if labels.dtype.kind in "fb" and labels.notna().all() and (labels == labels.astype(int)).all():
+        labels = labels.astype(int)  # 1.0 and True are the class of probability_1
+    text = [str(label) for label in labels]
+    codes = pd.Index(names).get_indexer(pd.Index(text))
     if (codes < 0).any():
-        unknown = sorted(set(labels.astype(str)[codes < 0]))[:5]
+        unknown = sorted({label for label, code in zip(text, codes, strict=True) if code < 0})[:5]
         raise DataError(
             f"The column label names classes that have no probability_ column: {', '.join(unknown)}. Classes: "
             f"{', '.join(names)}. Samples without a label cannot be scored."
@@ -183,6 +198,11 @@ def _groups(frame: pd.DataFrame) -> NDArray[np.object_] | None:
     """Return the group of each row; None where nothing is known of subjects."""
     known = [name for name in ("group", "subject") if name in frame and frame[name].notna().any()]
     if not known:
+        alike = [name for name in frame if str(name).lower() in _LIKE_SUBJECT]
+        if alike:
+            _log.warning(
+                "Images are taken as independent. If the column %r says whose they are, rename it to subject.", alike[0]
+            )
         return None
     column = frame[known[0]]
     if column.isna().any():
@@ -191,6 +211,16 @@ def _groups(frame: pd.DataFrame) -> NDArray[np.object_] | None:
             "the columns group and subject for intervals that take images as independent."
         )
     return column.astype(object).to_numpy()
+
+
+def _check_keys(frame: pd.DataFrame, backbones: NDArray[Any], keys: list[str]) -> None:
+    for key in keys:
+        missing = frame[key].isna().groupby(backbones).agg(["any", "all"])
+        partly = missing.index[missing["any"] & ~missing["all"]]
+        if len(partly):
+            raise DataError(
+                f"Some predictions of {partly[0]} have no {key}, others have one. Complete the column {key}."
+            )
 
 
 def _wanted(there: list[str], only: Iterable[str] | None) -> list[str]:
@@ -207,6 +237,6 @@ def _check_unique(name: str, samples: NDArray[np.object_], named: bool) -> None:
     if named and len(set(samples)) < len(samples):
         twice = pd.Series(samples)[pd.Series(samples).duplicated()].iloc[0]
         raise DataError(
-            f"{name} has several predictions of sample {twice!r} in one run. Tell repeated draws of folds apart by a "
-            "column repeat, and seeds by a column seed."
+            f"{name} has several predictions of sample {twice!r} in one run. Tell models apart by a column backbone, "
+            "seeds by a column seed, and repeated draws of folds by a column repeat."
         )
