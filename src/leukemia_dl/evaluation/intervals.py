@@ -1,7 +1,7 @@
 """Intervals over groups of subjects: the delete-one-group jackknife, and the group bootstrap beside it.
 
 Cells of one patient are alike, so 3,553 images of 28 groups are far fewer than 3,553 independent ones: an interval that
-takes images as independent covers the truth in a fifth to a half of the cases where it says 95 %. What is left out at a
+takes images as independent holds the truth in a tenth to a third of the cases where it says 95 %. What is left out at a
 time is therefore a group.
 
 The jackknife is stratified by class (on C-NMC 2019 every group has one class) and holds the class shares: where a group
