@@ -100,7 +100,7 @@ def test_each_fitted_model_gets_the_temperature_of_its_val_side():
         for side in ("val", "test"):
             labels, p, _ = drawn(4000, 1.0, 0.0, seed=10 * seed + (side == "test"))
             sharp = expit(sharpness * logit(p[:, 1]))
-            columns = {"seed": seed, "side": side, "sample": [f"{side}{i}" for i in range(4000)]}
+            columns = {"seed": seed, "side": side, "sample": [f"{seed} {side} {i}" for i in range(4000)]}
             columns |= {"label": np.where(labels, "b", "a"), "probability_a": 1 - sharp, "probability_b": sharp}
             parts.append(pd.DataFrame(columns))
     frame = pd.concat(parts, ignore_index=True)
@@ -120,7 +120,7 @@ def test_each_fitted_model_gets_the_temperature_of_its_val_side():
     with pytest.raises(SettingsError, match="take another side"):
         calibrate(frame, fitted_on="test")
     with pytest.raises(DataError, match="are among those"):
-        calibrate(frame.assign(sample=[str(i % 4000) for i in range(16000)]))
+        calibrate(frame.assign(sample=frame["sample"].str.replace("val", "test")))
 
 
 def test_probabilities_that_say_nothing_keep_the_temperature_of_one():

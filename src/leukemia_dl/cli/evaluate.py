@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from leukemia_dl.cli import options
-from leukemia_dl.errors import DataError, StoreError
+from leukemia_dl.errors import DataError, SettingsError, StoreError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["evaluate"]
 
 _FILE = "predictions.csv"
+_NAMES = ("sample", "subject", "group", "same_cell", "label", "backbone", "kind", "side")
 
 
 def evaluate(
@@ -43,6 +44,8 @@ def evaluate(
 
     if csv is not None and not csv.absolute().parent.is_dir():
         raise StoreError(f"--csv {csv} cannot be written: there is no folder {csv.absolute().parent}. Make it first.")
+    if csv is not None and csv.exists() and predictions.exists() and csv.samefile(_file(predictions)):
+        raise SettingsError(f"--csv {csv} is the file of predictions itself: give another name.")
     frame, costs = _read(predictions)
     frame = evaluation.count_once(frame) if once else frame
     settings: dict[str, Any] = {"level": level, "estimand": estimand, "side": side}
@@ -53,7 +56,7 @@ def evaluate(
         "fit_seconds": ".0f",
         "images_per_second": ".0f",
     }
-    options.print_table(table[shown], formats, title=f"{metric}, side {side}, {level:.0%} intervals")
+    options.print_table(table[shown], formats, title=f"{metric}, side {side}, {100 * level:g}% intervals")
     first, unit = (
         table.iloc[0],
         "" if table["groups"].isna().all() else f" of {table['groups'].max():,} groups of patients",
@@ -73,33 +76,45 @@ def evaluate(
     if csv is not None:
         everything = evaluation.evaluate(frame, **settings)
         try:
-            everything.to_csv(csv, index=False, lineterminator="\n")
+            everything.to_csv(csv, index=False, lineterminator="\n", compression=None)
         except OSError as error:
             raise StoreError(f"--csv {csv} cannot be written: {error.strerror or error}.") from error
         typer.echo(f"\nEvery metric: {csv}")
+
+
+def _file(path: Path) -> Path:
+    path = path.expanduser()
+    return path / _FILE if path.is_dir() else path
 
 
 def _read(path: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
     """Return predictions, and of a store also what is known of costs."""
     import pandas as pd
 
-    path = path.expanduser()
-    file = path / _FILE if path.is_dir() else path
+    file = _file(path)
     if not file.is_file():
         raise DataError(f"There is no file {file}. Give a CSV file of predictions, or a store, which holds {_FILE}.")
     try:
         # A class may be called NA or None: only what is empty is missing.
-        frame = pd.read_csv(
-            file,
-            dtype=dict.fromkeys(["sample", "subject", "group", "same_cell", "label", "backbone", "kind", "side"], str),
-            keep_default_na=False,
-            na_values=[""],
-        )
-    except (ValueError, OverflowError) as error:
+        frame = pd.read_csv(file, dtype=dict.fromkeys(_NAMES, str), keep_default_na=False, na_values=[""])
+    except Exception as error:  # pandas, its parsers and its decompressors raise about anything
         raise DataError(f"{file} cannot be read as CSV: {' '.join(str(error).split())}") from error
     costs = {}
     for name in ("results", "timings"):
         beside = file.with_name(f"{name}.csv")
-        if path.is_dir() and beside.is_file():
-            costs[name] = pd.read_csv(beside)
+        if path.expanduser().is_dir() and beside.is_file():
+            try:
+                costs[name] = _checked(pd.read_csv(beside))
+            except Exception as error:
+                typer.echo(f"{beside.name} is left out: {' '.join(str(error).split())}", err=True)
     return frame, costs
+
+
+def _checked(table: pd.DataFrame) -> pd.DataFrame:
+    """Return a table of results or timings whose columns of costs are numbers."""
+    if "backbone" not in table:
+        raise DataError("it has no column backbone")
+    for name in ("parameters", "fit_seconds", "predict_images_per_second"):
+        if name in table:
+            table[name] = table[name].astype(float)
+    return table

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import numbers
+
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 from leukemia_dl.errors import DataError
 from leukemia_dl.evaluation.elsewhere import CHOSEN, chosen_elsewhere
-from leukemia_dl.evaluation.predictions import PREFIX, Run, check_probabilities, class_names_of
+from leukemia_dl.evaluation.predictions import PREFIX, Run, as_arrays, class_names_of, tidy
 
 __all__ = ["apply_temperature", "calibrate", "calibration_fits", "fit_temperature"]
 
@@ -202,8 +204,7 @@ def fit_temperature(labels: NDArray[np.int64], probabilities: NDArray[np.float64
     from scipy.optimize import minimize_scalar
     from scipy.special import logsumexp
 
-    labels, probabilities = np.asarray(labels), np.asarray(probabilities, dtype=np.float64)
-    check_probabilities(labels, probabilities)
+    labels, probabilities = as_arrays(labels, probabilities)
     logits = np.log(np.clip(probabilities, _CLIP, 1.0))
     logits -= logits.mean(axis=1, keepdims=True)
     if not np.abs(logits).max() > 1e-12:
@@ -236,11 +237,12 @@ def calibrate(frame: pd.DataFrame, *, fitted_on: str = "val", side: str = "test"
         SettingsError: If both sides are the same.
         DataError: If a side is missing for a model, or an image is on both sides of one.
     """
+    frame = tidy(frame).drop(columns="temperature", errors="ignore")
     names = class_names_of(frame)
     columns = [PREFIX + name for name in names]
 
     def choose(rows: pd.DataFrame) -> float:
-        labels = pd.Index(names).get_indexer(pd.Index(rows["label"].astype(str)))
+        labels = pd.Index(names).get_indexer(pd.Index(rows["label"]))
         return fit_temperature(labels.astype(np.int64), rows[columns].to_numpy(dtype=np.float64))
 
     found = chosen_elsewhere(frame, fitted_on, side, choose).rename(columns={CHOSEN: "temperature"})
@@ -258,8 +260,10 @@ def apply_temperature(probabilities: NDArray[np.float64], temperature: float) ->
     """
     from scipy.special import softmax
 
-    if not np.isfinite(temperature) or temperature <= 0:
+    if not isinstance(temperature, numbers.Real) or not np.isfinite(temperature) or temperature <= 0:
         raise DataError(f"A temperature is a positive number. Received: {temperature!r}.")
-    logits = np.log(np.clip(np.asarray(probabilities, dtype=np.float64), _CLIP, 1.0))
+    shape = np.shape(probabilities)
+    _, probabilities = as_arrays(np.zeros(shape[:1], np.int64), probabilities)
+    logits = np.log(np.clip(probabilities, _CLIP, 1.0))
     result: NDArray[np.float64] = softmax(logits / temperature, axis=1)
     return result

@@ -17,11 +17,11 @@ from leukemia_dl.evaluation.evaluate import ESTIMANDS, Estimand, Estimates, chec
 from leukemia_dl.evaluation.image_level import delong_test, mcnemar_test
 from leukemia_dl.evaluation.intervals import Resampling, Spread, resampling_of
 from leukemia_dl.evaluation.metrics import metric as find_metric
-from leukemia_dl.evaluation.predictions import Model, Run, class_names_of, models_of
+from leukemia_dl.evaluation.predictions import Model, class_names_of, models_of, tidy
 
 __all__ = ["compare", "holm", "sign_flip_test"]
 
-_FLIPS = 20_000
+_FLIPS, _SIGNS_AT_ONCE = 20_000, 5_000_000
 _POWER = 0.8
 _COLUMNS = (
     "first", "second", "metric", "value_first", "value_second", "difference", "low", "high", "standard_error",
@@ -71,8 +71,9 @@ def compare(
         DataError: If the frame is not one of predictions, or names no samples.
         SettingsError: If a metric or backbone does not exist, or there are fewer than two.
     """
+    frame = tidy(frame)
     primary, class_names = find_metric(metric).name, class_names_of(frame)
-    further = [descriptive] if isinstance(descriptive, str) else descriptive
+    further = [descriptive] if isinstance(descriptive, str) else list(descriptive or ())
     names = [primary, *(find_metric(name).name for name in further if name != primary)]
     check_level(level)
     check_choice("estimand", estimand, get_args(Estimand))
@@ -118,8 +119,12 @@ def sign_flip_test(differences: NDArray[np.float64], seed: int = 0) -> float:
     if len(differences) <= 14:
         signs = 1 - 2 * ((np.arange(2 ** len(differences))[:, None] >> np.arange(len(differences))) & 1)
         return float((np.abs(signs @ differences) >= observed).mean())
-    signs = np.random.default_rng(seed).integers(0, 2, (_FLIPS, len(differences)), dtype=np.int8) * 2 - 1
-    return float((1 + (np.abs(signs @ differences) >= observed).sum()) / (1 + _FLIPS))
+    random, found = np.random.default_rng(seed), 0
+    at_once = max(_SIGNS_AT_ONCE // len(differences), 1)
+    for first in range(0, _FLIPS, at_once):
+        signs = random.integers(0, 2, (min(at_once, _FLIPS - first), len(differences)), dtype=np.int8) * 2 - 1
+        found += int((np.abs(signs @ differences) >= observed).sum())
+    return (1 + found) / (1 + _FLIPS)
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,40 +140,19 @@ def _paired(first: Model, second: Model) -> _Pair:
     runs = [*first.runs, *second.runs]
     common = set(runs[0].samples).intersection(*(run.samples for run in runs[1:]))
     left_out = len(set().union(*(run.samples for run in runs))) - len(common)
-    names: dict[object, int] = {}
+    names: dict[str, int] = {}
 
     def recoded(model: Model) -> Model:
         parts = []
         for run in model.runs:
             keep = np.array([sample in common for sample in run.samples])
             units = [names.setdefault(model.units[code], len(names)) for code in run.unit[keep]]
-            parts.append(
-                Run(
-                    run.labels[keep],
-                    run.probabilities[keep],
-                    run.predicted[keep],
-                    np.array(units, np.int64),
-                    run.fold[keep],
-                    run.samples[keep],
-                )
-            )
+            parts.append(replace(run.at(keep), unit=np.array(units, np.int64)))
         return replace(model, runs=tuple(parts))
 
     one, other = recoded(first), recoded(second)
-    _check_labels(one, other)
     one, other = (replace(model, units=tuple(names)) for model in (one, other))
     return _Pair(one, other, resampling_of([one, other]) if common else None, left_out)
-
-
-def _check_labels(first: Model, second: Model) -> None:
-    known: dict[object, tuple[int, int]] = {}
-    for run in (*first.runs, *second.runs):
-        for sample, label, unit in zip(run.samples, run.labels.tolist(), run.unit.tolist(), strict=True):
-            if known.setdefault(sample, (label, unit)) != (label, unit):
-                raise DataError(
-                    f"Sample {sample!r} has another label or group under {second.name} than under {first.name}: the "
-                    "predictions are not of the same data."
-                )
 
 
 def _row(pair: _Pair, name: str, class_names: tuple[str, ...], level: float, estimand: str) -> dict[str, Any]:
@@ -220,17 +204,12 @@ def _blank(pair: _Pair, name: str) -> dict[str, Any]:
     }
 
 
-def _test(difference: float, spread: Spread, level: float) -> dict[str, float]:
+def _test(difference: float, spread: Spread, level: float) -> dict[str, Any]:
     error = spread.variance**0.5
+    if error == 0 and difference != 0:
+        return {"standard_error": 0.0, "reason": "every group has the same difference: nothing is known of its spread"}
     if error == 0:
-        same = difference == 0
-        return {
-            "low": difference,
-            "high": difference,
-            "standard_error": 0.0,
-            "p": 1.0 if same else 0.0,
-            "detectable": 0.0,
-        }
+        return {"low": 0.0, "high": 0.0, "standard_error": 0.0, "p": 1.0, "detectable": 0.0}
     quantile = float(stats.t.ppf((1 + level) / 2, spread.df))
     return {
         "low": difference - quantile * error,
@@ -263,7 +242,7 @@ def _image_level(pair: _Pair, name: str) -> dict[str, Any]:
     if name == "accuracy":
         p = mcnemar_test(one.predicted == one.labels, (other.predicted == other.labels)[order])
         return {"p": p, "test": "McNemar's exact test"}
-    if name == "auroc" and one.probabilities.shape[1] == 2 and len(np.unique(one.fold)) == 1:
+    if name == "auroc" and one.probabilities.shape[1] == 2 and len({*one.fold, *other.fold}) == 1:
         p = delong_test(one.labels, one.probabilities[:, 1], other.probabilities[order, 1])
         return {"p": p, "test": "DeLong's test"}
     return {}
@@ -287,7 +266,7 @@ def _sentence(row: dict[str, Any], level: float, pairs: int, by_group: bool) -> 
         else ""
     )
     text = (
-        f"{where}, {shown}: a difference of {row['difference']:+.3f} ({level:.0%} interval of this pair alone "
+        f"{where}, {shown}: a difference of {row['difference']:+.3f} ({100 * level:g}% interval of this pair alone "
         f"{row['low']:+.3f} to {row['high']:+.3f}; {p})"
     )
     if not corrected:
@@ -300,7 +279,7 @@ def _sentence(row: dict[str, Any], level: float, pairs: int, by_group: bool) -> 
     elif find_metric(row["metric"]).better:
         high = find_metric(row["metric"]).better == "high"
         better = row["first"] if (row["difference"] > 0) == high else row["second"]
-        text += f": {better} is better, at a level of {1 - level:.0%}"
+        text += f": {better} is better, at a level of {100 * (1 - level):.3g}%"
     return text + (". Images are taken as independent, which makes such results too certain." if not by_group else ".")
 
 

@@ -20,7 +20,7 @@ def chosen_elsewhere(
     """Return the rows of one side, with what was chosen for their fitted model on another in the column `CHOSEN`.
 
     Args:
-        frame: The prediction frame; fitted models are told apart by backbone, seed, repeat and fold.
+        frame: A tidy prediction frame; fitted models are told apart by backbone, seed, repeat and fold.
         chosen_on: Side to choose on.
         side: Side to return.
         choose: Called with the rows of one fitted model on the side `chosen_on`.
@@ -36,10 +36,8 @@ def chosen_elsewhere(
         )
     if "side" not in frame:
         raise DataError("To choose on one side and test on another, the predictions need a column side.")
-    tested, other = select_side(frame, side), select_side(frame, chosen_on)
+    tested, other = (select_side(frame, name).drop(columns=CHOSEN, errors="ignore") for name in (side, chosen_on))
     models_of(tested, side), models_of(other, chosen_on)  # checks
-    if "backbone" not in frame:
-        tested, other = tested.assign(backbone="model"), other.assign(backbone="model")
     keys = ["backbone", *(name for name in ("seed", "repeat", "fold") if name in frame)]
     if "sample" in frame and len(tested[[*keys, "sample"]].merge(other[[*keys, "sample"]])):
         raise DataError(f"Images of the side {side!r} are among those of the side {chosen_on!r} of one model.")

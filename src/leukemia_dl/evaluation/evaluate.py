@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal, get_args
 
@@ -10,9 +11,9 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from leukemia_dl.errors import DataError, SettingsError
-from leukemia_dl.evaluation.intervals import Resampling, Spread, between_seeds, bounds, resampling_of
+from leukemia_dl.evaluation.intervals import Resampling, Spread, between_seeds, bounds, moved, resampling_of
 from leukemia_dl.evaluation.metrics import METRICS, Metric, metric, values, why_undefined
-from leukemia_dl.evaluation.predictions import Model, class_names_of, models_of, select_side
+from leukemia_dl.evaluation.predictions import Model, class_names_of, models_of, select_side, tidy
 
 __all__ = ["ESTIMANDS", "Estimates", "check_choice", "check_level", "count_once", "evaluate", "metrics_of", "rows_of"]
 
@@ -38,9 +39,9 @@ class Estimates:
 
     def __init__(self, model: Model, resampling: Resampling, names: Sequence[str]) -> None:
         """Compute them."""
-        everything = np.ones((1, resampling.block.size))
+        everything = np.ones((1, resampling.sizes.size))
         weights = np.concatenate([everything, resampling.leave_one_out])
-        per_run = [values(run, weights, names) for run in model.runs]
+        per_run = [values(run, weights, names) for run in resampling.in_blocks(model)]
         self.kind = model.kind
         self.per_seed = {name: np.array([run[name][0] for run in per_run]) for name in names}
         self.left_out = {name: np.mean([run[name][1:] for run in per_run], axis=0) for name in names}
@@ -108,12 +109,13 @@ def evaluate(
         DataError: If the frame is not one of predictions.
         SettingsError: If a metric or column does not exist, or a setting is out of its range.
     """
+    frame = tidy(frame)
     names, class_names = metrics_of(metrics), class_names_of(frame)
     check_choice("method", method, get_args(Method))
     check_choice("estimand", estimand, get_args(Estimand))
     check_level(level)
-    if isinstance(replicates, bool) or not isinstance(replicates, int) or not 100 <= replicates <= 1_000_000:
-        raise SettingsError(f"replicates must be a whole number from 100 to 1,000,000. Received: {replicates!r}.")
+    _check_whole("replicates", replicates, 100, 1_000_000)
+    _check_whole("seed", seed, 0, 2**32 - 1)
     chosen = count_once(select_side(frame, side)) if once else select_side(frame, side)
     rows: list[dict[str, Any]] = []
     for part, inside in _parts(chosen, by):
@@ -131,11 +133,12 @@ def count_once(frame: pd.DataFrame) -> pd.DataFrame:
     Raises:
         DataError: If there is no column `same_cell`, which names the cell of images that show one that is there twice.
     """
-    if "same_cell" not in frame:
+    if "same_cell" not in tidy(frame):
         raise DataError(
             "To count repeated cells once, the predictions need a column same_cell: equal for images that show the same"
             " cell, empty for all others. Benchmark.predictions() has it for data sets where such cells are known."
         )
+    frame = tidy(frame)
     keys = [name for name in ("backbone", "seed", "repeat", "side", "same_cell") if name in frame]
     return frame[frame["same_cell"].isna() | ~frame.duplicated(keys)]
 
@@ -144,6 +147,8 @@ def metrics_of(metrics: str | Sequence[str] | None) -> list[str]:
     """Return the names of metrics that were asked for, checked."""
     if metrics is None:
         return list(METRICS)
+    if not isinstance(metrics, (str, Sequence)) or not len(metrics):
+        raise SettingsError(f"metrics takes names, at least one: {', '.join(METRICS)}. Received: {metrics!r}.")
     return [metric(name).name for name in ([metrics] if isinstance(metrics, str) else metrics)]
 
 
@@ -155,8 +160,13 @@ def check_choice(name: str, value: object, allowed: Iterable[str]) -> None:
 
 def check_level(level: object) -> None:
     """Raise SettingsError unless the level of an interval lies between .5 and 1."""
-    if isinstance(level, bool) or not isinstance(level, float) or not 0.5 <= level < 1:
+    if isinstance(level, bool) or not isinstance(level, numbers.Real) or not 0.5 <= float(level) < 1:
         raise SettingsError(f"level must be a number from 0.5 to below 1, such as 0.95. Received: level={level!r}.")
+
+
+def _check_whole(name: str, value: object, lowest: int, highest: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or not lowest <= int(value) <= highest:
+        raise SettingsError(f"{name} must be a whole number from {lowest:,} to {highest:,}. Received: {value!r}.")
 
 
 def rows_of(
@@ -192,7 +202,7 @@ def _interval(
     ends = ("low", "high") if model.by_group else ("low_image_level", "high_image_level")
     nothing = dict.fromkeys((*ends, "standard_error", "degrees_of_freedom"), float("nan"))
     value, left_out = found.value(what.name), found.left_out[what.name]
-    seeds = found.between_seeds(what.name)
+    seeds, undefined = found.between_seeds(what.name), 0
     why = ""
     if np.isnan(value):
         why = next(
@@ -217,20 +227,23 @@ def _interval(
     if drawn is not None:
         sample = drawn[what.name]
         if estimand == "procedure" and seeds is not None:
-            sample = sample + np.sqrt(seeds.variance) * np.random.default_rng(0).standard_normal(len(sample))
+            noise = np.sqrt(seeds.variance) * np.random.default_rng(0).standard_normal(len(sample))
+            sample = moved(what, sample, noise)
+        undefined = int(np.isnan(sample).sum())
         low, high = np.nanquantile(sample, [(1 - level) / 2, (1 + level) / 2])
         error = {"standard_error": float(np.nanstd(sample, ddof=1)), "degrees_of_freedom": np.nan}
     else:
         low, high = bounds(what, value, spread, level, min(n for n in resampling.groups_per_class if n))
-    reason = (
-        _seeds_differ(model) if np.isfinite([low, high]).all() else "every prediction is perfect, which bounds nothing"
-    )
+    notes = [_seeds_differ(model), f"undefined in {undefined:,} of the replicates" if undefined else ""]
+    if not np.isfinite([low, high]).all():
+        notes = ["at 0, which bounds nothing"]
+    reason = "; ".join(filter(None, notes))
     return dict(zip(ends, (float(low), float(high)), strict=True)) | error | {"reason": reason}
 
 
 def _seeds_differ(model: Model) -> str:
     counts = [len(run.samples) for run in model.runs]
-    same = all(set(run.samples) == set(model.runs[0].samples) for run in model.runs[1:])
+    same = not model.named or all(set(run.samples) == set(model.runs[0].samples) for run in model.runs[1:])
     return "" if same else f"the seeds have predicted different images: {', '.join(f'{n:,}' for n in counts)}"
 
 
@@ -240,7 +253,7 @@ def _facts(model: Model, found: Estimates, name: str, method: str, estimand: str
     return {
         "seeds": len(model.runs),
         "seed_sd": found.seed_sd(name),
-        "images": len(np.unique(np.concatenate([run.samples for run in model.runs]))),
+        "images": model.images,
         "groups": len(model.units) if model.by_group else pd.NA,
         "prevalence": float((run.labels == 1).mean()) if run.probabilities.shape[1] == 2 else float("nan"),
         "method": _METHODS[method].format(unit=unit),
@@ -255,7 +268,7 @@ def _bootstrap(
     parts: list[dict[str, NDArray[np.float64]]] = []
     for first in range(0, replicates, _REPLICATES_AT_ONCE):
         weights = resampling.bootstrap(min(_REPLICATES_AT_ONCE, replicates - first), random)
-        per_run = [values(run, weights, names) for run in model.runs]
+        per_run = [values(run, weights, names) for run in resampling.in_blocks(model)]
         parts.append({name: np.mean([run[name] for run in per_run], axis=0) for name in names})
     return {name: np.concatenate([part[name] for part in parts]) for name in names}
 
@@ -263,6 +276,8 @@ def _bootstrap(
 def _parts(frame: pd.DataFrame, by: str | None) -> list[tuple[Any, pd.DataFrame]]:
     if by is None:
         return [(None, frame)]
+    if not isinstance(by, str) and by not in frame:
+        raise SettingsError(f"by takes the name of a column. Received: by={by!r}.")
     if by in _COLUMNS:
         raise SettingsError(f"The result has a column {by!r} of its own: rename the frame's.")
     if by not in frame:
@@ -270,11 +285,12 @@ def _parts(frame: pd.DataFrame, by: str | None) -> list[tuple[Any, pd.DataFrame]
     column = frame[by]
     if column.isna().all():
         raise DataError(f"The column {by!r} is empty.")
-    if pd.api.types.is_float_dtype(column) or (pd.api.types.is_integer_dtype(column) and column.nunique() > 8):
+    if pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column) and column.nunique() > 8:
+        column = column.astype(float).where(np.isfinite(column.astype(float)))
         # Quartiles of images, not of predictions: a backbone with more seeds has no more say.
-        images = frame.drop_duplicates("sample")[by] if "sample" in frame else column
+        images = column[~frame["sample"].duplicated()] if "sample" in frame else column
         edges = np.unique(np.nanquantile(images.to_numpy(dtype=float), [0, 0.25, 0.5, 0.75, 1]))
         if len(edges) > 1:
-            column = pd.Series(pd.cut(column.astype(float), [*map(float, edges)], include_lowest=True))
+            column = pd.Series(pd.cut(column, [*map(float, edges)], include_lowest=True))
     parts = list(frame.groupby(column, sort=True, observed=True))
     return [(str(value) if isinstance(value, pd.Interval) else value, part) for value, part in parts]

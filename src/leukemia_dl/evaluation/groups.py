@@ -10,7 +10,7 @@ from scipy import stats
 
 from leukemia_dl.errors import DataError
 from leukemia_dl.evaluation.evaluate import check_level
-from leukemia_dl.evaluation.predictions import PREFIX, Model, class_names_of, models_of, select_side
+from leukemia_dl.evaluation.predictions import PREFIX, Model, class_names_of, models_of, select_side, tidy
 
 __all__ = ["error_list", "evaluate_groups", "group_table"]
 
@@ -34,6 +34,7 @@ def group_table(frame: pd.DataFrame, side: str = "test") -> pd.DataFrame:
     Raises:
         DataError: If nothing is known of subjects.
     """
+    frame = tidy(frame)
     names = class_names_of(frame)
     return pd.concat([_of_model(model, names) for model in _grouped(frame, side)], ignore_index=True)
 
@@ -87,19 +88,19 @@ def error_list(frame: pd.DataFrame, side: str = "test") -> pd.DataFrame:
         Its rows that are wrong, with `predicted` (class name), `confidence` (its probability) and `errors_in_group` (in
         all seeds); within a group the surest errors first.
     """
+    frame = tidy(frame)
     names, chosen = class_names_of(frame), select_side(frame, side)
     models_of(frame, side)  # checks
     probabilities = chosen[[PREFIX + name for name in names]].to_numpy(dtype=np.float64)
     predicted = np.asarray(names, dtype=object)[probabilities.argmax(axis=1)]
     found = chosen.assign(predicted=predicted, confidence=probabilities.max(axis=1))
-    found = found[found["predicted"] != found["label"].astype(str)].reset_index(drop=True)
-    keys = [name for name in ("backbone",) if name in found]
+    found = found[found["predicted"] != found["label"]].reset_index(drop=True)
     unit = next((name for name in ("group", "subject") if name in found and found[name].notna().all()), None)
     if unit is not None and len(found):
-        found["errors_in_group"] = found.groupby([*keys, unit])[unit].transform("size")
-        order, rising = [*keys, "errors_in_group", unit, "confidence"], [*[True] * len(keys), False, True, False]
+        found["errors_in_group"] = found.groupby(["backbone", unit])[unit].transform("size")
+        order, rising = ["backbone", "errors_in_group", unit, "confidence"], [True, False, True, False]
     else:
-        order, rising = [*keys, "confidence"], [*[True] * len(keys), False]
+        order, rising = ["backbone", "confidence"], [True, False]
     return found.sort_values(order, ascending=rising, kind="stable", ignore_index=True)
 
 

@@ -17,7 +17,7 @@ images do not tell equally much. On the logit scale for what lies between two bo
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -26,13 +26,13 @@ from scipy import stats
 from scipy.special import expit, logit
 
 from leukemia_dl.evaluation.metrics import Metric
-from leukemia_dl.evaluation.predictions import Model
+from leukemia_dl.evaluation.predictions import Model, Run
 
-__all__ = ["FEWEST_GROUPS", "Resampling", "Spread", "between_seeds", "bounds", "resampling_of"]
+__all__ = ["FEWEST_GROUPS", "Resampling", "Spread", "between_seeds", "bounds", "moved", "resampling_of"]
 
 FEWEST_GROUPS = 5
 # Above, units are left out in blocks: leaving out one image of a hundred thousand at a time tells no more.
-_MOST_UNITS = 1_000
+_MOST_UNITS = 400
 _SMALLEST_DF = 1e-2
 _ROUNDING = 1e-12
 
@@ -69,7 +69,7 @@ class Resampling:
 
     @cached_property
     def leave_one_out(self) -> NDArray[np.float64]:
-        """Weights (blocks, units): one block is absent, the others of its stratum make up for its images."""
+        """Weights (blocks, blocks): one block is absent, the others of its stratum make up for its images."""
         count = len(self.sizes)
         totals = np.bincount(self.stratum, self.sizes)[self.stratum]
         rest = totals - self.sizes
@@ -78,7 +78,11 @@ class Resampling:
         same = self.stratum[:, None] == self.stratum[None, :]
         weights = np.where(same, up[:, None], 1.0)
         weights[np.arange(count), np.arange(count)] = 0.0
-        return weights[:, self.block]
+        return weights
+
+    def in_blocks(self, model: Model) -> tuple[Run, ...]:
+        """Return a model's runs with blocks as their units."""
+        return tuple(replace(run, unit=self.block[run.unit]) for run in model.runs)
 
     def spread(self, left_out: NDArray[np.float64]) -> Spread:
         """Return variance and degrees of freedom from estimates without each block (blocks,)."""
@@ -95,14 +99,14 @@ class Resampling:
         return total
 
     def bootstrap(self, replicates: int, random: np.random.Generator) -> NDArray[np.float64]:
-        """Return weights (replicates, units) of a bootstrap of blocks within their strata, whose shares are held."""
+        """Return weights (replicates, blocks) of a bootstrap of blocks within their strata, whose shares are held."""
         drawn = np.zeros((replicates, len(self.sizes)))
         for stratum in range(int(self.stratum.max()) + 1):
             inside = np.flatnonzero(self.stratum == stratum)
             times = random.multinomial(len(inside), np.full(len(inside), 1 / len(inside)), replicates)
             sizes = self.sizes[inside]
             drawn[:, inside] = times * (sizes.sum() / (times @ sizes))[:, None]
-        return drawn[:, self.block]
+        return drawn
 
     def too_few(self, metric: Metric, class_names: tuple[str, ...], unit: str) -> str:
         """Return why a metric gets no interval: fewer than five units in a class that it depends on; "" if none."""
@@ -169,17 +173,26 @@ def bounds(metric: Metric, value: float, spread: Spread, level: float, fewest: i
         return float("nan"), float("nan")
     if error == 0:
         return value, value
-    quantile = float(stats.t.ppf((1 + level) / 2, spread.df))
+    reach = float(stats.t.ppf((1 + level) / 2, spread.df)) * error
+    low, high = moved(metric, np.array([value, value]), np.array([-reach, reach]))
+    return float(low), float(high)
+
+
+def moved(metric: Metric, values: NDArray[np.float64], by: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return values of a metric that are moved, on its scale, by as much as a small change `by` would be there."""
     if metric.scale == "linear":
-        return value - quantile * error, value + quantile * error
-    if metric.scale == "log":
-        factor = float(np.exp(min(quantile * error / value, 700.0)))
-        return value / factor, value * factor
-    width = metric.highest - metric.lowest
-    share = (value - metric.lowest) / width
-    reach = quantile * error / width / (share * (1 - share))
-    low, high = expit(logit(share) - reach), expit(logit(share) + reach)
-    return metric.lowest + width * float(low), metric.lowest + width * float(high)
+        return values + by
+    with np.errstate(divide="ignore", invalid="ignore"):
+        if metric.scale == "log":
+            found = np.where(values > 0, values * np.exp(np.clip(by / values, -700.0, 700.0)), values)
+        else:
+            width = metric.highest - metric.lowest
+            share = (values - metric.lowest) / width
+            inside = (share > 0) & (share < 1)
+            ends = expit(logit(share) + by / width / (share * (1 - share)))
+            found = np.where(inside, metric.lowest + width * ends, values)
+    result: NDArray[np.float64] = found
+    return result
 
 
 def between_seeds(values: NDArray[np.float64]) -> Spread:

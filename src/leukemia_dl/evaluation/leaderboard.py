@@ -10,7 +10,7 @@ import pandas as pd
 from leukemia_dl.evaluation.comparisons import compare
 from leukemia_dl.evaluation.evaluate import Estimand, evaluate
 from leukemia_dl.evaluation.metrics import metric as find_metric
-from leukemia_dl.evaluation.predictions import select_side
+from leukemia_dl.evaluation.predictions import select_side, tidy
 
 __all__ = ["leaderboard"]
 
@@ -57,13 +57,10 @@ def leaderboard(
         DataError: If the frame is not one of predictions.
         SettingsError: If the metric does not exist.
     """
-    what = find_metric(metric)
+    what, frame = find_metric(metric), tidy(frame)
     table = evaluate(frame, metrics=metric, level=level, estimand=estimand, side=side)
     chosen = select_side(frame, side)
-    if "backbone" not in chosen:
-        chosen = chosen.assign(backbone="model")
-    kinds = chosen.groupby("backbone")["kind"].first() if "kind" in chosen else None
-    table["kind"] = table["backbone"].map(kinds) if kinds is not None else "backbone"
+    table["kind"] = table["backbone"].map(chosen.groupby("backbone")["kind"].first())
     table["trials"] = table["backbone"].map(_trials(chosen).map(len)).astype(int)
     better = _better_than(frame, table, metric, what.better, level, estimand, side)
     table["better_than"] = table["backbone"].map(lambda name: ", ".join(better.get(name, [])))

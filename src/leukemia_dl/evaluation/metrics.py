@@ -7,7 +7,7 @@ tests; calling it once per left-out group would take a hundred times as long.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from leukemia_dl.errors import SettingsError
 from leukemia_dl.evaluation.calibration import calibration_fits
-from leukemia_dl.evaluation.predictions import Run, check_probabilities
+from leukemia_dl.evaluation.predictions import Run, as_arrays
 from leukemia_dl.evaluation.ranking import ranking_values
 
 __all__ = ["ECE_BINS", "LOSS_CLIP", "METRICS", "Metric", "metric", "score", "values", "why_undefined"]
@@ -77,7 +77,7 @@ def metric(name: str) -> Metric:
     Raises:
         SettingsError: If there is none.
     """
-    found = next((metric for metric in _ALL if metric.name == name), None)
+    found = {metric.name: metric for metric in _ALL}.get(name) if isinstance(name, str) else None
     if found is None:
         raise SettingsError(f"There is no metric {name!r}. Known: {', '.join(METRICS)}.")
     return found
@@ -111,10 +111,9 @@ def score(labels: NDArray[np.int64], probabilities: NDArray[np.float64]) -> dict
     Raises:
         DataError: If shapes, labels or probabilities are not as said.
     """
-    labels, probabilities = np.asarray(labels), np.asarray(probabilities, dtype=np.float64)
-    check_probabilities(labels, probabilities)
-    run = Run.of(labels.astype(np.int64), probabilities)
-    return {name: float(value[0]) for name, value in values(run, np.ones((1, len(labels)))).items()}
+    labels, probabilities = as_arrays(labels, probabilities)
+    run = replace(Run.of(labels, probabilities), unit=np.zeros(len(labels), np.int64))
+    return {name: float(value[0]) for name, value in values(run, np.ones((1, 1))).items()}
 
 
 def values(run: Run, weights: NDArray[np.float64], names: Sequence[str] = METRICS) -> dict[str, NDArray[np.float64]]:
@@ -155,15 +154,15 @@ def _of_sums(run: Run, weights: NDArray[np.float64]) -> dict[str, NDArray[np.flo
         sums = np.bincount(run.unit * columns + column, value, units * columns)
         return sums.reshape(units, columns).astype(np.float64)
 
-    confusion = per_unit(run.labels * k + run.predicted, k * k)
+    right = run.predicted == run.labels
+    known, called = per_unit(run.labels, k), per_unit(run.predicted, k)
+    caught = per_unit(run.labels, k, right.astype(np.float64))
     losses = per_unit(run.labels, k, -np.log(own))
     brier = per_unit(np.zeros(n, np.int64), 1, squared / (2 if k == 2 else 1))
-    gaps = per_unit(bins, ECE_BINS, confidence - (run.predicted == run.labels))
+    gaps = per_unit(bins, ECE_BINS, confidence - right)
     with np.errstate(invalid="ignore", divide="ignore"):
-        table = (weights @ confusion).reshape(-1, k, k)
-        loss = weights @ losses
-        true, said = table.sum(axis=2), table.sum(axis=1)
-        hits, total = np.diagonal(table, axis1=1, axis2=2), true.sum(axis=1)
+        loss, true, said, hits = (weights @ sums for sums in (losses, known, called, caught))
+        total = true.sum(axis=1)
         recalls, precisions = hits / true, hits / said
         f1 = 2 * hits / (true + said)
         both = k == 2

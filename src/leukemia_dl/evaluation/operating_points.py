@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 from leukemia_dl.errors import DataError, SettingsError
 from leukemia_dl.evaluation.elsewhere import CHOSEN, chosen_elsewhere, shared_groups
 from leukemia_dl.evaluation.evaluate import check_level, evaluate
-from leukemia_dl.evaluation.predictions import PREFIX, class_names_of
+from leukemia_dl.evaluation.predictions import PREFIX, class_names_of, select_side, tidy
 
 __all__ = ["accuracy_at_coverage", "operating_points"]
 
@@ -54,6 +55,7 @@ def operating_points(
     check_level(level)
     if (sensitivity is None) == (specificity is None):
         raise SettingsError("Give one target: sensitivity=0.95, for instance, or specificity=0.95.")
+    frame = tidy(frame)
     names = class_names_of(frame)
     if len(names) != 2:
         raise DataError(f"An operating point needs two classes. Received: {', '.join(names)}.")
@@ -63,7 +65,7 @@ def operating_points(
 
     def choose(rows: pd.DataFrame) -> float:
         own = names[1] if what == "sensitivity" else names[0]
-        scores = np.sort(rows.loc[rows["label"].astype(str) == own, positive].to_numpy(dtype=np.float64))
+        scores = np.sort(rows.loc[rows["label"] == own, positive].to_numpy(dtype=np.float64))
         if not len(scores):
             raise DataError(f"The side {thresholds_from!r} has no image of class {own}: no threshold can be chosen.")
         return _threshold(scores, what, wanted)
@@ -110,7 +112,9 @@ def accuracy_at_coverage(
         DataError: If an image is on both sides of one model.
     """
     check_level(level)
+    frame = tidy(frame)
     columns = [PREFIX + name for name in class_names_of(frame)]
+    order = list(dict.fromkeys(select_side(frame, side)["backbone"]))
     parts = []
     for wanted in [_share("coverages", value) for value in np.atleast_1d(np.asarray(coverages, dtype=object))]:
 
@@ -130,7 +134,6 @@ def accuracy_at_coverage(
         parts.append(result)
     if not parts:
         return pd.DataFrame()
-    order = list(dict.fromkeys(parts[0]["backbone"]))
     joined = _noted(pd.concat(parts, ignore_index=True), shared_groups(frame, thresholds_from, side))
     return joined.sort_values("backbone", key=lambda c: c.map(order.index), kind="stable", ignore_index=True)
 
@@ -157,6 +160,6 @@ def _summary(tested: pd.DataFrame) -> pd.DataFrame:
 
 
 def _share(name: str, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= 1:
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 < float(value) <= 1:
         raise SettingsError(f"{name} must be a share above 0 and up to 1. Received: {value!r}.")
     return float(value)

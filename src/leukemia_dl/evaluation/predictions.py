@@ -1,4 +1,4 @@
-"""The prediction frame, checked and turned into arrays: one `Run` per backbone and seed."""
+"""The prediction frame, checked and made tidy once, and turned into arrays: one `Run` per backbone and seed."""
 
 from __future__ import annotations
 
@@ -13,14 +13,16 @@ from numpy.typing import NDArray
 
 from leukemia_dl.errors import DataError, SettingsError
 
-__all__ = ["Model", "Run", "check_probabilities", "class_names_of", "models_of", "select_side"]
+__all__ = ["PREFIX", "Model", "Run", "as_arrays", "class_names_of", "models_of", "select_side", "tidy"]
 
 _log = logging.getLogger(__name__)
 
 PREFIX = "probability_"
-_LIKE_SUBJECT = ("patient", "patient_id", "subject_id", "case", "case_id")
+KINDS = ("backbone", "baseline")
 # Probabilities that were rounded to a few digits by another program are taken as they are.
 _SUM_TOLERANCE = 1e-2
+_RUN_KEYS = ("seed", "repeat")
+_LIKE_SUBJECT = ("patient", "patient_id", "subject_id", "case", "case_id")
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,9 +48,13 @@ class Run:
     @classmethod
     def of(cls, labels: NDArray[np.int64], probabilities: NDArray[np.float64]) -> Run:
         """Return a run of one fold, each prediction its own unit."""
-        zeros = np.zeros(len(labels), np.int64)
         rows = np.arange(len(labels))
+        zeros = np.zeros(len(labels), np.int64)
         return cls(labels, probabilities, probabilities.argmax(axis=1), rows, zeros, rows.astype(object))
+
+    def at(self, rows: NDArray[Any]) -> Run:
+        """Return some of the predictions."""
+        return Run(*(getattr(self, name)[rows] for name in self.__dataclass_fields__))
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,16 +64,25 @@ class Model:
     Attributes:
         name: Of the backbone.
         kind: "backbone" or "baseline".
-        runs: One per seed.
+        runs: One per seed and repeat.
         units: Names of the units, in the order of `Run.unit`.
         by_group: Whether units are groups of subjects; otherwise images.
+        named: Whether images have names, that of a row of the frame otherwise.
     """
 
     name: str
     kind: str
     runs: tuple[Run, ...]
-    units: tuple[object, ...]
+    units: tuple[str, ...]
     by_group: bool
+    named: bool = True
+
+    @property
+    def images(self) -> int:
+        """Return how many different images the runs have predicted."""
+        if not self.named:
+            return max(len(run.samples) for run in self.runs)
+        return len(set().union(*(run.samples for run in self.runs)))
 
 
 def class_names_of(frame: pd.DataFrame) -> tuple[str, ...]:
@@ -76,20 +91,59 @@ def class_names_of(frame: pd.DataFrame) -> tuple[str, ...]:
     Raises:
         DataError: If there are fewer than two.
     """
-    if not isinstance(frame, pd.DataFrame):
-        raise DataError(f"Expected a DataFrame of predictions. Received: {type(frame).__name__}.")
+    if not isinstance(frame, pd.DataFrame) or frame.columns.nlevels > 1:
+        kind = "one with columns of several levels" if isinstance(frame, pd.DataFrame) else type(frame).__name__
+        raise DataError(f"Expected a DataFrame of predictions. Received: {kind}.")
     names = tuple(str(column)[len(PREFIX) :] for column in frame.columns if str(column).startswith(PREFIX))
     if len(names) < 2 or "label" not in frame:
         raise DataError(
             "A prediction frame has a column label and a column probability_<class> for each of at least two classes "
             f"(further: backbone, seed, fold, side, sample, group). Received: {', '.join(map(str, frame.columns))}."
         )
+    if not frame.columns.is_unique:
+        twice = frame.columns[frame.columns.duplicated()][0]
+        raise DataError(f"The column {twice!r} is there twice. Drop one of them.")
     return names
 
 
+def tidy(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return a checked prediction frame, with text where names are, float64 probabilities, and a plain index.
+
+    Raises:
+        DataError: If a column is missing or damaged, a label unknown, a probability none, a name missing where others
+            are there, or a sample has two labels or groups.
+    """
+    names = class_names_of(frame)
+    result = frame.reset_index(drop=True)
+    result["label"] = np.array(names, dtype=object)[_codes(result["label"], names)]
+    try:
+        probabilities = result[[PREFIX + name for name in names]].to_numpy(dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"The columns probability_<class> must hold numbers. {error}.") from None
+    for place, name in enumerate(names):
+        result[PREFIX + name] = probabilities[:, place]
+    result["backbone"] = _text(result, "backbone", "model")
+    result["kind"] = _text(result, "kind", KINDS[0])
+    if not result["kind"].isin(KINDS).all():
+        raise DataError(
+            f"The column kind holds {' or '.join(map(repr, KINDS))}. Received: {sorted(set(result['kind']))[:5]}."
+        )
+    for name in ("side", "sample"):
+        if name in result:
+            result[name] = _text(result, name)
+    for name in ("group", "subject", "same_cell"):
+        if name in result:
+            known = result[name].notna() & (result[name].astype(str) != "")
+            result[name] = result[name].astype(object).map(str).where(known, None)
+    _check_keys(result)
+    _check_samples(result)
+    return result
+
+
 def select_side(frame: pd.DataFrame, side: str) -> pd.DataFrame:
-    """Return the rows of one side; all of them if the frame has no column `side`."""
-    class_names_of(frame)
+    """Return the rows of one side of a tidy frame; all of them if it has no column `side`."""
+    if not isinstance(side, str):
+        raise SettingsError(f"side must be a name of the column side, such as 'test'. Received: side={side!r}.")
     if "side" not in frame:
         return frame
     chosen = frame[frame["side"] == side]
@@ -100,60 +154,65 @@ def select_side(frame: pd.DataFrame, side: str) -> pd.DataFrame:
 
 
 def models_of(frame: pd.DataFrame, side: str = "test", only: Iterable[str] | None = None) -> list[Model]:
-    """Check a prediction frame and return its backbones, in order of appearance.
+    """Return the backbones of a tidy prediction frame, in order of appearance.
 
     Args:
-        frame: See `leukemia_dl.evaluate`.
+        frame: What `tidy` returned.
         side: Which rows of the column `side` to take.
         only: Names of the backbones to take; None for all.
 
     Raises:
-        DataError: If a column is missing, a label unknown, a probability none, or a sample is there twice in one run.
+        DataError: If there are no rows, a sample is there twice in one run, or a group is not known for all.
     """
-    chosen = select_side(frame, side)
+    chosen = select_side(frame, side).reset_index(drop=True)
     if chosen.empty:
         raise DataError("There are no predictions: the frame is empty.")
-    names = class_names_of(frame)
-    labels = _codes(chosen["label"], names)
-    try:
-        probabilities = chosen[[PREFIX + name for name in names]].to_numpy(dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise DataError(f"The columns probability_<class> must hold numbers. {error}.") from None
-    check_probabilities(labels, probabilities)
+    names = class_names_of(chosen)
+    labels = pd.Index(names).get_indexer(pd.Index(chosen["label"])).astype(np.int64)
+    probabilities = chosen[[PREFIX + name for name in names]].to_numpy(dtype=np.float64)
+    _check_probabilities(labels, probabilities)
     groups = _groups(chosen)
-    samples = chosen["sample"].astype(object) if "sample" in chosen else pd.Series(np.arange(len(chosen)), dtype=object)
+    named = "sample" in chosen
+    samples = chosen["sample"].to_numpy(dtype=object) if named else np.array([f"row {i}" for i in chosen.index], object)
     folds = pd.factorize(chosen["fold"])[0] if "fold" in chosen else np.zeros(len(chosen), np.int64)
-    backbones = chosen["backbone"].astype(str).to_numpy() if "backbone" in chosen else np.full(len(chosen), "model")
-    kinds = chosen["kind"].astype(str).to_numpy() if "kind" in chosen else np.full(len(chosen), "backbone")
-    keys = [column for column in ("seed", "repeat") if column in chosen]
-    _check_keys(chosen, backbones, keys)
+    keys = [column for column in _RUN_KEYS if column in chosen]
     runs = chosen.groupby(keys, dropna=False, sort=False).ngroup().to_numpy() if keys else np.zeros(len(chosen), int)
+    backbones = chosen["backbone"].to_numpy(dtype=object)
     models = []
     for name in _wanted(list(dict.fromkeys(backbones)), only):
         rows = np.flatnonzero(backbones == name)
-        named = samples.to_numpy()[rows] if groups is None else groups[rows]
-        codes, units = pd.factorize(pd.Series(named, dtype=object))
+        different = list(dict.fromkeys(runs[rows]))
+        if groups is None and len(different) > 1 and not named:
+            raise DataError("With several seeds and nothing known of subjects, the predictions need a column sample.")
+        # In the order of their names, so that the order of rows has no say in what is drawn.
+        codes, units = pd.factorize(samples[rows] if groups is None else groups[rows], sort=True)
         parts = []
-        for run in dict.fromkeys(runs[rows]):
+        for run in different:
             inside = runs[rows] == run
             part = rows[inside]
-            ids = samples.to_numpy()[part]
-            _check_unique(name, ids, "sample" in chosen)
-            parts.append(
-                Run(
-                    labels[part],
-                    probabilities[part],
-                    probabilities[part].argmax(axis=1),
-                    codes[inside].astype(np.int64),
-                    folds[part].astype(np.int64),
-                    ids,
-                )
-            )
-        models.append(Model(name, str(kinds[rows[0]]), tuple(parts), tuple(units), groups is not None))
+            _check_unique(name, samples[part])
+            p = probabilities[part]
+            fold = folds[part].astype(np.int64)
+            parts.append(Run(labels[part], p, p.argmax(axis=1), codes[inside].astype(np.int64), fold, samples[part]))
+        models.append(Model(name, chosen["kind"].iloc[rows[0]], tuple(parts), tuple(units), groups is not None, named))
     return models
 
 
-def check_probabilities(labels: NDArray[np.int64], probabilities: NDArray[np.float64]) -> None:
+def as_arrays(labels: Any, probabilities: Any) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Return labels (n,) and probabilities (n, classes) as int64 and float64.
+
+    Raises:
+        DataError: If they are not such.
+    """
+    try:
+        labels, probabilities = np.asarray(labels), np.asarray(probabilities, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"Expected labels (n,) and probabilities (n, classes). {error}.") from None
+    _check_probabilities(labels, probabilities)
+    return labels.astype(np.int64), probabilities
+
+
+def _check_probabilities(labels: NDArray[np.int64], probabilities: NDArray[np.float64]) -> None:
     """Raise DataError unless labels (n,) are class indices and probabilities (n, classes) are such."""
     if probabilities.ndim != 2 or probabilities.shape[1] < 2 or labels.shape != probabilities.shape[:1]:
         raise DataError(
@@ -181,10 +240,13 @@ def check_probabilities(labels: NDArray[np.int64], probabilities: NDArray[np.flo
 
 
 def _codes(labels: pd.Series, names: tuple[str, ...]) -> NDArray[np.int64]:
-    if labels.dtype.kind in "fb" and labels.notna().all() and (labels == labels.astype(int)).all():
-        labels = labels.astype(int)  # 1.0 and True are the class of probability_1
+    """Return class indices; 1.0 and True may be the class of `probability_1`."""
     text = [str(label) for label in labels]
-    codes = pd.Index(names).get_indexer(pd.Index(text))
+    codes = pd.Index(names).get_indexer(pd.Index(text, dtype=object))
+    if (codes < 0).any():
+        whole = pd.to_numeric(labels, errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
+        again = [str(int(value)) if np.isfinite(value) and value == int(value) else "" for value in whole]
+        codes = np.where(codes < 0, pd.Index(names).get_indexer(pd.Index(again, dtype=object)), codes)
     if (codes < 0).any():
         unknown = sorted({label for label, code in zip(text, codes, strict=True) if code < 0})[:5]
         raise DataError(
@@ -192,6 +254,39 @@ def _codes(labels: pd.Series, names: tuple[str, ...]) -> NDArray[np.int64]:
             f"{', '.join(names)}. Samples without a label cannot be scored."
         )
     return codes.astype(np.int64)
+
+
+def _text(frame: pd.DataFrame, name: str, default: str = "") -> pd.Series:
+    if name not in frame:
+        return pd.Series(default, index=frame.index, dtype=object)
+    missing = int(frame[name].isna().sum())
+    if missing:
+        raise DataError(f"{missing:,} of {len(frame):,} predictions have no {name}. Complete the column {name}.")
+    return frame[name].astype(object).map(str)
+
+
+def _check_keys(frame: pd.DataFrame) -> None:
+    for key in (name for name in (*_RUN_KEYS, "fold") if name in frame):
+        missing = frame[key].isna().groupby(frame["backbone"]).agg(["any", "all"])
+        partly = missing.index[missing["any"] & ~missing["all"]]
+        if len(partly):
+            raise DataError(f"Some predictions of {partly[0]} have no {key}, others have. Complete the column {key}.")
+
+
+def _check_samples(frame: pd.DataFrame) -> None:
+    if "sample" not in frame:
+        return
+    keys = [name for name in ("side", "sample") if name in frame]
+    facts = [name for name in ("label", "group", "subject") if name in frame]
+    different = frame.drop_duplicates([*keys, *facts])
+    twice = different[different.duplicated(keys, keep=False)]
+    if len(twice):
+        first = twice[twice["sample"] == twice["sample"].iloc[0]].iloc[:2]
+        what = next(name for name in facts if first[name].iloc[0] is not first[name].iloc[1])
+        raise DataError(
+            f"Sample {first['sample'].iloc[0]!r} has two values of {what}: {first[what].iloc[0]!r} and "
+            f"{first[what].iloc[1]!r}. The predictions are not of the same data."
+        )
 
 
 def _groups(frame: pd.DataFrame) -> NDArray[np.object_] | None:
@@ -210,17 +305,7 @@ def _groups(frame: pd.DataFrame) -> NDArray[np.object_] | None:
             f"{int(column.isna().sum()):,} of {len(column):,} predictions have no {known[0]}. Leave them out, or empty "
             "the columns group and subject for intervals that take images as independent."
         )
-    return column.astype(object).to_numpy()
-
-
-def _check_keys(frame: pd.DataFrame, backbones: NDArray[Any], keys: list[str]) -> None:
-    for key in keys:
-        missing = frame[key].isna().groupby(backbones).agg(["any", "all"])
-        partly = missing.index[missing["any"] & ~missing["all"]]
-        if len(partly):
-            raise DataError(
-                f"Some predictions of {partly[0]} have no {key}, others have one. Complete the column {key}."
-            )
+    return column.to_numpy(dtype=object)
 
 
 def _wanted(there: list[str], only: Iterable[str] | None) -> list[str]:
@@ -228,13 +313,15 @@ def _wanted(there: list[str], only: Iterable[str] | None) -> list[str]:
         return there
     wanted = [only] if isinstance(only, str) else list(only)
     missing = [name for name in wanted if name not in there]
-    if missing:
-        raise SettingsError(f"No predictions of {', '.join(map(repr, missing))}. The frame has: {', '.join(there)}.")
+    if missing or not wanted or len(set(wanted)) < len(wanted):
+        raise SettingsError(
+            f"Name backbones that there are predictions of, each once: {', '.join(there)}. Received: {wanted!r}."
+        )
     return wanted
 
 
-def _check_unique(name: str, samples: NDArray[np.object_], named: bool) -> None:
-    if named and len(set(samples)) < len(samples):
+def _check_unique(name: str, samples: NDArray[np.object_]) -> None:
+    if len(set(samples)) < len(samples):
         twice = pd.Series(samples)[pd.Series(samples).duplicated()].iloc[0]
         raise DataError(
             f"{name} has several predictions of sample {twice!r} in one run. Tell models apart by a column backbone, "
