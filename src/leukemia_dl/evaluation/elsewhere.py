@@ -37,8 +37,10 @@ def chosen_elsewhere(
     if "side" not in frame:
         raise DataError("To choose on one side and test on another, the predictions need a column side.")
     tested, other = (select_side(frame, name).drop(columns=CHOSEN, errors="ignore") for name in (side, chosen_on))
-    models_of(tested, side), models_of(other, chosen_on)  # checks
+    models_of(tested, side)  # checks
     keys = ["backbone", *(name for name in ("seed", "repeat", "fold") if name in frame)]
+    if "sample" in frame and other.duplicated([*keys, "sample"]).any():
+        raise DataError(f"An image of the side {chosen_on!r} is there twice for one model.")
     if "sample" in frame and len(tested[[*keys, "sample"]].merge(other[[*keys, "sample"]])):
         raise DataError(f"Images of the side {side!r} are among those of the side {chosen_on!r} of one model.")
     chosen = [

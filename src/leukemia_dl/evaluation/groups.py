@@ -96,8 +96,8 @@ def error_list(frame: pd.DataFrame, side: str = "test") -> pd.DataFrame:
     found = chosen.assign(predicted=predicted, confidence=probabilities.max(axis=1))
     found = found[found["predicted"] != found["label"]].reset_index(drop=True)
     unit = next((name for name in ("group", "subject") if name in found and found[name].notna().all()), None)
-    if unit is not None and len(found):
-        found["errors_in_group"] = found.groupby(["backbone", unit])[unit].transform("size")
+    if unit is not None:
+        found["errors_in_group"] = found.groupby(["backbone", unit])[unit].transform("size").astype(np.int64)
         order, rising = ["backbone", "errors_in_group", unit, "confidence"], [True, False, True, False]
     else:
         order, rising = ["backbone", "confidence"], [True, False]

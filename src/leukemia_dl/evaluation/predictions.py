@@ -20,7 +20,7 @@ _log = logging.getLogger(__name__)
 PREFIX = "probability_"
 KINDS = ("backbone", "baseline")
 # Probabilities that were rounded to a few digits by another program are taken as they are.
-_SUM_TOLERANCE = 1e-2
+_SUM_TOLERANCE = 1e-2 + 1e-9
 _RUN_KEYS = ("seed", "repeat")
 _LIKE_SUBJECT = ("patient", "patient_id", "subject_id", "case", "case_id")
 
@@ -115,7 +115,12 @@ def tidy(frame: pd.DataFrame) -> pd.DataFrame:
     """
     names = class_names_of(frame)
     result = frame.reset_index(drop=True)
-    result["label"] = np.array(names, dtype=object)[_codes(result["label"], names)]
+    # Images of another side may have no label; where one is needed, `select_side` asks for it.
+    known = result["label"].notna()
+    result["label"] = result["label"].astype(object).where(known, None)
+    result.loc[known, "label"] = np.array(names, dtype=object)[
+        _codes(frame["label"].reset_index(drop=True)[known], names)
+    ]
     try:
         probabilities = result[[PREFIX + name for name in names]].to_numpy(dtype=np.float64)
     except (TypeError, ValueError) as error:
@@ -144,10 +149,13 @@ def select_side(frame: pd.DataFrame, side: str) -> pd.DataFrame:
     """Return the rows of one side of a tidy frame; all of them if it has no column `side`."""
     if not isinstance(side, str):
         raise SettingsError(f"side must be a name of the column side, such as 'test'. Received: side={side!r}.")
-    if "side" not in frame:
-        return frame
-    chosen = frame[frame["side"] == side]
-    if chosen.empty:
+    chosen = frame[frame["side"] == side] if "side" in frame else frame
+    if chosen["label"].isna().any():
+        raise DataError(
+            f"{int(chosen['label'].isna().sum()):,} of {len(chosen):,} predictions have no label. Samples "
+            "without a label cannot be scored."
+        )
+    if chosen.empty and "side" in frame:
         there = ", ".join(map(str, frame["side"].unique())) or "no rows at all"
         raise DataError(f"There are no predictions of the side {side!r}. The column side has: {there}.")
     return chosen
@@ -234,7 +242,7 @@ def _check_probabilities(labels: NDArray[np.int64], probabilities: NDArray[np.fl
     if wrong.any():
         row = int(np.flatnonzero(wrong)[0])
         raise DataError(
-            f"Probabilities must be finite, not negative, and sum to 1 in each row (within {_SUM_TOLERANCE:g}). "
+            f"Probabilities must be finite, not negative, and sum to 1 in each row (within .01). "
             f"{int(wrong.sum()):,} rows are not so. Received, the first of them: {probabilities[row].tolist()}."
         )
 
@@ -282,7 +290,7 @@ def _check_samples(frame: pd.DataFrame) -> None:
     twice = different[different.duplicated(keys, keep=False)]
     if len(twice):
         first = twice[twice["sample"] == twice["sample"].iloc[0]].iloc[:2]
-        what = next(name for name in facts if first[name].iloc[0] is not first[name].iloc[1])
+        what = next(name for name in facts if first[name].iloc[0] != first[name].iloc[1])
         raise DataError(
             f"Sample {first['sample'].iloc[0]!r} has two values of {what}: {first[what].iloc[0]!r} and "
             f"{first[what].iloc[1]!r}. The predictions are not of the same data."
