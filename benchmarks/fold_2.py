@@ -3,9 +3,9 @@
     python benchmarks/fold_2.py [--runs 500]
 
 Fold 2 has 3,553 images of 28 groups of patients. Two classifiers of equal accuracy (.80) are simulated as in
-interval_coverage.py, with several intraclass correlations of being right, and with one half or nine tenths of their group
-effects in common. Printed are medians over the runs: how far an interval reaches, and how large a difference would
-have been found.
+interval_coverage.py, with several intraclass correlations of being right, and with one half or nine tenths of their
+group effects in common. Printed are medians over the runs: how far an interval reaches, and how large a difference
+would have been found.
 """
 
 from __future__ import annotations

@@ -144,7 +144,7 @@ def test_thirds_of_two_digits_sum_to_one_up_to_rounding():
 def test_rows_sum_to_one_up_to_rounding_and_are_taken_as_they_are():
     rounded = frame_of(["hem", "all"], [0.33, 0.667]).assign(**{NET + "hem": [0.666, 0.33]})
     assert models(rounded)[0].runs[0].probabilities.tolist() == [[0.666, 0.33], [0.33, 0.667]]
-    with pytest.raises(DataError, match=r"sum to 1 in each row \(within 0.01\)\. 1 rows"):
+    with pytest.raises(DataError, match=r"sum to 1 in each row \(within .01\)\. 1 rows"):
         models(rounded.assign(**{NET + "hem": [0.666, 0.36]}))
 
 
