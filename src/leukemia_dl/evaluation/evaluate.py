@@ -92,8 +92,9 @@ def evaluate(
         level: Of the intervals.
         method: "jackknife": see `leukemia_dl.evaluation.intervals`. "bootstrap": the percentile bootstrap of groups
             within classes, which is anticonservative with few groups.
-        estimand: What the interval is about. "models": these fitted models, on new groups. "procedure": what training
-            with another seed would give, so that the spread between seeds enters; two seeds are needed.
+        estimand: What the interval is about. "models": these fitted models, on new groups. "procedure": the mean over
+            seeds of the learning procedure on these training data, so that the spread between seeds enters; two seeds
+            (or repeats) are needed.
         side: Which rows of the column `side`.
         replicates: Of the bootstrap.
         seed: Of the bootstrap.
