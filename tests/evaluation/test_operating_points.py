@@ -181,11 +181,19 @@ def test_without_the_class_of_the_target_no_threshold_can_be_chosen(what, gone):
         operating_points(two_sides().query(f"side == 'test' or label != '{gone}'"), **{what: 0.9})
 
 
-@pytest.mark.parametrize("dtype", [float, bool])
-def test_labels_that_evaluate_takes_for_classes_have_thresholds(dtype):
-    frame = two_sides().rename(columns={HEM: "probability_0", ALL: "probability_1"})
+@both
+@pytest.mark.parametrize("dtype", [int, float, bool])
+def test_labels_and_backbones_may_be_numbers(call, dtype):
+    frame = two_sides(backbone=18).rename(columns={HEM: "probability_0", ALL: "probability_1"})
     frame["label"] = (frame["label"] == "all").astype(dtype)
-    assert operating_points(frame, sensitivity=0.9)["threshold"].notna().all()
+    pd.testing.assert_frame_equal(call(frame).select_dtypes("number"), call(two_sides()).select_dtypes("number"))
+
+
+@pytest.mark.parametrize("value", [math.nan, 7.0, -3.0])
+@both
+def test_what_is_no_probability_chooses_no_threshold(call, value):
+    with pytest.raises(DataError, match="finite, not negative, and sum to 1"):
+        call(two_sides().assign(**{ALL: lambda f: f[ALL].where(f["sample"] != "val1", value)}))
 
 
 thirds = st.lists(st.tuples(st.sampled_from("pqr"), st.integers(0, 8), st.integers(0, 8)), min_size=1, max_size=15)
@@ -230,11 +238,6 @@ def test_a_backbone_that_keeps_nothing_at_one_coverage_has_no_row_there():
     frame.loc[(frame["backbone"] == "a") & (frame["side"] == "val"), [HEM, ALL]] = [0.0, 1.0]
     found = accuracy_at_coverage(frame, (0.5, 1.0))[["backbone", "wanted"]]
     assert found.to_numpy().tolist() == [["a", 1.0], ["b", 0.5], ["b", 1.0]]
-
-
-@both
-def test_backbones_may_be_named_by_numbers(call):
-    assert call(two_sides(backbone=18))["threshold"].tolist() == call(two_sides(backbone="18"))["threshold"].tolist()
 
 
 @both

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pandas as pd
 
 from leukemia_dl.errors import DataError, SettingsError
-from leukemia_dl.evaluation.predictions import models_of, select_side
+from leukemia_dl.evaluation.predictions import PREFIX, as_arrays, class_names_of, models_of, select_side
 
 __all__ = ["CHOSEN", "chosen_elsewhere", "shared_groups"]
 
@@ -38,6 +38,8 @@ def chosen_elsewhere(
         raise DataError("To choose on one side and test on another, the predictions need a column side.")
     tested, other = (select_side(frame, name).drop(columns=CHOSEN, errors="ignore") for name in (side, chosen_on))
     models_of(tested, side)  # checks
+    names = class_names_of(other)
+    as_arrays(pd.Index(names).get_indexer(pd.Index(other["label"])), other[[PREFIX + name for name in names]])
     keys = ["backbone", *(name for name in ("seed", "repeat", "fold") if name in frame)]
     if "sample" in frame and other.duplicated([*keys, "sample"]).any():
         raise DataError(f"An image of the side {chosen_on!r} is there twice for one model.")

@@ -119,7 +119,7 @@ def _of_model(model: Model, names: tuple[str, ...]) -> pd.DataFrame:
         labels += np.bincount(run.unit * k + run.labels, minlength=units * k).reshape(units, k)
         np.add.at(means, run.unit, run.probabilities)
     counts = labels.sum(axis=1)
-    means /= counts[:, None]
+    means = np.round(means / counts[:, None], 12)  # so that rounding does not decide between equals
     right = np.zeros(units)
     for run in model.runs:
         right += np.bincount(run.unit, run.predicted == run.labels, units)

@@ -49,9 +49,9 @@ def leaderboard(
         side: Which rows of the column `side`.
 
     Returns:
-        A row per backbone and baseline, best first: `rank, backbone, kind, <metric>, low, high` (or `low_image_level,
-        high_image_level`), `better_than, trials, seeds, images, groups, parameters, fit_seconds` (mean of the trials),
-        `images_per_second` (predicting), `estimand`, `flags`.
+        A row per backbone and baseline that has predictions, best first: `rank, backbone, kind, <metric>, low, high`
+        (or `low_image_level, high_image_level`), `better_than, trials, seeds, images, groups, parameters, fit_seconds`
+        (mean of the trials), `images_per_second` (predicting), `estimand`, `flags`.
 
     Raises:
         DataError: If the frame is not one of predictions.

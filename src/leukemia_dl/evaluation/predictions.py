@@ -275,6 +275,10 @@ def _text(frame: pd.DataFrame, name: str, default: str = "") -> pd.Series:
 
 def _check_keys(frame: pd.DataFrame) -> None:
     for key in (name for name in (*_RUN_KEYS, "fold") if name in frame):
+        try:
+            pd.factorize(frame[key])
+        except TypeError:
+            raise DataError(f"The column {key} holds numbers or text. Received: {frame[key].iloc[0]!r}.") from None
         missing = frame[key].isna().groupby(frame["backbone"]).agg(["any", "all"])
         partly = missing.index[missing["any"] & ~missing["all"]]
         if len(partly):
@@ -333,5 +337,6 @@ def _check_unique(name: str, samples: NDArray[np.object_]) -> None:
         twice = pd.Series(samples)[pd.Series(samples).duplicated()].iloc[0]
         raise DataError(
             f"{name} has several predictions of sample {twice!r} in one run. Tell models apart by a column backbone, "
-            "seeds by a column seed, and repeated draws of folds by a column repeat."
+            "seeds by a column seed, and repeated draws of folds by a column repeat. The val sides of several folds may "
+            "share images: take one fold."
         )

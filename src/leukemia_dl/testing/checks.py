@@ -1,0 +1,212 @@
+"""What every backbone has to hold, for plugin authors: `check_backbone(spec)`, or one pytest case per check.
+
+    import pytest
+    from leukemia_dl.testing import parametrize_with_checks
+
+    @parametrize_with_checks([my_spec])
+    def test_my_backbone(spec, check):
+        check(spec)
+
+Each check builds small nets on random pixels; nothing is downloaded.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import warnings
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from leukemia_dl.models import BackboneSpec, Classifier, build_model, load_classifier
+from leukemia_dl.preprocess import Pipeline
+
+__all__ = ["BACKBONE_CHECKS", "check_backbone", "parametrize_with_checks"]
+
+Check = Callable[[BackboneSpec], None]
+_SEED = 0
+
+
+def check_backbone(spec: BackboneSpec, skip: Iterable[str] = ()) -> None:
+    """Run every check of `BACKBONE_CHECKS` on a backbone.
+
+    Args:
+        spec: The record, registered or not.
+        skip: Names of checks to leave out, such as "check_mixed_precision".
+
+    Raises:
+        AssertionError: If one does not hold; the message names the backbone, the check and what was found.
+        SettingsError: If `skip` names no check.
+        PluginError: If the builder returns no feature map.
+    """
+    from leukemia_dl.errors import SettingsError
+
+    left_out = set(skip)
+    known = {check.__name__ for check in BACKBONE_CHECKS}
+    if not left_out <= known:
+        raise SettingsError(f"skip names checks of {sorted(known)}. Received: {sorted(left_out - known)}.")
+    for check in BACKBONE_CHECKS:
+        if check.__name__ not in left_out:
+            check(spec)
+
+
+def parametrize_with_checks(specs: Iterable[BackboneSpec]) -> Any:
+    """Return a pytest decorator that runs a test function once per backbone and check, as `test(spec, check)`."""
+    import pytest
+
+    cases = [
+        pytest.param(spec, check, id=f"{spec.name}-{check.__name__.removeprefix('check_')}")
+        for spec in specs
+        for check in BACKBONE_CHECKS
+    ]
+    return pytest.mark.parametrize(("spec", "check"), cases)
+
+
+def check_shapes(spec: BackboneSpec) -> None:
+    """Several sizes and numbers of classes give logits (batch, classes), and the smallest size is accepted."""
+    for size, classes in ((spec.min_size, 2), (spec.min_size + 7, 3), (max(spec.min_size, 64), 5)):
+        shape = build_model(spec, size, classes).output_shape
+        _hold(spec, shape == (None, classes), f"at {size} pixels and {classes} classes the output is {shape}")
+
+
+def check_flat(spec: BackboneSpec) -> None:
+    """The backbone's layers are layers of the model itself, so that they can be frozen and explained by name."""
+    import keras
+
+    nested = [layer.name for layer in _net(spec).layers if isinstance(layer, keras.Model)]
+    _hold(spec, not nested, f"models are nested in the model: {nested}; call their layers on `inputs` instead")
+
+
+def check_parameters(spec: BackboneSpec) -> None:
+    """The declared number of parameters is the real one."""
+    if spec.parameters is None:
+        return
+    model = _net(spec)
+    found = int(model.count_params() - model.get_layer("logits").count_params())
+    _hold(spec, found == spec.parameters, f"{spec.parameters:,} parameters are declared, and there are {found:,}")
+
+
+def check_seed(spec: BackboneSpec) -> None:
+    """The same seed gives the same weights, and another seed others."""
+    import keras
+
+    drawn = []
+    for seed in (_SEED, _SEED, _SEED + 1):
+        keras.utils.set_random_seed(seed)
+        drawn.append(_net(spec).get_weights())
+    same = all(np.array_equal(a, b) for a, b in zip(drawn[0], drawn[1], strict=True))
+    other = any(not np.array_equal(a, b) for a, b in zip(drawn[0][:-2], drawn[2][:-2], strict=True))
+    _hold(spec, same, "the same seed gives other weights: use Keras's initializers without a seed of your own")
+    _hold(spec, other, "the weights do not depend on the seed")
+
+
+def check_predictions(spec: BackboneSpec) -> None:
+    """Logits are float32 and finite for black, white and random images; one at a time they are those of a batch."""
+    model, images = _net(spec), _images(spec)
+    images[0], images[1] = 0, 255
+    logits = np.asarray(model.predict_on_batch(images))
+    _hold(spec, logits.dtype == np.float32, f"logits are {logits.dtype}, not float32")
+    _hold(spec, bool(np.isfinite(logits).all()), "logits are not finite for black, white or random images")
+    alone = np.concatenate([np.asarray(model.predict_on_batch(image[None])) for image in images])
+    gap = float(np.abs(alone - logits).max())
+    _hold(spec, gap <= 1e-3 * (1 + float(np.abs(logits).max())), f"predicted alone, logits differ by {gap:.2g}")
+
+
+def check_gradients(spec: BackboneSpec) -> None:
+    """A training step moves every trainable weight, to a finite value."""
+    model = _compiled(spec)
+    names = [weight.path for weight in model.trainable_variables]
+    before = [np.array(weight) for weight in model.trainable_variables]
+    _train(model, spec)
+    after = [np.array(weight) for weight in model.trainable_variables]
+    still = [name for name, one, other in zip(names, before, after, strict=True) if np.array_equal(one, other)]
+    _hold(spec, not still, f"no gradient reaches {len(still)} weights, such as {still[:3]}")
+    finite = all(np.isfinite(value).all() for value in after)
+    _hold(spec, finite, "a training step leaves weights that are not finite")
+
+
+def check_freezing(spec: BackboneSpec) -> None:
+    """With the backbone's layers frozen a training step moves the head alone: BatchNorm statistics stay too."""
+    model = _net(spec)
+    for layer in model.layers:
+        layer.trainable = layer.name == "logits"
+    _compile(model)
+    before = [np.array(weight) for weight in model.weights]
+    _train(model, spec)
+    moved = [w.path for w, old in zip(model.weights, before, strict=True) if not np.array_equal(np.array(w), old)]
+    outside = [path for path in moved if not path.startswith("logits")]
+    _hold(spec, not outside, f"weights move although their layers are frozen: {outside[:3]}")
+    _hold(spec, bool(moved), "the head does not learn")
+
+
+def check_mixed_precision(spec: BackboneSpec) -> None:
+    """Under mixed_bfloat16 the head stays float32, and logits and a training step are finite."""
+    model = _net(spec, dtype_policy="mixed_bfloat16")
+    _compile(model)
+    logits = np.asarray(model.predict_on_batch(_images(spec)))
+    _hold(spec, logits.dtype == np.float32, f"under mixed_bfloat16 logits are {logits.dtype}, not float32")
+    loss = _train(model, spec)
+    _hold(spec, bool(np.isfinite(logits).all() and np.isfinite(loss)), "under mixed_bfloat16 values are not finite")
+
+
+def check_saving(spec: BackboneSpec) -> None:
+    """A saved classifier loads with `safe_mode=True` and predicts the same."""
+    model, images = _net(spec), _images(spec)
+    classifier = Classifier(model, ("one", "other"), Pipeline.default(images.shape[1], canvas=None))
+    before = np.asarray(model.predict_on_batch(images))
+    with tempfile.TemporaryDirectory() as folder:
+        loaded = load_classifier(classifier.save(Path(folder) / "model.keras"))
+        after = np.asarray(loaded.model.predict_on_batch(images))
+    gap = float(np.abs(after - before).max())
+    _hold(spec, gap <= 1e-4 * (1 + float(np.abs(before).max())), f"saved and loaded, logits differ by {gap:.2g}")
+
+
+BACKBONE_CHECKS: tuple[Check, ...] = (
+    check_shapes,
+    check_flat,
+    check_parameters,
+    check_seed,
+    check_predictions,
+    check_gradients,
+    check_freezing,
+    check_mixed_precision,
+    check_saving,
+)
+
+
+def _hold(spec: BackboneSpec, holds: bool, otherwise: str) -> None:
+    if not holds:
+        raise AssertionError(f"{spec.name}: {otherwise}.")
+
+
+def _net(spec: BackboneSpec, dtype_policy: str = "float32") -> Any:
+    return build_model(spec, spec.min_size, 2, dtype_policy=dtype_policy)
+
+
+def _compiled(spec: BackboneSpec) -> Any:
+    model = _net(spec)
+    _compile(model)
+    return model
+
+
+def _compile(model: Any) -> None:
+    import keras
+
+    # Without XLA, which takes longest to compile on a CPU.
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.SGD(0.1), loss, jit_compile=False)
+
+
+def _train(model: Any, spec: BackboneSpec) -> float:
+    with warnings.catch_warnings():
+        # What no gradient reaches, check_gradients says.
+        warnings.filterwarnings("ignore", "Gradients do not exist", UserWarning)
+        return float(np.asarray(model.train_on_batch(_images(spec), np.array([0, 1, 0, 1]))).ravel()[0])
+
+
+def _images(spec: BackboneSpec) -> NDArray[np.float32]:
+    random = np.random.default_rng(_SEED)
+    return random.integers(0, 256, (4, spec.min_size, spec.min_size, 3)).astype(np.float32)

@@ -1,0 +1,109 @@
+"""The checks hold for every built-in backbone, and each of them finds what it is there for."""
+
+import dataclasses
+
+import pytest
+
+import leukemia_dl as ldl
+from leukemia_dl.errors import PluginError, SettingsError
+from leukemia_dl.testing import BACKBONE_CHECKS, check_backbone, parametrize_with_checks
+from leukemia_dl.testing import checks as module
+
+keras = pytest.importorskip("keras")
+BUILTIN = ("cnn", "inception_v3", "resnet50", "vgg16", "xception")
+
+
+@parametrize_with_checks([ldl.get_backbone(name) for name in BUILTIN])
+def test_a_builtin_backbone(spec, check):
+    keras.utils.clear_session()
+    check(spec)
+
+
+def net(layers, **changes):
+    """Return a spec whose builder applies layers one after the other."""
+
+    def build(inputs, weights):
+        x = inputs
+        for layer in layers():
+            x = layer(x)
+        return x
+
+    fields = {"name": "odd", "build": build, "scaling": "unit", "native_size": 16, "min_size": 16}
+    return ldl.BackboneSpec(**fields | changes)
+
+
+def convolution(**settings):
+    return keras.layers.Conv2D(4, 3, **{"activation": "gelu", "name": "conv"} | settings)
+
+
+def test_a_small_backbone_of_ones_own_holds():
+    check_backbone(net(lambda: [convolution()], parameters=4 * 3 * 9 + 4))
+
+
+class Restless(keras.layers.Layer):
+    """Moves a weight of its own in every training step, frozen or not."""
+
+    def build(self, shape):
+        self.count = self.add_weight(shape=(), initializer="zeros", trainable=False, name="count")
+
+    def call(self, x, training=False):
+        if training:
+            self.count.assign_add(1.0)
+        return x
+
+
+def unconnected():
+    class Idle(keras.layers.Layer):
+        def build(self, shape):
+            self.idle = self.add_weight(shape=(2,), initializer="ones", name="idle")
+
+        def call(self, x):
+            return x
+
+    return [convolution(), Idle(name="idle")]
+
+
+WRONG = {
+    "check_parameters": (net(lambda: [convolution()], parameters=5), "5 parameters are declared, and there are 112"),
+    "check_flat": (
+        net(lambda: [keras.Sequential([convolution()], name="inner")]),
+        r"models are nested in the model: \['inner'\]",
+    ),
+    "check_seed": (
+        net(lambda: [convolution(kernel_initializer="ones")]),
+        "the weights do not depend on the seed",
+    ),
+    "check_predictions": (
+        net(lambda: [convolution(), keras.layers.Rescaling(1e38), keras.layers.Rescaling(1e38)]),
+        "not finite",
+    ),
+    "check_gradients": (net(unconnected), r"no gradient reaches 1 weights, such as \['idle/idle'\]"),
+    "check_freezing": (net(lambda: [convolution(), Restless(name="restless")]), "although their layers are frozen"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_check_finds_what_it_is_there_for(name):
+    spec, says = WRONG[name]
+    with pytest.raises(AssertionError, match=f"^odd: .*{says}"):
+        getattr(module, name)(spec)
+
+
+def test_what_is_no_feature_map_is_the_plugins_error():
+    flat = net(lambda: [keras.layers.Flatten()])
+    with pytest.raises(PluginError, match="feature map"):
+        check_backbone(flat)
+
+
+def test_a_layer_that_does_not_save_is_found():
+    lost = net(lambda: [convolution(), Restless(name="restless")])
+    with pytest.raises(Exception, match="Restless"):
+        module.check_saving(lost)
+
+
+def test_checks_can_be_left_out_by_name():
+    wrong = dataclasses.replace(net(lambda: [convolution()]), parameters=5)
+    check_backbone(wrong, skip=["check_parameters"])
+    with pytest.raises(SettingsError, match="check_speed"):
+        check_backbone(wrong, skip=["check_speed"])
+    assert len(BACKBONE_CHECKS) == len({check.__name__ for check in BACKBONE_CHECKS}) == 9
