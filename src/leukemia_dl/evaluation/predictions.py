@@ -337,6 +337,6 @@ def _check_unique(name: str, samples: NDArray[np.object_]) -> None:
         twice = pd.Series(samples)[pd.Series(samples).duplicated()].iloc[0]
         raise DataError(
             f"{name} has several predictions of sample {twice!r} in one run. Tell models apart by a column backbone, "
-            "seeds by a column seed, and repeated draws of folds by a column repeat. The val sides of several folds may "
+            "seeds by a column seed, repeated draws of folds by a column repeat. The val sides of several folds may "
             "share images: take one fold."
         )
