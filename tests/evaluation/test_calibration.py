@@ -84,14 +84,13 @@ def test_a_temperature_changes_no_prediction_and_can_be_undone(case, temperature
 
 
 def test_overconfidence_is_found_and_cured():
-    labels, p, odds = drawn(50_000, slope=1.0, intercept=0.0, seed=5)
+    labels, p, _ = drawn(50_000, slope=1.0, intercept=0.0, seed=5)
     sharp = expit(3 * logit(p[:, 1]))
     assert fit_temperature(labels, np.stack([1 - sharp, sharp], axis=1)) == pytest.approx(3, rel=0.05)
     three = softmax(np.random.default_rng(0).normal(size=(50_000, 3)), axis=1)
     draws = np.random.default_rng(1).random((50_000, 1))
     labels = (draws > three.cumsum(axis=1)).sum(axis=1)
     assert fit_temperature(labels, apply_temperature(three, 0.5)) == pytest.approx(2, rel=0.05)
-    assert odds.std() > 0
 
 
 def test_each_fitted_model_gets_the_temperature_of_its_val_side():

@@ -57,11 +57,8 @@ def evaluate(
         "images_per_second": ".0f",
     }
     options.print_table(table[shown], formats, title=f"{metric}, side {side}, {100 * level:g}% intervals")
-    first, unit = (
-        table.iloc[0],
-        "" if table["groups"].isna().all() else f" of {table['groups'].max():,} groups of patients",
-    )
-    typer.echo(f"{table['images'].max():,} images{unit}; intervals are of {first['estimand']}")
+    groups = "" if table["groups"].isna().all() else f" of {table['groups'].max():,} groups of patients"
+    typer.echo(f"{table['images'].max():,} images{groups}; intervals are of {table['estimand'].iloc[0]}")
     if len(names := evaluation.class_names_of(frame)) == 2:
         typer.echo(f"positive class: {names[1]} (the last column probability_...)")
     for name, flags in zip(table["backbone"], table["flags"], strict=True):

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import numbers
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from scipy.special import expit
 
 from leukemia_dl.errors import DataError
-from leukemia_dl.evaluation.elsewhere import CHOSEN, chosen_elsewhere
+from leukemia_dl.evaluation.choices import CHOSEN, chosen_elsewhere
 from leukemia_dl.evaluation.predictions import PREFIX, Run, as_arrays, class_names_of, tidy
 
 __all__ = ["apply_temperature", "calibrate", "calibration_fits", "fit_temperature"]
@@ -47,9 +50,9 @@ def calibration_fits(run: Run, weights: NDArray[np.float64]) -> dict[str, NDArra
     # Without both classes there is nothing to fit; where they do not overlap the likelihood rises for ever.
     both = np.isfinite(lowest[0]) & np.isfinite(lowest[1])
     overlap = both & (highest[0] > lowest[1]) & (highest[1] > lowest[0])
-    slopes = _logistic(np.stack([one, x], axis=1), np.zeros_like(x), label, run.unit, weights, overlap)[:, 1] / spread
-    intercepts = _logistic(one[:, None], odds, label, run.unit, weights, both)[:, 0]
-    return dict(zip(names, (slopes, intercepts), strict=True))
+    slopes = _Logistic(np.stack([one, x], axis=1), np.zeros_like(x), label).fit(run.unit, weights, overlap)[:, 1]
+    intercepts = _Logistic(one[:, None], odds, label).fit(run.unit, weights, both)[:, 0]
+    return dict(zip(names, (slopes / spread, intercepts), strict=True))
 
 
 def _per_unit(
@@ -61,67 +64,95 @@ def _per_unit(
     return ends
 
 
-def _logistic(
-    design: NDArray[np.float64],
-    offset: NDArray[np.float64],
-    label: NDArray[np.float64],
-    unit: NDArray[np.int64],
-    weights: NDArray[np.float64],
-    defined: NDArray[np.bool_],
-) -> NDArray[np.float64]:
-    """Return coefficients (r, columns) of label ~ sigmoid(offset + design @ coefficients), per row of weights.
+@dataclass(frozen=True, eq=False)
+class _Logistic:
+    """Weighted regressions of one label on one design: label ~ sigmoid(offset + design @ coefficients).
 
-    All rows start where unweighted predictions have their maximum, which is near to theirs: Newton's method then needs
-    three or four steps, the first of them for all rows at once from sums per unit.
+    Attributes:
+        design: (n, columns).
+        offset: (n,).
+        label: 0 or 1 (n,).
     """
-    columns = design.shape[1]
-    result = np.full((len(weights), columns), np.nan)
-    if not defined.any():
+
+    design: NDArray[np.float64]
+    offset: NDArray[np.float64]
+    label: NDArray[np.float64]
+
+    def fit(
+        self, unit: NDArray[np.int64], weights: NDArray[np.float64], defined: NDArray[np.bool_]
+    ) -> NDArray[np.float64]:
+        """Return coefficients (r, columns) per row of weights (r, units); NaN where not `defined` or not found.
+
+        All rows start where unweighted predictions have their maximum, which is near to theirs: Newton's method then
+        needs three or four steps, the first of them for all rows at once from sums per unit.
+        """
+        n, columns = self.design.shape
+        result = np.full((len(weights), columns), np.nan)
+        if not defined.any():
+            return result
+        start = np.nan_to_num(self._careful(np.ones((1, n)), np.zeros((1, columns))))
+        p = self._expected(start)[0]
+        shares = np.c_[(self.label - p)[:, None] * self.design, (p * (1 - p))[:, None] * self._products]
+        sums = np.stack([np.bincount(unit, share, weights.shape[1]) for share in shares.T], axis=1)
+        totals = weights @ sums
+        count = weights @ np.bincount(unit, None, weights.shape[1])
+        first = start + _solved(totals[:, :columns], totals[:, columns:], count)
+        rows = np.flatnonzero(defined)
+        step = max(_AT_ONCE // n, 1)
+        for place in range(0, len(rows), step):
+            part = rows[place : place + step]
+            weighted = weights[part][:, unit]
+            found, last = first[part], np.full(len(part), np.inf)
+            for _ in range(_QUICK_STEPS):
+                moved = self._newton(weighted, found)
+                found, last = np.clip(found + moved, -_FAR, _FAR), np.abs(moved).max(axis=1)
+                if not (last > _TOLERANCE).any():
+                    break
+            astray = ~(last <= _TOLERANCE)
+            if astray.any():
+                found[astray] = self._careful(weighted[astray], np.broadcast_to(start, found[astray].shape))
+            result[part] = found
         return result
-    start = np.nan_to_num(_careful(design, offset, label, np.ones((1, len(label))), np.zeros((1, columns))))
-    p = _sigmoid(start[0] @ design.T + offset)
-    shares = np.concatenate([(label - p)[:, None] * design, (p * (1 - p))[:, None] * _products(design)], axis=1)
-    totals = weights @ np.stack([np.bincount(unit, share, weights.shape[1]) for share in shares.T], axis=1)
-    rows = np.flatnonzero(defined)
-    first = start + _solved(
-        totals[:, :columns], totals[:, columns:], (weights @ np.bincount(unit, None, weights.shape[1]))
-    )
-    step = max(_AT_ONCE // len(label), 1)
-    for place in range(0, len(rows), step):
-        part = rows[place : place + step]
-        weighted = weights[part][:, unit]
-        found, last = first[part], np.full(len(part), np.inf)
-        for _ in range(_QUICK_STEPS):
-            moved = _newton(design, offset, label, weighted, found)
-            found, last = np.clip(found + moved, -_FAR, _FAR), np.abs(moved).max(axis=1)
+
+    @cached_property
+    def _products(self) -> NDArray[np.float64]:
+        return (self.design[:, :, None] * self.design[:, None, :]).reshape(len(self.design), -1)
+
+    def _expected(self, at: NDArray[np.float64]) -> NDArray[np.float64]:
+        result: NDArray[np.float64] = expit(at @ self.design.T + self.offset)
+        return result
+
+    def _newton(self, weights: NDArray[np.float64], at: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return Newton's step (r, columns) for weights (r, n)."""
+        p = self._expected(at)
+        expected = weights * p
+        gradient = weights @ (self.label[:, None] * self.design) - expected @ self.design
+        expected *= 1 - p
+        return _solved(gradient, expected @ self._products, weights.sum(axis=1))
+
+    def _careful(self, weights: NDArray[np.float64], start: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return coefficients by Newton's method with halved steps; NaN where it comes to no end."""
+        found = start.copy()
+        likelihood = self._likelihood(weights, found)
+        last = np.full(len(found), np.inf)
+        for _ in range(_CAREFUL_STEPS):
+            moved = np.clip(self._newton(weights, found), -10.0, 10.0)
+            last = np.abs(moved).max(axis=1)
+            for _ in range(40):
+                tried = self._likelihood(weights, found + moved)
+                worse = tried < likelihood - 1e-12 * np.abs(likelihood)
+                if not worse.any():
+                    break
+                moved = np.where(worse[:, None], moved / 2, moved)
+            found, likelihood = found + moved, tried
             if not (last > _TOLERANCE).any():
                 break
-        astray = ~(last <= _TOLERANCE)
-        if astray.any():
-            found[astray] = _careful(
-                design, offset, label, weighted[astray], np.broadcast_to(start, found[astray].shape)
-            )
-        result[part] = found
-    return result
+        return np.where((last <= _TOLERANCE)[:, None], found, np.nan)
 
-
-def _newton(
-    design: NDArray[np.float64],
-    offset: NDArray[np.float64],
-    label: NDArray[np.float64],
-    weights: NDArray[np.float64],
-    at: NDArray[np.float64],
-) -> NDArray[np.float64]:
-    """Return Newton's step (r, columns) for weights (r, n)."""
-    p = _sigmoid(at @ design.T + offset)
-    expected = weights * p
-    gradient = weights @ (label[:, None] * design) - expected @ design
-    expected *= 1 - p
-    return _solved(gradient, expected @ _products(design), weights.sum(axis=1))
-
-
-def _products(design: NDArray[np.float64]) -> NDArray[np.float64]:
-    return (design[:, :, None] * design[:, None, :]).reshape(len(design), -1)
+    def _likelihood(self, weights: NDArray[np.float64], at: NDArray[np.float64]) -> NDArray[np.float64]:
+        eta = at @ self.design.T + self.offset
+        result: NDArray[np.float64] = -(weights * np.logaddexp(0, (1 - 2 * self.label) * eta)).sum(axis=1)
+        return result
 
 
 def _solved(
@@ -138,51 +169,6 @@ def _solved(
         matrices + ridge[:, None, None] * np.eye(columns), gradient[..., None]
     )
     return result[..., 0]
-
-
-def _careful(
-    design: NDArray[np.float64],
-    offset: NDArray[np.float64],
-    label: NDArray[np.float64],
-    weights: NDArray[np.float64],
-    start: NDArray[np.float64],
-) -> NDArray[np.float64]:
-    """Return coefficients by Newton's method with halved steps; NaN where it comes to no end."""
-    found = start.copy()
-    likelihood = _likelihood(design, offset, label, weights, found)
-    last = np.full(len(found), np.inf)
-    for _ in range(_CAREFUL_STEPS):
-        moved = np.clip(_newton(design, offset, label, weights, found), -10.0, 10.0)
-        last = np.abs(moved).max(axis=1)
-        for _ in range(40):
-            tried = _likelihood(design, offset, label, weights, found + moved)
-            worse = tried < likelihood - 1e-12 * np.abs(likelihood)
-            if not worse.any():
-                break
-            moved = np.where(worse[:, None], moved / 2, moved)
-        found, likelihood = found + moved, tried
-        if not (last > _TOLERANCE).any():
-            break
-    return np.where((last <= _TOLERANCE)[:, None], found, np.nan)
-
-
-def _likelihood(
-    design: NDArray[np.float64],
-    offset: NDArray[np.float64],
-    label: NDArray[np.float64],
-    weights: NDArray[np.float64],
-    at: NDArray[np.float64],
-) -> NDArray[np.float64]:
-    eta = at @ design.T + offset
-    result: NDArray[np.float64] = -(weights * np.logaddexp(0, (1 - 2 * label) * eta)).sum(axis=1)
-    return result
-
-
-def _sigmoid(x: NDArray[np.float64]) -> NDArray[np.float64]:
-    from scipy.special import expit
-
-    result: NDArray[np.float64] = expit(x)
-    return result
 
 
 def fit_temperature(labels: NDArray[np.int64], probabilities: NDArray[np.float64]) -> float:

@@ -50,7 +50,7 @@ def compare(
 
     Where nothing is known of subjects, images are taken as independent: the columns are `low_image_level` and
     `high_image_level`, and `p` is McNemar's exact test for accuracy, DeLong's for AUROC. If patients have several
-    images these find differences four times in ten or more where there are none.
+    images these find differences six to nine times in ten where there are none.
 
     Args:
         frame: The prediction frame, see `evaluate`.

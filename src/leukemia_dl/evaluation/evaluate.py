@@ -134,12 +134,12 @@ def count_once(frame: pd.DataFrame) -> pd.DataFrame:
     Raises:
         DataError: If there is no column `same_cell`, which names the cell of images that show one that is there twice.
     """
-    if "same_cell" not in tidy(frame):
+    frame = tidy(frame)
+    if "same_cell" not in frame:
         raise DataError(
             "To count repeated cells once, the predictions need a column same_cell: equal for images that show the same"
             " cell, empty for all others. Benchmark.predictions() has it for data sets where such cells are known."
         )
-    frame = tidy(frame)
     keys = [name for name in ("backbone", "seed", "repeat", "side", "same_cell") if name in frame]
     return frame[frame["same_cell"].isna() | ~frame.duplicated(keys)]
 

@@ -10,7 +10,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from leukemia_dl.errors import DataError, SettingsError
-from leukemia_dl.evaluation.elsewhere import CHOSEN, chosen_elsewhere, shared_groups
+from leukemia_dl.evaluation.choices import CHOSEN, chosen_elsewhere, shared_groups
 from leukemia_dl.evaluation.evaluate import check_level, evaluate
 from leukemia_dl.evaluation.predictions import PREFIX, class_names_of, select_side, tidy
 
