@@ -143,14 +143,17 @@ def test_lanczos_is_pillows(image: np.ndarray, height: int, width: int) -> None:
 
 
 def _assert_pillows_but_for_rounding(image: np.ndarray, height: int, width: int) -> None:
-    """Pillow resizes along one axis, cuts to 0..255, then along the other, and chooses the order by the sizes."""
+    """Pillow resizes along one axis, cuts to 0..255, then along the other, and chooses the order by the sizes.
+
+    A rounding that differs in the first pass is one grey level, which the second pass may weight by up to 1.4.
+    """
     found = resize(image, height, width).astype(int)
     differences = []
     for first in ((width, len(image)), (image.shape[1], height)):
         picture = Image.fromarray(image).resize(first, Image.Resampling.LANCZOS)
         expected = np.asarray(picture.resize((width, height), Image.Resampling.LANCZOS))
         differences.append(np.abs(found - expected).max())
-    assert min(differences) <= 1
+    assert min(differences) <= 2
 
 
 @given(image=IMAGES, height=SIZES, width=SIZES)
