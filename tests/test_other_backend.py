@@ -42,7 +42,8 @@ def test_cnn_and_resnet50_on_64_images(dataset, tmp_path):
     assert list(histories["backbone"]) == ["cnn", "cnn", "resnet50", "resnet50"]
     assert np.isfinite(histories[["loss", "accuracy", "val_loss", "val_accuracy"]].to_numpy()).all()
     trial = frame.loc[frame["backbone"] == "cnn", "trial"].iloc[0]
-    predictions = ldl.load_classifier(tmp_path / "trials" / trial).predict(dataset, show_progress=False)
+    classifier = ldl.load_classifier(tmp_path / "trials" / trial)
+    predictions = classifier.predict(dataset, calibrated=False, show_progress=False)
     np.testing.assert_allclose(predictions[["probability_hem", "probability_all"]].sum(axis=1), 1, atol=1e-6)
     known = bench.predictions().query("backbone == 'cnn'").set_index("sample")["probability_all"]
     again = predictions.set_index("sample")["probability_all"].loc[known.index]

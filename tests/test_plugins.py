@@ -75,7 +75,7 @@ def test_a_broken_plugin_is_reported_and_hides_nobody(install, python, source, s
     install("aaa-broken", source)
     install("zzz-good", GOOD)
     answer = python(PRINT)
-    assert answer.stdout.splitlines()[0] == "cnn,inception_v3,resnet50,tiny,vgg16,xception", answer.stderr
+    assert answer.stdout.splitlines()[0] == "cnn,inception_v3,resnet50,source_cnn,tiny,vgg16,xception", answer.stderr
     assert "aaa-broken |" in answer.stdout
     assert says in answer.stdout
     assert "zzz-good" not in answer.stdout

@@ -14,6 +14,7 @@ __all__ = [
     "DataError",
     "ImageError",
     "LeukemiaDLError",
+    "OutOfMemoryError",
     "PluginError",
     "SettingsError",
     "SplitError",
@@ -63,6 +64,10 @@ class BackendError(LeukemiaDLError, RuntimeError):
 
 class TrainingError(LeukemiaDLError, RuntimeError):
     """A fit did not end in a usable model."""
+
+
+class OutOfMemoryError(TrainingError):
+    """A fit needs more memory than the device has; the message names the batch size."""
 
 
 class StoreError(LeukemiaDLError, OSError):

@@ -178,8 +178,14 @@ def test_a_saved_model_gives_the_predictions_of_its_trial(finished):
     predictions = bench.predictions()
     part = predictions[predictions["trial"] == trial]
     rows = bench.dataset.table.reset_index().set_index("sample").loc[part["sample"], "index"]
-    again = classifier.predict(bench.dataset.subset(rows.to_numpy()), show_progress=False)
+    chosen = bench.dataset.subset(rows.to_numpy())
+    again = classifier.predict(chosen, calibrated=False, show_progress=False)
     np.testing.assert_allclose(again["probability_all"], part["probability_all"], atol=1e-5)
+    # The temperature of the row travels in the file.
+    assert classifier.temperature == frame.loc[frame["backbone"] == "tiny", "temperature"].iloc[0] != 1
+    calibrated = classifier.predict(chosen, show_progress=False)["probability_all"]
+    odds = np.log(part["probability_all"] / part["probability_hem"]).to_numpy() / classifier.temperature
+    np.testing.assert_allclose(calibrated, 1 / (1 + np.exp(-odds)), atol=1e-5)
 
 
 def test_a_second_run_reuses_everything_and_equals_the_first(finished, dataset, monkeypatch):
@@ -353,12 +359,13 @@ def test_stain_is_fitted_on_the_training_images_of_each_split_alone(dataset, tmp
         expected = Reinhard().fit(bench.dataset.subset(split.train).to_numpy(plain, show_progress=False))
         assert classifier.pipeline.steps[-1] == expected
         targets.append(expected)
-        again = classifier.predict(bench.dataset.subset(split.test), show_progress=False).set_index("sample")
+        test = bench.dataset.subset(split.test)
+        again = classifier.predict(test, calibrated=False, show_progress=False).set_index("sample")
         known = bench.predictions().query("trial == @trial and side == 'test'").set_index("sample")
         np.testing.assert_allclose(again["probability_all"], known["probability_all"].loc[again.index], atol=1e-5)
     assert targets[0] != targets[1]
     settings = tomllib.loads((tmp_path / "settings.toml").read_text())
-    assert ldl.Pipeline.from_dict(settings["pipeline"]) == pipeline
+    assert ldl.Pipeline.from_dict(settings["pipeline"]["32"]) == pipeline
 
 
 def test_a_crop_is_said_on_the_row(dataset, tmp_path):

@@ -93,8 +93,8 @@ def test_a_damaged_record_is_an_error_that_names_it(store):
 
 def test_another_format_is_refused(store):
     path = store.write(RECORD) / "record.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 2}))
-    with pytest.raises(StoreError, match="format 2; this version reads 1"):
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 1}))
+    with pytest.raises(StoreError, match="format 1; this version reads 2"):
         store.read(TRIAL)
 
 

@@ -7,7 +7,7 @@ from PIL import Image
 
 import leukemia_dl as ldl
 from leukemia_dl.errors import DataError, ImageError, SettingsError
-from leukemia_dl.models.build import build_model
+from leukemia_dl.models import Head, build_model
 from leukemia_dl.models.classifier import predict_logits, softmax
 
 keras = pytest.importorskip("keras")
@@ -18,7 +18,7 @@ IMAGES = RNG.integers(0, 256, (5, 40, 40, 3), dtype=np.uint8)
 @pytest.fixture(scope="module")
 def classifier():
     keras.utils.set_random_seed(0)
-    model = build_model(ldl.get_backbone("cnn"), 32, 2, dropout=0.5)
+    model = build_model(ldl.get_backbone("cnn"), 32, 2, head=Head(dropout=0.5))
     return ldl.Classifier(model, ("hem", "all"), ldl.Pipeline.default(32, canvas=40), {"digest": "abc"})
 
 

@@ -1,9 +1,12 @@
 import dataclasses
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+import leukemia_dl as ldl
 from leukemia_dl import Recipe
-from leukemia_dl.errors import SettingsError, UnknownNameError
+from leukemia_dl.errors import DataError, SettingsError, UnknownNameError
 from leukemia_dl.identity import digest
 
 
@@ -15,22 +18,51 @@ def test_a_preset_and_changes_to_it():
     assert "quick" in Recipe.presets()
 
 
+OTHER = {
+    "name": "x", "weights": "imagenet", "without_weights": {"epochs": 5}, "image_size": 97, "scaling": "unit",
+    "head": "flatten", "head_units": 8, "sigmoid": True, "head_epochs": 1, "epochs": 4, "select_epoch": True,
+    "batch_size": 17, "learning_rate": 1e-2, "head_learning_rate": 1e-2, "rate_at_input": 0.5, "schedule": "constant",
+    "warmup": 0.2, "weight_decay": 0.0, "clip_norm": 0.0, "average": 0.9, "dropout": 0.0, "label_smoothing": 0.1,
+    "class_balance": "batches", "symmetry_average": True, "symmetries": False, "rotation": 10.0, "shift": 0.1,
+    "brightness": 0.1, "contrast": 0.1, "stain": 0.1, "precision": "float32", "halve_batch": True,
+}  # fmt: skip
+"""A value of each setting that is not its default."""
+
+
 def test_every_setting_changes_the_digest():
     recipe = Recipe()
-    other = {
-        "name": "x", "weights": "imagenet", "image_size": 97, "epochs": 4, "batch_size": 17, "learning_rate": 1e-2,
-        "warmup": 0.2, "weight_decay": 0.0, "clip_norm": 2.0, "dropout": 0.0, "symmetries": False,
-        "rotation": 10.0, "shift": 0.1, "brightness": 0.1, "contrast": 0.1, "stain": 0.1, "precision": "float32",
-    }  # fmt: skip
-    assert set(other) == set(recipe.to_dict())
-    digests = {digest(dataclasses.replace(recipe, **{name: value}).to_dict()) for name, value in other.items()}
-    assert len(digests | {digest(recipe.to_dict())}) == len(other) + 1
+    assert set(OTHER) == set(recipe.to_dict())
+    digests = {digest(dataclasses.replace(recipe, **{name: value}).to_dict()) for name, value in OTHER.items()}
+    assert len(digests | {digest(recipe.to_dict())}) == len(OTHER) + 1
 
 
 @pytest.mark.parametrize(
     ("name", "value"),
     [
         ("epochs", 0),
+        ("epochs", -1),
+        ("head_epochs", -1),
+        ("head_epochs", "many"),
+        ("head_units", -1),
+        ("head_learning_rate", 0),
+        ("head", "pool"),
+        ("scaling", "caffe"),
+        ("schedule", None),
+        ("average", 1.0),
+        ("label_smoothing", -0.1),
+        ("class_balance", True),
+        ("rate_at_input", 0),
+        ("rate_at_input", 1.5),
+        ("rate_at_input", "low"),
+        ("sigmoid", 1),
+        ("select_epoch", "yes"),
+        ("halve_batch", None),
+        ("symmetry_average", 0),
+        ("name", ""),
+        ("weights", 3),
+        ("without_weights", "epochs"),
+        ("without_weights", {"epochs": -1}),
+        ("image_size", "Native"),
         ("epochs", 2.5),
         ("epochs", True),
         ("batch_size", -1),
@@ -40,7 +72,7 @@ def test_every_setting_changes_the_digest():
         ("learning_rate", "fast"),
         ("warmup", 1.0),
         ("weight_decay", -0.1),
-        ("clip_norm", 0.0),
+        ("clip_norm", -1.0),
         ("dropout", 1),
         ("symmetries", "yes"),
         ("rotation", -1),
@@ -59,3 +91,72 @@ def test_unknown_names_suggest_the_near_one():
         Recipe.preset("quik")
     with pytest.raises(UnknownNameError, match=r"no recipe setting 'epoch'\. Did you mean 'epochs'"):
         Recipe.preset("quick", epoch=3)
+    with pytest.raises(UnknownNameError, match=r"no recipe setting 'epoch'\. .*It stands in without_weights"):
+        Recipe(without_weights={"epoch": 3})
+
+
+@pytest.mark.parametrize("name", Recipe.presets())
+def test_presets_are_recipes_in_and_out_of_toml(name, tmp_path):
+    recipe = Recipe.preset(name)
+    (tmp_path / "copy.toml").write_text(recipe.to_toml())
+    assert Recipe.from_toml(tmp_path / "copy.toml") == recipe
+
+
+@given(names=st.sets(st.sampled_from(sorted(OTHER))))
+def test_any_settings_go_through_toml(names, tmp_path_factory):
+    recipe = Recipe(**{name: OTHER[name] for name in names})
+    path = tmp_path_factory.mktemp("recipes") / "mine.toml"
+    path.write_text(recipe.to_toml())
+    assert Recipe.from_toml(path) == recipe
+    assert Recipe.from_dict(recipe.to_dict()) == recipe
+    assert hash(recipe) == hash(Recipe.from_toml(path))
+
+
+def test_a_toml_file_may_start_from_a_preset_and_is_named_after_itself(tmp_path):
+    path = tmp_path / "gentle.toml"
+    path.write_text('preset = "finetune"\nlearning_rate = 1e-5\n')
+    assert Recipe.from_toml(path) == Recipe.preset("finetune", name="gentle", learning_rate=1e-5)
+    path.write_text("image_size = 32\n")
+    assert Recipe.from_toml(path) == Recipe(name="gentle", image_size=32)
+
+
+def test_files_that_are_no_recipes_say_why(tmp_path):
+    path = tmp_path / "mine.toml"
+    with pytest.raises(DataError, match=r"mine\.toml cannot be read: No such file"):
+        Recipe.from_toml(path)
+    path.write_text("epochs = = 3")
+    with pytest.raises(DataError, match="is no TOML"):
+        Recipe.from_toml(path)
+    path.write_bytes(b"\xff\xfe")
+    with pytest.raises(DataError, match="is no TOML"):
+        Recipe.from_toml(path)
+    path.write_text("epoch = 3")
+    with pytest.raises(UnknownNameError, match="Did you mean 'epochs'"):
+        Recipe.from_toml(path)
+    path.write_text('preset = "finetun"')
+    with pytest.raises(UnknownNameError, match="Did you mean 'finetune'"):
+        Recipe.from_toml(path)
+    for text in ("preset = 3", "preset = []", "name = 3"):
+        path.write_text(text)
+        with pytest.raises((SettingsError, UnknownNameError)):
+            Recipe.from_toml(path)
+
+
+def test_a_backbone_has_its_own_size_and_without_weights_its_own_settings():
+    vgg16, cnn = (ldl.get_backbone(name) for name in ("vgg16", "cnn"))
+    recipe = Recipe.preset("finetune", image_size="native")
+    own = recipe.for_backbone(vgg16)
+    assert own == dataclasses.replace(recipe, image_size=224, without_weights={})
+    assert own.for_backbone(vgg16) == own
+    other = recipe.for_backbone(cnn)
+    assert (other.weights, other.head_epochs, other.image_size) == (None, 0, 128)
+    assert {name: getattr(other, name) for name in recipe.without_weights} == recipe.without_weights
+    # What nobody asked for is not replaced.
+    assert dataclasses.replace(recipe, weights=None).for_backbone(cnn).head_epochs == recipe.head_epochs
+    file = dataclasses.replace(recipe, weights="weights/cnn.h5")
+    assert file.for_backbone(cnn) == dataclasses.replace(file, image_size=128, without_weights={})
+
+
+def test_a_head_on_features_of_random_weights_is_refused():
+    with pytest.raises(SettingsError, match=r"cnn has no 'imagenet' weights.*Leave cnn out"):
+        Recipe.preset("linear_probe").for_backbone(ldl.get_backbone("cnn"))

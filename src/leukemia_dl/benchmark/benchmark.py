@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
@@ -16,7 +16,7 @@ import pandas as pd
 from leukemia_dl.benchmark.baselines import BASELINES, check_baseline, measure_cells
 from leukemia_dl.benchmark.frames import history_frame, prediction_frame, result_frame, timing_frame
 from leukemia_dl.benchmark.progress import GridProgress
-from leukemia_dl.benchmark.runner import Pixels, run_trial
+from leukemia_dl.benchmark.runner import Job, Pixels, run_trial
 from leukemia_dl.benchmark.store import MODEL_FILE, Store
 from leukemia_dl.benchmark.trial import Record, Trial
 from leukemia_dl.datasets import Dataset, Split, make_splits
@@ -27,6 +27,7 @@ from leukemia_dl.models.spec import BackboneSpec
 from leukemia_dl.plugins import DISTRIBUTION
 from leukemia_dl.preprocess import Pipeline
 from leukemia_dl.training.backends import backend_name, prepare
+from leukemia_dl.training.callbacks import CallbackFactory, load_factory
 from leukemia_dl.training.recipe import Recipe
 
 __all__ = ["DEFAULT_BACKBONES", "Benchmark"]
@@ -40,7 +41,9 @@ class _Cell:
 
     trial: Trial
     split: Split
-    spec: BackboneSpec | None
+    size: int
+    spec: BackboneSpec | None = None
+    recipe: Recipe | None = None
 
 
 class Benchmark:
@@ -58,9 +61,12 @@ class Benchmark:
         baselines: Floors to compare with: "majority", "cell_size", "cell_colour".
         store: Folder for the results; "runs/<dataset>-<recipe>" by default. It is made, and tried, by `run`.
         pipeline: From file to pixels; by default the data set's canvas at absolute scale, resized to the recipe's
-            image size. A step that is to be fitted, such as `Reinhard()`, is fitted per split, to its training images.
+            image size. Where sizes differ between backbones (`image_size="native"`), a function from a size to a
+            pipeline. A step that is to be fitted, such as `Reinhard()`, is fitted per split, to its training images.
         allow_leakage: Needed for the protocol "random".
         save_models: Keep each trained net in the store, as `model.keras`.
+        callbacks: Makes Keras callbacks for each fit: a function of a `FitContext`, or its name as "module:function".
+            Not part of what names a trial: what they do to the training is not known here.
 
     Raises:
         UnknownNameError: For a backbone, baseline, recipe or protocol that is not there.
@@ -84,9 +90,10 @@ class Benchmark:
         seeds: Sequence[int] = (0,),
         baselines: Sequence[str] = BASELINES,
         store: str | Path | None = None,
-        pipeline: Pipeline | None = None,
+        pipeline: Pipeline | Callable[[int], Pipeline] | None = None,
         allow_leakage: bool = False,
         save_models: bool = True,
+        callbacks: CallbackFactory | str | None = None,
     ) -> None:
         """See the class."""
         if not isinstance(dataset, Dataset) or not isinstance(recipe, (str, Recipe)):
@@ -99,15 +106,14 @@ class Benchmark:
         self.baselines = tuple(check_baseline(name) for name in _names("baselines", baselines, empty=True))
         self.seeds = _seeds(seeds)
         self._found = {name: find_backbone(name) for name in self.backbones}
-        for found in self._found.values():
-            check_size(found.record, self.recipe.image_size)
-        self._weights = {n: weights_identity(f.record, self.recipe.weights) for n, f in self._found.items()}
-        self.pipeline = pipeline or Pipeline.default(self.recipe.image_size, canvas=dataset.info.canvas)
-        if self.pipeline.output_size not in (None, self.recipe.image_size):
-            raise SettingsError(
-                f"The pipeline ends in {self.pipeline.output_size} pixels and the recipe's image_size is "
-                f"{self.recipe.image_size}: make them equal."
-            )
+        self.recipes = {name: self.recipe.for_backbone(found.record) for name, found in self._found.items()}
+        for name, found in self._found.items():
+            check_size(found.record, int(self.recipes[name].image_size))
+        self._weights = {n: weights_identity(f.record, self.recipes[n].weights) for n, f in self._found.items()}
+        sizes = sorted({int(recipe.image_size) for recipe in self.recipes.values()})
+        self.pipelines = {size: _pipeline(pipeline, size, dataset.info.canvas) for size in sizes}
+        self.callbacks = callbacks
+        self._callbacks = load_factory(callbacks)
         self.dataset = dataset.subset(dataset.labels >= 0)
         self.protocol, self.folds, self.allow_leakage = protocol, folds, allow_leakage
         # The split is part of the question, not of the answer's randomness: one for all seeds.
@@ -172,17 +178,19 @@ class Benchmark:
         self.store.create()
         self.store.write_text("settings.toml", self.to_toml())
         used = np.unique(np.concatenate([np.concatenate([s.train, s.val, s.test]) for s in self.splits]))
-        pixels = Pixels(self.dataset, used, self.pipeline, show_progress)
+        pixels = {size: Pixels(self.dataset, used, steps, show_progress) for size, steps in self.pipelines.items()}
         grid = self._grid
         kept = {cell.trial.digest: self.store.read(cell.trial) for cell in grid} if existing == "reuse" else {}
-        if any(not self._is_kept(cell, kept.get(cell.trial.digest)) and cell.spec for cell in grid):
+        to_do = [cell for cell in grid if not self._is_kept(cell, kept.get(cell.trial.digest)) and cell.spec]
+        for size in sorted({cell.size for cell in to_do}):
             # Outside the trials: what cannot be decoded is an error of the data, not of a backbone.
-            pixels.read()
+            pixels[size].read()
+        if to_do:
             prepare(self.recipe.precision)
         try:
             with GridProgress(len(grid), show_progress) as progress:
                 for cell in grid:
-                    self._run_cell(cell, kept.get(cell.trial.digest), pixels, progress, on_error)
+                    self._run_cell(cell, kept.get(cell.trial.digest), pixels[cell.size], progress, on_error)
         finally:
             self._export()
         return self.results()
@@ -246,17 +254,22 @@ class Benchmark:
                 "save_models": self.save_models,
             },
             "recipe": {name: value for name, value in self.recipe.to_dict().items() if value is not None},
-            "pipeline": self.pipeline.to_dict(),
+            "pipeline": {str(size): steps.to_dict() for size, steps in self.pipelines.items()},
         }
+        if isinstance(self.callbacks, str):
+            settings["benchmark"]["callbacks"] = self.callbacks
         return tomli_w.dumps(settings)
 
     @cached_property
     def _grid(self) -> list[_Cell]:
-        common = {"dataset": self.dataset.fingerprint, "pipeline": self.pipeline.to_dict()}
+        largest = max(self.pipelines)
         cells = []
         for split in self.splits:
-            where: dict[str, Any] = {"split": split.digest, "protocol": split.protocol, "fold": split.fold, **common}
+            where: dict[str, Any] = {"split": split.digest, "protocol": split.protocol, "fold": split.fold}
+            where["dataset"] = self.dataset.fingerprint
             for name, found in self._found.items():
+                recipe = self.recipes[name]
+                size = int(recipe.image_size)
                 for seed in self.seeds:
                     trial = Trial(
                         kind="backbone",
@@ -264,12 +277,13 @@ class Benchmark:
                         plugin=found.plugin,
                         plugin_version=found.version,
                         weights=self._weights[name],
-                        recipe=self.recipe.to_dict() | {"weights": self._weights[name]},
+                        recipe=recipe.to_dict() | {"weights": self._weights[name]},
                         seed=seed,
                         backend=backend_name(),
+                        pipeline=self.pipelines[size].to_dict(),
                         **where,
                     )
-                    cells.append(_Cell(trial, split, found.record))
+                    cells.append(_Cell(trial, split, size, found.record, recipe))
             for name in self.baselines:
                 trial = Trial(
                     kind="baseline",
@@ -280,9 +294,10 @@ class Benchmark:
                     recipe=None,
                     seed=None,
                     backend=None,
+                    pipeline=self.pipelines[largest].to_dict(),
                     **where,
                 )
-                cells.append(_Cell(trial, split, None))
+                cells.append(_Cell(trial, split, largest))
         return cells
 
     def _run_cell(
@@ -293,8 +308,14 @@ class Benchmark:
             progress.end(kept, 0.0, reused=True)
             return
         started = time.perf_counter()
-        record, save = run_trial(cell.trial, self.dataset, cell.split, pixels, cell.spec, self.recipe, progress)
+        job = None
+        if cell.spec is not None and cell.recipe is not None:
+            aside = (self.store.checkpoints(cell.trial), self.store.logs(cell.trial))
+            job = Job(cell.spec, cell.recipe, *aside, self._callbacks)
+        record, save = run_trial(cell.trial, self.dataset, cell.split, pixels, job, progress)
         folder = self.store.write(record, save if self.save_models else None)
+        if record.status == "ok":
+            self.store.remove_checkpoints(cell.trial)
         progress.end(record, time.perf_counter() - started)
         if record.status == "failed" and on_error == "raise":
             raise TrainingError(f"{cell.trial.folder} failed: {record.error} (traceback in {folder / 'record.json'})")
@@ -318,6 +339,20 @@ class Benchmark:
         digests = {record.trial.digest for record in mine}
         records = mine + [record for record in self.store.records() if record.trial.digest not in digests]
         self.store.export(result_frame(records), timing_frame(records))
+
+
+def _pipeline(given: Pipeline | Callable[[int], Pipeline] | None, size: int, canvas: int | None) -> Pipeline:
+    if given is None:
+        return Pipeline.default(size, canvas=canvas)
+    pipeline = given if isinstance(given, Pipeline) else given(size)
+    if not isinstance(pipeline, Pipeline):
+        raise SettingsError(f"pipeline must be a Pipeline or a function from a size to one. Received: {pipeline!r}.")
+    if pipeline.output_size not in (None, size):
+        raise SettingsError(
+            f"The pipeline ends in {pipeline.output_size} pixels and the recipe's image_size is {size}: make them "
+            "equal, or pass a function from the size to a pipeline, such as Pipeline.default."
+        )
+    return pipeline
 
 
 def _names(what: str, names: Sequence[str], empty: bool = False) -> tuple[str, ...]:

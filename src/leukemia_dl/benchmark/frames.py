@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import pandas as pd
 
-from leukemia_dl.benchmark.trial import Record, Trial
+from leukemia_dl.benchmark.trial import Record
 from leukemia_dl.datasets import Dataset
 from leukemia_dl.evaluation import METRICS
 
@@ -16,19 +16,19 @@ __all__ = ["history_frame", "prediction_frame", "result_frame", "timing_frame"]
 CALIBRATED = ("temperature", "loss_calibrated", "brier_calibrated", "ece_calibrated")
 WATCHED = ("val_accuracy", "val_loss", "val_balanced_accuracy")
 _INTEGERS = (
-    "fold", "seed", "image_size", "epochs", "n_train", "n_val", "n_test", "groups_train", "groups_val", "groups_test",
-    "dropped", "crossing_identical", "crossing_same_cell", "crossing_group", "parameters",
+    "fold", "seed", "image_size", "epochs", "batch_size", "n_train", "n_val", "n_test", "groups_train", "groups_val",
+    "groups_test", "dropped", "crossing_identical", "crossing_same_cell", "crossing_group", "parameters",
 )  # fmt: skip
 
 
 def result_frame(records: Iterable[Record]) -> pd.DataFrame:
-    """Return a row per record: `backbone`, every metric, then what was compared on what."""
+    """Return a row per record, and one for its averaged predictions: `backbone`, every metric, what was compared."""
     columns = [*METRICS, *CALIBRATED, *WATCHED]
     rows = []
-    for record in records:
+    for record in _with_averaged(records):
         metrics = {name: record.metrics.get(name, float("nan")) for name in columns}
         rows.append(
-            {"backbone": record.trial.backbone, **metrics, "status": record.status, **record.row}
+            {"backbone": record.name, **metrics, "status": record.status, **record.row}
             | {"trial": record.trial.folder, "error": record.error}
         )
     frame = pd.DataFrame(rows, columns=None if rows else ["backbone", *columns, "status"])
@@ -50,7 +50,7 @@ def history_frame(records: Iterable[Record]) -> pd.DataFrame:
     parts = []
     for record in records:
         if len(record.history):
-            fixed = pd.DataFrame([_names_of(record.trial)] * len(record.history))
+            fixed = pd.DataFrame([_names_of(record)] * len(record.history))
             parts.append(pd.concat([fixed, record.history], axis=1))
     return _joined(parts)
 
@@ -58,7 +58,7 @@ def history_frame(records: Iterable[Record]) -> pd.DataFrame:
 def prediction_frame(
     records: Iterable[Record], dataset: Dataset, cell_area: Mapping[str, float] | None = None
 ) -> pd.DataFrame:
-    """Return a row per record and predicted sample.
+    """Return a row per record and predicted sample, and likewise of averaged predictions.
 
     Args:
         records: Those with another status than "ok" are left out.
@@ -68,10 +68,10 @@ def prediction_frame(
     names = dataset.class_names
     known = dataset.table.set_index("sample")[["subject", "group", "same_cell"]]
     parts = []
-    for record in records:
+    for record in _with_averaged(records):
         if record.status != "ok":
             continue
-        fixed = {name: [value] * len(record.samples) for name, value in _names_of(record.trial).items()}
+        fixed = {name: [value] * len(record.samples) for name, value in _names_of(record).items()}
         part = pd.DataFrame(fixed | {"sample": record.samples.astype(object)})
         part.insert(2, "kind", record.trial.kind)
         part[["subject", "group", "same_cell"]] = known.loc[part["sample"]].to_numpy()
@@ -85,8 +85,17 @@ def prediction_frame(
     return _joined(parts)
 
 
-def _names_of(trial: Trial) -> dict[str, Any]:
-    return {"trial": trial.folder, "backbone": trial.backbone, "fold": trial.fold, "seed": trial.seed}
+def _with_averaged(records: Iterable[Record]) -> Iterator[Record]:
+    for record in records:
+        yield record
+        averaged = record.as_averaged()
+        if averaged is not None:
+            yield averaged
+
+
+def _names_of(record: Record) -> dict[str, Any]:
+    trial = record.trial
+    return {"trial": trial.folder, "backbone": record.name, "fold": trial.fold, "seed": trial.seed}
 
 
 def _joined(parts: list[pd.DataFrame]) -> pd.DataFrame:

@@ -7,10 +7,11 @@ import platform
 import sys
 import time
 import traceback
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,13 +24,15 @@ from leukemia_dl.benchmark.trial import Record, Trial
 from leukemia_dl.datasets import Dataset, PixelStore, Split
 from leukemia_dl.errors import StoreError
 from leukemia_dl.evaluation import apply_temperature, fit_temperature, score
-from leukemia_dl.models.classifier import Classifier, predict_logits, softmax
+from leukemia_dl.models.classifier import Classifier, average_over_symmetries, predict_logits, softmax
 from leukemia_dl.models.spec import BackboneSpec
 from leukemia_dl.preprocess import Pipeline
-from leukemia_dl.training.fit import FitResult, fit, predict_batch_size
+from leukemia_dl.training.callbacks import CallbackFactory
+from leukemia_dl.training.fit import FitResult, fit
+from leukemia_dl.training.phases import predict_batch_size
 from leukemia_dl.training.recipe import Recipe
 
-__all__ = ["Pixels", "run_trial"]
+__all__ = ["Job", "Pixels", "run_trial"]
 
 _log = logging.getLogger(__name__)
 
@@ -83,11 +86,33 @@ class Pixels:
 
 
 @dataclass(frozen=True)
+class Job:
+    """What a backbone's trial needs beside its data.
+
+    Attributes:
+        spec: The backbone.
+        recipe: As it is for this backbone.
+        checkpoints: Folder for the state of the unfinished fit.
+        logs: Folder where callbacks may write.
+        callbacks: Makes them; or None.
+    """
+
+    spec: BackboneSpec
+    recipe: Recipe
+    checkpoints: Path
+    logs: Path
+    callbacks: CallbackFactory | None
+
+
+@dataclass(frozen=True)
 class _Outcome:
     probabilities: NDArray[np.float64]
-    row: dict[str, Any]
-    timings: dict[str, Any]
-    history: pd.DataFrame
+    row: dict[str, Any] = field(default_factory=dict)
+    timings: dict[str, Any] = field(default_factory=dict)
+    history: pd.DataFrame = field(default_factory=pd.DataFrame)
+    averaged: NDArray[np.float64] | None = None
+    notes: tuple[str, ...] = ()
+    temperature: float | None = None
     model: Any = None
     reason: str = ""
 
@@ -108,11 +133,12 @@ def run_trial(
     dataset: Dataset,
     split: Split,
     pixels: Pixels,
-    spec: BackboneSpec | None,
-    recipe: Recipe,
+    job: Job | None,
     progress: GridProgress,
 ) -> tuple[Record, Callable[[Any], Any] | None]:
     """Run a trial and return its record and, for a trained net, a function that saves its model to a path.
+
+    Without a job it is that of a baseline.
 
     A trial that raises becomes a record with status "failed"; KeyboardInterrupt passes through.
     """
@@ -123,17 +149,20 @@ def run_trial(
     record = Record(
         trial,
         "ok",
-        row=_row(trial, dataset, split, recipe),
+        row=_row(trial, dataset, split, job.recipe if job else None),
         sides=sides,
         samples=dataset.table["sample"].to_numpy(dtype=np.str_)[predict],
         labels=labels,
     )
     try:
-        if spec is None:
+        if job is None:
             outcome = _baseline(trial, dataset, split, predict, pixels)
         else:
-            outcome = _backbone(trial, dataset, split, predict, pixels, spec, recipe, progress)
-        metrics = {} if outcome.reason else _metrics(labels, outcome.probabilities, sides, split)
+            outcome = _backbone(trial, dataset, split, predict, pixels, job, progress)
+        fitted = outcome.temperature
+        metrics = {} if outcome.reason else _metrics(labels, outcome.probabilities, sides, split, fitted)
+        averaged = outcome.averaged
+        metrics_averaged = {} if averaged is None else _metrics(labels, averaged, sides, split)
     except Exception as error:
         return replace(
             record,
@@ -145,17 +174,20 @@ def run_trial(
     record = replace(
         record,
         status="not_applicable" if outcome.reason else "ok",
-        row={**record.row, **outcome.row},
+        row={**record.row, **outcome.row, "flags": _joined([record.row["flags"], *outcome.notes])},
         metrics=metrics,
+        metrics_averaged=metrics_averaged,
         timings={**_environment(started), **outcome.timings},
         history=outcome.history,
         probabilities=outcome.probabilities,
+        averaged=np.empty((0, 0)) if averaged is None else averaged,
         error=outcome.reason,
     )
     if outcome.model is None:
         return record, None
     provenance = {"trial": trial.to_dict(), "digest": trial.digest, "metrics": metrics, "dataset": dataset.info.name}
-    classifier = Classifier(outcome.model, dataset.class_names, pixels.pipeline(split), provenance)
+    temperature = metrics.get("temperature", 1.0)
+    classifier = Classifier(outcome.model, dataset.class_names, pixels.pipeline(split), provenance, temperature)
     return record, classifier.save
 
 
@@ -163,7 +195,7 @@ def _baseline(trial: Trial, dataset: Dataset, split: Split, predict: NDArray[np.
     probabilities, reason = predict_baseline(
         trial.backbone, dataset.labels, split.train, predict, len(dataset.class_names), pixels.measures
     )
-    return _Outcome(probabilities, {}, {}, pd.DataFrame(), reason=reason)
+    return _Outcome(probabilities, reason=reason)
 
 
 def _backbone(
@@ -172,31 +204,42 @@ def _backbone(
     split: Split,
     predict: NDArray[np.int64],
     pixels: Pixels,
-    spec: BackboneSpec,
-    recipe: Recipe,
+    job: Job,
     progress: GridProgress,
 ) -> _Outcome:
     import keras
 
     # Models of earlier trials would otherwise stay in memory for as long as the process lives.
     keras.utils.clear_session(free_memory=True)
-    labels = dataset.labels
+    labels, epochs = dataset.labels, job.recipe.total_epochs
+    groups = pd.factorize(dataset.table["group"].iloc[split.train])[0] if dataset.has_subjects else None
     result: FitResult = fit(
-        spec,
+        job.spec,
         pixels.images(split, split.train),
         labels[split.train],
         len(dataset.class_names),
-        recipe,
+        job.recipe,
         seed=trial.seed or 0,
+        groups=groups,
         validation=(pixels.images(split, split.val), labels[split.val]),
-        on_step=lambda epoch, step, steps: progress.step(epoch, step, steps, recipe.epochs),
-        on_epoch=lambda epoch, row: progress.epoch(epoch, recipe.epochs, row),
+        checkpoints=job.checkpoints,
+        callbacks=job.callbacks,
+        folder=job.logs,
+        on_step=lambda epoch, step, steps: progress.step(epoch, step, steps, epochs),
+        on_epoch=lambda epoch, row: progress.epoch(epoch, epochs, row),
     )
+    images, batch = pixels.images(split, predict), predict_batch_size(result.recipe)
     clock = time.perf_counter()
-    logits = predict_logits(result.model, pixels.images(split, predict), predict_batch_size(recipe))
+    logits = predict_logits(result.model, images, batch)
     seconds = time.perf_counter() - clock
+    averaged = average_over_symmetries(result.model, images, batch) if job.recipe.symmetry_average else None
+    temperature = None
+    if result.out_of_fold is not None:
+        temperature = fit_temperature(labels[split.train], softmax(result.out_of_fold))
     device = result.device
     row = {
+        "epochs": len(result.history),
+        "batch_size": result.recipe.batch_size,
         "parameters": int(result.model.count_params()),
         "backend": device.backend,
         "device": device.kind,
@@ -210,26 +253,32 @@ def _backbone(
         "predict_images_per_second": len(predict) / seconds,
         "device_name": device.name,
     }
-    return _Outcome(softmax(logits), row, timings, result.history, model=result.model)
+    return _Outcome(softmax(logits), row, timings, result.history, averaged, result.notes, temperature, result.model)
 
 
 def _metrics(
-    labels: NDArray[np.int64], probabilities: NDArray[np.float64], sides: NDArray[np.str_], split: Split
+    labels: NDArray[np.int64],
+    probabilities: NDArray[np.float64],
+    sides: NDArray[np.str_],
+    split: Split,
+    temperature: float | None = None,
 ) -> dict[str, float]:
+    """Return the metrics of the test side; `temperature` is fitted on the val side where it is not known already."""
     test, val = sides == "test", sides == "val"
     metrics = score(labels[test], probabilities[test])
     watched = score(labels[val], probabilities[val])
     metrics |= {f"val_{name}": watched[name] for name in ("accuracy", "loss", "balanced_accuracy")}
-    if not np.intersect1d(split.val, split.test).size:
+    if temperature is None and not np.intersect1d(split.val, split.test).size:
         # The val side was neither trained on nor selected by; where it is the test side, nothing may be fitted to it.
         temperature = fit_temperature(labels[val], probabilities[val])
+    if temperature is not None:
         calibrated = score(labels[test], apply_temperature(probabilities[test], temperature))
         metrics |= {"temperature": temperature}
         metrics |= {f"{name}_calibrated": calibrated[name] for name in ("loss", "brier", "ece")}
     return metrics
 
 
-def _row(trial: Trial, dataset: Dataset, split: Split, recipe: Recipe) -> dict[str, Any]:
+def _row(trial: Trial, dataset: Dataset, split: Split, recipe: Recipe | None) -> dict[str, Any]:
     group = dataset.table["group"]
     row: dict[str, Any] = {
         "dataset": dataset.info.name,
@@ -237,10 +286,11 @@ def _row(trial: Trial, dataset: Dataset, split: Split, recipe: Recipe) -> dict[s
         "protocol": split.protocol,
         "fold": split.fold,
         "seed": trial.seed,
-        "recipe": recipe.name if trial.recipe else None,
-        "image_size": recipe.image_size if trial.recipe else None,
-        "epochs": recipe.epochs if trial.recipe else None,
-        "weights": (trial.weights or "random") if trial.recipe else None,
+        "recipe": recipe.name if recipe else None,
+        "image_size": recipe.image_size if recipe else None,
+        "epochs": recipe.total_epochs if recipe else None,
+        "batch_size": recipe.batch_size if recipe else None,
+        "weights": (trial.weights or "random") if recipe else None,
     }
     for side in ("train", "val", "test"):
         index = getattr(split, side)
@@ -250,9 +300,13 @@ def _row(trial: Trial, dataset: Dataset, split: Split, recipe: Recipe) -> dict[s
     row |= {f"crossing_{what}": count for what, count in split.crossing.items()}
     row["guarantees"] = "; ".join(sorted(split.guarantees))
     kept = Pipeline.from_dict(dict(trial.pipeline)).keeps_scale
-    row["flags"] = "; ".join([*split.flags, *([] if kept else ["cells are cropped to: their size is not seen"])])
+    row["flags"] = _joined([*split.flags, "" if kept else "cells are cropped to: their size is not seen"])
     row |= {"parameters": None, "backend": None, "device": None, "precision": None, "deterministic": True}
     return row | {"plugin": trial.plugin, "plugin_version": trial.plugin_version}
+
+
+def _joined(parts: Iterable[str]) -> str:
+    return "; ".join(part for part in parts if part)
 
 
 def _environment(started: float) -> dict[str, Any]:

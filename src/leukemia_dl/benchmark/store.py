@@ -18,7 +18,7 @@ import time
 import uuid
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, get_args
 
@@ -30,7 +30,7 @@ from leukemia_dl.errors import StoreError
 
 __all__ = ["Store"]
 
-FORMAT = 1
+FORMAT = 2
 MODEL_FILE = "model.keras"
 _ATTEMPTS = 200
 _DAMAGE = (ValueError, KeyError, TypeError, AttributeError, EOFError, RecursionError, zlib.error, zipfile.BadZipFile)
@@ -68,6 +68,21 @@ class Store:
         """Return the folder that holds, or would hold, what a trial left."""
         return self.trials / trial.folder
 
+    def checkpoints(self, trial: Trial) -> Path:
+        """Return the folder for the state of a trial's unfinished fit."""
+        return self.root / "unfinished" / trial.folder
+
+    def remove_checkpoints(self, trial: Trial) -> None:
+        """Remove the state of a fit that has ended, and the folder of such states if it was the last."""
+        folder = self.checkpoints(trial)
+        shutil.rmtree(folder, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            folder.parent.rmdir()
+
+    def logs(self, trial: Trial) -> Path:
+        """Return the folder where a trial's callbacks may write."""
+        return self.root / "logs" / trial.folder
+
     def read(self, trial: Trial) -> Record | None:
         """Return the record of a trial, or None if there is none.
 
@@ -92,13 +107,17 @@ class Store:
                 )
             history = pd.read_csv(folder / "history.csv") if (folder / "history.csv").exists() else pd.DataFrame()
             with np.load(folder / "probabilities.npz", allow_pickle=False) as arrays:
-                data = {name: arrays[name] for name in ("sides", "samples", "labels", "probabilities")}
-            metrics = {name: float("nan") if value is None else value for name, value in saved["metrics"].items()}
+                data = {name: arrays[name] for name in ("sides", "samples", "labels", "probabilities", "averaged")}
+            metrics, averaged = (
+                {name: float("nan") if value is None else value for name, value in saved[which].items()}
+                for which in ("metrics", "metrics_averaged")
+            )
             record = Record(
                 Trial(**saved["trial"]),
                 saved["status"],
                 row=dict(saved["row"]),
                 metrics=metrics,
+                metrics_averaged=averaged,
                 timings=dict(saved["timings"]),
                 history=history,
                 error=saved["error"],
@@ -183,7 +202,8 @@ class Store:
             "digest": record.trial.digest,
             "status": record.status,
             "trial": record.trial.to_dict(),
-            "metrics": {name: None if np.isnan(value) else float(value) for name, value in record.metrics.items()},
+            "metrics": _without_nan(record.metrics),
+            "metrics_averaged": _without_nan(record.metrics_averaged),
             "row": dict(record.row),
             "timings": dict(record.timings),
             "error": record.error,
@@ -198,7 +218,13 @@ class Store:
             samples=record.samples,
             labels=record.labels,
             probabilities=record.probabilities,
+            averaged=record.averaged,
         )
+
+
+def _without_nan(metrics: Mapping[str, float]) -> dict[str, float | None]:
+    """JSON knows no NaN."""
+    return {name: None if np.isnan(value) else float(value) for name, value in metrics.items()}
 
 
 def _check(record: Record) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -87,6 +87,8 @@ class Record:
         samples: Ids (n,).
         labels: True class indices (n,).
         probabilities: (n, classes), float64.
+        averaged: The mean over the eight symmetries of each image, likewise; (0, 0) if it was not asked for.
+        metrics_averaged: Of these.
         error: Exception and message, or why a baseline is not applicable.
         traceback: Of a failure.
     """
@@ -101,5 +103,20 @@ class Record:
     samples: NDArray[np.str_] = field(default_factory=lambda: np.empty(0, dtype=np.str_))
     labels: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, dtype=np.int64))
     probabilities: NDArray[np.float64] = field(default_factory=lambda: np.empty((0, 0)))
+    averaged: NDArray[np.float64] = field(default_factory=lambda: np.empty((0, 0)))
+    metrics_averaged: Mapping[str, float] = field(default_factory=dict)
     error: str = ""
     traceback: str = ""
+
+    def as_averaged(self) -> Record | None:
+        """Return the record of the averaged predictions, if there are any: a row of its own."""
+        if not self.metrics_averaged:
+            return None
+        row = {**self.row, "averaging": "8 symmetries"}
+        return replace(self, row=row, metrics=self.metrics_averaged, probabilities=self.averaged, metrics_averaged={})
+
+    @property
+    def name(self) -> str:
+        """Name in frames: the backbone's, with a suffix where predictions are averaged."""
+        averaged = self.row.get("averaging") == "8 symmetries"
+        return self.trial.backbone + ("+symmetries" if averaged else "")

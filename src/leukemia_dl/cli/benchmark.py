@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -45,6 +46,10 @@ def benchmark(
         bool, typer.Option("--allow-leakage", help="Allow the protocol random, which mixes subjects.")
     ] = False,
     rerun: Annotated[bool, typer.Option("--rerun", help="Run trials again that the store already holds.")] = False,
+    callbacks: Annotated[
+        str | None,
+        typer.Option(metavar="MODULE:FUNCTION", help="Makes Keras callbacks for each fit.", show_default=False),
+    ] = None,
     no_models: Annotated[bool, typer.Option("--no-models", help="Do not keep the trained nets.")] = False,
 ) -> None:
     """Train and compare backbones on one data set, beside what cell size and colour alone would tell."""
@@ -67,9 +72,10 @@ def benchmark(
         seeds=chosen_seeds,
         baselines=options.names(baselines),
         store=store,
-        pipeline=options.pipeline(data, settings.image_size, stain, crop),
+        pipeline=partial(options.pipeline, data, stain=stain, crop=crop),
         allow_leakage=allow_leakage,
         save_models=not no_models,
+        callbacks=callbacks,
     )
     _announce(bench)
     frame = bench.run(existing="rerun" if rerun else "reuse")
@@ -90,7 +96,8 @@ def _check_backbones(names: list[str] | None, recipe: Any) -> None:
     from leukemia_dl.models.registry import get_backbone
 
     for name in DEFAULT_BACKBONES if names is None else names:
-        check_size(get_backbone(name), recipe.image_size)
+        spec = get_backbone(name)
+        check_size(spec, recipe.for_backbone(spec).image_size)
 
 
 def _announce(bench: Any) -> None:

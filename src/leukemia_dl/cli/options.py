@@ -26,7 +26,9 @@ DatasetOptions = Annotated[
     list[str] | None,
     typer.Option("--option", "-o", metavar="KEY=VALUE", help="Option of the data set, such as subjects=60."),
 ]
-RecipeName = Annotated[str, typer.Option(help="Settings of each fit: a preset.")]
+RecipeName = Annotated[
+    str, typer.Option(help="Settings of each fit: a preset (`leukemia-dl recipes`) or a .toml file.")
+]
 Changes = Annotated[
     list[str] | None,
     typer.Option("--set", "-s", metavar="KEY=VALUE", help="Change a setting of the recipe, such as epochs=10."),
@@ -37,13 +39,16 @@ Crop = Annotated[bool, typer.Option("--crop", help="Crop to the cell; its absolu
 
 
 def recipe(name: str, pairs: Iterable[str] | None, **changes: Any) -> Recipe:
-    """Return a preset as --recipe, --set and its short forms say; what is None changes nothing."""
+    """Return a preset or the file that --recipe names, as --set and its short forms say; None changes nothing."""
     from leukemia_dl.training.recipe import Recipe
 
     given = {key: value for key, value in changes.items() if value is not None}
     listed = key_values(pairs or [], "--set")
     for key in given.keys() & listed.keys():
         raise SettingsError(f"--set {key}=... and --{key.replace('_', '-')} say the same thing: give one of them.")
+    if name.endswith(".toml"):
+        chosen = Recipe.from_toml(name)
+        return Recipe.from_dict(chosen.to_dict() | listed | given)
     return Recipe.preset(name, **listed, **given)
 
 

@@ -36,6 +36,8 @@ def preview(
     from leukemia_dl.training.backends import prepare
 
     settings = options.recipe(recipe, set_, image_size=image_size)
+    if settings.image_size == "native":
+        raise SettingsError("A preview is of one size: say --image-size, such as --image-size 224.")
     options.stain_step(stain)
     if output.suffix.lower() != ".png":
         raise SettingsError(f"--output must end in .png. Received: {output}.")

@@ -5,12 +5,14 @@ Scaling is part of the built model. Training lives in `training/`; keras is impo
 
 from leukemia_dl.models.build import build_model
 from leukemia_dl.models.classifier import Classifier, load_classifier
+from leukemia_dl.models.heads import Head
 from leukemia_dl.models.registry import backbone_table, get_backbone, list_backbones, register_backbone
 from leukemia_dl.models.spec import BackboneSpec
 
 __all__ = [
     "BackboneSpec",
     "Classifier",
+    "Head",
     "backbone_table",
     "build_model",
     "get_backbone",

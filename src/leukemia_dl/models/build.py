@@ -1,4 +1,4 @@
-"""From a backbone to a Keras model: raw pixels -> scaling -> backbone -> pooling -> head -> logits, built flat.
+"""From a backbone to a Keras model: raw pixels -> scaling -> backbone -> head -> logits, built flat.
 
 Flat means that the backbone's layers are layers of the model itself, not of a model nested in it, so that they can be
 frozen, looked into and explained by name.
@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from leukemia_dl.errors import PluginError, SettingsError, WeightsError
+from leukemia_dl.models.heads import Head, apply_head
 from leukemia_dl.models.scaling import scale
-from leukemia_dl.models.spec import BackboneSpec
+from leukemia_dl.models.spec import BackboneSpec, Scaling
 
 __all__ = ["build_model", "check_size", "weights_identity"]
 
@@ -28,7 +29,8 @@ def build_model(
     classes: int,
     *,
     weights: str | Path | None = None,
-    dropout: float = 0.0,
+    head: Head | None = None,
+    scaling: Scaling | None = None,
     dtype_policy: str = "float32",
     name: str | None = None,
 ) -> Any:
@@ -40,12 +42,14 @@ def build_model(
         classes: Number of classes; the output has shape (batch, classes), float32, before softmax.
         weights: None for random ones, a name in `spec.weights` (fetched by Keras, which may download), or the path
             of a file written by `save_weights` on the bare backbone.
-        dropout: Share of pooled features dropped in training, in [0, 1).
+        head: What stands on the backbone; None for global average pooling and logits.
+        scaling: Instead of the backbone's own, to repeat work that used another; None for `spec.scaling`.
         dtype_policy: Keras dtype policy of the backbone, such as "mixed_bfloat16". Scaling and head stay float32.
         name: Name of the model.
 
     Raises:
-        SettingsError: If the image is smaller than the backbone accepts, or there are fewer than two classes.
+        SettingsError: If the image is smaller than the backbone accepts, there are fewer than two classes, or more than
+            two for a sigmoid.
         WeightsError: If weights cannot be had or do not fit; it names the ways out.
         PluginError: If the builder does not return a feature map.
     """
@@ -58,15 +62,11 @@ def build_model(
     keras.config.set_dtype_policy(dtype_policy)
     try:
         inputs = keras.Input((image_size, image_size, 3), dtype="float32", name="rgb")
-        features = _features(spec, scale(inputs, spec.scaling), None)
+        features = _features(spec, scale(inputs, scaling or spec.scaling), None)
         if weights is not None:
             # Loaded into a twin without scaling, then copied: the file knows nothing of our scaling layers.
             _copy_weights(_twin_with_weights(spec, image_size, weights), keras.Model(inputs, features))
-        pooled = keras.layers.GlobalAveragePooling2D(dtype="float32", name="pooling")(features)
-        if dropout:
-            pooled = keras.layers.Dropout(dropout, dtype="float32", name="head_dropout")(pooled)
-        logits = keras.layers.Dense(classes, dtype="float32", name="logits")(pooled)
-        return keras.Model(inputs, logits, name=name or spec.name)
+        return keras.Model(inputs, apply_head(features, head or Head(), classes), name=name or spec.name)
     finally:
         keras.config.set_dtype_policy(policy)
 

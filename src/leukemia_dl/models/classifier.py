@@ -1,12 +1,13 @@
 """A trained model in use: images or files in, a DataFrame of probabilities out; saved as one `.keras` file.
 
 The file is an ordinary Keras model that takes raw pixels. Class names, pipeline and provenance travel in it as one
-more member of the archive (`leukemia_dl.json`), which Keras ignores.
+more member of the archive (`leukemia_dl.json`), which Keras ignores; so does the temperature of its probabilities.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import tempfile
 import zipfile
 from collections.abc import Iterable, Mapping
@@ -23,7 +24,14 @@ from leukemia_dl.errors import DataError, ImageError, SettingsError
 from leukemia_dl.preprocess import Pipeline
 from leukemia_dl.progress import parallel_map, track
 
-__all__ = ["Classifier", "load_classifier", "predict_logits", "softmax"]
+__all__ = [
+    "Classifier",
+    "average_over_symmetries",
+    "load_classifier",
+    "predict_in_batches",
+    "predict_logits",
+    "softmax",
+]
 
 FORMAT = 1
 _MEMBER = "leukemia_dl.json"
@@ -40,12 +48,21 @@ class Classifier:
         class_names: In the order of the logits.
         pipeline: From a file to the pixels that the model takes.
         provenance: What it was trained on and how; JSON values.
+        temperature: What logits are divided by before the softmax, so that probabilities are calibrated (Guo et al.
+            2017, arXiv:1706.04599); 1 where none was fitted.
     """
 
     model: Any
     class_names: tuple[str, ...]
     pipeline: Pipeline
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Refuse a temperature that is none."""
+        value = self.temperature
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
+            raise SettingsError(f"temperature must be a number above 0. Received: temperature={value!r}.")
 
     def __repr__(self) -> str:
         """Name, classes and pipeline."""
@@ -56,6 +73,8 @@ class Classifier:
         images: Any,
         *,
         batch_size: int = 32,
+        calibrated: bool = True,
+        symmetry_average: bool = False,
         show_progress: bool = True,
     ) -> pd.DataFrame:
         """Return a row per image, in the order given.
@@ -64,6 +83,9 @@ class Classifier:
             images: Paths (one, or several), or a Dataset, or a uint8 array (n, height, width, 3) or (height, width, 3)
                 of raw RGB, or a list of such arrays. The classifier's pipeline is applied to all of them.
             batch_size: Images per step.
+            calibrated: Divide logits by `temperature`. False for the probabilities as the net was trained to give them,
+                from which a benchmark's `loss` is computed. The label is the same.
+            symmetry_average: Take the mean over the eight symmetries of each image; eight times the work.
             show_progress: Tell how far it is when it takes long.
 
         Returns:
@@ -87,7 +109,11 @@ class Classifier:
             problems += [str(item) for item in chunk if isinstance(item, ImageError)]
             if not problems:
                 pixels = self._stacked([item for item in chunk if isinstance(item, np.ndarray)])
-                parts.append(softmax(predict_logits(self.model, pixels, batch_size)))
+                divisor = self.temperature if calibrated else 1.0
+                if symmetry_average:
+                    parts.append(average_over_symmetries(self.model, pixels, batch_size, divisor))
+                else:
+                    parts.append(softmax(predict_logits(self.model, pixels, batch_size) / divisor))
         if problems:
             named = "\n  ".join(problems[:10])
             more = f"\n  and {len(problems) - 10:,} more" if len(problems) > 10 else ""
@@ -111,6 +137,7 @@ class Classifier:
             "class_names": list(self.class_names),
             "pipeline": self.pipeline.to_dict(),
             "provenance": dict(self.provenance),
+            "temperature": self.temperature,
         }
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.stem}-") as folder:
             aside = Path(folder) / path.name
@@ -185,6 +212,7 @@ def load_classifier(path: str | Path) -> Classifier:
         class_names = tuple(map(str, settings["class_names"]))
         pipeline = Pipeline.from_dict(settings["pipeline"])
         provenance = dict(settings["provenance"])
+        temperature = float(settings.get("temperature", 1.0))  # files of version 0.1.0 have none
     except KeyError as error:
         raise DataError(
             f"{file} holds no leukemia_dl classifier ({error}). Pass a model.keras that a benchmark or "
@@ -201,23 +229,44 @@ def load_classifier(path: str | Path) -> Classifier:
     problem = _mismatch(model, class_names, pipeline)
     if problem:
         raise DataError(f"{file} contradicts itself: {problem}. Was it edited by hand?")
-    return Classifier(model, class_names, pipeline, provenance)
+    try:
+        return Classifier(model, class_names, pipeline, provenance, temperature)
+    except SettingsError as error:
+        raise DataError(f"{file} is damaged: {error}") from error
 
 
 def predict_logits(model: Any, images: NDArray[Any], batch_size: int) -> NDArray[np.float64]:
-    """Return logits (n, classes), float64, of raw pixels (n, height, width, 3).
+    """Return logits (n, classes), float64, of raw pixels (n, height, width, 3)."""
+    return predict_in_batches(model, images, batch_size).astype(np.float64)
+
+
+def predict_in_batches(model: Any, inputs: NDArray[Any], batch_size: int) -> NDArray[np.float32]:
+    """Return what a model makes of inputs (n, ...): (n, outputs), float32.
 
     Every step has the same shape (the last batch is filled up and cut), so that nothing is compiled twice.
     """
-    parts = []
-    for start in range(0, len(images), batch_size):
-        batch = images[start : start + batch_size]
-        filled = np.zeros((batch_size, *images.shape[1:]), dtype=np.float32)
+    result = np.empty((len(inputs), int(model.output_shape[-1])), np.float32)
+    for start in range(0, len(inputs), batch_size):
+        batch = inputs[start : start + batch_size]
+        filled = np.zeros((batch_size, *inputs.shape[1:]), dtype=np.float32)
         filled[: len(batch)] = batch
-        parts.append(np.asarray(model.predict_on_batch(filled), dtype=np.float64)[: len(batch)])
-    if not parts:
-        return np.empty((0, int(model.output_shape[-1])))
-    return np.concatenate(parts)
+        result[start : start + len(batch)] = np.asarray(model.predict_on_batch(filled))[: len(batch)]
+    return result
+
+
+def average_over_symmetries(
+    model: Any, images: NDArray[Any], batch_size: int, temperature: float = 1.0
+) -> NDArray[np.float64]:
+    """Return the mean of the probabilities of an image's eight turned and mirrored forms: (n, classes).
+
+    A cell has no upright: a net should say the same of all eight, and their mean errs less than each.
+    """
+    total = np.zeros((len(images), int(model.output_shape[-1])))
+    for mirrored in (images, images[:, :, ::-1]):
+        for turns in range(4):
+            total += softmax(predict_logits(model, np.rot90(mirrored, turns, axes=(1, 2)), batch_size) / temperature)
+    result: NDArray[np.float64] = total / 8
+    return result
 
 
 def softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:

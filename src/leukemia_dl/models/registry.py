@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 __all__ = ["backbone_table", "find_backbone", "get_backbone", "list_backbones", "register_backbone"]
 
 BUILTIN = tuple(
-    f"leukemia_dl.models.builtin.{name}" for name in ("cnn", "inception_v3", "resnet50", "vgg16", "xception")
+    f"leukemia_dl.models.builtin.{name}"
+    for name in ("cnn", "inception_v3", "resnet50", "source_cnn", "vgg16", "xception")
 )
 _registered: dict[str, BackboneSpec] = {}
 

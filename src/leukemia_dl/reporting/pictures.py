@@ -65,7 +65,8 @@ def _sample_grid(benchmark: Benchmark, title: str) -> Figure:
     labels = dataset.labels[rows]
     per_class = max(_SAMPLES // len(dataset.class_names), 1)
     chosen = np.concatenate([rows[labels == code][:per_class] for code in range(len(dataset.class_names))])
-    images = dataset.subset(chosen).to_numpy(benchmark.pipeline.partition()[0], show_progress=False)
+    pipeline = benchmark.pipelines[max(benchmark.pipelines)]
+    images = dataset.subset(chosen).to_numpy(pipeline.partition()[0], show_progress=False)
     names = [dataset.class_names[code] for code in dataset.labels[chosen]]
-    title += "" if benchmark.pipeline.is_fitted else ", before steps that are fitted per split"
+    title += "" if pipeline.is_fitted else ", before steps that are fitted per split"
     return plot_samples(images, names, columns=min(_SAMPLES // 2, len(chosen)), title=title)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +14,7 @@ from leukemia_dl.training.augmentation import PARAMETERS, Augmentation, backgrou
 __all__ = ["Batches"]
 
 OnStep = Callable[[int, int], None]
-Batch = tuple[NDArray[np.uint8] | tuple[NDArray[np.uint8], NDArray[np.float32]], NDArray[np.int32]]
+Batch = tuple[NDArray[Any] | tuple[NDArray[Any], NDArray[np.float32]], NDArray[np.int32]]
 
 
 class Batches:
@@ -30,34 +31,40 @@ class Batches:
 
     def __init__(
         self,
-        images: NDArray[np.uint8],
+        images: NDArray[Any],
         labels: NDArray[np.int64],
         batch_size: int,
         seed: int,
         augmentation: Augmentation | None = None,
         on_step: OnStep | None = None,
+        balanced: bool = False,
     ) -> None:
-        """Take images (n, size, size, 3), RGB, and class indices (n,).
+        """Take images, or features of them, and class indices (n,).
 
         Args:
-            images: Never changed.
+            images: (n, size, size, 3), RGB, or without augmentation (n, ...); never changed.
             labels: Class indices.
             batch_size: Images per batch.
             seed: Of the trial; the axis "order" and those of `Augmentation.draw` are drawn from it.
             augmentation: Hand out drawn parameters beside the images, for `training_model`; None for images alone.
             on_step: Called with (epoch, step), from 0, as a batch is handed out; maybe from another thread.
+            balanced: Draw as many images of each class, to within one per epoch: those of a rare class more often than
+                once, and not all of a frequent one in each epoch.
         """
         self.images, self.labels = images, labels
         self.batch_size = min(batch_size, len(images))
         self.steps = len(images) // self.batch_size
-        self._seed, self._augmentation, self.on_step = seed, augmentation, on_step
+        self._seed, self._augmentation, self.on_step, self._balanced = seed, augmentation, on_step, balanced
         self._background = background_colour(images) if augmentation is not None else None
 
     def __iter__(self) -> Iterator[Batch]:
-        """Yield (uint8 images, int32 labels); with augmentation ((images, float32 parameters), labels)."""
-        epoch = 0
+        """Yield (images, int32 labels); with augmentation ((images, float32 parameters), labels)."""
+        return self.stream(0)
+
+    def stream(self, epoch: int) -> Iterator[Batch]:
+        """Yield the batches from an epoch on."""
         while True:
-            order = generator(self._seed, "order", epoch).permutation(len(self.images))
+            order = self._order(epoch)
             drawn = None
             if self._augmentation is not None and self._background is not None:
                 drawn = self._augmentation.draw(self._background, self._seed, epoch)
@@ -66,6 +73,19 @@ class Batches:
                     self.on_step(epoch, step)
                 yield self._batch(order[step * self.batch_size : (step + 1) * self.batch_size], drawn)
             epoch += 1
+
+    def _order(self, epoch: int) -> NDArray[np.int64]:
+        draw = generator(self._seed, "order", epoch)
+        if not self._balanced:
+            return draw.permutation(len(self.images))
+        members = [np.flatnonzero(self.labels == label) for label in np.unique(self.labels)]
+        # Round after round takes one image of each class, the classes in an order of its own.
+        rounds = -(-len(self.images) // len(members))
+        drawn = [
+            np.concatenate([draw.permutation(rows) for _ in range(-(-rounds // len(rows)))])[:rounds]
+            for rows in members
+        ]
+        return draw.permuted(np.stack(drawn, axis=1), axis=1).ravel()[: len(self.images)]
 
     def example(self) -> Batch:
         """Return a batch, for its shapes and dtypes alone."""

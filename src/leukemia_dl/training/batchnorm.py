@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["reestimate_batchnorm"]
+__all__ = ["batchnorm_layers", "reestimate_batchnorm"]
 
 
 def reestimate_batchnorm(model: Any, images: NDArray[np.uint8], batch_size: int) -> int:
@@ -31,11 +31,7 @@ def reestimate_batchnorm(model: Any, images: NDArray[np.uint8], batch_size: int)
     """
     import keras
 
-    layers = [
-        layer
-        for layer in model.layers
-        if isinstance(layer, keras.layers.BatchNormalization) and layer.trainable and layer.momentum < 1
-    ]
+    layers = batchnorm_layers(model)
     if not layers or not len(images):
         return 0
     batches = max(1, round(len(images) / batch_size))
@@ -58,6 +54,14 @@ def reestimate_batchnorm(model: Any, images: NDArray[np.uint8], batch_size: int)
         layer.moving_mean.assign(mean)
         layer.moving_variance.assign(variance)
     return len(layers)
+
+
+def batchnorm_layers(model: Any) -> list[Any]:
+    """Return the layers whose statistics are re-estimated."""
+    import keras
+
+    kind = keras.layers.BatchNormalization
+    return [layer for layer in model.layers if isinstance(layer, kind) and layer.trainable and layer.momentum < 1]
 
 
 class _Moments:

@@ -2,34 +2,35 @@
 
 from __future__ import annotations
 
-import math
+import dataclasses
+import hashlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from leukemia_dl.errors import DataError, TrainingError
-from leukemia_dl.identity import named_seed
-from leukemia_dl.models.build import build_model
+from leukemia_dl.errors import DataError, OutOfMemoryError, SettingsError
+from leukemia_dl.identity import digest, named_seed
+from leukemia_dl.models.build import build_model, weights_identity
 from leukemia_dl.models.classifier import predict_logits
 from leukemia_dl.models.spec import BackboneSpec
-from leukemia_dl.training.augmentation import training_model
-from leukemia_dl.training.backends import Device, feed, prepare
-from leukemia_dl.training.batches import Batches
-from leukemia_dl.training.batchnorm import reestimate_batchnorm
+from leukemia_dl.training.backends import Device, prepare
+from leukemia_dl.training.batchnorm import batchnorm_layers
+from leukemia_dl.training.callbacks import CallbackFactory, FitContext
+from leukemia_dl.training.folds import inner_folds
+from leukemia_dl.training.phases import Side, Training, predict_batch_size
 from leukemia_dl.training.recipe import Recipe
 
-__all__ = ["FitResult", "fit", "predict_batch_size"]
+__all__ = ["FitResult", "fit"]
 
 OnStep = Callable[[int, int, int], None]
-OnEpoch = Callable[[int, dict[str, float]], None]
-# BatchNorm statistics: so many images per batch, and one such batch for an honest curve while training goes on; after
-# the last epoch all training images.
-_BATCHNORM_IMAGES = 64
+OnEpoch = Callable[[int, dict[str, Any]], None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,18 +39,26 @@ class FitResult:
 
     Attributes:
         model: Trained `keras.Model`, raw RGB to logits.
-        history: A row per epoch: `epoch` (from 1), `loss` and `accuracy` (running, on training images as augmented),
-            `val_loss` and `val_accuracy` where there is a val side, `seconds`.
+        recipe: The settings as they were for this backbone, with the batch size that memory allowed.
+        history: A row per epoch: `epoch` (from 1), `phase` ("head" or "all"), `loss` and `accuracy` (running, on
+            training images as augmented, the loss as smoothed and weighted), `val_loss` and `val_accuracy` where there
+            is a val side (plain), `seconds`; where an epoch was selected, `inner_val_loss`, the curve it was chosen by.
         device: Where it ran.
         batchnorm_layers: How many had their statistics re-estimated.
+        notes: What differs from what was asked for, in words.
         seconds: Build, training and validation together; the first step, with its compilation, is in it.
+        out_of_fold: Logits (n, classes) of the training images, each by a head that did not see its group; None unless
+            the recipe trains a pooled head alone.
     """
 
     model: Any
+    recipe: Recipe
     history: pd.DataFrame
     device: Device
     batchnorm_layers: int
+    notes: tuple[str, ...]
     seconds: float
+    out_of_fold: NDArray[np.float64] | None = None
 
 
 def fit(
@@ -58,103 +67,174 @@ def fit(
     labels: NDArray[np.int64],
     classes: int,
     recipe: Recipe,
+    *,
     seed: int = 0,
-    validation: tuple[NDArray[np.uint8], NDArray[np.int64]] | None = None,
+    groups: NDArray[np.int64] | None = None,
+    validation: Side | None = None,
+    checkpoints: Path | None = None,
+    callbacks: CallbackFactory | None = None,
+    folder: Path | None = None,
     on_step: OnStep | None = None,
     on_epoch: OnEpoch | None = None,
 ) -> FitResult:
-    """Train one classifier.
+    """Train a backbone with a fresh head.
 
     Args:
         spec: The backbone.
-        images: uint8 (n, size, size, 3), RGB, `size` = recipe.image_size. Never changed.
+        images: Training images, uint8 (n, size, size, 3), RGB; never changed.
         labels: Class indices (n,), 0 <= label < classes.
         classes: Number of classes.
         recipe: The settings.
         seed: Of weights, order, augmentation and dropout. On one CPU model the result is bitwise repeatable.
+        groups: A number per image (n,): images of one group stay together in inner folds. None if nothing is known.
         validation: Images and labels that are watched after each epoch, and never used.
+        checkpoints: Folder for the state after each epoch. A fit of the same settings, data and seed goes on from what
+            it finds there, to the same bits on a CPU. The folder is left; the caller removes it when the result is
+            safe.
+        callbacks: Makes further Keras callbacks for each phase, see `FitContext`.
+        folder: Where these may write.
         on_step: Called with (epoch, step, steps), from 0, as a batch is handed out; maybe from another thread.
-        on_epoch: Called with the epoch, from 1, and its row of the history.
+        on_epoch: Called with the epoch, from 1, and its row of the history; while an epoch is being selected the row
+            has the key `inner_fold`, such as "2/5".
 
     Raises:
         DataError: If images and labels do not fit together or to the recipe.
-        SettingsError: If the image size is below the backbone's minimum.
-        TrainingError: If the loss stops being a number, or memory runs out.
+        SettingsError: If the image size is below the backbone's minimum, or an epoch cannot be selected.
+        OutOfMemoryError: If memory runs out; it names the batch size.
+        TrainingError: If the loss stops being a number.
     """
+    asked, recipe = recipe, recipe.for_backbone(spec)
+    notes = [f"no {asked.weights} weights: from random ones"] if asked.weights and not recipe.weights else []
     _check(images, labels, classes, recipe)
     started = time.perf_counter()
     device = prepare(recipe.precision)
-    import keras
+    once = _Fit(spec, classes, seed, device, checkpoints, callbacks, folder, on_step, on_epoch)
+    while True:
+        try:
+            stop, curve = once.select_epoch(recipe, (images, labels), groups)
+            training = once.train(recipe, (images, labels), validation, stop)
+            break
+        except OutOfMemoryError:
+            if not recipe.halve_batch or recipe.batch_size == 1:
+                raise
+            half = recipe.batch_size // 2
+            notes.append(f"out of memory with batches of {recipe.batch_size}: {half}")
+            recipe = dataclasses.replace(recipe, batch_size=half)
+    history = pd.DataFrame(training.rows)
+    if curve is not None:
+        history["inner_val_loss"] = curve[: len(history)]
+        notes.append(f"epoch {stop} of {recipe.total_epochs} selected")
+    out_of_fold = None
+    if not recipe.epochs and recipe.head == "pooled":
+        out_of_fold = once.out_of_fold(recipe, training, labels, groups)
+    count = len(batchnorm_layers(training.model)) if recipe.epochs else 0
+    seconds = time.perf_counter() - started
+    return FitResult(training.model, recipe, history, device, count, tuple(notes), seconds, out_of_fold)
 
-    keras.utils.set_random_seed(named_seed(seed, "fit"))
-    model = build_model(
-        spec,
-        recipe.image_size,
-        classes,
-        weights=recipe.weights,
-        dropout=recipe.dropout,
-        dtype_policy=device.dtype_policy,
-    )
-    trained = training_model(model, recipe) if recipe.augments else model
-    batches = Batches(images, labels, recipe.batch_size, seed, recipe if recipe.augments else None)
-    if on_step is not None:
-        report = on_step
-        batches.on_step = lambda epoch, step: report(epoch, step, batches.steps) if epoch < recipe.epochs else None
-    optimizer = _optimizer(recipe, batches.steps)
-    # Variables made inside the first step would have TensorFlow trace it twice: half a minute for a deep net on a CPU.
-    optimizer.build(trained.trainable_variables)
-    trained.compile(
-        optimizer=optimizer,
-        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        metrics=[keras.metrics.SparseCategoricalAccuracy(name="accuracy")],
-        jit_compile=device.jit_compile,
-    )
-    rows: list[dict[str, float]] = []
-    count = {"layers": 0}
 
-    class EpochEnd(keras.callbacks.Callback):  # type: ignore[misc]
-        def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-            self.started = time.perf_counter()
+@dataclass(frozen=True, eq=False)
+class _Fit:
+    """What stays the same in the one or several trainings of a fit."""
 
-        def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-            row = {"epoch": epoch + 1, "loss": float(logs["loss"]), "accuracy": float(logs["accuracy"])}
-            if not math.isfinite(row["loss"]):
-                raise TrainingError(
-                    f"The training loss of {spec.name} became {row['loss']} in epoch {epoch + 1}. "
-                    f"Lower learning_rate (now {recipe.learning_rate:g}) or clip_norm (now {recipe.clip_norm:g})."
-                )
-            last = epoch + 1 == recipe.epochs
-            part = images if last else images[batches.sample(_BATCHNORM_IMAGES)]
-            count["layers"] = reestimate_batchnorm(model, part, max(_BATCHNORM_IMAGES, recipe.batch_size))
-            if validation is not None:
-                row |= _validate(model, *validation, batch_size=predict_batch_size(recipe))
-            row["seconds"] = time.perf_counter() - self.started
-            rows.append(row)
-            if on_epoch is not None:
-                on_epoch(epoch + 1, row)
+    spec: BackboneSpec
+    classes: int
+    seed: int
+    device: Device
+    checkpoints: Path | None
+    callbacks: CallbackFactory | None
+    folder: Path | None
+    on_step: OnStep | None
+    on_epoch: OnEpoch | None
 
-    try:
-        trained.fit(
-            feed(batches.__iter__, batches.example()),
-            epochs=recipe.epochs,
-            steps_per_epoch=batches.steps,
-            callbacks=[EpochEnd()],
-            verbose=0,
-            shuffle=False,
+    def train(self, recipe: Recipe, train: Side, validation: Side | None, stop: int, inner: str = "") -> Training:
+        """Build and train a net; `inner` names the fold, "2/5", of a training that only helps to choose."""
+        import keras
+
+        keras.utils.set_random_seed(named_seed(self.seed, "fit"))
+        model = build_model(
+            self.spec,
+            int(recipe.image_size),
+            self.classes,
+            weights=recipe.weights,
+            head=recipe.head_settings,
+            scaling=None if recipe.scaling == "backbone" else recipe.scaling,
+            dtype_policy=self.device.dtype_policy,
         )
-    except Exception as error:
-        if _is_out_of_memory(error):
-            raise TrainingError(
-                f"{device.name} ran out of memory training {spec.name} with batch_size={recipe.batch_size} at "
-                f"{recipe.image_size} pixels. Try batch_size={max(recipe.batch_size // 2, 1)}."
-            ) from error
-        raise
-    return FitResult(model, pd.DataFrame(rows), device, count["layers"], time.perf_counter() - started)
+        checkpoint = None
+        if self.checkpoints is not None:
+            name = f"inner-{inner.split('/')[0]}" if inner else "fit"
+            checkpoint = (self.checkpoints / f"{name}.npz", self._identity(recipe, train, stop))
+        training = Training(
+            model, recipe, train, validation, self.classes, self.seed, self.device, stop, checkpoint, self.on_step,
+            self._told(inner), None if inner else self._callbacks(recipe),
+        )  # fmt: skip
+        training.run()
+        return training
 
+    def select_epoch(
+        self, recipe: Recipe, train: Side, groups: NDArray[np.int64] | None
+    ) -> tuple[int, NDArray[np.float64] | None]:
+        """Return how many epochs to train, and the mean validation loss of the inner folds after each if it says so."""
+        if not recipe.select_epoch:
+            return recipe.total_epochs, None
+        images, labels = train
+        folds = inner_folds(labels, groups, self.seed)
+        if not folds:
+            raise SettingsError(
+                "select_epoch needs two groups (subjects) of each class in the training side at least, to hold one out."
+            )
+        curves = []
+        for number, (rows, held) in enumerate(folds, 1):
+            sides = ((images[rows], labels[rows]), (images[held], labels[held]))
+            training = self.train(recipe, *sides, recipe.total_epochs, inner=f"{number}/{len(folds)}")
+            curves.append([row["val_loss"] for row in training.rows])
+        curve = np.mean(curves, axis=0)
+        return int(curve.argmin()) + 1, curve
 
-def predict_batch_size(recipe: Recipe) -> int:
-    """Return how many images a prediction takes per step: more than in training, since no gradients are kept."""
-    return max(32, recipe.batch_size)
+    def out_of_fold(
+        self, recipe: Recipe, training: Training, labels: NDArray[np.int64], groups: NDArray[np.int64] | None
+    ) -> NDArray[np.float64] | None:
+        """Return the logits of heads that did not see an image's group; None where no group can be left out."""
+        folds = inner_folds(labels, groups, self.seed)
+        if not folds:
+            return None
+        logits = np.empty((len(labels), self.classes))
+        for rows, held in folds:
+            part = training.head_trained_on(rows)
+            logits[held] = predict_logits(part, training.head_features()[held], predict_batch_size(recipe))
+        return logits
+
+    def _identity(self, recipe: Recipe, train: Side, stop: int) -> str:
+        """Return what two fits have in common that may go on from each other's checkpoints."""
+        import keras
+
+        images, labels = train
+        pixels = hashlib.sha256(np.ascontiguousarray(labels).tobytes())
+        for start in range(0, len(images), 1024):
+            pixels.update(np.ascontiguousarray(images[start : start + 1024]).data)
+        return digest(
+            {
+                "backbone": self.spec.name,
+                "recipe": recipe.to_dict() | {"weights": weights_identity(self.spec, recipe.weights)},
+                "classes": self.classes,
+                "seed": self.seed,
+                "stop": stop,
+                "images": [*images.shape, pixels.hexdigest()],
+                "backend": [keras.backend.backend(), self.device.dtype_policy, version("keras")],
+            }
+        )
+
+    def _told(self, inner: str) -> OnEpoch | None:
+        told = self.on_epoch
+        if told is None or not inner:
+            return told
+        return lambda epoch, row: told(epoch, row | {"inner_fold": inner})
+
+    def _callbacks(self, recipe: Recipe) -> Callable[[str], list[Any]] | None:
+        factory = self.callbacks
+        if factory is None:
+            return None
+        return lambda phase: list(factory(FitContext(self.spec.name, recipe, self.seed, phase, self.folder)))
 
 
 def _check(images: NDArray[np.uint8], labels: NDArray[np.int64], classes: int, recipe: Recipe) -> None:
@@ -169,37 +249,3 @@ def _check(images: NDArray[np.uint8], labels: NDArray[np.int64], classes: int, r
             f"Labels must be {len(images)} class indices from 0 to {classes - 1}. Received: shape {labels.shape}, "
             f"from {labels.min() if labels.size else 'none'} to {labels.max() if labels.size else 'none'}."
         )
-
-
-def _optimizer(recipe: Recipe, steps: int) -> Any:
-    import keras
-
-    total = recipe.epochs * steps
-    warmup = round(recipe.warmup * total)
-    rate = keras.optimizers.schedules.CosineDecay(
-        initial_learning_rate=recipe.learning_rate / max(warmup, 1) if warmup else recipe.learning_rate,
-        decay_steps=max(total - warmup, 1),
-        warmup_target=recipe.learning_rate if warmup else None,
-        warmup_steps=warmup,
-    )
-    optimizer = keras.optimizers.AdamW(
-        learning_rate=rate, weight_decay=recipe.weight_decay, global_clipnorm=recipe.clip_norm
-    )
-    # Decay pulls towards zero, which is not where the gain of a normalisation or a bias belongs.
-    optimizer.exclude_from_weight_decay(var_names=["gamma", "beta", "bias"])
-    return optimizer
-
-
-def _validate(model: Any, images: NDArray[np.uint8], labels: NDArray[np.int64], batch_size: int) -> dict[str, float]:
-    logits = predict_logits(model, images, batch_size)
-    peak = logits.max(axis=1)
-    log_sum = peak + np.log(np.exp(logits - peak[:, None]).sum(axis=1))
-    loss = log_sum - logits[np.arange(len(labels)), labels]
-    return {"val_loss": float(loss.mean()), "val_accuracy": float((logits.argmax(axis=1) == labels).mean())}
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    text = f"{type(error).__name__}: {error}"
-    return isinstance(error, MemoryError) or any(
-        sign in text for sign in ("ResourceExhausted", "RESOURCE_EXHAUSTED", "OutOfMemory", "out of memory")
-    )

@@ -3,73 +3,185 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
-from typing import Any, Literal, Self
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Literal, Self, get_args
 
-from leukemia_dl.errors import SettingsError, unknown_name
+from leukemia_dl.errors import DataError, SettingsError, unknown_name
+from leukemia_dl.models import BackboneSpec, Head
 from leukemia_dl.training.augmentation import Augmentation
+from leukemia_dl.training.presets import PRESETS
 
 __all__ = ["Recipe"]
 
+HeadKind = Literal["pooled", "flatten"]
+HeadScaling = Literal["backbone", "unit"]
+Schedule = Literal["cosine", "constant"]
+ClassBalance = Literal["none", "weights", "batches"]
 Precision = Literal["auto", "float32", "mixed_bfloat16"]
+
+_CHOICES = {
+    "scaling": get_args(HeadScaling),
+    "head": get_args(HeadKind),
+    "schedule": get_args(Schedule),
+    "class_balance": get_args(ClassBalance),
+    "precision": get_args(Precision),
+}
+_FLAGS = ("sigmoid", "select_epoch", "symmetry_average", "halve_batch")
+# Whole numbers: smallest value; the largest is a million.
+_WHOLE = {"epochs": 0, "head_epochs": 0, "head_units": 0, "batch_size": 1}
+# Real numbers: from the first, below the second.
+_REAL = {
+    "learning_rate": (0.0, 10.0),
+    "head_learning_rate": (0.0, 10.0),
+    "warmup": (0.0, 1.0),
+    "weight_decay": (0.0, 10.0),
+    "clip_norm": (0.0, float("inf")),
+    "dropout": (0.0, 1.0),
+    "label_smoothing": (0.0, 1.0),
+    "average": (0.0, 1.0),
+}
+_LARGEST = 1_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe(Augmentation):
     """Settings of one fit, the same for every backbone of a comparison; the fields of `Augmentation` are some of them.
 
+    A fit has two phases, and either may have no epochs. In the first the backbone is frozen, and the head is trained on
+    its features, which are computed once, of images as they are. In the second everything is trained, on augmented
+    images.
+
     Attributes:
         name: Of the preset it comes from.
         weights: None for random ones, a name such as "imagenet" (fetched by Keras), or the path of an .h5 file.
-        image_size: Side in pixels of what the nets see.
-        epochs: Fixed number of passes; none is selected afterwards.
+        without_weights: Settings that replace these for a backbone that offers no weights by name, such as `cnn`; it
+            starts from random ones and has no first phase.
+        image_size: Side in pixels of what the nets see; "native" for each backbone's own, so that sizes differ.
+        scaling: "backbone" for what each backbone's weights expect, "unit" for pixels / 255 whatever they expect.
+        head: "pooled" (global average) or "flatten" (every value of the feature map, as before 2014).
+        head_units: Width of a ReLU layer between features and logits; 0 for none.
+        sigmoid: One output and its sigmoid for two classes, instead of a softmax over two: half the weights, the same
+            cross-entropy.
+        head_epochs: Passes of the first phase.
+        epochs: Passes of the second; fixed, none is selected afterwards.
+        select_epoch: Choose the number of passes, up to `epochs` (or `head_epochs`, if that is all), where the mean
+            validation loss of five inner grouped folds of the training side is lowest; then train on all of it.
         batch_size: Images per step.
-        learning_rate: Peak of AdamW's rate (Loshchilov and Hutter 2019), after a linear warm-up and before a cosine
-            decay to zero, step by step.
-        warmup: Share of all steps in which the rate rises, in [0, 1).
-        weight_decay: AdamW's decay per step, times the rate.
-        clip_norm: Bound on the global norm of the gradient.
-        dropout: Share of pooled features dropped before the head, in [0, 1).
+        learning_rate: Peak of AdamW's rate (Loshchilov and Hutter 2019, arXiv:1711.05101) in the second phase.
+        head_learning_rate: Likewise in the first.
+        rate_at_input: Rate of the first layer as a share of the head's, in (0, 1]; between them it falls geometrically,
+            layer by layer (after Howard and Ruder 2018, arXiv:1801.06146).
+        schedule: "cosine" decay to zero, step by step, or "constant"; in either phase.
+        warmup: Share of a phase's steps in which the rate rises linearly, in [0, 1).
+        weight_decay: AdamW's decay per step, times the rate; biases and gains of normalisation have none.
+        clip_norm: Bound on the global norm of the gradient; 0 for none.
+        average: Share that an exponential moving average of the weights keeps in each step of the second phase, in
+            [0, 1); the average is what is validated and kept. 0 for none.
+        dropout: Share of features dropped before the logits, in [0, 1).
+        label_smoothing: Share of each label that is spread over all classes, in training only, in [0, 1).
+        class_balance: "weights" counts each class alike in the training loss; "batches" draws as many images of each,
+            those of a rare class more often than once. With either, probabilities are those of classes equally
+            frequent.
+        symmetry_average: Predict also the mean over the eight symmetries of the square, as a row of its own.
         precision: "auto" takes mixed_bfloat16 where the GPU has it and float32 elsewhere.
+        halve_batch: Where memory runs out, begin again with half the batch size (the row says so), down to one.
     """
 
     name: str = "custom"
     weights: str | None = None
-    image_size: int = 96
+    without_weights: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    image_size: int | Literal["native"] = 96
+    scaling: HeadScaling = "backbone"
+    head: HeadKind = "pooled"
+    head_units: int = 0
+    sigmoid: bool = False
+    head_epochs: int = 0
     epochs: int = 3
+    select_epoch: bool = False
     batch_size: int = 16
     learning_rate: float = 1e-3
+    head_learning_rate: float = 1e-3
+    rate_at_input: float = 1.0
+    schedule: Schedule = "cosine"
     warmup: float = 0.1
     weight_decay: float = 1e-4
     clip_norm: float = 1.0
+    average: float = 0.0
     dropout: float = 0.2
+    label_smoothing: float = 0.0
+    class_balance: ClassBalance = "none"
+    symmetry_average: bool = False
     precision: Precision = "auto"
+    halve_batch: bool = False
 
     def __post_init__(self) -> None:
         """Refuse a value that is not allowed, with its name."""
         super().__post_init__()
-        for field in ("image_size", "epochs", "batch_size"):
-            value = getattr(self, field)
-            if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 1_000_000:
-                raise SettingsError(f"{field} must be a whole number from 1 to a million. Received: {field}={value!r}.")
-        for field, low, high in (
-            ("learning_rate", 0.0, 10.0),
-            ("warmup", 0.0, 1.0),
-            ("weight_decay", 0.0, 10.0),
-            ("clip_norm", 0.0, float("inf")),
-            ("dropout", 0.0, 1.0),
-        ):
-            value = getattr(self, field)
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value < high:
-                raise SettingsError(f"{field} must lie in [{low:g}, {high:g}). Received: {field}={value!r}.")
-        if self.learning_rate == 0 or self.clip_norm == 0:
-            raise SettingsError("learning_rate and clip_norm must be above 0: with 0 nothing would be learned.")
+        if not isinstance(self.name, str) or not self.name:
+            raise SettingsError(f"name must be a str, not empty. Received: name={self.name!r}.")
         if self.weights is not None and not isinstance(self.weights, str):
             raise SettingsError(f"weights must be None, a name or a path, as str. Received: weights={self.weights!r}.")
-        if self.precision not in ("auto", "float32", "mixed_bfloat16"):
-            raise SettingsError(
-                f"precision must be 'auto', 'float32' or 'mixed_bfloat16'. Received: precision={self.precision!r}."
-            )
+        for name, smallest in _WHOLE.items():
+            self._check_whole(name, getattr(self, name), smallest)
+        if self.image_size != "native":
+            self._check_whole("image_size", self.image_size, 1, " or 'native'")
+        for name, (low, high) in _REAL.items():
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value < high:
+                raise SettingsError(f"{name} must lie in [{low:g}, {high:g}). Received: {name}={value!r}.")
+        for name in ("learning_rate", "head_learning_rate"):
+            if getattr(self, name) == 0:
+                raise SettingsError(f"{name} must be above 0: with 0 nothing would be learned.")
+        rate = self.rate_at_input
+        if isinstance(rate, bool) or not isinstance(rate, (int, float)) or not 0 < rate <= 1:
+            raise SettingsError(f"rate_at_input must lie in (0, 1]. Received: rate_at_input={rate!r}.")
+        for name, allowed in _CHOICES.items():
+            if getattr(self, name) not in allowed:
+                raise SettingsError(f"{name} must be one of {allowed}. Received: {name}={getattr(self, name)!r}.")
+        for name in _FLAGS:
+            if not isinstance(getattr(self, name), bool):
+                raise SettingsError(f"{name} must be True or False. Received: {name}={getattr(self, name)!r}.")
+        if not self.total_epochs:
+            raise SettingsError("epochs and head_epochs are both 0: with neither nothing would be learned.")
+        self._check_without_weights()
+
+    @property
+    def total_epochs(self) -> int:
+        """Passes of both phases."""
+        return self.head_epochs + self.epochs
+
+    @property
+    def head_settings(self) -> Head:
+        """What `build_model` is told of the head."""
+        return Head(kind=self.head, units=self.head_units, dropout=self.dropout, sigmoid=self.sigmoid)
+
+    def for_backbone(self, spec: BackboneSpec) -> Self:
+        """Return the settings as they are for one backbone: its native size, and what replaces weights it has not.
+
+        Raises:
+            SettingsError: If only the head would be trained, on features of random weights.
+        """
+        changes: dict[str, Any] = {"without_weights": {}}
+        if self.image_size == "native":
+            changes["image_size"] = spec.native_size
+        if self.weights is not None and not self.weights_is_file and not spec.weights:
+            changes |= {"weights": None, "head_epochs": 0, **self.without_weights}
+            if not changes.get("epochs", self.epochs):
+                raise SettingsError(
+                    f"The recipe {self.name!r} trains a head on the features of a frozen backbone, and {spec.name} has "
+                    f"no {self.weights!r} weights, nor any by name: its features would be random. Leave {spec.name} "
+                    "out, pass an .h5 file as weights, or a recipe that trains all layers, such as 'finetune'."
+                )
+        return dataclasses.replace(self, **changes)
+
+    @property
+    def weights_is_file(self) -> bool:
+        """Whether `weights` says a path, and not a name."""
+        return self.weights is not None and str(Path(self.weights)) != Path(self.weights).stem
 
     @classmethod
     def preset(cls, name: str, /, **changes: Any) -> Self:
@@ -79,25 +191,79 @@ class Recipe(Augmentation):
             UnknownNameError: If there is no such preset, or no such setting.
             SettingsError: If a value is not allowed.
         """
-        if name not in _PRESETS:
-            raise unknown_name("recipe", name, _PRESETS)
-        fields = {field.name for field in dataclasses.fields(cls)} - {"name"}
-        for key in changes:
-            if key not in fields:
-                raise unknown_name("recipe setting", key, fields)
-        return cls(**{"name": name, **_PRESETS[name], **changes})
+        if not isinstance(name, str) or name not in PRESETS:
+            raise unknown_name("recipe", name, PRESETS)
+        return cls.from_dict({"name": name, **PRESETS[name], **changes})
 
     @staticmethod
     def presets() -> list[str]:
         """Return the names that `preset` knows."""
-        return sorted(_PRESETS)
+        return sorted(PRESETS)
+
+    @classmethod
+    def from_dict(cls, settings: Mapping[str, Any]) -> Self:
+        """Return a recipe of plain values; what is left out has its default.
+
+        Raises:
+            UnknownNameError: If there is no such setting; it suggests the near one.
+            SettingsError: If a value is not allowed.
+        """
+        fields = {field.name for field in dataclasses.fields(cls)}
+        for key in settings:
+            if key not in fields:
+                raise unknown_name("recipe setting", key, fields)
+        return cls(**settings)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as plain JSON values."""
-        return dataclasses.asdict(self)
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return values | {"without_weights": dict(self.without_weights)}
 
+    @classmethod
+    def from_toml(cls, path: str | Path) -> Self:
+        """Read a recipe from a TOML file: `preset = "finetune"`, if it starts from one, and settings.
 
-# "quick" shows the whole way on two CPU cores in minutes: a demonstration, not a setting to publish.
-_PRESETS: dict[str, dict[str, Any]] = {
-    "quick": {"weights": None, "image_size": 80, "epochs": 3, "batch_size": 16, "learning_rate": 1e-3},
-}
+        Raises:
+            DataError: If there is no such file, or it is no TOML.
+            UnknownNameError: If there is no such preset or setting.
+            SettingsError: If a value is not allowed.
+        """
+        file = Path(path).expanduser()
+        try:
+            settings = tomllib.loads(file.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise DataError(f"The recipe {file} cannot be read: {error.strerror or error}.") from error
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise DataError(f"The recipe {file} is no TOML: {error}.") from error
+        preset = settings.pop("preset", None)
+        settings.setdefault("name", file.stem)
+        return cls.from_dict(settings) if preset is None else cls.preset(preset, **settings)
+
+    def to_toml(self) -> str:
+        """Return every setting as TOML, which `from_toml` reads; weights that are None are left out."""
+        import tomli_w
+
+        return tomli_w.dumps({name: value for name, value in self.to_dict().items() if value is not None})
+
+    @staticmethod
+    def _check_whole(name: str, value: object, smallest: int, or_else: str = "") -> None:
+        if isinstance(value, bool) or not isinstance(value, int) or not smallest <= value <= _LARGEST:
+            raise SettingsError(
+                f"{name} must be a whole number from {smallest} to a million{or_else}. Received: {name}={value!r}."
+            )
+
+    def _check_without_weights(self) -> None:
+        if not isinstance(self.without_weights, Mapping):
+            raise SettingsError(
+                f"without_weights must be a dict of settings. Received: without_weights={self.without_weights!r}."
+            )
+        allowed = {field.name for field in dataclasses.fields(self)} - {"name", "weights", "without_weights"}
+        for key in self.without_weights:
+            if key not in allowed:
+                raise unknown_name("recipe setting", key, allowed, "It stands in without_weights.")
+        object.__setattr__(self, "without_weights", MappingProxyType(dict(self.without_weights)))
+        if self.without_weights:
+            try:
+                dataclasses.replace(self, **{"without_weights": {}, **self.without_weights})
+            except SettingsError as error:
+                raise SettingsError(f"In without_weights: {error}") from error

@@ -1,0 +1,60 @@
+"""The head: what stands between a backbone's feature map and the logits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from leukemia_dl.errors import SettingsError
+
+__all__ = ["Head", "apply_head", "split_at_features"]
+
+_FIRST_LAYERS = ("pooling", "flatten")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Head:
+    """What stands on a backbone.
+
+    Attributes:
+        kind: "pooled" averages the feature map over its area; "flatten" keeps every value of it.
+        units: Width of a ReLU layer on these features; 0 for none.
+        dropout: Share of what then is there dropped in training, in [0, 1).
+        sigmoid: For two classes: one weighted sum z, and (0, z) as logits, so that the softmax of these is the sigmoid
+            of z and their cross-entropy the binary one.
+    """
+
+    kind: Literal["pooled", "flatten"] = "pooled"
+    units: int = 0
+    dropout: float = 0.0
+    sigmoid: bool = False
+
+
+def apply_head(features: Any, head: Head, classes: int) -> Any:
+    """Return logits (batch, classes), float32, of a symbolic feature map (batch, height, width, channels).
+
+    Raises:
+        SettingsError: If a sigmoid is asked for with more than two classes.
+    """
+    from keras import layers, ops
+
+    if head.sigmoid and classes != 2:
+        raise SettingsError(f"A sigmoid head tells two classes apart. Received: {classes} classes; use sigmoid=False.")
+    if head.kind == "pooled":
+        x = layers.GlobalAveragePooling2D(dtype="float32", name="pooling")(features)
+    else:
+        x = layers.Flatten(dtype="float32", name="flatten")(features)
+    if head.units:
+        x = layers.Dense(head.units, "relu", dtype="float32", name="head_dense")(x)
+    if head.dropout:
+        x = layers.Dropout(head.dropout, dtype="float32", name="head_dropout")(x)
+    x = layers.Dense(1 if head.sigmoid else classes, dtype="float32", name="logits")(x)
+    return ops.pad(x, ((0, 0), (1, 0))) if head.sigmoid else x
+
+
+def split_at_features(model: Any) -> tuple[Any, Any]:
+    """Return a built model as two that share its layers: pixels to features (batch, n), and features to logits."""
+    import keras
+
+    features = next(layer for layer in reversed(model.layers) if layer.name in _FIRST_LAYERS).output
+    return keras.Model(model.input, features), keras.Model(features, model.output)

@@ -1,0 +1,107 @@
+"""Keras callbacks of one's own in each fit, by a factory; and factories for TensorBoard and MLflow."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from leukemia_dl.errors import SettingsError
+from leukemia_dl.training.recipe import Recipe
+
+__all__ = ["CallbackFactory", "FitContext", "load_factory", "mlflow", "tensorboard"]
+
+
+@dataclass(frozen=True)
+class FitContext:
+    """What a callback factory is told of the fit that its callbacks are for.
+
+    Attributes:
+        backbone: Its name.
+        recipe: The settings as they are for this backbone.
+        seed: Of the trial.
+        phase: "head" or "all": the factory is called for each phase, since each is a `fit` of its own.
+        folder: Where logs may be written, one folder per trial, not made yet; None for a fit outside a benchmark.
+    """
+
+    backbone: str
+    recipe: Recipe
+    seed: int
+    phase: str
+    folder: Path | None
+
+
+CallbackFactory = Callable[[FitContext], Iterable[Any]]
+
+
+def load_factory(factory: CallbackFactory | str | None) -> CallbackFactory | None:
+    """Return a factory given as an object or as "module:function"; None stays None.
+
+    Raises:
+        SettingsError: If it is neither, or there is no such module or function.
+    """
+    if factory is None or callable(factory):
+        return factory
+    wanted = 'callbacks must be a function of a FitContext, or its name as "module:function"'
+    module, colon, name = factory.partition(":") if isinstance(factory, str) else ("", "", "")
+    if not colon or not module or not name:
+        raise SettingsError(f"{wanted}. Received: callbacks={factory!r}.")
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise SettingsError(f"{wanted}. {factory!r} cannot be had: {error}.") from error
+    if not callable(found):
+        raise SettingsError(f"{wanted}. {factory!r} is a {type(found).__name__}.")
+    result: CallbackFactory = found
+    return result
+
+
+def tensorboard(context: FitContext) -> list[Any]:
+    """Return `keras.callbacks.TensorBoard`, which writes below the trial's folder; needs the extra `tensorboard`."""
+    import keras
+
+    _require("tensorboard", "tensorboard")
+    return [keras.callbacks.TensorBoard(str(_folder(context, "tensorboard") / context.phase), write_graph=False)]
+
+
+def mlflow(context: FitContext) -> list[Any]:
+    """Return a callback that logs settings and each epoch to an MLflow run per phase; needs the extra `mlflow`.
+
+    Where runs go is MLflow's own setting: the environment variables MLFLOW_TRACKING_URI and MLFLOW_EXPERIMENT_NAME, or
+    what the calling program set. Under an active run they are its children.
+    """
+    import keras
+
+    _require("mlflow", "mlflow")
+    import mlflow as library
+
+    class Log(keras.callbacks.Callback):  # type: ignore[misc]
+        def on_train_begin(self, logs: Any = None) -> None:
+            said = {"backbone": context.backbone, "seed": context.seed, "phase": context.phase}
+            with library.start_run(run_name=" ".join(map(str, said.values())), nested=True) as run:
+                library.log_params(said | context.recipe.to_dict())
+            # No longer the active run of this process, which a fit that fails would otherwise leave open.
+            self._run, self._client = run.info.run_id, library.MlflowClient()
+            self._client.update_run(self._run, status="RUNNING")
+
+        def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+            for name, value in (logs or {}).items():
+                self._client.log_metric(self._run, name, float(value), step=epoch + 1)
+
+        def on_train_end(self, logs: Any = None) -> None:
+            self._client.set_terminated(self._run)
+
+    return [Log()]
+
+
+def _folder(context: FitContext, what: str) -> Path:
+    if context.folder is None:
+        raise SettingsError(f"{what} needs a folder to write to. Pass fit(..., folder=...), or run a Benchmark.")
+    return context.folder / what
+
+
+def _require(module: str, extra: str) -> None:
+    if importlib.util.find_spec(module) is None:
+        raise SettingsError(f"{module} is not installed. Install it: pip install 'leukemia-dl[{extra}]'.")

@@ -1,0 +1,83 @@
+"""The state of an unfinished fit in one file, so that a killed one goes on from its last epoch, bit for bit."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import tempfile
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["Progress", "read_checkpoint", "write_checkpoint"]
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class Progress:
+    """How far a fit has come.
+
+    Attributes:
+        phase: "head" or "all".
+        epoch: Epochs done in this phase.
+        rows: The history so far.
+        model: Every variable of the model, seeds of dropout included, in its order.
+        optimizer: Every variable of the phase's optimizer, in its order.
+    """
+
+    phase: str
+    epoch: int
+    rows: list[dict[str, Any]]
+    model: Sequence[NDArray[Any]]
+    optimizer: Sequence[NDArray[Any]]
+
+
+def write_checkpoint(path: Path, identity: str, progress: Progress) -> None:
+    """Write a checkpoint aside and move it in place: at any moment there is a whole one, the old or the new.
+
+    A disk that is full costs the checkpoint, not the fit: that is logged as a warning.
+    """
+    said = {"identity": identity, "phase": progress.phase, "epoch": progress.epoch, "rows": progress.rows}
+    arrays = {f"model_{i}": value for i, value in enumerate(progress.model)}
+    arrays |= {f"optimizer_{i}": value for i, value in enumerate(progress.optimizer)}
+    aside = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.stem}-", delete=False) as file:
+            aside = Path(file.name)
+            np.savez(file, allow_pickle=False, said=np.array(json.dumps(said)), **arrays)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+    except OSError as error:
+        _log.warning("No checkpoint could be written to %s: %s", path, error)
+    finally:
+        if aside is not None:
+            aside.unlink(missing_ok=True)
+
+
+def read_checkpoint(path: Path, identity: str) -> Progress | None:
+    """Return what a fit of this identity left, or None: no file, one that is damaged, or that of another fit."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            said = json.loads(str(file["said"]))
+            if said["identity"] != identity:
+                _log.info("The checkpoint %s is of another fit and is not used", path)
+                return None
+            model, optimizer = (
+                [file[f"{what}_{i}"] for i in range(sum(name.startswith(f"{what}_") for name in file.files))]
+                for what in ("model", "optimizer")
+            )
+            return Progress(str(said["phase"]), int(said["epoch"]), list(said["rows"]), model, optimizer)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        _log.warning("The checkpoint %s cannot be read and is not used: %s", path, error)
+        return None

@@ -1,0 +1,35 @@
+"""Inner folds: parts of a training side, disjoint in groups, for what must be chosen without the val and test sides."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from leukemia_dl.identity import named_seed
+
+__all__ = ["inner_folds"]
+
+_FOLDS = 5
+
+
+def inner_folds(
+    labels: NDArray[np.int64], groups: NDArray[np.int64] | None, seed: int
+) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """Return (train, held out) row numbers of up to five folds, stratified by class.
+
+    Args:
+        labels: Class indices (n,).
+        groups: A number for each group of images that must stay together (n,); None if every image may go anywhere.
+        seed: Of the trial.
+
+    Returns:
+        As many folds as the class with the fewest groups has groups, five at most; none if that is one.
+    """
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    units = np.arange(len(labels)) if groups is None else groups
+    folds = min([_FOLDS, *(len(np.unique(units[labels == label])) for label in np.unique(labels))])
+    if folds < 2:
+        return []
+    splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=named_seed(seed, "inner folds"))
+    return [(train, held) for train, held in splitter.split(np.zeros(len(labels)), labels, units)]
