@@ -22,6 +22,7 @@ test: .venv/test .venv-jax/ready ## Lint, types and all offline tests, then the 
 	.venv/bin/mypy
 	.venv/bin/python -m pytest
 	KERAS_BACKEND=jax .venv-jax/bin/python -m pytest -p no:cacheprovider tests/test_other_backend.py \
+		tests/training/test_optimizer.py tests/training/test_resume.py tests/testing/test_checks.py \
 		tests/training/test_augmentation.py
 
 lint: .venv/test ## Mend formatting and imports, then check style and types

@@ -5,19 +5,13 @@ import numpy as np
 import pytest
 
 import leukemia_dl as ldl
+from discs import IMAGES, LABELS
 from leukemia_dl.errors import DataError, SettingsError, TrainingError
 from leukemia_dl.models.classifier import predict_logits
 from leukemia_dl.training import Recipe, fit
 
 keras = pytest.importorskip("keras")
 RECIPE = Recipe(image_size=32, epochs=3, batch_size=8, learning_rate=3e-3)
-RNG = np.random.default_rng(0)
-LABELS = np.arange(48, dtype=np.int64) % 2
-# A disc that is larger in class 1: what a real cell's size tells, without anything else.
-GRID = np.hypot(*np.mgrid[-16:16, -16:16])
-IMAGES = np.stack(
-    [(6 + 5 * label + RNG.normal() > GRID)[..., None] * np.array([90, 40, 100]) for label in LABELS]
-).astype(np.uint8)
 CNN = ldl.get_backbone("cnn")
 
 

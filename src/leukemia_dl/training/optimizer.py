@@ -54,7 +54,8 @@ def build_optimizer(
             self._decayed = [bool(recipe.weight_decay) and v.name not in _UNDECAYED for v in variables]
             self._averages = self.add_optimizer_variables(variables, "average") if average else []
             for mean, variable in zip(self._averages, variables, strict=False):
-                mean.assign(variable)
+                # By way of numpy: JAX would give both the same memory, and refuses to hand it over twice.
+                mean.assign(np.array(keras.ops.convert_to_numpy(variable)))
 
         def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
             ops = keras.ops
