@@ -6,9 +6,12 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
 # uv is several times faster than pip where it is there; where it fails (an index with its own certificate), pip takes over.
 UV := $(shell command -v uv 2>/dev/null)
 STORE ?= runs/quick
+# What is run on a backend other than TensorFlow, in an environment without it.
+OTHER_BACKEND = tests/test_other_backend.py tests/testing/test_checks.py tests/training/test_augmentation.py \
+	tests/training/test_optimizer.py tests/training/test_resume.py
 
 .DEFAULT_GOAL := help
-.PHONY: help benchmark test lint docs clean
+.PHONY: help benchmark test test-torch lint docs clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -21,9 +24,10 @@ test: .venv/test .venv-jax/ready ## Lint, types and all offline tests, then the 
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 	.venv/bin/python -m pytest
-	KERAS_BACKEND=jax .venv-jax/bin/python -m pytest -p no:cacheprovider tests/test_other_backend.py \
-		tests/training/test_optimizer.py tests/training/test_resume.py tests/testing/test_checks.py \
-		tests/training/test_augmentation.py
+	KERAS_BACKEND=jax .venv-jax/bin/python -m pytest -p no:cacheprovider $(OTHER_BACKEND)
+
+test-torch: .venv-torch/ready ## The leg on torch without TensorFlow (downloads several GB the first time)
+	KERAS_BACKEND=torch .venv-torch/bin/python -m pytest -p no:cacheprovider $(OTHER_BACKEND)
 
 lint: .venv/test ## Mend formatting and imports, then check style and types
 	.venv/bin/ruff check --fix .
@@ -34,7 +38,7 @@ docs: .venv/docs ## Build the documentation into site/, strictly
 	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict
 
 clean: ## Delete environments, caches and built files (not runs/)
-	rm -rf .venv .venv-jax site dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .venv-jax .venv-torch site dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 # install VENV ARGUMENTS: into an environment of our own, with the versions of constraints.txt.
 define install
@@ -64,10 +68,10 @@ environment:
 	$(call install,.venv,--requirement .venv/docs.txt)
 	@touch $@
 
-# The library itself without its dependencies, then all of those but TensorFlow, and JAX.
-.venv-jax/ready: pyproject.toml constraints.txt
-	@test -x .venv-jax/bin/python || $(MAKE) --no-print-directory environment VENV=.venv-jax
-	.venv-jax/bin/python .ci/group.py --core-without tensorflow jax > .venv-jax/core.txt
-	$(call install,.venv-jax,--requirement .venv-jax/core.txt pytest hypothesis)
-	.venv-jax/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+# The library itself without its dependencies, then all of those but TensorFlow, and JAX or torch.
+.venv-%/ready: pyproject.toml constraints.txt
+	@test -x .venv-$*/bin/python || $(MAKE) --no-print-directory environment VENV=.venv-$*
+	.venv-$*/bin/python .ci/group.py --core-without tensorflow $* > .venv-$*/core.txt
+	$(call install,.venv-$*,--requirement .venv-$*/core.txt pytest hypothesis)
+	.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	@touch $@

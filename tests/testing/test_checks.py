@@ -10,7 +10,7 @@ from leukemia_dl.testing import BACKBONE_CHECKS, check_backbone, parametrize_wit
 from leukemia_dl.testing import checks as module
 
 keras = pytest.importorskip("keras")
-BUILTIN = ("cnn", "inception_v3", "resnet50", "vgg16", "xception")
+BUILTIN = ("cnn", "inception_v3", "resnet50", "source_cnn", "vgg16", "xception")
 
 
 @parametrize_with_checks([ldl.get_backbone(name) for name in BUILTIN])

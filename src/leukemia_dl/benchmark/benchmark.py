@@ -26,7 +26,7 @@ from leukemia_dl.models.registry import find_backbone
 from leukemia_dl.models.spec import BackboneSpec
 from leukemia_dl.plugins import DISTRIBUTION
 from leukemia_dl.preprocess import Pipeline
-from leukemia_dl.training.backends import backend_name, prepare
+from leukemia_dl.training.backends import backend_name, check_device, prepare
 from leukemia_dl.training.callbacks import CallbackFactory, load_factory
 from leukemia_dl.training.recipe import Recipe
 
@@ -43,7 +43,6 @@ class _Cell:
     split: Split
     size: int
     spec: BackboneSpec | None = None
-    recipe: Recipe | None = None
 
 
 class Benchmark:
@@ -65,6 +64,8 @@ class Benchmark:
             pipeline. A step that is to be fitted, such as `Reinhard()`, is fitted per split, to its training images.
         allow_leakage: Needed for the protocol "random".
         save_models: Keep each trained net in the store, as `model.keras`.
+        device: "auto" for the first GPU where there is one, else the CPU; "cpu", "gpu" or "gpu:1". Rows say which kind
+            it was; it is not part of what names a trial.
         callbacks: Makes Keras callbacks for each fit: a function of a `FitContext`, or its name as "module:function".
             Not part of what names a trial: what they do to the training is not known here.
 
@@ -93,6 +94,7 @@ class Benchmark:
         pipeline: Pipeline | Callable[[int], Pipeline] | None = None,
         allow_leakage: bool = False,
         save_models: bool = True,
+        device: str = "auto",
         callbacks: CallbackFactory | str | None = None,
     ) -> None:
         """See the class."""
@@ -112,6 +114,7 @@ class Benchmark:
         self._weights = {n: weights_identity(f.record, self.recipes[n].weights) for n, f in self._found.items()}
         sizes = sorted({int(recipe.image_size) for recipe in self.recipes.values()})
         self.pipelines = {size: _pipeline(pipeline, size, dataset.info.canvas) for size in sizes}
+        self.device = check_device(device)
         self.callbacks = callbacks
         self._callbacks = load_factory(callbacks)
         self.dataset = dataset.subset(dataset.labels >= 0)
@@ -186,7 +189,7 @@ class Benchmark:
             # Outside the trials: what cannot be decoded is an error of the data, not of a backbone.
             pixels[size].read()
         if to_do:
-            prepare(self.recipe.precision)
+            prepare(self.recipe.precision, self.device)
         try:
             with GridProgress(len(grid), show_progress) as progress:
                 for cell in grid:
@@ -283,7 +286,7 @@ class Benchmark:
                         pipeline=self.pipelines[size].to_dict(),
                         **where,
                     )
-                    cells.append(_Cell(trial, split, size, found.record, recipe))
+                    cells.append(_Cell(trial, split, size, found.record))
             for name in self.baselines:
                 trial = Trial(
                     kind="baseline",
@@ -309,9 +312,9 @@ class Benchmark:
             return
         started = time.perf_counter()
         job = None
-        if cell.spec is not None and cell.recipe is not None:
+        if cell.spec is not None:
             aside = (self.store.checkpoints(cell.trial), self.store.logs(cell.trial))
-            job = Job(cell.spec, cell.recipe, *aside, self._callbacks)
+            job = Job(cell.spec, self.recipe, self.device, *aside, self._callbacks)
         record, save = run_trial(cell.trial, self.dataset, cell.split, pixels, job, progress)
         folder = self.store.write(record, save if self.save_models else None)
         if record.status == "ok":

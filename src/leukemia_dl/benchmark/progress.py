@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Self
 
@@ -64,12 +65,13 @@ class GridProgress:
             text = f"{self._name}  epoch {epoch + 1}/{epochs}{self._last}"
             self._bars.update(self._line, description=text, total=epochs * steps, completed=epoch * steps + step)
 
-    def epoch(self, epoch: int, epochs: int, row: dict[str, float]) -> None:
+    def epoch(self, epoch: int, epochs: int, row: Mapping[str, Any]) -> None:
         """Tell what an epoch (from 1) ended with."""
         parts = [f"{name} {row[name]:.3f}" for name in ("loss", "accuracy", "val_loss", "val_accuracy") if name in row]
         self._last = "  " + ", ".join(parts)
         if self._bars is None:
-            self._write(f"    epoch {epoch}/{epochs}{self._last}")
+            inner = f"inner fold {row['inner_fold']} " if "inner_fold" in row else ""
+            self._write(f"    {inner}epoch {epoch}/{epochs}{self._last}")
 
     def end(self, record: Record, seconds: float, reused: bool = False) -> None:
         """Finish the line of a trial."""

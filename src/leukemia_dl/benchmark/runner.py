@@ -91,7 +91,8 @@ class Job:
 
     Attributes:
         spec: The backbone.
-        recipe: As it is for this backbone.
+        recipe: As it was asked for, for all backbones.
+        device: "auto", "cpu", "gpu" or "gpu:1".
         checkpoints: Folder for the state of the unfinished fit.
         logs: Folder where callbacks may write.
         callbacks: Makes them; or None.
@@ -99,6 +100,7 @@ class Job:
 
     spec: BackboneSpec
     recipe: Recipe
+    device: str
     checkpoints: Path
     logs: Path
     callbacks: CallbackFactory | None
@@ -149,7 +151,7 @@ def run_trial(
     record = Record(
         trial,
         "ok",
-        row=_row(trial, dataset, split, job.recipe if job else None),
+        row=_row(trial, dataset, split, job.recipe.for_backbone(job.spec) if job else None),
         sides=sides,
         samples=dataset.table["sample"].to_numpy(dtype=np.str_)[predict],
         labels=labels,
@@ -211,7 +213,7 @@ def _backbone(
 
     # Models of earlier trials would otherwise stay in memory for as long as the process lives.
     keras.utils.clear_session(free_memory=True)
-    labels, epochs = dataset.labels, job.recipe.total_epochs
+    labels, epochs = dataset.labels, job.recipe.for_backbone(job.spec).total_epochs
     groups = pd.factorize(dataset.table["group"].iloc[split.train])[0] if dataset.has_subjects else None
     result: FitResult = fit(
         job.spec,
@@ -222,6 +224,7 @@ def _backbone(
         seed=trial.seed or 0,
         groups=groups,
         validation=(pixels.images(split, split.val), labels[split.val]),
+        device=job.device,
         checkpoints=job.checkpoints,
         callbacks=job.callbacks,
         folder=job.logs,
@@ -291,6 +294,7 @@ def _row(trial: Trial, dataset: Dataset, split: Split, recipe: Recipe | None) ->
         "epochs": recipe.total_epochs if recipe else None,
         "batch_size": recipe.batch_size if recipe else None,
         "weights": (trial.weights or "random") if recipe else None,
+        "averaging": "none" if recipe else None,
     }
     for side in ("train", "val", "test"):
         index = getattr(split, side)

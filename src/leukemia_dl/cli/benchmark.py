@@ -46,6 +46,7 @@ def benchmark(
         bool, typer.Option("--allow-leakage", help="Allow the protocol random, which mixes subjects.")
     ] = False,
     rerun: Annotated[bool, typer.Option("--rerun", help="Run trials again that the store already holds.")] = False,
+    device: options.DeviceName = "auto",
     callbacks: Annotated[
         str | None,
         typer.Option(metavar="MODULE:FUNCTION", help="Makes Keras callbacks for each fit.", show_default=False),
@@ -75,6 +76,7 @@ def benchmark(
         pipeline=partial(options.pipeline, data, stain=stain, crop=crop),
         allow_leakage=allow_leakage,
         save_models=not no_models,
+        device=device,
         callbacks=callbacks,
     )
     _announce(bench)

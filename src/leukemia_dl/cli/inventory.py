@@ -1,4 +1,4 @@
-"""`leukemia-dl backbones | datasets | doctor`: what there is, and whether this machine is ready."""
+"""`leukemia-dl backbones | datasets | recipes | doctor`: what there is, and whether this machine is ready."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import typer
 from leukemia_dl.cli import options
 from leukemia_dl.errors import LeukemiaDLError
 
-__all__ = ["backbones", "datasets", "doctor"]
+__all__ = ["backbones", "datasets", "doctor", "recipes"]
 
 CsvOption = Annotated[bool, typer.Option("--csv", help="As CSV, with every column.")]
 
@@ -43,6 +43,23 @@ def datasets(csv: CsvOption = False) -> None:
     else:
         options.print_table(frame)
     _tell_problems()
+
+
+def recipes(
+    name: Annotated[str | None, typer.Argument(help="Print its settings, as TOML.", show_default=False)] = None,
+) -> None:
+    """List the recipes; or print one as TOML, to change and pass as --recipe FILE.toml."""
+    import pandas as pd
+
+    from leukemia_dl.training.recipe import Recipe
+
+    if name is not None:
+        typer.echo(Recipe.preset(name).to_toml(), nl=False)
+        return
+    shown = ["weights", "image_size", "head", "head_epochs", "epochs", "batch_size", "learning_rate", "class_balance"]
+    rows = [{"recipe": found, **Recipe.preset(found).to_dict()} for found in Recipe.presets()]
+    frame = pd.DataFrame(rows, columns=["recipe", *shown])
+    options.print_table(frame.fillna({"weights": "random"}))
 
 
 def doctor() -> None:

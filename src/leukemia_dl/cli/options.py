@@ -29,6 +29,7 @@ DatasetOptions = Annotated[
 RecipeName = Annotated[
     str, typer.Option(help="Settings of each fit: a preset (`leukemia-dl recipes`) or a .toml file.")
 ]
+DeviceName = Annotated[str, typer.Option(help="auto, cpu, gpu or gpu:1.")]
 Changes = Annotated[
     list[str] | None,
     typer.Option("--set", "-s", metavar="KEY=VALUE", help="Change a setting of the recipe, such as epochs=10."),

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from leukemia_dl.cli import options
 from leukemia_dl.errors import DataError, StoreError
 
 __all__ = ["predict"]
@@ -20,6 +21,13 @@ def predict(
         Path | None, typer.Option("--output", help="Write a CSV file instead of the screen.", show_default=False)
     ] = None,
     batch_size: Annotated[int, typer.Option(help="Images per step.")] = 32,
+    uncalibrated: Annotated[
+        bool, typer.Option("--uncalibrated", help="Leave out the temperature that calibrates probabilities.")
+    ] = False,
+    symmetries: Annotated[
+        bool, typer.Option("--symmetries", help="Average over each image turned and mirrored: eight times the work.")
+    ] = False,
+    device: options.DeviceName = "auto",
 ) -> None:
     """Predict the class of images, with a probability per class. CSV on standard output when that is no terminal.
 
@@ -31,8 +39,10 @@ def predict(
     from leukemia_dl.models.classifier import load_classifier
     from leukemia_dl.training.backends import prepare
 
-    prepare()
-    frame = load_classifier(model).predict(files, batch_size=batch_size)
+    prepare(device=device)
+    frame = load_classifier(model).predict(
+        files, batch_size=batch_size, calibrated=not uncalibrated, symmetry_average=symmetries
+    )
     if output is not None:
         try:
             frame.to_csv(output, index=False, lineterminator="\n", errors="surrogateescape")
@@ -40,9 +50,7 @@ def predict(
             raise StoreError(f"{output} cannot be written: {error.strerror or error}.") from error
         typer.echo(f"{len(frame):,} predictions written to {output}")
     elif sys.stdout.isatty():
-        from leukemia_dl.cli.options import print_table
-
-        print_table(frame, {str(name): ".3f" for name in frame if str(name).startswith("probability_")})
+        options.print_table(frame, {str(name): ".3f" for name in frame if str(name).startswith("probability_")})
     else:
         frame.to_csv(sys.stdout, index=False, lineterminator="\n")
 

@@ -4,8 +4,11 @@ Which trials there are is the business of `benchmark/`; what a net looks like th
 """
 
 from leukemia_dl.training.augmentation import Augmentation, augment, augment_images
+from leukemia_dl.training.callbacks import FitContext, load_factory
 from leukemia_dl.training.fit import FitResult, fit
 from leukemia_dl.training.pydataset import as_keras
 from leukemia_dl.training.recipe import Recipe
 
-__all__ = ["Augmentation", "FitResult", "Recipe", "as_keras", "augment", "augment_images", "fit"]
+__all__ = [
+    "Augmentation", "FitContext", "FitResult", "Recipe", "as_keras", "augment", "augment_images", "fit", "load_factory",
+]  # fmt: skip

@@ -8,8 +8,9 @@ import json
 import logging
 import os
 import platform
+import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from typing import Any
 from leukemia_dl.errors import BackendError, SettingsError
 from leukemia_dl.memory import keep_memory
 
-__all__ = ["Device", "backend_name", "device_names", "feed", "fused", "prepare", "quiet_import"]
+__all__ = ["Device", "backend_name", "check_device", "device_names", "feed", "fused", "prepare", "quiet_import"]
 
 BACKENDS = {"tensorflow": "tensorflow", "jax": "jax", "torch": "torch"}
 
@@ -70,20 +71,28 @@ def backend_name() -> str:
     return chosen
 
 
-def prepare(precision: str = "auto") -> Device:
-    """Import Keras with its backend and say where a fit will run: a GPU where there is one, else the CPU.
+def prepare(precision: str = "auto", device: str = "auto") -> Device:
+    """Import Keras with its backend and say where a fit will run.
 
     On TensorFlow, GPU memory is taken as it is needed instead of all at once. On a CPU under Linux this process keeps
     the memory that it has had (`keep_memory`).
 
+    Args:
+        precision: "auto", "float32" or "mixed_bfloat16".
+        device: "auto" for the first GPU where there is one, else the CPU; "cpu", "gpu" or "gpu:1".
+
     Raises:
-        SettingsError: If mixed_bfloat16 is asked for on hardware that only emulates it.
+        SettingsError: If mixed_bfloat16 is asked for on hardware that only emulates it, or `device` is none of these.
+        BackendError: If there is no such device, or the backend has already started with another.
     """
+    check_device(device)
     backend = backend_name()
     with quiet_import():
+        if backend == "torch" and device == "cpu":
+            os.environ.setdefault("KERAS_TORCH_DEVICE", "cpu")  # Keras reads it when it is imported
         import keras  # noqa: F401
 
-        kind, name, has_bfloat16 = _PROBES[backend]()
+        kind, name, has_bfloat16 = _PROBES[backend](device)
     if kind == "cpu":
         keep_memory()
     if precision == "mixed_bfloat16" and not has_bfloat16:
@@ -95,6 +104,13 @@ def prepare(precision: str = "auto") -> Device:
     # XLA on a CPU under TensorFlow is up to 3.7 times slower (Xception); under torch it has open bugs; JAX is XLA.
     jit: bool | str = False if backend == "torch" or (backend == "tensorflow" and kind == "cpu") else "auto"
     return Device(backend, kind, name, policy, jit)
+
+
+def check_device(device: object) -> str:
+    """Return `device`, or raise SettingsError if it is not "auto", "cpu", "gpu" or "gpu:N"."""
+    if not isinstance(device, str) or not re.fullmatch(r"auto|cpu|gpu(:\d+)?", device):
+        raise SettingsError(f"device must be 'auto', 'cpu', 'gpu' or 'gpu:N'. Received: device={device!r}.")
+    return device
 
 
 def device_names() -> list[str]:
@@ -143,7 +159,7 @@ def fused(function: Callable[..., Any]) -> Callable[..., Any]:
         return function
     import tensorflow as tf
 
-    if tf.config.list_physical_devices("GPU"):
+    if tf.config.get_visible_devices("GPU"):
         return function
     compiled: Callable[..., Any] = tf.function(function, jit_compile=True, autograph=False)
     return compiled
@@ -177,25 +193,48 @@ def _configured_backend() -> str | None:
     return None
 
 
-def _probe_tensorflow() -> tuple[str, str, bool]:
+def _chosen(device: str, gpus: Sequence[Any]) -> Any:
+    """Return the GPU that `device` says, None for the CPU."""
+    if device == "cpu" or (device == "auto" and not gpus):
+        return None
+    number = int(device.partition(":")[2] or 0)
+    if number >= len(gpus):
+        raise BackendError(
+            f"There is no {device}: {backend_name()} sees {len(gpus)} GPUs on this machine. Use device='auto'; "
+            "`leukemia-dl doctor` lists what there is."
+        )
+    return gpus[number]
+
+
+def _probe_tensorflow(device: str) -> tuple[str, str, bool]:
     import tensorflow as tf
 
     # One function per model is what we want; TensorFlow warns of it from the fifth model in a process on.
     logging.getLogger("tensorflow").addFilter(_not_about_retracing)
     gpus = tf.config.list_physical_devices("GPU")
-    for gpu in gpus:
+    gpu = _chosen(device, gpus)
+    if gpus:
+        try:
+            tf.config.set_visible_devices([] if gpu is None else [gpu], "GPU")
+        except RuntimeError as error:
+            if device != "auto":
+                raise BackendError(
+                    f"TensorFlow has already started in this process with other devices than {device}: choose the "
+                    "device before the first fit, or start a new process."
+                ) from error
+    if gpu is not None:
         with contextlib.suppress(RuntimeError):  # already in use: too late, and no harm
             tf.config.experimental.set_memory_growth(gpu, True)
-    if not gpus:
+    else:
         # With several, InceptionV3's parallel branches gave other bits in each run (TensorFlow 2.21, two cores), even
         # under enable_op_determinism. A user who has already started the run-time keeps what it was started with.
         with contextlib.suppress(RuntimeError):
             tf.config.threading.set_inter_op_parallelism_threads(1)
     # The first operation starts the run-time, which talks too: now, while it is kept quiet.
     tf.zeros(()).numpy()
-    if not gpus:
+    if gpu is None:
         return "cpu", _cpu_name(), False
-    details = tf.config.experimental.get_device_details(gpus[0])
+    details = tf.config.experimental.get_device_details(gpu)
     return "gpu", str(details.get("device_name", "GPU")), details.get("compute_capability", (0, 0)) >= (8, 0)
 
 
@@ -203,23 +242,28 @@ def _not_about_retracing(record: logging.LogRecord) -> bool:
     return "retracing" not in record.getMessage()
 
 
-def _probe_jax() -> tuple[str, str, bool]:
+def _probe_jax(device: str) -> tuple[str, str, bool]:
     import jax
 
-    device = jax.devices()[0]
-    if device.platform == "cpu":
+    accelerators = [found for found in jax.devices() if found.platform != "cpu"]
+    chosen = _chosen(device, accelerators)
+    if device != "auto":
+        jax.config.update("jax_default_device", jax.devices("cpu")[0] if chosen is None else chosen)
+    if chosen is None:
         return "cpu", _cpu_name(), False
-    capability = getattr(device, "compute_capability", "0.0")
-    is_gpu = device.platform in ("gpu", "cuda", "rocm")
-    return "gpu" if is_gpu else device.platform, str(device.device_kind), not is_gpu or float(capability) >= 8.0
+    capability = getattr(chosen, "compute_capability", "0.0")
+    is_gpu = chosen.platform in ("gpu", "cuda", "rocm")
+    return "gpu" if is_gpu else chosen.platform, str(chosen.device_kind), not is_gpu or float(capability) >= 8.0
 
 
-def _probe_torch() -> tuple[str, str, bool]:
+def _probe_torch(device: str) -> tuple[str, str, bool]:
     import torch
 
-    if not torch.cuda.is_available():
+    number = _chosen(device, range(torch.cuda.device_count()))
+    if number is None:
         return "cpu", _cpu_name(), False
-    return "gpu", str(torch.cuda.get_device_name(0)), bool(torch.cuda.is_bf16_supported())
+    torch.cuda.set_device(number)
+    return "gpu", str(torch.cuda.get_device_name(number)), bool(torch.cuda.is_bf16_supported())
 
 
 _PROBES = {"tensorflow": _probe_tensorflow, "jax": _probe_jax, "torch": _probe_torch}

@@ -28,7 +28,7 @@ class Progress:
         phase: "head" or "all".
         epoch: Epochs done in this phase.
         rows: The history so far.
-        model: Every variable of the model, seeds of dropout included, in its order.
+        model: Every variable that the phase changes, seeds of dropout included, in the model's order.
         optimizer: Every variable of the phase's optimizer, in its order.
     """
 

@@ -71,6 +71,7 @@ def fit(
     seed: int = 0,
     groups: NDArray[np.int64] | None = None,
     validation: Side | None = None,
+    device: str = "auto",
     checkpoints: Path | None = None,
     callbacks: CallbackFactory | None = None,
     folder: Path | None = None,
@@ -88,6 +89,7 @@ def fit(
         seed: Of weights, order, augmentation and dropout. On one CPU model the result is bitwise repeatable.
         groups: A number per image (n,): images of one group stay together in inner folds. None if nothing is known.
         validation: Images and labels that are watched after each epoch, and never used.
+        device: "auto", "cpu", "gpu" or "gpu:1"; one per process on TensorFlow.
         checkpoints: Folder for the state after each epoch. A fit of the same settings, data and seed goes on from what
             it finds there, to the same bits on a CPU. The folder is left; the caller removes it when the result is
             safe.
@@ -101,14 +103,15 @@ def fit(
         DataError: If images and labels do not fit together or to the recipe.
         SettingsError: If the image size is below the backbone's minimum, or an epoch cannot be selected.
         OutOfMemoryError: If memory runs out; it names the batch size.
+        BackendError: If there is no such device.
         TrainingError: If the loss stops being a number.
     """
     asked, recipe = recipe, recipe.for_backbone(spec)
     notes = [f"no {asked.weights} weights: from random ones"] if asked.weights and not recipe.weights else []
     _check(images, labels, classes, recipe)
     started = time.perf_counter()
-    device = prepare(recipe.precision)
-    once = _Fit(spec, classes, seed, device, checkpoints, callbacks, folder, on_step, on_epoch)
+    found = prepare(recipe.precision, device)
+    once = _Fit(spec, classes, seed, found, checkpoints, callbacks, folder, on_step, on_epoch)
     while True:
         try:
             stop, curve = once.select_epoch(recipe, (images, labels), groups)
@@ -129,7 +132,7 @@ def fit(
         out_of_fold = once.out_of_fold(recipe, training, labels, groups)
     count = len(batchnorm_layers(training.model)) if recipe.epochs else 0
     seconds = time.perf_counter() - started
-    return FitResult(training.model, recipe, history, device, count, tuple(notes), seconds, out_of_fold)
+    return FitResult(training.model, recipe, history, found, count, tuple(notes), seconds, out_of_fold)
 
 
 @dataclass(frozen=True, eq=False)

@@ -74,8 +74,8 @@ class Training:
     on_epoch: Callable[[int, dict[str, Any]], None] | None = None
     callbacks: Callable[[str], list[Any]] | None = None
     rows: list[dict[str, Any]] = field(default_factory=list)
-    _features: NDArray[np.float32] | None = None
-    _resumed: Progress | None = None
+    _features: NDArray[np.float32] | None = field(default=None, init=False)
+    _resumed: Progress | None = field(default=None, init=False)
 
     def run(self) -> None:
         """Train, from where a checkpoint of this fit left off."""
@@ -89,7 +89,7 @@ class Training:
         found = read_checkpoint(*self.checkpoint) if self.checkpoint else None
         if found is None:
             return
-        variables = self.model.variables
+        variables = self._changing(found.phase)
         if [tuple(v.shape) for v in variables] != [value.shape for value in found.model]:
             _log.warning("The checkpoint is of a net of other shapes and is not used")
             return
@@ -255,11 +255,16 @@ class Training:
             self.rows[-1] |= look_at_average(last=True)
             self._save(phase, stop, optimizer)
 
+    def _changing(self, phase: str) -> list[Any]:
+        """Return the variables that a phase changes, seeds of dropout included: in the first the backbone stays."""
+        net = split_at_features(self.model)[1] if phase == "head" else self.model
+        return list(net.variables)
+
     def _save(self, phase: str, epoch: int, optimizer: Any) -> None:
         if self.checkpoint is None:
             return
         path, identity = self.checkpoint
-        state = ([_numpy(v) for v in self.model.variables], [_numpy(v) for v in optimizer.variables])
+        state = ([_numpy(v) for v in self._changing(phase)], [_numpy(v) for v in optimizer.variables])
         write_checkpoint(path, identity, Progress(phase, epoch, self.rows, *state))
 
     def _validate(self, net: Any, side: Side | None) -> dict[str, float]:

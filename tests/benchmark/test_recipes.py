@@ -1,0 +1,202 @@
+"""What the recipes make of a grid: sizes, rows, temperatures, checkpoints, plugins whose builders fail."""
+
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import tomllib
+
+import keras
+import numpy as np
+import pytest
+
+import leukemia_dl as ldl
+from leukemia_dl.errors import SettingsError
+from leukemia_dl.evaluation import fit_temperature, score
+from leukemia_dl.models import registry
+
+SIZES = {"subjects": 12, "images": 72, "preliminary_images": 12, "final_images": 2}
+RECIPE = ldl.Recipe(name="small", image_size=32, epochs=2, batch_size=8, learning_rate=3e-3)
+
+
+def build(inputs, weights):
+    from keras import layers
+
+    return layers.Conv2D(8, 5, strides=2, activation="relu")(inputs)
+
+
+def needs_what_is_not_there(inputs, weights):
+    import not_there_at_all  # noqa: F401
+
+
+def flat(inputs, weights):
+    from keras import layers
+
+    return layers.Flatten()(inputs)
+
+
+def spec(name, build=build, size=32, **settings):
+    fields = {"scaling": "unit", "native_size": size, "min_size": 8, "weights": ("imagenet",)}
+    return ldl.BackboneSpec(name=name, build=build, **fields | settings)
+
+
+@pytest.fixture(autouse=True)
+def _backbones(monkeypatch):
+    monkeypatch.setattr(registry, "_registered", {})
+    ldl.register_backbone(spec("tiny"))
+    ldl.register_backbone(spec("larger", size=40))
+    ldl.register_backbone(spec("missing", needs_what_is_not_there))
+    ldl.register_backbone(spec("flat", flat))
+    ldl.register_backbone(spec("own", weights=()))
+
+
+@pytest.fixture(scope="module")
+def dataset(synthetic_root):
+    return ldl.Dataset.load("synthetic", root=synthetic_root, **SIZES)
+
+
+@pytest.fixture
+def weights(tmp_path):
+    """Weights of `tiny` in a file."""
+    inputs = keras.Input((32, 32, 3))
+    keras.Model(inputs, build(inputs, None)).save_weights(tmp_path / "tiny.weights.h5")
+    return str(tmp_path / "tiny.weights.h5")
+
+
+def test_a_builder_that_fails_is_a_row_and_hides_no_other(dataset, tmp_path):
+    names = ["flat", "missing", "tiny"]
+    frame = ldl.Benchmark(dataset, names, recipe=RECIPE, baselines=[], store=tmp_path).run(show_progress=False)
+    rows = frame.set_index("backbone")
+    assert rows["status"].tolist() == ["failed", "failed", "ok"]
+    assert rows.loc["flat", "error"].startswith("PluginError: The builder of 'flat' must return a feature map")
+    assert rows.loc["missing", "error"] == "ModuleNotFoundError: No module named 'not_there_at_all'"
+
+
+def test_averaged_predictions_are_a_row_of_their_own(dataset, tmp_path):
+    recipe = dataclasses.replace(RECIPE, symmetry_average=True)
+    bench = ldl.Benchmark(dataset, ["tiny"], recipe=recipe, baselines=["majority"], store=tmp_path)
+    frame = bench.run(show_progress=False)
+    assert list(frame["backbone"]) == ["tiny", "tiny+symmetries", "majority"]
+    assert list(frame["averaging"].fillna("")) == ["none", "8 symmetries", ""]
+    assert frame["trial"].nunique() == 2
+    predictions = bench.predictions()
+    classifier = ldl.load_classifier(tmp_path / "trials" / frame["trial"].iloc[0])
+    for name, averaged in (("tiny", False), ("tiny+symmetries", True)):
+        part = predictions.query("backbone == @name and side == 'test'")
+        row = frame.set_index("backbone").loc[name]
+        labels = (part["label"] == "all").to_numpy(int)
+        metrics = score(labels, part[["probability_hem", "probability_all"]].to_numpy())
+        assert row["accuracy"] == metrics["accuracy"]
+        assert row["loss"] == pytest.approx(metrics["loss"], rel=1e-9)
+        images = bench.dataset.subset(bench.dataset.table["sample"].isin(part["sample"]).to_numpy())
+        again = classifier.predict(images, calibrated=False, symmetry_average=averaged, show_progress=False)
+        known = part.set_index("sample")["probability_all"].loc[again["sample"]]
+        np.testing.assert_allclose(again["probability_all"], known, atol=1e-5)
+    assert not np.allclose(
+        *[predictions.query("backbone == @n")["probability_all"] for n in ("tiny", "tiny+symmetries")]
+    )
+    # The averaged prediction does not change if images are turned: that is what it is for.
+    turned = np.rot90(images.to_numpy(ldl.Pipeline.default(32), show_progress=False), axes=(1, 2))
+    straight = [
+        classifier.predict(np.ascontiguousarray(x), symmetry_average=True, show_progress=False)["probability_all"]
+        for x in (turned, np.rot90(turned, axes=(1, 2)))
+    ]
+    np.testing.assert_allclose(*straight, atol=1e-5)
+    # A second look finds both rows in the store.
+    assert bench.results().equals(frame)
+    ldl.evaluate(predictions)
+
+
+def test_each_backbone_may_have_its_native_size(dataset, tmp_path):
+    recipe = dataclasses.replace(RECIPE, image_size="native", epochs=1)
+    bench = ldl.Benchmark(dataset, ["tiny", "larger"], recipe=recipe, baselines=["cell_size"], store=tmp_path)
+    frame = bench.run(show_progress=False).set_index("backbone")
+    assert (frame["status"] == "ok").all(), frame["error"].tolist()
+    assert frame["image_size"].dropna().tolist() == [32, 40]
+    for name, size in (("tiny", 32), ("larger", 40)):
+        classifier = ldl.load_classifier(tmp_path / "trials" / frame.loc[name, "trial"])
+        assert classifier.pipeline == ldl.Pipeline.default(size)
+        assert classifier.model.input_shape == (None, size, size, 3)
+    settings = tomllib.loads((tmp_path / "settings.toml").read_text())
+    assert settings["recipe"]["image_size"] == "native"
+    assert sorted(settings["pipeline"]) == ["32", "40"]
+    # A pipeline of one size fits one of them; a function from sizes fits all.
+    with pytest.raises(SettingsError, match="function from the size to a pipeline"):
+        ldl.Benchmark(dataset, ["tiny", "larger"], recipe=recipe, pipeline=ldl.Pipeline.default(32))
+    chosen = ldl.Benchmark(
+        dataset, ["tiny", "larger"], recipe=recipe, pipeline=lambda s: ldl.Pipeline.default(s, canvas=400)
+    )
+    assert chosen.pipelines[40] == ldl.Pipeline.default(40, canvas=400)
+    with pytest.raises(SettingsError, match="must be a Pipeline or a function"):
+        ldl.Benchmark(dataset, ["tiny"], recipe=recipe, pipeline=lambda size: size)
+
+
+def test_a_linear_probe_takes_its_temperature_from_inner_folds(dataset, tmp_path, weights, monkeypatch):
+    recipe = ldl.Recipe.preset("linear_probe", image_size=32, head_epochs=8, weights=weights)
+    seen = []
+    import leukemia_dl.benchmark.runner as runner
+
+    def watched(labels, probabilities):
+        seen.append(len(labels))
+        return fit_temperature(labels, probabilities)
+
+    monkeypatch.setattr(runner, "fit_temperature", watched)
+    bench = ldl.Benchmark(dataset, ["tiny"], recipe=recipe, folds=[2], baselines=[], store=tmp_path / "store")
+    frame = bench.run(show_progress=False)
+    assert frame["status"].tolist() == ["ok"], frame["error"].tolist()
+    row = frame.iloc[0]
+    assert seen == [row["n_train"]], "the val side was looked at"
+    assert np.isfinite(row["temperature"])
+    assert row["weights"].startswith("sha256:")
+    # The backbone is that of the file, to the bit.
+    model = ldl.load_classifier(tmp_path / "store" / "trials" / row["trial"]).model
+    inputs = keras.Input((32, 32, 3))
+    twin = keras.Model(inputs, build(inputs, None))
+    twin.load_weights(weights)
+    mine = next(layer for layer in model.layers if layer.name.startswith("conv2d"))
+    np.testing.assert_array_equal(mine.get_weights()[0], twin.get_weights()[0])
+
+
+def test_what_is_replaced_is_on_the_row(dataset, tmp_path):
+    recipe = dataclasses.replace(RECIPE, weights="imagenet", without_weights={"epochs": 1, "batch_size": 4})
+    bench = ldl.Benchmark(dataset, ["own"], recipe=recipe, baselines=[], store=tmp_path)
+    row = bench.run(show_progress=False).iloc[0]
+    assert (row["weights"], row["epochs"], row["batch_size"]) == ("random", 1, 4)
+    assert "no imagenet weights: from random ones" in row["flags"]
+
+
+PROGRAM = """
+import sys
+import leukemia_dl as ldl
+from leukemia_dl.benchmark.progress import GridProgress
+dataset = ldl.Dataset.load("synthetic", root=sys.argv[1], **{sizes})
+told = GridProgress.epoch
+def epoch(self, number, epochs, row):
+    print("epoch", number, flush=True)
+GridProgress.epoch = epoch
+recipe = ldl.Recipe(image_size=32, epochs=4, batch_size=8)
+frame = ldl.Benchmark(dataset, ["cnn"], recipe=recipe, baselines=[], store=sys.argv[2]).run(show_progress=False)
+print("status", *frame["status"], flush=True)
+"""
+
+
+def test_a_killed_benchmark_goes_on_from_its_last_epoch_to_the_same_table(dataset, synthetic_root, tmp_path):
+    def start(store):
+        command = [sys.executable, "-c", PROGRAM.replace("{sizes}", repr(SIZES)), str(synthetic_root), str(store)]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ})
+
+    whole, _ = start(tmp_path / "whole").communicate(timeout=300)
+    assert whole.split() == [*(part for i in range(1, 5) for part in ("epoch", str(i))), "status", "ok"]
+    process = start(tmp_path / "killed")
+    while process.stdout.readline().split() != ["epoch", "2"]:
+        assert process.poll() is None
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert len(list((tmp_path / "killed" / "unfinished").glob("*/fit.npz"))) == 1
+    rest, _ = start(tmp_path / "killed").communicate(timeout=300)
+    assert "epoch 1" not in rest
+    assert rest.split()[-2:] == ["status", "ok"]
+    assert not (tmp_path / "killed" / "unfinished").exists()
+    results = [(tmp_path / name / "results.csv").read_bytes() for name in ("whole", "killed")]
+    assert results[0] == results[1]

@@ -1,0 +1,139 @@
+"""Callbacks of one's own; TensorBoard and MLflow for real, against a local folder."""
+
+import os
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+import leukemia_dl as ldl
+from discs import IMAGES, LABELS
+from leukemia_dl.errors import SettingsError
+from leukemia_dl.training import FitContext, Recipe, fit, load_factory
+from leukemia_dl.training import callbacks as module
+
+keras = pytest.importorskip("keras")
+CNN = ldl.get_backbone("cnn")
+RECIPE = Recipe(image_size=32, head_epochs=1, epochs=2, batch_size=8)
+TRAIN, VALIDATION = (IMAGES[:32], LABELS[:32]), (IMAGES[32:], LABELS[32:])
+
+
+def train(**settings):
+    return fit(CNN, *TRAIN, 2, RECIPE, seed=7, validation=VALIDATION, **settings)
+
+
+def test_a_factory_is_called_for_each_phase_and_its_callbacks_see_validation(tmp_path):
+    contexts, logs = [], []
+
+    def factory(context):
+        contexts.append(context)
+        return [keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, seen: logs.append((epoch, dict(seen))))]
+
+    result = train(callbacks=factory, folder=tmp_path)
+    assert contexts == [FitContext("cnn", RECIPE, 7, phase, tmp_path) for phase in ("head", "all")]
+    assert [epoch for epoch, _ in logs] == [0, 0, 1]
+    columns = ["loss", "accuracy", "val_loss", "val_accuracy"]
+    seen = pd.DataFrame([row for _, row in logs])[columns]
+    pd.testing.assert_frame_equal(seen, result.history[columns], check_exact=True)
+
+
+def test_a_callback_may_stop_a_fit_and_what_is_left_is_a_whole_model():
+    class Stop(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            self.model.stop_training = True
+
+    recipe = Recipe(image_size=32, epochs=5, batch_size=8, average=0.9)
+    result = fit(CNN, *TRAIN, 2, recipe, validation=VALIDATION, callbacks=lambda context: [Stop()])
+    assert list(result.history["epoch"]) == [1]
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    found = float(loss(VALIDATION[1], result.model(VALIDATION[0].astype("float32"), training=False)))
+    assert result.history["val_loss"].iloc[0] == pytest.approx(found, rel=1e-4)
+
+
+def test_factories_by_name(tmp_path, monkeypatch):
+    (tmp_path / "my_callbacks.py").write_text("def make(context):\n    return []\nvalue = 3\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert load_factory("my_callbacks:make")(None) == []
+    assert load_factory(None) is None
+    assert load_factory(load_factory) is load_factory
+    for wrong, says in (
+        ("my_callbacks", "module:function"),
+        (":make", "module:function"),
+        ("my_callbacks:", "module:function"),
+        (3, "module:function"),
+        ("my_callbacks:nothing", "has no attribute 'nothing'"),
+        ("not_there_at_all:make", "No module named"),
+        ("my_callbacks:value", "is a int"),
+    ):
+        with pytest.raises(SettingsError, match=says):
+            load_factory(wrong)
+    with pytest.raises(SettingsError, match="No module named"):
+        ldl.Benchmark(ldl.Dataset.load("synthetic", subjects=12, images=60), ["cnn"], callbacks="not_there:at_all")
+
+
+def test_what_is_not_installed_is_said(monkeypatch, tmp_path):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    for name in ("tensorboard", "mlflow"):
+        with pytest.raises(SettingsError, match=rf"pip install 'leukemia-dl\[{name}\]'"):
+            getattr(module, name)(FitContext("cnn", RECIPE, 0, "all", tmp_path))
+
+
+def test_tensorboard_writes_below_the_folder(tmp_path):
+    pytest.importorskip("tensorboard")
+    with pytest.raises(SettingsError, match="needs a folder"):
+        train(callbacks=module.tensorboard)
+    result = train(callbacks=module.tensorboard, folder=tmp_path)
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    found = []
+    for phase in ("head", "all"):
+        events = EventAccumulator(str(tmp_path / "tensorboard" / phase / "train"), size_guidance={"tensors": 0})
+        events.Reload()
+        found += [float(keras.ops.convert_to_numpy(_value(e))) for e in events.Tensors("epoch_loss")]
+    assert found == pytest.approx(list(result.history["loss"]), rel=1e-6)
+
+
+def _value(event):
+    from tensorboard.util.tensor_util import make_ndarray
+
+    return make_ndarray(event.tensor_proto)
+
+
+def test_mlflow_keeps_settings_and_epochs_in_a_local_store(tmp_path, monkeypatch):
+    mlflow = pytest.importorskip("mlflow")
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    mlflow.set_tracking_uri((tmp_path / "runs").as_uri())
+    experiment = mlflow.set_experiment("cells").experiment_id
+    result = train(callbacks=load_factory("leukemia_dl.training.callbacks:mlflow"))
+    assert mlflow.active_run() is None
+    client = mlflow.MlflowClient()
+    runs = sorted(client.search_runs([experiment]), key=lambda run: run.info.start_time)
+    assert [run.info.run_name for run in runs] == ["cnn 7 head", "cnn 7 all"]
+    assert [run.info.status for run in runs] == ["FINISHED", "FINISHED"]
+    for run in runs:
+        assert run.data.params["backbone"] == "cnn"
+        assert run.data.params["learning_rate"] == str(RECIPE.learning_rate)
+        history = result.history[result.history["phase"] == run.data.params["phase"]]
+        for column in ("loss", "val_loss"):
+            logged = client.get_metric_history(run.info.run_id, column)
+            assert [metric.value for metric in logged] == pytest.approx(list(history[column]), rel=1e-9)
+            assert [metric.step for metric in logged] == list(range(1, len(history) + 1))
+
+
+def test_a_benchmark_gives_its_callbacks_a_folder_per_trial(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setitem(sys.modules, "my_factory", type(os)("my_factory"))
+    sys.modules["my_factory"].make = lambda context: seen.append(context) or []
+    sizes = {"subjects": 12, "images": 60, "preliminary_images": 12, "final_images": 2}
+    dataset = ldl.Dataset.load("synthetic", root=tmp_path / "cells", **sizes)
+    recipe = Recipe(image_size=32, epochs=1, batch_size=16)
+    bench = ldl.Benchmark(
+        dataset, ["cnn"], recipe=recipe, baselines=[], store=tmp_path / "store", callbacks="my_factory:make"
+    )
+    frame = bench.run(show_progress=False)
+    assert frame["status"].tolist() == ["ok"]
+    (context,) = seen
+    assert context.folder == Path(tmp_path, "store", "logs", frame["trial"].iloc[0])
+    assert 'callbacks = "my_factory:make"' in (tmp_path / "store" / "settings.toml").read_text()
+    assert not (tmp_path / "store" / "unfinished").exists()
