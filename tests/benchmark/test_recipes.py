@@ -15,6 +15,7 @@ import leukemia_dl as ldl
 from leukemia_dl.errors import SettingsError
 from leukemia_dl.evaluation import fit_temperature, score
 from leukemia_dl.models import registry
+from leukemia_dl.models.classifier import average_over_symmetries
 
 SIZES = {"subjects": 12, "images": 72, "preliminary_images": 12, "final_images": 2}
 RECIPE = ldl.Recipe(name="small", image_size=32, epochs=2, batch_size=8, learning_rate=3e-3)
@@ -93,16 +94,13 @@ def test_averaged_predictions_are_a_row_of_their_own(dataset, tmp_path):
         again = classifier.predict(images, calibrated=False, symmetry_average=averaged, show_progress=False)
         known = part.set_index("sample")["probability_all"].loc[again["sample"]]
         np.testing.assert_allclose(again["probability_all"], known, atol=1e-5)
-    assert not np.allclose(
-        *[predictions.query("backbone == @n")["probability_all"] for n in ("tiny", "tiny+symmetries")]
-    )
+    kinds = [predictions.query("backbone == @name")["probability_all"] for name in ("tiny", "tiny+symmetries")]
+    assert not np.allclose(*kinds)
     # The averaged prediction does not change if images are turned: that is what it is for.
-    turned = np.rot90(images.to_numpy(ldl.Pipeline.default(32), show_progress=False), axes=(1, 2))
-    straight = [
-        classifier.predict(np.ascontiguousarray(x), symmetry_average=True, show_progress=False)["probability_all"]
-        for x in (turned, np.rot90(turned, axes=(1, 2)))
-    ]
-    np.testing.assert_allclose(*straight, atol=1e-5)
+    pixels = images.to_numpy(ldl.Pipeline.default(32), show_progress=False)
+    expected = average_over_symmetries(classifier.model, pixels, 8)
+    for turned in (np.rot90(pixels, axes=(1, 2)), pixels[:, ::-1], np.rot90(pixels, 2, axes=(1, 2))[:, :, ::-1]):
+        np.testing.assert_allclose(average_over_symmetries(classifier.model, turned, 8), expected, atol=1e-6)
     # A second look finds both rows in the store.
     assert bench.results().equals(frame)
     ldl.evaluate(predictions)
@@ -200,3 +198,28 @@ def test_a_killed_benchmark_goes_on_from_its_last_epoch_to_the_same_table(datase
     assert not (tmp_path / "killed" / "unfinished").exists()
     results = [(tmp_path / name / "results.csv").read_bytes() for name in ("whole", "killed")]
     assert results[0] == results[1]
+
+
+def test_source_v1_follows_its_published_habit_and_says_so(dataset, tmp_path, weights):
+    """Sigmoid, flat head, pixels / 255, a test side that is the one watched; so nothing may be fitted to it."""
+    recipe = ldl.Recipe.preset("source_v1", image_size=32, head_epochs=2, without_weights={"epochs": 1})
+    bench = ldl.Benchmark(
+        dataset, ["source_cnn"], recipe=recipe, protocol="source_v1", baselines=[], store=tmp_path / "cnn"
+    )
+    row = bench.run(show_progress=False).iloc[0]
+    assert (row["status"], row["weights"], row["epochs"]) == ("ok", "random", 1)
+    assert np.isnan(row["temperature"])
+    assert row["n_val"] == row["n_test"]
+    assert "val" in row["flags"]
+    assert row["accuracy"] == row["val_accuracy"]
+    model = ldl.load_classifier(tmp_path / "cnn").model
+    assert model.get_layer("logits").units == 1
+    assert model.get_layer("scaling").scale == 1 / 255
+    # With weights in a file: the head alone, on the published net of another backbone.
+    frozen = dataclasses.replace(recipe, weights=weights)
+    bench = ldl.Benchmark(
+        dataset, ["tiny"], recipe=frozen, protocol="source_v1", baselines=[], store=tmp_path / "frozen"
+    )
+    row = bench.run(show_progress=False).iloc[0]
+    assert (row["status"], row["epochs"]) == ("ok", 2)
+    assert list(bench.histories()["phase"]) == ["head", "head"]

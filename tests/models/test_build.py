@@ -1,6 +1,9 @@
 """What is built: scaling equal to Keras's own, flat graphs, declared parameters, weights in and out."""
 
 import dataclasses
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -94,13 +97,38 @@ def test_weights_of_another_net_do_not_fit(tmp_path):
         build_model(ldl.get_backbone("vgg16"), 48, 2, weights=tmp_path / "x.weights.h5")
 
 
-def test_without_network_imagenet_names_the_ways_out(tmp_path):
-    def unreachable(inputs, weights):
-        raise OSError("URL fetch failure on https://example.invalid/weights.h5: None -- no route to host")
+def test_imagenet_is_what_keras_would_fetch(tmp_path, monkeypatch):
+    """The file is one of our own, in the place of the fetched one."""
+    from keras.src.utils import file_utils
 
-    spec = dataclasses.replace(ldl.get_backbone("vgg16"), build=lambda i, w: unreachable(i, w) if w else i)
-    with pytest.raises(WeightsError, match=r"could not be fetched .*Ways out: .*file.*weights=None"):
-        build_model(spec, 48, 2, weights="imagenet")
+    keras.utils.set_random_seed(2)
+    donor = keras.applications.VGG16(include_top=False, weights=None, input_shape=(48, 48, 3))
+    donor.save_weights(tmp_path / "fetched.weights.h5")
+    asked = []
+
+    def get_file(name, origin=None, **settings):
+        asked.append(name)
+        return str(tmp_path / "fetched.weights.h5")
+
+    monkeypatch.setattr(file_utils, "get_file", get_file)
+    model = build_model(ldl.get_backbone("vgg16"), 48, 2, weights="imagenet")
+    assert asked == ["vgg16_weights_tf_dim_ordering_tf_kernels_notop.h5"]
+    for mine, theirs in zip([w for w in model.weights if "logits" not in w.path], donor.weights, strict=True):
+        np.testing.assert_array_equal(np.asarray(mine), np.asarray(theirs))
+
+
+def test_a_network_that_cannot_be_reached_is_one_error_with_the_ways_out(tmp_path):
+    program = (
+        "import leukemia_dl as ldl\nfrom leukemia_dl.models import build_model\n"
+        "build_model(ldl.get_backbone('vgg16'), 48, 2, weights='imagenet')"
+    )
+    # A home without cached files, and a proxy where nobody listens.
+    nowhere = {"KERAS_HOME": str(tmp_path), "https_proxy": "http://127.0.0.1:9", "HTTPS_PROXY": "http://127.0.0.1:9"}
+    command = [sys.executable, "-c", program]
+    answer = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **nowhere}, timeout=300)
+    last = answer.stderr.strip().splitlines()[-1]
+    assert "WeightsError: The 'imagenet' weights of vgg16 could not be fetched" in last
+    assert "Ways out: connect this machine" in last
 
 
 @pytest.mark.parametrize("result", [None, "features", "flat"])

@@ -25,7 +25,10 @@ def benchmark(
     image_size: options.ImageSize = None,
     weights: Annotated[
         str | None,
-        typer.Option(help="Short for --set weights=...: imagenet (downloads) or an .h5 file.", show_default="random"),
+        typer.Option(
+            help="Short for --set weights=...: imagenet (downloads), an .h5 file, or random.",
+            show_default="the recipe's",
+        ),
     ] = None,
     stain: options.Stain = None,
     crop: options.Crop = False,

@@ -47,6 +47,9 @@ def recipe(name: str, pairs: Iterable[str] | None, **changes: Any) -> Recipe:
     listed = key_values(pairs or [], "--set")
     for key in given.keys() & listed.keys():
         raise SettingsError(f"--set {key}=... and --{key.replace('_', '-')} say the same thing: give one of them.")
+    if listed.get("weights", given.get("weights")) == "random":
+        listed.pop("weights", None)
+        given["weights"] = None
     if name.endswith(".toml"):
         chosen = Recipe.from_toml(name)
         return Recipe.from_dict(chosen.to_dict() | listed | given)
