@@ -15,7 +15,7 @@ import leukemia_dl as ldl
 from leukemia_dl.errors import SettingsError
 from leukemia_dl.evaluation import fit_temperature, score
 from leukemia_dl.models import registry
-from leukemia_dl.models.classifier import average_over_symmetries
+from leukemia_dl.models.classifier import logits_over_symmetries, softmax
 
 SIZES = {"subjects": 12, "images": 72, "preliminary_images": 12, "final_images": 2}
 RECIPE = ldl.Recipe(name="small", image_size=32, epochs=2, batch_size=8, learning_rate=3e-3)
@@ -71,7 +71,9 @@ def test_a_builder_that_fails_is_a_row_and_hides_no_other(dataset, tmp_path):
     rows = frame.set_index("backbone")
     assert rows["status"].tolist() == ["failed", "failed", "ok"]
     assert rows.loc["flat", "error"].startswith("PluginError: The builder of 'flat' must return a feature map")
-    assert rows.loc["missing", "error"] == "ModuleNotFoundError: No module named 'not_there_at_all'"
+    assert rows.loc["missing", "error"] == (
+        "PluginError: The builder of 'missing' raised ModuleNotFoundError: No module named 'not_there_at_all'"
+    )
 
 
 def test_averaged_predictions_are_a_row_of_their_own(dataset, tmp_path):
@@ -98,12 +100,23 @@ def test_averaged_predictions_are_a_row_of_their_own(dataset, tmp_path):
     assert not np.allclose(*kinds)
     # The averaged prediction does not change if images are turned: that is what it is for.
     pixels = images.to_numpy(ldl.Pipeline.default(32), show_progress=False)
-    expected = average_over_symmetries(classifier.model, pixels, 8)
+    expected = softmax(logits_over_symmetries(classifier.model, pixels, 8)).mean(axis=0)
     for turned in (np.rot90(pixels, axes=(1, 2)), pixels[:, ::-1], np.rot90(pixels, 2, axes=(1, 2))[:, :, ::-1]):
-        np.testing.assert_allclose(average_over_symmetries(classifier.model, turned, 8), expected, atol=1e-6)
+        found = softmax(logits_over_symmetries(classifier.model, turned, 8)).mean(axis=0)
+        np.testing.assert_allclose(found, expected, atol=1e-6)
+    # Its calibrated loss is that of what `predict` returns.
+    test = predictions.query("side == 'test'")["sample"].unique()
+    part = bench.dataset.subset(bench.dataset.table["sample"].isin(test).to_numpy())
+    probabilities = classifier.predict(part, symmetry_average=True, show_progress=False)
+    calibrated = score(part.labels, probabilities[["probability_hem", "probability_all"]].to_numpy())
+    row = frame.set_index("backbone").loc["tiny+symmetries"]
+    assert row["loss_calibrated"] == pytest.approx(calibrated["loss"], rel=1e-5)
+    assert row["temperature"] == classifier.temperature
     # A second look finds both rows in the store.
     assert bench.results().equals(frame)
-    ldl.evaluate(predictions)
+    board = ldl.leaderboard(predictions).set_index("backbone")
+    assert board.loc["tiny", "rank"] == 1
+    assert board["rank"].isna().to_dict() == {"tiny": False, "tiny+symmetries": True, "majority": True}
 
 
 def test_each_backbone_may_have_its_native_size(dataset, tmp_path):
@@ -211,6 +224,7 @@ def test_source_v1_follows_its_published_habit_and_says_so(dataset, tmp_path, we
     assert np.isnan(row["temperature"])
     assert row["n_val"] == row["n_test"]
     assert "val" in row["flags"]
+    assert bench.pipelines[32] == ldl.Pipeline((ldl.preprocess.Resize(32, method="bilinear"),))
     assert row["accuracy"] == row["val_accuracy"]
     model = ldl.load_classifier(tmp_path / "cnn").model
     assert model.get_layer("logits").units == 1

@@ -4,6 +4,7 @@ import os
 import sys
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -46,9 +47,40 @@ def test_a_callback_may_stop_a_fit_and_what_is_left_is_a_whole_model():
     recipe = Recipe(image_size=32, epochs=5, batch_size=8, average=0.9)
     result = fit(CNN, *TRAIN, 2, recipe, validation=VALIDATION, callbacks=lambda context: [Stop()])
     assert list(result.history["epoch"]) == [1]
+    assert result.stopped
+    assert result.notes == ("stopped by a callback after epoch 1 of 5",)
+    _check_that_the_history_is_of_the_model(result)
+
+
+def test_weights_that_a_callback_puts_back_are_the_result():
+    """Keras's own, which restores the best epoch's weights: averages, as they were validated."""
+    seen = []
+
+    class Remember(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            seen.append((logs["val_loss"], self.model.get_layer("cnn").get_layer("logits").get_weights()[0]))
+
+    def factory(context):
+        best = keras.callbacks.EarlyStopping("val_loss", patience=9, restore_best_weights=True)
+        return [best, Remember()]
+
+    recipe = Recipe(image_size=32, epochs=4, batch_size=8, average=0.9, learning_rate=0.02)
+    result = fit(CNN, *TRAIN, 2, recipe, validation=VALIDATION, callbacks=factory, seed=3)
+    best = min(range(4), key=lambda epoch: seen[epoch][0])
+    np.testing.assert_array_equal(result.model.get_layer("logits").get_weights()[0], seen[best][1])
+    _check_that_the_history_is_of_the_model(result)
+
+
+def test_what_a_factory_makes_is_checked():
+    for made in (None, keras.callbacks.TerminateOnNaN(), [1], [keras.callbacks.TerminateOnNaN]):
+        with pytest.raises(SettingsError, match=r"must return a list of keras\.callbacks\.Callback"):
+            train(callbacks=lambda context, made=made: made)
+
+
+def _check_that_the_history_is_of_the_model(result):
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     found = float(loss(VALIDATION[1], result.model(VALIDATION[0].astype("float32"), training=False)))
-    assert result.history["val_loss"].iloc[0] == pytest.approx(found, rel=1e-4)
+    assert result.history["val_loss"].iloc[-1] == pytest.approx(found, rel=1e-4, abs=1e-6)
 
 
 def test_factories_by_name(tmp_path, monkeypatch):
@@ -133,6 +165,7 @@ def test_a_benchmark_gives_its_callbacks_a_folder_per_trial(tmp_path, monkeypatc
     )
     frame = bench.run(show_progress=False)
     assert frame["status"].tolist() == ["ok"]
+    assert "callbacks: " in frame["flags"].iloc[0]
     (context,) = seen
     assert context.folder == Path(tmp_path, "store", "logs", frame["trial"].iloc[0])
     assert 'callbacks = "my_factory:make"' in (tmp_path / "store" / "settings.toml").read_text()

@@ -95,12 +95,15 @@ def test_an_epoch_is_selected_on_inner_folds_and_all_groups_are_trained_on():
     chosen = int(curve.idxmin())
     assert len(result.history) == chosen
     np.testing.assert_allclose(result.history["inner_val_loss"], curve[:chosen])
-    assert f"epoch {chosen} of 6 selected" in result.notes
+    assert f"epoch {chosen} of 6 selected on 5 inner folds" in result.notes
     # The refit is the fit of the whole side, stopped there: its rates are those of six epochs.
     whole = fit(CNN, *TRAIN, 2, dataclasses.replace(recipe, select_epoch=False))
     np.testing.assert_allclose(result.history["loss"], whole.history["loss"][:chosen], rtol=1e-6)
     with pytest.raises(SettingsError, match="two groups"):
         fit(CNN, *TRAIN, 2, recipe, groups=LABELS[:32])
+    # Of a recipe with two phases, those of the second are chosen among.
+    both = fit(CNN, *TRAIN, 2, dataclasses.replace(recipe, head_epochs=2, epochs=1), groups=GROUPS)
+    assert list(both.history["phase"]) == ["head", "head", "all"]
 
 
 def hungry(most):
@@ -120,15 +123,15 @@ def hungry(most):
 
 
 @pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="its layer asks TensorFlow for memory")
-def test_running_out_of_memory_is_an_error_or_by_choice_a_smaller_batch(monkeypatch):
-    monkeypatch.setattr("leukemia_dl.training.phases.predict_batch_size", lambda recipe: recipe.batch_size)
-    monkeypatch.setattr("leukemia_dl.training.phases._BATCHNORM_IMAGES", 2)
-    spec = hungry(2)
+def test_running_out_of_memory_is_an_error_or_by_choice_a_smaller_batch():
+    spec = hungry(8)  # batches of BatchNorm are four times as large, those of prediction twice
     with pytest.raises(OutOfMemoryError, match=r"batch_size=8 at 32 pixels\. Try batch_size=4, or halve_batch=True"):
         fit(spec, *TRAIN, 2, QUICK)
     result = fit(spec, *TRAIN, 2, dataclasses.replace(QUICK, halve_batch=True))
     assert result.recipe.batch_size == 2
     assert result.notes == ("out of memory with batches of 8: 4", "out of memory with batches of 4: 2")
+    head = dataclasses.replace(QUICK, halve_batch=True, head_epochs=1, epochs=0)
+    assert fit(spec, *TRAIN, 2, head).recipe.batch_size == 4  # features are computed in batches twice as large
     with pytest.raises(OutOfMemoryError, match="batch_size=1"):
         fit(hungry(0), *TRAIN, 2, dataclasses.replace(QUICK, halve_batch=True))
 
@@ -154,6 +157,10 @@ def test_damaged_and_foreign_checkpoints_are_not_used(tmp_path, caplog):
         assert "cannot be read and is not used" in caplog.text
         for mine, other in zip(first.model.get_weights(), again.model.get_weights(), strict=True):
             np.testing.assert_array_equal(mine, other)
+    sharper = dataclasses.replace(CNN, build=lambda i, w: keras.layers.ReLU(max_value=6.0)(CNN.build(i, None)))
+    edited = fit(sharper, *TRAIN, 2, QUICK, checkpoints=tmp_path)
+    alone = fit(sharper, *TRAIN, 2, QUICK)
+    np.testing.assert_array_equal(edited.model.get_weights()[0], alone.model.get_weights()[0])
     for arguments in ((TRAIN, {"seed": 1}), ((IMAGES[:32], 1 - LABELS[:32]), {})):
         other = fit(CNN, *arguments[0], 2, QUICK, checkpoints=tmp_path, **arguments[1])
         assert not np.array_equal(other.model.get_weights()[-2], first.model.get_weights()[-2])

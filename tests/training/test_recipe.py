@@ -1,4 +1,6 @@
+import copy
 import dataclasses
+import pickle
 
 import pytest
 from hypothesis import given
@@ -20,8 +22,9 @@ def test_a_preset_and_changes_to_it():
 
 OTHER = {
     "name": "x", "weights": "imagenet", "without_weights": {"epochs": 5}, "image_size": 97, "scaling": "unit",
-    "head": "flatten", "head_units": 8, "sigmoid": True, "head_epochs": 1, "epochs": 4, "select_epoch": True,
-    "batch_size": 17, "learning_rate": 1e-2, "head_learning_rate": 1e-2, "rate_at_input": 0.5, "schedule": "constant",
+    "head": "flatten", "head_units": 8, "sigmoid": True, "head_epochs": 1, "epochs": 4,
+    "select_epoch": True, "resize": "bilinear", "batch_size": 17, "learning_rate": 1e-2, "head_learning_rate": 1e-2,
+    "rate_at_input": 0.5, "schedule": "constant",
     "warmup": 0.2, "weight_decay": 0.0, "clip_norm": 0.0, "average": 0.9, "dropout": 0.0, "label_smoothing": 0.1,
     "class_balance": "batches", "symmetry_average": True, "symmetries": False, "rotation": 10.0, "shift": 0.1,
     "brightness": 0.1, "contrast": 0.1, "stain": 0.1, "precision": "float32", "halve_batch": True,
@@ -62,6 +65,7 @@ def test_every_setting_changes_the_digest():
         ("weights", 3),
         ("without_weights", "epochs"),
         ("without_weights", {"epochs": -1}),
+        ("callbacks", 3),
         ("image_size", "Native"),
         ("epochs", 2.5),
         ("epochs", True),
@@ -151,10 +155,26 @@ def test_a_backbone_has_its_own_size_and_without_weights_its_own_settings():
     other = recipe.for_backbone(cnn)
     assert (other.weights, other.head_epochs, other.image_size) == (None, 0, 128)
     assert {name: getattr(other, name) for name in recipe.without_weights} == recipe.without_weights
-    # What nobody asked for is not replaced.
-    assert dataclasses.replace(recipe, weights=None).for_backbone(cnn).head_epochs == recipe.head_epochs
+    # Random weights by choice are treated alike, and what was set by hand is not replaced.
+    assert Recipe.preset("finetune", image_size="native", weights="random").for_backbone(cnn) == other
+    assert Recipe.preset("finetune", image_size="native", weights="random").for_backbone(vgg16).epochs == 60
+    assert Recipe.preset("finetune", epochs=2).for_backbone(cnn).epochs == 2
+    assert recipe.changed(epochs=3).changed(batch_size=5).for_backbone(cnn).epochs == 3
+    assert Recipe(weights=None, head_epochs=4).for_backbone(cnn).head_epochs == 4
     file = dataclasses.replace(recipe, weights="weights/cnn.h5")
     assert file.for_backbone(cnn) == dataclasses.replace(file, image_size=128, without_weights={})
+
+
+def test_a_recipe_can_be_copied_and_sent_and_equal_settings_are_one():
+    recipe = Recipe.preset("finetune", callbacks="module:function")
+    for twin in (copy.deepcopy(recipe), pickle.loads(pickle.dumps(recipe))):
+        assert twin == recipe
+        assert twin.callbacks == "module:function"
+    assert digest(Recipe(dropout=0, rotation=180).to_dict()) == digest(Recipe(dropout=0.0, rotation=180.0).to_dict())
+    assert digest(dataclasses.replace(recipe, callbacks=None).to_dict()) == digest(recipe.to_dict())
+    assert 'callbacks = "module:function"' in recipe.to_toml()
+    native = Recipe(weights="imagenet", without_weights={"image_size": "native"})
+    assert native.for_backbone(ldl.get_backbone("cnn")).image_size == 128
 
 
 def test_a_head_on_features_of_random_weights_is_refused():

@@ -113,10 +113,10 @@ class Benchmark:
             check_size(found.record, int(self.recipes[name].image_size))
         self._weights = {n: weights_identity(f.record, self.recipes[n].weights) for n, f in self._found.items()}
         sizes = sorted({int(recipe.image_size) for recipe in self.recipes.values()})
-        self.pipelines = {size: _pipeline(pipeline, size, dataset.info.canvas) for size in sizes}
+        self.pipelines = {size: _pipeline(pipeline, self.recipe, size, dataset.info.canvas) for size in sizes}
         self.device = check_device(device)
-        self.callbacks = callbacks
-        self._callbacks = load_factory(callbacks)
+        self.callbacks = self.recipe.callbacks if callbacks is None else callbacks
+        self._callbacks = load_factory(self.callbacks)
         self.dataset = dataset.subset(dataset.labels >= 0)
         self.protocol, self.folds, self.allow_leakage = protocol, folds, allow_leakage
         # The split is part of the question, not of the answer's randomness: one for all seeds.
@@ -193,7 +193,7 @@ class Benchmark:
         try:
             with GridProgress(len(grid), show_progress) as progress:
                 for cell in grid:
-                    self._run_cell(cell, kept.get(cell.trial.digest), pixels[cell.size], progress, on_error)
+                    self._run_cell(cell, kept.get(cell.trial.digest), pixels[cell.size], progress, existing, on_error)
         finally:
             self._export()
         return self.results()
@@ -304,12 +304,14 @@ class Benchmark:
         return cells
 
     def _run_cell(
-        self, cell: _Cell, kept: Record | None, pixels: Pixels, progress: GridProgress, on_error: str
+        self, cell: _Cell, kept: Record | None, pixels: Pixels, progress: GridProgress, existing: str, on_error: str
     ) -> None:
         progress.begin(cell.trial)
         if kept is not None and self._is_kept(cell, kept):
             progress.end(kept, 0.0, reused=True)
             return
+        if existing == "rerun":
+            self.store.remove_checkpoints(cell.trial)
         started = time.perf_counter()
         job = None
         if cell.spec is not None:
@@ -317,8 +319,8 @@ class Benchmark:
             job = Job(cell.spec, self.recipe, self.device, *aside, self._callbacks)
         record, save = run_trial(cell.trial, self.dataset, cell.split, pixels, job, progress)
         folder = self.store.write(record, save if self.save_models else None)
-        if record.status == "ok":
-            self.store.remove_checkpoints(cell.trial)
+        # That of a failed one would fail again; only what was interrupted is gone on with.
+        self.store.remove_checkpoints(cell.trial)
         progress.end(record, time.perf_counter() - started)
         if record.status == "failed" and on_error == "raise":
             raise TrainingError(f"{cell.trial.folder} failed: {record.error} (traceback in {folder / 'record.json'})")
@@ -344,9 +346,11 @@ class Benchmark:
         self.store.export(result_frame(records), timing_frame(records))
 
 
-def _pipeline(given: Pipeline | Callable[[int], Pipeline] | None, size: int, canvas: int | None) -> Pipeline:
+def _pipeline(
+    given: Pipeline | Callable[[int], Pipeline] | None, recipe: Recipe, size: int, canvas: int | None
+) -> Pipeline:
     if given is None:
-        return Pipeline.default(size, canvas=canvas)
+        return recipe.pipeline(size, canvas)
     pipeline = given if isinstance(given, Pipeline) else given(size)
     if not isinstance(pipeline, Pipeline):
         raise SettingsError(f"pipeline must be a Pipeline or a function from a size to one. Received: {pipeline!r}.")

@@ -73,7 +73,7 @@ def prediction_frame(
             continue
         fixed = {name: [value] * len(record.samples) for name, value in _names_of(record).items()}
         part = pd.DataFrame(fixed | {"sample": record.samples.astype(object)})
-        part.insert(2, "kind", record.trial.kind)
+        part.insert(2, "kind", record.kind)
         part[["subject", "group", "same_cell"]] = known.loc[part["sample"]].to_numpy()
         if cell_area is not None:
             part["cell_area"] = part["sample"].map(cell_area).astype(float)

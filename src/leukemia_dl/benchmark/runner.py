@@ -24,7 +24,7 @@ from leukemia_dl.benchmark.trial import Record, Trial
 from leukemia_dl.datasets import Dataset, PixelStore, Split
 from leukemia_dl.errors import StoreError
 from leukemia_dl.evaluation import apply_temperature, fit_temperature, score
-from leukemia_dl.models.classifier import Classifier, average_over_symmetries, predict_logits, softmax
+from leukemia_dl.models.classifier import Classifier, logits_over_symmetries, predict_logits, softmax
 from leukemia_dl.models.spec import BackboneSpec
 from leukemia_dl.preprocess import Pipeline
 from leukemia_dl.training.callbacks import CallbackFactory
@@ -112,9 +112,10 @@ class _Outcome:
     row: dict[str, Any] = field(default_factory=dict)
     timings: dict[str, Any] = field(default_factory=dict)
     history: pd.DataFrame = field(default_factory=pd.DataFrame)
-    averaged: NDArray[np.float64] | None = None
+    views: NDArray[np.float64] | None = None
     notes: tuple[str, ...] = ()
     temperature: float | None = None
+    stopped: bool = False
     model: Any = None
     reason: str = ""
 
@@ -161,10 +162,18 @@ def run_trial(
             outcome = _baseline(trial, dataset, split, predict, pixels)
         else:
             outcome = _backbone(trial, dataset, split, predict, pixels, job, progress)
-        fitted = outcome.temperature
-        metrics = {} if outcome.reason else _metrics(labels, outcome.probabilities, sides, split, fitted)
-        averaged = outcome.averaged
-        metrics_averaged = {} if averaged is None else _metrics(labels, averaged, sides, split)
+        metrics, metrics_averaged, averaged = {}, {}, np.empty((0, 0))
+        if not outcome.reason:
+            plain, temperature = outcome.probabilities, outcome.temperature
+            if temperature is None:
+                temperature = _temperature_of_val(labels, plain, sides, split, outcome)
+            calibrated = None if temperature is None else apply_temperature(plain, temperature)
+            metrics = _metrics(labels, plain, sides, temperature, calibrated)
+            if outcome.views is not None:
+                # The temperature is that of the net, as it travels in the saved model.
+                averaged = softmax(outcome.views).mean(axis=0)
+                calibrated = None if temperature is None else softmax(outcome.views / temperature).mean(axis=0)
+                metrics_averaged = _metrics(labels, averaged, sides, temperature, calibrated)
     except Exception as error:
         return replace(
             record,
@@ -182,7 +191,7 @@ def run_trial(
         timings={**_environment(started), **outcome.timings},
         history=outcome.history,
         probabilities=outcome.probabilities,
-        averaged=np.empty((0, 0)) if averaged is None else averaged,
+        averaged=averaged,
         error=outcome.reason,
     )
     if outcome.model is None:
@@ -235,11 +244,14 @@ def _backbone(
     clock = time.perf_counter()
     logits = predict_logits(result.model, images, batch)
     seconds = time.perf_counter() - clock
-    averaged = average_over_symmetries(result.model, images, batch) if job.recipe.symmetry_average else None
+    views = logits_over_symmetries(result.model, images, batch) if result.recipe.symmetry_average else None
     temperature = None
     if result.out_of_fold is not None:
         temperature = fit_temperature(labels[split.train], softmax(result.out_of_fold))
-    device = result.device
+    device, history = result.device, result.history
+    last_phase = history[history["phase"] == history["phase"].iloc[-1]]
+    named = getattr(job.callbacks, "__qualname__", type(job.callbacks).__name__)
+    notes = result.notes if job.callbacks is None else (*result.notes, f"callbacks: {named}")
     row = {
         "epochs": len(result.history),
         "batch_size": result.recipe.batch_size,
@@ -250,34 +262,48 @@ def _backbone(
         "deterministic": device.kind == "cpu",
     }
     timings = {
-        "fit_seconds": result.seconds,
-        "seconds_per_epoch": float(result.history["seconds"].min()),
+        # After an interruption the epochs before it count too.
+        "fit_seconds": max(result.seconds, float(result.history["seconds"].sum())),
+        "seconds_per_epoch": float(last_phase["seconds"].min()),
         "predict_seconds": seconds,
         "predict_images_per_second": len(predict) / seconds,
         "device_name": device.name,
     }
-    return _Outcome(softmax(logits), row, timings, result.history, averaged, result.notes, temperature, result.model)
+    return _Outcome(
+        softmax(logits), row, timings, history, views, notes, temperature, stopped=result.stopped, model=result.model
+    )
+
+
+def _temperature_of_val(
+    labels: NDArray[np.int64],
+    probabilities: NDArray[np.float64],
+    sides: NDArray[np.str_],
+    split: Split,
+    outcome: _Outcome,
+) -> float | None:
+    """Return the temperature that fits the val side best; None if val is the test side, or was used to choose."""
+    val = sides == "val"
+    if np.intersect1d(split.val, split.test).size or outcome.stopped:
+        return None
+    return fit_temperature(labels[val], probabilities[val])
 
 
 def _metrics(
     labels: NDArray[np.int64],
     probabilities: NDArray[np.float64],
     sides: NDArray[np.str_],
-    split: Split,
-    temperature: float | None = None,
+    temperature: float | None,
+    calibrated: NDArray[np.float64] | None,
 ) -> dict[str, float]:
-    """Return the metrics of the test side; `temperature` is fitted on the val side where it is not known already."""
+    """Return the metrics of the test side, those that are watched of val, and those of calibrated probabilities."""
     test, val = sides == "test", sides == "val"
     metrics = score(labels[test], probabilities[test])
     watched = score(labels[val], probabilities[val])
     metrics |= {f"val_{name}": watched[name] for name in ("accuracy", "loss", "balanced_accuracy")}
-    if temperature is None and not np.intersect1d(split.val, split.test).size:
-        # The val side was neither trained on nor selected by; where it is the test side, nothing may be fitted to it.
-        temperature = fit_temperature(labels[val], probabilities[val])
-    if temperature is not None:
-        calibrated = score(labels[test], apply_temperature(probabilities[test], temperature))
+    if temperature is not None and calibrated is not None:
+        after = score(labels[test], calibrated[test])
         metrics |= {"temperature": temperature}
-        metrics |= {f"{name}_calibrated": calibrated[name] for name in ("loss", "brier", "ece")}
+        metrics |= {f"{name}_calibrated": after[name] for name in ("loss", "brier", "ece")}
     return metrics
 
 

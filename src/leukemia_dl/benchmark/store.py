@@ -63,6 +63,10 @@ class Store:
                 f"The store {self.root} cannot be written: {error.strerror or error}. "
                 "Choose another folder (store=..., command line: --store) or mend its permissions or disk space."
             ) from error
+        for file in sorted(self.trials.glob("[!.]*/record.json")):
+            # Now, and not when the tables are written after hours of training.
+            with contextlib.suppress(OSError, ValueError):
+                _check_format(file.parent, json.loads(file.read_text(encoding="utf-8")))
 
     def folder(self, trial: Trial) -> Path:
         """Return the folder that holds, or would hold, what a trial left."""
@@ -100,11 +104,7 @@ class Store:
     def _read(self, folder: Path) -> Record | None:
         try:
             saved = json.loads((folder / "record.json").read_text(encoding="utf-8"))
-            if saved["format"] != FORMAT:
-                raise StoreError(
-                    f"{folder} has format {saved['format']!r}; this version reads {FORMAT}. "
-                    "Use another store, or the version of leukemia-dl that wrote it."
-                )
+            _check_format(folder, saved)
             history = pd.read_csv(folder / "history.csv") if (folder / "history.csv").exists() else pd.DataFrame()
             with np.load(folder / "probabilities.npz", allow_pickle=False) as arrays:
                 data = {name: arrays[name] for name in ("sides", "samples", "labels", "probabilities", "averaged")}
@@ -219,6 +219,14 @@ class Store:
             labels=record.labels,
             probabilities=record.probabilities,
             averaged=record.averaged,
+        )
+
+
+def _check_format(folder: Path, saved: Mapping[str, Any]) -> None:
+    if saved["format"] != FORMAT:
+        raise StoreError(
+            f"{folder} has format {saved['format']!r}; this version reads {FORMAT}. "
+            "Use another store, or the version of leukemia-dl that wrote it."
         )
 
 

@@ -118,5 +118,9 @@ class Record:
     @property
     def name(self) -> str:
         """Name in frames: the backbone's, with a suffix where predictions are averaged."""
-        averaged = self.row.get("averaging") == "8 symmetries"
-        return self.trial.backbone + ("+symmetries" if averaged else "")
+        return self.trial.backbone + ("+symmetries" if self.kind == "averaged" else "")
+
+    @property
+    def kind(self) -> str:
+        """What it is in frames: "backbone", "baseline", or "averaged", which is no competitor of its own."""
+        return "averaged" if self.row.get("averaging") == "8 symmetries" else self.trial.kind

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -62,6 +63,8 @@ def benchmark(
     # Cheap checks first: a wrong name should not cost the reading of a data set.
     settings = options.recipe(recipe, set_, image_size=image_size, weights=weights)
     options.stain_step(stain)
+    # A script that is installed does not look for modules where it is called; --callbacks means one there too.
+    sys.path.insert(0, str(Path.cwd()))
     chosen_folds: Any = folds if folds in (None, "all") else options.whole_numbers(str(folds), "--folds")
     chosen_seeds = options.whole_numbers(seeds, "--seeds")
     chosen = options.names(backbones) if backbones is not None else None
@@ -76,7 +79,7 @@ def benchmark(
         seeds=chosen_seeds,
         baselines=options.names(baselines),
         store=store,
-        pipeline=partial(options.pipeline, data, stain=stain, crop=crop),
+        pipeline=partial(options.pipeline, data, settings, stain=stain, crop=crop),
         allow_leakage=allow_leakage,
         save_models=not no_models,
         device=device,

@@ -54,7 +54,9 @@ def recipes(
     from leukemia_dl.training.recipe import Recipe
 
     if name is not None:
-        typer.echo(Recipe.preset(name).to_toml(), nl=False)
+        # Without its name: changed, it is another recipe, and is called after its file.
+        lines = Recipe.preset(name).to_toml().splitlines(keepends=True)
+        typer.echo("".join(line for line in lines if not line.startswith("name = ")), nl=False)
         return
     shown = ["weights", "image_size", "head", "head_epochs", "epochs", "batch_size", "learning_rate", "class_balance"]
     rows = [{"recipe": found, **Recipe.preset(found).to_dict()} for found in Recipe.presets()]

@@ -47,12 +47,8 @@ def recipe(name: str, pairs: Iterable[str] | None, **changes: Any) -> Recipe:
     listed = key_values(pairs or [], "--set")
     for key in given.keys() & listed.keys():
         raise SettingsError(f"--set {key}=... and --{key.replace('_', '-')} say the same thing: give one of them.")
-    if listed.get("weights", given.get("weights")) == "random":
-        listed.pop("weights", None)
-        given["weights"] = None
     if name.endswith(".toml"):
-        chosen = Recipe.from_toml(name)
-        return Recipe.from_dict(chosen.to_dict() | listed | given)
+        return Recipe.from_toml(name).changed(**listed, **given)
     return Recipe.preset(name, **listed, **given)
 
 
@@ -68,11 +64,11 @@ def stain_step(name: str | None, on_black: bool = False) -> Step | None:
     return known[name]
 
 
-def pipeline(dataset: Dataset, image_size: int, stain: str | None, crop: bool) -> Pipeline:
-    """Return the pipeline that --stain and --crop ask for."""
+def pipeline(dataset: Dataset, recipe: Recipe, image_size: int, stain: str | None, crop: bool) -> Pipeline:
+    """Return the pipeline that the recipe, --stain and --crop ask for."""
     from leukemia_dl.preprocess import CropToCell, Pipeline, Resize
 
-    steps = Pipeline.default(image_size, canvas=dataset.info.canvas)
+    steps = recipe.pipeline(image_size, dataset.info.canvas)
     if crop:
         steps = Pipeline((CropToCell(), Resize(image_size)))
     step = stain_step(stain, on_black=dataset.info.canvas is not None)

@@ -50,7 +50,7 @@ def preview(
     # One of each class in turn, until there are enough.
     turns = [rows[turn] for turn in range(images) for rows in of_class if turn < len(rows)][:images]
     chosen = data.subset(np.array(turns))
-    stored, fitted = options.pipeline(data, settings.image_size, stain, crop).partition()
+    stored, fitted = options.pipeline(data, settings, settings.image_size, stain, crop).partition()
     pixels = chosen.to_numpy(stored, show_progress=False)
     pixels = fitted.fit(pixels)(pixels) if fitted.steps else pixels
     prepare()

@@ -18,7 +18,7 @@ __all__ = ["PREFIX", "Model", "Run", "as_arrays", "class_names_of", "models_of",
 _log = logging.getLogger(__name__)
 
 PREFIX = "probability_"
-KINDS = ("backbone", "baseline")
+KINDS = ("backbone", "baseline", "averaged")
 # Probabilities that were rounded to a few digits by another program are taken as they are.
 _SUM_TOLERANCE = 1e-2 + 1e-9
 _RUN_KEYS = ("seed", "repeat")
@@ -63,7 +63,8 @@ class Model:
 
     Attributes:
         name: Of the backbone.
-        kind: "backbone" or "baseline".
+        kind: "backbone", "baseline", or "averaged": a backbone's predictions averaged over symmetries, which are shown
+            beside it and compete with none.
         runs: One per seed and repeat.
         units: Names of the units, in the order of `Run.unit`.
         by_group: Whether units are groups of subjects; otherwise images.

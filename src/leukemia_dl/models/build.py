@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from leukemia_dl.errors import PluginError, SettingsError, WeightsError
-from leukemia_dl.models.heads import Head, apply_head
+from leukemia_dl.models.heads import RESERVED, Head, apply_head
 from leukemia_dl.models.scaling import scale
 from leukemia_dl.models.spec import BackboneSpec, Scaling
 
@@ -66,6 +66,12 @@ def build_model(
         if weights is not None:
             # Loaded into a twin without scaling, then copied: the file knows nothing of our scaling layers.
             _copy_weights(_twin_with_weights(spec, image_size, weights), keras.Model(inputs, features))
+        taken = RESERVED & {layer.name for layer in keras.Model(inputs, features).layers} - {"rgb", "scaling"}
+        if taken:
+            raise PluginError(
+                f"The builder of {spec.name!r} names a layer {sorted(taken)[0]!r}, as one of the library's own around "
+                f"it is called. Reserved: {', '.join(sorted(RESERVED))}."
+            )
         return keras.Model(inputs, apply_head(features, head or Head(), classes), name=name or spec.name)
     finally:
         keras.config.set_dtype_policy(policy)
@@ -90,7 +96,12 @@ def weights_identity(spec: BackboneSpec, weights: str | Path | None) -> str | No
 
 
 def _features(spec: BackboneSpec, inputs: Any, weights: str | None) -> Any:
-    features = spec.build(inputs, weights)
+    try:
+        features = spec.build(inputs, weights)
+    except Exception as error:
+        if weights is not None:
+            raise  # they could not be fetched, as our caller says
+        raise PluginError(f"The builder of {spec.name!r} raised {type(error).__name__}: {error}") from error
     shape = getattr(features, "shape", None)
     if shape is None or len(shape) != 4 or None in shape[1:]:
         raise PluginError(

@@ -26,8 +26,8 @@ from leukemia_dl.progress import parallel_map, track
 
 __all__ = [
     "Classifier",
-    "average_over_symmetries",
     "load_classifier",
+    "logits_over_symmetries",
     "predict_in_batches",
     "predict_logits",
     "softmax",
@@ -111,7 +111,9 @@ class Classifier:
                 pixels = self._stacked([item for item in chunk if isinstance(item, np.ndarray)])
                 divisor = self.temperature if calibrated else 1.0
                 if symmetry_average:
-                    parts.append(average_over_symmetries(self.model, pixels, batch_size, divisor))
+                    # A cell has no upright: a net should say the same of all eight, and their mean errs less than each.
+                    views = logits_over_symmetries(self.model, pixels, batch_size)
+                    parts.append(softmax(views / divisor).mean(axis=0))
                 else:
                     parts.append(softmax(predict_logits(self.model, pixels, batch_size) / divisor))
         if problems:
@@ -254,25 +256,16 @@ def predict_in_batches(model: Any, inputs: NDArray[Any], batch_size: int) -> NDA
     return result
 
 
-def average_over_symmetries(
-    model: Any, images: NDArray[Any], batch_size: int, temperature: float = 1.0
-) -> NDArray[np.float64]:
-    """Return the mean of the probabilities of an image's eight turned and mirrored forms: (n, classes).
-
-    A cell has no upright: a net should say the same of all eight, and their mean errs less than each.
-    """
-    total = np.zeros((len(images), int(model.output_shape[-1])))
-    for mirrored in (images, images[:, :, ::-1]):
-        for turns in range(4):
-            total += softmax(predict_logits(model, np.rot90(mirrored, turns, axes=(1, 2)), batch_size) / temperature)
-    result: NDArray[np.float64] = total / 8
-    return result
+def logits_over_symmetries(model: Any, images: NDArray[Any], batch_size: int) -> NDArray[np.float64]:
+    """Return the logits of each image's eight turned and mirrored forms: (8, n, classes)."""
+    forms = [np.rot90(mirrored, turns, axes=(1, 2)) for mirrored in (images, images[:, :, ::-1]) for turns in range(4)]
+    return np.stack([predict_logits(model, form, batch_size) for form in forms])
 
 
 def softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return probabilities (n, classes) that sum to one per row."""
-    exponents = np.exp(logits - logits.max(axis=1, keepdims=True))
-    result: NDArray[np.float64] = exponents / exponents.sum(axis=1, keepdims=True)
+    """Return probabilities (..., classes) that sum to one over the classes."""
+    exponents = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    result: NDArray[np.float64] = exponents / exponents.sum(axis=-1, keepdims=True)
     return result
 
 

@@ -7,9 +7,11 @@ from typing import Any, Literal
 
 from leukemia_dl.errors import SettingsError
 
-__all__ = ["Head", "apply_head", "split_at_features"]
+__all__ = ["RESERVED", "Head", "apply_head", "split_at_features"]
 
 _FIRST_LAYERS = ("pooling", "flatten")
+RESERVED = {"rgb", "scaling", "pooling", "flatten", "head_dense", "head_dropout", "logits"}
+"""Names of the layers that the library puts around a backbone."""
 
 
 @dataclass(frozen=True, kw_only=True)

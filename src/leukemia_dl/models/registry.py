@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import inspect
 from typing import TYPE_CHECKING
 
 from leukemia_dl.errors import PluginError, unknown_name
@@ -95,7 +97,16 @@ def backbone_table() -> pd.DataFrame:
     return pd.DataFrame(rows).astype({"parameters": "Int64"})
 
 
+def _version(spec: BackboneSpec) -> str:
+    """Return a version for what has none: a digest of the builder's source, so that a changed one is another."""
+    try:
+        source = inspect.getsource(spec.build)
+    except (OSError, TypeError):
+        return "unversioned"
+    return f"source {hashlib.sha256(source.encode()).hexdigest()[:8]}"
+
+
 def _provided() -> list[Provided]:
-    here = [Provided(spec, "this process", "unversioned") for spec in _registered.values()]
+    here = [Provided(spec, "this process", _version(spec)) for spec in _registered.values()]
     found = [item for item in collect("leukemia_dl_backbones", BUILTIN) if item.record.name not in _registered]
     return sorted(found + here, key=lambda item: item.record.name)

@@ -60,6 +60,7 @@ class Augmentation:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= largest:
                 raise SettingsError(f"{name} must be a number from 0 to {largest:g}. Received: {name}={value!r}.")
+            object.__setattr__(self, name, float(value))  # 0 and 0.0 are one setting, with one digest
 
     @property
     def moves(self) -> bool:

@@ -89,7 +89,12 @@ def prepare(precision: str = "auto", device: str = "auto") -> Device:
     backend = backend_name()
     with quiet_import():
         if backend == "torch" and device == "cpu":
-            os.environ.setdefault("KERAS_TORCH_DEVICE", "cpu")  # Keras reads it when it is imported
+            if "keras" in sys.modules and os.environ.get("KERAS_TORCH_DEVICE") != "cpu":
+                raise BackendError(
+                    "Keras has already chosen its torch device in this process. Set KERAS_TORCH_DEVICE=cpu before it "
+                    "is imported, or start a new process."
+                )
+            os.environ["KERAS_TORCH_DEVICE"] = "cpu"  # Keras reads it when it is imported
         import keras  # noqa: F401
 
         kind, name, has_bfloat16 = _PROBES[backend](device)
@@ -217,7 +222,9 @@ def _probe_tensorflow(device: str) -> tuple[str, str, bool]:
         try:
             tf.config.set_visible_devices([] if gpu is None else [gpu], "GPU")
         except RuntimeError as error:
-            if device != "auto":
+            if device == "auto":
+                gpu = next(iter(tf.config.get_visible_devices("GPU")), None)
+            else:
                 raise BackendError(
                     f"TensorFlow has already started in this process with other devices than {device}: choose the "
                     "device before the first fit, or start a new process."
@@ -247,8 +254,8 @@ def _probe_jax(device: str) -> tuple[str, str, bool]:
 
     accelerators = [found for found in jax.devices() if found.platform != "cpu"]
     chosen = _chosen(device, accelerators)
-    if device != "auto":
-        jax.config.update("jax_default_device", jax.devices("cpu")[0] if chosen is None else chosen)
+    wanted = jax.devices("cpu")[0] if chosen is None else chosen
+    jax.config.update("jax_default_device", None if device == "auto" else wanted)
     if chosen is None:
         return "cpu", _cpu_name(), False
     capability = getattr(chosen, "compute_capability", "0.0")

@@ -67,11 +67,15 @@ class Batches:
             order = self._order(epoch)
             drawn = None
             if self._augmentation is not None and self._background is not None:
-                drawn = self._augmentation.draw(self._background, self._seed, epoch)
+                drawn = self._augmentation.draw(self._background, self._seed, epoch)[order]
+                if self._balanced:
+                    # By place and not by image, since an image may come more than once.
+                    drawn = self._augmentation.draw(self._background[order], self._seed, epoch)
             for step in range(self.steps):
                 if self.on_step:
                     self.on_step(epoch, step)
-                yield self._batch(order[step * self.batch_size : (step + 1) * self.batch_size], drawn)
+                part = slice(step * self.batch_size, (step + 1) * self.batch_size)
+                yield self._batch(order[part], None if drawn is None else drawn[part])
             epoch += 1
 
     def _order(self, epoch: int) -> NDArray[np.int64]:
@@ -89,12 +93,12 @@ class Batches:
 
     def example(self) -> Batch:
         """Return a batch, for its shapes and dtypes alone."""
-        drawn = np.zeros((len(self.images), len(PARAMETERS)), np.float32)
+        drawn = np.zeros((self.batch_size, len(PARAMETERS)), np.float32)
         return self._batch(np.arange(self.batch_size), None if self._augmentation is None else drawn)
 
     def _batch(self, index: NDArray[np.int64], drawn: NDArray[np.float32] | None) -> Batch:
         images = self.images[index]
-        return images if drawn is None else (images, drawn[index]), self.labels[index].astype(np.int32)
+        return images if drawn is None else (images, drawn), self.labels[index].astype(np.int32)
 
     def sample(self, count: int) -> NDArray[np.int64]:
         """Return `count` row numbers, or all there are, drawn once for this seed: labels may lie in runs."""

@@ -11,12 +11,16 @@ from typing import Any
 from leukemia_dl.errors import SettingsError
 from leukemia_dl.training.recipe import Recipe
 
-__all__ = ["CallbackFactory", "FitContext", "load_factory", "mlflow", "tensorboard"]
+__all__ = ["CallbackFactory", "FitContext", "load_factory", "make_callbacks", "mlflow", "tensorboard"]
 
 
 @dataclass(frozen=True)
 class FitContext:
     """What a callback factory is told of the fit that its callbacks are for.
+
+    At the end of an epoch callbacks see the weights that are validated: the averages, where the recipe has any, which
+    are also what stays if they stop the fit. Rates follow the recipe's schedule and cannot be set. What a callback
+    remembers from epoch to epoch is lost if a fit is killed.
 
     Attributes:
         backbone: Its name.
@@ -50,12 +54,28 @@ def load_factory(factory: CallbackFactory | str | None) -> CallbackFactory | Non
         raise SettingsError(f"{wanted}. Received: callbacks={factory!r}.")
     try:
         found = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise SettingsError(f"{wanted}. {factory!r} cannot be had: {error}.") from error
+    except Exception as error:  # whatever the module does when it is imported
+        raise SettingsError(f"{wanted}. {factory!r} cannot be had: {type(error).__name__}: {error}.") from error
     if not callable(found):
         raise SettingsError(f"{wanted}. {factory!r} is a {type(found).__name__}.")
     result: CallbackFactory = found
     return result
+
+
+def make_callbacks(factory: CallbackFactory, context: FitContext) -> list[Any]:
+    """Return what a factory makes.
+
+    Raises:
+        SettingsError: If that is not a list of Keras callbacks.
+    """
+    import keras
+
+    made: Any = factory(context)
+    if not isinstance(made, (list, tuple)) or not all(isinstance(item, keras.callbacks.Callback) for item in made):
+        raise SettingsError(
+            f"The callbacks factory must return a list of keras.callbacks.Callback objects. Received: {made!r}."
+        )
+    return list(made)
 
 
 def tensorboard(context: FitContext) -> list[Any]:
@@ -82,16 +102,12 @@ def mlflow(context: FitContext) -> list[Any]:
             said = {"backbone": context.backbone, "seed": context.seed, "phase": context.phase}
             with library.start_run(run_name=" ".join(map(str, said.values())), nested=True) as run:
                 library.log_params(said | context.recipe.to_dict())
-            # No longer the active run of this process, which a fit that fails would otherwise leave open.
+            # Ended already, since nobody would end it if the fit fails; epochs can be logged to it all the same.
             self._run, self._client = run.info.run_id, library.MlflowClient()
-            self._client.update_run(self._run, status="RUNNING")
 
         def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
             for name, value in (logs or {}).items():
                 self._client.log_metric(self._run, name, float(value), step=epoch + 1)
-
-        def on_train_end(self, logs: Any = None) -> None:
-            self._client.set_terminated(self._run)
 
     return [Log()]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from leukemia_dl.models.classifier import predict_logits
 from leukemia_dl.models.spec import BackboneSpec
 from leukemia_dl.training.backends import Device, prepare
 from leukemia_dl.training.batchnorm import batchnorm_layers
-from leukemia_dl.training.callbacks import CallbackFactory, FitContext
+from leukemia_dl.training.callbacks import CallbackFactory, FitContext, make_callbacks
 from leukemia_dl.training.folds import inner_folds
 from leukemia_dl.training.phases import Side, Training, predict_batch_size
 from leukemia_dl.training.recipe import Recipe
@@ -47,6 +48,7 @@ class FitResult:
         batchnorm_layers: How many had their statistics re-estimated.
         notes: What differs from what was asked for, in words.
         seconds: Build, training and validation together; the first step, with its compilation, is in it.
+        stopped: Whether a callback ended it early.
         out_of_fold: Logits (n, classes) of the training images, each by a head that did not see its group; None unless
             the recipe trains a pooled head alone.
     """
@@ -58,6 +60,7 @@ class FitResult:
     batchnorm_layers: int
     notes: tuple[str, ...]
     seconds: float
+    stopped: bool = False
     out_of_fold: NDArray[np.float64] | None = None
 
 
@@ -108,7 +111,11 @@ def fit(
     """
     asked, recipe = recipe, recipe.for_backbone(spec)
     notes = [f"no {asked.weights} weights: from random ones"] if asked.weights and not recipe.weights else []
-    _check(images, labels, classes, recipe)
+    if not recipe.weights and not recipe.epochs:
+        notes.append("a head on features of random weights")
+    _check((images, labels), classes, recipe, groups)
+    if validation is not None:
+        _check(validation, classes, recipe)
     started = time.perf_counter()
     found = prepare(recipe.precision, device)
     once = _Fit(spec, classes, seed, found, checkpoints, callbacks, folder, on_step, on_epoch)
@@ -125,14 +132,18 @@ def fit(
             recipe = dataclasses.replace(recipe, batch_size=half)
     history = pd.DataFrame(training.rows)
     if curve is not None:
-        history["inner_val_loss"] = curve[: len(history)]
-        notes.append(f"epoch {stop} of {recipe.total_epochs} selected")
+        history["inner_val_loss"] = curve[history["epoch"] - 1]
+        folds = len(inner_folds(labels, groups, seed))
+        notes.append(f"epoch {stop} of {recipe.total_epochs} selected on {folds} inner folds")
+    stopped = bool(history["epoch"].iloc[-1] < stop)
+    if stopped:
+        notes.append(f"stopped by a callback after epoch {history['epoch'].iloc[-1]} of {stop}")
     out_of_fold = None
     if not recipe.epochs and recipe.head == "pooled":
         out_of_fold = once.out_of_fold(recipe, training, labels, groups)
     count = len(batchnorm_layers(training.model)) if recipe.epochs else 0
     seconds = time.perf_counter() - started
-    return FitResult(training.model, recipe, history, found, count, tuple(notes), seconds, out_of_fold)
+    return FitResult(training.model, recipe, history, found, count, tuple(notes), seconds, stopped, out_of_fold)
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,11 +177,22 @@ class _Fit:
         checkpoint = None
         if self.checkpoints is not None:
             name = f"inner-{inner.split('/')[0]}" if inner else "fit"
-            checkpoint = (self.checkpoints / f"{name}.npz", self._identity(recipe, train, stop))
+            checkpoint = (self.checkpoints / f"{name}.npz", self._identity(model, recipe, train, validation, stop))
         training = Training(
-            model, recipe, train, validation, self.classes, self.seed, self.device, stop, checkpoint, self.on_step,
-            self._told(inner), None if inner else self._callbacks(recipe),
-        )  # fmt: skip
+            model,
+            recipe,
+            train,
+            validation,
+            self.classes,
+            self.seed,
+            self.device,
+            stop,
+            inner=bool(inner),
+            checkpoint=checkpoint,
+            on_step=self.on_step,
+            on_epoch=self._told(inner),
+            callbacks=None if inner else self._callbacks(recipe),
+        )
         training.run()
         return training
 
@@ -192,7 +214,8 @@ class _Fit:
             training = self.train(recipe, *sides, recipe.total_epochs, inner=f"{number}/{len(folds)}")
             curves.append([row["val_loss"] for row in training.rows])
         curve = np.mean(curves, axis=0)
-        return int(curve.argmin()) + 1, curve
+        first = recipe.head_epochs if recipe.epochs else 0
+        return first + int(curve[first:].argmin()) + 1, curve
 
     def out_of_fold(
         self, recipe: Recipe, training: Training, labels: NDArray[np.int64], groups: NDArray[np.int64] | None
@@ -207,14 +230,12 @@ class _Fit:
             logits[held] = predict_logits(part, training.head_features()[held], predict_batch_size(recipe))
         return logits
 
-    def _identity(self, recipe: Recipe, train: Side, stop: int) -> str:
+    def _identity(self, model: Any, recipe: Recipe, train: Side, validation: Side | None, stop: int) -> str:
         """Return what two fits have in common that may go on from each other's checkpoints."""
         import keras
 
-        images, labels = train
-        pixels = hashlib.sha256(np.ascontiguousarray(labels).tobytes())
-        for start in range(0, len(images), 1024):
-            pixels.update(np.ascontiguousarray(images[start : start + 1024]).data)
+        names = {"tensorflow": "tensorflow", "jax": "jax", "torch": "torch"}
+        versions = [version(name) for name in ("leukemia-dl", "keras", names[keras.backend.backend()])]
         return digest(
             {
                 "backbone": self.spec.name,
@@ -222,8 +243,9 @@ class _Fit:
                 "classes": self.classes,
                 "seed": self.seed,
                 "stop": stop,
-                "images": [*images.shape, pixels.hexdigest()],
-                "backend": [keras.backend.backend(), self.device.dtype_policy, version("keras")],
+                "net": _layers(model),
+                "sides": [_pixels(*side) for side in (train, validation) if side is not None],
+                "backend": [keras.backend.backend(), self.device.kind, self.device.dtype_policy, *versions],
             }
         )
 
@@ -237,18 +259,43 @@ class _Fit:
         factory = self.callbacks
         if factory is None:
             return None
-        return lambda phase: list(factory(FitContext(self.spec.name, recipe, self.seed, phase, self.folder)))
+        return lambda phase: make_callbacks(factory, FitContext(self.spec.name, recipe, self.seed, phase, self.folder))
 
 
-def _check(images: NDArray[np.uint8], labels: NDArray[np.int64], classes: int, recipe: Recipe) -> None:
+def _layers(model: Any) -> list[Any]:
+    """Return what a net is made of, without names, which depend on how many nets this process has built before."""
+    made: list[Any] = []
+    for layer in model.layers:
+        try:
+            settings = {key: value for key, value in layer.get_config().items() if key != "name"}
+            text = json.dumps(settings, sort_keys=True, default=lambda value: type(value).__name__)
+        except Exception:  # a layer of a plugin that cannot say what it is
+            text = ""
+        made.append([type(layer).__name__, text, [[int(size) for size in weight.shape] for weight in layer.weights]])
+    return made
+
+
+def _pixels(images: NDArray[np.uint8], labels: NDArray[np.int64]) -> list[Any]:
+    said = hashlib.sha256(np.ascontiguousarray(labels).tobytes())
+    for start in range(0, len(images), 1024):
+        said.update(np.ascontiguousarray(images[start : start + 1024]).data)
+    return [*images.shape, said.hexdigest()]
+
+
+def _check(side: Side, classes: int, recipe: Recipe, groups: NDArray[np.int64] | None = None) -> None:
+    images, labels = side
     shape = (recipe.image_size, recipe.image_size, 3)
     if images.dtype != np.uint8 or images.shape[1:] != shape or not len(images):
         raise DataError(
-            f"Training images must be uint8 of shape (n, {recipe.image_size}, {recipe.image_size}, 3), n > 0. "
+            f"Images must be uint8 of shape (n, {recipe.image_size}, {recipe.image_size}, 3), n > 0. "
             f"Received: {images.dtype} of shape {images.shape}."
         )
     if labels.shape != (len(images),) or labels.min() < 0 or labels.max() >= classes:
         raise DataError(
             f"Labels must be {len(images)} class indices from 0 to {classes - 1}. Received: shape {labels.shape}, "
             f"from {labels.min() if labels.size else 'none'} to {labels.max() if labels.size else 'none'}."
+        )
+    if groups is not None and np.shape(groups) != labels.shape:
+        raise DataError(
+            f"groups must be a number for each of {len(images)} images. Received: shape {np.shape(groups)}."
         )

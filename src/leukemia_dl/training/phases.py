@@ -36,8 +36,11 @@ Side = tuple[NDArray[Any], NDArray[np.int64]]
 
 
 def predict_batch_size(recipe: Recipe) -> int:
-    """Return how many images a prediction takes per step: more than in training, since no gradients are kept."""
-    return max(32, recipe.batch_size)
+    """Return how many images a prediction takes per step: more than in training, since no gradients are kept.
+
+    Where memory forced the batches of training down, they follow.
+    """
+    return min(max(32, recipe.batch_size), 2 * recipe.batch_size)
 
 
 @dataclass(eq=False)
@@ -52,6 +55,7 @@ class Training:
         classes: Number of classes.
         seed: Of order and augmentation.
         device: Where it runs.
+        inner: Whether it only helps to choose an epoch.
         stop: Epochs of both phases to run; fewer than the recipe's where an epoch was selected. The rates are those of
             the whole.
         checkpoint: File of the state, and what identifies this fit; or None.
@@ -69,6 +73,7 @@ class Training:
     seed: int
     device: Device
     stop: int
+    inner: bool = False
     checkpoint: tuple[Path, str] | None = None
     on_step: Callable[[int, int, int], None] | None = None
     on_epoch: Callable[[int, dict[str, Any]], None] | None = None
@@ -78,12 +83,26 @@ class Training:
     _resumed: Progress | None = field(default=None, init=False)
 
     def run(self) -> None:
-        """Train, from where a checkpoint of this fit left off."""
-        self._resume()
-        if self.recipe.head_epochs:
-            self._train_head()
-        if self.stop > self.recipe.head_epochs:
-            self._train_all(self.stop - self.recipe.head_epochs)
+        """Train, from where a checkpoint of this fit left off.
+
+        Raises:
+            OutOfMemoryError: If memory runs out, here or while features are computed; it names the batch size.
+        """
+        try:
+            self._resume()
+            if self.recipe.head_epochs:
+                self._train_head()
+            if self.stop > self.recipe.head_epochs:
+                self._features = None
+                self._train_all(self.stop - self.recipe.head_epochs)
+        except Exception as error:
+            if not _is_out_of_memory(error):
+                raise
+            raise OutOfMemoryError(
+                f"{self.device.name} ran out of memory training {self.model.name} with batch_size="
+                f"{self.recipe.batch_size} at {self.recipe.image_size} pixels. Try batch_size="
+                f"{max(self.recipe.batch_size // 2, 1)}, or halve_batch=True to have that done."
+            ) from error
 
     def _resume(self) -> None:
         found = read_checkpoint(*self.checkpoint) if self.checkpoint else None
@@ -153,8 +172,10 @@ class Training:
         )
 
         def look(last: bool) -> dict[str, float]:
-            part = images if last else images[batches.sample(_BATCHNORM_IMAGES)]
-            reestimate_batchnorm(self.model, part, max(_BATCHNORM_IMAGES, recipe.batch_size))
+            # Inner folds are compared epoch by epoch: there the last one is looked at as the others are.
+            part = images if last and not self.inner else images[batches.sample(_BATCHNORM_IMAGES)]
+            size = min(max(_BATCHNORM_IMAGES, recipe.batch_size), 4 * recipe.batch_size)
+            reestimate_batchnorm(self.model, part, size)
             return self._validate(self.model, self.validation)
 
         self._train_phase("all", net, batches, optimizer, stop, look)
@@ -198,21 +219,12 @@ class Training:
             # Batches are handed out ahead of their training, also some of an epoch that never comes.
             batches.on_step = lambda epoch, step: report(before + epoch, step, batches.steps) if epoch < stop else None
 
-        def look_at_average(last: bool) -> dict[str, float]:
-            """Put the averaged weights in place for a look; those of the last epoch stay, as the result."""
-            averages = optimizer.averages()
-            if not averages:
-                return look(last)
-            own = [_numpy(variable) for variable in net.trainable_variables]
-            _assign(net.trainable_variables, map(_numpy, averages))
-            seen = look(last)
-            if not last:
-                _assign(net.trainable_variables, own)
-            return seen
+        training, averages = self, optimizer.averages()
+        own: list[NDArray[Any]] = []
 
-        training = self
+        class Look(keras.callbacks.Callback):  # type: ignore[misc]
+            """Before the callbacks of others: puts the averaged weights in place, validates and tells them."""
 
-        class EpochEnd(keras.callbacks.Callback):  # type: ignore[misc]
             def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
                 self.started = time.perf_counter()
 
@@ -224,36 +236,44 @@ class Training:
                         f"The training loss of {training.model.name} became {loss} in epoch {number}. Lower "
                         f"{'head_learning_rate' if phase == 'head' else 'learning_rate'} or clip_norm."
                     )
-                seen = look_at_average(last=epoch + 1 == stop)
-                logs.update(seen)  # for the callbacks after this one
+                if averages:
+                    own[:] = map(_numpy, net.trainable_variables)
+                    _assign(net.trainable_variables, map(_numpy, averages))
+                seen = look(epoch + 1 == stop)
+                logs.update(seen)
                 row = {"epoch": number, "phase": phase, "loss": loss, "accuracy": accuracy}
                 training.rows.append(row | seen | {"seconds": time.perf_counter() - self.started})
-                training._save(phase, epoch + 1, optimizer)
-                if training.on_epoch is not None:
-                    training.on_epoch(number, training.rows[-1])
 
-        try:
-            net.fit(
-                feed(lambda: batches.stream(done), batches.example()),
-                epochs=stop,
-                initial_epoch=done,
-                steps_per_epoch=batches.steps,
-                callbacks=[EpochEnd(), *(self.callbacks(phase) if self.callbacks else [])],
-                verbose=0,
-                shuffle=False,
-            )
-        except Exception as error:
-            if _is_out_of_memory(error):
-                raise OutOfMemoryError(
-                    f"{self.device.name} ran out of memory training {self.model.name} with batch_size="
-                    f"{self.recipe.batch_size} at {self.recipe.image_size} pixels. Try batch_size="
-                    f"{max(self.recipe.batch_size // 2, 1)}, or halve_batch=True to have that done."
-                ) from error
-            raise
-        if self.rows and self.rows[-1]["epoch"] < before + stop:
-            # A callback stopped it: the epoch that it stopped at is the last, and nothing goes on from it.
-            self.rows[-1] |= look_at_average(last=True)
-            self._save(phase, stop, optimizer)
+        class Settle(keras.callbacks.Callback):  # type: ignore[misc]
+            """After them: the averaged weights of the last epoch stay, as the result; the state is written down."""
+
+            def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+                ends = epoch + 1 == stop or net.stop_training
+                if averages and not ends:
+                    _assign(net.trainable_variables, own)
+                if not ends:
+                    training._save(phase, epoch + 1, optimizer)
+                    training._tell()
+
+        others = self.callbacks(phase) if self.callbacks else []
+        net.fit(
+            feed(lambda: batches.stream(done), batches.example()),
+            epochs=stop,
+            initial_epoch=done,
+            steps_per_epoch=batches.steps,
+            callbacks=[Look(), *others, Settle()],
+            verbose=0,
+            shuffle=False,
+        )
+        if others and self.rows:
+            # They may have stopped it, or put other weights in place at its very end.
+            self.rows[-1] |= look(True)
+        self._save(phase, stop, optimizer)
+        self._tell()
+
+    def _tell(self) -> None:
+        if self.on_epoch is not None and self.rows:
+            self.on_epoch(self.rows[-1]["epoch"], self.rows[-1])
 
     def _changing(self, phase: str) -> list[Any]:
         """Return the variables that a phase changes, seeds of dropout included: in the first the backbone stays."""

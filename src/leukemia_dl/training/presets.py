@@ -59,6 +59,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "weights": "imagenet",
         "image_size": 180,
         "scaling": "unit",
+        "resize": "bilinear",
         "head": "flatten",
         "head_units": 1024,
         "sigmoid": True,

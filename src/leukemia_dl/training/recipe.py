@@ -7,11 +7,11 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, Literal, Self, get_args
 
 from leukemia_dl.errors import DataError, SettingsError, unknown_name
 from leukemia_dl.models import BackboneSpec, Head
+from leukemia_dl.preprocess import Pipeline, Resize
 from leukemia_dl.training.augmentation import Augmentation
 from leukemia_dl.training.presets import PRESETS
 
@@ -19,12 +19,14 @@ __all__ = ["Recipe"]
 
 HeadKind = Literal["pooled", "flatten"]
 HeadScaling = Literal["backbone", "unit"]
+Resizing = Literal["lanczos", "bilinear"]
 Schedule = Literal["cosine", "constant"]
 ClassBalance = Literal["none", "weights", "batches"]
 Precision = Literal["auto", "float32", "mixed_bfloat16"]
 
 _CHOICES = {
     "scaling": get_args(HeadScaling),
+    "resize": get_args(Resizing),
     "head": get_args(HeadKind),
     "schedule": get_args(Schedule),
     "class_balance": get_args(ClassBalance),
@@ -45,6 +47,7 @@ _REAL = {
     "average": (0.0, 1.0),
 }
 _LARGEST = 1_000_000
+_NOT_REPLACED = {"name", "weights", "without_weights", "head_epochs", "callbacks"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,19 +60,22 @@ class Recipe(Augmentation):
 
     Attributes:
         name: Of the preset it comes from.
-        weights: None for random ones, a name such as "imagenet" (fetched by Keras), or the path of an .h5 file.
-        without_weights: Settings that replace these for a backbone that offers no weights by name, such as `cnn`; it
-            starts from random ones and has no first phase.
+        weights: None or "random" for random ones, a name such as "imagenet" (fetched by Keras), or the path of an .h5
+            file.
+        without_weights: Settings that replace these where there are no weights: for a backbone that offers none by
+            name, such as `cnn`, or if `weights` is None. There is no first phase then.
         image_size: Side in pixels of what the nets see; "native" for each backbone's own, so that sizes differ.
         scaling: "backbone" for what each backbone's weights expect, "unit" for pixels / 255 whatever they expect.
-        head: "pooled" (global average) or "flatten" (every value of the feature map, as before 2014).
+        resize: "lanczos" keeps the scale on a canvas and is antialiased, "bilinear" squeezes the image and is not
+            (`Pipeline.source_v1`); unless a pipeline is given.
+        head: "pooled" (global average) or "flatten" (every value of the feature map).
         head_units: Width of a ReLU layer between features and logits; 0 for none.
         sigmoid: One output and its sigmoid for two classes, instead of a softmax over two: half the weights, the same
             cross-entropy.
         head_epochs: Passes of the first phase.
         epochs: Passes of the second; fixed, none is selected afterwards.
-        select_epoch: Choose the number of passes, up to `epochs` (or `head_epochs`, if that is all), where the mean
-            validation loss of five inner grouped folds of the training side is lowest; then train on all of it.
+        select_epoch: Choose the number of passes of the last phase where the mean validation loss of five inner grouped
+            folds of the training side is lowest; then train on all of it.
         batch_size: Images per step.
         learning_rate: Peak of AdamW's rate (Loshchilov and Hutter 2019, arXiv:1711.05101) in the second phase.
         head_learning_rate: Likewise in the first.
@@ -89,6 +95,8 @@ class Recipe(Augmentation):
         symmetry_average: Predict also the mean over the eight symmetries of the square, as a row of its own.
         precision: "auto" takes mixed_bfloat16 where the GPU has it and float32 elsewhere.
         halve_batch: Where memory runs out, begin again with half the batch size (the row says so), down to one.
+        callbacks: "module:function", a factory of Keras callbacks (`leukemia_dl.training.FitContext`). Not part of what
+            names a trial, nor of whether two recipes are equal.
     """
 
     name: str = "custom"
@@ -96,6 +104,7 @@ class Recipe(Augmentation):
     without_weights: Mapping[str, Any] = field(default_factory=dict, hash=False)
     image_size: int | Literal["native"] = 96
     scaling: HeadScaling = "backbone"
+    resize: Resizing = "lanczos"
     head: HeadKind = "pooled"
     head_units: int = 0
     sigmoid: bool = False
@@ -117,12 +126,15 @@ class Recipe(Augmentation):
     symmetry_average: bool = False
     precision: Precision = "auto"
     halve_batch: bool = False
+    callbacks: str | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         """Refuse a value that is not allowed, with its name."""
         super().__post_init__()
         if not isinstance(self.name, str) or not self.name:
             raise SettingsError(f"name must be a str, not empty. Received: name={self.name!r}.")
+        if self.weights == "random":  # TOML and the command line know no None
+            object.__setattr__(self, "weights", None)
         if self.weights is not None and not isinstance(self.weights, str):
             raise SettingsError(f"weights must be None, a name or a path, as str. Received: weights={self.weights!r}.")
         for name, smallest in _WHOLE.items():
@@ -133,15 +145,19 @@ class Recipe(Augmentation):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value < high:
                 raise SettingsError(f"{name} must lie in [{low:g}, {high:g}). Received: {name}={value!r}.")
+            object.__setattr__(self, name, float(value))  # 0 and 0.0 are one setting, with one digest
         for name in ("learning_rate", "head_learning_rate"):
             if getattr(self, name) == 0:
                 raise SettingsError(f"{name} must be above 0: with 0 nothing would be learned.")
         rate = self.rate_at_input
         if isinstance(rate, bool) or not isinstance(rate, (int, float)) or not 0 < rate <= 1:
             raise SettingsError(f"rate_at_input must lie in (0, 1]. Received: rate_at_input={rate!r}.")
+        object.__setattr__(self, "rate_at_input", float(rate))
         for name, allowed in _CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise SettingsError(f"{name} must be one of {allowed}. Received: {name}={getattr(self, name)!r}.")
+        if self.callbacks is not None and not isinstance(self.callbacks, str):
+            raise SettingsError(f'callbacks must be "module:function". Received: callbacks={self.callbacks!r}.')
         for name in _FLAGS:
             if not isinstance(getattr(self, name), bool):
                 raise SettingsError(f"{name} must be True or False. Received: {name}={getattr(self, name)!r}.")
@@ -166,22 +182,29 @@ class Recipe(Augmentation):
             SettingsError: If only the head would be trained, on features of random weights.
         """
         changes: dict[str, Any] = {"without_weights": {}}
-        if self.image_size == "native":
-            changes["image_size"] = spec.native_size
-        if self.weights is not None and not self.weights_is_file and not spec.weights:
-            changes |= {"weights": None, "head_epochs": 0, **self.without_weights}
+        lacking = self.weights is not None and not self.weights_is_file and not spec.weights
+        if lacking or (self.weights is None and self.without_weights):
+            changes |= {"weights": None, "head_epochs": 0, **self.without_weights, "without_weights": {}}
             if not changes.get("epochs", self.epochs):
                 raise SettingsError(
                     f"The recipe {self.name!r} trains a head on the features of a frozen backbone, and {spec.name} has "
                     f"no {self.weights!r} weights, nor any by name: its features would be random. Leave {spec.name} "
                     "out, pass an .h5 file as weights, or a recipe that trains all layers, such as 'finetune'."
                 )
+        if changes.get("image_size", self.image_size) == "native":
+            changes["image_size"] = spec.native_size
         return dataclasses.replace(self, **changes)
 
     @property
     def weights_is_file(self) -> bool:
         """Whether `weights` says a path, and not a name."""
         return self.weights is not None and str(Path(self.weights)) != Path(self.weights).stem
+
+    def pipeline(self, size: int, canvas: int | None) -> Pipeline:
+        """Return the preprocessing that `resize` says, to images of `size` pixels; `canvas` is the data set's."""
+        if self.resize == "bilinear":
+            return Pipeline((Resize(size, method="bilinear"),))
+        return Pipeline.default(size, canvas=canvas)
 
     @classmethod
     def preset(cls, name: str, /, **changes: Any) -> Self:
@@ -193,7 +216,18 @@ class Recipe(Augmentation):
         """
         if not isinstance(name, str) or name not in PRESETS:
             raise unknown_name("recipe", name, PRESETS)
-        return cls.from_dict({"name": name, **PRESETS[name], **changes})
+        return cls.from_dict({"name": name, **PRESETS[name]}).changed(**changes)
+
+    def changed(self, **changes: Any) -> Self:
+        """Return the recipe with some settings changed; a changed one is not replaced by `without_weights` any more.
+
+        Raises:
+            UnknownNameError: If there is no such setting.
+            SettingsError: If a value is not allowed.
+        """
+        kept = {name: value for name, value in self.without_weights.items() if name not in changes}
+        settings = self.to_dict() | {"callbacks": self.callbacks, "without_weights": kept}
+        return self.from_dict(settings | changes)
 
     @staticmethod
     def presets() -> list[str]:
@@ -215,8 +249,9 @@ class Recipe(Augmentation):
         return cls(**settings)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the settings as plain JSON values."""
+        """Return the settings as plain JSON values, without `callbacks`: what a trial is named by."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        del values["callbacks"]
         return values | {"without_weights": dict(self.without_weights)}
 
     @classmethod
@@ -243,7 +278,8 @@ class Recipe(Augmentation):
         """Return every setting as TOML, which `from_toml` reads; weights that are None are left out."""
         import tomli_w
 
-        return tomli_w.dumps({name: value for name, value in self.to_dict().items() if value is not None})
+        settings = self.to_dict() | {"callbacks": self.callbacks}
+        return tomli_w.dumps({name: value for name, value in settings.items() if value is not None})
 
     @staticmethod
     def _check_whole(name: str, value: object, smallest: int, or_else: str = "") -> None:
@@ -257,11 +293,11 @@ class Recipe(Augmentation):
             raise SettingsError(
                 f"without_weights must be a dict of settings. Received: without_weights={self.without_weights!r}."
             )
-        allowed = {field.name for field in dataclasses.fields(self)} - {"name", "weights", "without_weights"}
+        allowed = {field.name for field in dataclasses.fields(self)} - _NOT_REPLACED
         for key in self.without_weights:
             if key not in allowed:
                 raise unknown_name("recipe setting", key, allowed, "It stands in without_weights.")
-        object.__setattr__(self, "without_weights", MappingProxyType(dict(self.without_weights)))
+        object.__setattr__(self, "without_weights", dict(self.without_weights))
         if self.without_weights:
             try:
                 dataclasses.replace(self, **{"without_weights": {}, **self.without_weights})
