@@ -1,5 +1,6 @@
 """The command, run as a person would: a fresh process, its output and its exit status."""
 
+import io
 import os
 import subprocess
 import sys
@@ -115,7 +116,12 @@ def test_the_lists_and_the_doctor(tmp_path):
         (["--image-size", "64", "-s", "image_size=70"], "--set image_size=... and --image-size say the same thing"),
         (["--image-size", "64"], "inception_v3 needs images of at least 75 x 75 pixels"),
         (["-s", "weights=5"], "weights must be None, a name or a path"),
-        (["-s", "name=x"], "no recipe setting 'name'"),
+        (["-s", "name="], "name must be a str, not empty"),
+        (["--recipe", "mine.toml"], "The recipe mine.toml cannot be read: No such file"),
+        (["--recipe", "linear_probe"], "Leave cnn out, pass an .h5 file as weights"),
+        (["--device", "tpu"], "device must be 'auto', 'cpu', 'gpu' or 'gpu:N'"),
+        (["--callbacks", "nothing"], 'callbacks must be a function of a FitContext, or its name as "module:function"'),
+        (["--recipe", "linear_probe", "-s", "select_epoch=maybe"], "select_epoch must be True or False"),
         (["-o", "root=x"], "--option root=... is given as --root"),
         (["-o", "workers=-1"], "workers must be a whole number"),
         (["-o", "images=1000000000"], "`images` must be at most 100,000"),
@@ -251,3 +257,28 @@ def test_preview_draws_a_contact_sheet(synthetic_root, tmp_path):
     assert "--output must end in .png" in fails("preview", "--output", "sheet.jpg")
     assert "--images must be from 1 to 100" in fails("preview", "--images", "0")
     assert "cannot be written" in fails("preview", "--root", synthetic_root, *SIZES, "--output", "/proc/no.png")
+
+
+def test_a_printed_recipe_is_a_file_to_change_and_run(synthetic_root, tmp_path):
+    listed = run("recipes").stdout
+    for name in ("finetune", "from_scratch", "linear_probe", "quick", "source_v1"):
+        assert name in listed
+    text = run("recipes", "quick").stdout
+    (tmp_path / "mine.toml").write_text(text + 'callbacks = "beside:make"\n')
+    (tmp_path / "beside.py").write_text("def make(context):\n    print('made for', context.backbone)\n    return []\n")
+    answer = run(
+        "benchmark", "--root", synthetic_root, *SIZES, *FAST, "--recipe", "mine.toml", "--baselines", "",
+        "--store", "store", cwd=tmp_path, PYTHONSAFEPATH="1",
+    )  # fmt: skip
+    assert answer.returncode == 0, answer.stderr
+    assert "made for cnn" in answer.stdout
+    row = pd.read_csv(tmp_path / "store" / "results.csv").iloc[0]
+    assert (row["recipe"], row["epochs"], row["image_size"]) == ("mine", 1, 32)
+    # The same answers in both ways, calibrated or not.
+    image = next(synthetic_root.rglob("*.bmp"))
+    frames = [
+        pd.read_csv(io.StringIO(run("predict", "store", image, *flags, cwd=tmp_path).stdout))
+        for flags in ([], ["--uncalibrated"], ["--symmetries"])
+    ]
+    assert len({frame["probability_all"].iloc[0] for frame in frames}) == 3
+    assert len({frame["label"].iloc[0] for frame in frames[:2]}) == 1

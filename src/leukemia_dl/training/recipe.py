@@ -279,7 +279,12 @@ class Recipe(Augmentation):
         import tomli_w
 
         settings = self.to_dict() | {"callbacks": self.callbacks}
-        return tomli_w.dumps({name: value for name, value in settings.items() if value is not None})
+        del settings["without_weights"]
+        text = tomli_w.dumps({name: value for name, value in settings.items() if value is not None})
+        if self.without_weights:
+            # In one line and not as a table, which would take in every line that is added below it.
+            text += f"without_weights = {{ {', '.join(tomli_w.dumps(self.without_weights).splitlines())} }}\n"
+        return text
 
     @staticmethod
     def _check_whole(name: str, value: object, smallest: int, or_else: str = "") -> None:
