@@ -8,8 +8,6 @@ import pandas as pd
 import pytest
 
 import leukemia_dl as ldl
-from leukemia_dl.benchmark.runner import _metrics
-from leukemia_dl.benchmark.trial import Record
 from leukemia_dl.errors import ImageError, SettingsError, SplitError, StoreError, TrainingError, UnknownNameError
 from leukemia_dl.evaluation import METRICS, apply_temperature, fit_temperature, score
 from leukemia_dl.models import registry
@@ -108,17 +106,10 @@ def test_calibrated_columns_follow_from_the_val_side(finished):
 
 
 def test_nothing_is_calibrated_where_val_is_the_test_side(dataset, tmp_path):
-    bench = ldl.Benchmark(dataset, ["cnn"], recipe=RECIPE, protocol="source_v1", store=tmp_path)
-    record = Record(
-        bench._grid[0].trial,
-        "ok",
-        sides=np.array(["val", "test"] * 2),
-        labels=np.array([0, 0, 1, 1]),
-        probabilities=np.array([[0.6, 0.4]] * 4),
-    )
-    metrics = _metrics(record.labels, record.probabilities, record.sides, bench.splits[0])
-    assert "val_loss" in metrics
-    assert not {"temperature", "loss_calibrated"} & set(metrics)
+    bench = ldl.Benchmark(dataset, ["tiny"], recipe=RECIPE, protocol="source_v1", store=tmp_path, baselines=[])
+    row = bench.run(show_progress=False).iloc[0]
+    assert np.isfinite(row["val_loss"])
+    assert row[["temperature", "loss_calibrated", "brier_calibrated", "ece_calibrated"]].isna().all()
 
 
 def test_the_prediction_frame_is_what_evaluation_takes(finished):
@@ -211,7 +202,9 @@ def test_a_failed_trial_is_a_row_and_runs_again_next_time(dataset, tmp_path):
     bench = ldl.Benchmark(dataset, ["broken", "tiny"], recipe=RECIPE, baselines=[], store=store)
     frame = bench.run(show_progress=False)
     assert list(frame["status"]) == ["failed", "ok"]
-    assert frame["error"][0] == "ZeroDivisionError: the plugin's own fault"
+    assert frame["error"][0] == (
+        "PluginError: The builder of 'broken' raised ZeroDivisionError: the plugin's own fault"
+    )
     assert math.isnan(frame["accuracy"][0])
     assert list(bench.plan()["status"]) == ["failed", "ok"]
     assert set(bench.predictions()["backbone"]) == {"tiny"}
