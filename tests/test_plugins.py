@@ -65,7 +65,15 @@ def test_a_plugin_is_listed_with_its_version(install, python):
         ("raise SystemError('boom')", "could not be loaded: SystemError: boom"),
         ("x = 1", "no function marked with leukemia_dl.hookimpl"),
         ("from leukemia_dl import hookimpl\n@hookimpl\ndef leukemia_dl_backbone(): yield 1", "unknown hook"),
-        ("from leukemia_dl import hookimpl\n@hookimpl\ndef leukemia_dl_backbones(): yield 1", "records with a name"),
+        (
+            "from leukemia_dl import hookimpl\n@hookimpl\ndef leukemia_dl_backbones(): yield 1",
+            "must yield leukemia_dl.BackboneSpec records",
+        ),
+        (
+            "from leukemia_dl import hookimpl\nclass Odd: name = 'odd'\n@hookimpl\n"
+            "def leukemia_dl_backbones(): yield Odd()",
+            "must yield leukemia_dl.BackboneSpec records",
+        ),
         ("from leukemia_dl import hookimpl\n@hookimpl\ndef leukemia_dl_backbones(): return 1 / 0", "ZeroDivisionError"),
         (GOOD.replace("min_size=8", "min_size=64"), "1 <= min_size <= native_size"),
         (GOOD.replace('scaling="unit"', 'scaling="imagenet"'), "scaling must be one of"),

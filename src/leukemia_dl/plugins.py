@@ -38,7 +38,7 @@ from leukemia_dl.errors import PluginError
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["PROJECT", "Provided", "collect", "forget", "hookimpl", "hookspec", "plugin_problems"]
+__all__ = ["PROJECT", "Provided", "collect", "forget", "hookimpl", "hookspec", "installed_version", "plugin_problems"]
 
 PROJECT = "leukemia_dl"
 DISTRIBUTION = "leukemia-dl"
@@ -90,11 +90,12 @@ class _Plugin:
 _problems: list[Problem] = []
 
 
-def collect(hook: str, builtin: Sequence[str] = ()) -> list[Provided]:
+def collect(hook: str, kind: type, builtin: Sequence[str] = ()) -> list[Provided]:
     """Return every record that the built-in modules and the installed plugins yield for a hook, sorted by name.
 
     Args:
         hook: Name of a method of `HookSpecifications`.
+        kind: What a hook must yield; a plugin that yields something else is reported as one with a problem.
         builtin: Module names of our own plugins. An error in one of these is raised: it is a bug.
 
     Raises:
@@ -104,15 +105,19 @@ def collect(hook: str, builtin: Sequence[str] = ()) -> list[Provided]:
     for name in builtin:
         module = importlib.import_module(name)
         _check_hooks(module)
-        provided += [Provided(record, DISTRIBUTION, _version(DISTRIBUTION)) for record in getattr(module, hook)()]
+        provided += [
+            Provided(record, DISTRIBUTION, installed_version(DISTRIBUTION)) for record in getattr(module, hook)()
+        ]
     for plugin in _third_party():
         if not hasattr(plugin.module, hook):
             continue
         try:
             records = list(getattr(plugin.module, hook)())
             for record in records:
-                if not isinstance(getattr(record, "name", None), str):
-                    raise PluginError(f"{hook} must yield records with a name. Received: {record!r}.")
+                if not isinstance(record, kind):
+                    raise PluginError(
+                        f"{hook} must yield leukemia_dl.{kind.__name__} records. Received: {type(record)!r}."
+                    )
         except Exception as error:
             _report(plugin.distribution, plugin.entry_point, f"{hook} raised {type(error).__name__}: {error}")
             continue
@@ -183,7 +188,8 @@ def _report(plugin: str, entry_point: str, problem: str) -> None:
         _log.warning("Plugin %s (entry point %s) %s", plugin, entry_point, problem)
 
 
-def _version(distribution: str) -> str:
+def installed_version(distribution: str) -> str:
+    """Return the version of an installed distribution, "unknown" if it goes by another name."""
     try:
         return importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:

@@ -3,12 +3,13 @@
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from leukemia_dl import plugins
-from leukemia_dl.datasets import Dataset, DatasetSource, cache_dir, dataset_table, get_source, list_datasets, registry
-from leukemia_dl.errors import PluginError, SettingsError, UnknownNameError
+from leukemia_dl.datasets import Dataset, DatasetSource, cache_dir, dataset_table, get_source, list_datasets
+from leukemia_dl.errors import SettingsError, UnknownNameError
 
 BUILTIN = ["all_aria", "c_nmc_2019", "csv", "folder", "segmentation_wbc", "synthetic"]
 
@@ -42,14 +43,18 @@ def test_unknown_name_and_option() -> None:
         Dataset.load("c_nmc_2019", root="x", canvas=4)
 
 
-def test_a_plugin_that_yields_something_else_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_plugin_that_yields_something_else_is_named_and_hides_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     class Wrong:
         name = "wrong"
 
-    provided = [plugins.Provided(Wrong(), "their-package", "1.2")]
-    monkeypatch.setattr(registry, "collect", lambda *_, **__: provided)
-    with pytest.raises(PluginError, match=r"their-package 1\.2 yields .* must be a leukemia_dl\.DatasetSource"):
-        list_datasets()
+    module = SimpleNamespace(leukemia_dl_datasets=lambda: [Wrong()])
+    monkeypatch.setattr(plugins, "_third_party", lambda: (plugins._Plugin(module, "their-package", "1.2", "theirs"),))
+    monkeypatch.setattr(plugins, "_problems", [])
+    assert set(BUILTIN) <= set(list_datasets())
+    assert "wrong" not in list_datasets()
+    (row,) = plugins.plugin_problems().to_dict("records")
+    assert (row["plugin"], row["entry_point"]) == ("their-package", "theirs")
+    assert "must yield leukemia_dl.DatasetSource records" in row["problem"]
 
 
 def test_cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

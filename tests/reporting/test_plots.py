@@ -59,6 +59,17 @@ def test_learning_curves_draw_train_and_validation_of_every_trial():
         plot_learning_curves(HISTORY[:0])
 
 
+def test_where_the_first_phase_ends_is_a_dotted_line():
+    phases = HISTORY.assign(phase=["head", "all", "all", "all"])
+    figure = plot_learning_curves(phases)
+    for column, expected in ((0, [1.5]), (1, [])):
+        for row in (0, 1):
+            lines = figure.axes[2 * row + column].lines
+            assert [line.get_xdata()[0] for line in lines if line.get_linestyle() == ":"] == expected
+    assert "dotted" in figure.get_supxlabel()
+    assert "dotted" not in plot_learning_curves(HISTORY).get_supxlabel()
+
+
 def test_samples_show_the_pixels_as_they_are():
     images = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 3), dtype=np.uint8)
     figure = plot_samples(images, list("abcde"), columns=3)

@@ -1,5 +1,6 @@
 """Callbacks of one's own; TensorBoard and MLflow for real, against a local folder."""
 
+import dataclasses
 import os
 import sys
 from pathlib import Path
@@ -37,6 +38,18 @@ def test_a_factory_is_called_for_each_phase_and_its_callbacks_see_validation(tmp
     columns = ["loss", "accuracy", "val_loss", "val_accuracy"]
     seen = pd.DataFrame([row for _, row in logs])[columns]
     pd.testing.assert_frame_equal(seen, result.history[columns], check_exact=True)
+
+
+def test_the_recipe_may_name_its_callbacks(tmp_path, monkeypatch):
+    (tmp_path / "named_callbacks.py").write_text(
+        "seen = []\ndef make(context):\n    seen.append(context)\n    return []\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    recipe = dataclasses.replace(RECIPE, callbacks="named_callbacks:make")
+    fit(CNN, *TRAIN, 2, recipe)
+    import named_callbacks
+
+    assert [context.phase for context in named_callbacks.seen] == ["head", "all"]
 
 
 def test_a_callback_may_stop_a_fit_and_what_is_left_is_a_whole_model():

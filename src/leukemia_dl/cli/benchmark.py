@@ -63,8 +63,10 @@ def benchmark(
     # Cheap checks first: a wrong name should not cost the reading of a data set.
     settings = options.recipe(recipe, set_, image_size=image_size, weights=weights)
     options.stain_step(stain)
-    # A script that is installed does not look for modules where it is called; --callbacks means one there too.
-    sys.path.insert(0, str(Path.cwd()))
+    if callbacks or settings.callbacks:
+        # An installed script does not look for modules where it is called, which is where such a one may lie: last, so
+        # that no file there stands in for a module of others.
+        sys.path.append(str(Path.cwd()))
     chosen_folds: Any = folds if folds in (None, "all") else options.whole_numbers(str(folds), "--folds")
     chosen_seeds = options.whole_numbers(seeds, "--seeds")
     chosen = options.names(backbones) if backbones is not None else None

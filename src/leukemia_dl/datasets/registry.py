@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from leukemia_dl.datasets.dataset import Dataset, DatasetInfo
-from leukemia_dl.errors import PluginError, SettingsError, unknown_name
+from leukemia_dl.errors import SettingsError, unknown_name
 from leukemia_dl.plugins import Provided, collect
 
 __all__ = ["BUILTIN", "DatasetSource", "dataset_table", "get_source", "list_datasets", "load_dataset"]
@@ -107,11 +107,4 @@ def dataset_table() -> pd.DataFrame:
 
 
 def _provided() -> list[Provided]:
-    provided = collect("leukemia_dl_datasets", builtin=BUILTIN)
-    for item in provided:
-        if not isinstance(item.record, DatasetSource):
-            raise PluginError(
-                f"{item.plugin} {item.version} yields {item.record!r} from leukemia_dl_datasets: "
-                "it must be a leukemia_dl.DatasetSource. Tell its author, or uninstall it."
-            )
-    return provided
+    return collect("leukemia_dl_datasets", DatasetSource, BUILTIN)

@@ -48,17 +48,13 @@ def find_backbone(name: str) -> Provided:
 
     Raises:
         UnknownNameError: If there is none; it suggests near names and mentions plugins that failed to load.
-        PluginError: If a plugin yielded something else under that name.
     """
     provided = {item.record.name: item for item in _provided()}
     if name not in provided:
         failed = sorted(set(plugin_problems()["plugin"]))
         hint = f"Plugins with problems (see leukemia-dl doctor): {', '.join(failed)}." if failed else ""
         raise unknown_name("backbone", name, provided, hint)
-    item = provided[name]
-    if not isinstance(item.record, BackboneSpec):
-        raise PluginError(f"{item.plugin} yields {name!r} as a {type(item.record).__name__}, not a BackboneSpec.")
-    return item
+    return provided[name]
 
 
 def get_backbone(name: str) -> BackboneSpec:
@@ -108,5 +104,7 @@ def _version(spec: BackboneSpec) -> str:
 
 def _provided() -> list[Provided]:
     here = [Provided(spec, "this process", _version(spec)) for spec in _registered.values()]
-    found = [item for item in collect("leukemia_dl_backbones", BUILTIN) if item.record.name not in _registered]
+    found = [
+        item for item in collect("leukemia_dl_backbones", BackboneSpec, BUILTIN) if item.record.name not in _registered
+    ]
     return sorted(found + here, key=lambda item: item.record.name)

@@ -65,12 +65,15 @@ class Pipeline:
         return cls((PadToSquare() if canvas is None else CenterOnCanvas(canvas), Resize(size)))
 
     @classmethod
-    def source_v1(cls) -> Pipeline:
-        """Return the preprocessing behind the published table: squeezed to 180 x 180, bilinear, without antialiasing.
+    def source_v1(cls, size: int = 180) -> Pipeline:
+        """Return the preprocessing behind the published table: squeezed to a square, bilinear, without antialiasing.
 
         Keras keeps the interpolated values as floats; here they are rounded to whole grey levels.
+
+        Args:
+            size: Side of the result in pixels; 180 as published.
         """
-        return cls((Resize(180, method="bilinear"),))
+        return cls((Resize(size, method="bilinear"),))
 
     @classmethod
     def decode_only(cls) -> Pipeline:

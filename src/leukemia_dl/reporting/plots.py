@@ -85,7 +85,10 @@ def plot_learning_curves(histories: pd.DataFrame, title: str = "") -> Figure:
     panels[0, 0].set_ylabel("Accuracy")
     panels[1, 0].set_ylabel("Loss (nats, log scale)")
     panels[0, 0].legend(loc="lower right", frameon=False, fontsize="small")
-    _head(figure, title, "above each column: validation accuracy / loss after the last epoch")
+    note = "above each column: validation accuracy / loss after the last epoch"
+    if _phases(histories) > 1:
+        note += "; dotted: the head alone before, every layer after"
+    _head(figure, title, note)
     return figure
 
 
@@ -148,6 +151,8 @@ def _curves_panel(axes: Axes, trials: pd.DataFrame, metric: str) -> None:
                 label = name if first else None
                 axes.plot(rows["epoch"], rows[column], style, color=colour, markersize=3.5, lw=1.5, label=label)
         first = False
+    if _phases(trials) > 1:
+        axes.axvline(float(trials.loc[trials["phase"] == "head", "epoch"].max()) + 0.5, ls=":", color="#555555", lw=1)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25)
     axes.set_xlim(0.5, float(trials["epoch"].max()) + 0.5)
@@ -160,6 +165,10 @@ def _curves_panel(axes: Axes, trials: pd.DataFrame, metric: str) -> None:
         axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
         axes.yaxis.set_major_formatter(FormatStrFormatter("%g"))
         axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def _phases(histories: pd.DataFrame) -> int:
+    return int(histories.groupby("backbone")["phase"].nunique().max()) if "phase" in histories else 1
 
 
 def _figure(width: float, height: float) -> Figure:

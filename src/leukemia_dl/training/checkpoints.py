@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Progress", "read_checkpoint", "write_checkpoint"]
+__all__ = ["FitState", "read_checkpoint", "write_checkpoint"]
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
-class Progress:
+class FitState:
     """How far a fit has come.
 
     Attributes:
@@ -39,7 +39,7 @@ class Progress:
     optimizer: Sequence[NDArray[Any]]
 
 
-def write_checkpoint(path: Path, identity: str, progress: Progress) -> None:
+def write_checkpoint(path: Path, identity: str, progress: FitState) -> None:
     """Write a checkpoint aside and move it in place: at any moment there is a whole one, the old or the new.
 
     A disk that is full costs the checkpoint, not the fit: that is logged as a warning.
@@ -63,7 +63,7 @@ def write_checkpoint(path: Path, identity: str, progress: Progress) -> None:
             aside.unlink(missing_ok=True)
 
 
-def read_checkpoint(path: Path, identity: str) -> Progress | None:
+def read_checkpoint(path: Path, identity: str) -> FitState | None:
     """Return what a fit of this identity left, or None: no file, one that is damaged, or that of another fit."""
     try:
         with np.load(path, allow_pickle=False) as file:
@@ -75,7 +75,7 @@ def read_checkpoint(path: Path, identity: str) -> Progress | None:
                 [file[f"{what}_{i}"] for i in range(sum(name.startswith(f"{what}_") for name in file.files))]
                 for what in ("model", "optimizer")
             )
-            return Progress(str(said["phase"]), int(said["epoch"]), list(said["rows"]), model, optimizer)
+            return FitState(str(said["phase"]), int(said["epoch"]), list(said["rows"]), model, optimizer)
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:

@@ -8,7 +8,6 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +20,10 @@ from leukemia_dl.identity import digest, named_seed
 from leukemia_dl.models.build import build_model, weights_identity
 from leukemia_dl.models.classifier import predict_logits
 from leukemia_dl.models.spec import BackboneSpec
+from leukemia_dl.plugins import DISTRIBUTION, installed_version
 from leukemia_dl.training.backends import Device, prepare
 from leukemia_dl.training.batchnorm import batchnorm_layers
-from leukemia_dl.training.callbacks import CallbackFactory, FitContext, make_callbacks
+from leukemia_dl.training.callbacks import CallbackFactory, FitContext, load_factory, make_callbacks
 from leukemia_dl.training.folds import inner_folds
 from leukemia_dl.training.phases import Side, Training, predict_batch_size
 from leukemia_dl.training.recipe import Recipe
@@ -96,7 +96,7 @@ def fit(
         checkpoints: Folder for the state after each epoch. A fit of the same settings, data and seed goes on from what
             it finds there, to the same bits on a CPU. The folder is left; the caller removes it when the result is
             safe.
-        callbacks: Makes further Keras callbacks for each phase, see `FitContext`.
+        callbacks: Makes further Keras callbacks for each phase, see `FitContext`; None for `recipe.callbacks`.
         folder: Where these may write.
         on_step: Called with (epoch, step, steps), from 0, as a batch is handed out; maybe from another thread.
         on_epoch: Called with the epoch, from 1, and its row of the history; while an epoch is being selected the row
@@ -118,10 +118,11 @@ def fit(
         _check(validation, classes, recipe)
     started = time.perf_counter()
     found = prepare(recipe.precision, device)
-    once = _Fit(spec, classes, seed, found, checkpoints, callbacks, folder, on_step, on_epoch)
+    factory = load_factory(recipe.callbacks if callbacks is None else callbacks)
+    once = _Fit(spec, classes, seed, found, checkpoints, factory, folder, on_step, on_epoch)
     while True:
         try:
-            stop, curve = once.select_epoch(recipe, (images, labels), groups)
+            stop, curves = once.select_epoch(recipe, (images, labels), groups)
             training = once.train(recipe, (images, labels), validation, stop)
             break
         except OutOfMemoryError:
@@ -131,10 +132,9 @@ def fit(
             notes.append(f"out of memory with batches of {recipe.batch_size}: {half}")
             recipe = dataclasses.replace(recipe, batch_size=half)
     history = pd.DataFrame(training.rows)
-    if curve is not None:
-        history["inner_val_loss"] = curve[history["epoch"] - 1]
-        folds = len(inner_folds(labels, groups, seed))
-        notes.append(f"epoch {stop} of {recipe.total_epochs} selected on {folds} inner folds")
+    if curves is not None:
+        history["inner_val_loss"] = curves.mean(axis=0)[history["epoch"] - 1]
+        notes.append(f"epoch {stop} of {recipe.total_epochs} selected on {len(curves)} inner folds")
     stopped = bool(history["epoch"].iloc[-1] < stop)
     if stopped:
         notes.append(f"stopped by a callback after epoch {history['epoch'].iloc[-1]} of {stop}")
@@ -199,7 +199,7 @@ class _Fit:
     def select_epoch(
         self, recipe: Recipe, train: Side, groups: NDArray[np.int64] | None
     ) -> tuple[int, NDArray[np.float64] | None]:
-        """Return how many epochs to train, and the mean validation loss of the inner folds after each if it says so."""
+        """Return how many epochs to train, and, if that was selected, the validation losses (folds, epochs)."""
         if not recipe.select_epoch:
             return recipe.total_epochs, None
         images, labels = train
@@ -213,9 +213,9 @@ class _Fit:
             sides = ((images[rows], labels[rows]), (images[held], labels[held]))
             training = self.train(recipe, *sides, recipe.total_epochs, inner=f"{number}/{len(folds)}")
             curves.append([row["val_loss"] for row in training.rows])
-        curve = np.mean(curves, axis=0)
+        losses = np.array(curves)
         first = recipe.head_epochs if recipe.epochs else 0
-        return first + int(curve[first:].argmin()) + 1, curve
+        return first + int(losses.mean(axis=0)[first:].argmin()) + 1, losses
 
     def out_of_fold(
         self, recipe: Recipe, training: Training, labels: NDArray[np.int64], groups: NDArray[np.int64] | None
@@ -234,8 +234,7 @@ class _Fit:
         """Return what two fits have in common that may go on from each other's checkpoints."""
         import keras
 
-        names = {"tensorflow": "tensorflow", "jax": "jax", "torch": "torch"}
-        versions = [version(name) for name in ("leukemia-dl", "keras", names[keras.backend.backend()])]
+        versions = [installed_version(name) for name in (DISTRIBUTION, "keras", keras.backend.backend())]
         return digest(
             {
                 "backbone": self.spec.name,

@@ -22,7 +22,7 @@ from leukemia_dl.training.augmentation import training_model
 from leukemia_dl.training.backends import Device, feed
 from leukemia_dl.training.batches import Batches
 from leukemia_dl.training.batchnorm import reestimate_batchnorm
-from leukemia_dl.training.checkpoints import Progress, read_checkpoint, write_checkpoint
+from leukemia_dl.training.checkpoints import FitState, read_checkpoint, write_checkpoint
 from leukemia_dl.training.optimizer import build_loss, build_optimizer, rates_by_layer
 from leukemia_dl.training.recipe import Recipe
 
@@ -80,7 +80,7 @@ class Training:
     callbacks: Callable[[str], list[Any]] | None = None
     rows: list[dict[str, Any]] = field(default_factory=list)
     _features: NDArray[np.float32] | None = field(default=None, init=False)
-    _resumed: Progress | None = field(default=None, init=False)
+    _resumed: FitState | None = field(default=None, init=False)
 
     def run(self) -> None:
         """Train, from where a checkpoint of this fit left off.
@@ -285,7 +285,7 @@ class Training:
             return
         path, identity = self.checkpoint
         state = ([_numpy(v) for v in self._changing(phase)], [_numpy(v) for v in optimizer.variables])
-        write_checkpoint(path, identity, Progress(phase, epoch, self.rows, *state))
+        write_checkpoint(path, identity, FitState(phase, epoch, self.rows, *state))
 
     def _validate(self, net: Any, side: Side | None) -> dict[str, float]:
         if side is None:

@@ -11,7 +11,7 @@ from typing import Any, Literal, Self, get_args
 
 from leukemia_dl.errors import DataError, SettingsError, unknown_name
 from leukemia_dl.models import BackboneSpec, Head
-from leukemia_dl.preprocess import Pipeline, Resize
+from leukemia_dl.preprocess import Pipeline
 from leukemia_dl.training.augmentation import Augmentation
 from leukemia_dl.training.presets import PRESETS
 
@@ -179,7 +179,7 @@ class Recipe(Augmentation):
         """Return the settings as they are for one backbone: its native size, and what replaces weights it has not.
 
         Raises:
-            SettingsError: If only the head would be trained, on features of random weights.
+            SettingsError: If only the head would be trained, on features of random weights, without `weights=None`.
         """
         changes: dict[str, Any] = {"without_weights": {}}
         lacking = self.weights is not None and not self.weights_is_file and not spec.weights
@@ -188,8 +188,9 @@ class Recipe(Augmentation):
             if not changes.get("epochs", self.epochs):
                 raise SettingsError(
                     f"The recipe {self.name!r} trains a head on the features of a frozen backbone, and {spec.name} has "
-                    f"no {self.weights!r} weights, nor any by name: its features would be random. Leave {spec.name} "
-                    "out, pass an .h5 file as weights, or a recipe that trains all layers, such as 'finetune'."
+                    f"no {repr(self.weights) if self.weights else 'pretrained'} weights: its features would be random. "
+                    f"Leave {spec.name} out, pass an .h5 file as weights, or a recipe that trains all layers, such as "
+                    "'finetune'."
                 )
         if changes.get("image_size", self.image_size) == "native":
             changes["image_size"] = spec.native_size
@@ -203,7 +204,7 @@ class Recipe(Augmentation):
     def pipeline(self, size: int, canvas: int | None) -> Pipeline:
         """Return the preprocessing that `resize` says, to images of `size` pixels; `canvas` is the data set's."""
         if self.resize == "bilinear":
-            return Pipeline((Resize(size, method="bilinear"),))
+            return Pipeline.source_v1(size)
         return Pipeline.default(size, canvas=canvas)
 
     @classmethod
