@@ -11,6 +11,7 @@ from collections.abc import Iterable
 
 __all__ = [
     "BackendError",
+    "DamagedRecordError",
     "DataError",
     "ImageError",
     "LeukemiaDLError",
@@ -19,9 +20,11 @@ __all__ = [
     "SettingsError",
     "SplitError",
     "StoreError",
+    "TimeLimitError",
     "TrainingError",
     "UnknownNameError",
     "WeightsError",
+    "WorkerError",
     "unknown_name",
 ]
 
@@ -70,8 +73,20 @@ class OutOfMemoryError(TrainingError):
     """A fit needs more memory than the device has; the message names the batch size."""
 
 
+class TimeLimitError(TrainingError, TimeoutError):
+    """A trial took longer than it was allowed to."""
+
+
+class WorkerError(TrainingError):
+    """The process that ran a trial ended without a result, as one does that the system kills for its memory."""
+
+
 class StoreError(LeukemiaDLError, OSError):
     """A folder of results cannot be read or written."""
+
+
+class DamagedRecordError(StoreError):
+    """What a trial left is damaged; running the benchmark puts it aside and runs the trial again."""
 
 
 def unknown_name(kind: str, name: object, known: Iterable[str], hint: str = "") -> UnknownNameError:

@@ -52,7 +52,7 @@ def finished(dataset, tmp_path_factory):
     )
     store = tmp_path_factory.mktemp("run") / "store"
     bench = ldl.Benchmark(dataset, ["tiny"], recipe=RECIPE, folds=[0, 2], seeds=[0, 1], store=store)
-    return bench, bench.run(show_progress=False)
+    return bench, bench.run(executor="in-process", show_progress=False)
 
 
 def test_a_row_per_backbone_fold_and_seed_and_the_floors_once_per_fold(finished):
@@ -107,7 +107,7 @@ def test_calibrated_columns_follow_from_the_val_side(finished):
 
 def test_nothing_is_calibrated_where_val_is_the_test_side(dataset, tmp_path):
     bench = ldl.Benchmark(dataset, ["tiny"], recipe=RECIPE, protocol="source_v1", store=tmp_path, baselines=[])
-    row = bench.run(show_progress=False).iloc[0]
+    row = bench.run(executor="in-process", show_progress=False).iloc[0]
     assert np.isfinite(row["val_loss"])
     assert row[["temperature", "loss_calibrated", "brier_calibrated", "ece_calibrated"]].isna().all()
 
@@ -184,15 +184,16 @@ def test_a_second_run_reuses_everything_and_equals_the_first(finished, dataset, 
     before = {path: path.read_bytes() for path in bench.store.root.glob("*.csv")}
     again = ldl.Benchmark(dataset, ["tiny"], recipe=RECIPE, folds=[0, 2], seeds=[0, 1], store=bench.store.root)
     assert (again.plan()["status"] == "ok").all()
-    monkeypatch.setattr("leukemia_dl.benchmark.benchmark.run_trial", lambda *a: pytest.fail("a trial ran again"))
-    pd.testing.assert_frame_equal(again.run(show_progress=False), frame)
+    for name in ("executors.run_task", "driver.run_baseline", "processes.start"):
+        monkeypatch.setattr(f"leukemia_dl.benchmark.{name}", lambda *a: pytest.fail("a trial ran again"))
+    pd.testing.assert_frame_equal(again.run(executor="in-process", show_progress=False), frame)
     assert {path: path.read_bytes() for path in bench.store.root.glob("*.csv")} == before
 
 
 def test_the_same_run_elsewhere_gives_the_same_bytes(finished, dataset, tmp_path):
     bench, _ = finished
     ldl.Benchmark(dataset, ["tiny"], recipe=RECIPE, folds=[0, 2], seeds=[0, 1], store=tmp_path / "b").run(
-        existing="rerun", show_progress=False
+        existing="rerun", executor="in-process", show_progress=False
     )
     assert (tmp_path / "b" / "results.csv").read_bytes() == (bench.store.root / "results.csv").read_bytes()
 
@@ -200,11 +201,13 @@ def test_the_same_run_elsewhere_gives_the_same_bytes(finished, dataset, tmp_path
 def test_a_failed_trial_is_a_row_and_runs_again_next_time(dataset, tmp_path):
     store = tmp_path / "store"
     bench = ldl.Benchmark(dataset, ["broken", "tiny"], recipe=RECIPE, baselines=[], store=store)
-    frame = bench.run(show_progress=False)
+    frame = bench.run(executor="in-process", show_progress=False)
     assert list(frame["status"]) == ["failed", "ok"]
-    assert frame["error"][0] == (
-        "PluginError: The builder of 'broken' raised ZeroDivisionError: the plugin's own fault"
-    )
+    assert frame["exception"][0] == "PluginError"
+    assert frame["message"][0] == "The builder of 'broken' raised ZeroDivisionError: the plugin's own fault"
+    trace = (store / frame["traceback"][0]).read_text()
+    assert "in break_down" in trace
+    assert trace.rstrip().endswith("PluginError: " + frame["message"][0])
     assert math.isnan(frame["accuracy"][0])
     assert list(bench.plan()["status"]) == ["failed", "ok"]
     assert set(bench.predictions()["backbone"]) == {"tiny"}
@@ -212,26 +215,28 @@ def test_a_failed_trial_is_a_row_and_runs_again_next_time(dataset, tmp_path):
         ldl.BackboneSpec(name="broken", build=build, scaling="unit", native_size=32, min_size=8), replace=True
     )
     mended = ldl.Benchmark(dataset, ["broken", "tiny"], recipe=RECIPE, baselines=[], store=store)
-    assert list(mended.run(show_progress=False)["status"]) == ["ok", "ok"]
+    assert list(mended.run(executor="in-process", show_progress=False)["status"]) == ["ok", "ok"]
 
 
 def test_on_error_raise(dataset, tmp_path):
     bench = ldl.Benchmark(dataset, ["broken"], recipe=RECIPE, baselines=[], store=tmp_path)
     with pytest.raises(TrainingError, match="the plugin's own fault"):
-        bench.run(on_error="raise", show_progress=False)
+        bench.run(on_error="raise", executor="in-process", show_progress=False)
 
 
 def test_an_interrupted_run_keeps_what_was_finished(dataset, tmp_path):
     bench = ldl.Benchmark(dataset, ["tiny", "stopped"], recipe=RECIPE, store=tmp_path)
     with pytest.raises(KeyboardInterrupt):
-        bench.run(show_progress=False)
-    assert list(pd.read_csv(tmp_path / "results.csv")["backbone"]) == ["tiny"]
-    assert list(bench.plan()["status"]) == ["ok"] + ["to do"] * 4
+        bench.run(executor="in-process", show_progress=False)
+    assert list(pd.read_csv(tmp_path / "results.csv")["backbone"]) == ["tiny", *ldl.benchmark.baselines.BASELINES]
+    assert list(bench.plan()["status"]) == ["ok", "to do", "ok", "ok", "ok"]
 
 
 def test_the_tables_of_a_store_hold_the_trials_of_every_grid(dataset, tmp_path):
     def run(**grid):
-        return ldl.Benchmark(dataset, ["tiny"], recipe=RECIPE, store=tmp_path, **grid).run(show_progress=False)
+        return ldl.Benchmark(dataset, ["tiny"], recipe=RECIPE, store=tmp_path, **grid).run(
+            executor="in-process", show_progress=False
+        )
 
     assert len(run(baselines=["majority"])) == 2
     assert len(run(baselines=[], seeds=[1])) == 1
@@ -244,7 +249,7 @@ def test_the_tables_of_a_store_hold_the_trials_of_every_grid(dataset, tmp_path):
 def test_a_model_that_was_not_kept_is_made_when_it_is_asked_for(dataset, tmp_path):
     def models(**settings):
         grid = {"recipe": RECIPE, "baselines": [], "store": tmp_path, **settings}
-        ldl.Benchmark(dataset, ["tiny"], **grid).run(show_progress=False)
+        ldl.Benchmark(dataset, ["tiny"], **grid).run(executor="in-process", show_progress=False)
         return len(list(tmp_path.glob("trials/*/model.keras")))
 
     assert models(save_models=False) == 0
@@ -255,7 +260,7 @@ def test_a_model_that_was_not_kept_is_made_when_it_is_asked_for(dataset, tmp_pat
 def test_preliminary_and_no_val_leak(dataset, tmp_path):
     frame = ldl.Benchmark(
         dataset, ["tiny"], recipe=RECIPE, protocol="preliminary", baselines=["majority"], store=tmp_path
-    ).run(show_progress=False)
+    ).run(executor="in-process", show_progress=False)
     assert list(frame["n_test"]) == [12, 12]
     assert frame["fold"].isna().all()
 
@@ -294,7 +299,7 @@ def test_wrong_arguments_of_run(dataset, tmp_path):
         bench.run(existing="all")
     (tmp_path / "store").write_text("a file")
     with pytest.raises(StoreError, match="--store"):
-        bench.run(show_progress=False)
+        bench.run(executor="in-process", show_progress=False)
 
 
 def test_an_image_that_cannot_be_decoded_is_named(tmp_path, write_image):
@@ -308,7 +313,7 @@ def test_an_image_that_cannot_be_decoded_is_named(tmp_path, write_image):
         dataset, ["tiny"], recipe=RECIPE, protocol="random", allow_leakage=True, store=tmp_path / "store"
     )
     with pytest.raises(ImageError, match=r"(?s)1 of \d+ images.*a/3\.png"):
-        bench.run(show_progress=False)
+        bench.run(executor="in-process", show_progress=False)
 
 
 def test_fields_of_view_make_the_cell_baselines_not_applicable(tmp_path, write_image):
@@ -323,18 +328,18 @@ def test_fields_of_view_make_the_cell_baselines_not_applicable(tmp_path, write_i
         allow_leakage=True,
         store=tmp_path / "store",
     )
-    frame = bench.run(show_progress=False).set_index("backbone")
+    frame = bench.run(executor="in-process", show_progress=False).set_index("backbone")
     assert dict(frame["status"]) == {
         "tiny": "ok",
         "majority": "ok",
         "cell_size": "not_applicable",
         "cell_colour": "not_applicable",
     }
-    assert "single cell" in frame.loc["cell_size", "error"]
+    assert "single cell" in frame.loc["cell_size", "message"]
     assert math.isnan(frame.loc["cell_size", "accuracy"])
     assert math.isnan(frame.loc["tiny", "sensitivity"])
     assert (bench.plan()["status"] != "to do").all()
-    assert len(bench.run(show_progress=False)) == 4
+    assert len(bench.run(executor="in-process", show_progress=False)) == 4
 
 
 def test_stain_is_fitted_on_the_training_images_of_each_split_alone(dataset, tmp_path):
@@ -343,8 +348,8 @@ def test_stain_is_fitted_on_the_training_images_of_each_split_alone(dataset, tmp
     bench = ldl.Benchmark(
         dataset, ["tiny"], recipe=RECIPE, folds=[0, 2], baselines=[], store=tmp_path, pipeline=pipeline
     )
-    frame = bench.run(show_progress=False)
-    assert (frame["status"] == "ok").all(), frame["error"].tolist()
+    frame = bench.run(executor="in-process", show_progress=False)
+    assert (frame["status"] == "ok").all(), frame["message"].tolist()
     plain = ldl.Pipeline.default(32)
     targets = []
     for split, trial in zip(bench.splits, frame["trial"], strict=True):
@@ -364,4 +369,4 @@ def test_stain_is_fitted_on_the_training_images_of_each_split_alone(dataset, tmp
 def test_a_crop_is_said_on_the_row(dataset, tmp_path):
     pipeline = ldl.Pipeline((CropToCell(), Resize(32)))
     bench = ldl.Benchmark(dataset, ["tiny"], recipe=RECIPE, baselines=[], store=tmp_path, pipeline=pipeline)
-    assert "their size is not seen" in bench.run(show_progress=False)["flags"].iloc[0]
+    assert "their size is not seen" in bench.run(executor="in-process", show_progress=False)["flags"].iloc[0]

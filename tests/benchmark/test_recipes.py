@@ -67,19 +67,22 @@ def weights(tmp_path):
 
 def test_a_builder_that_fails_is_a_row_and_hides_no_other(dataset, tmp_path):
     names = ["flat", "missing", "tiny"]
-    frame = ldl.Benchmark(dataset, names, recipe=RECIPE, baselines=[], store=tmp_path).run(show_progress=False)
+    frame = ldl.Benchmark(dataset, names, recipe=RECIPE, baselines=[], store=tmp_path).run(
+        executor="in-process", show_progress=False
+    )
     rows = frame.set_index("backbone")
     assert rows["status"].tolist() == ["failed", "failed", "ok"]
-    assert rows.loc["flat", "error"].startswith("PluginError: The builder of 'flat' must return a feature map")
-    assert rows.loc["missing", "error"] == (
-        "PluginError: The builder of 'missing' raised ModuleNotFoundError: No module named 'not_there_at_all'"
+    assert rows.loc["flat", "message"].startswith("The builder of 'flat' must return a feature map")
+    assert rows.loc["missing", "exception"] == "PluginError"
+    assert rows.loc["missing", "message"] == (
+        "The builder of 'missing' raised ModuleNotFoundError: No module named 'not_there_at_all'"
     )
 
 
 def test_averaged_predictions_are_a_row_of_their_own(dataset, tmp_path):
     recipe = dataclasses.replace(RECIPE, symmetry_average=True)
     bench = ldl.Benchmark(dataset, ["tiny"], recipe=recipe, baselines=["majority"], store=tmp_path)
-    frame = bench.run(show_progress=False)
+    frame = bench.run(executor="in-process", show_progress=False)
     assert list(frame["backbone"]) == ["tiny", "tiny+symmetries", "majority"]
     assert list(frame["averaging"].fillna("")) == ["none", "8 symmetries", ""]
     assert frame["trial"].nunique() == 2
@@ -122,8 +125,8 @@ def test_averaged_predictions_are_a_row_of_their_own(dataset, tmp_path):
 def test_each_backbone_may_have_its_native_size(dataset, tmp_path):
     recipe = dataclasses.replace(RECIPE, image_size="native", epochs=1)
     bench = ldl.Benchmark(dataset, ["tiny", "larger"], recipe=recipe, baselines=["cell_size"], store=tmp_path)
-    frame = bench.run(show_progress=False).set_index("backbone")
-    assert (frame["status"] == "ok").all(), frame["error"].tolist()
+    frame = bench.run(executor="in-process", show_progress=False).set_index("backbone")
+    assert (frame["status"] == "ok").all(), frame["message"].tolist()
     assert frame["image_size"].dropna().tolist() == [32, 40]
     for name, size in (("tiny", 32), ("larger", 40)):
         classifier = ldl.load_classifier(tmp_path / "trials" / frame.loc[name, "trial"])
@@ -154,8 +157,8 @@ def test_a_linear_probe_takes_its_temperature_from_inner_folds(dataset, tmp_path
 
     monkeypatch.setattr(runner, "fit_temperature", watched)
     bench = ldl.Benchmark(dataset, ["tiny"], recipe=recipe, folds=[2], baselines=[], store=tmp_path / "store")
-    frame = bench.run(show_progress=False)
-    assert frame["status"].tolist() == ["ok"], frame["error"].tolist()
+    frame = bench.run(executor="in-process", show_progress=False)
+    assert frame["status"].tolist() == ["ok"], frame["message"].tolist()
     row = frame.iloc[0]
     assert seen == [row["n_train"]], "the val side was looked at"
     assert np.isfinite(row["temperature"])
@@ -172,7 +175,7 @@ def test_a_linear_probe_takes_its_temperature_from_inner_folds(dataset, tmp_path
 def test_what_is_replaced_is_on_the_row(dataset, tmp_path):
     recipe = dataclasses.replace(RECIPE, weights="imagenet", without_weights={"epochs": 1, "batch_size": 4})
     bench = ldl.Benchmark(dataset, ["own"], recipe=recipe, baselines=[], store=tmp_path)
-    row = bench.run(show_progress=False).iloc[0]
+    row = bench.run(executor="in-process", show_progress=False).iloc[0]
     assert (row["weights"], row["epochs"], row["batch_size"]) == ("random", 1, 4)
     assert "no imagenet weights: from random ones" in row["flags"]
 
@@ -180,12 +183,11 @@ def test_what_is_replaced_is_on_the_row(dataset, tmp_path):
 PROGRAM = """
 import sys
 import leukemia_dl as ldl
-from leukemia_dl.benchmark.progress import GridProgress
+from leukemia_dl.benchmark.progress import _Line
 dataset = ldl.Dataset.load("synthetic", root=sys.argv[1], **{sizes})
-told = GridProgress.epoch
 def epoch(self, number, epochs, row):
     print("epoch", number, flush=True)
-GridProgress.epoch = epoch
+_Line.epoch = epoch
 recipe = ldl.Recipe(image_size=32, epochs=4, batch_size=8)
 frame = ldl.Benchmark(dataset, ["cnn"], recipe=recipe, baselines=[], store=sys.argv[2]).run(show_progress=False)
 print("status", *frame["status"], flush=True)
@@ -219,7 +221,7 @@ def test_source_v1_follows_its_published_habit_and_says_so(dataset, tmp_path, we
     bench = ldl.Benchmark(
         dataset, ["source_cnn"], recipe=recipe, protocol="source_v1", baselines=[], store=tmp_path / "cnn"
     )
-    row = bench.run(show_progress=False).iloc[0]
+    row = bench.run(executor="in-process", show_progress=False).iloc[0]
     assert (row["status"], row["weights"], row["epochs"]) == ("ok", "random", 1)
     assert np.isnan(row["temperature"])
     assert row["n_val"] == row["n_test"]
@@ -234,6 +236,6 @@ def test_source_v1_follows_its_published_habit_and_says_so(dataset, tmp_path, we
     bench = ldl.Benchmark(
         dataset, ["tiny"], recipe=frozen, protocol="source_v1", baselines=[], store=tmp_path / "frozen"
     )
-    row = bench.run(show_progress=False).iloc[0]
+    row = bench.run(executor="in-process", show_progress=False).iloc[0]
     assert (row["status"], row["epochs"]) == ("ok", 2)
     assert list(bench.histories()["phase"]) == ["head", "head"]

@@ -1,11 +1,12 @@
 import logging
+import pickle
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from leukemia_dl import Benchmark, Dataset, Pipeline, PixelStore, Recipe, load_classifier
-from leukemia_dl.benchmark.runner import Pixels
+from leukemia_dl.benchmark.inputs import read_images
 from leukemia_dl.datasets import make_splits
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (30, 9, 9, 3), dtype=np.uint8)
@@ -18,9 +19,15 @@ def dataset() -> Dataset:
 
 
 def test_pixels_come_from_a_store(dataset: Dataset) -> None:
-    pixels, split = Pixels(dataset, np.arange(30), PIPELINE, False), make_splits(dataset, "holdout")[0]
-    assert isinstance(pixels._images, PixelStore)
-    np.testing.assert_array_equal(pixels.images(split, split.test), PIPELINE(IMAGES[split.test]))
+    images, split = read_images(dataset, np.arange(30), PIPELINE, False), make_splits(dataset, "holdout")[0]
+    assert isinstance(images.pixels, PixelStore)
+    np.testing.assert_array_equal(images.read(images.pipeline(split), split.test), PIPELINE(IMAGES[split.test]))
+    # Another process maps the same file; one that does not see it is sent the pixels.
+    sent = pickle.dumps(images)
+    assert len(sent) < images.pixels.images.nbytes
+    for other in (pickle.loads(sent), images.in_memory()):
+        np.testing.assert_array_equal(other.read(PIPELINE, split.test), PIPELINE(IMAGES[split.test]))
+    assert isinstance(pickle.loads(sent).pixels.images, np.memmap)
 
 
 def test_where_no_store_can_be_written_they_are_held_in_memory(
@@ -28,9 +35,10 @@ def test_where_no_store_can_be_written_they_are_held_in_memory(
 ) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("LEUKEMIA_DL_CACHE", str(tmp_path / "file"))
-    pixels, split = Pixels(dataset, np.arange(30), PIPELINE, False), make_splits(dataset, "holdout")[0]
+    split = make_splits(dataset, "holdout")[0]
     with caplog.at_level(logging.WARNING):
-        found = pixels.images(split, split.train)
+        images = read_images(dataset, np.arange(30), PIPELINE, False)
+    found = images.read(images.pipeline(split), split.train)
     np.testing.assert_array_equal(found, PIPELINE(IMAGES[split.train]))
     assert "Decoded images are held in memory" in caplog.text
 
@@ -38,7 +46,7 @@ def test_where_no_store_can_be_written_they_are_held_in_memory(
 def test_images_in_memory_are_benchmarked_and_predicted(dataset: Dataset, tmp_path: Path) -> None:
     recipe = Recipe.preset("quick", image_size=32, epochs=1)
     bench = Benchmark(dataset, backbones=["cnn"], protocol="holdout", store=tmp_path / "s", recipe=recipe)
-    frame = bench.run(show_progress=False)
+    frame = bench.run(executor="in-process", show_progress=False)
     assert frame["status"].isin(["ok", "not_applicable"]).all()
     assert frame.set_index("backbone").loc["cnn", "status"] == "ok"
     assert frame["crossing_group"].tolist() == [0] * len(frame)

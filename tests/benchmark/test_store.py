@@ -1,15 +1,24 @@
+import contextlib
 import dataclasses
+import errno
+import hashlib
 import json
+import logging
 import math
 import os
+import shutil
+import subprocess
 
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from leukemia_dl.benchmark.files import read_sums, sha256_of
 from leukemia_dl.benchmark.store import Store
 from leukemia_dl.benchmark.trial import Record, Trial
-from leukemia_dl.errors import StoreError
+from leukemia_dl.errors import DamagedRecordError, StoreError
 
 TRIAL = Trial("backbone", "cnn", "p", "1", None, "d", "s", {"steps": []}, {"epochs": 1}, 0, "tensorflow", "official", 2)
 RECORD = Record(
@@ -33,12 +42,21 @@ def store(tmp_path):
     return store
 
 
+def rewrite(folder, change):
+    """Change what a record says, with checksums that fit."""
+    path = folder / "record.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    names = [line.split()[1] for line in (folder / "SHA256SUMS").read_text().splitlines()]
+    sums = [f"{hashlib.sha256((folder / name).read_bytes()).hexdigest()}  {name}\n" for name in names]
+    (folder / "SHA256SUMS").write_text("".join(sums))
+
+
 def entries(store):
     return sorted(path.name for path in store.trials.iterdir())
 
 
 def test_a_record_comes_back_to_the_bit(store):
-    store.write(RECORD, save_model=lambda path: path.write_text("model"))
+    store.write(RECORD, model=b"model")
     back = store.read(TRIAL)
     assert back.status == "ok"
     assert back.row == RECORD.row
@@ -57,52 +75,106 @@ def test_what_was_never_written_is_none(store):
 
 
 def test_a_second_record_replaces_the_first_whole(store):
-    store.write(RECORD, save_model=lambda path: path.write_text("model"))
-    store.write(dataclasses.replace(RECORD, status="failed", error="E", history=pd.DataFrame()))
+    store.write(RECORD, model=b"model")
+    store.write(dataclasses.replace(RECORD, status="failed", message="E", history=pd.DataFrame()))
     back = store.read(TRIAL)
-    assert (back.status, back.error, len(back.history)) == ("failed", "E", 0)
+    assert (back.status, back.message, len(back.history)) == ("failed", "E", 0)
     assert not (store.folder(TRIAL) / "model.keras").exists()
     assert entries(store) == [TRIAL.folder]
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt(), ValueError("x")])
-def test_a_failed_write_leaves_what_was_there(store, error):
+@pytest.mark.parametrize("written", range(5))
+def test_a_failed_write_leaves_what_was_there(store, error, written, monkeypatch):
     store.write(RECORD)
+    real, done = os.fsync, []
 
-    def fail(path):
-        path.write_text("half")
-        raise error
+    def fail(descriptor):
+        if len(done) == written:
+            raise error
+        done.append(real(descriptor))
 
-    with pytest.raises(StoreError if isinstance(error, OSError) else type(error)):
-        store.write(dataclasses.replace(RECORD, error="second"), save_model=fail)
-    assert store.read(TRIAL).error == ""
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(StoreError if isinstance(error, OSError) else type(error), match=None):
+        store.write(dataclasses.replace(RECORD, message="second"), model=b"model")
+    assert store.read(TRIAL).message == ""
     assert entries(store) == [TRIAL.folder]
 
 
 def test_a_damaged_record_is_an_error_that_names_it(store):
     folder = store.write(RECORD)
-    for name in ("record.json", "probabilities.npz"):
+    for name in ("record.json", "probabilities.npz", "history.csv", "SHA256SUMS"):
         whole = (folder / name).read_bytes()
-        for cut in (0, 1, len(whole) // 2, len(whole) - 1):
+        for cut in range(len(whole)):
             (folder / name).write_bytes(whole[:cut])
-            with pytest.raises(StoreError, match=f"{TRIAL.folder} is damaged"):
-                store.read(TRIAL)
+            for arrays in (True, False):
+                with pytest.raises(DamagedRecordError, match=f"{TRIAL.folder} is damaged"):
+                    store.read(TRIAL, arrays)
+        (folder / name).unlink()
+        with pytest.raises(DamagedRecordError, match=f"{TRIAL.folder} is damaged"):
+            store.read(TRIAL)
         (folder / name).write_bytes(whole)
     assert store.read(TRIAL) is not None
+
+
+@given(st.sampled_from(["record.json", "probabilities.npz", "history.csv", "SHA256SUMS"]), st.floats(0, 1), st.data())
+def test_a_changed_byte_is_damage(tmp_path_factory, name, where, data):
+    store = Store(tmp_path_factory.mktemp("s"))
+    store.create()
+    path = store.write(RECORD) / name
+    content = bytearray(path.read_bytes())
+    place = int(where * (len(content) - 1))
+    content[place] = data.draw(st.integers(0, 255).filter(lambda value: value != content[place]))
+    path.write_bytes(bytes(content))
+    with pytest.raises(StoreError, match=r"is damaged|has format"):  # or the byte that says which format it is
+        store.read(TRIAL)
+
+
+def test_a_damaged_record_is_put_into_quarantine_with_a_warning(store, caplog):
+    (store.write(RECORD) / "record.json").write_text("{")
+    with caplog.at_level(logging.WARNING):
+        assert store.take(TRIAL) is None
+    (place,) = (store.root / "quarantine").iterdir()
+    assert (place / "record.json").read_text() == "{"
+    assert f"{store.folder(TRIAL)} is damaged" in caplog.text
+    assert str(place) in caplog.text
+    assert store.read(TRIAL) is None
+    store.write(RECORD)
+    assert store.take(TRIAL).metrics["accuracy"] == RECORD.metrics["accuracy"]
+
+
+def test_checksums_are_those_of_sha256sum(store):
+    folder = store.write(RECORD, model=b"model")
+    for name, found in read_sums(folder).items():
+        assert sha256_of(folder / name) == found
+    if shutil.which("sha256sum"):
+        subprocess.run(["sha256sum", "--check", "--strict", "SHA256SUMS"], cwd=folder, check=True, capture_output=True)
+    assert {path.name for path in folder.iterdir()} - {"SHA256SUMS"} == set(read_sums(folder))
+
+
+def test_a_model_that_is_gone_is_no_damage(store):
+    folder = store.write(RECORD, model=b"model")
+    assert store.has_model(TRIAL)
+    (folder / "model.keras").unlink()
+    assert not store.has_model(TRIAL)
+    assert store.read(TRIAL) is not None
+    assert not Store(store.root / "nowhere").has_model(TRIAL)
 
 
 def test_another_format_is_refused(store):
     path = store.write(RECORD) / "record.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 1}))
-    with pytest.raises(StoreError, match="format 1; this version reads 2"):
+    with pytest.raises(StoreError, match="format 1; this version reads 3"):
         store.read(TRIAL)
 
 
 def test_a_record_of_another_trial_in_the_same_folder_is_not_taken(store):
-    path = store.write(RECORD) / "record.json"
-    saved = json.loads(path.read_text())
-    path.write_text(json.dumps(saved | {"trial": saved["trial"] | {"seed": 1}}))
+    other = dataclasses.replace(TRIAL, seed=1)
+    store.write(dataclasses.replace(RECORD, trial=other)).replace(store.folder(TRIAL))
     assert store.read(TRIAL) is None
+    rewrite(store.write(RECORD), {"trial": other.to_dict()})
+    with pytest.raises(DamagedRecordError, match="its digest is not that of its trial"):
+        store.read(TRIAL)
 
 
 def test_a_store_that_cannot_be_written(tmp_path):
@@ -152,9 +224,8 @@ def test_two_writers_of_one_trial_never_fail(store):
     ],
 )
 def test_a_record_that_makes_no_sense_is_damaged(store, change):
-    path = store.write(RECORD) / "record.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | change))
-    with pytest.raises(StoreError, match="is damaged"):
+    rewrite(store.write(RECORD), change)
+    with pytest.raises(DamagedRecordError, match="is damaged"):
         store.read(TRIAL)
 
 
@@ -166,10 +237,47 @@ def test_a_folder_in_the_place_of_a_file_is_damage(store):
         store.read(TRIAL)
 
 
-def test_records_are_all_there_are(store):
+def test_a_full_disk_is_one_error_and_what_is_there_stays(tmp_path):
+    """A file system of 400 kB, where mounting is allowed."""
+    place = tmp_path / "small"
+    place.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(place)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("no file system can be mounted here")
+    try:
+        store = Store(place / "store")
+        store.create()
+        store.write(RECORD)
+        other = dataclasses.replace(RECORD, trial=dataclasses.replace(TRIAL, seed=1))
+        with pytest.raises(StoreError, match=r"cannot be written: No space left on device. Free space") as caught:
+            store.write(other, model=bytes(500_000))
+        assert caught.value.__cause__.errno == errno.ENOSPC
+        assert entries(store) == [TRIAL.folder]
+        assert store.read(TRIAL).metrics["accuracy"] == RECORD.metrics["accuracy"]
+        (place / "filler").write_bytes(bytes(1000))
+        with contextlib.suppress(OSError), (place / "filler").open("wb") as file:
+            while True:
+                file.write(bytes(4096))
+        with pytest.raises(StoreError, match="disk space"):
+            store.create()
+        with pytest.raises(StoreError, match="No space left"):
+            store.write_text("results.csv", "a" * 10_000)
+        (place / "filler").unlink()
+        store.write(other)
+        assert len(list(store.records())) == 2
+    finally:
+        subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+def test_records_are_all_there_are(store, caplog):
     other = dataclasses.replace(RECORD, trial=dataclasses.replace(TRIAL, seed=1))
     store.write(RECORD)
     store.write(other)
     (store.trials / ".half").mkdir()
     assert sorted(record.trial.seed for record in store.records()) == [0, 1]
     assert {record.trial.digest for record in store.records()} == {TRIAL.digest, other.trial.digest}
+    # A damaged one is said, and hides no other.
+    (store.folder(TRIAL) / "record.json").write_text("")
+    with caplog.at_level(logging.WARNING):
+        assert [record.trial.seed for record in store.records()] == [1]
+    assert f"{TRIAL.folder} is damaged" in caplog.text

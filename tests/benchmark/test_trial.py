@@ -1,4 +1,6 @@
 import dataclasses
+import hashlib
+import json
 import re
 
 import pytest
@@ -12,6 +14,8 @@ TRIAL = Trial(
     pipeline={"steps": [{"step": "Resize", "size": 96}]}, recipe={"epochs": 3, "name": "quick"}, seed=0,
     backend="tensorflow", protocol="official_clean", fold=2,
 )  # fmt: skip
+# Of TRIAL; it names folders in the stores of users.
+GOLDEN = "ecec9c1087959555"
 OTHER = {
     "kind": "baseline", "backbone": "vgg16", "plugin": "other", "plugin_version": "2", "weights": "imagenet",
     "dataset": "e", "split": "t", "pipeline": {"steps": []}, "recipe": None, "seed": 1, "backend": "jax",
@@ -46,3 +50,44 @@ def test_a_folder_is_one_safe_name(name):
 def test_fields_are_frozen(name):
     with pytest.raises(dataclasses.FrozenInstanceError):
         setattr(TRIAL, name, OTHER[name])
+
+
+def test_the_digest_is_the_sha_256_of_canonical_json():
+    canonical = json.dumps(dataclasses.asdict(TRIAL), sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    assert TRIAL.digest == hashlib.sha256(canonical.encode()).hexdigest()
+    # On whatever platform.
+    assert TRIAL.digest.startswith(GOLDEN)
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-5, 5) | st.floats(-2, 2) | st.text(max_size=3),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=2), inner, max_size=2),
+    max_leaves=4,
+)
+RECIPES = st.dictionaries(st.text(max_size=3), VALUES, max_size=4)
+TEXTS = st.text(max_size=4)
+TRIALS = st.builds(
+    Trial, kind=st.sampled_from(["backbone", "baseline"]), backbone=TEXTS, plugin=TEXTS, plugin_version=TEXTS,
+    weights=st.none() | TEXTS, dataset=TEXTS, split=TEXTS, pipeline=RECIPES, recipe=st.none() | RECIPES,
+    seed=st.none() | st.integers(0, 2**32 - 1), backend=st.none() | TEXTS, protocol=TEXTS,
+    fold=st.none() | st.integers(0, 9),
+)  # fmt: skip
+
+
+def turned(value):
+    """The same value with every dictionary in another order."""
+    if isinstance(value, dict):
+        return {key: turned(inner) for key, inner in reversed(value.items())}
+    return [turned(inner) for inner in value] if isinstance(value, list) else value
+
+
+@given(TRIALS)
+def test_no_order_changes_the_digest(trial):
+    assert Trial(**turned(trial.to_dict())).digest == trial.digest
+
+
+@given(TRIALS, TRIALS, st.sampled_from(sorted(OTHER)))
+def test_any_changed_field_changes_the_digest(trial, other, name):
+    changed = dataclasses.replace(trial, **{name: getattr(other, name)})
+    same = json.dumps(changed.to_dict(), sort_keys=True) == json.dumps(trial.to_dict(), sort_keys=True)
+    assert (changed.digest == trial.digest) == same

@@ -56,6 +56,7 @@ def test_resnet50_is_fooled_by_stale_statistics_and_cured_by_reestimation():
     stale = accuracy()
     assert reestimate_batchnorm(model, images[:48], 16) == 53
     cured = accuracy()
-    # Processors round differently, and twelve steps at this rate amplify it: .85 to 1.0 were seen, and .5 before.
-    assert stale <= 0.6
+    # Processors round differently, and twelve steps at this rate amplify it: .5 to .63 were seen, .85 to 1.0 after.
+    assert stale <= 0.7
     assert cured >= 0.8
+    assert cured - stale >= 0.2

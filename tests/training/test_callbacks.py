@@ -176,7 +176,7 @@ def test_a_benchmark_gives_its_callbacks_a_folder_per_trial(tmp_path, monkeypatc
     bench = ldl.Benchmark(
         dataset, ["cnn"], recipe=recipe, baselines=[], store=tmp_path / "store", callbacks="my_factory:make"
     )
-    frame = bench.run(show_progress=False)
+    frame = bench.run(executor="in-process", show_progress=False)
     assert frame["status"].tolist() == ["ok"]
     assert "callbacks: " in frame["flags"].iloc[0]
     (context,) = seen

@@ -2,47 +2,43 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+import logging
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
+from leukemia_dl.benchmark.arguments import checked_seeds, chosen_pipeline, executor_of, unique_names, whole_number
 from leukemia_dl.benchmark.baselines import BASELINES, check_baseline, measure_cells
+from leukemia_dl.benchmark.cost import Costs
+from leukemia_dl.benchmark.driver import Driver, split_by_store
+from leukemia_dl.benchmark.executors import Executor, InProcess
 from leukemia_dl.benchmark.frames import history_frame, prediction_frame, result_frame, timing_frame
-from leukemia_dl.benchmark.progress import GridProgress
-from leukemia_dl.benchmark.runner import Job, Pixels, run_trial
-from leukemia_dl.benchmark.store import MODEL_FILE, Store
+from leukemia_dl.benchmark.grid import Cell, check_shard, grid
+from leukemia_dl.benchmark.inputs import Cells, Samples, read_images
+from leukemia_dl.benchmark.processes import Processes
+from leukemia_dl.benchmark.runner import Shared
+from leukemia_dl.benchmark.settings import read_settings, settings_of, write_settings
+from leukemia_dl.benchmark.store import Store
 from leukemia_dl.benchmark.trial import Record, Trial
-from leukemia_dl.datasets import Dataset, Split, make_splits
-from leukemia_dl.errors import SettingsError, TrainingError
+from leukemia_dl.benchmark.worker import prepare_elsewhere
+from leukemia_dl.datasets import Dataset, make_splits
+from leukemia_dl.errors import DamagedRecordError, SettingsError
 from leukemia_dl.models.build import check_size, weights_identity
 from leukemia_dl.models.registry import find_backbone
-from leukemia_dl.models.spec import BackboneSpec
-from leukemia_dl.plugins import DISTRIBUTION
 from leukemia_dl.preprocess import Pipeline
-from leukemia_dl.training.backends import backend_name, check_device, prepare
+from leukemia_dl.training.backends import backend_name, check_device, core_count, prepare
 from leukemia_dl.training.callbacks import CallbackFactory, load_factory
 from leukemia_dl.training.recipe import Recipe
 
 __all__ = ["DEFAULT_BACKBONES", "Benchmark"]
 
+_log = logging.getLogger(__name__)
 DEFAULT_BACKBONES = ("vgg16", "resnet50", "inception_v3", "xception", "cnn")
-
-
-@dataclass(frozen=True)
-class _Cell:
-    """One cell of the grid: a trial with what is needed to run it."""
-
-    trial: Trial
-    split: Split
-    size: int
-    spec: BackboneSpec | None = None
 
 
 class Benchmark:
@@ -54,7 +50,8 @@ class Benchmark:
         dataset: What to learn from. Samples without a label are left out.
         backbones: Names of registered backbones; the five built-in architectures by default.
         recipe: Name of a preset, or a `Recipe`.
-        protocol: How the data set is split, see `leukemia_dl.make_splits`.
+        protocol: How the data set is split, see `leukemia_dl.make_splits`; several, such as ["kfold", "random"], to
+            see what a leaky one adds (`leukemia_dl.inflation`).
         folds: Which folds are the test side in turn; None for the protocol's own default, "all" for all.
         seeds: One trial per seed, each with its own weights, order and augmentation.
         baselines: Floors to compare with: "majority", "cell_size", "cell_colour".
@@ -66,6 +63,8 @@ class Benchmark:
         save_models: Keep each trained net in the store, as `model.keras`.
         device: "auto" for the first GPU where there is one, else the CPU; "cpu", "gpu" or "gpu:1". Rows say which kind
             it was; it is not part of what names a trial.
+        threads: That one operation on a CPU may use, wherever a trial runs; as many as there are cores by default. Not
+            part of what names a trial, but equal results to the bit need equal threads: rows say how many there were.
         callbacks: Makes Keras callbacks for each fit: a function of a `FitContext`, or its name as "module:function".
             Not part of what names a trial: what they do to the training is not known here.
 
@@ -86,7 +85,7 @@ class Benchmark:
         backbones: Sequence[str] | None = None,
         *,
         recipe: str | Recipe = "quick",
-        protocol: str = "official_clean",
+        protocol: str | Sequence[str] = "official_clean",
         folds: Sequence[int] | Literal["all"] | None = None,
         seeds: Sequence[int] = (0,),
         baselines: Sequence[str] = BASELINES,
@@ -95,6 +94,7 @@ class Benchmark:
         allow_leakage: bool = False,
         save_models: bool = True,
         device: str = "auto",
+        threads: int | None = None,
         callbacks: CallbackFactory | str | None = None,
     ) -> None:
         """See the class."""
@@ -104,25 +104,37 @@ class Benchmark:
                 f"Received: {type(dataset).__name__} and recipe={recipe!r}."
             )
         self.recipe = Recipe.preset(recipe) if isinstance(recipe, str) else recipe
-        self.backbones = _names("backbones", DEFAULT_BACKBONES if backbones is None else backbones)
-        self.baselines = tuple(check_baseline(name) for name in _names("baselines", baselines, empty=True))
-        self.seeds = _seeds(seeds)
+        self.backbones = unique_names("backbones", DEFAULT_BACKBONES if backbones is None else backbones)
+        self.baselines = tuple(check_baseline(name) for name in unique_names("baselines", baselines, empty=True))
+        self.seeds = checked_seeds(seeds)
         self._found = {name: find_backbone(name) for name in self.backbones}
         self.recipes = {name: self.recipe.for_backbone(found.record) for name, found in self._found.items()}
         for name, found in self._found.items():
             check_size(found.record, int(self.recipes[name].image_size))
         self._weights = {n: weights_identity(f.record, self.recipes[n].weights) for n, f in self._found.items()}
         sizes = sorted({int(recipe.image_size) for recipe in self.recipes.values()})
-        self.pipelines = {size: _pipeline(pipeline, self.recipe, size, dataset.info.canvas) for size in sizes}
+        self.pipelines = {size: chosen_pipeline(pipeline, self.recipe, size, dataset.info.canvas) for size in sizes}
         self.device = check_device(device)
         self.callbacks = self.recipe.callbacks if callbacks is None else callbacks
-        self._callbacks = load_factory(self.callbacks)
+        load_factory(self.callbacks)
+        self.threads = core_count() if threads is None else whole_number("threads", threads)
+        self.source = dataset.source
         self.dataset = dataset.subset(dataset.labels >= 0)
-        self.protocol, self.folds, self.allow_leakage = protocol, folds, allow_leakage
+        self.protocols = unique_names("protocol", (protocol,) if isinstance(protocol, str) else protocol)
+        self.folds, self.allow_leakage = folds, allow_leakage
         # The split is part of the question, not of the answer's randomness: one for all seeds.
-        self.splits = tuple(make_splits(self.dataset, protocol, folds=folds, seed=0, allow_leakage=allow_leakage))
+        self.splits = tuple(
+            split
+            for name in self.protocols
+            for split in make_splits(self.dataset, name, folds=folds, seed=0, allow_leakage=allow_leakage)
+        )
         self.store = Store(store if store is not None else Path("runs") / f"{dataset.info.name}-{self.recipe.name}")
         self.save_models = save_models
+
+    @property
+    def protocol(self) -> str:
+        """The names of its protocols."""
+        return ", ".join(self.protocols)
 
     def __repr__(self) -> str:
         """Name the axes of the grid."""
@@ -133,44 +145,66 @@ class Benchmark:
         )
 
     def plan(self) -> pd.DataFrame:
-        """Return a row per trial: backbone, protocol, fold, seed, status ("ok", "failed", ... or "to do"), folder."""
-        rows = []
-        for cell in self._grid:
-            record = self.store.read(cell.trial)
-            rows.append(
-                {
-                    "backbone": cell.trial.backbone,
-                    "protocol": cell.trial.protocol,
-                    "fold": cell.trial.fold,
-                    "seed": cell.trial.seed,
-                    "status": record.status if record else "to do",
-                    "folder": cell.trial.folder,
-                }
-            )
-        return pd.DataFrame(rows).astype({"fold": "Int64", "seed": "Int64"})
+        """Return a row per trial, before anything runs.
+
+        Columns: backbone, protocol, fold, seed, `status` ("ok", "failed", "not_applicable", "damaged", which is run
+        again, or "to do"), `seconds` (what earlier trials of this backbone and recipe in the store took on average; NaN
+        where there are none), trial (its folder) and digest.
+        """
+        found = [self._look(cell.trial) for cell in self._grid]
+        costs = Costs(record for record in found if isinstance(record, Record))
+        rows = [
+            {
+                "backbone": cell.trial.backbone,
+                "protocol": cell.trial.protocol,
+                "fold": cell.trial.fold,
+                "seed": cell.trial.seed,
+                "status": record.status if isinstance(record, Record) else record,
+                "seconds": costs.expected(cell.trial),
+                "trial": cell.trial.folder,
+                "digest": cell.trial.digest,
+            }
+            for cell, record in zip(self._grid, found, strict=True)
+        ]
+        return pd.DataFrame(rows).astype({"fold": "Int64", "seed": "Int64", "seconds": float})
 
     def run(
         self,
         *,
         existing: Literal["reuse", "rerun"] = "reuse",
         on_error: Literal["continue", "raise"] = "continue",
+        executor: Any = "auto",
+        workers: int | None = None,
+        time_limit: float | None = None,
+        shard: str | Sequence[int] | None = None,
         show_progress: bool = True,
     ) -> pd.DataFrame:
         """Run every trial that the store does not hold yet, and return the result frame.
 
-        Each trial is written as it ends. Ctrl-C keeps the finished ones, and `run` goes on from there next time.
+        Each trial is written as it ends. Ctrl-C once lets the running trials finish their epoch, twice stops at once;
+        whatever ended a run, the next one goes on from there, and its results are the same.
 
         Args:
             existing: "reuse" finished trials of the store, or "rerun" all. Failed ones are always run again.
             on_error: "continue" with the next trial, the failed one being a row with its error; or "raise".
+            executor: "in-process"; "processes", one per trial, which give their memory back and take no other trial
+                with them if they die; "auto", the latter from two trials on; "ray"; or an object: one of
+                `leukemia_dl.benchmark.InProcess`, `Processes`, `Ray`, or anything with `submit(function, argument)`.
+            workers: How many processes at a time; one per GPU, or one, by default. More than one on one GPU or on the
+                same cores is slower per trial.
+            time_limit: Seconds of a trial; one that takes longer is a failed row. It goes on from its last epoch
+                when it is run again. In this process and by `submit` it is looked at after each epoch.
+            shard: "i/n": only the i-th of n parts of the grid, for as many jobs on one store.
             show_progress: A bar on a terminal, plain lines elsewhere, both on standard error.
 
         Returns:
-            A row per trial, see `results`.
+            A row per trial that the store holds, see `results`.
 
         Raises:
             StoreError: If the store cannot be written.
             ImageError: If images cannot be decoded; up to ten are named.
+            BackendError: If there is no such device.
+            KeyboardInterrupt: After Ctrl-C.
         """
         for name, value, allowed in (
             ("existing", existing, ("reuse", "rerun")),
@@ -178,22 +212,39 @@ class Benchmark:
         ):
             if value not in allowed:
                 raise SettingsError(f"{name} must be one of {allowed}. Received: {name}={value!r}.")
+        is_number = isinstance(time_limit, (int, float)) and not isinstance(time_limit, bool)
+        if time_limit is not None and not (is_number and time_limit > 0):
+            raise SettingsError(f"time_limit must be seconds above 0, or None. Received: time_limit={time_limit!r}.")
+        part, parts = check_shard(shard)
+        executor_of(executor, workers, 2)  # what is wrong with it should not wait for the data
         self.store.create()
         self.store.write_text("settings.toml", self.to_toml())
-        used = np.unique(np.concatenate([np.concatenate([s.train, s.val, s.test]) for s in self.splits]))
-        pixels = {size: Pixels(self.dataset, used, steps, show_progress) for size, steps in self.pipelines.items()}
-        grid = self._grid
-        kept = {cell.trial.digest: self.store.read(cell.trial) for cell in grid} if existing == "reuse" else {}
-        to_do = [cell for cell in grid if not self._is_kept(cell, kept.get(cell.trial.digest)) and cell.spec]
-        for size in sorted({cell.size for cell in to_do}):
-            # Outside the trials: what cannot be decoded is an error of the data, not of a backbone.
-            pixels[size].read()
-        if to_do:
-            prepare(self.recipe.precision, self.device)
+        cells = self._grid[part - 1 :: parts]
+        to_do, kept = split_by_store(self.store, cells, existing, self.save_models)
+        trials = sum(cell.spec is not None for cell in to_do)
+        chosen = executor_of(executor, workers, trials)
+        if trials:
+            self._check_device(chosen)
+        # Outside the trials: what cannot be decoded is an error of the data, not of a backbone.
+        sizes = sorted({cell.size for cell in to_do if cell.spec is not None})
+        images = {size: read_images(self.dataset, self._used, self.pipelines[size], show_progress) for size in sizes}
+        shared = Shared(
+            Samples.of(self.dataset), images, self.recipe, self.device, self.threads, load_factory(self.callbacks)
+        )
+        driver = Driver(
+            store=self.store,
+            cells=cells,
+            cells_read=Cells(self.dataset, self._used, show_progress),
+            executor=chosen,
+            workers=chosen.workers_for(shared) if isinstance(chosen, Processes) else 1,
+            existing=existing,
+            raise_errors=on_error == "raise",
+            save_models=self.save_models,
+            time_limit=time_limit,
+            show=show_progress,
+        )
         try:
-            with GridProgress(len(grid), show_progress) as progress:
-                for cell in grid:
-                    self._run_cell(cell, kept.get(cell.trial.digest), pixels[cell.size], progress, existing, on_error)
+            driver.run(to_do, kept, shared)
         finally:
             self._export()
         return self.results()
@@ -202,13 +253,14 @@ class Benchmark:
         """Return the result frame from what the store holds: a row per finished trial, in the order of the grid.
 
         `backbone, accuracy, loss` come first, then the other metrics (float, NaN where undefined), then what was
-        compared on what: no column changes between equal runs.
+        compared on what, and for a failed trial `exception`, `message` and `traceback`, the path of that file in the
+        store: no column changes between equal runs.
         """
-        return result_frame(record for _, record in self._records())
+        return result_frame(self._records(arrays=False))
 
     def timings(self) -> pd.DataFrame:
         """Return a row per finished trial: seconds, memory, machine and versions."""
-        return timing_frame(record for _, record in self._records())
+        return timing_frame(self._records(arrays=False))
 
     def predictions(self, *, cell_area: bool = False) -> pd.DataFrame:
         """Return the prediction frame: a row per trial and sample of the val and test sides.
@@ -221,7 +273,7 @@ class Benchmark:
             cell_area: Add the area of the cell in pixels of the file (NaN where an image shows no single cell), to
                 evaluate by it. The files are read for it.
         """
-        records = [record for _, record in self._records()]
+        records = list(self._records())
         areas = None
         if cell_area:
             samples = np.unique(np.concatenate([record.samples for record in records] or [np.empty(0, np.str_)]))
@@ -233,149 +285,92 @@ class Benchmark:
 
     def histories(self) -> pd.DataFrame:
         """Return the learning curves: a row per trial and epoch, with backbone, fold, seed and trial in front."""
-        return history_frame(record for _, record in self._records())
+        return history_frame(self._records())
 
-    def to_toml(self) -> str:
-        """Return the resolved settings as TOML: everything that makes the frame. What is None is left out."""
-        import tomli_w
+    def to_toml(self, path: str | Path | None = None) -> str:
+        """Return the settings as TOML: everything that makes the frame. `Benchmark.from_toml` repeats the run.
 
-        settings = {
-            "dataset": {
-                "name": self.dataset.info.name,
-                "synthetic": self.dataset.info.synthetic,
-                "samples": len(self.dataset),
-                "class_names": list(self.dataset.class_names),
-                "fingerprint": self.dataset.fingerprint,
-            },
-            "benchmark": {
-                "backbones": list(self.backbones),
-                "baselines": list(self.baselines),
-                "protocol": self.protocol,
-                "folds": [split.fold for split in self.splits if split.fold is not None],
-                "seeds": list(self.seeds),
-                "allow_leakage": self.allow_leakage,
-                "save_models": self.save_models,
-            },
-            "recipe": {name: value for name, value in self.recipe.to_dict().items() if value is not None},
-            "pipeline": {str(size): steps.to_dict() for size, steps in self.pipelines.items()},
-        }
-        if isinstance(self.callbacks, str):
-            settings["benchmark"]["callbacks"] = self.callbacks
-        return tomli_w.dumps(settings)
+        Args:
+            path: A file to write it to as well.
+
+        Raises:
+            StoreError: If it cannot be written.
+        """
+        text = settings_of(self)
+        if path is not None:
+            write_settings(Path(path), text)
+        return text
+
+    @classmethod
+    def from_toml(
+        cls,
+        path: str | Path,
+        *,
+        dataset: Dataset | None = None,
+        root: str | Path | None = None,
+        store: str | Path | None = None,
+    ) -> Benchmark:
+        """Return the benchmark that `to_toml`, or a store's settings.toml, describes.
+
+        Args:
+            path: The file.
+            dataset: The data set; None to load it as the file says. Needed if it was not made by `Dataset.load`.
+            root: Where the data set lies here; None for where it was.
+            store: Folder for the results; None for that of the file.
+
+        Raises:
+            SettingsError: If the file is none of ours, or cannot be repeated here (another backend).
+            DataError: If the data set is not the one of the file.
+        """
+        found, arguments = read_settings(Path(path), dataset, root)
+        if store is not None:
+            arguments["store"] = store
+        return cls(found, **arguments)
 
     @cached_property
-    def _grid(self) -> list[_Cell]:
-        largest = max(self.pipelines)
-        cells = []
-        for split in self.splits:
-            where: dict[str, Any] = {"split": split.digest, "protocol": split.protocol, "fold": split.fold}
-            where["dataset"] = self.dataset.fingerprint
-            for name, found in self._found.items():
-                recipe = self.recipes[name]
-                size = int(recipe.image_size)
-                for seed in self.seeds:
-                    trial = Trial(
-                        kind="backbone",
-                        backbone=name,
-                        plugin=found.plugin,
-                        plugin_version=found.version,
-                        weights=self._weights[name],
-                        recipe=recipe.to_dict() | {"weights": self._weights[name]},
-                        seed=seed,
-                        backend=backend_name(),
-                        pipeline=self.pipelines[size].to_dict(),
-                        **where,
-                    )
-                    cells.append(_Cell(trial, split, size, found.record))
-            for name in self.baselines:
-                trial = Trial(
-                    kind="baseline",
-                    backbone=name,
-                    plugin=DISTRIBUTION,
-                    plugin_version=version(DISTRIBUTION),
-                    weights=None,
-                    recipe=None,
-                    seed=None,
-                    backend=None,
-                    pipeline=self.pipelines[largest].to_dict(),
-                    **where,
-                )
-                cells.append(_Cell(trial, split, largest))
-        return cells
+    def _grid(self) -> list[Cell]:
+        backbones = {name: (found, self.recipes[name], self._weights[name]) for name, found in self._found.items()}
+        where = (backend_name(), self.pipelines)
+        return grid(self.dataset.fingerprint, self.splits, backbones, self.baselines, self.seeds, *where)
 
-    def _run_cell(
-        self, cell: _Cell, kept: Record | None, pixels: Pixels, progress: GridProgress, existing: str, on_error: str
-    ) -> None:
-        progress.begin(cell.trial)
-        if kept is not None and self._is_kept(cell, kept):
-            progress.end(kept, 0.0, reused=True)
-            return
-        if existing == "rerun":
-            self.store.remove_checkpoints(cell.trial)
-        started = time.perf_counter()
-        job = None
-        if cell.spec is not None:
-            aside = (self.store.checkpoints(cell.trial), self.store.logs(cell.trial))
-            job = Job(cell.spec, self.recipe, self.device, *aside, self._callbacks)
-        record, save = run_trial(cell.trial, self.dataset, cell.split, pixels, job, progress)
-        folder = self.store.write(record, save if self.save_models else None)
-        # That of a failed one would fail again; only what was interrupted is gone on with.
-        self.store.remove_checkpoints(cell.trial)
-        progress.end(record, time.perf_counter() - started)
-        if record.status == "failed" and on_error == "raise":
-            raise TrainingError(f"{cell.trial.folder} failed: {record.error} (traceback in {folder / 'record.json'})")
+    @cached_property
+    def _used(self) -> NDArray[np.int64]:
+        """The rows of the data set that any split uses."""
+        return np.unique(np.concatenate([np.concatenate([s.train, s.val, s.test]) for s in self.splits]))
 
-    def _is_kept(self, cell: _Cell, record: Record | None) -> bool:
-        """Whether the store holds all that is asked for of a trial: its result, and its model if models are saved."""
-        if record is None or record.status == "failed":
-            return False
-        wanted = self.save_models and cell.spec is not None
-        return not wanted or (self.store.folder(cell.trial) / MODEL_FILE).is_file()
+    def _check_device(self, executor: Executor) -> None:
+        """Raise BackendError now, and not once per trial."""
+        if isinstance(executor, InProcess):
+            prepare(self.recipe.precision, self.device, self.threads)
+        elif isinstance(executor, Processes) and (self.device.startswith("gpu") or self.recipe.precision != "auto"):
+            prepare_elsewhere(self.recipe.precision, self.device)
 
-    def _records(self) -> Iterable[tuple[Trial, Record]]:
+    def _look(self, trial: Trial) -> Record | str:
+        """Return the record of a trial without its arrays; or its status."""
+        try:
+            return self.store.read(trial, arrays=False) or "to do"
+        except DamagedRecordError:
+            return "damaged"
+
+    def _records(self, arrays: bool = True) -> Iterator[Record]:
         for cell in self._grid:
-            record = self.store.read(cell.trial)
+            try:
+                record = self.store.read(cell.trial, arrays)
+            except DamagedRecordError as error:
+                _log.warning("%s", error)
+                continue
             if record is not None:
-                yield cell.trial, record
+                yield record
 
     def _export(self) -> None:
-        """Write the tables of the whole store: this grid in its order, then the trials of other grids."""
-        mine = [record for _, record in self._records()]
-        digests = {record.trial.digest for record in mine}
-        records = mine + [record for record in self.store.records() if record.trial.digest not in digests]
-        self.store.export(result_frame(records), timing_frame(records))
+        """Write the tables of the whole store: this grid in its order, then the trials of other grids.
 
-
-def _pipeline(
-    given: Pipeline | Callable[[int], Pipeline] | None, recipe: Recipe, size: int, canvas: int | None
-) -> Pipeline:
-    if given is None:
-        return recipe.pipeline(size, canvas)
-    pipeline = given if isinstance(given, Pipeline) else given(size)
-    if not isinstance(pipeline, Pipeline):
-        raise SettingsError(f"pipeline must be a Pipeline or a function from a size to one. Received: {pipeline!r}.")
-    if pipeline.output_size not in (None, size):
-        raise SettingsError(
-            f"The pipeline ends in {pipeline.output_size} pixels and the recipe's image_size is {size}: make them "
-            "equal, or pass a function from the size to a pipeline, such as Pipeline.default."
-        )
-    return pipeline
-
-
-def _names(what: str, names: Sequence[str], empty: bool = False) -> tuple[str, ...]:
-    if isinstance(names, str):
-        raise SettingsError(f"{what} must be a list of names. Received: {names!r}; write [{names!r}].")
-    if not names and not empty:
-        raise SettingsError(f"{what} must name at least one. Received: {names!r}.")
-    if len(set(names)) < len(names):
-        raise SettingsError(f"{what} must not repeat a name. Received: {list(names)!r}.")
-    return tuple(names)
-
-
-def _seeds(seeds: Sequence[int]) -> tuple[int, ...]:
-    values = tuple(seeds)
-    if not values or any(isinstance(s, bool) or not isinstance(s, int) or not 0 <= s < 2**32 for s in values):
-        raise SettingsError(f"seeds must be whole numbers from 0 to 2**32 - 1, at least one. Received: {seeds!r}.")
-    if len(set(values)) < len(values):
-        raise SettingsError(f"seeds must not repeat. Received: {list(values)!r}.")
-    return values
+        Another driver may have finished a trial meanwhile, and written a table that this one is about to replace: so
+        they are written until nothing has come.
+        """
+        names: list[str] | None = None
+        while names != (names := self.store.names()):
+            mine = list(self._records(arrays=False))
+            digests = {record.trial.digest for record in mine}
+            others = [record for record in self.store.records(arrays=False) if record.trial.digest not in digests]
+            self.store.export(result_frame([*mine, *others]), timing_frame([*mine, *others]))

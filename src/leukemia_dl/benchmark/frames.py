@@ -17,7 +17,7 @@ CALIBRATED = ("temperature", "loss_calibrated", "brier_calibrated", "ece_calibra
 WATCHED = ("val_accuracy", "val_loss", "val_balanced_accuracy")
 _INTEGERS = (
     "fold", "seed", "image_size", "epochs", "batch_size", "n_train", "n_val", "n_test", "groups_train", "groups_val",
-    "groups_test", "dropped", "crossing_identical", "crossing_same_cell", "crossing_group", "parameters",
+    "groups_test", "dropped", "threads", "crossing_identical", "crossing_same_cell", "crossing_group", "parameters",
 )  # fmt: skip
 
 
@@ -29,7 +29,8 @@ def result_frame(records: Iterable[Record]) -> pd.DataFrame:
         metrics = {name: record.metrics.get(name, float("nan")) for name in columns}
         rows.append(
             {"backbone": record.name, **metrics, "status": record.status, **record.row}
-            | {"trial": record.trial.folder, "error": record.error}
+            | {"trial": record.trial.folder, "exception": record.exception, "message": record.message}
+            | {"traceback": f"trials/{record.trial.folder}/traceback.txt" if record.status == "failed" else ""}
         )
     frame = pd.DataFrame(rows, columns=None if rows else ["backbone", *columns, "status"])
     return frame.astype({name: "Int64" for name in _INTEGERS if name in frame})

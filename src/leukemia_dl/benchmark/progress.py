@@ -1,4 +1,4 @@
-"""What a person sees while a grid runs: a bar for the grid and a live line for the trial in hand.
+"""What a person sees while a grid runs: a bar for the grid and a live line for each trial in hand.
 
 Where standard error is no terminal, plain lines: one per trial and one per epoch.
 """
@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any, Self
 
+from leukemia_dl.benchmark.cost import duration
 from leukemia_dl.benchmark.trial import Record, Trial
 
 __all__ = ["GridProgress"]
@@ -19,15 +20,20 @@ __all__ = ["GridProgress"]
 class GridProgress:
     """Shows how far a grid is. Use as a context manager."""
 
-    def __init__(self, total: int, show: bool = True) -> None:
-        """Take the number of trials; with `show=False` nothing is written."""
-        self._total, self._done, self._show = total, 0, show
+    def __init__(self, total: int, show: bool = True, left: Callable[[], str] = str, protocols: bool = False) -> None:
+        """Prepare.
+
+        Args:
+            total: Number of trials.
+            show: False to write nothing.
+            left: Tells how long the rest will take, or "".
+            protocols: Whether there are several, so that a trial's line names its own.
+        """
+        self._total, self._done, self._show, self._left = total, 0, show, left
+        self._protocols = protocols
         self._bars: Any = None
         self._grid: Any = None
-        self._line: Any = None
-        self._name = ""
-        self._last = ""
-        self._started = time.monotonic()
+        self._lines: dict[str, _Line] = {}
 
     def __enter__(self) -> Self:
         """Start the bars where there is a terminal."""
@@ -49,29 +55,10 @@ class GridProgress:
         if self._bars is not None:
             self._bars.stop()
 
-    def begin(self, trial: Trial) -> None:
-        """Start the line of a trial."""
-        where = "" if trial.fold is None else f" fold {trial.fold}"
-        self._name = f"{trial.backbone}{where}" + ("" if trial.seed is None else f" seed {trial.seed}")
-        self._last = ""
-        if self._bars is not None:
-            self._line = self._bars.add_task(self._name, total=None)
-        elif trial.kind == "backbone":
-            self._write(f"[{self._done + 1}/{self._total}] {self._name} ...")
-
-    def step(self, epoch: int, step: int, steps: int, epochs: int) -> None:
-        """Move the live line; `epoch` and `step` count from 0."""
-        if self._bars is not None and self._line is not None:
-            text = f"{self._name}  epoch {epoch + 1}/{epochs}{self._last}"
-            self._bars.update(self._line, description=text, total=epochs * steps, completed=epoch * steps + step)
-
-    def epoch(self, epoch: int, epochs: int, row: Mapping[str, Any]) -> None:
-        """Tell what an epoch (from 1) ended with."""
-        parts = [f"{name} {row[name]:.3f}" for name in ("loss", "accuracy", "val_loss", "val_accuracy") if name in row]
-        self._last = "  " + ", ".join(parts)
-        if self._bars is None:
-            inner = f"inner fold {row['inner_fold']} " if "inner_fold" in row else ""
-            self._write(f"    {inner}epoch {epoch}/{epochs}{self._last}")
+    def begin(self, trial: Trial) -> _Line:
+        """Start the line of a trial, and return who is to be told of it."""
+        line = self._lines[trial.folder] = _Line(self, trial)
+        return line
 
     def end(self, record: Record, seconds: float, reused: bool = False) -> None:
         """Finish the line of a trial."""
@@ -80,18 +67,60 @@ class GridProgress:
             outcome = f"accuracy {record.metrics['accuracy']:.3f}, loss {record.metrics['loss']:.3f}"
         else:
             outcome = f"{record.status}: {record.error}"
-        took = "from the store" if reused else f"{seconds:.0f} s"
-        text = f"[{self._done}/{self._total}] {self._name}: {outcome} ({took})"
+        took = "from the store" if reused else duration(seconds)
+        left = "" if reused else self._left()
+        self.drop(record.trial)
+        self.write(f"[{self._done}/{self._total}] {self.name(record.trial)}: {outcome} ({took}){left and f'; {left}'}")
         if self._bars is not None:
-            if self._line is not None:
-                self._bars.remove_task(self._line)
-                self._line = None
-            self._bars.update(self._grid, completed=self._done)
-            self._bars.console.print(text, highlight=False, markup=False)
-        else:
-            self._write(text)
+            self._bars.update(self._grid, completed=self._done, description=f"Benchmark {left}".strip())
 
-    def _write(self, text: str) -> None:
-        if self._show:
+    def drop(self, trial: Trial) -> None:
+        """Take away the live line of a trial that has ended or was stopped."""
+        line = self._lines.pop(trial.folder, None)
+        if line is not None and self._bars is not None:
+            self._bars.remove_task(line.bar)
+
+    def name(self, trial: Trial) -> str:
+        """Return how a trial is called."""
+        parts = [trial.backbone, trial.protocol if self._protocols else ""]
+        parts += [
+            f"{axis} {value}" for axis, value in (("fold", trial.fold), ("seed", trial.seed)) if value is not None
+        ]
+        return " ".join(filter(None, parts))
+
+    def write(self, text: str) -> None:
+        """Write a line that stays."""
+        if self._bars is not None:
+            self._bars.console.print(text, highlight=False, markup=False)
+        elif self._show:
             sys.stderr.write(text + "\n")
             sys.stderr.flush()
+
+
+class _Line:
+    """The live line of one trial."""
+
+    def __init__(self, grid: GridProgress, trial: Trial) -> None:
+        self._grid, self._name, self._last = grid, grid.name(trial), ""
+        self.started = time.monotonic()
+        self.bar: Any = None
+        if grid._bars is not None:
+            self.bar = grid._bars.add_task(self._name, total=None)
+        elif trial.kind == "backbone":
+            grid.write(f"[{grid._done + len(grid._lines) + 1}/{grid._total}] {self._name} ...")
+
+    def step(self, epoch: int, step: int, steps: int, epochs: int) -> None:
+        """Move; `epoch` and `step` count from 0."""
+        if self._grid._bars is not None:
+            text = f"{self._name}  epoch {epoch + 1}/{epochs}{self._last}"
+            total, done = epochs * steps, epoch * steps + step
+            self._grid._bars.update(self.bar, description=text, total=total, completed=done)
+
+    def epoch(self, epoch: int, epochs: int, row: Mapping[str, Any]) -> None:
+        """Tell what an epoch (from 1) ended with."""
+        parts = [f"{name} {row[name]:.3f}" for name in ("loss", "accuracy", "val_loss", "val_accuracy") if name in row]
+        self._last = "  " + ", ".join(parts)
+        if self._grid._bars is None:
+            inner = f"inner fold {row['inner_fold']} " if "inner_fold" in row else ""
+            several = f"{self._name} " if len(self._grid._lines) > 1 else ""
+            self._grid.write(f"    {several}{inner}epoch {epoch}/{epochs}{self._last}")

@@ -2,108 +2,97 @@
 
 from __future__ import annotations
 
-import logging
 import platform
 import sys
+import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from leukemia_dl.benchmark.baselines import CellMeasures, measure_cells, predict_baseline
-from leukemia_dl.benchmark.progress import GridProgress
+from leukemia_dl.benchmark.baselines import CellMeasures, predict_baseline
+from leukemia_dl.benchmark.inputs import Images, Samples
 from leukemia_dl.benchmark.trial import Record, Trial
-from leukemia_dl.datasets import Dataset, PixelStore, Split
-from leukemia_dl.errors import StoreError
+from leukemia_dl.datasets import Split
+from leukemia_dl.errors import TimeLimitError
 from leukemia_dl.evaluation import apply_temperature, fit_temperature, score
 from leukemia_dl.models.classifier import Classifier, logits_over_symmetries, predict_logits, softmax
 from leukemia_dl.models.spec import BackboneSpec
 from leukemia_dl.preprocess import Pipeline
+from leukemia_dl.training.backends import prepare
 from leukemia_dl.training.callbacks import CallbackFactory
-from leukemia_dl.training.fit import FitResult, fit
+from leukemia_dl.training.fit import fit
 from leukemia_dl.training.phases import predict_batch_size
 from leukemia_dl.training.recipe import Recipe
 
-__all__ = ["Job", "Pixels", "run_trial"]
-
-_log = logging.getLogger(__name__)
+__all__ = ["Listener", "Shared", "Task", "failed_record", "run_baseline", "run_task"]
 
 
-class Pixels:
-    """The pixels and cell measures of a data set, read once and only when a trial needs them."""
+class Listener(Protocol):
+    """Who is told how far a fit is."""
 
-    def __init__(self, dataset: Dataset, used: NDArray[np.int64], pipeline: Pipeline, show_progress: bool) -> None:
-        """Take the rows that any split uses, sorted."""
-        self._dataset, self._used, self._show = dataset, used, show_progress
-        self._stored, self._per_split = pipeline.partition()
-        self._fitted: tuple[str, Pipeline] = ("", Pipeline())
-        self._position = np.full(len(dataset), -1)
-        self._position[used] = np.arange(len(used))
+    def step(self, epoch: int, step: int, steps: int, epochs: int) -> None:
+        """Hear of a batch; all count from 0."""
 
-    @cached_property
-    def _images(self) -> PixelStore | NDArray[np.uint8]:
-        return _stored(self._dataset.subset(self._used), self._stored, self._show)
-
-    @cached_property
-    def _measures(self) -> CellMeasures:
-        return measure_cells(self._dataset.subset(self._used), self._show)
-
-    def read(self) -> None:
-        """Decode all files now."""
-        _ = self._images
-
-    def pipeline(self, split: Split) -> Pipeline:
-        """Return the whole pipeline, its steps that learn fitted to the training images of a split and no others."""
-        if self._per_split.steps and self._fitted[0] != split.digest:
-            images = self._images[self._position[split.train]]
-            self._fitted = (split.digest, self._per_split.fit(images))
-        return self._stored.then(*self._fitted[1].steps)
-
-    def images(self, split: Split, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
-        """Return uint8 (len(rows), size, size, 3), as a net sees them that is trained on a split."""
-        chosen: NDArray[np.uint8] = self._images[self._position[rows]]
-        steps = self.pipeline(split).steps[len(self._stored.steps) :]
-        return Pipeline(steps)(chosen) if steps else chosen
-
-    def measures(self) -> CellMeasures:
-        """Return the measures of every row of the data set; rows that no split uses are marked as no cell."""
-        found, count = self._measures, len(self._dataset)
-
-        def spread(values: NDArray[Any]) -> NDArray[Any]:
-            full = np.zeros((count, *values.shape[1:]), dtype=values.dtype)
-            full[self._used] = values
-            return full
-
-        return CellMeasures(spread(found.single_cell), spread(found.size), spread(found.colour))
+    def epoch(self, epoch: int, epochs: int, row: Mapping[str, Any]) -> None:
+        """Hear of an epoch's end, from 1, with its row of the history."""
 
 
 @dataclass(frozen=True)
-class Job:
-    """What a backbone's trial needs beside its data.
+class Shared:
+    """What all trials of backbones in a grid have in common.
 
     Attributes:
-        spec: The backbone.
+        samples: The data set's table.
+        images: By size in pixels.
         recipe: As it was asked for, for all backbones.
         device: "auto", "cpu", "gpu" or "gpu:1".
-        checkpoints: Folder for the state of the unfinished fit.
-        logs: Folder where callbacks may write.
-        callbacks: Makes them; or None.
+        threads: Of one operation on a CPU; its sums depend on it in their last bits, so it is one for all trials.
+        callbacks: Makes Keras callbacks, or None.
     """
 
-    spec: BackboneSpec
+    samples: Samples
+    images: Mapping[int, Images]
     recipe: Recipe
-    device: str
-    checkpoints: Path
-    logs: Path
-    callbacks: CallbackFactory | None
+    device: str = "auto"
+    threads: int | None = None
+    callbacks: CallbackFactory | None = None
+
+
+@dataclass(frozen=True)
+class Task:
+    """A backbone's trial, with what is needed to run it in any process.
+
+    Attributes:
+        trial: The trial.
+        split: Its split.
+        spec: Its backbone.
+        size: Side of the images in pixels.
+        checkpoints: Folder for the state of the unfinished fit; None for none.
+        logs: Folder of its log, where callbacks may write; None for none.
+        save_model: Whether the trained net is wanted.
+        time_limit: Seconds, or None; looked at after every epoch.
+        stop_file: Where this file is, the fit stops after the epoch, with KeyboardInterrupt; or None.
+        probe: Whether only a few steps are timed: the record's `timings` hold the `seconds` that it should take.
+    """
+
+    trial: Trial
+    split: Split
+    spec: BackboneSpec
+    size: int
+    checkpoints: Path | None = None
+    logs: Path | None = None
+    save_model: bool = True
+    time_limit: float | None = None
+    stop_file: Path | None = None
+    probe: bool = False
 
 
 @dataclass(frozen=True)
@@ -120,48 +109,85 @@ class _Outcome:
     reason: str = ""
 
 
-def _stored(dataset: Dataset, pipeline: Pipeline, show_progress: bool) -> PixelStore | NDArray[np.uint8]:
-    """Return the pixels from a store; from memory where none can be kept, since a full disk should not stop a run."""
-    if pipeline.output_size is None:
-        return dataset.to_numpy(pipeline, show_progress)
-    try:
-        return dataset.pixel_store(pipeline, show_progress=show_progress)
-    except StoreError as error:
-        _log.warning("Decoded images are held in memory. %s", error)
-        return dataset.to_numpy(pipeline, show_progress)
+def run_baseline(trial: Trial, split: Split, samples: Samples, measures: Callable[[], CellMeasures]) -> Record:
+    """Run the trial of a baseline and return its record; one that raises has status "failed"."""
+    predict = np.concatenate([split.val, split.test])
+
+    def run() -> _Outcome:
+        found, reason = predict_baseline(
+            trial.backbone, samples.labels, split.train, predict, len(samples.class_names), measures
+        )
+        return _Outcome(found, reason=reason)
+
+    return _recorded(_blank(trial, split, samples, None), split, run)[0]
 
 
-def run_trial(
-    trial: Trial,
-    dataset: Dataset,
-    split: Split,
-    pixels: Pixels,
-    job: Job | None,
-    progress: GridProgress,
-) -> tuple[Record, Callable[[Any], Any] | None]:
-    """Run a trial and return its record and, for a trained net, a function that saves its model to a path.
-
-    Without a job it is that of a baseline.
+def run_task(task: Task, shared: Shared, listener: Listener) -> tuple[Record, bytes | None]:
+    """Run the trial of a backbone and return its record and, if it is wanted, the file of the trained net.
 
     A trial that raises becomes a record with status "failed"; KeyboardInterrupt passes through.
     """
-    started = time.perf_counter()
-    predict = np.concatenate([split.val, split.test])
-    sides = np.array(["val"] * len(split.val) + ["test"] * len(split.test), dtype=np.str_)
-    labels = dataset.labels[predict]
-    record = Record(
-        trial,
-        "ok",
-        row=_row(trial, dataset, split, job.recipe.for_backbone(job.spec) if job else None),
-        sides=sides,
-        samples=dataset.table["sample"].to_numpy(dtype=np.str_)[predict],
-        labels=labels,
-    )
+    if task.stop_file is not None and task.stop_file.exists():
+        raise KeyboardInterrupt
+    images = shared.images[task.size]
+    blank = _blank(task.trial, task.split, shared.samples, shared.recipe.for_backbone(task.spec))
+    if task.probe:
+        return _probe(task, shared, blank), None
+    fitted: list[Pipeline] = []
+
+    def run() -> _Outcome:
+        fitted.append(images.pipeline(task.split))
+        return _backbone(task, shared, images, fitted[0], listener)
+
+    record, outcome = _recorded(blank, task.split, run)
+    if outcome is None or not task.save_model:
+        return record, None
+    provenance = {"trial": task.trial.to_dict(), "digest": task.trial.digest, "dataset": shared.samples.name}
+    provenance["metrics"] = dict(record.metrics)
+    temperature = record.metrics.get("temperature", 1.0)
+    classifier = Classifier(outcome.model, shared.samples.class_names, fitted[0], provenance, temperature)
+    with tempfile.TemporaryDirectory() as folder:
+        return record, Path(classifier.save(Path(folder) / "model.keras")).read_bytes()
+
+
+def _probe(task: Task, shared: Shared, blank: Record) -> Record:
+    from leukemia_dl.benchmark.cost import expected_seconds
+
     try:
-        if job is None:
-            outcome = _baseline(trial, dataset, split, predict, pixels)
-        else:
-            outcome = _backbone(trial, dataset, split, predict, pixels, job, progress)
+        return replace(blank, timings={"seconds": expected_seconds(task, shared)})
+    except Exception as error:  # the trial itself will tell
+        return _failed(blank, type(error).__name__, str(error), "", time.perf_counter())
+
+
+def failed_record(task: Task, shared: Shared, failure: tuple[str, str, str], started: float) -> Record:
+    """Return the record of a trial that failed outside of `run_task`.
+
+    Args:
+        task: The trial.
+        shared: Likewise.
+        failure: Name of the exception, its message and its traceback.
+        started: When, as `time.perf_counter()` counts.
+    """
+    blank = _blank(task.trial, task.split, shared.samples, shared.recipe.for_backbone(task.spec))
+    return _failed(blank, *failure, started)
+
+
+def _failed(blank: Record, exception: str, message: str, trace: str, started: float) -> Record:
+    return replace(
+        blank,
+        status="failed",
+        timings=_environment(started),
+        exception=exception,
+        message=" ".join(message.split()),
+        traceback=trace or message,
+    )
+
+
+def _recorded(blank: Record, split: Split, run: Callable[[], _Outcome]) -> tuple[Record, _Outcome | None]:
+    """Run, score, and return the full record; without an outcome if that failed."""
+    started, sides, labels = time.perf_counter(), blank.sides, blank.labels
+    try:
+        outcome = run()
         metrics, metrics_averaged, averaged = {}, {}, np.empty((0, 0))
         if not outcome.reason:
             plain, temperature = outcome.probabilities, outcome.temperature
@@ -175,83 +201,70 @@ def run_trial(
                 calibrated = None if temperature is None else softmax(outcome.views / temperature).mean(axis=0)
                 metrics_averaged = _metrics(labels, averaged, sides, temperature, calibrated)
     except Exception as error:
-        return replace(
-            record,
-            status="failed",
-            timings=_environment(started),
-            error=" ".join(f"{type(error).__name__}: {error}".split()),
-            traceback=traceback.format_exc(),
-        ), None
-    record = replace(
-        record,
+        return _failed(blank, type(error).__name__, str(error), traceback.format_exc(), started), None
+    return replace(
+        blank,
         status="not_applicable" if outcome.reason else "ok",
-        row={**record.row, **outcome.row, "flags": _joined([record.row["flags"], *outcome.notes])},
+        row={**blank.row, **outcome.row, "flags": _joined([blank.row["flags"], *outcome.notes])},
         metrics=metrics,
         metrics_averaged=metrics_averaged,
         timings={**_environment(started), **outcome.timings},
         history=outcome.history,
         probabilities=outcome.probabilities,
         averaged=averaged,
-        error=outcome.reason,
-    )
-    if outcome.model is None:
-        return record, None
-    provenance = {"trial": trial.to_dict(), "digest": trial.digest, "metrics": metrics, "dataset": dataset.info.name}
-    temperature = metrics.get("temperature", 1.0)
-    classifier = Classifier(outcome.model, dataset.class_names, pixels.pipeline(split), provenance, temperature)
-    return record, classifier.save
+        message=outcome.reason,
+    ), outcome
 
 
-def _baseline(trial: Trial, dataset: Dataset, split: Split, predict: NDArray[np.int64], pixels: Pixels) -> _Outcome:
-    probabilities, reason = predict_baseline(
-        trial.backbone, dataset.labels, split.train, predict, len(dataset.class_names), pixels.measures
-    )
-    return _Outcome(probabilities, reason=reason)
-
-
-def _backbone(
-    trial: Trial,
-    dataset: Dataset,
-    split: Split,
-    predict: NDArray[np.int64],
-    pixels: Pixels,
-    job: Job,
-    progress: GridProgress,
-) -> _Outcome:
+def _backbone(task: Task, shared: Shared, images: Images, pipeline: Pipeline, listener: Listener) -> _Outcome:
+    # First of all, so that threads and device are chosen before the backend starts.
+    prepare(shared.recipe.precision, shared.device, shared.threads)
     import keras
 
     # Models of earlier trials would otherwise stay in memory for as long as the process lives.
     keras.utils.clear_session(free_memory=True)
-    labels, epochs = dataset.labels, job.recipe.for_backbone(job.spec).total_epochs
-    groups = pd.factorize(dataset.table["group"].iloc[split.train])[0] if dataset.has_subjects else None
-    result: FitResult = fit(
-        job.spec,
-        pixels.images(split, split.train),
+    split, labels, groups = task.split, shared.samples.labels, shared.samples.groups
+    epochs = shared.recipe.for_backbone(task.spec).total_epochs
+    deadline = None if task.time_limit is None else time.monotonic() + task.time_limit
+
+    def on_epoch(epoch: int, row: dict[str, Any]) -> None:
+        listener.epoch(epoch, epochs, row)
+        # Here the state of this epoch has just been written down.
+        if task.stop_file is not None and task.stop_file.exists():
+            raise KeyboardInterrupt
+        if deadline is not None and time.monotonic() > deadline:
+            raise TimeLimitError(f"It took longer than the limit of {task.time_limit:g} s.")
+
+    result = fit(
+        task.spec,
+        images.read(pipeline, split.train),
         labels[split.train],
-        len(dataset.class_names),
-        job.recipe,
-        seed=trial.seed or 0,
-        groups=groups,
-        validation=(pixels.images(split, split.val), labels[split.val]),
-        device=job.device,
-        checkpoints=job.checkpoints,
-        callbacks=job.callbacks,
-        folder=job.logs,
-        on_step=lambda epoch, step, steps: progress.step(epoch, step, steps, epochs),
-        on_epoch=lambda epoch, row: progress.epoch(epoch, epochs, row),
+        len(shared.samples.class_names),
+        shared.recipe,
+        seed=task.trial.seed or 0,
+        groups=None if groups is None else groups[split.train],
+        validation=(images.read(pipeline, split.val), labels[split.val]),
+        device=shared.device,
+        threads=shared.threads,
+        checkpoints=task.checkpoints,
+        callbacks=shared.callbacks,
+        folder=task.logs,
+        on_step=lambda epoch, step, steps: listener.step(epoch, step, steps, epochs),
+        on_epoch=on_epoch,
     )
-    images, batch = pixels.images(split, predict), predict_batch_size(result.recipe)
+    predict = np.concatenate([split.val, split.test])
+    pixels, batch = images.read(pipeline, predict), predict_batch_size(result.recipe)
     clock = time.perf_counter()
-    logits = predict_logits(result.model, images, batch)
+    logits = predict_logits(result.model, pixels, batch)
     seconds = time.perf_counter() - clock
-    views = logits_over_symmetries(result.model, images, batch) if result.recipe.symmetry_average else None
+    views = logits_over_symmetries(result.model, pixels, batch) if result.recipe.symmetry_average else None
     temperature = None
     if result.out_of_fold is not None:
         temperature = fit_temperature(labels[split.train], softmax(result.out_of_fold))
     device, history = result.device, result.history
     last_phase = history[history["phase"] == history["phase"].iloc[-1]]
-    named = getattr(job.callbacks, "__qualname__", type(job.callbacks).__name__)
-    notes = result.notes if job.callbacks is None else (*result.notes, f"callbacks: {named}")
+    named = getattr(shared.callbacks, "__qualname__", type(shared.callbacks).__name__)
+    notes = result.notes if shared.callbacks is None else (*result.notes, f"callbacks: {named}")
     row = {
         "epochs": len(result.history),
         "batch_size": result.recipe.batch_size,
@@ -259,6 +272,7 @@ def _backbone(
         "backend": device.backend,
         "device": device.kind,
         "precision": device.dtype_policy,
+        "threads": device.threads,
         "deterministic": device.kind == "cpu",
     }
     timings = {
@@ -307,11 +321,18 @@ def _metrics(
     return metrics
 
 
-def _row(trial: Trial, dataset: Dataset, split: Split, recipe: Recipe | None) -> dict[str, Any]:
-    group = dataset.table["group"]
+def _blank(trial: Trial, split: Split, samples: Samples, recipe: Recipe | None) -> Record:
+    """Return what is known of a trial before it runs."""
+    predict = np.concatenate([split.val, split.test])
+    sides = np.array(["val"] * len(split.val) + ["test"] * len(split.test), dtype=np.str_)
+    row = _row(trial, split, samples, recipe)
+    return Record(trial, "ok", row=row, sides=sides, samples=samples.ids[predict], labels=samples.labels[predict])
+
+
+def _row(trial: Trial, split: Split, samples: Samples, recipe: Recipe | None) -> dict[str, Any]:
     row: dict[str, Any] = {
-        "dataset": dataset.info.name,
-        "synthetic": dataset.info.synthetic,
+        "dataset": samples.name,
+        "synthetic": samples.synthetic,
         "protocol": split.protocol,
         "fold": split.fold,
         "seed": trial.seed,
@@ -325,13 +346,13 @@ def _row(trial: Trial, dataset: Dataset, split: Split, recipe: Recipe | None) ->
     for side in ("train", "val", "test"):
         index = getattr(split, side)
         row[f"n_{side}"] = len(index)
-        row[f"groups_{side}"] = int(group.iloc[index].nunique()) if dataset.has_subjects else None
+        row[f"groups_{side}"] = None if samples.groups is None else len(np.unique(samples.groups[index]))
     row["dropped"] = split.dropped
     row |= {f"crossing_{what}": count for what, count in split.crossing.items()}
     row["guarantees"] = "; ".join(sorted(split.guarantees))
     kept = Pipeline.from_dict(dict(trial.pipeline)).keeps_scale
     row["flags"] = _joined([*split.flags, "" if kept else "cells are cropped to: their size is not seen"])
-    row |= {"parameters": None, "backend": None, "device": None, "precision": None, "deterministic": True}
+    row |= dict.fromkeys(("parameters", "backend", "device", "precision", "threads")) | {"deterministic": True}
     return row | {"plugin": trial.plugin, "plugin_version": trial.plugin_version}
 
 

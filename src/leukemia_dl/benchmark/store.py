@@ -3,7 +3,10 @@
 STORE/settings.toml              what was asked for, in full
 STORE/results.csv                a row per trial; equal between equal runs, rebuilt from the trials
 STORE/timings.csv                seconds, machine and versions of each trial
-STORE/trials/NAME-DIGEST/        record.json, history.csv, probabilities.npz, model.keras
+STORE/trials/NAME-DIGEST/        the record of a trial, see `files`
+STORE/unfinished/NAME-DIGEST/    checkpoints of a fit that has not ended
+STORE/logs/NAME-DIGEST/          log.txt, and what callbacks write
+STORE/quarantine/                records that were damaged
 """
 
 from __future__ import annotations
@@ -11,29 +14,25 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import logging
 import random
 import shutil
 import tempfile
 import time
 import uuid
-import zipfile
-import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, get_args
 
-import numpy as np
 import pandas as pd
 
-from leukemia_dl.benchmark.trial import Record, Status, Trial
-from leukemia_dl.errors import StoreError
+from leukemia_dl.benchmark.files import DAMAGE, FORMAT, MODEL_FILE, pack, read_sums, sync, unpack, write_file
+from leukemia_dl.benchmark.trial import Record, Trial
+from leukemia_dl.errors import DamagedRecordError, StoreError
 
 __all__ = ["Store"]
 
-FORMAT = 2
-MODEL_FILE = "model.keras"
 _ATTEMPTS = 200
-_DAMAGE = (ValueError, KeyError, TypeError, AttributeError, EOFError, RecursionError, zlib.error, zipfile.BadZipFile)
+_log = logging.getLogger(__name__)
 
 
 class Store:
@@ -52,21 +51,24 @@ class Store:
         """Make the folder and try to write into it.
 
         Raises:
-            StoreError: If that fails; it says why and what to do.
+            StoreError: If that fails, or it holds records of another format; it says why and what to do.
         """
         try:
             self.trials.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=self.trials):
-                pass
+            with tempfile.TemporaryFile(dir=self.trials) as probe:
+                probe.write(b"x")  # a full disk still makes empty files
+                probe.flush()
         except OSError as error:
             raise StoreError(
                 f"The store {self.root} cannot be written: {error.strerror or error}. "
                 "Choose another folder (store=..., command line: --store) or mend its permissions or disk space."
             ) from error
-        for file in sorted(self.trials.glob("[!.]*/record.json")):
-            # Now, and not when the tables are written after hours of training.
-            with contextlib.suppress(OSError, ValueError):
-                _check_format(file.parent, json.loads(file.read_text(encoding="utf-8")))
+        for file in self.trials.glob("[!.]*/record.json"):
+            # Now, and not when the tables are written after hours of training. Damage is the business of `take`.
+            with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+                found = json.loads(file.read_bytes())["format"]
+                if found != FORMAT:
+                    unpack(file.parent)
 
     def folder(self, trial: Trial) -> Path:
         """Return the folder that holds, or would hold, what a trial left."""
@@ -84,63 +86,87 @@ class Store:
             folder.parent.rmdir()
 
     def logs(self, trial: Trial) -> Path:
-        """Return the folder where a trial's callbacks may write."""
+        """Return the folder of a trial's log, where its callbacks may write too."""
         return self.root / "logs" / trial.folder
 
-    def read(self, trial: Trial) -> Record | None:
+    def names(self) -> list[str]:
+        """Return the names of all folders of trials, sorted."""
+        if not self.trials.is_dir():
+            return []
+        return sorted(path.name for path in self.trials.iterdir() if not path.name.startswith(".") and path.is_dir())
+
+    def read(self, trial: Trial, arrays: bool = True) -> Record | None:
         """Return the record of a trial, or None if there is none.
 
+        Args:
+            trial: Whose.
+            arrays: Whether to read history, predictions and traceback too; they are left empty otherwise.
+
         Raises:
-            StoreError: If its folder is damaged, or of another format.
+            DamagedRecordError: If its folder is damaged.
+            StoreError: If it is of another format.
         """
-        record = self._read(self.folder(trial))
+        record = self.read_folder(trial.folder, arrays)
         return record if record is not None and record.trial.digest == trial.digest else None
 
-    def records(self) -> list[Record]:
-        """Return every record of the store, whichever grid it is of, sorted by the name of its folder."""
-        folders = sorted(folder for folder in self.trials.glob("[!.]*") if folder.is_dir())
-        return [record for record in map(self._read, folders) if record is not None]
-
-    def _read(self, folder: Path) -> Record | None:
+    def read_folder(self, name: str, arrays: bool = True) -> Record | None:
+        """Return the record in a folder of `trials`, whichever grid it is of; likewise."""
+        folder = self.trials / name
         try:
-            saved = json.loads((folder / "record.json").read_text(encoding="utf-8"))
-            _check_format(folder, saved)
-            history = pd.read_csv(folder / "history.csv") if (folder / "history.csv").exists() else pd.DataFrame()
-            with np.load(folder / "probabilities.npz", allow_pickle=False) as arrays:
-                data = {name: arrays[name] for name in ("sides", "samples", "labels", "probabilities", "averaged")}
-            metrics, averaged = (
-                {name: float("nan") if value is None else value for name, value in saved[which].items()}
-                for which in ("metrics", "metrics_averaged")
-            )
-            record = Record(
-                Trial(**saved["trial"]),
-                saved["status"],
-                row=dict(saved["row"]),
-                metrics=metrics,
-                metrics_averaged=averaged,
-                timings=dict(saved["timings"]),
-                history=history,
-                error=saved["error"],
-                traceback=saved["traceback"],
-                **data,
-            )
-            _check(record)
-            return record
-        except FileNotFoundError:
-            return None
+            return unpack(folder, arrays)
         except StoreError:
             raise
-        except (*_DAMAGE, OSError) as error:
-            raise StoreError(
-                f"{folder} is damaged ({type(error).__name__}: {error}). Delete it: the trial is then run again."
+        except (*DAMAGE, OSError) as error:
+            raise DamagedRecordError(
+                f"{folder} is damaged ({type(error).__name__}: {error}). `run` puts it into quarantine and runs the "
+                "trial again."
             ) from error
 
-    def write(self, record: Record, save_model: Callable[[Path], Any] | None = None) -> Path:
+    def take(self, trial: Trial) -> Record | None:
+        """Return the record of a trial; one that is damaged is put into quarantine, with a warning, and is None."""
+        try:
+            return self.read(trial)
+        except DamagedRecordError as error:
+            place = self.quarantine(trial.folder)
+            _log.warning("%s It was moved to %s.", str(error).partition(" `run`")[0], place)
+            return None
+
+    def quarantine(self, name: str) -> Path:
+        """Move a folder of `trials` out of the way, and return where to."""
+        place = self.root / "quarantine" / f"{name}-{uuid.uuid4().hex[:8]}"
+        try:
+            place.parent.mkdir(exist_ok=True)
+            with contextlib.suppress(FileNotFoundError):  # another driver was faster
+                (self.trials / name).replace(place)
+        except OSError as error:
+            raise StoreError(f"{self.trials / name} is damaged and cannot be moved: {error}.") from error
+        return place
+
+    def records(self, arrays: bool = True) -> Iterator[Record]:
+        """Yield every record of the store that can be read, sorted by the name of its folder; others with a warning."""
+        for name in self.names():
+            try:
+                record = self.read_folder(name, arrays)
+            except DamagedRecordError as error:
+                _log.warning("%s", error)
+                continue
+            if record is not None:
+                yield record
+
+    def has_model(self, trial: Trial) -> bool:
+        """Whether the trained net of a trial was kept and is there."""
+        folder = self.folder(trial)
+        try:
+            return MODEL_FILE in read_sums(folder) and (folder / MODEL_FILE).is_file()
+        except (OSError, ValueError):
+            return False
+
+    def write(self, record: Record, model: bytes | None = None) -> Path:
         """Keep what a trial left, in place of an earlier record of it.
 
         Args:
             record: The record.
-            save_model: Called with the path to write the trained model to.
+            model: The trained net, as the bytes of its file.
 
         Raises:
             StoreError: If it cannot be written; nothing half is left.
@@ -149,12 +175,16 @@ class Store:
         aside = self.trials / f".{record.trial.folder}-{uuid.uuid4().hex[:8]}"
         try:
             aside.mkdir()
-            self._write_files(aside, record)
-            if save_model is not None:
-                save_model(aside / MODEL_FILE)
+            for name, content in pack(record, model).items():
+                write_file(aside / name, content)
+            sync(aside)
             self._move(aside, target)
+            sync(self.trials)
         except OSError as error:
-            raise StoreError(f"{target} cannot be written: {error}. Free space or choose another store.") from error
+            raise StoreError(
+                f"{target} cannot be written: {error.strerror or error}. Free space or choose another store. "
+                "Finished trials are kept, and this one goes on from its last epoch: run it again."
+            ) from error
         finally:
             shutil.rmtree(aside, ignore_errors=True)
         return target
@@ -164,12 +194,15 @@ class Store:
         path = self.root / name
         aside = path.with_name(f".{name}-{uuid.uuid4().hex[:8]}")
         try:
-            aside.write_bytes(text.encode("utf-8", "surrogateescape"))
+            write_file(aside, text.encode("utf-8", "surrogateescape"))
             aside.replace(path)
         except OSError as error:
-            raise StoreError(f"{path} cannot be written: {error}. Free space or choose another store.") from error
+            raise StoreError(
+                f"{path} cannot be written: {error.strerror or error}. Free space or choose another store."
+            ) from error
         finally:
-            aside.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                aside.unlink(missing_ok=True)
         return path
 
     def export(self, results: pd.DataFrame, timings: pd.DataFrame) -> None:
@@ -194,53 +227,3 @@ class Store:
                 time.sleep(random.SystemRandom().uniform(0, 0.02))
             finally:
                 shutil.rmtree(old, ignore_errors=True)
-
-    @staticmethod
-    def _write_files(folder: Path, record: Record) -> None:
-        saved = {
-            "format": FORMAT,
-            "digest": record.trial.digest,
-            "status": record.status,
-            "trial": record.trial.to_dict(),
-            "metrics": _without_nan(record.metrics),
-            "metrics_averaged": _without_nan(record.metrics_averaged),
-            "row": dict(record.row),
-            "timings": dict(record.timings),
-            "error": record.error,
-            "traceback": record.traceback,
-        }
-        (folder / "record.json").write_text(json.dumps(saved, indent=1, allow_nan=False), encoding="utf-8")
-        if len(record.history):
-            record.history.to_csv(folder / "history.csv", index=False, lineterminator="\n")
-        np.savez_compressed(
-            folder / "probabilities.npz",
-            sides=record.sides,
-            samples=record.samples,
-            labels=record.labels,
-            probabilities=record.probabilities,
-            averaged=record.averaged,
-        )
-
-
-def _check_format(folder: Path, saved: Mapping[str, Any]) -> None:
-    if saved["format"] != FORMAT:
-        raise StoreError(
-            f"{folder} has format {saved['format']!r}; this version reads {FORMAT}. "
-            "Use another store, or the version of leukemia-dl that wrote it."
-        )
-
-
-def _without_nan(metrics: Mapping[str, float]) -> dict[str, float | None]:
-    """JSON knows no NaN."""
-    return {name: None if np.isnan(value) else float(value) for name, value in metrics.items()}
-
-
-def _check(record: Record) -> None:
-    """Raise ValueError if a record that could be read makes no sense."""
-    if record.status not in get_args(Status):
-        raise ValueError(f"status is {record.status!r}")
-    if not all(isinstance(value, float | int) for value in record.metrics.values()):
-        raise ValueError("a metric is no number")
-    count = len(record.samples)
-    if record.status == "ok" and not count == len(record.sides) == len(record.labels) == len(record.probabilities):
-        raise ValueError("its predictions differ in number")

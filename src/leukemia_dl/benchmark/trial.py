@@ -78,7 +78,8 @@ class Record:
 
     Attributes:
         trial: The trial.
-        status: "ok"; "failed", with `error`; or "not_applicable", a baseline that the images do not allow.
+        status: "ok"; "failed", with `exception` and `message`; or "not_applicable", a baseline that the images do not
+            allow.
         row: Further columns of the result frame, equal between equal runs.
         metrics: By name; empty unless ok.
         timings: Seconds, machine and versions: what may change between equal runs.
@@ -89,7 +90,8 @@ class Record:
         probabilities: (n, classes), float64.
         averaged: The mean over the eight symmetries of each image, likewise; (0, 0) if it was not asked for.
         metrics_averaged: Of these.
-        error: Exception and message, or why a baseline is not applicable.
+        exception: Name of the class of a failure.
+        message: Of a failure; or why a baseline is not applicable.
         traceback: Of a failure.
     """
 
@@ -105,7 +107,8 @@ class Record:
     probabilities: NDArray[np.float64] = field(default_factory=lambda: np.empty((0, 0)))
     averaged: NDArray[np.float64] = field(default_factory=lambda: np.empty((0, 0)))
     metrics_averaged: Mapping[str, float] = field(default_factory=dict)
-    error: str = ""
+    exception: str = ""
+    message: str = ""
     traceback: str = ""
 
     def as_averaged(self) -> Record | None:
@@ -114,6 +117,11 @@ class Record:
             return None
         row = {**self.row, "averaging": "8 symmetries"}
         return replace(self, row=row, metrics=self.metrics_averaged, probabilities=self.averaged, metrics_averaged={})
+
+    @property
+    def error(self) -> str:
+        """Exception and message in one line."""
+        return ": ".join(filter(None, (self.exception, self.message)))
 
     @property
     def name(self) -> str:

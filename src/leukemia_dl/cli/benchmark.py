@@ -129,4 +129,4 @@ def _print_results(bench: Any, frame: Any) -> None:
     kind = "synthetic cells, not real ones" if bench.dataset.info.synthetic else bench.dataset.info.title
     options.print_table(shown, formats, title=f"Test side, {bench.protocol} ({kind})")
     for row in frame[frame["status"] != "ok"].itertuples():
-        typer.echo(f"{row.backbone}: {row.status}: {row.error}")
+        typer.echo(f"{row.backbone}: {row.status}: {': '.join(filter(None, (row.exception, row.message)))}")

@@ -73,6 +73,8 @@ class Dataset:
     Attributes:
         class_names: In label order: class i has label i.
         info: Licence, citation and counts as declared.
+        source: What `Dataset.load` was given, so that it can be loaded again: name, root (absolute) and options; None
+            for one that was made otherwise, or of parts.
 
     Raises:
         DataError: On creation, if samples repeat, a label is no class, a subject is in two groups, a split is unknown,
@@ -83,6 +85,7 @@ class Dataset:
     class_names: tuple[str, ...]
     info: DatasetInfo
     _arrays: Mapping[str, NDArray[np.uint8]] = field(default_factory=dict)
+    source: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "class_names", tuple(self.class_names))

@@ -108,6 +108,10 @@ class PixelStore:
     def __len__(self) -> int:
         return len(self.rows)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Another process maps the same file, instead of being sent its content.
+        return _reopened, (self.folder, self.rows)
+
     @property
     def shape(self) -> tuple[int, ...]:
         """(n, size, size, 3)."""
@@ -123,6 +127,16 @@ class PixelStore:
     def __repr__(self) -> str:
         size = self.images.shape[1]
         return f"<PixelStore of {len(self):,} images of {size} x {size} pixels in {self.folder}>"
+
+
+def _reopened(folder: Path, rows: NDArray[np.int64]) -> PixelStore:
+    try:
+        return PixelStore(folder, np.load(folder / _PIXELS, mmap_mode="r", allow_pickle=False), rows)
+    except OSError as error:
+        raise StoreError(
+            f"The pixel store {folder} is not to be seen here ({error.strerror or error}): processes on other machines "
+            "need the same folders, or the pixels sent to them."
+        ) from error
 
 
 def decode_all(dataset: Dataset, pipeline: Pipeline, show_progress: bool = True) -> NDArray[np.uint8]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 
+from leukemia_dl.datasets.cache import user_path
 from leukemia_dl.datasets.dataset import Dataset, DatasetInfo
 from leukemia_dl.errors import SettingsError, unknown_name
 from leukemia_dl.plugins import Provided, collect
@@ -78,7 +79,10 @@ def load_dataset(name: str, root: str | Path | None = None, **options: Any) -> D
         raise SettingsError(
             f"The data set {name!r} is read from a place of yours: pass root=PATH (command line: --root PATH)."
         )
-    return source.load(None if root is None else Path(root), **options)
+    dataset = source.load(None if root is None else Path(root), **options)
+    place = {} if root is None else {"root": str(user_path(root).absolute())}
+    object.__setattr__(dataset, "source", {"name": name, **place, "options": options})
+    return dataset
 
 
 def list_datasets() -> list[str]:

@@ -18,7 +18,17 @@ from typing import Any
 from leukemia_dl.errors import BackendError, SettingsError
 from leukemia_dl.memory import keep_memory
 
-__all__ = ["Device", "backend_name", "check_device", "device_names", "feed", "fused", "prepare", "quiet_import"]
+__all__ = [
+    "Device",
+    "backend_name",
+    "check_device",
+    "core_count",
+    "device_names",
+    "feed",
+    "fused",
+    "prepare",
+    "quiet_import",
+]
 
 BACKENDS = {"tensorflow": "tensorflow", "jax": "jax", "torch": "torch"}
 
@@ -33,6 +43,7 @@ class Device:
         name: What the hardware calls itself.
         dtype_policy: Keras dtype policy of the backbone.
         jit_compile: What is passed to `compile`: XLA only where it was measured to help.
+        threads: That one operation on the CPU may use. Sums over many numbers depend on it in their last bits.
     """
 
     backend: str
@@ -40,6 +51,7 @@ class Device:
     name: str
     dtype_policy: str
     jit_compile: bool | str
+    threads: int
 
 
 def backend_name() -> str:
@@ -71,7 +83,7 @@ def backend_name() -> str:
     return chosen
 
 
-def prepare(precision: str = "auto", device: str = "auto") -> Device:
+def prepare(precision: str = "auto", device: str = "auto", threads: int | None = None) -> Device:
     """Import Keras with its backend and say where a fit will run.
 
     On TensorFlow, GPU memory is taken as it is needed instead of all at once. On a CPU under Linux this process keeps
@@ -80,6 +92,8 @@ def prepare(precision: str = "auto", device: str = "auto") -> Device:
     Args:
         precision: "auto", "float32" or "mixed_bfloat16".
         device: "auto" for the first GPU where there is one, else the CPU; "cpu", "gpu" or "gpu:1".
+        threads: That one operation on the CPU may use; None for as many as there are cores for this process. A backend
+            that has already started in this process keeps what it has.
 
     Raises:
         SettingsError: If mixed_bfloat16 is asked for on hardware that only emulates it, or `device` is none of these.
@@ -97,6 +111,7 @@ def prepare(precision: str = "auto", device: str = "auto") -> Device:
             os.environ["KERAS_TORCH_DEVICE"] = "cpu"  # Keras reads it when it is imported
         import keras  # noqa: F401
 
+        threads = _set_threads(backend, core_count() if threads is None else threads)
         kind, name, has_bfloat16 = _PROBES[backend](device)
     if kind == "cpu":
         keep_memory()
@@ -108,7 +123,29 @@ def prepare(precision: str = "auto", device: str = "auto") -> Device:
     policy = "mixed_bfloat16" if has_bfloat16 and precision != "float32" else "float32"
     # XLA on a CPU under TensorFlow is up to 3.7 times slower (Xception); under torch it has open bugs; JAX is XLA.
     jit: bool | str = False if backend == "torch" or (backend == "tensorflow" and kind == "cpu") else "auto"
-    return Device(backend, kind, name, policy, jit)
+    return Device(backend, kind, name, policy, jit, threads)
+
+
+def core_count() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _set_threads(backend: str, threads: int) -> int:
+    """Set the threads of one operation, if the backend has not started yet, and return how many it will use."""
+    if backend == "tensorflow":
+        import tensorflow as tf
+
+        with contextlib.suppress(RuntimeError):  # started already
+            tf.config.threading.set_intra_op_parallelism_threads(threads)
+        return int(tf.config.threading.get_intra_op_parallelism_threads()) or core_count()
+    if backend == "torch":
+        import torch
+
+        torch.set_num_threads(threads)
+        return threads
+    # JAX reads it once, when its CPU client is made.
+    return int(os.environ.setdefault("NPROC", str(threads)))
 
 
 def check_device(device: object) -> str:

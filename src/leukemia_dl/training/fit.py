@@ -75,6 +75,7 @@ def fit(
     groups: NDArray[np.int64] | None = None,
     validation: Side | None = None,
     device: str = "auto",
+    threads: int | None = None,
     checkpoints: Path | None = None,
     callbacks: CallbackFactory | None = None,
     folder: Path | None = None,
@@ -93,6 +94,8 @@ def fit(
         groups: A number per image (n,): images of one group stay together in inner folds. None if nothing is known.
         validation: Images and labels that are watched after each epoch, and never used.
         device: "auto", "cpu", "gpu" or "gpu:1"; one per process on TensorFlow.
+        threads: That one operation on the CPU may use; None for as many as there are cores. Equal results to the bit
+            need equal threads. A backend that has already started keeps what it has.
         checkpoints: Folder for the state after each epoch. A fit of the same settings, data and seed goes on from what
             it finds there, to the same bits on a CPU. The folder is left; the caller removes it when the result is
             safe.
@@ -117,7 +120,7 @@ def fit(
     if validation is not None:
         _check(validation, classes, recipe)
     started = time.perf_counter()
-    found = prepare(recipe.precision, device)
+    found = prepare(recipe.precision, device, threads)
     factory = load_factory(recipe.callbacks if callbacks is None else callbacks)
     once = _Fit(spec, classes, seed, found, checkpoints, factory, folder, on_step, on_epoch)
     while True:
@@ -245,6 +248,7 @@ class _Fit:
                 "net": _layers(model),
                 "sides": [_pixels(*side) for side in (train, validation) if side is not None],
                 "backend": [keras.backend.backend(), self.device.kind, self.device.dtype_policy, *versions],
+                "threads": self.device.threads if self.device.kind == "cpu" else None,
             }
         )
 

@@ -1,0 +1,213 @@
+"""The driver of a run: which trials still have to run, who runs them, and writing down what they leave."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from leukemia_dl.benchmark.cost import PROBED_FROM, Costs, duration, size
+from leukemia_dl.benchmark.executors import Executor, Outcome
+from leukemia_dl.benchmark.grid import Cell
+from leukemia_dl.benchmark.inputs import Cells
+from leukemia_dl.benchmark.interrupt import Interruptible
+from leukemia_dl.benchmark.progress import GridProgress
+from leukemia_dl.benchmark.runner import Listener, Shared, Task, run_baseline
+from leukemia_dl.benchmark.store import Store
+from leukemia_dl.benchmark.trial import Record
+from leukemia_dl.errors import TrainingError
+
+__all__ = ["Driver", "is_kept", "split_by_store"]
+
+# What ended from outside is gone on with from its last epoch; what failed by itself would fail again.
+_GONE_ON_WITH = ("TimeLimitError", "WorkerError")
+_MESSAGE = "Stopping after this epoch; Ctrl-C again stops at once. Either way the next run goes on from there."
+
+
+def is_kept(store: Store, record: Record | None, wants_model: bool) -> bool:
+    """Whether the store holds all that is asked for of a trial: its result, and its model if models are saved."""
+    if record is None or record.status == "failed":
+        return False
+    return not wants_model or record.trial.kind == "baseline" or store.has_model(record.trial)
+
+
+@dataclass
+class Driver:
+    """One run of a grid.
+
+    Attributes:
+        store: Where records go.
+        cells: This run's part of the grid.
+        cells_read: Gives measures of cells to baselines.
+        executor: Runs the backbones' trials.
+        workers: How many of them at a time; to tell how long it takes.
+        existing: "reuse" or "rerun".
+        raise_errors: Whether a failed trial ends the run.
+        save_models: Whether trained nets are kept.
+        time_limit: Of a trial, in seconds; or None.
+        show: Whether to tell how far it is.
+    """
+
+    store: Store
+    cells: Sequence[Cell]
+    cells_read: Cells
+    executor: Executor
+    workers: int
+    existing: str
+    raise_errors: bool
+    save_models: bool
+    time_limit: float | None
+    show: bool
+    _open: dict[str, Cell] = field(default_factory=dict, init=False)
+    _started: dict[str, float] = field(default_factory=dict, init=False)
+
+    def run(self, to_do: Sequence[Cell], kept: Sequence[Record], shared: Shared) -> None:
+        """Run what is to do.
+
+        Args:
+            to_do: Cells that have to run.
+            kept: Records of the others.
+            shared: What the trials of backbones need.
+
+        Raises:
+            KeyboardInterrupt: After Ctrl-C; what was finished is in the store.
+            TrainingError: If a trial failed and that is to be raised.
+            StoreError: If a record cannot be written.
+        """
+        self._open = {cell.trial.digest: cell for cell in to_do}
+        self.costs = Costs(self.store.records(arrays=False))
+        protocols = len({cell.trial.protocol for cell in self.cells}) > 1
+        with (
+            Interruptible(_MESSAGE) as self._interrupt,
+            GridProgress(len(self.cells), self.show, self._left, protocols) as self.progress,
+        ):
+            for record in kept:
+                self.progress.end(record, 0.0, reused=True)
+            for cell in to_do:
+                if cell.spec is None and not self.stopping:
+                    self._run_baseline(cell, shared)
+            tasks = [self._task(cell, cell.spec) for cell in to_do if cell.spec is not None]
+            self._estimate(tasks, shared)
+            for outcome in self.executor.run(iter(tasks), shared, self):
+                self._take(outcome)
+            if self.stopping:
+                raise KeyboardInterrupt
+
+    @property
+    def stopping(self) -> bool:
+        """Whether Ctrl-C was pressed."""
+        return self._interrupt.requested
+
+    def begins(self, task: Task) -> Listener | None:
+        """Start the line of a trial; None if another driver on this store has finished it."""
+        cell = self._open[task.trial.digest]
+        if self.existing == "reuse":
+            record = self.store.take(task.trial)
+            if is_kept(self.store, record, self.save_models) and record is not None:
+                self._close(cell, record, reused=True)
+                return None
+        else:
+            self.store.remove_checkpoints(task.trial)
+        self._started[task.trial.digest] = time.perf_counter()
+        return self.progress.begin(task.trial)
+
+    def _task(self, cell: Cell, spec: Any) -> Task:
+        trial, store = cell.trial, self.store
+        folders = (store.checkpoints(trial), store.logs(trial))
+        return Task(trial, cell.split, spec, cell.size, *folders, self.save_models, self.time_limit)
+
+    def _run_baseline(self, cell: Cell, shared: Shared) -> None:
+        self.progress.begin(cell.trial)
+        self._started[cell.trial.digest] = time.perf_counter()
+        record = run_baseline(cell.trial, cell.split, shared.samples, self.cells_read.measures)
+        self._finish(cell, record, None)
+
+    def _take(self, outcome: Outcome) -> None:
+        trial = outcome.task.trial
+        if outcome.record is None:
+            self.progress.drop(trial)
+            return
+        self._finish(self._open[trial.digest], outcome.record, outcome.model)
+
+    def _finish(self, cell: Cell, record: Record, model: bytes | None) -> None:
+        folder = self.store.write(record, model)
+        if record.exception not in _GONE_ON_WITH:
+            self.store.remove_checkpoints(cell.trial)
+        self.costs.note(record)
+        self._close(cell, record)
+        if record.status == "failed" and self.raise_errors:
+            raise TrainingError(f"{cell.trial.folder} failed: {record.error} (traceback in {folder / 'traceback.txt'})")
+
+    def _close(self, cell: Cell, record: Record, reused: bool = False) -> None:
+        del self._open[cell.trial.digest]
+        started = self._started.get(cell.trial.digest, time.perf_counter())
+        self.progress.end(record, time.perf_counter() - started, reused)
+
+    def _estimate(self, tasks: Sequence[Task], shared: Shared) -> None:
+        """Tell how long it will take and how much it will leave, with a few timed steps where nothing is known."""
+        by_backbone: dict[str, list[Task]] = {}
+        for task in tasks:
+            by_backbone.setdefault(task.trial.backbone, []).append(task)
+        unknown = [
+            replace(group[0], probe=True, save_model=False, checkpoints=None, logs=None)
+            for group in by_backbone.values()
+            if len(group) >= PROBED_FROM and self.costs.expected(group[0].trial) is None
+        ]
+        if unknown and self.show:
+            self.progress.write(f"Timing a few steps of {', '.join(task.trial.backbone for task in unknown)} ...")
+        if self.show:
+            for outcome in self.executor.run(iter(unknown), shared, _Quiet(self)):
+                if outcome.record is not None and outcome.record.status == "ok":
+                    self.costs.guess(outcome.task.trial, outcome.record.timings["seconds"])
+        left = self._left()
+        if left:
+            parameters = sum(task.spec.parameters or 0 for task in tasks) if self.save_models else 0
+            disk = size(len(tasks), parameters) / 1e9
+            self.progress.write(f"{left[0].upper()}{left[1:]} on this machine, {disk:.2g} GB of store.")
+
+    def _left(self) -> str:
+        """Return how long what is open should take, or "" where that is not known."""
+        expected = [self.costs.expected(cell.trial) for cell in self._open.values() if cell.spec is not None]
+        known = [seconds for seconds in expected if seconds is not None]
+        if not known:
+            return ""
+        # What has not been timed yet is taken to be like the rest; trials that run have some of their time behind them.
+        running = sum(time.perf_counter() - self._started[key] for key in self._open if key in self._started)
+        total = max(sum(known) / len(known) * len(expected) - running, 1.0)
+        rough = "" if len(known) == len(expected) else f" (of {len(expected) - len(known)} trials nothing is known yet)"
+        return f"about {duration(total / max(min(self.workers, len(expected)), 1))} left{rough}"
+
+
+@dataclass
+class _Quiet:
+    """Watches timed steps: nothing is shown of them."""
+
+    driver: Driver
+
+    @property
+    def stopping(self) -> bool:
+        return self.driver.stopping
+
+    def begins(self, task: Task) -> Listener:
+        return self
+
+    def step(self, epoch: int, step: int, steps: int, epochs: int) -> None:
+        pass
+
+    def epoch(self, epoch: int, epochs: int, row: Any) -> None:
+        pass
+
+
+def split_by_store(
+    store: Store, cells: Sequence[Cell], existing: str, save_models: bool
+) -> tuple[list[Cell], list[Record]]:
+    """Return the cells that have to run, and the records of the others; damaged records are put into quarantine."""
+    to_do, kept = [], []
+    for cell in cells:
+        record = store.take(cell.trial) if existing == "reuse" else None
+        if record is not None and is_kept(store, record, save_models):
+            kept.append(record)
+        else:
+            to_do.append(cell)
+    return to_do, kept

@@ -1,0 +1,193 @@
+"""Where trials run: in this process, or by whatever has `submit`; `processes` has one process per trial.
+
+An executor is given tasks and yields what became of them, in the order in which they end. It neither reads nor writes
+the store: the driver does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+import time
+import traceback
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from leukemia_dl.benchmark.runner import Listener, Shared, Task, failed_record, run_task
+from leukemia_dl.benchmark.trial import Record
+from leukemia_dl.benchmark.worker import TrialLog, packed, run_packed
+from leukemia_dl.errors import SettingsError
+
+__all__ = ["Executor", "InProcess", "Outcome", "Submitted", "Watcher", "packed_or_error"]
+
+_POLL_SECONDS = 0.1
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a task: its record and the file of its net; or nothing, since it was stopped."""
+
+    task: Task
+    record: Record | None
+    model: bytes | None = None
+
+
+class Watcher(Protocol):
+    """Who follows a run and may stop it."""
+
+    @property
+    def stopping(self) -> bool:
+        """Whether no further trial should begin and the running ones should end after their epoch."""
+
+    def begins(self, task: Task) -> Listener | None:
+        """Hear that a task is about to begin, and return who is told of it; None if it is not needed any more."""
+
+
+class Executor(Protocol):
+    """Runs tasks."""
+
+    def run(self, tasks: Iterable[Task], shared: Shared, watcher: Watcher) -> Iterator[Outcome]:
+        """Yield an outcome per task that was begun, as it ends."""
+
+
+@dataclass(frozen=True)
+class InProcess:
+    """Runs trials one after the other in this process, which keeps their memory.
+
+    A time limit is looked at after every epoch.
+    """
+
+    def run(self, tasks: Iterable[Task], shared: Shared, watcher: Watcher) -> Iterator[Outcome]:
+        """Yield an outcome per task."""
+        with tempfile.TemporaryDirectory() as folder:
+            stop_file = Path(folder) / "stop"
+            for task in tasks:
+                if watcher.stopping:
+                    return
+                listener = watcher.begins(task)
+                if listener is None:
+                    continue
+                task = replace(task, stop_file=stop_file)
+                try:
+                    with TrialLog(task, _Stopping(listener, watcher, stop_file)) as log:
+                        record, model = run_task(task, shared, log)
+                except KeyboardInterrupt:
+                    if not watcher.stopping:
+                        raise
+                    yield Outcome(task, None)
+                    return
+                yield Outcome(task, record, model)
+
+
+@dataclass(frozen=True)
+class _Stopping:
+    """Makes the stop file in time for it to be seen after this epoch."""
+
+    listener: Listener
+    watcher: Watcher
+    stop_file: Path
+
+    def step(self, epoch: int, step: int, steps: int, epochs: int) -> None:
+        self.listener.step(epoch, step, steps, epochs)
+
+    def epoch(self, epoch: int, epochs: int, row: Any) -> None:
+        self.listener.epoch(epoch, epochs, row)
+        if self.watcher.stopping:
+            self.stop_file.touch()
+
+
+class Submitted:
+    """Runs trials by an object with `submit(function, *arguments)` whose results have `done()` and `result()`.
+
+    So do the executors of concurrent.futures, `dask.distributed.Client` and `submitit.AutoExecutor`. All are submitted
+    at once; tasks and pixels travel by paths that the workers must see.
+    """
+
+    def __init__(self, executor: Any) -> None:
+        """Take the object."""
+        if not callable(getattr(executor, "submit", None)):
+            raise SettingsError(
+                "executor must be 'auto', 'in-process', 'processes', 'ray', or an object with submit(function, "
+                f"argument). Received: {executor!r}."
+            )
+        if isinstance(executor, ThreadPoolExecutor):
+            raise SettingsError(
+                "Threads cannot train side by side: Keras's seeds and the limits on memory are of the whole process. "
+                "Use executor='processes', or a pool of processes."
+            )
+        self._executor = executor
+
+    def run(self, tasks: Iterable[Task], shared: Shared, watcher: Watcher) -> Iterator[Outcome]:
+        """Yield an outcome per task."""
+        waiting: dict[Any, tuple[Task, float]] = {}
+        stop_file: Path | None = None
+        handed = self._hand_over(shared)
+        try:
+            for task in tasks:
+                if watcher.stopping:
+                    break
+                if watcher.begins(task) is None:
+                    continue
+                if task.checkpoints is not None:
+                    stop_file = task.checkpoints.parent / f"stop-{os.getpid()}-{id(waiting)}"
+                    task = replace(task, stop_file=stop_file)
+                waiting[self._submit(task, handed)] = (task, time.perf_counter())
+            told = False
+            while waiting:
+                if watcher.stopping and not told:
+                    told = True
+                    self._tell_to_stop(stop_file)
+                ended = [future for future in waiting if future.done()]
+                for future in ended:
+                    task, started = waiting.pop(future)
+                    yield self._outcome(task, shared, future, started, watcher)
+                if not ended:
+                    time.sleep(_POLL_SECONDS)
+        finally:
+            for future in waiting:
+                with contextlib.suppress(Exception):
+                    future.cancel()
+            if stop_file is not None:
+                with contextlib.suppress(OSError):
+                    stop_file.unlink(missing_ok=True)
+
+    def _hand_over(self, shared: Shared) -> Any:
+        """Return what is shared in the form that `_submit` takes."""
+        return shared
+
+    def _submit(self, task: Task, handed: Any) -> Any:
+        return self._executor.submit(run_packed, packed_or_error((task, handed)))
+
+    @staticmethod
+    def _tell_to_stop(stop_file: Path | None) -> None:
+        """Have running fits end after their epoch, and those that have not begun at once."""
+        if stop_file is not None:
+            with contextlib.suppress(OSError):
+                stop_file.parent.mkdir(parents=True, exist_ok=True)
+                stop_file.touch()
+
+    @staticmethod
+    def _outcome(task: Task, shared: Shared, future: Any, started: float, watcher: Watcher) -> Outcome:
+        try:
+            return Outcome(task, *future.result())
+        except BaseException as error:
+            stopped = watcher.stopping or isinstance(error, KeyboardInterrupt)
+            if stopped or not isinstance(error, Exception):
+                return Outcome(task, None)
+            failure = (type(error).__name__, str(error), traceback.format_exc())
+            return Outcome(task, failed_record(task, shared, failure, started))
+
+
+def packed_or_error(value: Any) -> bytes:
+    """Return `packed`, or raise SettingsError for what cannot be."""
+    try:
+        return packed(value)
+    except Exception as error:  # whatever a callback factory holds
+        raise SettingsError(
+            f"The trials cannot be sent to other processes ({type(error).__name__}: {error}). Name callbacks and "
+            "builders by a function of a module, or use executor='in-process'."
+        ) from error

@@ -1,0 +1,201 @@
+"""A record as files: what each holds, its checksums, and how they reach the disk.
+
+record.json        the trial, its status, row, metrics and timings
+history.csv        learning curves, where there are any
+probabilities.npz  predictions of the val and test sides
+traceback.txt      of a failure
+model.keras        the trained net, where it is kept
+SHA256SUMS         checksums of all of these; `sha256sum --check SHA256SUMS` reads it too
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import re
+import zipfile
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import pandas as pd
+
+from leukemia_dl.benchmark.trial import Record, Status, Trial
+from leukemia_dl.errors import StoreError
+
+__all__ = [
+    "DAMAGE",
+    "FORMAT",
+    "MODEL_FILE",
+    "SUMS_FILE",
+    "pack",
+    "read_sums",
+    "sha256_of",
+    "sync",
+    "unpack",
+    "write_file",
+]
+
+FORMAT = 3
+MODEL_FILE = "model.keras"
+SUMS_FILE = "SHA256SUMS"
+RECORD_FILE, HISTORY_FILE, PREDICTIONS_FILE, TRACEBACK_FILE = (
+    "record.json", "history.csv", "probabilities.npz", "traceback.txt",
+)  # fmt: skip
+DAMAGE = (ValueError, KeyError, TypeError, AttributeError, EOFError, RecursionError, zlib.error, zipfile.BadZipFile)
+_ARRAYS = ("sides", "samples", "labels", "probabilities", "averaged")
+_SUM = re.compile(r"([0-9a-f]{64})  ([A-Za-z0-9_.-]+)")
+
+
+def pack(record: Record, model: bytes | None = None) -> dict[str, bytes]:
+    """Return the files of a record by name; the checksums come last."""
+    saved = {
+        "format": FORMAT,
+        "digest": record.trial.digest,
+        "status": record.status,
+        "trial": record.trial.to_dict(),
+        "metrics": _without_nan(record.metrics),
+        "metrics_averaged": _without_nan(record.metrics_averaged),
+        "row": dict(record.row),
+        "timings": dict(record.timings),
+        "exception": record.exception,
+        "message": record.message,
+    }
+    files = {RECORD_FILE: json.dumps(saved, indent=1, allow_nan=False).encode()}
+    if len(record.history):
+        files[HISTORY_FILE] = record.history.to_csv(index=False, lineterminator="\n").encode()
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, allow_pickle=False, **{name: getattr(record, name) for name in _ARRAYS})
+    files[PREDICTIONS_FILE] = buffer.getvalue()
+    if record.traceback:
+        files[TRACEBACK_FILE] = record.traceback.encode("utf-8", "surrogateescape")
+    if model is not None:
+        files[MODEL_FILE] = model
+    sums = "".join(f"{hashlib.sha256(content).hexdigest()}  {name}\n" for name, content in files.items())
+    return files | {SUMS_FILE: sums.encode()}
+
+
+def unpack(folder: Path, arrays: bool = True) -> Record | None:
+    """Return the record that lies in a folder; None if there is none.
+
+    Every file but the model is compared with its checksum.
+
+    Args:
+        folder: Of the trial.
+        arrays: Whether to read history, predictions and traceback too; they are left empty otherwise.
+
+    Raises:
+        StoreError: If it is of another format.
+        OSError: If a file cannot be read, and one of `DAMAGE` for content that makes no sense.
+    """
+    try:
+        content = (folder / RECORD_FILE).read_bytes()
+    except FileNotFoundError:
+        if folder.is_dir() and (folder / SUMS_FILE).exists():
+            raise ValueError(f"{RECORD_FILE} is missing") from None
+        return None
+    saved = json.loads(content)
+    if saved["format"] != FORMAT:
+        raise StoreError(
+            f"{folder} has format {saved['format']!r}; this version reads {FORMAT}. "
+            "Use another store, or the version of leukemia-dl that wrote it."
+        )
+    files = {RECORD_FILE: content}
+    for name, expected in read_sums(folder).items():
+        if name == MODEL_FILE:
+            continue
+        if name not in files:
+            files[name] = (folder / name).read_bytes()
+        if hashlib.sha256(files[name]).hexdigest() != expected:
+            raise ValueError(f"{name} has another checksum than {SUMS_FILE} says")
+    metrics, averaged = (
+        {name: float("nan") if value is None else value for name, value in saved[which].items()}
+        for which in ("metrics", "metrics_averaged")
+    )
+    more: dict[str, Any] = {}
+    if arrays:
+        with np.load(io.BytesIO(files[PREDICTIONS_FILE]), allow_pickle=False) as found:
+            more = {name: found[name] for name in _ARRAYS}
+        if HISTORY_FILE in files:
+            more["history"] = pd.read_csv(io.BytesIO(files[HISTORY_FILE]))
+        more["traceback"] = files.get(TRACEBACK_FILE, b"").decode("utf-8", "surrogateescape")
+    record = Record(
+        Trial(**saved["trial"]),
+        saved["status"],
+        row=dict(saved["row"]),
+        metrics=metrics,
+        metrics_averaged=averaged,
+        timings=dict(saved["timings"]),
+        exception=saved["exception"],
+        message=saved["message"],
+        **more,
+    )
+    if record.trial.digest != saved["digest"]:
+        raise ValueError("its digest is not that of its trial")
+    _check(record, arrays)
+    return record
+
+
+def read_sums(folder: Path) -> dict[str, str]:
+    """Return the checksums of a folder by name.
+
+    Raises:
+        ValueError: If the file is not whole.
+        OSError: If it cannot be read.
+    """
+    text = (folder / SUMS_FILE).read_text(encoding="ascii")
+    found = {}
+    for line in text.splitlines():
+        match = _SUM.fullmatch(line)
+        if match is None:
+            raise ValueError(f"{SUMS_FILE} is damaged")
+        found[match[2]] = match[1]
+    if not text.endswith("\n") or not {RECORD_FILE, PREDICTIONS_FILE} <= found.keys():
+        raise ValueError(f"{SUMS_FILE} is not whole")
+    return found
+
+
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file as hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Write a file and let it reach the disk."""
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def sync(folder: Path) -> None:
+    """Let the names in a folder reach the disk, where the system has such a thing."""
+    if os.name == "nt":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _without_nan(metrics: Mapping[str, float]) -> dict[str, float | None]:
+    """JSON knows no NaN."""
+    return {name: None if np.isnan(value) else float(value) for name, value in metrics.items()}
+
+
+def _check(record: Record, arrays: bool) -> None:
+    """Raise ValueError if a record that could be read makes no sense."""
+    if record.status not in get_args(Status):
+        raise ValueError(f"status is {record.status!r}")
+    if not all(isinstance(value, float | int) for value in record.metrics.values()):
+        raise ValueError("a metric is no number")
+    count = len(record.samples)
+    lengths = {len(record.sides), len(record.labels), len(record.probabilities)}
+    if arrays and record.status == "ok" and lengths != {count}:
+        raise ValueError("its predictions differ in number")

@@ -1,0 +1,112 @@
+"""The grid: every trial that a benchmark asks for, in the order of its tables."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+from leukemia_dl.benchmark.trial import Trial
+from leukemia_dl.datasets import Split
+from leukemia_dl.errors import SettingsError
+from leukemia_dl.models.spec import BackboneSpec
+from leukemia_dl.plugins import DISTRIBUTION, Provided
+from leukemia_dl.preprocess import Pipeline
+from leukemia_dl.training.recipe import Recipe
+
+__all__ = ["Cell", "check_shard", "grid"]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell of the grid: a trial with what is needed to run it.
+
+    Attributes:
+        trial: The trial.
+        split: Its split.
+        size: Side of its images in pixels.
+        spec: Its backbone; None for a baseline.
+    """
+
+    trial: Trial
+    split: Split
+    size: int
+    spec: BackboneSpec | None = None
+
+
+def grid(
+    dataset: str,
+    splits: Sequence[Split],
+    backbones: Mapping[str, tuple[Provided, Recipe, str | None]],
+    baselines: Sequence[str],
+    seeds: Sequence[int],
+    backend: str,
+    pipelines: Mapping[int, Pipeline],
+) -> list[Cell]:
+    """Return the cells: by split, then backbone and seed, then baseline.
+
+    Args:
+        dataset: Fingerprint of the data set.
+        splits: Of it.
+        backbones: By name: what the registry has found, the recipe as it is for it, and the identity of its weights.
+        baselines: Names.
+        seeds: One trial of a backbone for each.
+        backend: Of Keras.
+        pipelines: By size in pixels.
+    """
+    largest = max(pipelines)
+    steps = {size: pipeline.to_dict() for size, pipeline in pipelines.items()}
+    recipes = {name: recipe.to_dict() | {"weights": weights} for name, (_, recipe, weights) in backbones.items()}
+    cells = []
+    for split in splits:
+        where: dict[str, Any] = {"split": split.digest, "protocol": split.protocol, "fold": split.fold}
+        where["dataset"] = dataset
+        for name, (found, recipe, weights) in backbones.items():
+            size = int(recipe.image_size)
+            for seed in seeds:
+                trial = Trial(
+                    kind="backbone",
+                    backbone=name,
+                    plugin=found.plugin,
+                    plugin_version=found.version,
+                    weights=weights,
+                    recipe=recipes[name],
+                    seed=seed,
+                    backend=backend,
+                    pipeline=steps[size],
+                    **where,
+                )
+                cells.append(Cell(trial, split, size, found.record))
+        for name in baselines:
+            trial = Trial(
+                kind="baseline",
+                backbone=name,
+                plugin=DISTRIBUTION,
+                plugin_version=version(DISTRIBUTION),
+                weights=None,
+                recipe=None,
+                seed=None,
+                backend=None,
+                pipeline=steps[largest],
+                **where,
+            )
+            cells.append(Cell(trial, split, largest))
+    return cells
+
+
+def check_shard(shard: str | Sequence[int] | None) -> tuple[int, int]:
+    """Return (i, n) of "i/n" or a pair: this part, from 1, of how many; (1, 1) for None.
+
+    Raises:
+        SettingsError: If it is neither, or i is not from 1 to n.
+    """
+    if shard is None:
+        return 1, 1
+    try:
+        part, parts = map(int, shard.split("/") if isinstance(shard, str) else shard)
+    except (TypeError, ValueError):
+        part, parts = 0, 0
+    if not 1 <= part <= parts:
+        raise SettingsError(f"shard must be 'i/n' with i from 1 to n, such as '1/4'. Received: shard={shard!r}.")
+    return part, parts

@@ -1,0 +1,132 @@
+"""What a trial reads: labels and groups, pixels after the pipeline, measures of cells."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from leukemia_dl.benchmark.baselines import CellMeasures, measure_cells
+from leukemia_dl.datasets import Dataset, PixelStore, Split
+from leukemia_dl.errors import StoreError
+from leukemia_dl.preprocess import Pipeline
+
+__all__ = ["Cells", "Images", "Samples", "read_images"]
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """The table of a data set as arrays, so that other processes need neither its files nor pandas.
+
+    Attributes:
+        name: Of the data set.
+        synthetic: Whether a program drew it.
+        class_names: In label order.
+        ids: Of each row (n,).
+        labels: Class indices (n,).
+        groups: A number per group of subjects (n,); None where subjects are not known.
+    """
+
+    name: str
+    synthetic: bool
+    class_names: tuple[str, ...]
+    ids: NDArray[np.str_]
+    labels: NDArray[np.int64]
+    groups: NDArray[np.int64] | None
+
+    @classmethod
+    def of(cls, dataset: Dataset) -> Samples:
+        """Return those of a data set."""
+        table = dataset.table
+        groups = pd.factorize(table["group"])[0].astype(np.int64) if dataset.has_subjects else None
+        ids = table["sample"].to_numpy(dtype=np.str_)
+        return cls(dataset.info.name, dataset.info.synthetic, dataset.class_names, ids, dataset.labels, groups)
+
+
+@dataclass(frozen=True, eq=False)
+class Images:
+    """The pixels of those rows of a data set that any split uses. Other processes map the same file.
+
+    Attributes:
+        pixels: After the part of the pipeline that is equal for all splits.
+        position: Which of them each row of the data set is (n,); -1 for none.
+        stored: That part.
+        per_split: The rest, from the first step that is fitted to training images on.
+    """
+
+    pixels: PixelStore | NDArray[np.uint8]
+    position: NDArray[np.int64]
+    stored: Pipeline
+    per_split: Pipeline
+
+    def in_memory(self) -> Images:
+        """Return them with their pixels as an array, for processes that do not see the file."""
+        return replace(self, pixels=self.pixels[:])
+
+    def pipeline(self, split: Split) -> Pipeline:
+        """Return the whole pipeline, its steps that learn fitted to the training images of a split and no others."""
+        if not self.per_split.steps:
+            return self.stored
+        return self.stored.then(*self.per_split.fit(self._at(split.train)).steps)
+
+    def read(self, pipeline: Pipeline, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """Return uint8 (len(rows), size, size, 3), as a net sees them, after a pipeline that `pipeline` returned."""
+        steps = pipeline.steps[len(self.stored.steps) :]
+        return Pipeline(steps)(self._at(rows)) if steps else self._at(rows)
+
+    def _at(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
+        chosen: NDArray[np.uint8] = self.pixels[self.position[rows]]
+        return chosen
+
+
+def read_images(dataset: Dataset, used: NDArray[np.int64], pipeline: Pipeline, show_progress: bool) -> Images:
+    """Decode the rows of a data set that are used (sorted), or find them decoded.
+
+    Raises:
+        ImageError: If files cannot be decoded; up to ten are named.
+    """
+    stored, per_split = pipeline.partition()
+    position = np.full(len(dataset), -1)
+    position[used] = np.arange(len(used))
+    return Images(_stored(dataset.subset(used), stored, show_progress), position, stored, per_split)
+
+
+class Cells:
+    """Measures of the cell in each image, taken when a baseline first asks for them."""
+
+    def __init__(self, dataset: Dataset, used: NDArray[np.int64], show_progress: bool) -> None:
+        """Take the rows that any split uses, sorted."""
+        self._dataset, self._used, self._show = dataset, used, show_progress
+
+    def measures(self) -> CellMeasures:
+        """Return the measures of every row of the data set; rows that no split uses are marked as no cell."""
+        found, count = self._measures, len(self._dataset)
+
+        def spread(values: NDArray[Any]) -> NDArray[Any]:
+            full = np.zeros((count, *values.shape[1:]), dtype=values.dtype)
+            full[self._used] = values
+            return full
+
+        return CellMeasures(spread(found.single_cell), spread(found.size), spread(found.colour))
+
+    @cached_property
+    def _measures(self) -> CellMeasures:
+        return measure_cells(self._dataset.subset(self._used), self._show)
+
+
+def _stored(dataset: Dataset, pipeline: Pipeline, show_progress: bool) -> PixelStore | NDArray[np.uint8]:
+    """Return the pixels from a store; from memory where none can be kept, since a full disk should not stop a run."""
+    if pipeline.output_size is None:
+        return dataset.to_numpy(pipeline, show_progress)
+    try:
+        return dataset.pixel_store(pipeline, show_progress=show_progress)
+    except StoreError as error:
+        _log.warning("Decoded images are held in memory. %s", error)
+        return dataset.to_numpy(pipeline, show_progress)

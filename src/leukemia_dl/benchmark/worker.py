@@ -1,0 +1,190 @@
+"""One trial in a process of its own: how it is started, what it is given and what comes back.
+
+Driver and worker share a private folder. `shared.pickle` and `task.pickle` lie there, the worker writes
+`result.pickle`; each line that it prints on its original standard output is an event, as JSON. What the trial itself
+prints goes to its log. The worker ends when its standard input does, so that none outlives its driver.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pickle
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, Any
+
+from leukemia_dl import errors
+from leukemia_dl.benchmark.runner import Listener, Shared, Task, run_task
+
+__all__ = ["TrialLog", "main", "packed", "prepare_elsewhere", "run_packed", "start"]
+
+SHARED_FILE, TASK_FILE, RESULT_FILE = "shared.pickle", "task.pickle", "result.pickle"
+_STEP_SECONDS = 0.2
+_PROGRAM = (
+    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from leukemia_dl.benchmark.worker import main; "
+    "main(sys.argv[2], sys.argv[3])"
+)
+
+
+def packed(value: Any) -> bytes:
+    """Return a value as bytes that another process can read, functions of a script or a notebook included."""
+    import cloudpickle
+
+    return bytes(cloudpickle.dumps(value))
+
+
+def start(folder: Path, task_folder: Path, environment: Mapping[str, str], log: IO[bytes] | int) -> Any:
+    """Start a worker; `folder` holds what is shared, `task_folder` its task."""
+    return subprocess.Popen(
+        [sys.executable, "-c", _PROGRAM, json.dumps(sys.path), str(folder), str(task_folder)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=log,
+        env={**os.environ, **environment},
+        # Ctrl-C is the driver's: it lets workers finish their epoch. Windows has process groups instead.
+        start_new_session=os.name != "nt",
+        creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
+    )
+
+
+def prepare_elsewhere(precision: str, device: str) -> None:
+    """Try whether trials will find their device, in a process of its own, so that this one starts no backend.
+
+    Raises:
+        LeukemiaDLError: What `leukemia_dl.training.backends.prepare` raises.
+    """
+    program = (
+        "import json, sys; sys.path[:] = json.loads(sys.argv[1])\n"
+        "from leukemia_dl.training.backends import prepare\nfrom leukemia_dl.errors import LeukemiaDLError\n"
+        "try: prepare(sys.argv[2], sys.argv[3])\n"
+        "except LeukemiaDLError as error: print(json.dumps([type(error).__name__, str(error)]))"
+    )
+    command = [sys.executable, "-c", program, json.dumps(sys.path), precision, device]
+    answer = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    if answer:
+        name, message = json.loads(answer.splitlines()[-1])
+        raise getattr(errors, name)(message)
+
+
+def run_packed(content: bytes) -> Any:
+    """Run a packed pair of task and what it shares, and return its record and model: for processes of others.
+
+    Raises:
+        KeyboardInterrupt: If the driver's stop file has appeared.
+    """
+    task, shared = pickle.loads(content)
+    with TrialLog(task) as log:
+        return run_task(task, shared, log)
+
+
+class TrialLog:
+    """The log of a trial: a line per epoch, in `log.txt` of its folder. Where that cannot be written, none."""
+
+    def __init__(self, task: Task, listener: Listener | None = None) -> None:
+        """Take the task, and who else is told."""
+        self._task, self._listener = task, listener
+        self._file: IO[str] | None = None
+
+    @staticmethod
+    def path(task: Task) -> Path | None:
+        """Return the file, its folder made; None where there is none."""
+        if task.logs is None:
+            return None
+        with contextlib.suppress(OSError):
+            task.logs.mkdir(parents=True, exist_ok=True)
+            return task.logs / "log.txt"
+        return None
+
+    def __enter__(self) -> TrialLog:
+        """Begin."""
+        path = self.path(self._task)
+        with contextlib.suppress(OSError):
+            self._file = path.open("a", encoding="utf-8") if path else None
+        self.write(f"{self._task.trial.folder} begins in process {os.getpid()}")
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        """End."""
+        self.write("ends" if error is None else f"stops: {type(error).__name__}: {error}")
+        if self._file is not None:
+            with contextlib.suppress(OSError):
+                self._file.close()
+
+    def write(self, text: str) -> None:
+        """Write a line with the time (UTC)."""
+        if self._file is not None:
+            with contextlib.suppress(OSError):
+                self._file.write(f"{time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())} {text}\n")
+                self._file.flush()
+
+    def step(self, epoch: int, step: int, steps: int, epochs: int) -> None:
+        """Pass on."""
+        if self._listener is not None:
+            self._listener.step(epoch, step, steps, epochs)
+
+    def epoch(self, epoch: int, epochs: int, row: Mapping[str, Any]) -> None:
+        """Write a line and pass on."""
+        values = (
+            f"{name} {value:.5g}" if isinstance(value, float) else f"{name} {value}" for name, value in row.items()
+        )
+        self.write(", ".join(values))
+        if self._listener is not None:
+            self._listener.epoch(epoch, epochs, row)
+
+
+class _Events:
+    """Tells the driver by lines of JSON."""
+
+    def __init__(self, stream: IO[str]) -> None:
+        self._stream, self._lock, self._last = stream, threading.Lock(), 0.0
+
+    def step(self, epoch: int, step: int, steps: int, epochs: int) -> None:
+        now = time.monotonic()
+        if now - self._last >= _STEP_SECONDS:
+            self._last = now
+            self._tell({"step": [epoch, step, steps, epochs]})
+
+    def epoch(self, epoch: int, epochs: int, row: Mapping[str, Any]) -> None:
+        self._tell({"epoch": [epoch, epochs, dict(row)]})
+
+    def _tell(self, event: dict[str, Any]) -> None:
+        with self._lock, contextlib.suppress(OSError):
+            self._stream.write(json.dumps(event, default=float) + "\n")
+            self._stream.flush()
+
+
+def main(folder: str, task_folder: str) -> None:
+    """Run the task of a folder, in a process that `start` has started."""
+    threading.Thread(target=_end_with_driver, daemon=True).start()
+    events = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # whatever a plugin prints belongs to the log
+    try:
+        shared: Shared = pickle.loads((Path(folder) / SHARED_FILE).read_bytes())
+        task: Task = pickle.loads((Path(task_folder) / TASK_FILE).read_bytes())
+        with TrialLog(task, _Events(events)) as log:
+            result: tuple[str, Any] = ("done", run_task(task, shared, log))
+    except KeyboardInterrupt:
+        result = ("stopped", None)
+    except BaseException as error:  # sent to the driver, whatever it is
+        result = ("failed", (type(error).__name__, str(error), traceback.format_exc()))
+    aside = Path(task_folder) / f"{RESULT_FILE}.part"
+    aside.write_bytes(packed(result))
+    aside.replace(aside.with_suffix(""))
+    events.close()
+    sys.stderr.flush()
+    # Not the ordinary end: threads of a backend may hang in it, and everything is written.
+    os._exit(0)
+
+
+def _end_with_driver() -> None:
+    with contextlib.suppress(OSError):
+        while os.read(0, 1024):
+            pass
+    os._exit(1)

@@ -1,0 +1,366 @@
+"""A process per trial: what a trial does to itself happens to no other, and its results are those of any executor."""
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+import grids
+import leukemia_dl as ldl
+from leukemia_dl.benchmark import InProcess, Processes, Submitted
+from leukemia_dl.benchmark.processes import visible_gpus
+from leukemia_dl.errors import BackendError, SettingsError
+from leukemia_dl.models import registry
+
+HELPERS = Path(__file__).parents[1] / "helpers"
+
+
+@pytest.fixture(autouse=True)
+def _backbones(monkeypatch):
+    monkeypatch.setattr(registry, "_registered", {})
+    grids.register(grids.tiny, grids.raises, grids.exits, grids.killed, grids.hangs, grids.talks, grids.interrupts)
+
+
+@pytest.fixture(scope="module")
+def dataset(synthetic_root):
+    return grids.dataset(synthetic_root)
+
+
+def bench(dataset, store, backbones=("tiny",), **settings):
+    return ldl.Benchmark(dataset, list(backbones), **{"recipe": grids.RECIPE, "store": store, **settings})
+
+
+@pytest.fixture(scope="module")
+def expected(dataset, tmp_path_factory):
+    """The results.csv of a run in this process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(registry, "_registered", {})
+        grids.register(grids.tiny)
+        made = bench(dataset, tmp_path_factory.mktemp("in-process"), folds=[0, 2])
+        made.run(executor="in-process", show_progress=False)
+    return (made.store.root / "results.csv").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def broken(dataset, tmp_path_factory):
+    """A run with a backbone for each thing that can go wrong, and two that are well."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(registry, "_registered", {})
+        names = grids.register(grids.raises, grids.exits, grids.killed, grids.hangs, grids.talks, grids.tiny)
+        made = bench(dataset, tmp_path_factory.mktemp("broken"), names, baselines=["majority"])
+        started = time.monotonic()
+        frame = made.run(time_limit=20, show_progress=False)
+    return made, frame.set_index("backbone"), time.monotonic() - started
+
+
+def test_each_failure_is_a_row_and_takes_no_other_trial_with_it(broken):
+    _, frame, seconds = broken
+    assert dict(frame["status"]) == {
+        "raises": "failed", "exits": "failed", "killed": "failed", "hangs": "failed", "talks": "ok", "tiny": "ok",
+        "majority": "ok",
+    }  # fmt: skip
+    assert dict(frame["exception"][frame["exception"] != ""]) == {
+        "raises": "PluginError", "exits": "WorkerError", "killed": "WorkerError", "hangs": "TimeLimitError",
+    }  # fmt: skip
+    assert frame.loc["raises", "message"].endswith("raised ZeroDivisionError: the plugin's own fault")
+    assert "exit code 7" in frame.loc["exits", "message"]
+    assert "signal 9 (SIGKILL), as the system does where memory runs out" in frame.loc["killed", "message"]
+    assert frame.loc["hangs", "message"] == "It took longer than the limit of 20 s and was killed."
+    assert seconds < 120
+
+
+def test_a_failure_has_its_traceback_and_its_log(broken):
+    made, frame, _ = broken
+    for name in ("raises", "exits", "killed", "hangs"):
+        text = (made.store.root / frame.loc[name, "traceback"]).read_text()
+        assert frame.loc[name, "message"] in text.replace("\n", " ")
+        assert "begins in process" in (made.store.root / "logs" / frame.loc[name, "trial"] / "log.txt").read_text()
+    assert "in raises" in (made.store.root / frame.loc["raises", "traceback"]).read_text()
+
+
+def test_what_a_plugin_prints_is_in_the_log(broken):
+    made, frame, _ = broken
+    log = (made.store.root / "logs" / frame.loc["talks", "trial"] / "log.txt").read_text()
+    assert "\na plugin that prints\n" in log
+    assert "\nand starts programs that do\n" in log
+    assert "Z epoch 2, phase all, loss" in log
+    assert log.rstrip().endswith("ends")
+
+
+def test_nothing_of_a_run_is_left_outside_its_store(broken):
+    made, _, _ = broken
+    assert not (made.store.root / "unfinished").exists()
+    assert not [path for path in made.store.trials.iterdir() if path.name.startswith(".")]
+
+
+def test_the_table_is_that_of_a_run_in_this_process_to_the_byte(dataset, tmp_path, expected):
+    frame = bench(dataset, tmp_path, folds=[0, 2]).run(executor="processes", workers=2, show_progress=False)
+    assert (frame["status"] == "ok").all()
+    assert (tmp_path / "results.csv").read_bytes() == expected
+
+
+def test_an_executor_of_concurrent_futures_gives_the_same_table(dataset, tmp_path, expected):
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        made = bench(dataset, tmp_path, folds=[0, 2])
+        made.run(executor=pool, show_progress=False)
+    assert (tmp_path / "results.csv").read_bytes() == expected
+    assert not (tmp_path / "unfinished").exists()
+
+
+def test_a_pool_that_breaks_is_a_failed_row(dataset, tmp_path):
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        frame = bench(dataset, tmp_path, ["killed"], baselines=[]).run(executor=pool, show_progress=False)
+    assert list(frame["exception"]) == ["BrokenProcessPool"]
+
+
+def test_functions_of_a_script_travel(dataset, synthetic_root, tmp_path):
+    """A script needs neither a module of its own nor a guard against being imported by its workers."""
+    script = tmp_path / "script.py"
+    script.write_text(f"""
+import sys
+sys.path.insert(0, {str(HELPERS)!r})
+import grids
+import leukemia_dl as ldl
+def here(inputs, weights):
+    return grids.tiny(inputs, weights)
+def callbacks(context):
+    import keras
+    return [keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: print("called", epoch))]
+grids.register(here)
+bench = ldl.Benchmark(grids.dataset({str(synthetic_root)!r}), ["here"], recipe=grids.RECIPE, baselines=[],
+    store={str(tmp_path / "s")!r}, seeds=[0, 1], callbacks=callbacks)
+print(*bench.run(show_progress=False)["status"])
+""")
+    ran = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=300)
+    assert ran.stdout.split() == ["ok", "ok"], ran.stderr
+    logs = [path.read_text() for path in (tmp_path / "s" / "logs").glob("*/log.txt")]
+    assert [log.count("called") for log in logs] == [2, 2]
+    settings = (tmp_path / "s" / "settings.toml").read_text()
+    assert "callbacks that have no name" in settings
+
+
+def test_what_cannot_be_sent_is_an_error_that_says_what_to_do(dataset, tmp_path):
+    lock = (tmp_path / "open").open("w")
+    made = bench(dataset, tmp_path / "s", seeds=[0, 1], callbacks=lambda context: [lock])
+    with lock, pytest.raises(SettingsError, match=r"cannot be sent to other processes .*in-process"):
+        made.run(show_progress=False)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({"executor": "procesess"}, "executor must be"),
+        ({"executor": 5}, "Received: 5"),
+        ({"executor": ThreadPoolExecutor()}, "Threads cannot train side by side"),
+        ({"executor": "in-process", "workers": 2}, "workers belongs to executor='processes'"),
+        ({"workers": 0}, "workers must be a whole number"),
+        ({"workers": 1.5}, "workers must be a whole number"),
+        ({"time_limit": 0}, "time_limit must be"),
+        ({"time_limit": "soon"}, "time_limit must be"),
+        ({"shard": "5/4"}, "shard must be 'i/n'"),
+        ({"shard": "one"}, "shard must be 'i/n'"),
+    ],
+)
+def test_wrong_arguments_are_refused_before_anything_is_written(dataset, tmp_path, arguments, says):
+    with pytest.raises(SettingsError, match=says):
+        bench(dataset, tmp_path / "s").run(**arguments)
+    assert not (tmp_path / "s").exists()
+
+
+@pytest.mark.skipif(bool(visible_gpus()), reason="there is a GPU")
+def test_a_device_that_is_not_there_is_one_error_and_no_rows(dataset, tmp_path):
+    for executor in ("processes", "in-process"):
+        made = bench(dataset, tmp_path / executor, seeds=[0, 1], device="gpu")
+        with pytest.raises(BackendError, match="There is no gpu"):
+            made.run(executor=executor, show_progress=False)
+        assert (made.plan()["status"] == "to do").all()
+
+
+def test_gpus_are_those_that_the_environment_names(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2, GPU-abc")
+    assert visible_gpus() == ["2", "GPU-abc"]
+    for nothing in ("", "-1"):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", nothing)
+        assert visible_gpus() == []
+
+
+def test_executors_by_name():
+    from leukemia_dl.benchmark.arguments import executor_of
+
+    assert isinstance(executor_of("auto", None, 1), InProcess)
+    assert executor_of("auto", None, 2) == Processes()
+    assert executor_of("auto", 3, 1) == Processes(3)
+    with ProcessPoolExecutor(1) as pool:
+        assert isinstance(executor_of(pool, None, 2), Submitted)
+
+
+def test_a_time_limit_in_this_process_is_seen_after_an_epoch_and_the_fit_goes_on_later(dataset, tmp_path):
+    made = bench(dataset, tmp_path, baselines=[])
+    row = made.run(executor="in-process", time_limit=1e-6, show_progress=False).iloc[0]
+    assert (row["status"], row["exception"]) == ("failed", "TimeLimitError")
+    assert len(list(tmp_path.glob("unfinished/*/fit.npz"))) == 1
+    row = made.run(executor="in-process", show_progress=False).iloc[0]
+    assert row["status"] == "ok"
+    log = next(tmp_path.glob("logs/*/log.txt")).read_text()
+    assert log.count(" epoch 1,") == 1, "it began from the start"
+    assert not (tmp_path / "unfinished").exists()
+
+
+PROGRAM = f"""
+import sys
+sys.path.insert(0, {str(HELPERS)!r})
+import dataclasses, signal
+import grids
+import leukemia_dl as ldl
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
+names = grids.register(*(getattr(grids, name) for name in sys.argv[4].split(",")))
+recipe = dataclasses.replace(grids.RECIPE, epochs=int(sys.argv[5]))
+bench = ldl.Benchmark(grids.dataset(sys.argv[1]), names, recipe=recipe, store=sys.argv[2], seeds=[0, 1])
+try:
+    frame = bench.run(executor=sys.argv[3])
+    print(*frame["status"])
+except KeyboardInterrupt:
+    print("stopped")
+"""
+
+
+@contextlib.contextmanager
+def driver(root, store, executor="processes", names="tiny", epochs=2):
+    arguments = [sys.executable, "-c", PROGRAM, str(root), str(store), executor, names, str(epochs)]
+    process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def workers_of(store):
+    """The processes that logs of a store name, as far as they live."""
+    found = []
+    for log in Path(store).glob("logs/*/log.txt"):
+        for line in log.read_text().splitlines():
+            if "begins in process" in line:
+                number = int(line.split()[-1])
+                with contextlib.suppress(OSError):
+                    os.kill(number, 0)
+                    found.append(number)
+    return found
+
+
+@pytest.mark.parametrize("executor", ["processes", "in-process"])
+def test_ctrl_c_once_ends_after_the_epoch_and_the_next_run_goes_on_to_the_same_table(
+    synthetic_root, tmp_path, executor
+):
+    with driver(synthetic_root, tmp_path, executor, epochs=400) as process:
+        for line in process.stderr:
+            if "epoch 3/400" in line:
+                break
+        process.send_signal(signal.SIGINT)
+        output, errors = process.communicate(timeout=60)
+    assert output.split() == ["stopped"]
+    assert "Stopping after this epoch; Ctrl-C again stops at once." in errors
+    assert "Traceback" not in errors
+    table = pd.read_csv(tmp_path / "results.csv")
+    assert set(table["backbone"]) == {"majority", "cell_size", "cell_colour"}
+    (checkpoint,) = tmp_path.glob("unfinished/*/fit.npz")
+    assert not workers_of(tmp_path) or executor == "in-process"
+    epochs = [line for line in next(tmp_path.glob("logs/*/log.txt")).read_text().splitlines() if " epoch " in line]
+    assert 3 <= len(epochs) < 400
+    assert checkpoint.stat().st_size > 0
+    with driver(synthetic_root, tmp_path, executor, epochs=400) as process:
+        line = next(line for line in process.stderr if "epoch " in line)
+        assert f"epoch {len(epochs) + 1}/400" in line
+
+
+def test_ctrl_c_twice_stops_at_once_and_ends_what_hangs(synthetic_root, tmp_path):
+    with driver(synthetic_root, tmp_path, names="hangs") as process:
+        while not workers_of(tmp_path):
+            assert process.poll() is None
+            time.sleep(0.05)
+        time.sleep(0.3)
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.5)
+        assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        assert process.communicate(timeout=30)[0].split() == ["stopped"]
+    assert not workers_of(tmp_path)
+
+
+def test_no_worker_outlives_its_driver(synthetic_root, tmp_path):
+    with driver(synthetic_root, tmp_path, names="hangs") as process:
+        while not workers_of(tmp_path):
+            assert process.poll() is None
+            time.sleep(0.05)
+        process.kill()
+        end = time.monotonic() + 20
+        while workers_of(tmp_path):
+            assert time.monotonic() < end, "it lives on"
+            time.sleep(0.05)
+
+
+def test_two_drivers_on_one_store_lose_nothing_and_count_nothing_twice(dataset, synthetic_root, tmp_path):
+    with (
+        driver(synthetic_root, tmp_path / "two", names="tiny,talks") as one,
+        driver(synthetic_root, tmp_path / "two", names="tiny,talks") as other,
+    ):
+        for process in (one, other):
+            output, errors = process.communicate(timeout=300)
+            assert output.split() == ["ok"] * 7, errors
+    with driver(synthetic_root, tmp_path / "alone", "in-process", "tiny,talks") as alone:
+        alone.communicate(timeout=300)
+    tables = [(tmp_path / name / "results.csv").read_bytes() for name in ("two", "alone")]
+    assert tables[0] == tables[1]
+    assert len(list((tmp_path / "two" / "trials").iterdir())) == 7
+
+
+def test_shards_are_parts_of_one_grid(dataset, tmp_path, expected):
+    made = bench(dataset, tmp_path, folds=[0, 2])
+    counts = [len(made.run(shard=f"{i}/3", executor="in-process", show_progress=False)) for i in (1, 2, 3)]
+    assert counts == [3, 6, 8]
+    assert (tmp_path / "results.csv").read_bytes() == expected
+
+
+def test_a_loss_that_is_no_number_is_a_failed_row(dataset, tmp_path):
+    names = grids.register(grids.gives_nan)
+    frame = bench(dataset, tmp_path, names, baselines=["majority"]).run(show_progress=False)
+    assert list(frame["status"]) == ["failed", "ok"]
+    assert frame["exception"][0] == "TrainingError"
+    assert "became nan" in frame["message"][0]
+
+
+def test_an_image_that_vanishes_between_scan_and_run_is_named_and_nothing_is_lost(
+    synthetic_root, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("LEUKEMIA_DL_CACHE", str(tmp_path / "cache"))
+    root = tmp_path / "data"
+    shutil.copytree(synthetic_root, root)
+    data = grids.dataset(root)
+    once, twice, thrice = (
+        bench(data, tmp_path / "s", seeds=range(count), baselines=["majority"]) for count in (1, 2, 3)
+    )
+    assert len(once.run(executor="in-process", show_progress=False)) == 2
+    # Scanned by now: its content is part of what names a trial.
+    assert list(twice.plan()["status"]) == ["ok", "to do", "ok"]
+    assert list(thrice.plan()["status"]) == ["ok", "to do", "to do", "ok"]
+    victim = once.dataset.paths[int(once.splits[0].train[0])]
+    content = victim.read_bytes()
+    victim.unlink()
+    # What is decoded already needs no file.
+    assert list(twice.run(executor="in-process", show_progress=False)["status"]) == ["ok"] * 3
+    shutil.rmtree(tmp_path / "cache")
+    with pytest.raises(ldl.errors.DataError, match=victim.name):
+        thrice.run(executor="in-process", show_progress=False)
+    assert list(thrice.plan()["status"]) == ["ok", "ok", "to do", "ok"]
+    victim.write_bytes(content)
+    again = bench(grids.dataset(root), tmp_path / "s", seeds=range(3), baselines=["majority"])
+    assert list(again.run(executor="in-process", show_progress=False)["status"]) == ["ok"] * 4

@@ -1,0 +1,68 @@
+"""Small backbones, good and bad, for grids whose trials run in other processes, and a data set for them."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import leukemia_dl as ldl
+
+SIZES = {"subjects": 12, "images": 72, "preliminary_images": 12, "final_images": 2}
+RECIPE = ldl.Recipe(name="tiny", image_size=32, epochs=2, batch_size=8)
+
+
+def dataset(root):
+    return ldl.Dataset.load("synthetic", root=root, **SIZES)
+
+
+def tiny(inputs, weights):
+    import keras
+
+    x = keras.layers.Conv2D(8, 5, strides=2, activation="relu")(inputs)
+    return keras.layers.BatchNormalization()(x)
+
+
+def raises(inputs, weights):
+    raise ZeroDivisionError("the plugin's own fault")
+
+
+def exits(inputs, weights):
+    os._exit(7)
+
+
+def killed(inputs, weights):
+    os.kill(os.getpid(), signal.SIGKILL)  # what the system does to who takes too much memory
+
+
+def hangs(inputs, weights):
+    time.sleep(3600)
+
+
+def talks(inputs, weights):
+    print("a plugin that prints", flush=True)
+    os.system("echo and starts programs that do")
+    return tiny(inputs, weights)
+
+
+def gives_nan(inputs, weights):
+    import keras
+
+    return keras.layers.Rescaling(float("nan"))(tiny(inputs, weights))
+
+
+def interrupts(inputs, weights):
+    raise KeyboardInterrupt
+
+
+def register(*builders):
+    for build in builders:
+        spec = ldl.BackboneSpec(name=build.__name__, build=build, scaling="unit", native_size=32, min_size=8)
+        ldl.register_backbone(spec, replace=True)
+    return [build.__name__ for build in builders]
+
+
+def wait_for(path: Path, seconds: float = 120.0) -> None:
+    end = time.monotonic() + seconds
+    while not path.exists():
+        assert time.monotonic() < end, f"{path} did not come"
+        time.sleep(0.02)
