@@ -99,7 +99,7 @@ class Driver:
         """Whether Ctrl-C was pressed."""
         return self._interrupt.requested
 
-    def begins(self, task: Task) -> Listener | None:
+    def begins(self, task: Task, at_once: bool = True) -> Listener | None:
         """Start the line of a trial; None if another driver on this store has finished it."""
         cell = self._open[task.trial.digest]
         if self.existing == "reuse":
@@ -110,7 +110,7 @@ class Driver:
         else:
             self.store.remove_checkpoints(task.trial)
         self._started[task.trial.digest] = time.perf_counter()
-        return self.progress.begin(task.trial)
+        return self.progress.begin(task.trial, at_once)
 
     def _task(self, cell: Cell, spec: Any) -> Task:
         trial, store = cell.trial, self.store
@@ -189,7 +189,7 @@ class _Quiet:
     def stopping(self) -> bool:
         return self.driver.stopping
 
-    def begins(self, task: Task) -> Listener:
+    def begins(self, task: Task, at_once: bool = True) -> Listener:
         return self
 
     def step(self, epoch: int, step: int, steps: int, epochs: int) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 import tempfile
 import time
 import traceback
@@ -22,7 +23,7 @@ from leukemia_dl.benchmark.trial import Record
 from leukemia_dl.benchmark.worker import TrialLog, packed, run_packed
 from leukemia_dl.errors import SettingsError
 
-__all__ = ["Executor", "InProcess", "Outcome", "Submitted", "Watcher", "packed_or_error"]
+__all__ = ["Executor", "InProcess", "Outcome", "Submitted", "Watcher"]
 
 _POLL_SECONDS = 0.1
 
@@ -43,12 +44,18 @@ class Watcher(Protocol):
     def stopping(self) -> bool:
         """Whether no further trial should begin and the running ones should end after their epoch."""
 
-    def begins(self, task: Task) -> Listener | None:
-        """Hear that a task is about to begin, and return who is told of it; None if it is not needed any more."""
+    def begins(self, task: Task, at_once: bool = True) -> Listener | None:
+        """Hear that a task is about to begin, and return who is told of it; None if it is not needed any more.
+
+        Where others decide when it begins, `at_once` is false.
+        """
 
 
 class Executor(Protocol):
     """Runs tasks."""
+
+    def workers_for(self, shared: Shared) -> int:
+        """Return how many at a time."""
 
     def run(self, tasks: Iterable[Task], shared: Shared, watcher: Watcher) -> Iterator[Outcome]:
         """Yield an outcome per task that was begun, as it ends."""
@@ -60,6 +67,10 @@ class InProcess:
 
     A time limit is looked at after every epoch.
     """
+
+    def workers_for(self, shared: Shared) -> int:
+        """Return 1."""
+        return 1
 
     def run(self, tasks: Iterable[Task], shared: Shared, watcher: Watcher) -> Iterator[Outcome]:
         """Yield an outcome per task."""
@@ -121,6 +132,10 @@ class Submitted:
             )
         self._executor = executor
 
+    def workers_for(self, shared: Shared) -> int:
+        """Return how many at a time, where the object says so."""
+        return int(getattr(self._executor, "_max_workers", 1))
+
     def run(self, tasks: Iterable[Task], shared: Shared, watcher: Watcher) -> Iterator[Outcome]:
         """Yield an outcome per task."""
         waiting: dict[Any, tuple[Task, float]] = {}
@@ -130,7 +145,7 @@ class Submitted:
             for task in tasks:
                 if watcher.stopping:
                     break
-                if watcher.begins(task) is None:
+                if watcher.begins(task, at_once=False) is None:
                     continue
                 if task.checkpoints is not None:
                     stop_file = task.checkpoints.parent / f"stop-{os.getpid()}-{id(waiting)}"
@@ -157,10 +172,10 @@ class Submitted:
 
     def _hand_over(self, shared: Shared) -> Any:
         """Return what is shared in the form that `_submit` takes."""
-        return shared
+        return packed(shared)
 
     def _submit(self, task: Task, handed: Any) -> Any:
-        return self._executor.submit(run_packed, packed_or_error((task, handed)))
+        return self._executor.submit(run_packed, sys.path, packed(task), handed)
 
     @staticmethod
     def _tell_to_stop(stop_file: Path | None) -> None:
@@ -180,14 +195,3 @@ class Submitted:
                 return Outcome(task, None)
             failure = (type(error).__name__, str(error), traceback.format_exc())
             return Outcome(task, failed_record(task, shared, failure, started))
-
-
-def packed_or_error(value: Any) -> bytes:
-    """Return `packed`, or raise SettingsError for what cannot be."""
-    try:
-        return packed(value)
-    except Exception as error:  # whatever a callback factory holds
-        raise SettingsError(
-            f"The trials cannot be sent to other processes ({type(error).__name__}: {error}). Name callbacks and "
-            "builders by a function of a module, or use executor='in-process'."
-        ) from error

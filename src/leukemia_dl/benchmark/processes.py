@@ -19,9 +19,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from leukemia_dl.benchmark.executors import Outcome, Watcher, packed_or_error
+from leukemia_dl.benchmark.executors import Outcome, Watcher
 from leukemia_dl.benchmark.runner import Listener, Shared, Task, failed_record
-from leukemia_dl.benchmark.worker import RESULT_FILE, SHARED_FILE, TASK_FILE, TrialLog, start
+from leukemia_dl.benchmark.worker import RESULT_FILE, SHARED_FILE, TASK_FILE, TrialLog, packed, start
 from leukemia_dl.errors import SettingsError
 
 __all__ = ["Processes", "visible_gpus", "whole_number"]
@@ -58,7 +58,7 @@ class Processes:
         folder = Path(tempfile.mkdtemp(prefix="leukemia-dl-"))
         stop_file, number, more = folder / "stop", 0, True
         try:
-            (folder / SHARED_FILE).write_bytes(packed_or_error(shared))
+            (folder / SHARED_FILE).write_bytes(packed(shared))
             while more or running:
                 while more and free and not watcher.stopping:
                     task = next(waiting, None)
@@ -104,7 +104,7 @@ class _Worker:
     def __post_init__(self) -> None:
         self.own = self.folder / str(self.number)
         self.own.mkdir()
-        (self.own / TASK_FILE).write_bytes(packed_or_error(self.task))
+        (self.own / TASK_FILE).write_bytes(packed(self.task))
         environment = dict(self.slot)
         if self.task.trial.backend:
             environment["KERAS_BACKEND"] = self.task.trial.backend

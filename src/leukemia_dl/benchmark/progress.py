@@ -6,7 +6,6 @@ Where standard error is no terminal, plain lines: one per trial and one per epoc
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any, Self
@@ -55,9 +54,9 @@ class GridProgress:
         if self._bars is not None:
             self._bars.stop()
 
-    def begin(self, trial: Trial) -> _Line:
-        """Start the line of a trial, and return who is to be told of it."""
-        line = self._lines[trial.folder] = _Line(self, trial)
+    def begin(self, trial: Trial, at_once: bool = True) -> _Line:
+        """Start the line of a trial, and return who is to be told of it; nothing is said if it only waits."""
+        line = self._lines[trial.folder] = _Line(self, trial, at_once)
         return line
 
     def end(self, record: Record, seconds: float, reused: bool = False) -> None:
@@ -77,7 +76,7 @@ class GridProgress:
     def drop(self, trial: Trial) -> None:
         """Take away the live line of a trial that has ended or was stopped."""
         line = self._lines.pop(trial.folder, None)
-        if line is not None and self._bars is not None:
+        if line is not None and line.bar is not None:
             self._bars.remove_task(line.bar)
 
     def name(self, trial: Trial) -> str:
@@ -100,10 +99,11 @@ class GridProgress:
 class _Line:
     """The live line of one trial."""
 
-    def __init__(self, grid: GridProgress, trial: Trial) -> None:
+    def __init__(self, grid: GridProgress, trial: Trial, at_once: bool) -> None:
         self._grid, self._name, self._last = grid, grid.name(trial), ""
-        self.started = time.monotonic()
         self.bar: Any = None
+        if not at_once:
+            return
         if grid._bars is not None:
             self.bar = grid._bars.add_task(self._name, total=None)
         elif trial.kind == "backbone":
@@ -111,7 +111,7 @@ class _Line:
 
     def step(self, epoch: int, step: int, steps: int, epochs: int) -> None:
         """Move; `epoch` and `step` count from 0."""
-        if self._grid._bars is not None:
+        if self.bar is not None:
             text = f"{self._name}  epoch {epoch + 1}/{epochs}{self._last}"
             total, done = epochs * steps, epoch * steps + step
             self._grid._bars.update(self.bar, description=text, total=total, completed=done)

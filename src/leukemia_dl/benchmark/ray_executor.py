@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import importlib.util
+import re
+import sys
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from leukemia_dl.benchmark.executors import Submitted
-from leukemia_dl.benchmark.runner import Shared, Task, run_task
-from leukemia_dl.benchmark.worker import TrialLog
-from leukemia_dl.errors import SettingsError
+from leukemia_dl.benchmark.runner import Shared, Task
+from leukemia_dl.benchmark.worker import packed, run_packed
+from leukemia_dl.errors import SettingsError, WorkerError
 
 __all__ = ["Ray"]
 
@@ -21,8 +25,8 @@ class Ray(Submitted):
     again: finished trials are in the store.
 
     Args:
-        num_cpus: Cores that a trial takes; None for all of the smallest node. How many threads a trial uses is said by
-            `Benchmark.run(threads=...)`.
+        num_cpus: Cores that a trial takes; None for all of the smallest node. How many threads it uses is said by
+            `Benchmark(threads=...)`.
         num_gpus: GPUs that a trial takes, parts such as 0.5 included; None for one if the cluster has any, else none.
         shared_folders: Whether every node sees the store and the cache folder under the same paths. If not, pixels are
             sent once through Ray's object store, and an interrupted trial begins from its first epoch.
@@ -40,36 +44,58 @@ class Ray(Submitted):
         max_retries: int = 3,
         address: str | None = None,
     ) -> None:
-        """Connect; needs the extra `ray`."""
+        """Check; nothing is connected yet."""
         if importlib.util.find_spec("ray") is None:
             raise SettingsError("ray is not installed. Install it: pip install 'leukemia-dl[ray]'.")
+        self._num_cpus, self._num_gpus, self._address = num_cpus, num_gpus, address
+        self._shared_folders, self._max_retries = shared_folders, max_retries
+        self._remote: Any = None
+
+    def workers_for(self, shared: Shared) -> int:
+        """Return for how many trials the cluster has room."""
+        import ray
+
+        cores, gpus = self._needs()
+        have = ray.cluster_resources()
+        room = [have.get(name, 0.0) / need for name, need in (("CPU", cores), ("GPU", gpus)) if need]
+        return max(int(min(room, default=1.0)), 1)
+
+    def _needs(self) -> tuple[float, float]:
+        """Connect, and return the cores and GPUs of a trial."""
         import ray
 
         if not ray.is_initialized():
-            ray.init(address=address, log_to_driver=False, include_dashboard=False)
+            ray.init(address=self._address, log_to_driver=False, include_dashboard=False)
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         cores = min((node["CPU"] for node in nodes if node.get("CPU")), default=1.0)
         gpus = 1.0 if any(node.get("GPU") for node in nodes) else 0.0
-        self._shared_folders = shared_folders
-        self._remote: Any = ray.remote(
-            num_cpus=cores if num_cpus is None else num_cpus,
-            num_gpus=gpus if num_gpus is None else num_gpus,
-            max_retries=max_retries,
+        return (
+            cores if self._num_cpus is None else self._num_cpus,
+            gpus if self._num_gpus is None else self._num_gpus,
+        )
+
+    def _hand_over(self, shared: Shared) -> Any:
+        """Put what is shared into Ray's object store, where the processes of a node read one copy of it."""
+        import ray
+
+        cores, gpus = self._needs()
+        self._remote = ray.remote(
+            num_cpus=cores,
+            num_gpus=gpus,
+            max_retries=self._max_retries,
             # One task per process: its memory, and that of its GPU, is given back.
             max_calls=1,
         )(_run)
-
-    def _hand_over(self, shared: Shared) -> Any:
-        import ray
-
         if not self._shared_folders:
             shared = replace(shared, images={size: images.in_memory() for size, images in shared.images.items()})
-        return ray.put(shared)
+        buffers: list[Any] = []
+        content = packed(shared, buffers)
+        return ray.put((content, [np.frombuffer(buffer, np.uint8) for buffer in buffers]))
 
     def _submit(self, task: Task, handed: Any) -> Any:
         if not self._shared_folders:
             task = replace(task, checkpoints=None, logs=None, stop_file=None)
-        return _Pending(self._remote.remote(task, handed))
+        return _Pending(self._remote.remote(sys.path, packed(task), handed))
 
 
 class _Pending:
@@ -86,7 +112,11 @@ class _Pending:
     def result(self) -> Any:
         import ray
 
-        return ray.get(self._reference)
+        try:
+            return ray.get(self._reference)
+        except ray.exceptions.RayError as error:
+            text = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
+            raise WorkerError(f"Ray lost the trial ({type(error).__name__}): {text}") from error
 
     def cancel(self) -> None:
         import ray
@@ -94,6 +124,6 @@ class _Pending:
         ray.cancel(self._reference, force=True)
 
 
-def _run(task: Task, shared: Shared) -> Any:
-    with TrialLog(task) as log:
-        return run_task(task, shared, log)
+def _run(path: list[str], task: bytes, handed: tuple[bytes, list[Any]]) -> Any:
+    content, buffers = handed
+    return run_packed(path, task, content, buffers)

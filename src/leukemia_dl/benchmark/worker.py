@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -33,11 +33,26 @@ _PROGRAM = (
 )
 
 
-def packed(value: Any) -> bytes:
-    """Return a value as bytes that another process can read, functions of a script or a notebook included."""
+def packed(value: Any, buffers: list[Any] | None = None) -> bytes:
+    """Return a value as bytes that another process can read, functions of a script or a notebook included.
+
+    Args:
+        value: Anything.
+        buffers: Takes the memory of its arrays, which is not in the bytes then.
+
+    Raises:
+        SettingsError: If there is something in it that cannot be sent.
+    """
     import cloudpickle
 
-    return bytes(cloudpickle.dumps(value))
+    try:
+        keep = None if buffers is None else lambda buffer: buffers.append(buffer)
+        return bytes(cloudpickle.dumps(value, protocol=5, buffer_callback=keep))
+    except Exception as error:  # whatever a callback factory holds
+        raise errors.SettingsError(
+            f"The trials cannot be sent to other processes ({type(error).__name__}: {error}). Name callbacks and "
+            "builders by a function of a module, or use executor='in-process'."
+        ) from error
 
 
 def start(folder: Path, task_folder: Path, environment: Mapping[str, str], log: IO[bytes] | int) -> Any:
@@ -73,13 +88,20 @@ def prepare_elsewhere(precision: str, device: str) -> None:
         raise getattr(errors, name)(message)
 
 
-def run_packed(content: bytes) -> Any:
-    """Run a packed pair of task and what it shares, and return its record and model: for processes of others.
+def run_packed(path: list[str], task_content: bytes, shared_content: bytes, buffers: Sequence[Any] = ()) -> Any:
+    """Run a packed task with what it shares, and return its record and model: for processes of others.
+
+    Args:
+        path: Where the driver finds modules; what is missing here is added.
+        task_content: A task, by `packed`.
+        shared_content: What it shares, likewise.
+        buffers: Of the latter's arrays, if they travel apart.
 
     Raises:
         KeyboardInterrupt: If the driver's stop file has appeared.
     """
-    task, shared = pickle.loads(content)
+    sys.path += [folder for folder in path if folder not in sys.path]
+    task, shared = pickle.loads(task_content), pickle.loads(shared_content, buffers=buffers)
     with TrialLog(task) as log:
         return run_task(task, shared, log)
 
