@@ -9,11 +9,21 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
-__all__ = ["canonical_json", "digest", "generator", "named_seed"]
+__all__ = ["CanonicalDict", "canonical_json", "digest", "generator", "named_seed"]
+
+
+class CanonicalDict(dict[str, Any]):
+    """A dictionary that keeps its canonical JSON, for one that is part of ten thousand digests. It must not change."""
+
+    @cached_property
+    def json(self) -> str:
+        """As `canonical_json` returns it."""
+        return canonical_json(dict(self))
 
 
 def canonical_json(value: Any) -> str:
@@ -25,6 +35,8 @@ def canonical_json(value: Any) -> str:
     Raises:
         TypeError: If something in it is not one of these; `float` NaN and infinities are refused too.
     """
+    if isinstance(value, CanonicalDict):
+        return value.json
     return json.dumps(_plain(value), sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
 
 

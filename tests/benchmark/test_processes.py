@@ -364,3 +364,32 @@ def test_an_image_that_vanishes_between_scan_and_run_is_named_and_nothing_is_los
     victim.write_bytes(content)
     again = bench(grids.dataset(root), tmp_path / "s", seeds=range(3), baselines=["majority"])
     assert list(again.run(executor="in-process", show_progress=False)["status"]) == ["ok"] * 4
+
+
+MEMORY = f"""
+import sys
+sys.path.insert(0, {str(HELPERS)!r})
+from pathlib import Path
+import grids
+import leukemia_dl as ldl
+from leukemia_dl.benchmark.progress import GridProgress
+ends = GridProgress.end
+def end(self, *arguments, **keywords):
+    ends(self, *arguments, **keywords)
+    lines = Path("/proc/self/status").read_text().splitlines()
+    print(next(line.split()[1] for line in lines if line.startswith("RssAnon")), flush=True)
+GridProgress.end = end
+bench = ldl.Benchmark(grids.dataset(sys.argv[1]), grids.register(grids.tiny), recipe=grids.RECIPE, store=sys.argv[2],
+    seeds=range(int(sys.argv[3])), baselines=[])
+bench.run(executor="processes", workers=2, show_progress=False)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux to measure memory")
+@pytest.mark.parametrize("trials", [10, pytest.param(50, marks=pytest.mark.slow)])
+def test_trials_leave_no_memory_behind_in_the_driver(synthetic_root, tmp_path, trials):
+    command = [sys.executable, "-c", MEMORY, str(synthetic_root), str(tmp_path), str(trials)]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=900)
+    kilobytes = [int(word) for word in ran.stdout.split()]
+    assert len(kilobytes) == trials, ran.stderr
+    assert kilobytes[-1] <= 1.1 * kilobytes[4], kilobytes

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 import time
 from collections.abc import Iterable
@@ -13,6 +12,7 @@ import numpy as np
 
 from leukemia_dl.benchmark.runner import Shared, Task
 from leukemia_dl.benchmark.trial import Record, Trial
+from leukemia_dl.identity import canonical_json
 from leukemia_dl.models.classifier import predict_logits
 from leukemia_dl.training.backends import prepare
 from leukemia_dl.training.callbacks import FitContext
@@ -56,7 +56,7 @@ class Costs:
 
 
 def _key(trial: Trial) -> tuple[str, str]:
-    return trial.backbone, json.dumps(trial.recipe, sort_keys=True) if trial.recipe else ""
+    return trial.backbone, canonical_json(trial.recipe)
 
 
 def expected_seconds(task: Task, shared: Shared) -> float:

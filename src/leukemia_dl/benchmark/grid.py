@@ -10,6 +10,7 @@ from typing import Any
 from leukemia_dl.benchmark.trial import Trial
 from leukemia_dl.datasets import Split
 from leukemia_dl.errors import SettingsError
+from leukemia_dl.identity import CanonicalDict
 from leukemia_dl.models.spec import BackboneSpec
 from leukemia_dl.plugins import DISTRIBUTION, Provided
 from leukemia_dl.preprocess import Pipeline
@@ -56,8 +57,11 @@ def grid(
         pipelines: By size in pixels.
     """
     largest = max(pipelines)
-    steps = {size: pipeline.to_dict() for size, pipeline in pipelines.items()}
-    recipes = {name: recipe.to_dict() | {"weights": weights} for name, (_, recipe, weights) in backbones.items()}
+    steps = {size: CanonicalDict(pipeline.to_dict()) for size, pipeline in pipelines.items()}
+    recipes = {
+        name: CanonicalDict(recipe.to_dict() | {"weights": weights}) for name, (_, recipe, weights) in backbones.items()
+    }
+    ours = version(DISTRIBUTION)
     cells = []
     for split in splits:
         where: dict[str, Any] = {"split": split.digest, "protocol": split.protocol, "fold": split.fold}
@@ -83,7 +87,7 @@ def grid(
                 kind="baseline",
                 backbone=name,
                 plugin=DISTRIBUTION,
-                plugin_version=version(DISTRIBUTION),
+                plugin_version=ours,
                 weights=None,
                 recipe=None,
                 seed=None,

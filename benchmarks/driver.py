@@ -1,0 +1,101 @@
+"""What the driver of a grid costs: planning, keeping and reading 10,000 trials, and its own work per trial.
+
+python benchmarks/driver.py
+"""
+
+import dataclasses
+import json
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+import leukemia_dl as ldl
+from leukemia_dl.benchmark.driver import Driver
+from leukemia_dl.benchmark.executors import Outcome
+from leukemia_dl.benchmark.inputs import Cells, Samples
+from leukemia_dl.benchmark.runner import Shared, failed_record
+
+TRIALS, MODEL_BYTES = 10_000, 20_000_000
+
+
+def timed(function):
+    started = time.perf_counter()
+    result = function()
+    return time.perf_counter() - started, result
+
+
+class Instant:
+    """An executor whose trials take no time: what is left is the driver."""
+
+    def __init__(self, records, model):
+        self.records, self.model = records, model
+
+    def workers_for(self, shared):
+        return 1
+
+    def run(self, tasks, shared, watcher):
+        for task in tasks:
+            if watcher.begins(task) is not None:
+                yield Outcome(task, self.records[task.trial.digest], self.model)
+
+
+with tempfile.TemporaryDirectory(dir=Path.cwd()) as folder:
+    dataset = ldl.Dataset.load("synthetic", root=Path(folder) / "cells", show_progress=False)
+    settings = {"recipe": "quick", "baselines": [], "folds": [2]}
+    bench = ldl.Benchmark(dataset, seeds=range(TRIALS // 5), store=Path(folder) / "store", **settings)
+    found = {}
+    found["plan(), empty store, s"], plan = timed(bench.plan)
+    assert len(plan) == TRIALS
+    bench.store.create()
+    shared = Shared(Samples.of(bench.dataset), {}, bench.recipe)
+    rng, records = np.random.default_rng(0), {}
+    history = pd.DataFrame({name: rng.random(30) for name in ("loss", "accuracy", "val_loss", "val_accuracy")})
+    for cell in bench._grid:
+        driver = Driver(
+            bench.store, [cell], Cells(bench.dataset, bench._used, False), None, 1, "rerun", False, True, None, False
+        )
+        record = failed_record(driver._task(cell, cell.spec), shared, ("", "", ""), time.perf_counter())
+        p = rng.random(len(record.labels))
+        metrics = {name: float(rng.random()) for name in (*ldl.evaluation.METRICS, "val_accuracy", "val_loss")}
+        record = dataclasses.replace(
+            record,
+            status="ok",
+            metrics=metrics,
+            history=history,
+            probabilities=np.stack([p, 1 - p], axis=1),
+            traceback="",
+        )
+        records[cell.trial.digest] = record
+
+    def run(cells, model):
+        driver = Driver(
+            store=bench.store, cells=cells, cells_read=Cells(bench.dataset, bench._used, False),
+            executor=Instant(records, model), workers=1, existing="reuse", raise_errors=False, save_models=True,
+            time_limit=None, show=False,
+        )  # fmt: skip
+        driver.run(cells, [], shared)
+
+    few = bench._grid[:20]
+    seconds, _ = timed(lambda: run(few, bytes(MODEL_BYTES)))
+    found["driver's own time per trial with a net of 20 MB, s"] = seconds / len(few)
+    found["the same as a share of a trial of one minute"] = seconds / len(few) / 60
+    seconds, _ = timed(lambda: run(bench._grid[20:120], b"x"))
+    found["driver's own time per trial without a net, s"] = seconds / 100
+    # The rest of the store is only to be read: nobody needs to wait for the disk.
+    os.fsync = lambda descriptor: None
+    run(bench._grid[120:], b"x")
+    found["results() of 10,000 trials, s"], frame = timed(bench.results)
+    assert len(frame) == TRIALS and (frame["status"] == "ok").all()
+    found["plan(), full store, s"], plan = timed(bench.plan)
+    assert (plan["status"] == "ok").all()
+    found["writing results.csv of 10,000 trials, s"], _ = timed(bench._export)
+print(json.dumps({name: float(f"{value:.3g}") for name, value in found.items()}, indent=1))
+limits = {
+    "plan(), empty store, s": 2, "results() of 10,000 trials, s": 10, "the same as a share of a trial of one minute": 0.01,
+}  # fmt: skip
+sys.exit(any(found[name] > limit for name, limit in limits.items()))

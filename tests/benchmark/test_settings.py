@@ -1,0 +1,153 @@
+"""A settings file repeats a run, or says why not."""
+
+import os
+import subprocess
+import sys
+import tomllib
+
+import keras
+import numpy as np
+import pytest
+
+import grids
+import leukemia_dl as ldl
+from leukemia_dl.errors import DataError, SettingsError, StoreError
+from leukemia_dl.models import registry
+
+
+@pytest.fixture(autouse=True)
+def _backbones(monkeypatch):
+    monkeypatch.setattr(registry, "_registered", {})
+    grids.register(grids.tiny)
+
+
+@pytest.fixture(scope="module")
+def dataset(synthetic_root):
+    return grids.dataset(synthetic_root)
+
+
+def bench(dataset, store, **settings):
+    return ldl.Benchmark(dataset, ["tiny"], **{"recipe": grids.RECIPE, "store": store, "baselines": [], **settings})
+
+
+def test_the_file_alone_repeats_the_run(dataset, tmp_path):
+    settings = {"baselines": ["majority"], "folds": [0, 2], "seeds": [3], "threads": 1, "save_models": False}
+    first = bench(dataset, tmp_path / "a", **settings)
+    text = first.to_toml(tmp_path / "x.toml")
+    assert (tmp_path / "x.toml").read_text() == text
+    again = ldl.Benchmark.from_toml(tmp_path / "x.toml", store=tmp_path / "b")
+    assert list(again.plan()["digest"]) == list(first.plan()["digest"])
+    assert again.threads == 1
+    assert not again.save_models
+    assert str(ldl.Benchmark.from_toml(tmp_path / "x.toml").store.root) == str(tmp_path / "a")
+    frames = [made.run(executor="in-process", show_progress=False) for made in (first, again)]
+    assert (frames[0]["status"] == "ok").all()
+    tables = [(tmp_path / name / "results.csv").read_bytes() for name in "ab"]
+    assert tables[0] == tables[1]
+    # And so does the one that a run leaves in its store.
+    assert (tmp_path / "a" / "settings.toml").read_text() == text
+    assert ldl.Benchmark.from_toml(tmp_path / "b" / "settings.toml").to_toml().replace("/b", "/a") == text
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"protocol": ["kfold", "random"], "allow_leakage": True, "folds": "all"},
+        {"protocol": "preliminary"},
+        {"pipeline": ldl.Pipeline.default(32).then(ldl.preprocess.Reinhard())},
+        {"recipe": ldl.Recipe.preset("finetune", image_size="native", weights=None, without_weights={"epochs": 1})},
+        {"callbacks": "leukemia_dl.training.callbacks:tensorboard"},
+        {"callbacks": ldl.training.callbacks.tensorboard},
+        {"device": "cpu", "seeds": range(2)},
+    ],
+    ids=lambda settings: next(iter(settings)),
+)
+def test_what_a_benchmark_can_be_given_comes_back(dataset, tmp_path, settings):
+    made = bench(dataset, tmp_path / "s", **settings)
+    made.to_toml(tmp_path / "x.toml")
+    again = ldl.Benchmark.from_toml(tmp_path / "x.toml")
+    assert list(again.plan()["digest"]) == list(made.plan()["digest"])
+    assert again.protocols == made.protocols
+    assert again.device == made.device
+    if "callbacks" in settings:
+        assert again.callbacks == "leukemia_dl.training.callbacks:tensorboard"
+    assert again.to_toml() == made.to_toml()
+
+
+def test_callbacks_without_a_name_are_said(dataset, tmp_path):
+    text = bench(dataset, tmp_path, callbacks=lambda context: []).to_toml()
+    assert text.startswith("# There were callbacks that have no name")
+    assert "callbacks" not in tomllib.loads(text)["benchmark"]
+
+
+def test_data_from_memory_have_to_be_passed(tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (30, 32, 32, 3), dtype=np.uint8)
+    data = ldl.Dataset.from_arrays(images, np.arange(30) % 2, ("hem", "all"), subjects=[f"p{i}" for i in range(30)])
+    made = bench(data, tmp_path / "s", protocol="holdout")
+    assert made.to_toml(tmp_path / "x.toml").startswith("# The data set was not made by Dataset.load")
+    with pytest.raises(SettingsError, match="dataset="):
+        ldl.Benchmark.from_toml(tmp_path / "x.toml")
+    again = ldl.Benchmark.from_toml(tmp_path / "x.toml", dataset=data)
+    assert list(again.plan()["digest"]) == list(made.plan()["digest"])
+
+
+def test_other_data_are_refused(dataset, synthetic_root, tmp_path):
+    bench(dataset, tmp_path / "s").to_toml(tmp_path / "x.toml")
+    other = ldl.Dataset.load("synthetic", root=tmp_path / "other", **grids.SIZES, seed=1)
+    for given in ({"dataset": other}, {"dataset": dataset.subset(np.arange(40))}):
+        with pytest.raises(DataError, match=r"not the one that .*x\.toml was written for"):
+            ldl.Benchmark.from_toml(tmp_path / "x.toml", **given)
+
+
+def test_data_may_lie_elsewhere(dataset, synthetic_root, tmp_path):
+    made = bench(dataset, tmp_path / "s")
+    text = made.to_toml().replace(str(synthetic_root), "/nowhere")
+    (tmp_path / "x.toml").write_text(text)
+    again = ldl.Benchmark.from_toml(tmp_path / "x.toml", root=synthetic_root)
+    assert list(again.plan()["digest"]) == list(made.plan()["digest"])
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "says"),
+    [
+        (("[recipe]", "[recipes]"), SettingsError, "unknown setting 'recipes'"),
+        (("threads =", "thread ="), SettingsError, "unknown setting 'thread'"),
+        (('backend = "tensorflow"', 'backend = "torch"'), SettingsError, "KERAS_BACKEND=torch"),
+        (('"tiny"', '"tiny2"'), ldl.errors.UnknownNameError, "Did you mean 'tiny'"),
+        (("batch_size = 8", "batch_size = 0"), SettingsError, "batch_size"),
+        (("[dataset]", "[dataset"), SettingsError, "cannot be read as TOML"),
+        (('step = "CenterOnCanvas"', 'step = "CentreOnCanvas"'), ldl.errors.UnknownNameError, "CenterOnCanvas"),
+    ],
+)
+def test_a_file_that_is_wrong_is_an_error_that_says_what_is(dataset, tmp_path, change, error, says):
+    if keras.backend.backend() != "tensorflow":
+        pytest.skip("written for TensorFlow")
+    text = bench(dataset, tmp_path / "s").to_toml()
+    assert change[0] in text
+    (tmp_path / "x.toml").write_text(text.replace(*change))
+    with pytest.raises(error, match=says):
+        ldl.Benchmark.from_toml(tmp_path / "x.toml")
+
+
+def test_another_toml_file_is_none_of_ours(tmp_path):
+    (tmp_path / "x.toml").write_text('[dataset]\nname = "synthetic"\n')
+    with pytest.raises(SettingsError, match=r"no table \[benchmark\]: it is no file of Benchmark.to_toml"):
+        ldl.Benchmark.from_toml(tmp_path / "x.toml")
+
+
+def test_no_file_and_no_place_for_one(dataset, tmp_path):
+    with pytest.raises(SettingsError, match="cannot be read"):
+        ldl.Benchmark.from_toml(tmp_path / "none.toml")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreError, match="cannot be written"):
+        bench(dataset, tmp_path / "s").to_toml(tmp_path / "file" / "x.toml")
+
+
+def test_the_backend_of_the_file_is_chosen_where_nobody_has(dataset, tmp_path):
+    text = bench(dataset, tmp_path / "s").to_toml().replace('backend = "tensorflow"', 'backend = "none"')
+    (tmp_path / "x.toml").write_text(text)
+    program = f"import leukemia_dl as ldl\ntry: ldl.Benchmark.from_toml({str(tmp_path / 'x.toml')!r})\n"
+    program += "except Exception as error: print(type(error).__name__, error)"
+    environment = {name: value for name, value in os.environ.items() if name != "KERAS_BACKEND"}
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
+    assert "KERAS_BACKEND must be one of" in ran.stdout
