@@ -338,6 +338,34 @@ def test_a_loss_that_is_no_number_is_a_failed_row(dataset, tmp_path):
     assert "became nan" in frame["message"][0]
 
 
+def test_a_full_disk_ends_the_run_with_one_error_and_loses_no_trial(dataset, tmp_path, monkeypatch, expected):
+    import errno
+
+    from leukemia_dl.benchmark import store
+
+    made, real, written = bench(dataset, tmp_path, folds=[0, 2]), store.write_file, []
+
+    def fills_up(path, content):
+        if path.name == "probabilities.npz" and path.parent.name.startswith(".tiny-official_clean-fold2"):
+            written.append(path)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(path, content)
+
+    monkeypatch.setattr(store, "write_file", fills_up)
+    with pytest.raises(ldl.errors.StoreError, match=r"cannot be written: No space left on device. Free space"):
+        made.run(executor="in-process", show_progress=False)
+    assert len(written) == 1
+    assert made.plan().set_index(["backbone", "fold"])["status"]["tiny", 0] == "ok"
+    assert made.plan().set_index(["backbone", "fold"])["status"]["tiny", 2] == "to do"
+    assert [path.name[:10] for path in tmp_path.glob("unfinished/*")] == ["tiny-offic"]
+    assert not [path for path in made.store.trials.iterdir() if path.name.startswith(".")]
+    monkeypatch.undo()
+    made.run(executor="in-process", show_progress=False)
+    assert (tmp_path / "results.csv").read_bytes() == expected
+    log = next(tmp_path.glob("logs/tiny-official_clean-fold2*/log.txt")).read_text()
+    assert log.count(" epoch 1,") == 1, "what was trained was trained again"
+
+
 def test_an_image_that_vanishes_between_scan_and_run_is_named_and_nothing_is_lost(
     synthetic_root, tmp_path, monkeypatch
 ):

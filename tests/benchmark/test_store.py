@@ -101,6 +101,36 @@ def test_a_failed_write_leaves_what_was_there(store, error, written, monkeypatch
     assert entries(store) == [TRIAL.folder]
 
 
+def test_a_record_that_cannot_be_replaced_stays(store, monkeypatch):
+    store.write(RECORD)
+    real = type(store.root).replace
+
+    def fails(path, target):
+        if path.name.startswith(".") and not path.name.endswith("-old"):
+            raise OSError(errno.EIO, "Input/output error")
+        return real(path, target)
+
+    monkeypatch.setattr(type(store.root), "replace", fails)
+    with pytest.raises(StoreError, match="Input/output error"):
+        store.write(dataclasses.replace(RECORD, message="second"))
+    assert store.read(TRIAL).message == ""
+    assert entries(store) == [TRIAL.folder]
+
+
+def test_a_writer_killed_between_the_two_moves_loses_nothing(store):
+    folder = store.write(RECORD)
+    old = folder.rename(store.trials / f".{TRIAL.folder}-01234567-old")
+    assert store.read(TRIAL) is None
+    store.create()
+    assert store.read(TRIAL).metrics["accuracy"] == RECORD.metrics["accuracy"]
+    assert not old.exists()
+    # Where the new one is in place, the old one stays out of date.
+    store.write(dataclasses.replace(RECORD, message="second")).rename(old)
+    store.write(dataclasses.replace(RECORD, message="third"))
+    store.create()
+    assert store.read(TRIAL).message == "third"
+
+
 def test_a_damaged_record_is_an_error_that_names_it(store):
     folder = store.write(RECORD)
     for name in ("record.json", "probabilities.npz", "history.csv", "SHA256SUMS"):

@@ -2,6 +2,7 @@
 
 import io
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -51,7 +52,7 @@ def test_help_answers_at_once():
 
 def test_benchmark_tells_and_leaves_everything(finished):
     store, answer = finished
-    for line in ("[1/4] cnn fold 2 seed 0 ...", "    epoch 1/1  loss ", "[4/4] cell_colour fold 2: accuracy "):
+    for line in ("[3/4] cell_colour fold 2: accuracy ", "[4/4] cnn fold 2 seed 0 ...", "    epoch 1/1  loss "):
         assert line in answer.stderr
     assert "WARNING" not in answer.stderr
     assert "oneDNN" not in answer.stderr
@@ -61,7 +62,7 @@ def test_benchmark_tells_and_leaves_everything(finished):
     left = {path.name for path in store.iterdir()}
     assert left == {
         "results.csv", "timings.csv", "predictions.csv", "settings.toml", "trials", "comparison.png",
-        "learning_curves.png", "samples.png",
+        "learning_curves.png", "samples.png", "logs",
     }  # fmt: skip
     assert (pd.read_csv(store / "results.csv")["status"] == "ok").all()
     assert set(pd.read_csv(store / "predictions.csv")["side"]) == {"val", "test"}
@@ -129,6 +130,20 @@ def test_the_lists_and_the_doctor(tmp_path):
         (["--seeds", "a"], "--seeds takes whole numbers separated by commas. Received: 'a'"),
         (["--folds", "x"], "--folds takes whole numbers"),
         (["--weights", "nothing.h5", "--backbones", "cnn", *SIZES], "no such file is there"),
+        (["--executor", "fast"], "--executor must be one of auto, in-process, processes, ray. Received: 'fast'"),
+        (["--on-error", "stop"], "--on-error must be one of continue, raise. Received: 'stop'"),
+        (["--shard", "3/2"], "shard must be 'i/n' with i from 1 to n"),
+        (["--workers", "0"], "workers must be a whole number from 1 on"),
+        (["--workers", "2", "--executor", "in-process"], "workers belongs to executor='processes'"),
+        (["--workers", "2", "--executor", "ray"], "workers belongs to executor='processes'"),
+        (["--protocol", "kfold,kfold", *SIZES, *FAST], "protocol must not repeat a name"),
+        (["--protocol", ",", *SIZES, *FAST], "protocol must name at least one"),
+        (["--threads", "0", *SIZES, *FAST], "threads must be a whole number from 1 on"),
+        (["--time-limit", "0", *SIZES, *FAST], "time_limit must be seconds above 0"),
+        (["mine.toml"], "mine.toml cannot be read as TOML: [Errno 2] No such file"),
+        (["mine.toml", "--seeds", "0"], "--seeds is said by the file mine.toml: change it there"),
+        (["mine.toml", "-o", "subjects=3", "--plan"], "--option is said by the file mine.toml"),
+        (["runs/first"], "SETTINGS is a .toml file, such as the settings.toml of a store. Received: 'runs/first'"),
     ],
 )
 def test_a_wrong_setting_is_one_plain_line(arguments, says, tmp_path):
@@ -229,8 +244,12 @@ def test_ctrl_c_stops_cleanly_and_the_same_command_goes_on(synthetic_root, tmp_p
         _, rest = process.communicate(timeout=120)
     assert process.returncode == 130
     assert "Stopped. What was finished is kept" in rest
+    assert rest.count("goes on from there") == 2  # at once, and when the epoch has ended
     assert "Traceback" not in rest
-    assert list((tmp_path / "s" / "trials").iterdir()) == []
+    assert not list((tmp_path / "s" / "trials").glob("cnn-*"))
+    listed = run("runs", "list", tmp_path / "s").stdout.splitlines()[-1]
+    assert "3 records (3 ok)" in listed
+    assert "1 unfinished fit;" in listed
 
 
 def test_a_reader_that_leaves_early_is_no_error():
@@ -282,3 +301,76 @@ def test_a_printed_recipe_is_a_file_to_change_and_run(synthetic_root, tmp_path):
     ]
     assert len({frame["probability_all"].iloc[0] for frame in frames}) == 3
     assert len({frame["label"].iloc[0] for frame in frames[:2]}) == 1
+
+
+def test_the_plan_runs_nothing(finished, synthetic_root, tmp_path):
+    store = shutil.copytree(finished[0], tmp_path / "store")
+    before = {path: path.stat().st_mtime_ns for path in store.rglob("*")}
+    arguments = ["benchmark", "--root", synthetic_root, *SIZES, *FAST, "--store", store, "--plan"]
+    shown = run(*arguments, "--seeds", "0,1").stdout
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in shown.splitlines() if line.startswith("│")]
+    assert [row[:5] for row in rows] == [
+        ["cnn", "official_clean", "2", "0", "ok"],
+        ["cnn", "official_clean", "2", "1", "to do"],
+        *([name, "official_clean", "2", "", "ok"] for name in ("majority", "cell_size", "cell_colour")),
+    ]
+    seconds = pd.read_csv(store / "timings.csv").set_index("backbone").loc["cnn", "seconds"]
+    assert rows[0][5] == rows[1][5] == f"{seconds:.1f}"  # what is known of one seed is expected of another
+    assert shown.splitlines()[-1].startswith("To do: 1 of 5 trials, about ")
+    assert "To do: 3 of 3 trials, about " in run(*arguments, "--seeds", "0,1", "--rerun", "--shard", "1/2").stdout
+    assert {path: path.stat().st_mtime_ns for path in store.rglob("*")} == before
+    assert run("runs", "gc", store, "--models", "--delete").returncode == 0
+    shown = run(*arguments).stdout
+    assert "no model" in shown
+    assert "To do: 1 of 4 trials" in shown
+    arguments[-2] = tmp_path / "nothing"
+    assert "To do: 4 of 4 trials (of 4 nothing is known yet)." in run(*arguments, "--no-models").stdout
+    assert not (tmp_path / "nothing").exists()
+
+
+def test_a_settings_file_repeats_a_run(finished, synthetic_root, tmp_path):
+    text = (finished[0] / "settings.toml").read_text()
+    (tmp_path / "mine.toml").write_text(text.replace("[benchmark]", '[benchmark]\ncallbacks = "beside:make"', 1))
+    (tmp_path / "beside.py").write_text("def make(context):\n    print('made for', context.backbone)\n    return []\n")
+    answer = run(
+        "benchmark", "mine.toml", "--root", synthetic_root, "--store", "here", "--executor", "in-process",
+        cwd=tmp_path, PYTHONSAFEPATH="1",
+    )  # fmt: skip
+    assert answer.returncode == 0, answer.stderr
+    assert "made for cnn" in answer.stdout
+    first, again = (pd.read_csv(store / "results.csv") for store in (finished[0], tmp_path / "here"))
+    pd.testing.assert_frame_equal(first.drop(columns="flags"), again.drop(columns="flags"), check_exact=True)
+    assert "callbacks: make" in again["flags"].str.cat()
+
+
+def test_shards_of_several_protocols_make_one_table(synthetic_root, tmp_path):
+    arguments = ["benchmark", "--root", synthetic_root, *SIZES, *FAST, "--store", tmp_path / "s", "--no-models"]
+    arguments += ["--protocol", "official_clean, holdout", "--threads", "1", "--executor", "in-process"]
+    half = run(*arguments, "--shard", "1/2")
+    assert half.returncode == 0, half.stderr
+    assert "[4/4] cnn holdout seed 0: accuracy " in half.stderr
+    assert len(pd.read_csv(tmp_path / "s" / "results.csv")) == 4
+    whole = run(*arguments, "--shard", "2/2")
+    assert whole.returncode == 0, whole.stderr
+    results = pd.read_csv(tmp_path / "s" / "results.csv")
+    assert list(results["protocol"]) == ["official_clean"] * 4 + ["holdout"] * 4
+    assert set(results["threads"].dropna()) == {1}
+    header = next(line for line in whole.stdout.splitlines() if "backbone" in line)
+    assert header.split()[1:5:2] == ["backbone", "protocol"]
+    assert not list((tmp_path / "s").rglob("model.keras"))
+
+
+def test_a_time_limit_and_what_follows_a_failure(synthetic_root, tmp_path):
+    arguments = ["benchmark", "--root", synthetic_root, *SIZES, *FAST, "--store", tmp_path / "s", "--baselines", ""]
+    arguments += ["--executor", "processes", "--workers", "1", "--time-limit", "0.2"]
+    says = "failed: TimeLimitError: It took longer than the limit of 0.2 s and was killed."
+    raised = run(*arguments, "--on-error", "raise")
+    assert raised.returncode == 1
+    assert raised.stderr.splitlines()[-1].startswith("Error: cnn-official_clean-fold2-seed0-")
+    assert says in raised.stderr.splitlines()[-1]
+    assert raised.stdout.splitlines()[-1].startswith("  note: ")  # no table
+    answer = run(*arguments)  # a table in which nothing has an accuracy
+    assert answer.returncode == 1
+    assert "Traceback" not in answer.stderr
+    assert f"cnn: {says}" in answer.stdout
+    assert "failed" in run("runs", "show", tmp_path / "s", "cnn").stdout

@@ -173,8 +173,10 @@ class Driver:
         if not known:
             return ""
         # What has not been timed yet is taken to be like the rest; trials that run have some of their time behind them.
-        running = sum(time.perf_counter() - self._started[key] for key in self._open if key in self._started)
-        total = max(sum(known) / len(known) * len(expected) - running, 1.0)
+        mean, now = sum(known) / len(known), time.perf_counter()
+        running = sorted((now - self._started[key] for key in self._open if key in self._started), reverse=True)
+        behind = sum(min(seconds, mean) for seconds in running[: self.workers])
+        total = max(mean * len(expected) - behind, 1.0)
         rough = "" if len(known) == len(expected) else f" (of {len(expected) - len(known)} trials nothing is known yet)"
         return f"about {duration(total / max(min(self.workers, len(expected)), 1))} left{rough}"
 

@@ -73,17 +73,22 @@ class Processes:
                 if watcher.stopping:
                     more = False
                     stop_file.touch()
+                ended = [key for key, worker in running.items() if worker.has_ended()]
+                for key in ended:
+                    running[key].bury()
                 with contextlib.suppress(queue.Empty):
-                    which, line = events.get(timeout=_POLL_SECONDS)
-                    if which in running:
+                    wait = 0.0 if ended else _POLL_SECONDS
+                    for _ in range(events.qsize() + 1):
+                        which, line = events.get(timeout=wait)
                         running[which].hear(line)
-                for key in [key for key, worker in running.items() if worker.has_ended()]:
+                        wait = 0.0
+                for key in ended:
                     worker = running.pop(key)
                     free.append(worker.slot)
                     yield worker.outcome(shared)
         finally:
             for worker in running.values():
-                worker.kill()
+                worker.bury()
             shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -114,7 +119,8 @@ class _Worker:
             with contextlib.suppress(OSError):
                 log = stack.enter_context(path.open("ab")) if path else log
             self.process = start(self.folder, self.own, environment, log)
-        threading.Thread(target=self._listen, daemon=True).start()
+        self._listener_thread = threading.Thread(target=self._listen, daemon=True)
+        self._listener_thread.start()
 
     def _listen(self) -> None:
         with contextlib.suppress(OSError, ValueError):
@@ -141,10 +147,16 @@ class _Worker:
             # With its children: it is the leader of a group of its own.
             os.killpg(self.process.pid, signal.SIGKILL) if os.name != "nt" else self.process.kill()
         self.process.wait()
-        self._close()
+
+    def bury(self) -> None:
+        """Hear the last words of a process that has ended, and end what it may have left behind."""
+        self.kill()
+        self._listener_thread.join(timeout=1.0)
+        for stream in (self.process.stdin, self.process.stdout):
+            with contextlib.suppress(OSError):
+                stream.close()
 
     def outcome(self, shared: Shared) -> Outcome:
-        self._close()
         try:
             kind, value = pickle.loads((self.own / RESULT_FILE).read_bytes())
         except (OSError, EOFError, pickle.UnpicklingError):
@@ -166,11 +178,6 @@ class _Worker:
             how = f"signal {-code} ({names.get(-code, 'unknown')})"
             how += ", as the system does where memory runs out" if -code == signal.SIGKILL else ""
         return "WorkerError", f"The process ended without a result, by {how}. Its output is in log.txt of its logs."
-
-    def _close(self) -> None:
-        for stream in (self.process.stdin, self.process.stdout):
-            with contextlib.suppress(OSError):
-                stream.close()
 
 
 def visible_gpus() -> list[str]:

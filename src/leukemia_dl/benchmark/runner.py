@@ -169,7 +169,9 @@ def failed_record(task: Task, shared: Shared, failure: tuple[str, str, str], sta
         started: When, as `time.perf_counter()` counts.
     """
     blank = _blank(task.trial, task.split, shared.samples, shared.recipe.for_backbone(task.spec))
-    return _failed(blank, *failure, started)
+    failed = _failed(blank, *failure, started)
+    # That of this process says nothing of the one that ran it.
+    return replace(failed, timings={**failed.timings, "peak_memory_gib": None})
 
 
 def _failed(blank: Record, exception: str, message: str, trace: str, started: float) -> Record:

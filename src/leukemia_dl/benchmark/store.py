@@ -32,6 +32,7 @@ from leukemia_dl.errors import DamagedRecordError, StoreError
 __all__ = ["Store"]
 
 _ATTEMPTS = 200
+_OLD = "-old"
 _log = logging.getLogger(__name__)
 
 
@@ -63,6 +64,10 @@ class Store:
                 f"The store {self.root} cannot be written: {error.strerror or error}. "
                 "Choose another folder (store=..., command line: --store) or mend its permissions or disk space."
             ) from error
+        for old in self.trials.glob(f".*{_OLD}"):
+            # A writer was killed between moving a record out of the way and moving the new one in.
+            with contextlib.suppress(OSError):
+                old.rename(self.trials / old.name[1 : -len(_OLD) - 9])
         for file in self.trials.glob("[!.]*/record.json"):
             # Now, and not when the tables are written after hours of training. Damage is the business of `take`.
             with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
@@ -213,7 +218,7 @@ class Store:
     @staticmethod
     def _move(aside: Path, target: Path) -> None:
         """Put a folder in the place of another. Somebody else may do the same at this moment: the last one stays."""
-        old = aside.with_name(aside.name + "-old")
+        old = aside.with_name(aside.name + _OLD)
         for attempt in range(_ATTEMPTS):
             try:
                 # A folder cannot be replaced by a folder that holds files: move the old one out of the way first.
@@ -226,4 +231,7 @@ class Store:
                     raise
                 time.sleep(random.SystemRandom().uniform(0, 0.02))
             finally:
+                # Nothing in its place: it is still the record. Something there makes this fail, and it is out of date.
+                with contextlib.suppress(OSError):
+                    old.rename(target)
                 shutil.rmtree(old, ignore_errors=True)

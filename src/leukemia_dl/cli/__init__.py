@@ -5,16 +5,15 @@ Only typer is imported at the top, so that `--help` answers at once.
 
 from __future__ import annotations
 
-import functools
 import logging
 import os
 import sys
-from collections.abc import Callable
 from typing import Any
 
 import typer
+from typer.core import TyperGroup
 
-from leukemia_dl.cli import benchmark, cache, data, evaluate, inventory, predict, preview
+from leukemia_dl.cli import benchmark, cache, data, evaluate, inventory, predict, preview, runs
 from leukemia_dl.errors import LeukemiaDLError
 
 __all__ = ["app", "main"]
@@ -24,35 +23,37 @@ class _Stopped(Exception):
     """Ctrl-C, in a form that typer does not swallow."""
 
 
-def _stoppable(command: Callable[..., None]) -> Callable[..., None]:
-    @functools.wraps(command)
-    def run(*arguments: Any, **options: Any) -> None:
+class _Stoppable(TyperGroup):
+    """Runs whichever command is asked for, those of sub-commands included."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run it."""
         try:
-            command(*arguments, **options)
+            return super().invoke(ctx)
         except KeyboardInterrupt:
             raise _Stopped from None
-
-    return run
 
 
 app = typer.Typer(
     name="leukemia-dl",
+    cls=_Stoppable,
     help="Train and compare image classifiers on leukemia cells. For research use only; not a medical device.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-app.command("benchmark")(_stoppable(benchmark.benchmark))
-app.command("audit")(_stoppable(data.audit))
-app.command("evaluate")(_stoppable(evaluate.evaluate))
-app.command("predict")(_stoppable(predict.predict))
-app.command("preview")(_stoppable(preview.preview))
-app.command("backbones")(_stoppable(inventory.backbones))
-app.command("datasets")(_stoppable(inventory.datasets))
-app.command("recipes")(_stoppable(inventory.recipes))
+app.command("benchmark")(benchmark.benchmark)
+app.command("audit")(data.audit)
+app.command("evaluate")(evaluate.evaluate)
+app.command("predict")(predict.predict)
+app.command("preview")(preview.preview)
+app.command("backbones")(inventory.backbones)
+app.command("datasets")(inventory.datasets)
+app.command("recipes")(inventory.recipes)
 app.add_typer(cache.app, name="cache")
-app.command("doctor")(_stoppable(inventory.doctor))
-app.command("download")(_stoppable(data.download))
-app.command("verify")(_stoppable(data.verify))
+app.add_typer(runs.app, name="runs")
+app.command("doctor")(inventory.doctor)
+app.command("download")(data.download)
+app.command("verify")(data.verify)
 
 
 def main() -> None:

@@ -10,11 +10,23 @@ from typing import Annotated, Any
 import typer
 
 from leukemia_dl.cli import options
+from leukemia_dl.errors import SettingsError
 
 __all__ = ["benchmark"]
 
+_EXECUTORS = ("auto", "in-process", "processes", "ray")
+# What a settings file does not say, or says of the machine that it was written on.
+_BESIDE_A_FILE = {
+    "settings", "root", "store", "rerun", "executor", "workers", "time_limit", "shard", "on_error", "plan",
+}  # fmt: skip
+
 
 def benchmark(
+    ctx: typer.Context,
+    settings: Annotated[
+        Path | None,
+        typer.Argument(help="A .toml file that says it all, such as the settings.toml of a store.", show_default=False),
+    ] = None,
     dataset: options.DatasetName = "synthetic",
     root: options.Root = None,
     option: options.DatasetOptions = None,
@@ -34,7 +46,11 @@ def benchmark(
     stain: options.Stain = None,
     crop: options.Crop = False,
     protocol: Annotated[
-        str, typer.Option(help="official, official_clean, preliminary, kfold, holdout, fixed, source_v1 or random.")
+        str,
+        typer.Option(
+            help="official, official_clean, preliminary, kfold, holdout, fixed, source_v1 or random; or several, "
+            "separated by commas."
+        ),
     ] = "official_clean",
     folds: Annotated[
         str | None, typer.Option(help="Test folds, such as 0,1,2, or all.", show_default="the protocol's own")
@@ -56,39 +72,131 @@ def benchmark(
         typer.Option(metavar="MODULE:FUNCTION", help="Makes Keras callbacks for each fit.", show_default=False),
     ] = None,
     no_models: Annotated[bool, typer.Option("--no-models", help="Do not keep the trained nets.")] = False,
+    executor: Annotated[
+        str,
+        typer.Option(help="Where trials run: in-process, processes (one each), ray; auto: processes from two trials."),
+    ] = "auto",
+    workers: Annotated[
+        int | None, typer.Option(help="Processes at a time.", show_default="one, or one per GPU")
+    ] = None,
+    time_limit: Annotated[
+        float | None, typer.Option(metavar="SECONDS", help="A trial that takes longer has failed.", show_default="none")
+    ] = None,
+    shard: Annotated[
+        str | None,
+        typer.Option(metavar="I/N", help="Only the I-th of N parts, for N jobs on one store.", show_default=False),
+    ] = None,
+    on_error: Annotated[str, typer.Option(help="When a trial fails: continue with the next, or raise.")] = "continue",
+    threads: Annotated[
+        int | None, typer.Option(help="Threads of one operation on a CPU.", show_default="as many as cores")
+    ] = None,
+    plan: Annotated[bool, typer.Option("--plan", help="Print the trials and what is known of them; run none.")] = False,
 ) -> None:
     """Train and compare backbones on one data set, beside what cell size and colour alone would tell."""
+    # Cheap checks first: a wrong name should not cost the reading of a data set.
+    how: dict[str, Any] = {"executor": executor, "workers": workers, "time_limit": time_limit, "shard": shard}
+    how |= {"on_error": on_error, "existing": "rerun" if rerun else "reuse"}
+    _check_run(**how)
+    if settings is not None:
+        bench = _from_file(ctx, settings, root, store)
+        _plan(bench, how) if plan else _run(bench, how)
+        return
     from leukemia_dl.benchmark import Benchmark
 
-    # Cheap checks first: a wrong name should not cost the reading of a data set.
-    settings = options.recipe(recipe, set_, image_size=image_size, weights=weights)
+    asked = options.recipe(recipe, set_, image_size=image_size, weights=weights)
     options.stain_step(stain)
-    if callbacks or settings.callbacks:
-        # An installed script does not look for modules where it is called, which is where such a one may lie: last, so
-        # that no file there stands in for a module of others.
-        sys.path.append(str(Path.cwd()))
+    if callbacks or asked.callbacks:
+        _look_here_for_modules()
     chosen_folds: Any = folds if folds in (None, "all") else options.whole_numbers(str(folds), "--folds")
     chosen_seeds = options.whole_numbers(seeds, "--seeds")
     chosen = options.names(backbones) if backbones is not None else None
-    _check_backbones(chosen, settings)
+    _check_backbones(chosen, asked)
     data = options.load_dataset(dataset, root, option or [])
     bench = Benchmark(
         data,
         chosen,
-        recipe=settings,
-        protocol=protocol,
+        recipe=asked,
+        protocol=options.names(protocol),
         folds=chosen_folds,
         seeds=chosen_seeds,
         baselines=options.names(baselines),
         store=store,
-        pipeline=partial(options.pipeline, data, settings, stain=stain, crop=crop),
+        pipeline=partial(options.pipeline, data, asked, stain=stain, crop=crop),
         allow_leakage=allow_leakage,
         save_models=not no_models,
         device=device,
+        threads=threads,
         callbacks=callbacks,
     )
+    _plan(bench, how) if plan else _run(bench, how)
+
+
+def _check_run(executor: str, workers: int | None, shard: str | None, on_error: str, **others: Any) -> None:
+    from leukemia_dl.benchmark.arguments import executor_of
+    from leukemia_dl.benchmark.grid import check_shard
+
+    for option, value, allowed in (
+        ("--executor", executor, _EXECUTORS),
+        ("--on-error", on_error, ("continue", "raise")),
+    ):
+        if value not in allowed:
+            raise SettingsError(f"{option} must be one of {', '.join(allowed)}. Received: {value!r}.")
+    if executor != "ray" or workers is not None:  # Ray itself would be started by this
+        executor_of(executor, workers, 2)
+    check_shard(shard)
+
+
+def _from_file(ctx: typer.Context, settings: Path, root: Path | None, store: Path | None) -> Any:
+    """Return the benchmark that a file describes."""
+    from leukemia_dl.benchmark import Benchmark
+
+    if settings.suffix != ".toml":
+        raise SettingsError(
+            f"SETTINGS is a .toml file, such as the settings.toml of a store. Received: {str(settings)!r}. A data set "
+            "is named by --dataset NAME, its folder by --root."
+        )
+    for parameter in ctx.command.params:
+        source = ctx.get_parameter_source(str(parameter.name))
+        given = source is not None and not source.name.startswith("DEFAULT")
+        if given and parameter.name not in _BESIDE_A_FILE:
+            beside = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(_BESIDE_A_FILE - {"settings"}))
+            raise SettingsError(
+                f"{parameter.opts[0]} is said by the file {settings}: change it there. Beside a file there may be "
+                f"{beside}."
+            )
+    _look_here_for_modules()  # the file may name callbacks
+    return Benchmark.from_toml(settings, root=root, store=store)
+
+
+def _look_here_for_modules() -> None:
+    """Have modules found where the command is called, which is where one with callbacks may lie.
+
+    An installed script does not look there. Last, so that no file there stands in for a module of others.
+    """
+    sys.path.append(str(Path.cwd()))
+
+
+def _plan(bench: Any, how: dict[str, Any]) -> None:
+    """Print the trials of this part of the grid."""
+    from leukemia_dl.benchmark.cost import duration
+    from leukemia_dl.benchmark.grid import check_shard
+
+    part, parts = check_shard(how["shard"])
+    frame = bench.plan().iloc[part - 1 :: parts].reset_index(drop=True)
+    done = frame["status"].isin(["ok", "not_applicable"])
+    to_do = frame if how["existing"] == "rerun" else frame[~done]
+    columns = ["backbone", "protocol", "fold", "seed", "status", "seconds"]
+    options.print_table(frame[columns].rename(columns={"seconds": "expected seconds"}), {"expected seconds": ".1f"})
+    known = to_do["seconds"].dropna()
+    told = f", about {duration(known.sum())} one after the other" if len(known) else ""
+    told += f" (of {len(to_do) - len(known)} nothing is known yet)" if len(known) < len(to_do) else ""
+    typer.echo(f"To do: {len(to_do)} of {len(frame)} trials{told}.")
+
+
+def _run(bench: Any, how: dict[str, Any]) -> None:
+    """Run, print the table and draw the pictures."""
     _announce(bench)
-    frame = bench.run(existing="rerun" if rerun else "reuse")
+    frame = bench.run(**how)
     from leukemia_dl.reporting import write_pictures
 
     pictures = write_pictures(bench)
@@ -122,11 +230,22 @@ def _announce(bench: Any) -> None:
 
 
 def _print_results(bench: Any, frame: Any) -> None:
-    columns = ["backbone", "fold", "seed", "accuracy", "loss", "balanced_accuracy", "weighted_f1", "auroc", "status"]
+    columns = [
+        "backbone",
+        *(["protocol"] if len(bench.protocols) > 1 else []),
+        "fold",
+        "seed",
+        "accuracy",
+        "loss",
+        "balanced_accuracy",
+        "weighted_f1",
+        "auroc",
+        "status",
+    ]
     wanted = [name for name in columns if name in frame and not frame[name].isna().all()]
-    shown = frame[wanted].sort_values("balanced_accuracy", ascending=False, kind="stable", na_position="last")
+    shown = frame.sort_values("balanced_accuracy", ascending=False, kind="stable", na_position="last")[wanted]
     formats = dict.fromkeys(["accuracy", "loss", "balanced_accuracy", "weighted_f1", "auroc"], ".3f")
     kind = "synthetic cells, not real ones" if bench.dataset.info.synthetic else bench.dataset.info.title
     options.print_table(shown, formats, title=f"Test side, {bench.protocol} ({kind})")
     for row in frame[frame["status"] != "ok"].itertuples():
-        typer.echo(f"{row.backbone}: {row.status}: {': '.join(filter(None, (row.exception, row.message)))}")
+        typer.echo(f"{row.trial}: {row.status}: {': '.join(filter(None, (row.exception, row.message)))}")

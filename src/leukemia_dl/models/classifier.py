@@ -283,7 +283,7 @@ def _model_file(path: Path) -> Path:
         return path
     if not path.exists():
         raise DataError(f"There is no model at {path}. Pass a .keras file or the folder of a trial.")
-    found = sorted(path.glob("model.keras")) or sorted(path.glob("trials/*/model.keras"))
+    found = sorted(path.glob("model.keras")) or sorted(path.glob("trials/[!.]*/model.keras"))
     if len(found) == 1:
         return found[0]
     if not found:

@@ -1,0 +1,192 @@
+"""`leukemia-dl runs`: what it prints, how it ends, and what is left in the store."""
+
+import dataclasses
+import os
+import sys
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+from typer.testing import CliRunner
+
+from leukemia_dl import cli
+from leukemia_dl.benchmark import Record, Store, Trial, maintenance
+from leukemia_dl.errors import DamagedRecordError, SettingsError, StoreError, UnknownNameError
+
+TRIAL = Trial(
+    "backbone", "cnn", "p", "1", None, "d", "s", {"steps": [{"step": "Resize"}]}, {"epochs": 2}, 0, "tensorflow",
+    "official", 2,
+)  # fmt: skip
+RECORD = Record(
+    TRIAL,
+    "ok",
+    row={"dataset": "synthetic", "n_test": 2, "flags": "few groups; another flag", "fold": 2, "seed": 0},
+    metrics={"accuracy": 0.8125, "loss": 0.25},
+    timings={"seconds": 12.34, "finished": "2026-01-02T03:04:05Z", "machine": "Linux"},
+    history=pd.DataFrame({"epoch": [1, 2], "loss": [0.7, 1 / 3]}),
+    sides=np.array(["val", "test"]),
+    samples=np.array(["a", "b"]),
+    labels=np.array([0, 1]),
+    probabilities=np.array([[0.25, 0.75], [1 / 3, 2 / 3]]),
+)
+FAILED = Record(
+    dataclasses.replace(TRIAL, backbone="alexnet"), "failed", exception="ValueError", message="too small",
+    traceback="Traceback (most recent call last):\nValueError: too small\n",
+)  # fmt: skip
+
+
+@pytest.fixture
+def store(tmp_path):
+    store = Store(tmp_path / "store")
+    store.create()
+    store.write(RECORD, model=bytes(2_500_000))
+    store.write(FAILED)
+    store.logs(FAILED.trial).mkdir(parents=True)
+    (store.logs(FAILED.trial) / "log.txt").write_text("begins\n")
+    return store
+
+
+def run(*arguments, code=0):
+    result = CliRunner().invoke(cli.app, ["runs", *map(str, arguments)])
+    assert result.exit_code == code, (result.output, result.exception)
+    return result.output
+
+
+def fails(*arguments):
+    return CliRunner().invoke(cli.app, ["runs", *map(str, arguments)]).exception
+
+
+def rows_of(text):
+    return [[cell.strip() for cell in line.split("│")[1:-1]] for line in text.splitlines() if line.startswith("│")]
+
+
+def test_list(store):
+    (store.checkpoints(FAILED.trial)).mkdir(parents=True)
+    (store.root / "quarantine" / "x").mkdir(parents=True)
+    assert rows_of(run("list", store.root)) == [
+        [TRIAL.folder, "ok", "0.812", "0.250", "12.3", "2026-01-02T03:04:05Z", "2.5 MB", "yes"],
+        [FAILED.trial.folder, "failed", "", "", "", "", rows_of(run("list", store.root))[1][6], "no"],
+    ]
+    last = run("list", store.root).splitlines()[-1]
+    assert last.startswith(f"{store.root}: 2 records (1 failed, 1 ok), 2.5 MB; 1 unfinished fit; ")
+    assert last.endswith("; 1 record in quarantine")
+    (store.folder(TRIAL) / "record.json").write_text("{")
+    names = [(row[0], row[1]) for row in rows_of(run("list", store.root))]
+    assert names == [(FAILED.trial.folder, "failed"), (TRIAL.folder, "damaged")]
+
+
+def test_a_store_without_records(tmp_path):
+    (tmp_path / "trials").mkdir()
+    assert run("list", tmp_path) == f"{tmp_path}: 0 records, 0 B; 0 unfinished fits; 0 records in quarantine\n"
+    assert run("verify", tmp_path) == "OK: 0 records, 0 files, 0 B\n"
+    assert "nothing that could go" in run("gc", tmp_path)
+    assert "results.csv: 0 rows" in run("export", tmp_path)
+
+
+@pytest.mark.parametrize("command", ["list", "verify", "gc", "export"])
+def test_what_is_no_store_is_refused(command, tmp_path):
+    error = fails(command, tmp_path / "nowhere")
+    assert isinstance(error, StoreError)
+    assert "is no store: there is no such folder. A store is the folder that a benchmark writes to" in str(error)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_show(store):
+    text = run("show", store.root, TRIAL.digest[:6])
+    lines = [" ".join(line.split()) for line in text.splitlines()]
+    for line in (
+        TRIAL.folder, f"digest {TRIAL.digest}", "status ok", "dataset synthetic d", "pipeline Resize",
+        "recipe epochs 2", "protocol official", "fold 2", "n_test 2", "seconds 12.34", "machine Linux",
+        "note: few groups", "note: another flag",
+    ):  # fmt: skip
+        assert line in lines
+    assert rows_of(text) == [["accuracy", "0.8125"], ["loss", "0.2500"], ["1", "0.7"], ["2", "0.3333"]]
+    assert "Traceback" not in text
+
+
+def test_show_a_failure(store):
+    text = run("show", store.root, "alex")
+    assert "failed: ValueError: too small\n\nTraceback (most recent call last):\nValueError: too small\n" in text
+    assert text.endswith(f"Log: {store.logs(FAILED.trial) / 'log.txt'}\n")
+    (store.logs(FAILED.trial) / "log.txt").unlink()
+    assert "Log: none at" in run("show", store.root, "alex")
+
+
+def test_show_averaged_predictions_beside(store):
+    store.write(dataclasses.replace(RECORD, metrics_averaged={"accuracy": 1.0, "loss": 0.5}))
+    rows = rows_of(run("show", store.root, "cnn"))
+    assert rows[:2] == [["accuracy", "0.8125", "1.0000"], ["loss", "0.2500", "0.5000"]]
+
+
+def test_show_what_is_not_there_or_damaged(store):
+    store.write(dataclasses.replace(RECORD, trial=dataclasses.replace(TRIAL, seed=1)))
+    assert isinstance(fails("show", store.root, "cnn"), SettingsError)
+    error = fails("show", store.root, "alexnt")
+    assert isinstance(error, UnknownNameError)
+    assert f"Did you mean '{FAILED.trial.folder}'" in str(error)
+    (store.folder(FAILED.trial) / "record.json").write_text("{")
+    assert isinstance(fails("show", store.root, "alexnet"), DamagedRecordError)
+
+
+def test_verify(store):
+    assert run("verify", store.root) == "OK: 2 records, 7 files, 2.5 MB\n"
+    (store.folder(TRIAL) / "note.txt").write_text("mine")
+    text = run("verify", store.root)
+    assert text.splitlines()[0] == f"note: {TRIAL.folder}: note.txt is not listed in SHA256SUMS"
+    assert text.splitlines()[1].startswith("OK: 2 records")
+    with (store.folder(TRIAL) / "model.keras").open("r+b") as file:
+        file.write(b"x")
+    (store.folder(FAILED.trial) / "traceback.txt").unlink()
+    lines = run("verify", store.root, code=1).splitlines()
+    assert lines[0] == f"{FAILED.trial.folder}: traceback.txt is missing"
+    assert lines[1].startswith(f"{TRIAL.folder}: model.keras has another checksum than SHA256SUMS says; delete it")
+    assert lines[3].startswith("DAMAGED: 2 of 2 records")
+
+
+def test_gc_lists_and_only_then_deletes(store):
+    half = store.trials / ".half"
+    half.mkdir()
+    (half / "record.json").write_bytes(bytes(1500))
+    old = time.time() - 7200
+    for path in (half / "record.json", half):
+        os.utime(path, (old, old))
+    before = sorted(store.root.rglob("*"))
+    text = run("gc", store.root)
+    assert rows_of(text) == [["half-written", "trials/.half", "1.5 kB"]]
+    assert text.splitlines()[-1] == "Would free 1.5 kB (1 item). Delete them: the same with --delete."
+    everything = rows_of(run("gc", store.root, "--failed", "--models"))
+    assert [row[0] for row in everything] == ["half-written", "failed", "log", "model"]
+    assert sorted(store.root.rglob("*")) == before
+    assert "Freed 1.5 kB." in run("gc", store.root, "--delete")
+    assert not half.exists()
+    text = run("gc", store.root, "--delete", "--failed", "--models")
+    assert "Freed 2.5 MB." in text
+    assert f"leukemia-dl runs export {store.root}" in text
+    assert run("verify", store.root).startswith("OK: 1 record, 3 files")
+    assert not store.has_model(TRIAL)
+    assert run("gc", store.root, "--failed", "--models") == f"{store.root} holds nothing that could go.\n"
+
+
+def test_export(store):
+    said = run("export", store.root)
+    assert said == f"{store.root}/results.csv: 2 rows\n{store.root}/timings.csv: 2 rows\n"
+    results = pd.read_csv(store.root / "results.csv")
+    assert list(results["trial"]) == sorted([TRIAL.folder, FAILED.trial.folder])
+    assert list(results["status"]) == ["failed", "ok"]
+    assert results["accuracy"].iloc[1] == 0.8125
+    assert pd.read_csv(store.root / "timings.csv")["seconds"].iloc[1] == 12.34
+    (store.folder(FAILED.trial) / "record.json").write_text("{")
+    assert "results.csv: 1 row\n" in run("export", store.root)
+
+
+def test_ctrl_c_in_a_command_of_a_group_is_one_calm_line(store, monkeypatch, capsys):
+    def interrupted(store):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(maintenance, "verify", interrupted)
+    monkeypatch.setattr(sys, "argv", ["leukemia-dl", "runs", "verify", str(store.root)])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 130
+    assert capsys.readouterr().err == "\nStopped. What was finished is kept; the same command goes on from there.\n"
