@@ -1,4 +1,4 @@
-"""A grid on a SLURM cluster: every trial is a job of its own, submitted by submitit, on a file system that all nodes see.
+"""A grid on a SLURM cluster: every trial is a job, submitted by submitit, on a file system that all nodes see.
 
 pip install submitit leukemia-dl
 python submitit_grid.py runs/cluster.toml          # on the login node, in tmux or as a small job itself

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
         list_datasets,
         make_splits,
     )
-    from leukemia_dl.evaluation import compare, evaluate, leaderboard, published_results, score
+    from leukemia_dl.evaluation import compare, evaluate, inflation, leaderboard, published_results, score
     from leukemia_dl.models import (
         BackboneSpec,
         Classifier,
@@ -40,14 +40,14 @@ if TYPE_CHECKING:
 __all__ = [
     "Augmentation", "BackboneSpec", "Benchmark", "Classifier", "Dataset", "DatasetInfo", "DatasetSource", "Pipeline",
     "PixelStore", "Recipe", "Split", "__version__", "as_keras", "backbone_table", "compare", "dataset_table",
-    "evaluate", "get_backbone", "hookimpl", "leaderboard", "list_backbones", "list_datasets", "load_classifier",
-    "make_splits", "plugin_problems", "published_results", "register_backbone", "score",
+    "evaluate", "get_backbone", "hookimpl", "inflation", "leaderboard", "list_backbones", "list_datasets",
+    "load_classifier", "make_splits", "plugin_problems", "published_results", "register_backbone", "score",
 ]  # fmt: skip
 # Where each name lives. Besides these, the subpackages of the last line can be reached without an import.
 _WHERE = {
     "benchmark": "Benchmark",
     "datasets": "Dataset DatasetInfo DatasetSource PixelStore Split dataset_table list_datasets make_splits",
-    "evaluation": "compare evaluate leaderboard published_results score",
+    "evaluation": "compare evaluate inflation leaderboard published_results score",
     "models": "BackboneSpec Classifier backbone_table get_backbone list_backbones load_classifier register_backbone",
     "plugins": "hookimpl plugin_problems",
     "preprocess": "Pipeline",

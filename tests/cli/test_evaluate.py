@@ -5,7 +5,7 @@ from typer.testing import CliRunner
 
 import leukemia_dl as ldl
 from leukemia_dl.cli import app
-from leukemia_dl.errors import DataError, SettingsError, StoreError
+from leukemia_dl.errors import DataError, SettingsError, StoreError, UnknownNameError
 from predictions import clustered
 
 SMALL = ((5, 9, 12, 30, 8, 20), (7, 3, 25, 11, 6))
@@ -47,6 +47,20 @@ def test_a_store_is_read_with_its_costs(run, file):
     assert "1234" in output
     assert "77" in output
     assert "1234" not in run(file)
+
+
+def test_one_of_several_protocols_is_chosen(run, tmp_path):
+    frames = [
+        clustered(SMALL, ["cnn", "vgg16"]).assign(protocol="kfold"),
+        clustered(SMALL, ["cnn", "vgg16"], seed=5).assign(protocol="random"),
+    ]
+    pd.concat(frames).to_csv(tmp_path / "both.csv", index=False)
+    with pytest.raises(DataError, match="protocol"):
+        run(tmp_path / "both.csv")
+    value = ldl.leaderboard(frames[1])["accuracy"].iloc[0]
+    assert f"{value:.3f}" in run(tmp_path / "both.csv", "--protocol", "random")
+    with pytest.raises(UnknownNameError, match="Did you mean 'random'"):
+        run(tmp_path / "both.csv", "--protocol", "ramdom")
 
 
 def test_every_metric_goes_to_a_file(run, file, tmp_path):

@@ -6,8 +6,17 @@ import numpy as np
 import pandas as pd
 import pytest
 
+import grids
+import leukemia_dl as ldl
 from leukemia_dl.errors import DataError
-from leukemia_dl.reporting import plot_comparison, plot_learning_curves, plot_samples
+from leukemia_dl.models import registry
+from leukemia_dl.reporting import (
+    plot_comparison,
+    plot_inflation,
+    plot_learning_curves,
+    plot_samples,
+    write_pictures,
+)
 
 RESULTS = pd.DataFrame(
     {
@@ -28,6 +37,21 @@ HISTORY = pd.DataFrame(
         "accuracy": [0.5, 0.8, 0.5, 0.5],
         "val_loss": [0.7, 0.6, 0.7, 0.7],
         "val_accuracy": [0.5, 0.7, 0.5, 0.5],
+    }
+)
+
+INFLATION = pd.DataFrame(
+    {
+        "backbone": ["vgg16", "cnn", "cell_size", "apart"],
+        "kind": ["backbone", "backbone", "baseline", "backbone"],
+        "metric": "balanced_accuracy",
+        "honest": "kfold",
+        "leaky": "random",
+        "value_honest": [0.75, 0.8, 0.7, np.nan],
+        "value_leaky": [0.95, 0.78, 0.7, np.nan],
+        "difference": [0.2, -0.02, 0.0, np.nan],
+        "low": [0.1, -0.1, np.nan, np.nan],
+        "high": [0.3, 0.06, np.nan, np.nan],
     }
 )
 
@@ -86,3 +110,99 @@ def test_a_name_with_markup_is_text():
         assert name in [label.get_text() for label in figure.axes[0].get_yticklabels()]
         plot_samples(np.zeros((1, 4, 4, 3), np.uint8), [name], title=name).savefig(io.BytesIO(), format="png")
         plot_learning_curves(HISTORY.assign(backbone=name), title=name).savefig(io.BytesIO(), format="png")
+
+
+def test_no_mean_is_taken_over_protocols():
+    both = pd.concat([RESULTS.assign(protocol="kfold"), RESULTS.assign(protocol="random", accuracy=0.95)])
+    figure = plot_comparison(both)
+    names = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert names == ["cnn [random]", "majority [random]", "majority [kfold]", "cnn [kfold]"]  # from below
+    assert [bar.get_width() for bar in figure.axes[0].patches] == pytest.approx([0.95, 0.95, 0.6, 0.85])
+    assert "compare within one" in figure.get_supxlabel()
+    one = plot_comparison(RESULTS.assign(protocol="kfold"))
+    assert [label.get_text() for label in one.axes[0].get_yticklabels()] == ["majority", "cnn"]
+    assert "compare within one" not in one.get_supxlabel()
+    curves = pd.concat([HISTORY.assign(protocol="kfold"), HISTORY.assign(protocol="random", trial="c")])
+    figure = plot_learning_curves(curves)
+    titles = [axes.get_title().partition("\n")[0] for axes in figure.axes[:4]]
+    assert titles == ["cnn [kfold]", "vgg16 [kfold]", "cnn [random]", "vgg16 [random]"]
+
+
+def test_inflation_draws_both_values_and_their_difference():
+    figure = plot_inflation(INFLATION, title="Synthetic cells, not real ones")
+    left, right = figure.axes
+    assert [label.get_text() for label in left.get_yticklabels()] == ["cell_size", "cnn", "vgg16"]  # from below
+    points = {line.get_label(): list(line.get_xdata()) for line in left.lines}
+    assert points == {"kfold": [0.7, 0.8, 0.75], "random": [0.7, 0.78, 0.95]}
+    (joined,) = left.collections
+    assert [sorted(path[:, 0]) for path in joined.get_segments()] == [[0.7, 0.7], [0.78, 0.8], [0.75, 0.95]]
+    zero, *differences = right.lines
+    assert list(zero.get_xdata()) == [0, 0]
+    assert [float(line.get_xdata()[0]) for line in differences] == [0.0, -0.02, 0.2]
+    (intervals,) = right.collections
+    drawn = [list(path[:, 0]) for path in intervals.get_segments() if np.isfinite(path).all() and len(path)]
+    assert drawn == [[-0.1, 0.06], [0.1, 0.3]]
+    assert [text.get_text() for text in right.texts] == ["+0.000", "-0.020", "+0.200"]
+    assert differences[0].get_color() != differences[1].get_color()  # a floor recedes
+    title = figure.get_suptitle()
+    assert title.startswith("Synthetic cells, not real ones\nBalanced accuracy under random, beside kfold")
+    assert "interval over groups" in figure.get_supxlabel()
+    figure.savefig(io.BytesIO(), format="png")
+
+
+def test_inflation_without_subjects_or_differences():
+    images = INFLATION.rename(columns={"low": "low_image_level", "high": "high_image_level"})
+    assert "taken as independent" in plot_inflation(images).get_supxlabel()
+    assert plot_inflation(images).get_suptitle() == "Balanced accuracy under random, beside kfold on the same images"
+    for nothing in (INFLATION[3:], pd.DataFrame()):
+        with pytest.raises(DataError, match="No difference to draw"):
+            plot_inflation(nothing)
+    for name in ("$x_$", "a$b"):
+        marked = INFLATION.replace({"backbone": {"cnn": name}, "leaky": {"random": name}})
+        plot_inflation(marked, title=name).savefig(io.BytesIO(), format="png")
+
+
+@pytest.fixture
+def run(synthetic_root, tmp_path, monkeypatch):
+    """Return a finished benchmark of some protocols."""
+    monkeypatch.setattr(registry, "_registered", {})
+    grids.register(grids.tiny)
+
+    def of(*protocols, **settings):
+        bench = ldl.Benchmark(
+            grids.dataset(synthetic_root),
+            ["tiny"],
+            recipe=grids.RECIPE,
+            protocol=protocols,
+            allow_leakage=True,
+            store=tmp_path / "-".join(protocols),
+            save_models=False,
+            **settings,
+        )
+        bench.run(executor="in-process", show_progress=False)
+        return bench
+
+    return of
+
+
+def test_pictures_of_a_protocol_that_leaks_and_one_that_does_not(run):
+    bench = run("random", "official_clean")
+    names = [path.name for path in write_pictures(bench)]
+    assert names == ["samples.png", "learning_curves.png", "comparison.png", "inflation.png"]
+    written = pd.read_csv(bench.store.root / "inflation.csv")
+    # The honest one is found by what was verified of its splits, not by its place.
+    expected = ldl.inflation(bench.predictions(), "official_clean", "random")
+    assert list(written["backbone"]) == ["tiny", "majority", "cell_size", "cell_colour"]
+    np.testing.assert_allclose(written["difference"], expected["difference"])
+    assert set(written["honest"]) == {"official_clean"}
+    predictions = pd.read_csv(bench.store.root / "predictions.csv")
+    assert list(predictions)[:6] == ["trial", "backbone", "kind", "protocol", "fold", "seed"]
+    assert list(bench.histories())[:5] == ["trial", "backbone", "protocol", "fold", "seed"]
+    assert set(bench.histories()["protocol"]) == {"random", "official_clean"}
+
+
+@pytest.mark.parametrize("protocols", [("official_clean", "holdout"), ("official_clean",)])
+def test_no_inflation_where_no_protocol_leaks(run, protocols):
+    bench = run(*protocols)
+    assert "inflation.png" not in [path.name for path in write_pictures(bench)]
+    assert not (bench.store.root / "inflation.csv").exists()

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from leukemia_dl.benchmark.arguments import checked_seeds, chosen_pipeline, executor_of, unique_names, whole_number
 from leukemia_dl.benchmark.baselines import BASELINES, check_baseline, measure_cells
 from leukemia_dl.benchmark.cost import Costs
-from leukemia_dl.benchmark.driver import Driver, split_by_store
+from leukemia_dl.benchmark.driver import Driver, is_kept, split_by_store
 from leukemia_dl.benchmark.executors import Executor, InProcess
+from leukemia_dl.benchmark.external import LabelMap, evaluate_on, predict_on
 from leukemia_dl.benchmark.frames import history_frame, prediction_frame, result_frame, timing_frame
 from leukemia_dl.benchmark.grid import Cell, check_shard, grid
 from leukemia_dl.benchmark.inputs import Cells, Samples, read_images
@@ -147,11 +148,12 @@ class Benchmark:
     def plan(self) -> pd.DataFrame:
         """Return a row per trial, before anything runs.
 
-        Columns: backbone, protocol, fold, seed, `status` ("ok", "failed", "not_applicable", "damaged", which is run
-        again, or "to do"), `seconds` (what earlier trials of this backbone and recipe in the store took on average; NaN
-        where there are none), trial (its folder) and digest.
+        Columns: backbone, protocol, fold, seed, `status` ("ok" and "not_applicable", which are not run again; "failed",
+        "damaged", "no model" for one whose net is wanted and is not there, and "to do"), `seconds` (what earlier trials
+        of this backbone and recipe in the store took on average; NaN where there are none), trial (its folder), digest.
         """
-        found = [self._look(cell.trial) for cell in self._grid]
+        there = set(self.store.names())
+        found = [self._look(cell.trial) if cell.trial.folder in there else "to do" for cell in self._grid]
         costs = Costs(record for record in found if isinstance(record, Record))
         rows = [
             {
@@ -159,7 +161,7 @@ class Benchmark:
                 "protocol": cell.trial.protocol,
                 "fold": cell.trial.fold,
                 "seed": cell.trial.seed,
-                "status": record.status if isinstance(record, Record) else record,
+                "status": self._status(record) if isinstance(record, Record) else record,
                 "seconds": costs.expected(cell.trial),
                 "trial": cell.trial.folder,
                 "digest": cell.trial.digest,
@@ -236,7 +238,7 @@ class Benchmark:
             cells=cells,
             cells_read=Cells(self.dataset, self._used, show_progress),
             executor=chosen,
-            workers=chosen.workers_for(shared) if isinstance(chosen, Processes) else 1,
+            workers=chosen.workers_for(shared),
             existing=existing,
             raise_errors=on_error == "raise",
             save_models=self.save_models,
@@ -265,9 +267,9 @@ class Benchmark:
     def predictions(self, *, cell_area: bool = False) -> pd.DataFrame:
         """Return the prediction frame: a row per trial and sample of the val and test sides.
 
-        Columns: trial, backbone, kind ("backbone" or "baseline"), fold, seed, sample, subject, group, same_cell, side
-        ("val" or "test"), label (class name) and a `probability_<class>` per class. Every interval and comparison is
-        computed from it: `leukemia_dl.evaluate`, `compare`, `leaderboard`.
+        Columns: trial, backbone, kind ("backbone" or "baseline"), protocol, fold, seed, sample, subject, group,
+        same_cell, side ("val" or "test"), label (class name) and a `probability_<class>` per class. Every interval and
+        comparison is computed from it: `leukemia_dl.evaluate`, `compare`, `leaderboard`, `inflation`.
 
         Args:
             cell_area: Add the area of the cell in pixels of the file (NaN where an image shows no single cell), to
@@ -283,8 +285,22 @@ class Benchmark:
             areas = dict(zip(measured.table["sample"], area.tolist(), strict=True))
         return prediction_frame(records, self.dataset, areas)
 
+    def predict_on(self, other: Dataset, label_map: LabelMap | None = None, show_progress: bool = True) -> pd.DataFrame:
+        """Return the prediction frame of all trained nets, and floors, on another data set.
+
+        See `leukemia_dl.benchmark.external.predict_on`; `label_map` leads from its labels to classes of this one, or to
+        None for those to be left out.
+        """
+        return predict_on(self, other, label_map, show_progress)
+
+    def evaluate_on(
+        self, other: Dataset, label_map: LabelMap | None = None, show_progress: bool = True
+    ) -> pd.DataFrame:
+        """Return the result frame of another data set. See `leukemia_dl.benchmark.external.evaluate_on`."""
+        return evaluate_on(self, other, label_map, show_progress)
+
     def histories(self) -> pd.DataFrame:
-        """Return the learning curves: a row per trial and epoch, with backbone, fold, seed and trial in front."""
+        """Return the learning curves: a row per trial and epoch, with trial, backbone, protocol, fold and seed."""
         return history_frame(self._records())
 
     def to_toml(self, path: str | Path | None = None) -> str:
@@ -344,6 +360,10 @@ class Benchmark:
             prepare(self.recipe.precision, self.device, self.threads)
         elif isinstance(executor, Processes) and (self.device.startswith("gpu") or self.recipe.precision != "auto"):
             prepare_elsewhere(self.recipe.precision, self.device)
+
+    def _status(self, record: Record) -> str:
+        lacks_model = record.status == "ok" and not is_kept(self.store, record, self.save_models)
+        return "no model" if lacks_model else record.status
 
     def _look(self, trial: Trial) -> Record | str:
         """Return the record of a trial without its arrays; or its status."""

@@ -134,7 +134,11 @@ def unpack(folder: Path, arrays: bool = True) -> Record | None:
         message=saved["message"],
         **more,
     )
-    if record.trial.digest != saved["digest"]:
+    if not arrays:
+        # The checksums have been compared: what was written is believed, which makes ten thousand of them a matter of
+        # seconds.
+        record.trial.__dict__["digest"] = str(saved["digest"])
+    elif record.trial.digest != saved["digest"]:
         raise ValueError("its digest is not that of its trial")
     _check(record, arrays)
     return record

@@ -96,7 +96,8 @@ def _with_averaged(records: Iterable[Record]) -> Iterator[Record]:
 
 def _names_of(record: Record) -> dict[str, Any]:
     trial = record.trial
-    return {"trial": trial.folder, "backbone": record.name, "fold": trial.fold, "seed": trial.seed}
+    where = {"protocol": trial.protocol, "fold": trial.fold, "seed": trial.seed}
+    return {"trial": trial.folder, "backbone": record.name, **where}
 
 
 def _joined(parts: list[pd.DataFrame]) -> pd.DataFrame:

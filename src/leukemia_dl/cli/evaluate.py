@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from leukemia_dl.cli import options
-from leukemia_dl.errors import DataError, SettingsError, StoreError
+from leukemia_dl.errors import DataError, SettingsError, StoreError, unknown_name
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["evaluate"]
 
 _FILE = "predictions.csv"
-_NAMES = ("sample", "subject", "group", "same_cell", "label", "backbone", "kind", "side")
+_NAMES = ("protocol", "sample", "subject", "group", "same_cell", "label", "backbone", "kind", "side")
 
 
 def evaluate(
@@ -34,6 +34,9 @@ def evaluate(
         str, typer.Option(help="models: these fitted models. procedure: training anew too; needs two seeds.")
     ] = "models",
     side: Annotated[str, typer.Option(help="Which rows of the column side.")] = "test",
+    protocol: Annotated[
+        str | None, typer.Option(help="Which rows of the column protocol, if there are several.", show_default=False)
+    ] = None,
     once: Annotated[bool, typer.Option("--once", help="Count images of one cell (column same_cell) once.")] = False,
     csv: Annotated[
         Path | None, typer.Option(help="Write every metric with its interval to this file.", show_default=False)
@@ -47,6 +50,7 @@ def evaluate(
     if csv is not None and csv.exists() and predictions.exists() and csv.samefile(_file(predictions)):
         raise SettingsError(f"--csv {csv} is the file of predictions itself: give another name.")
     frame, costs = _read(predictions)
+    frame = frame if protocol is None else _of_protocol(frame, protocol)
     frame = evaluation.count_once(frame) if once else frame
     settings: dict[str, Any] = {"level": level, "estimand": estimand, "side": side}
     table = evaluation.leaderboard(frame, metric, **costs, **settings)
@@ -77,6 +81,13 @@ def evaluate(
         except OSError as error:
             raise StoreError(f"--csv {csv} cannot be written: {error.strerror or error}.") from error
         typer.echo(f"\nEvery metric: {csv}")
+
+
+def _of_protocol(frame: pd.DataFrame, name: str) -> pd.DataFrame:
+    known = sorted(frame["protocol"].astype(str).unique()) if "protocol" in frame else []
+    if name not in known:
+        raise unknown_name("protocol", name, known, "These are the protocols that the predictions are of.")
+    return frame[frame["protocol"] == name]
 
 
 def _file(path: Path) -> Path:

@@ -7,6 +7,7 @@ from leukemia_dl.evaluation.calibration import apply_temperature, calibrate, fit
 from leukemia_dl.evaluation.comparisons import compare
 from leukemia_dl.evaluation.evaluate import count_once, evaluate
 from leukemia_dl.evaluation.groups import error_list, evaluate_groups, group_table
+from leukemia_dl.evaluation.inflation import inflation
 from leukemia_dl.evaluation.leaderboard import leaderboard
 from leukemia_dl.evaluation.metrics import METRICS, score
 from leukemia_dl.evaluation.operating_points import accuracy_at_coverage, operating_points
@@ -15,6 +16,6 @@ from leukemia_dl.evaluation.published import published_results
 
 __all__ = [
     "METRICS", "accuracy_at_coverage", "apply_temperature", "calibrate", "class_names_of", "compare", "count_once",
-    "error_list", "evaluate", "evaluate_groups", "fit_temperature", "group_table", "leaderboard", "operating_points",
-    "published_results", "score",
+    "error_list", "evaluate", "evaluate_groups", "fit_temperature", "group_table", "inflation", "leaderboard",
+    "operating_points", "published_results", "score",
 ]  # fmt: skip

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from leukemia_dl.errors import DataError, SettingsError
 
-__all__ = ["PREFIX", "Model", "Run", "as_arrays", "class_names_of", "models_of", "select_side", "tidy"]
+__all__ = ["PREFIX", "Model", "Run", "as_arrays", "class_names_of", "models_of", "protocols_of", "select_side", "tidy"]
 
 _log = logging.getLogger(__name__)
 
@@ -107,15 +107,27 @@ def class_names_of(frame: pd.DataFrame) -> tuple[str, ...]:
     return names
 
 
+def protocols_of(frame: pd.DataFrame) -> list[str]:
+    """Return the protocols by which the data of a prediction frame were split; none if it has no such column."""
+    return list(dict.fromkeys(map(str, frame["protocol"]))) if "protocol" in frame else []
+
+
 def tidy(frame: pd.DataFrame) -> pd.DataFrame:
     """Return a checked prediction frame, with text where names are, float64 probabilities, and a plain index.
 
     Raises:
         DataError: If a column is missing or damaged, a label unknown, a probability none, a name missing where others
-            are there, or a sample has two labels or groups.
+            are there, a sample has two labels or groups, or there are several protocols: how patients were kept apart
+            is not to be averaged over.
     """
     names = class_names_of(frame)
     result = frame.reset_index(drop=True)
+    protocols = protocols_of(result)
+    if len(protocols) > 1:
+        raise DataError(
+            f"The predictions are of {len(protocols)} protocols: {', '.join(protocols)}. Choose one, "
+            f'frame[frame["protocol"] == {protocols[0]!r}], or compare two of them by leukemia_dl.inflation.'
+        )
     # Images of another side may have no label; where one is needed, `select_side` asks for it.
     known = result["label"].notna()
     result["label"] = result["label"].astype(object).where(known, None)

@@ -1,4 +1,4 @@
-"""What `leukemia-dl benchmark` leaves beside the numbers: three pictures, and the predictions as one CSV."""
+"""What `leukemia-dl benchmark` leaves beside the numbers: pictures, and the predictions as one CSV."""
 
 from __future__ import annotations
 
@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 
 from leukemia_dl.benchmark import Benchmark
-from leukemia_dl.errors import StoreError
+from leukemia_dl.datasets.splits import GROUP_DISJOINT
+from leukemia_dl.errors import DataError, StoreError, UnknownNameError
+from leukemia_dl.evaluation import inflation
 from leukemia_dl.identity import generator
-from leukemia_dl.reporting.plots import plot_comparison, plot_learning_curves, plot_samples
+from leukemia_dl.reporting.plots import plot_comparison, plot_inflation, plot_learning_curves, plot_samples
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -25,7 +28,8 @@ _SAMPLES = 12
 def write_pictures(benchmark: Benchmark) -> list[Path]:
     """Write comparison.png, learning_curves.png, samples.png and predictions.csv into the benchmark's store.
 
-    A picture that has nothing to show (no trial finished, no net trained) is left out.
+    A picture that has nothing to show (no trial finished, no net trained) is left out. Where one of two protocols keeps
+    patients apart and the other does not, inflation.csv and inflation.png say what that one adds to the accuracy.
 
     Returns:
         The paths of the pictures.
@@ -44,6 +48,11 @@ def write_pictures(benchmark: Benchmark) -> list[Path]:
         drawn["comparison.png"] = lambda: plot_comparison(results, title=f"Test side: {title}")
     if len(predictions):
         benchmark.store.write_text("predictions.csv", predictions.to_csv(index=False, lineterminator="\n"))
+    added = _inflation(benchmark, predictions)
+    if len(added):
+        benchmark.store.write_text("inflation.csv", added.to_csv(index=False, lineterminator="\n"))
+        if added["difference"].notna().any():
+            drawn["inflation.png"] = lambda: plot_inflation(added, f"Test side: {title}")
     paths = []
     for name, draw in drawn.items():
         buffer = io.BytesIO()
@@ -55,6 +64,20 @@ def write_pictures(benchmark: Benchmark) -> list[Path]:
             raise StoreError(f"{path} cannot be written: {error.strerror or error}.") from error
         paths.append(path)
     return paths
+
+
+def _inflation(benchmark: Benchmark, predictions: pd.DataFrame) -> pd.DataFrame:
+    """Return what the one protocol that leaks adds to the one that does not; no rows where they are not such two."""
+    apart = {
+        name: all(GROUP_DISJOINT in split.guarantees for split in benchmark.splits if split.protocol == name)
+        for name in benchmark.protocols
+    }
+    if sorted(apart.values()) != [False, True] or predictions.empty:
+        return pd.DataFrame()
+    try:
+        return inflation(predictions, *sorted(apart, key=lambda name: not apart[name]))
+    except (DataError, UnknownNameError):  # trials of one of them only were finished
+        return pd.DataFrame()
 
 
 def _sample_grid(benchmark: Benchmark, title: str) -> Figure:

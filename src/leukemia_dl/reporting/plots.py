@@ -15,10 +15,11 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["plot_comparison", "plot_learning_curves", "plot_samples"]
+__all__ = ["plot_comparison", "plot_inflation", "plot_learning_curves", "plot_samples"]
 
 # Okabe and Ito's palette, told apart with any colour vision; floors are grey, so that they recede.
 NET_COLOUR, FLOOR_COLOUR, TRAIN_COLOUR, VAL_COLOUR = "#0072B2", "#9A9A9A", "#0072B2", "#D55E00"
+HONEST_COLOUR, LEAKY_COLOUR = "#0072B2", "#D55E00"
 _LABELS = {
     "accuracy": "Accuracy",
     "balanced_accuracy": "Balanced accuracy",
@@ -35,6 +36,8 @@ def plot_comparison(
 ) -> Figure:
     """Return one panel per metric: a row per backbone or baseline, a dot per trial, a bar at their mean.
 
+    Trials of several protocols have rows of their own, one protocol below the other.
+
     Args:
         results: The result frame of a benchmark; only rows with status "ok" are drawn.
         metrics: Columns to draw.
@@ -46,21 +49,28 @@ def plot_comparison(
     frame = results[results["status"] == "ok"]
     if frame.empty:
         raise DataError("No finished trial to draw: every row has a status other than 'ok'.")
-    order = frame.groupby("backbone")[metrics[0]].mean().sort_values(kind="stable").index.tolist()
+    parts = _by_protocol(frame)[::-1]  # from below
+    orders = [part.groupby("backbone")[metrics[0]].mean().sort_values(kind="stable").index.tolist() for part in parts]
+    frame, order = pd.concat(parts), [name for names in orders for name in names]
     figure = _figure(3.4 * len(metrics) + 1.2, 0.42 * len(order) + 1.9)
     panels = np.atleast_1d(figure.subplots(1, len(metrics), sharey=True))
     for axes, metric in zip(panels, metrics, strict=True):
         _comparison_panel(axes, frame, order, metric)
+        for border in np.cumsum([len(names) for names in orders])[:-1]:
+            axes.axhline(border - 0.5, color="#555555", lw=0.8)
     panels[0].set_yticks(range(len(order)), order, parse_math=False)
-    _head(figure, title, "bar: mean over trials; dot: one trial; grey: floors that no net was needed for")
+    note = "bar: mean over trials; dot: one trial; grey: floors that no net was needed for"
+    if len(parts) > 1:
+        note += "; protocols may have other test images: compare within one"
+    _head(figure, title, note)
     return figure
 
 
 def plot_learning_curves(histories: pd.DataFrame, title: str = "") -> Figure:
     """Return a column per backbone: accuracy above loss over epochs, train against validation, a line per trial.
 
-    Validation is measured at the end of an epoch with BatchNorm statistics re-estimated; training is the running mean
-    over the epoch, on augmented images.
+    Each of several protocols has columns of its own. Validation is measured at the end of an epoch with BatchNorm
+    statistics re-estimated; training is the running mean over the epoch, on augmented images.
 
     Args:
         histories: `Benchmark.histories()`.
@@ -71,6 +81,7 @@ def plot_learning_curves(histories: pd.DataFrame, title: str = "") -> Figure:
     """
     if histories.empty:
         raise DataError("No learning curves to draw: no net was trained.")
+    histories = pd.concat(_by_protocol(histories))
     names = list(dict.fromkeys(histories["backbone"]))
     figure = _figure(max(2.5 * len(names) + 1.0, 7.5), 5.4)
     panels = figure.subplots(2, len(names), sharex="col", sharey="row", squeeze=False)
@@ -89,6 +100,57 @@ def plot_learning_curves(histories: pd.DataFrame, title: str = "") -> Figure:
     if _phases(histories) > 1:
         note += "; dotted: the head alone before, every layer after"
     _head(figure, title, note)
+    return figure
+
+
+def plot_inflation(table: pd.DataFrame, title: str = "") -> Figure:
+    """Return what a protocol that leaks adds: each backbone's two values, and beside them their difference.
+
+    Args:
+        table: `leukemia_dl.inflation(...)`; rows without a difference are left out.
+        title: Above the figure, before what is compared.
+
+    Raises:
+        DataError: If no row has a difference.
+    """
+    from matplotlib.ticker import MaxNLocator
+
+    rows = table[table["difference"].notna()][::-1] if len(table) else table  # the first one on top
+    if rows.empty:
+        raise DataError("No difference to draw: no backbone was tested on the same images under both protocols.")
+    metric, honest, leaky = (str(rows[name].iloc[0]) for name in ("metric", "honest", "leaky"))
+    label = _LABELS.get(metric, metric.replace("_", " "))
+    figure = _figure(9.2, 0.42 * len(rows) + 2.2)
+    left, right = figure.subplots(1, 2, sharey=True, width_ratios=(1.15, 1))
+    places = np.arange(len(rows))
+    values, differences = rows[["value_honest", "value_leaky"]].to_numpy(float), rows["difference"].to_numpy(float)
+    left.hlines(places, *np.sort(values, axis=1).T, color="#9A9A9A", lw=2.5, zorder=1)
+    for column, (name, colour, marker) in enumerate(((honest, HONEST_COLOUR, "o"), (leaky, LEAKY_COLOUR, "D"))):
+        # The first is larger, so that equal values are seen to be two.
+        left.plot(values[:, column], places, marker, color=colour, label=name, markersize=9 - 4 * column)
+    left.set_xlabel(label)
+    legend = left.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, frameon=False, fontsize="small")
+    for text in legend.get_texts():
+        text.set_parse_math(False)
+    floors = (rows["kind"] == "baseline").to_numpy(bool)
+    ends = rows[["low", "high"] if "low" in rows else ["low_image_level", "high_image_level"]].to_numpy(float)
+    right.axvline(0, color="black", lw=1)
+    right.hlines(places, ends[:, 0], ends[:, 1], colors=np.where(floors, FLOOR_COLOUR, "black").tolist(), lw=1.5)
+    for place, difference, floor in zip(places, differences, floors, strict=True):
+        right.plot(difference, place, "o", color=FLOOR_COLOUR if floor else "black", markersize=6)
+        right.annotate(f"{difference:+.3f}", (1.02, place), xycoords=("axes fraction", "data"), va="center")
+    right.set_xlabel(f"Difference: {leaky} minus {honest}", parse_math=False)
+    right.xaxis.set_major_locator(MaxNLocator(5))
+    left.set_yticks(places, rows["backbone"].tolist(), parse_math=False)
+    left.set_ylim(-0.6, len(rows) - 0.3)
+    for axes in (left, right):
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(axis="x", alpha=0.25)
+        axes.set_axisbelow(True)
+        axes.margins(x=0.08)
+    what = f"{label} under {leaky}, beside {honest} on the same images"
+    unit = "groups" if "low" in rows else "images, taken as independent"
+    _head(figure, f"{title}\n{what}" if title else what, f"line: interval over {unit}; grey: floors; descriptive")
     return figure
 
 
@@ -165,6 +227,14 @@ def _curves_panel(axes: Axes, trials: pd.DataFrame, metric: str) -> None:
         axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
         axes.yaxis.set_major_formatter(FormatStrFormatter("%g"))
         axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def _by_protocol(frame: pd.DataFrame) -> list[pd.DataFrame]:
+    """Return the rows of each protocol, which backbones are then named with: nothing is to be averaged over them."""
+    if "protocol" not in frame or frame["protocol"].nunique() < 2:
+        return [frame]
+    parts = frame.groupby("protocol", sort=False)
+    return [rows.assign(backbone=[f"{one} [{name}]" for one in rows["backbone"]]) for name, rows in parts]
 
 
 def _phases(histories: pd.DataFrame) -> int:
