@@ -122,6 +122,17 @@ def test_a_pool_that_breaks_is_a_failed_row(dataset, tmp_path):
     assert list(frame["exception"]) == ["BrokenProcessPool"]
 
 
+def test_a_trial_that_interrupts_itself_is_a_failed_row_and_stops_nobody(dataset, tmp_path):
+    names = ["interrupts", "tiny"]
+    frame = bench(dataset, tmp_path / "a", names, baselines=[]).run(executor="processes", show_progress=False)
+    assert list(frame["status"]) == ["failed", "ok"]
+    assert frame["exception"][0] == "WorkerError"
+    assert "KeyboardInterrupt, though nobody had asked" in frame["message"][0]
+    # In this process it cannot be told from the user's own.
+    with pytest.raises(KeyboardInterrupt):
+        bench(dataset, tmp_path / "b", names, baselines=[]).run(executor="in-process", show_progress=False)
+
+
 def test_functions_of_a_script_travel(dataset, synthetic_root, tmp_path):
     """A script needs neither a module of its own nor a guard against being imported by its workers."""
     script = tmp_path / "script.py"

@@ -238,7 +238,7 @@ class Benchmark:
             cells=cells,
             cells_read=Cells(self.dataset, self._used, show_progress),
             executor=chosen,
-            workers=chosen.workers_for(shared),
+            workers=chosen.workers_for(shared) if trials else 1,
             existing=existing,
             raise_errors=on_error == "raise",
             save_models=self.save_models,

@@ -88,9 +88,10 @@ class Driver:
                 if cell.spec is None and not self.stopping:
                     self._run_baseline(cell, shared)
             tasks = [self._task(cell, cell.spec) for cell in to_do if cell.spec is not None]
-            self._estimate(tasks, shared)
-            for outcome in self.executor.run(iter(tasks), shared, self):
-                self._take(outcome)
+            if tasks:
+                self._estimate(tasks, shared)
+                for outcome in self.executor.run(iter(tasks), shared, self):
+                    self._take(outcome)
             if self.stopping:
                 raise KeyboardInterrupt
 

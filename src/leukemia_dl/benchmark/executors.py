@@ -190,8 +190,7 @@ class Submitted:
         try:
             return Outcome(task, *future.result())
         except BaseException as error:
-            stopped = watcher.stopping or isinstance(error, KeyboardInterrupt)
-            if stopped or not isinstance(error, Exception):
+            if watcher.stopping:
                 return Outcome(task, None)
             failure = (type(error).__name__, str(error), traceback.format_exc())
             return Outcome(task, failed_record(task, shared, failure, started))

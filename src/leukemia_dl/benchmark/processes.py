@@ -85,7 +85,7 @@ class Processes:
                 for key in ended:
                     worker = running.pop(key)
                     free.append(worker.slot)
-                    yield worker.outcome(shared)
+                    yield worker.outcome(shared, stop_file.exists())
         finally:
             for worker in running.values():
                 worker.bury()
@@ -156,7 +156,7 @@ class _Worker:
             with contextlib.suppress(OSError):
                 stream.close()
 
-    def outcome(self, shared: Shared) -> Outcome:
+    def outcome(self, shared: Shared, stopping: bool) -> Outcome:
         try:
             kind, value = pickle.loads((self.own / RESULT_FILE).read_bytes())
         except (OSError, EOFError, pickle.UnpicklingError):
@@ -164,8 +164,10 @@ class _Worker:
         shutil.rmtree(self.own, ignore_errors=True)
         if kind == "done":
             return Outcome(self.task, *value)
-        if kind == "stopped":
+        if kind == "stopped" and stopping:
             return Outcome(self.task, None)
+        if kind == "stopped":
+            value = ("WorkerError", "It raised KeyboardInterrupt, though nobody had asked it to stop.", "")
         return Outcome(self.task, failed_record(self.task, shared, value, self.started))
 
     def _death(self) -> tuple[str, str]:
