@@ -178,6 +178,15 @@ def test_a_record_that_is_replaced_at_that_moment_is_not_damaged(store, monkeypa
     assert wrong == []
 
 
+def test_a_record_whose_writer_was_killed_while_replacing_it_is_kept(store):
+    old = age(store.folder(TRIAL).rename(store.trials / f".{TRIAL.folder}-01234567-old"))
+    assert listed(store) == set()
+    store.create()
+    assert store.read(TRIAL) is not None
+    age(store.folder(FLOOR.trial).rename(old))  # now the place is taken, and it is out of date
+    assert listed(store) == {("half-written", f"trials/{old.name}")}
+
+
 def test_half_written_folders_can_go_once_they_are_old(store):
     age(fill(store.trials / ".cnn-1-abc", "record.json"))
     fill(store.trials / ".cnn-2-abc")

@@ -169,6 +169,7 @@ class Submitted:
             if stop_file is not None:
                 with contextlib.suppress(OSError):
                     stop_file.unlink(missing_ok=True)
+                    stop_file.parent.rmdir()
 
     def _hand_over(self, shared: Shared) -> Any:
         """Return what is shared in the form that `_submit` takes."""

@@ -64,16 +64,20 @@ class Store:
                 f"The store {self.root} cannot be written: {error.strerror or error}. "
                 "Choose another folder (store=..., command line: --store) or mend its permissions or disk space."
             ) from error
-        for old in self.trials.glob(f".*{_OLD}"):
-            # A writer was killed between moving a record out of the way and moving the new one in.
+        for old, place in self.displaced():
             with contextlib.suppress(OSError):
-                old.rename(self.trials / old.name[1 : -len(_OLD) - 9])
+                old.rename(place)
         for file in self.trials.glob("[!.]*/record.json"):
             # Now, and not when the tables are written after hours of training. Damage is the business of `take`.
             with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
                 found = json.loads(file.read_bytes())["format"]
                 if found != FORMAT:
                     unpack(file.parent)
+
+    def displaced(self) -> list[tuple[Path, Path]]:
+        """Return records, and where they belong, whose writer was killed between moving them away and the new one in."""
+        moved = [(old, self.trials / old.name[1 : -len(_OLD) - 9]) for old in self.trials.glob(f".*{_OLD}")]
+        return [(old, place) for old, place in moved if not place.exists()]
 
     def folder(self, trial: Trial) -> Path:
         """Return the folder that holds, or would hold, what a trial left."""
