@@ -75,7 +75,7 @@ class Store:
                     unpack(file.parent)
 
     def displaced(self) -> list[tuple[Path, Path]]:
-        """Return records, and where they belong, whose writer was killed between moving them away and the new one in."""
+        """Return records that were moved away by a writer who was then killed, and where they belong."""
         moved = [(old, self.trials / old.name[1 : -len(_OLD) - 9]) for old in self.trials.glob(f".*{_OLD}")]
         return [(old, place) for old, place in moved if not place.exists()]
 
