@@ -23,7 +23,7 @@ TRIAL = Trial("backbone", "cnn", "p", "1", None, "d", "s", {"steps": []}, {"epoc
 RECORD = Record(
     TRIAL,
     "ok",
-    metrics={"accuracy": 0.75, "auroc": math.nan},
+    metrics={"accuracy": 0.75, "loss": 0.5, "auroc": math.nan},
     timings={"seconds": 1.5},
     history=pd.DataFrame({"epoch": [1, 2], "loss": [0.7, 1 / 3]}),
     sides=np.array(["val", "test"]),

@@ -119,7 +119,8 @@ def test_an_executor_of_concurrent_futures_gives_the_same_table(dataset, tmp_pat
 def test_a_pool_that_breaks_is_a_failed_row(dataset, tmp_path):
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         frame = bench(dataset, tmp_path, ["killed"], baselines=[]).run(executor=pool, show_progress=False)
-    assert list(frame["exception"]) == ["BrokenProcessPool"]
+    assert list(frame["exception"]) == ["WorkerError"]
+    assert frame["message"][0].startswith("BrokenProcessPool: ")
 
 
 def test_a_trial_that_interrupts_itself_is_a_failed_row_and_stops_nobody(dataset, tmp_path):
@@ -131,6 +132,42 @@ def test_a_trial_that_interrupts_itself_is_a_failed_row_and_stops_nobody(dataset
     # In this process it cannot be told from the user's own.
     with pytest.raises(KeyboardInterrupt):
         bench(dataset, tmp_path / "b", names, baselines=[]).run(executor="in-process", show_progress=False)
+
+
+@pytest.mark.parametrize("executor", ["in-process", "processes"])
+def test_whatever_a_plugin_does_is_a_row_in_every_executor(dataset, tmp_path, executor):
+    names = grids.register(grids.leaves, grids.says_odd_things, grids.cannot_be_saved, grids.tiny)
+    made = bench(dataset, tmp_path, names, baselines=[])
+    frame = made.run(executor=executor, show_progress=False).set_index("backbone")
+    assert list(frame["status"]) == ["failed", "failed", "failed", "ok"]
+    assert frame.loc["says_odd_things", "message"].endswith("half a character: \\ud800")
+    assert "cannot be saved: no settings" in frame.loc["cannot_be_saved", "message"]
+    assert "enough" in frame.loc["leaves", "message"]
+
+
+def test_what_a_trial_leaves_running_holds_nobody_up(dataset, tmp_path):
+    names = grids.register(grids.starts_a_daemon)
+    started = time.monotonic()
+    frame = bench(dataset, tmp_path, names, baselines=[]).run(executor="processes", show_progress=False)
+    assert list(frame["status"]) == ["ok"]
+    assert time.monotonic() - started < 28
+
+
+def test_no_failure_takes_the_place_of_a_result(dataset, tmp_path, caplog):
+    made = bench(dataset, tmp_path, baselines=[])
+    first = made.run(executor="in-process", show_progress=False)
+    frame = made.run(executor="in-process", existing="rerun", time_limit=1e-6, show_progress=False)
+    pd.testing.assert_frame_equal(frame, first)
+    assert "failed now; its earlier result is kept: TimeLimitError" in caplog.text
+    assert len(list(tmp_path.glob("trials/*/model.keras"))) == 1
+    # Nor does a result without its net take that of one with it, which another driver has written meanwhile.
+    without = bench(dataset, tmp_path, baselines=[], save_models=False)
+    from leukemia_dl.benchmark import driver
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(driver, "is_kept", lambda *arguments: False)
+        without.run(executor="in-process", show_progress=False)
+    assert len(list(tmp_path.glob("trials/*/model.keras"))) == 1
 
 
 def test_functions_of_a_script_travel(dataset, synthetic_root, tmp_path):

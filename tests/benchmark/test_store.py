@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import leukemia_dl.benchmark.store as store_module
 from leukemia_dl.benchmark.files import read_sums, sha256_of
 from leukemia_dl.benchmark.store import Store
 from leukemia_dl.benchmark.trial import Record, Trial
@@ -25,7 +26,7 @@ RECORD = Record(
     TRIAL,
     "ok",
     row={"n_train": 3, "fold": 2, "seed": None},
-    metrics={"accuracy": 0.1 + 0.2, "auroc": math.nan},
+    metrics={"accuracy": 0.1 + 0.2, "loss": 0.5, "auroc": math.nan},
     timings={"seconds": 1.5},
     history=pd.DataFrame({"epoch": [1, 2], "loss": [0.7, 1 / 3]}),
     sides=np.array(["val", "test"]),
@@ -131,7 +132,8 @@ def test_a_writer_killed_between_the_two_moves_loses_nothing(store):
     assert store.read(TRIAL).message == "third"
 
 
-def test_a_damaged_record_is_an_error_that_names_it(store):
+def test_a_damaged_record_is_an_error_that_names_it(store, monkeypatch):
+    monkeypatch.setattr(store_module, "_LOOKS", 1)  # nobody is replacing it: no need to look again
     folder = store.write(RECORD)
     for name in ("record.json", "probabilities.npz", "history.csv", "SHA256SUMS"):
         whole = (folder / name).read_bytes()
@@ -171,6 +173,61 @@ def test_a_damaged_record_is_put_into_quarantine_with_a_warning(store, caplog):
     assert store.read(TRIAL) is None
     store.write(RECORD)
     assert store.take(TRIAL).metrics["accuracy"] == RECORD.metrics["accuracy"]
+
+
+def test_a_record_that_is_replaced_while_it_is_read_is_not_damaged(store):
+    """A reader that looks without end, and a writer that replaces the record as often as it can."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    store.write(RECORD)
+    with ThreadPoolExecutor(1) as pool:
+        writing = pool.submit(lambda: [store.write(RECORD) for _ in range(60)])
+        while not writing.done():
+            store.take(TRIAL)
+    writing.result()
+    assert store.take(TRIAL).metrics["accuracy"] == RECORD.metrics["accuracy"]
+    assert not list((store.root / "quarantine").glob("*"))
+
+
+def test_what_is_whole_comes_back_from_quarantine(store):
+    store.write(RECORD)
+    store.quarantine(TRIAL.folder)
+    assert store.read(TRIAL) is not None
+
+
+@pytest.mark.parametrize(
+    "change", [{"metrics": {}}, {"exception": 5}, {"timings": {"seconds": "x"}}, {"row": {"n_train": "x"}},
+               {"metrics_averaged": {"loss": "x"}}]
+)  # fmt: skip
+def test_a_record_that_no_table_could_hold_is_damaged(store, change):
+    rewrite(store.write(RECORD), change)
+    with pytest.raises(DamagedRecordError, match="is damaged"):
+        store.read(TRIAL, arrays=False)
+
+
+def test_a_store_of_another_format_is_refused_at_once_and_a_damaged_one_is_not(store):
+    path = store.write(RECORD) / "record.json"
+    path.write_text("[" * 100_000)
+    store.create()
+    path.write_text('{"format": 1}')
+    with pytest.raises(StoreError, match="format 1; this version reads 3"):
+        store.create()
+
+
+def test_the_state_of_a_store_changes_with_every_record_that_is_replaced(store):
+    assert Store(store.root / "nowhere").state() == []
+    seen = [store.state()]
+    for message in ("", "again"):
+        store.write(dataclasses.replace(RECORD, message=message))
+        seen.append(store.state())
+    assert len({str(state) for state in seen}) == 3
+
+
+def test_long_names_and_halves_of_characters_can_be_written(store):
+    trial = dataclasses.replace(TRIAL, backbone="a" * 250)
+    for _ in range(2):
+        store.write(dataclasses.replace(RECORD, trial=trial, traceback="\ud800"))
+    assert store.read(trial).trial.backbone == "a" * 250
 
 
 def test_checksums_are_those_of_sha256sum(store):

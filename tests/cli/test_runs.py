@@ -65,8 +65,8 @@ def test_list(store):
     (store.checkpoints(FAILED.trial)).mkdir(parents=True)
     (store.root / "quarantine" / "x").mkdir(parents=True)
     assert rows_of(run("list", store.root)) == [
-        [TRIAL.folder, "ok", "0.812", "0.250", "12.3", "2026-01-02T03:04:05Z", "2.5 MB", "yes"],
-        [FAILED.trial.folder, "failed", "", "", "", "", rows_of(run("list", store.root))[1][6], "no"],
+        [TRIAL.folder, "ok", "", "0.812", "0.250", "12.3", "2026-01-02T03:04:05Z", "2.5 MB", "yes"],
+        [FAILED.trial.folder, "failed", "", "", "", "", "", rows_of(run("list", store.root))[1][7], "no"],
     ]
     last = run("list", store.root).splitlines()[-1]
     assert last.startswith(f"{store.root}: 2 records (1 failed, 1 ok), 2.5 MB; 1 unfinished fit; ")

@@ -50,6 +50,35 @@ def gives_nan(inputs, weights):
     return keras.layers.Rescaling(float("nan"))(tiny(inputs, weights))
 
 
+def leaves(inputs, weights):
+    raise SystemExit("enough")
+
+
+def says_odd_things(inputs, weights):
+    raise ValueError("half a character: \ud800")
+
+
+def cannot_be_saved(inputs, weights):
+    import keras
+
+    class Mute(keras.layers.Layer):
+        def call(self, x):
+            return x
+
+        def get_config(self):
+            raise NotImplementedError("no settings")
+
+    return Mute()(tiny(inputs, weights))
+
+
+def starts_a_daemon(inputs, weights):
+    if os.fork() == 0:
+        os.setsid()
+        time.sleep(30)
+        os._exit(0)
+    return tiny(inputs, weights)
+
+
 def interrupts(inputs, weights):
     raise KeyboardInterrupt
 

@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 
 import pytest
 
@@ -57,3 +58,40 @@ def test_an_unknown_name_suggests_the_near_one():
 def test_a_wrong_record_is_refused_with_the_field_named(change):
     with pytest.raises(PluginError, match=next(iter(change))):
         dataclasses.replace(ldl.get_backbone("cnn"), **change)
+
+
+def made_with(width):
+    def build(inputs, weights):
+        return width
+
+    return build
+
+
+def plain(inputs, weights, width=3):
+    return width
+
+
+class Builder:
+    def __init__(self, width):
+        self.width = width
+
+    def __call__(self, inputs, weights):
+        return self.width
+
+
+@pytest.mark.parametrize(
+    "make",
+    [made_with, lambda width: functools.partial(plain, width=width), Builder],
+    ids=["a closure", "a partial", "an object"],
+)
+def test_a_builder_made_with_other_values_has_another_version(monkeypatch, make):
+    monkeypatch.setattr(registry, "_registered", {})
+
+    def version(width):
+        spec = ldl.BackboneSpec(name="made", build=make(width), scaling="unit", native_size=32, min_size=8)
+        ldl.register_backbone(spec, replace=True)
+        return registry.find_backbone("made").version
+
+    assert version(4) == version(4)
+    assert version(4) != version(16)
+    assert version(4).startswith("source ")

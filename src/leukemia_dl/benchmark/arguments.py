@@ -29,7 +29,8 @@ def executor_of(executor: Any, workers: int | None, trials: int) -> Executor:
         executor = "processes" if trials > 1 or workers is not None else "in-process"
     if executor == "processes":
         return Processes(workers)
-    if workers is not None:
+    known = executor in ("in-process", "ray") if isinstance(executor, str) else True
+    if workers is not None and known:
         raise SettingsError(f"workers belongs to executor='processes'. Received: executor={executor!r}.")
     if executor == "in-process":
         return InProcess()
@@ -63,6 +64,8 @@ def unique_names(what: str, names: Sequence[str], empty: bool = False) -> tuple[
     """Return names as a tuple; SettingsError if it is one string, repeats one, or is empty where it must not be."""
     if isinstance(names, str):
         raise SettingsError(f"{what} must be a list of names. Received: {names!r}; write [{names!r}].")
+    if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
+        raise SettingsError(f"{what} must be a list of names. Received: {names!r}.")
     if not names and not empty:
         raise SettingsError(f"{what} must name at least one. Received: {names!r}.")
     if len(set(names)) < len(names):
@@ -72,7 +75,7 @@ def unique_names(what: str, names: Sequence[str], empty: bool = False) -> tuple[
 
 def checked_seeds(seeds: Sequence[int]) -> tuple[int, ...]:
     """Return seeds as a tuple, or raise SettingsError."""
-    values = tuple(seeds)
+    values = tuple(seeds) if isinstance(seeds, (list, tuple, range)) else ()
     if not values or any(isinstance(s, bool) or not isinstance(s, int) or not 0 <= s < 2**32 for s in values):
         raise SettingsError(f"seeds must be whole numbers from 0 to 2**32 - 1, at least one. Received: {seeds!r}.")
     if len(set(values)) < len(values):

@@ -19,7 +19,7 @@ from leukemia_dl.benchmark.driver import Driver, is_kept, split_by_store
 from leukemia_dl.benchmark.executors import Executor, InProcess
 from leukemia_dl.benchmark.external import LabelMap, evaluate_on, predict_on
 from leukemia_dl.benchmark.frames import history_frame, prediction_frame, result_frame, timing_frame
-from leukemia_dl.benchmark.grid import Cell, check_shard, grid
+from leukemia_dl.benchmark.grid import Cell, check_shard, grid, shard_of, splits_of
 from leukemia_dl.benchmark.inputs import Cells, Samples, read_images
 from leukemia_dl.benchmark.processes import Processes
 from leukemia_dl.benchmark.runner import Shared
@@ -27,7 +27,7 @@ from leukemia_dl.benchmark.settings import read_settings, settings_of, write_set
 from leukemia_dl.benchmark.store import Store
 from leukemia_dl.benchmark.trial import Record, Trial
 from leukemia_dl.benchmark.worker import prepare_elsewhere
-from leukemia_dl.datasets import Dataset, make_splits
+from leukemia_dl.datasets import Dataset
 from leukemia_dl.errors import DamagedRecordError, SettingsError
 from leukemia_dl.models.build import check_size, weights_identity
 from leukemia_dl.models.registry import find_backbone
@@ -123,12 +123,7 @@ class Benchmark:
         self.dataset = dataset.subset(dataset.labels >= 0)
         self.protocols = unique_names("protocol", (protocol,) if isinstance(protocol, str) else protocol)
         self.folds, self.allow_leakage = folds, allow_leakage
-        # The split is part of the question, not of the answer's randomness: one for all seeds.
-        self.splits = tuple(
-            split
-            for name in self.protocols
-            for split in make_splits(self.dataset, name, folds=folds, seed=0, allow_leakage=allow_leakage)
-        )
+        self.splits = splits_of(self.dataset, self.protocols, folds, allow_leakage)
         self.store = Store(store if store is not None else Path("runs") / f"{dataset.info.name}-{self.recipe.name}")
         self.save_models = save_models
 
@@ -221,7 +216,7 @@ class Benchmark:
         executor_of(executor, workers, 2)  # what is wrong with it should not wait for the data
         self.store.create()
         self.store.write_text("settings.toml", self.to_toml())
-        cells = self._grid[part - 1 :: parts]
+        cells = shard_of(self._grid, part, parts)
         to_do, kept = split_by_store(self.store, cells, existing, self.save_models)
         trials = sum(cell.spec is not None for cell in to_do)
         chosen = executor_of(executor, workers, trials)
@@ -388,8 +383,8 @@ class Benchmark:
         Another driver may have finished a trial meanwhile, and written a table that this one is about to replace: so
         they are written until nothing has come.
         """
-        names: list[str] | None = None
-        while names != (names := self.store.names()):
+        state: list[tuple[str, int]] | None = None
+        while state != (state := self.store.state()):
             mine = list(self._records(arrays=False))
             digests = {record.trial.digest for record in mine}
             others = [record for record in self.store.records(arrays=False) if record.trial.digest not in digests]

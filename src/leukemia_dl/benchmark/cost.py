@@ -112,9 +112,11 @@ def size(trials: int, parameters: int) -> int:
 
 
 def duration(seconds: float) -> str:
-    """Return seconds as people say them: "40 s", "12 min", "3 h 10 min", "5 d 2 h"."""
+    """Return seconds as people say them: "less than 1 s", "40 s", "12 min", "3 h 10 min", "5 d 2 h"."""
+    if seconds < 1:
+        return "less than 1 s"
     if seconds < 99.5:
-        return f"{max(round(seconds), 1)} s"
+        return f"{round(seconds)} s"
     minutes = round(seconds / 60)
     if minutes < 100:
         return f"{minutes} min"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -18,10 +19,12 @@ from leukemia_dl.benchmark.store import Store
 from leukemia_dl.benchmark.trial import Record
 from leukemia_dl.errors import TrainingError
 
+_log = logging.getLogger(__name__)
 __all__ = ["Driver", "is_kept", "split_by_store"]
 
 # What ended from outside is gone on with from its last epoch; what failed by itself would fail again.
 _GONE_ON_WITH = ("TimeLimitError", "WorkerError")
+_MESSAGE_RERUN = "Stopping after this epoch; Ctrl-C again stops at once. Trials that have ended are kept."
 _MESSAGE = "Stopping after this epoch; Ctrl-C again stops at once. Either way the next run goes on from there."
 
 
@@ -79,7 +82,7 @@ class Driver:
         self.costs = Costs(self.store.records(arrays=False))
         protocols = len({cell.trial.protocol for cell in self.cells}) > 1
         with (
-            Interruptible(_MESSAGE) as self._interrupt,
+            Interruptible(_MESSAGE if self.existing == "reuse" else _MESSAGE_RERUN) as self._interrupt,
             GridProgress(len(self.cells), self.show, self._left, protocols) as self.progress,
         ):
             for record in kept:
@@ -132,13 +135,28 @@ class Driver:
         self._finish(self._open[trial.digest], outcome.record, outcome.model)
 
     def _finish(self, cell: Cell, record: Record, model: bytes | None) -> None:
-        folder = self.store.write(record, model)
+        folder = self.store.folder(cell.trial)
+        if not self._has_better(record, model):
+            self.store.write(record, model)
         if record.exception not in _GONE_ON_WITH:
             self.store.remove_checkpoints(cell.trial)
         self.costs.note(record)
         self._close(cell, record)
         if record.status == "failed" and self.raise_errors:
             raise TrainingError(f"{cell.trial.folder} failed: {record.error} (traceback in {folder / 'traceback.txt'})")
+
+    def _has_better(self, record: Record, model: bytes | None) -> bool:
+        """Whether the store holds a result that this record should not replace.
+
+        No failure takes the place of a result, and where results are reused, none without its net that of one with it.
+        """
+        there = self.store.take(record.trial)
+        if there is None or there.status == "failed":
+            return False
+        if record.status == "failed":
+            _log.warning("%s failed now; its earlier result is kept: %s", record.trial.folder, record.error)
+            return True
+        return self.existing == "reuse" and model is None and self.store.has_model(record.trial)
 
     def _close(self, cell: Cell, record: Record, reused: bool = False) -> None:
         del self._open[cell.trial.digest]

@@ -21,7 +21,7 @@ from typing import Any, Protocol
 from leukemia_dl.benchmark.runner import Listener, Shared, Task, failed_record, run_task
 from leukemia_dl.benchmark.trial import Record
 from leukemia_dl.benchmark.worker import TrialLog, packed, run_packed
-from leukemia_dl.errors import SettingsError
+from leukemia_dl.errors import SettingsError, WorkerError
 
 __all__ = ["Executor", "InProcess", "Outcome", "Submitted", "Watcher"]
 
@@ -150,7 +150,11 @@ class Submitted:
                 if task.checkpoints is not None:
                     stop_file = task.checkpoints.parent / f"stop-{os.getpid()}-{id(waiting)}"
                     task = replace(task, stop_file=stop_file)
-                waiting[self._submit(task, handed)] = (task, time.perf_counter())
+                started = time.perf_counter()
+                try:
+                    waiting[self._submit(task, handed)] = (task, started)
+                except Exception as error:  # a pool that is broken
+                    yield Outcome(task, _lost(task, shared, error, started))
             told = False
             while waiting:
                 if watcher.stopping and not told:
@@ -166,7 +170,10 @@ class Submitted:
             for future in waiting:
                 with contextlib.suppress(Exception):
                     future.cancel()
-            if stop_file is not None:
+            if waiting:
+                # Some may run where nobody can end them: it stays for them to see, and `gc` takes it away.
+                self._tell_to_stop(stop_file)
+            elif stop_file is not None:
                 with contextlib.suppress(OSError):
                     stop_file.unlink(missing_ok=True)
                     stop_file.parent.rmdir()
@@ -176,7 +183,7 @@ class Submitted:
         return packed(shared)
 
     def _submit(self, task: Task, handed: Any) -> Any:
-        return self._executor.submit(run_packed, sys.path, packed(task), handed)
+        return self._executor.submit(run_packed, [*map(str, sys.path)], packed(task), handed)
 
     @staticmethod
     def _tell_to_stop(stop_file: Path | None) -> None:
@@ -193,5 +200,11 @@ class Submitted:
         except BaseException as error:
             if watcher.stopping:
                 return Outcome(task, None)
-            failure = (type(error).__name__, str(error), traceback.format_exc())
-            return Outcome(task, failed_record(task, shared, failure, started))
+            return Outcome(task, _lost(task, shared, error, started))
+
+
+def _lost(task: Task, shared: Shared, error: BaseException, started: float) -> Record:
+    """Return the record of a trial that was lost by who should have run it: its own failures come as records."""
+    known = isinstance(error, WorkerError)
+    message = str(error) if known else f"{type(error).__name__}: {error}".removesuffix(": ")
+    return failed_record(task, shared, ("WorkerError", message, traceback.format_exc()), started)

@@ -302,6 +302,8 @@ def _facts(dataset: Dataset, other: Dataset, split: Split) -> dict[str, Any]:
         for side, count in shared.items()
         if count
     ]
+    for flag in flags:
+        _log.warning("%s: %s", other.info.name, flag)
     guarantees = [] if any(shared.values()) else [CONTENT_DISJOINT]
     guarantees += [] if shared["val"] else [TEST_IS_NOT_VAL]
     return {

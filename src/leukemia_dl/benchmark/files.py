@@ -24,7 +24,7 @@ from typing import Any, get_args
 import numpy as np
 import pandas as pd
 
-from leukemia_dl.benchmark.trial import Record, Status, Trial
+from leukemia_dl.benchmark.trial import WHOLE_NUMBERS, Record, Status, Trial
 from leukemia_dl.errors import StoreError
 
 __all__ = [
@@ -32,6 +32,7 @@ __all__ = [
     "FORMAT",
     "MODEL_FILE",
     "SUMS_FILE",
+    "check_format",
     "pack",
     "read_sums",
     "sha256_of",
@@ -72,7 +73,7 @@ def pack(record: Record, model: bytes | None = None) -> dict[str, bytes]:
     np.savez_compressed(buffer, allow_pickle=False, **{name: getattr(record, name) for name in _ARRAYS})
     files[PREDICTIONS_FILE] = buffer.getvalue()
     if record.traceback:
-        files[TRACEBACK_FILE] = record.traceback.encode("utf-8", "surrogateescape")
+        files[TRACEBACK_FILE] = record.traceback.encode("utf-8", "backslashreplace")
     if model is not None:
         files[MODEL_FILE] = model
     sums = "".join(f"{hashlib.sha256(content).hexdigest()}  {name}\n" for name, content in files.items())
@@ -99,11 +100,7 @@ def unpack(folder: Path, arrays: bool = True) -> Record | None:
             raise ValueError(f"{RECORD_FILE} is missing") from None
         return None
     saved = json.loads(content)
-    if saved["format"] != FORMAT:
-        raise StoreError(
-            f"{folder} has format {saved['format']!r}; this version reads {FORMAT}. "
-            "Use another store, or the version of leukemia-dl that wrote it."
-        )
+    check_format(folder, saved["format"])
     files = {RECORD_FILE: content}
     for name, expected in read_sums(folder).items():
         if name == MODEL_FILE:
@@ -122,7 +119,7 @@ def unpack(folder: Path, arrays: bool = True) -> Record | None:
             more = {name: found[name] for name in _ARRAYS}
         if HISTORY_FILE in files:
             more["history"] = pd.read_csv(io.BytesIO(files[HISTORY_FILE]))
-        more["traceback"] = files.get(TRACEBACK_FILE, b"").decode("utf-8", "surrogateescape")
+        more["traceback"] = files.get(TRACEBACK_FILE, b"").decode("utf-8", "replace")
     record = Record(
         Trial(**saved["trial"]),
         saved["status"],
@@ -142,6 +139,15 @@ def unpack(folder: Path, arrays: bool = True) -> Record | None:
         raise ValueError("its digest is not that of its trial")
     _check(record, arrays)
     return record
+
+
+def check_format(folder: Path, found: Any) -> None:
+    """Raise StoreError if a record is of another format."""
+    if found != FORMAT:
+        raise StoreError(
+            f"{folder} has format {found!r}; this version reads {FORMAT}. "
+            "Use another store, or the version of leukemia-dl that wrote it."
+        )
 
 
 def read_sums(folder: Path) -> dict[str, str]:
@@ -197,8 +203,17 @@ def _check(record: Record, arrays: bool) -> None:
     """Raise ValueError if a record that could be read makes no sense."""
     if record.status not in get_args(Status):
         raise ValueError(f"status is {record.status!r}")
-    if not all(isinstance(value, float | int) for value in record.metrics.values()):
-        raise ValueError("a metric is no number")
+    for what in (record.metrics, record.metrics_averaged):
+        if not all(isinstance(value, float | int) for value in what.values()):
+            raise ValueError("a metric is no number")
+    if record.status == "ok" and not {"accuracy", "loss"} <= record.metrics.keys():
+        raise ValueError("it has no accuracy or loss")
+    trial, texts = record.trial, (record.exception, record.message, record.trial.backbone, record.trial.protocol)
+    numbers = [trial.fold, trial.seed, *(record.row.get(name) for name in WHOLE_NUMBERS)]
+    if not all(isinstance(text, str) for text in texts) or not all(isinstance(n, int | None) for n in numbers):
+        raise ValueError("a text or a whole number is none")
+    if not isinstance(record.timings.get("seconds", 0.0), float | int):
+        raise ValueError("its seconds are no number")
     count = len(record.samples)
     lengths = {len(record.sides), len(record.labels), len(record.probabilities)}
     if arrays and record.status == "ok" and lengths != {count}:

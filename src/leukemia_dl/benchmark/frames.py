@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from leukemia_dl.benchmark.trial import Record
+from leukemia_dl.benchmark.trial import WHOLE_NUMBERS, Record
 from leukemia_dl.datasets import Dataset
 from leukemia_dl.evaluation import METRICS
 
@@ -15,10 +15,6 @@ __all__ = ["history_frame", "prediction_frame", "result_frame", "timing_frame"]
 
 CALIBRATED = ("temperature", "loss_calibrated", "brier_calibrated", "ece_calibrated")
 WATCHED = ("val_accuracy", "val_loss", "val_balanced_accuracy")
-_INTEGERS = (
-    "fold", "seed", "image_size", "epochs", "batch_size", "n_train", "n_val", "n_test", "groups_train", "groups_val",
-    "groups_test", "dropped", "threads", "crossing_identical", "crossing_same_cell", "crossing_group", "parameters",
-)  # fmt: skip
 
 
 def result_frame(records: Iterable[Record]) -> pd.DataFrame:
@@ -33,7 +29,7 @@ def result_frame(records: Iterable[Record]) -> pd.DataFrame:
             | {"traceback": f"trials/{record.trial.folder}/traceback.txt" if record.status == "failed" else ""}
         )
     frame = pd.DataFrame(rows, columns=None if rows else ["backbone", *columns, "status"])
-    return frame.astype({name: "Int64" for name in _INTEGERS if name in frame})
+    return frame.astype({name: "Int64" for name in WHOLE_NUMBERS if name in frame})
 
 
 def timing_frame(records: Iterable[Record]) -> pd.DataFrame:

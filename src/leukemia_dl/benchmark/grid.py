@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import Any
+from typing import Any, cast
 
 from leukemia_dl.benchmark.trial import Trial
-from leukemia_dl.datasets import Split
+from leukemia_dl.datasets import Dataset, Split, make_splits
+from leukemia_dl.datasets.protocols import WITH_FOLDS
 from leukemia_dl.errors import SettingsError
 from leukemia_dl.identity import CanonicalDict
 from leukemia_dl.models.spec import BackboneSpec
@@ -16,7 +17,7 @@ from leukemia_dl.plugins import DISTRIBUTION, Provided
 from leukemia_dl.preprocess import Pipeline
 from leukemia_dl.training.recipe import Recipe
 
-__all__ = ["Cell", "check_shard", "grid"]
+__all__ = ["Cell", "check_shard", "grid", "shard_of", "splits_of"]
 
 
 @dataclass(frozen=True)
@@ -99,6 +100,24 @@ def grid(
     return cells
 
 
+def splits_of(
+    dataset: Dataset, protocols: Sequence[str], folds: Sequence[int] | str | None, allow_leakage: bool
+) -> tuple[Split, ...]:
+    """Return the splits of every protocol; of several, those without folds are asked for none."""
+    splits: list[Split] = []
+    for name in protocols:
+        asked = folds if len(protocols) == 1 or name in WITH_FOLDS else None
+        # The split is part of the question, not of the answer's randomness: one for all seeds.
+        splits += make_splits(dataset, name, folds=cast(Any, asked), seed=0, allow_leakage=allow_leakage)
+    return tuple(splits)
+
+
+def shard_of(cells: Sequence[Cell], part: int, parts: int) -> list[Cell]:
+    """Return every n-th trial of a backbone and every n-th baseline: the latter cost little and should fill no part."""
+    nets = [cell for cell in cells if cell.spec is not None]
+    return [*nets, *(cell for cell in cells if cell.spec is None)][part - 1 :: parts]
+
+
 def check_shard(shard: str | Sequence[int] | None) -> tuple[int, int]:
     """Return (i, n) of "i/n" or a pair: this part, from 1, of how many; (1, 1) for None.
 
@@ -109,7 +128,7 @@ def check_shard(shard: str | Sequence[int] | None) -> tuple[int, int]:
         return 1, 1
     try:
         part, parts = map(int, shard.split("/") if isinstance(shard, str) else shard)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         part, parts = 0, 0
     if not 1 <= part <= parts:
         raise SettingsError(f"shard must be 'i/n' with i from 1 to n, such as '1/4'. Received: shard={shard!r}.")

@@ -255,6 +255,8 @@ def items(store: Store, *, failed: bool = False, models: bool = False) -> list[I
     kept = {path for path, _ in store.displaced()}  # the next run puts them back
     found = [_item("half-written", path) for path in hidden if _touched(path) < old and path not in kept]
     for path in paths_in(store.root / "unfinished"):
+        if path.is_file() and path.name.startswith("stop-") and _touched(path) < old:
+            found.append(_item("half-written", path))
         if path.is_dir() and _touched(path) < old and _status(store, path.name) in ("ok", "not_applicable"):
             found.append(_item("checkpoints", path))
     found += [_item("quarantined", path) for path in paths_in(store.root / "quarantine")]

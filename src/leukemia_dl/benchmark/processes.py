@@ -80,7 +80,8 @@ class Processes:
                     wait = 0.0 if ended else _POLL_SECONDS
                     for _ in range(events.qsize() + 1):
                         which, line = events.get(timeout=wait)
-                        running[which].hear(line)
+                        if which in running:  # not the last words of one that was buried
+                            running[which].hear(line)
                         wait = 0.0
                 for key in ended:
                     worker = running.pop(key)
@@ -111,6 +112,8 @@ class _Worker:
         self.own.mkdir()
         (self.own / TASK_FILE).write_bytes(packed(self.task))
         environment = dict(self.slot)
+        if self.shared.threads is not None:
+            environment["NPROC"] = str(self.shared.threads)  # what JAX goes by
         if self.task.trial.backend:
             environment["KERAS_BACKEND"] = self.task.trial.backend
         path = TrialLog.path(self.task)
@@ -152,14 +155,16 @@ class _Worker:
         """Hear the last words of a process that has ended, and end what it may have left behind."""
         self.kill()
         self._listener_thread.join(timeout=1.0)
-        for stream in (self.process.stdin, self.process.stdout):
+        # Something that it has started may hold the other end: then nobody can close this one, and nobody waits.
+        silent = not self._listener_thread.is_alive()
+        for stream in (self.process.stdin, *([self.process.stdout] if silent else [])):
             with contextlib.suppress(OSError):
                 stream.close()
 
     def outcome(self, shared: Shared, stopping: bool) -> Outcome:
         try:
             kind, value = pickle.loads((self.own / RESULT_FILE).read_bytes())
-        except (OSError, EOFError, pickle.UnpicklingError):
+        except Exception:  # none, or half of one
             kind, value = "failed", (*self._death(), "")
         shutil.rmtree(self.own, ignore_errors=True)
         if kind == "done":

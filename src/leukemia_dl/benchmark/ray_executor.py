@@ -95,7 +95,7 @@ class Ray(Submitted):
     def _submit(self, task: Task, handed: Any) -> Any:
         if not self._shared_folders:
             task = replace(task, checkpoints=None, logs=None, stop_file=None)
-        return _Pending(self._remote.remote(sys.path, packed(task), handed))
+        return _Pending(self._remote.remote([*map(str, sys.path)], packed(task), handed))
 
 
 class _Pending:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import re
 import sys
 import tempfile
 import time
@@ -133,7 +134,7 @@ def run_task(task: Task, shared: Shared, listener: Listener) -> tuple[Record, by
     blank = _blank(task.trial, task.split, shared.samples, shared.recipe.for_backbone(task.spec))
     if task.probe:
         return _probe(task, shared, blank), None
-    fitted: list[Pipeline] = []
+    fitted, started = list[Pipeline](), time.perf_counter()
 
     def run() -> _Outcome:
         fitted.append(images.pipeline(task.split))
@@ -146,8 +147,12 @@ def run_task(task: Task, shared: Shared, listener: Listener) -> tuple[Record, by
     provenance["metrics"] = dict(record.metrics)
     temperature = record.metrics.get("temperature", 1.0)
     classifier = Classifier(outcome.model, shared.samples.class_names, fitted[0], provenance, temperature)
-    with tempfile.TemporaryDirectory() as folder:
-        return record, Path(classifier.save(Path(folder) / "model.keras")).read_bytes()
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            return record, Path(classifier.save(Path(folder) / "model.keras")).read_bytes()
+    except Exception as error:  # a layer of a plugin that cannot say what it is
+        message = f"The net was trained but cannot be saved: {error}. Mend its layers, or run with save_models=False."
+        return _failed(blank, type(error).__name__, message, traceback.format_exc(), started), None
 
 
 def _probe(task: Task, shared: Shared, blank: Record) -> Record:
@@ -180,9 +185,14 @@ def _failed(blank: Record, exception: str, message: str, trace: str, started: fl
         status="failed",
         timings=_environment(started),
         exception=exception,
-        message=" ".join(message.split()),
-        traceback=trace or message,
+        message=" ".join(_printable(message).split()),
+        traceback=_printable(trace or message),
     )
+
+
+def _printable(text: str) -> str:
+    """Return a text that every file and terminal takes: no colours, and halves of characters written as such."""
+    return re.sub(r"\x1b\[[0-9;]*m", "", text).encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _recorded(blank: Record, split: Split, run: Callable[[], _Outcome]) -> tuple[Record, _Outcome | None]:
@@ -202,7 +212,7 @@ def _recorded(blank: Record, split: Split, run: Callable[[], _Outcome]) -> tuple
                 averaged = softmax(outcome.views).mean(axis=0)
                 calibrated = None if temperature is None else softmax(outcome.views / temperature).mean(axis=0)
                 metrics_averaged = _metrics(labels, averaged, sides, temperature, calibrated)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         return _failed(blank, type(error).__name__, str(error), traceback.format_exc(), started), None
     return replace(
         blank,

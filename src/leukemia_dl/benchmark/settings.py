@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from leukemia_dl.datasets import Dataset
-from leukemia_dl.errors import DataError, SettingsError, StoreError
+from leukemia_dl.errors import DataError, LeukemiaDLError, SettingsError, StoreError
 from leukemia_dl.plugins import installed_version
 from leukemia_dl.preprocess import Pipeline
 from leukemia_dl.training.backends import backend_name
@@ -52,7 +53,7 @@ def settings_of(bench: Benchmark) -> str:
             "save_models": bench.save_models,
             "device": bench.device,
             "threads": bench.threads,
-            "store": str(bench.store.root),
+            "store": str(bench.store.root.absolute()),
             "callbacks": callbacks,
         },
         "recipe": bench.recipe.to_dict(),
@@ -70,7 +71,7 @@ def write_settings(path: Path, text: str) -> None:
     aside = path.with_name(f".{path.name}-{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        aside.write_text(text, encoding="utf-8")
+        aside.write_text(text, encoding="utf-8", errors="backslashreplace")
         aside.replace(path)
     except OSError as error:
         raise StoreError(f"{path} cannot be written: {error.strerror or error}.") from error
@@ -90,7 +91,9 @@ def read_settings(path: Path, dataset: Dataset | None, root: str | Path | None) 
     """
     try:
         content = tomllib.loads(path.expanduser().read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise SettingsError(f"{path} cannot be read: {error.strerror or error}.") from error
+    except ValueError as error:
         raise SettingsError(f"{path} cannot be read as TOML: {error}.") from error
     said, asked, recipe = (_table(content, name, path) for name in ("dataset", "benchmark", "recipe"))
     unknown = sorted(set(content) - {"dataset", "benchmark", "recipe", "pipeline", "made_with"})
@@ -98,10 +101,17 @@ def read_settings(path: Path, dataset: Dataset | None, root: str | Path | None) 
     if unknown:
         raise SettingsError(f"{path} has the unknown setting {', '.join(map(repr, unknown))}. See Benchmark.to_toml.")
     _use_backend(_table(content, "made_with", path, needed=False).get("backend"), path)
+    for table, name in ((said, "name"), (said, "root"), (said, "fingerprint"), (asked, "store"), (asked, "device")):
+        if not isinstance(table.get(name, ""), str):
+            raise SettingsError(f"{path}: {name} must be text. Received: {table[name]!r}.")
     arguments: dict[str, Any] = {**asked, "recipe": Recipe.from_dict(recipe)}
     pipelines = _table(content, "pipeline", path, needed=False)
     if pipelines:
-        steps = {int(size): Pipeline.from_dict(values) for size, values in pipelines.items() if str(size).isdigit()}
+        steps = {
+            int(size): Pipeline.from_dict(values)
+            for size, values in pipelines.items()
+            if re.fullmatch("[0-9]{1,5}", size)
+        }
         arguments["pipeline"] = _Chosen(steps)
     if dataset is None:
         dataset = _load(said, root, path)
@@ -125,7 +135,13 @@ def _load(said: dict[str, Any], root: str | Path | None, path: Path) -> Dataset:
             f"The data set {said.get('name')!r} of {path} was not made by Dataset.load. Pass it: "
             "Benchmark.from_toml(path, dataset=...)."
         )
-    return Dataset.load(str(said.get("name")), root=root or said.get("root"), **said.get("options", {}))
+    options = _table(said, "options", path, needed=False)
+    try:
+        return Dataset.load(str(said.get("name")), root=root or said.get("root"), **options)
+    except (TypeError, ValueError) as error:
+        if isinstance(error, LeukemiaDLError):
+            raise
+        raise SettingsError(f"The data set of {path} cannot be loaded: {error}. Received: {said!r}.") from error
 
 
 def _compare(dataset: Dataset, said: dict[str, Any], path: Path) -> None:

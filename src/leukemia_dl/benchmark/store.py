@@ -15,6 +15,7 @@ import contextlib
 import errno
 import json
 import logging
+import os
 import random
 import shutil
 import tempfile
@@ -25,13 +26,23 @@ from pathlib import Path
 
 import pandas as pd
 
-from leukemia_dl.benchmark.files import DAMAGE, FORMAT, MODEL_FILE, pack, read_sums, sync, unpack, write_file
+from leukemia_dl.benchmark.files import (
+    DAMAGE,
+    FORMAT,
+    MODEL_FILE,
+    check_format,
+    pack,
+    read_sums,
+    sync,
+    unpack,
+    write_file,
+)
 from leukemia_dl.benchmark.trial import Record, Trial
 from leukemia_dl.errors import DamagedRecordError, StoreError
 
 __all__ = ["Store"]
 
-_ATTEMPTS = 200
+_ATTEMPTS, _LOOKS = 200, 3
 _OLD = "-old"
 _log = logging.getLogger(__name__)
 
@@ -69,10 +80,11 @@ class Store:
                 old.rename(place)
         for file in self.trials.glob("[!.]*/record.json"):
             # Now, and not when the tables are written after hours of training. Damage is the business of `take`.
-            with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+            found = FORMAT
+            with contextlib.suppress(OSError, *DAMAGE):
                 found = json.loads(file.read_bytes())["format"]
-                if found != FORMAT:
-                    unpack(file.parent)
+            if found != FORMAT:
+                check_format(file.parent, found)
 
     def displaced(self) -> list[tuple[Path, Path]]:
         """Return records that were moved away by a writer who was then killed, and where they belong."""
@@ -104,6 +116,13 @@ class Store:
             return []
         return sorted(path.name for path in self.trials.iterdir() if not path.name.startswith(".") and path.is_dir())
 
+    def state(self) -> list[tuple[str, int]]:
+        """Return what changes whenever a record comes, goes or is replaced."""
+        if not self.trials.is_dir():
+            return []
+        with os.scandir(self.trials) as found:
+            return sorted((entry.name, entry.inode()) for entry in found if not entry.name.startswith("."))
+
     def read(self, trial: Trial, arrays: bool = True) -> Record | None:
         """Return the record of a trial, or None if there is none.
 
@@ -121,20 +140,24 @@ class Store:
     def read_folder(self, name: str, arrays: bool = True) -> Record | None:
         """Return the record in a folder of `trials`, whichever grid it is of; likewise."""
         folder = self.trials / name
-        try:
-            return unpack(folder, arrays)
-        except StoreError:
-            raise
-        except (*DAMAGE, OSError) as error:
-            raise DamagedRecordError(
-                f"{folder} is damaged ({type(error).__name__}: {error}). `run` puts it into quarantine and runs the "
-                "trial again."
-            ) from error
+        for attempt in range(_LOOKS):
+            try:
+                return unpack(folder, arrays)
+            except StoreError:
+                raise
+            except (*DAMAGE, OSError) as caught:
+                # Another driver may be replacing it at this moment.
+                error = caught
+                time.sleep(0.02 * (attempt + 1 < _LOOKS))
+        raise DamagedRecordError(
+            f"{folder} is damaged ({type(error).__name__}: {error}). `run` puts it into quarantine and runs the "
+            "trial again."
+        ) from error
 
     def take(self, trial: Trial) -> Record | None:
-        """Return the record of a trial; one that is damaged is put into quarantine, with a warning, and is None."""
+        """Return the record of a trial without its arrays; a damaged one goes to quarantine, with a warning: None."""
         try:
-            return self.read(trial)
+            return self.read(trial, arrays=False)
         except DamagedRecordError as error:
             place = self.quarantine(trial.folder)
             _log.warning("%s It was moved to %s.", str(error).partition(" `run`")[0], place)
@@ -147,6 +170,9 @@ class Store:
             place.parent.mkdir(exist_ok=True)
             with contextlib.suppress(FileNotFoundError):  # another driver was faster
                 (self.trials / name).replace(place)
+            with contextlib.suppress(*DAMAGE, OSError):
+                if unpack(place) is not None:  # it was replaced by a whole one in the last moment
+                    place.rename(self.trials / name)
         except OSError as error:
             raise StoreError(f"{self.trials / name} is damaged and cannot be moved: {error}.") from error
         return place

@@ -15,8 +15,14 @@ from numpy.typing import NDArray
 
 from leukemia_dl.identity import canonical_json
 
-__all__ = ["Record", "Status", "Trial"]
+__all__ = ["WHOLE_NUMBERS", "Record", "Status", "Trial"]
 
+# Columns of a row.
+WHOLE_NUMBERS = (
+    "fold", "seed", "image_size", "epochs", "batch_size", "n_train", "n_val", "n_test", "groups_train", "groups_val",
+    "groups_test", "dropped", "threads", "crossing_identical", "crossing_same_cell", "crossing_group", "parameters",
+)  # fmt: skip
+_LONGEST = 150
 Status = Literal["ok", "failed", "not_applicable"]
 
 
@@ -68,7 +74,8 @@ class Trial:
         parts = [self.backbone, self.protocol]
         parts += [f"fold{self.fold}"] if self.fold is not None else []
         parts += [f"seed{self.seed}"] if self.seed is not None else []
-        return re.sub(r"[^A-Za-z0-9_.-]", "_", "-".join([*parts, self.digest[:12]]))
+        # No file system takes names of more than 255 characters, and this one gets a suffix at times.
+        return f"{re.sub(r'[^A-Za-z0-9_.-]', '_', '-'.join(parts))[:_LONGEST]}-{self.digest[:12]}"
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values."""

@@ -11,6 +11,8 @@ import contextlib
 import json
 import os
 import pickle
+import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -58,7 +60,7 @@ def packed(value: Any, buffers: list[Any] | None = None) -> bytes:
 def start(folder: Path, task_folder: Path, environment: Mapping[str, str], log: IO[bytes] | int) -> Any:
     """Start a worker; `folder` holds what is shared, `task_folder` its task."""
     return subprocess.Popen(
-        [sys.executable, "-c", _PROGRAM, json.dumps(sys.path), str(folder), str(task_folder)],
+        [sys.executable, "-c", _PROGRAM, json.dumps([*map(str, sys.path)]), str(folder), str(task_folder)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=log,
@@ -81,7 +83,7 @@ def prepare_elsewhere(precision: str, device: str) -> None:
         "try: prepare(sys.argv[2], sys.argv[3])\n"
         "except LeukemiaDLError as error: print(json.dumps([type(error).__name__, str(error)]))"
     )
-    command = [sys.executable, "-c", program, json.dumps(sys.path), precision, device]
+    command = [sys.executable, "-c", program, json.dumps([*map(str, sys.path)]), precision, device]
     answer = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
     if answer:
         name, message = json.loads(answer.splitlines()[-1])
@@ -184,7 +186,7 @@ class _Events:
 
 def main(folder: str, task_folder: str) -> None:
     """Run the task of a folder, in a process that `start` has started."""
-    threading.Thread(target=_end_with_driver, daemon=True).start()
+    threading.Thread(target=_end_with_driver, args=(folder,), daemon=True).start()
     events = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # whatever a plugin prints belongs to the log
     try:
@@ -205,8 +207,13 @@ def main(folder: str, task_folder: str) -> None:
     os._exit(0)
 
 
-def _end_with_driver() -> None:
+def _end_with_driver(folder: str) -> None:
+    """Wait for the driver's end, then clean up after it and end this process with all that it has started."""
     with contextlib.suppress(OSError):
         while os.read(0, 1024):
             pass
+    shutil.rmtree(folder, ignore_errors=True)
+    with contextlib.suppress(OSError, AttributeError):
+        if os.getpgrp() == os.getpid():
+            os.killpg(os.getpid(), signal.SIGKILL)
     os._exit(1)

@@ -247,5 +247,19 @@ def _print_results(bench: Any, frame: Any) -> None:
     formats = dict.fromkeys(["accuracy", "loss", "balanced_accuracy", "weighted_f1", "auroc"], ".3f")
     kind = "synthetic cells, not real ones" if bench.dataset.info.synthetic else bench.dataset.info.title
     options.print_table(shown, formats, title=f"Test side, {bench.protocol} ({kind})")
+    if len(bench.protocols) > 1:
+        _print_inflation(bench)
+    left = int((~bench.plan()["status"].isin(["ok", "not_applicable", "failed"])).sum())
+    if left:
+        typer.echo(f"{left} trials of this grid are not in the store yet.")
     for row in frame[frame["status"] != "ok"].itertuples():
         typer.echo(f"{row.trial}: {row.status}: {': '.join(filter(None, (row.exception, row.message)))}")
+
+
+def _print_inflation(bench: Any) -> None:
+    """Say what a protocol that leaks adds, where there are two and one of them does."""
+    from leukemia_dl.reporting.pictures import inflation_of
+
+    found = inflation_of(bench, bench.predictions())
+    for sentence in found["sentence"] if len(found) else ():
+        typer.echo(f"- {sentence}")

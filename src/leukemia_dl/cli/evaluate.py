@@ -50,7 +50,7 @@ def evaluate(
     if csv is not None and csv.exists() and predictions.exists() and csv.samefile(_file(predictions)):
         raise SettingsError(f"--csv {csv} is the file of predictions itself: give another name.")
     frame, costs = _read(predictions)
-    frame = frame if protocol is None else _of_protocol(frame, protocol)
+    frame = _of_protocol(frame, protocol)
     frame = evaluation.count_once(frame) if once else frame
     settings: dict[str, Any] = {"level": level, "estimand": estimand, "side": side}
     table = evaluation.leaderboard(frame, metric, **costs, **settings)
@@ -83,8 +83,12 @@ def evaluate(
         typer.echo(f"\nEvery metric: {csv}")
 
 
-def _of_protocol(frame: pd.DataFrame, name: str) -> pd.DataFrame:
+def _of_protocol(frame: pd.DataFrame, name: str | None) -> pd.DataFrame:
     known = sorted(frame["protocol"].astype(str).unique()) if "protocol" in frame else []
+    if name is None and len(known) > 1:
+        raise DataError(f"The predictions are of the protocols {', '.join(known)}: choose one by --protocol.")
+    if name is None:
+        return frame
     if name not in known:
         raise unknown_name("protocol", name, known, "These are the protocols that the predictions are of.")
     return frame[frame["protocol"] == name]

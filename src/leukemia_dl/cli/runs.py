@@ -31,6 +31,7 @@ def show_all(store: StoreFolder) -> None:
     for entry in found:
         said = {**entry.record.metrics, **entry.record.timings} if entry.record else {}
         row: dict[str, Any] = {"trial": entry.name, "status": entry.status}
+        row["recipe"] = (entry.record.row.get("recipe") or "") if entry.record else ""
         row |= {name: float(said.get(name, "nan")) for name in ("accuracy", "loss", "seconds")}
         row["finished"] = said.get("finished", "")
         rows.append(row | {"size": f"{_size(entry.size):>8}", "model": "yes" if entry.model else "no"})

@@ -26,6 +26,7 @@ __all__ = [
     "LEAK",
     "ON_FOLDS",
     "PROTOCOLS",
+    "WITH_FOLDS",
     "Draft",
     "IntArray",
     "Pool",
@@ -37,6 +38,7 @@ FEW_GROUPS = 5
 """With fewer groups of a class than this, a side is flagged: its figures hang on a handful of patients."""
 LEAK = 'protocol="random", allow_leakage=True (command line: --protocol random --allow-leakage)'
 ON_FOLDS = ("official", "official_clean", "source_v1")
+WITH_FOLDS = (*ON_FOLDS, "kfold")
 _UNGROUPED = ("fixed", "random")
 IntArray = NDArray[np.int64]
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import inspect
-from typing import TYPE_CHECKING
+import re
+from typing import TYPE_CHECKING, Any, cast
 
 from leukemia_dl.errors import PluginError, unknown_name
 from leukemia_dl.models.spec import BackboneSpec
@@ -19,6 +21,7 @@ BUILTIN = tuple(
     f"leukemia_dl.models.builtin.{name}"
     for name in ("cnn", "inception_v3", "resnet50", "source_cnn", "vgg16", "xception")
 )
+_DEPTH = 5
 _registered: dict[str, BackboneSpec] = {}
 
 
@@ -94,12 +97,31 @@ def backbone_table() -> pd.DataFrame:
 
 
 def _version(spec: BackboneSpec) -> str:
-    """Return a version for what has none: a digest of the builder's source, so that a changed one is another."""
+    """Return a version for what has none: a digest of the builder's source and of what it was made with.
+
+    A changed builder is another one, and so is one of a factory with other values. Functions that it calls by a global
+    name are not followed.
+    """
     try:
-        source = inspect.getsource(spec.build)
+        source = _source(spec.build)
     except (OSError, TypeError):
         return "unversioned"
     return f"source {hashlib.sha256(source.encode()).hexdigest()[:8]}"
+
+
+def _source(value: Any, depth: int = 0) -> str:
+    """Return the source of a function with its defaults and what it encloses; of anything else its repr."""
+    if isinstance(value, functools.partial):
+        return "\n".join(_source(part, depth) for part in (value.func, value.args, sorted(value.keywords.items())))
+    if depth < _DEPTH and callable(value) and not isinstance(value, type):
+        function = inspect.unwrap(cast(Any, getattr(value, "__func__", value)))
+        cells = [cell.cell_contents for cell in getattr(function, "__closure__", None) or ()]
+        held = [getattr(function, "__defaults__", None), getattr(function, "__kwdefaults__", None), *cells]
+        owner = getattr(value, "__self__", None) if inspect.isroutine(value) else value
+        held.append(sorted(vars(owner).items()) if hasattr(owner, "__dict__") else None)
+        source = inspect.getsource(function if inspect.isroutine(function) else type(function))
+        return "\n".join([source, *(_source(part, depth + 1) for part in held if part is not None)])
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(value))
 
 
 def _provided() -> list[Provided]:

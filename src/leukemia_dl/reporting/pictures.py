@@ -20,7 +20,7 @@ from leukemia_dl.reporting.plots import plot_comparison, plot_inflation, plot_le
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["write_pictures"]
+__all__ = ["inflation_of", "write_pictures"]
 
 _SAMPLES = 12
 
@@ -48,7 +48,7 @@ def write_pictures(benchmark: Benchmark) -> list[Path]:
         drawn["comparison.png"] = lambda: plot_comparison(results, title=f"Test side: {title}")
     if len(predictions):
         benchmark.store.write_text("predictions.csv", predictions.to_csv(index=False, lineterminator="\n"))
-    added = _inflation(benchmark, predictions)
+    added = inflation_of(benchmark, predictions)
     if len(added):
         benchmark.store.write_text("inflation.csv", added.to_csv(index=False, lineterminator="\n"))
         if added["difference"].notna().any():
@@ -66,7 +66,7 @@ def write_pictures(benchmark: Benchmark) -> list[Path]:
     return paths
 
 
-def _inflation(benchmark: Benchmark, predictions: pd.DataFrame) -> pd.DataFrame:
+def inflation_of(benchmark: Benchmark, predictions: pd.DataFrame) -> pd.DataFrame:
     """Return what the one protocol that leaks adds to the one that does not; no rows where they are not such two."""
     apart = {
         name: all(GROUP_DISJOINT in split.guarantees for split in benchmark.splits if split.protocol == name)

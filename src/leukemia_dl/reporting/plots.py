@@ -124,7 +124,7 @@ def plot_inflation(table: pd.DataFrame, title: str = "") -> Figure:
     left, right = figure.subplots(1, 2, sharey=True, width_ratios=(1.15, 1))
     places = np.arange(len(rows))
     values, differences = rows[["value_honest", "value_leaky"]].to_numpy(float), rows["difference"].to_numpy(float)
-    left.hlines(places, *np.sort(values, axis=1).T, color="#9A9A9A", lw=2.5, zorder=1)
+    left.hlines(places, *np.sort(values, axis=1).T, color="#C8C8C8", lw=1, zorder=1)
     for column, (name, colour, marker) in enumerate(((honest, HONEST_COLOUR, "o"), (leaky, LEAKY_COLOUR, "D"))):
         # The first is larger, so that equal values are seen to be two.
         left.plot(values[:, column], places, marker, color=colour, label=name, markersize=9 - 4 * column)
@@ -149,8 +149,14 @@ def plot_inflation(table: pd.DataFrame, title: str = "") -> Figure:
         axes.set_axisbelow(True)
         axes.margins(x=0.08)
     what = f"{label} under {leaky}, beside {honest} on the same images"
-    unit = "groups" if "low" in rows else "images, taken as independent"
-    _head(figure, f"{title}\n{what}" if title else what, f"line: interval over {unit}; grey: floors; descriptive")
+    grouped = "low" in rows
+    counts = sorted({int(count) for count in rows["images"]})
+    on = f"{counts[0]:,}" if len(counts) == 1 else f"{counts[0]:,} to {counts[-1]:,}"
+    line = f"line: interval over {'groups' if grouped else 'images, taken as independent'}"
+    if not np.isfinite(ends).any():
+        line = f"no interval: {rows['reason'].iloc[0]}"
+    note = f"On the {on} images that both have predicted. Right: {line}; grey: floors; descriptive"
+    _head(figure, f"{title}\n{what}" if title else what, note)
     return figure
 
 

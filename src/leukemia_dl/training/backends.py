@@ -144,8 +144,12 @@ def _set_threads(backend: str, threads: int) -> int:
 
         torch.set_num_threads(threads)
         return threads
-    # JAX reads it once, when its CPU client is made.
-    return int(os.environ.setdefault("NPROC", str(threads)))
+    # JAX reads it once, when its client is made. There is no public way to ask whether that has happened.
+    from jax._src import xla_bridge
+
+    if not xla_bridge.backends_are_initialized():
+        os.environ["NPROC"] = str(threads)
+    return int(os.environ.get("NPROC", core_count()))
 
 
 def check_device(device: object) -> str:
