@@ -344,16 +344,32 @@ def test_ctrl_c_twice_stops_at_once_and_ends_what_hangs(synthetic_root, tmp_path
     assert not workers_of(tmp_path)
 
 
-def test_no_worker_outlives_its_driver(synthetic_root, tmp_path):
+def children_of(store):
+    """Programs that hanging trials have started, as far as they live."""
+    found = []
+    for log in Path(store).glob("logs/*/log.txt"):
+        numbers = [int(line.split()[1]) for line in log.read_text().splitlines() if line.startswith("child")]
+        for number in numbers:
+            with contextlib.suppress(OSError):
+                os.kill(number, 0)
+                found.append(number)
+    return found
+
+
+def test_nothing_outlives_its_driver(synthetic_root, tmp_path, monkeypatch):
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
     with driver(synthetic_root, tmp_path, names="hangs") as process:
-        while not workers_of(tmp_path):
+        while not children_of(tmp_path):
             assert process.poll() is None
             time.sleep(0.05)
+        assert list((tmp_path / "tmp").glob("leukemia-dl-*"))
         process.kill()
         end = time.monotonic() + 20
-        while workers_of(tmp_path):
-            assert time.monotonic() < end, "it lives on"
+        while workers_of(tmp_path) or children_of(tmp_path):
+            assert time.monotonic() < end, "something lives on"
             time.sleep(0.05)
+        assert not list((tmp_path / "tmp").glob("leukemia-dl-*"))
 
 
 def test_two_drivers_on_one_store_lose_nothing_and_count_nothing_twice(dataset, synthetic_root, tmp_path):

@@ -151,3 +151,34 @@ def test_the_backend_of_the_file_is_chosen_where_nobody_has(dataset, tmp_path):
     environment = {name: value for name, value in os.environ.items() if name != "KERAS_BACKEND"}
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
     assert "KERAS_BACKEND must be one of" in ran.stdout
+
+
+def leaves(table, path=()):
+    for name, value in table.items():
+        yield (*path, name)
+        if isinstance(value, dict):
+            yield from leaves(value, (*path, name))
+
+
+def test_no_wrong_type_anywhere_ends_in_a_traceback(dataset, tmp_path):
+    """Every key of the file, with values of every other type."""
+    import copy
+
+    import tomli_w
+
+    content = tomllib.loads(bench(dataset, tmp_path / "s", callbacks=ldl.training.callbacks.tensorboard).to_toml())
+    draw, refused = np.random.default_rng(0), 0
+    values = [5, -1.5, "x", "", "\u00b2", True, [], {}, ["x"], [[1]], [{}], {"x": 1}, "a\x00b"]
+    for path in leaves(content):
+        for value in draw.permutation(len(values))[:4]:
+            changed = copy.deepcopy(content)
+            table = changed
+            for name in path[:-1]:
+                table = table[name]
+            table[path[-1]] = values[value]
+            (tmp_path / "x.toml").write_text(tomli_w.dumps(changed))
+            try:
+                ldl.Benchmark.from_toml(tmp_path / "x.toml", dataset=None if path[0] == "dataset" else dataset)
+            except ldl.errors.LeukemiaDLError:
+                refused += 1
+    assert refused > 100

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 import time
 from pathlib import Path
 
@@ -35,6 +36,8 @@ def killed(inputs, weights):
 
 
 def hangs(inputs, weights):
+    child = subprocess.Popen(["sleep", "3600"])
+    print("child", child.pid, flush=True)
     time.sleep(3600)
 
 
