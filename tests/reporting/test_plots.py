@@ -52,6 +52,8 @@ INFLATION = pd.DataFrame(
         "difference": [0.2, -0.02, 0.0, np.nan],
         "low": [0.1, -0.1, np.nan, np.nan],
         "high": [0.3, 0.06, np.nan, np.nan],
+        "images": [30, 30, 28, 0],
+        "reason": ["", "", "fewer than 5 groups", "no image in common"],
     }
 )
 
@@ -146,6 +148,7 @@ def test_inflation_draws_both_values_and_their_difference():
     assert differences[0].get_color() != differences[1].get_color()  # a floor recedes
     title = figure.get_suptitle()
     assert title.startswith("Synthetic cells, not real ones\nBalanced accuracy under random, beside kfold")
+    assert "On the 28 to 30 images that both have predicted" in figure.get_supxlabel()
     assert "interval over groups" in figure.get_supxlabel()
     figure.savefig(io.BytesIO(), format="png")
 
@@ -154,6 +157,8 @@ def test_inflation_without_subjects_or_differences():
     images = INFLATION.rename(columns={"low": "low_image_level", "high": "high_image_level"})
     assert "taken as independent" in plot_inflation(images).get_supxlabel()
     assert plot_inflation(images).get_suptitle() == "Balanced accuracy under random, beside kfold on the same images"
+    without = INFLATION[2:].assign(backbone=["cnn", "apart"])
+    assert "no interval: fewer than 5 groups" in plot_inflation(without).get_supxlabel()
     for nothing in (INFLATION[3:], pd.DataFrame()):
         with pytest.raises(DataError, match="No difference to draw"):
             plot_inflation(nothing)
