@@ -13,7 +13,6 @@ import time
 import uuid
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -21,7 +20,7 @@ from leukemia_dl.benchmark.files import MODEL_FILE, SUMS_FILE, read_sums, sha256
 from leukemia_dl.benchmark.store import Store
 from leukemia_dl.benchmark.trial import Record
 from leukemia_dl.errors import DamagedRecordError, SettingsError, StoreError, UnknownNameError
-from leukemia_dl.progress import parallel_map, track
+from leukemia_dl.progress import track
 
 __all__ = ["Entry", "Finding", "Item", "Verification", "delete", "entries", "find_trial", "items", "open_store",
            "paths_in", "remove_model", "size_of", "verify"]  # fmt: skip
@@ -181,7 +180,8 @@ def verify(store: Store) -> Verification:
     A damaged net is seen here alone: reading a record leaves it out, since it may be large.
     """
     names = store.names()
-    checked = parallel_map(partial(_verify_twice, store), names, "Checking records")
+    # One after the other: Python 3.11 parses the headers of arrays wrongly in several threads, now and then.
+    checked = [_verify_twice(store, name) for name in track(names, len(names), "Checking records")]
     there = [found for found in checked if found is not None]
     files, size = sum(found[0] for found in there), sum(found[1] for found in there)
     return Verification(len(there), files, size, tuple(finding for found in there for finding in found[2]))
