@@ -140,7 +140,7 @@ def test_the_lists_and_the_doctor(tmp_path):
         (["--protocol", ",", *SIZES, *FAST], "protocol must name at least one"),
         (["--threads", "0", *SIZES, *FAST], "threads must be a whole number from 1 on"),
         (["--time-limit", "0", *SIZES, *FAST], "time_limit must be seconds above 0"),
-        (["mine.toml"], "mine.toml cannot be read as TOML: [Errno 2] No such file"),
+        (["mine.toml"], "mine.toml cannot be read: No such file or directory"),
         (["mine.toml", "--seeds", "0"], "--seeds is said by the file mine.toml: change it there"),
         (["mine.toml", "-o", "subjects=3", "--plan"], "--option is said by the file mine.toml"),
         (["runs/first"], "SETTINGS is a .toml file, such as the settings.toml of a store. Received: 'runs/first'"),
@@ -348,10 +348,12 @@ def test_shards_of_several_protocols_make_one_table(synthetic_root, tmp_path):
     arguments += ["--protocol", "official_clean, holdout", "--threads", "1", "--executor", "in-process"]
     half = run(*arguments, "--shard", "1/2")
     assert half.returncode == 0, half.stderr
-    assert "[4/4] cnn holdout seed 0: accuracy " in half.stderr
+    assert "[4/4] cnn official_clean fold 2 seed 0: accuracy " in half.stderr
+    assert "4 trials of this grid are not in the store yet" in half.stdout
     assert len(pd.read_csv(tmp_path / "s" / "results.csv")) == 4
     whole = run(*arguments, "--shard", "2/2")
     assert whole.returncode == 0, whole.stderr
+    assert "not in the store yet" not in whole.stdout
     results = pd.read_csv(tmp_path / "s" / "results.csv")
     assert list(results["protocol"]) == ["official_clean"] * 4 + ["holdout"] * 4
     assert set(results["threads"].dropna()) == {1}

@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import shutil
+import threading
 import time
 import uuid
 from collections.abc import Iterator, Sequence
@@ -38,6 +39,8 @@ _CHUNK = 32
 _FEW = 1_000
 _NAMED = 10
 _ABANDONED_SECONDS = 86_400
+# Numpy parses the header as Python, which Python 3.11 gets wrong in several threads, now and then (SystemError).
+_ONE_AT_A_TIME = threading.Lock()
 _log = logging.getLogger(__name__)
 _Job = tuple[int, str, Stamp]
 _Problem = tuple[int, str]
@@ -323,7 +326,8 @@ class _Filling:
     pipeline: Pipeline
 
     def __call__(self, jobs: Sequence[_Job]) -> list[_Problem]:
-        target = np.load(self.path, mmap_mode="r+")
+        with _ONE_AT_A_TIME:
+            target = np.load(self.path, mmap_mode="r+")
         problems = []
         for place, path, expected in jobs:
             try:
