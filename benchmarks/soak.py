@@ -1,4 +1,4 @@
-"""A grid of 48 trials whose driver and workers are killed at 100 random moments; about 20 minutes.
+"""A grid of 48 trials whose driver and workers are killed at 100 random moments; about 12 to 16 minutes.
 
 python benchmarks/soak.py [--kills 100] [--seeds 16] [--longest 10]
 """
