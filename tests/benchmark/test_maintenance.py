@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import json
 import math
 import os
 import time
@@ -18,6 +17,7 @@ from leukemia_dl.benchmark.maintenance import delete, entries, find_trial, items
 from leukemia_dl.benchmark.store import Store
 from leukemia_dl.benchmark.trial import Record, Trial
 from leukemia_dl.errors import SettingsError, StoreError, UnknownNameError
+from records import rewrite
 
 TRIAL = Trial("backbone", "cnn", "p", "1", None, "d", "s", {"steps": []}, {"epochs": 1}, 0, "tensorflow", "official", 2)
 RECORD = Record(
@@ -53,15 +53,6 @@ def store(tmp_path):
     store.logs(FAILED.trial).mkdir(parents=True)
     (store.logs(FAILED.trial) / "log.txt").write_text("begins\n")
     return store
-
-
-def rewrite(folder, change):
-    """Change what a record says, with checksums that fit."""
-    path = folder / "record.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | change))
-    names = [line.split()[1] for line in (folder / "SHA256SUMS").read_text().splitlines()]
-    sums = [f"{hashlib.sha256((folder / name).read_bytes()).hexdigest()}  {name}\n" for name in names]
-    (folder / "SHA256SUMS").write_text("".join(sums))
 
 
 def age(path: Path, hours: float = 2.0) -> Path:

@@ -1,7 +1,6 @@
 import contextlib
 import dataclasses
 import errno
-import hashlib
 import json
 import logging
 import math
@@ -20,6 +19,7 @@ from leukemia_dl.benchmark.files import read_sums, sha256_of
 from leukemia_dl.benchmark.store import Store
 from leukemia_dl.benchmark.trial import Record, Trial
 from leukemia_dl.errors import DamagedRecordError, StoreError
+from records import rewrite
 
 TRIAL = Trial("backbone", "cnn", "p", "1", None, "d", "s", {"steps": []}, {"epochs": 1}, 0, "tensorflow", "official", 2)
 RECORD = Record(
@@ -41,15 +41,6 @@ def store(tmp_path):
     store = Store(tmp_path / "store")
     store.create()
     return store
-
-
-def rewrite(folder, change):
-    """Change what a record says, with checksums that fit."""
-    path = folder / "record.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | change))
-    names = [line.split()[1] for line in (folder / "SHA256SUMS").read_text().splitlines()]
-    sums = [f"{hashlib.sha256((folder / name).read_bytes()).hexdigest()}  {name}\n" for name in names]
-    (folder / "SHA256SUMS").write_text("".join(sums))
 
 
 def entries(store):
