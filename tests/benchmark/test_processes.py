@@ -1,9 +1,7 @@
 """A process per trial: what a trial does to itself happens to no other, and its results are those of any executor."""
 
-import contextlib
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -263,130 +261,6 @@ def test_a_time_limit_in_this_process_is_seen_after_an_epoch_and_the_fit_goes_on
     assert not (tmp_path / "unfinished").exists()
 
 
-PROGRAM = f"""
-import sys
-sys.path.insert(0, {str(HELPERS)!r})
-import dataclasses, signal
-import grids
-import leukemia_dl as ldl
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
-names = grids.register(*(getattr(grids, name) for name in sys.argv[4].split(",")))
-recipe = dataclasses.replace(grids.RECIPE, epochs=int(sys.argv[5]))
-bench = ldl.Benchmark(grids.dataset(sys.argv[1]), names, recipe=recipe, store=sys.argv[2], seeds=[0, 1])
-try:
-    frame = bench.run(executor=sys.argv[3])
-    print(*frame["status"])
-except KeyboardInterrupt:
-    print("stopped")
-"""
-
-
-@contextlib.contextmanager
-def driver(root, store, executor="processes", names="tiny", epochs=2):
-    arguments = [sys.executable, "-c", PROGRAM, str(root), str(store), executor, names, str(epochs)]
-    process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.communicate()
-
-
-def workers_of(store):
-    """The processes that logs of a store name, as far as they live."""
-    found = []
-    for log in Path(store).glob("logs/*/log.txt"):
-        for line in log.read_text().splitlines():
-            if "begins in process" in line:
-                number = int(line.split()[-1])
-                with contextlib.suppress(OSError):
-                    os.kill(number, 0)
-                    found.append(number)
-    return found
-
-
-@pytest.mark.parametrize("executor", ["processes", "in-process"])
-def test_ctrl_c_once_ends_after_the_epoch_and_the_next_run_goes_on_to_the_same_table(
-    synthetic_root, tmp_path, executor
-):
-    with driver(synthetic_root, tmp_path, executor, epochs=400) as process:
-        for line in process.stderr:
-            if "epoch 3/400" in line:
-                break
-        process.send_signal(signal.SIGINT)
-        output, errors = process.communicate(timeout=60)
-    assert output.split() == ["stopped"]
-    assert "Stopping after this epoch; Ctrl-C again stops at once." in errors
-    assert "Traceback" not in errors
-    table = pd.read_csv(tmp_path / "results.csv")
-    assert set(table["backbone"]) == {"majority", "cell_size", "cell_colour"}
-    (checkpoint,) = tmp_path.glob("unfinished/*/fit.npz")
-    assert not workers_of(tmp_path) or executor == "in-process"
-    epochs = [line for line in next(tmp_path.glob("logs/*/log.txt")).read_text().splitlines() if " epoch " in line]
-    assert 3 <= len(epochs) < 400
-    assert checkpoint.stat().st_size > 0
-    with driver(synthetic_root, tmp_path, executor, epochs=400) as process:
-        line = next(line for line in process.stderr if "epoch " in line)
-        assert f"epoch {len(epochs) + 1}/400" in line
-
-
-def test_ctrl_c_twice_stops_at_once_and_ends_what_hangs(synthetic_root, tmp_path):
-    with driver(synthetic_root, tmp_path, names="hangs") as process:
-        while not workers_of(tmp_path):
-            assert process.poll() is None
-            time.sleep(0.05)
-        time.sleep(0.3)
-        process.send_signal(signal.SIGINT)
-        time.sleep(0.5)
-        assert process.poll() is None
-        process.send_signal(signal.SIGINT)
-        assert process.communicate(timeout=30)[0].split() == ["stopped"]
-    assert not workers_of(tmp_path)
-
-
-def children_of(store):
-    """Programs that hanging trials have started, as far as they live."""
-    found = []
-    for log in Path(store).glob("logs/*/log.txt"):
-        numbers = [int(line.split()[1]) for line in log.read_text().splitlines() if line.startswith("child")]
-        for number in numbers:
-            with contextlib.suppress(OSError):
-                os.kill(number, 0)
-                found.append(number)
-    return found
-
-
-def test_nothing_outlives_its_driver(synthetic_root, tmp_path, monkeypatch):
-    (tmp_path / "tmp").mkdir()
-    monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
-    with driver(synthetic_root, tmp_path, names="hangs") as process:
-        while not children_of(tmp_path):
-            assert process.poll() is None
-            time.sleep(0.05)
-        assert list((tmp_path / "tmp").glob("leukemia-dl-*"))
-        process.kill()
-        end = time.monotonic() + 20
-        while workers_of(tmp_path) or children_of(tmp_path):
-            assert time.monotonic() < end, "something lives on"
-            time.sleep(0.05)
-        assert not list((tmp_path / "tmp").glob("leukemia-dl-*"))
-
-
-def test_two_drivers_on_one_store_lose_nothing_and_count_nothing_twice(dataset, synthetic_root, tmp_path):
-    with (
-        driver(synthetic_root, tmp_path / "two", names="tiny,talks") as one,
-        driver(synthetic_root, tmp_path / "two", names="tiny,talks") as other,
-    ):
-        for process in (one, other):
-            output, errors = process.communicate(timeout=300)
-            assert output.split() == ["ok"] * 7, errors
-    with driver(synthetic_root, tmp_path / "alone", "in-process", "tiny,talks") as alone:
-        alone.communicate(timeout=300)
-    tables = [(tmp_path / name / "results.csv").read_bytes() for name in ("two", "alone")]
-    assert tables[0] == tables[1]
-    assert len(list((tmp_path / "two" / "trials").iterdir())) == 7
-
-
 def test_shards_are_parts_of_one_grid(dataset, tmp_path, expected):
     made = bench(dataset, tmp_path, folds=[0, 2])
     counts = [len(made.run(shard=f"{i}/3", executor="in-process", show_progress=False)) for i in (1, 2, 3)]
@@ -456,32 +330,3 @@ def test_an_image_that_vanishes_between_scan_and_run_is_named_and_nothing_is_los
     victim.write_bytes(content)
     again = bench(grids.dataset(root), tmp_path / "s", seeds=range(3), baselines=["majority"])
     assert list(again.run(executor="in-process", show_progress=False)["status"]) == ["ok"] * 4
-
-
-MEMORY = f"""
-import sys
-sys.path.insert(0, {str(HELPERS)!r})
-from pathlib import Path
-import grids
-import leukemia_dl as ldl
-from leukemia_dl.benchmark.progress import GridProgress
-ends = GridProgress.end
-def end(self, *arguments, **keywords):
-    ends(self, *arguments, **keywords)
-    lines = Path("/proc/self/status").read_text().splitlines()
-    print(next(line.split()[1] for line in lines if line.startswith("RssAnon")), flush=True)
-GridProgress.end = end
-bench = ldl.Benchmark(grids.dataset(sys.argv[1]), grids.register(grids.tiny), recipe=grids.RECIPE, store=sys.argv[2],
-    seeds=range(int(sys.argv[3])), baselines=[])
-bench.run(executor="processes", workers=2, show_progress=False)
-"""
-
-
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux to measure memory")
-@pytest.mark.parametrize("trials", [10, pytest.param(50, marks=pytest.mark.slow)])
-def test_trials_leave_no_memory_behind_in_the_driver(synthetic_root, tmp_path, trials):
-    command = [sys.executable, "-c", MEMORY, str(synthetic_root), str(tmp_path), str(trials)]
-    ran = subprocess.run(command, capture_output=True, text=True, timeout=900)
-    kilobytes = [int(word) for word in ran.stdout.split()]
-    assert len(kilobytes) == trials, ran.stderr
-    assert kilobytes[-1] <= 1.1 * kilobytes[4], kilobytes
