@@ -37,7 +37,7 @@ def test_the_file_alone_repeats_the_run(dataset, tmp_path):
     assert (tmp_path / "x.toml").read_text() == text
     again = ldl.Benchmark.from_toml(tmp_path / "x.toml", store=tmp_path / "b")
     assert list(again.plan()["digest"]) == list(first.plan()["digest"])
-    assert again.threads == 1
+    assert again.compute.threads == 1
     assert not again.save_models
     assert str(ldl.Benchmark.from_toml(tmp_path / "x.toml").store.root) == str(tmp_path / "a")
     frames = [made.run(executor="in-process", show_progress=False) for made in (first, again)]

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from leukemia_dl.training import Recipe
-from leukemia_dl.training.optimizer import build_loss, build_optimizer, rates_by_layer
+from leukemia_dl.training.optimizer import build_loss, build_optimizer, class_weights, rates_by_layer
 
 keras = pytest.importorskip("keras")
 PLAIN = Recipe(schedule="constant", warmup=0.0, clip_norm=0.0, weight_decay=0.0)
@@ -23,9 +23,11 @@ def variables(*shapes):
     ]
 
 
-def steps(optimizer, values, count):
+def steps(optimizer, values, count, planned=10):
     random = np.random.default_rng(1)
     optimizer.build(values)
+    if hasattr(optimizer, "start"):
+        optimizer.start(planned)
     seen = []
     for _ in range(count):
         gradients = [keras.ops.convert_to_tensor(random.normal(size=v.shape).astype("float32")) for v in values]
@@ -46,7 +48,7 @@ def test_it_is_keras_adamw(change):
     theirs = keras.optimizers.AdamW(rate, weight_decay=recipe.weight_decay, global_clipnorm=recipe.clip_norm or None)
     theirs.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
     expected = steps(theirs, variables((3, 2), (2,), (2,)), 10)
-    found = steps(build_optimizer(recipe, 0.1, 10, {}), variables((3, 2), (2,), (2,)), 10)
+    found = steps(build_optimizer(recipe, 0.1, {}), variables((3, 2), (2,), (2,)), 10)
     for mine, other in zip(found, expected, strict=True):
         for a, b in zip(mine, other, strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
@@ -55,23 +57,23 @@ def test_it_is_keras_adamw(change):
 def test_a_share_of_the_rate_is_a_lower_rate_and_nothing_else():
     recipe = dataclasses.replace(PLAIN, weight_decay=0.1)
     kernel, bias = variables((3, 2), (2,))
-    found = steps(build_optimizer(recipe, 0.1, 9, {kernel.path: 0.25}), [kernel, bias], 5)[-1]
-    slow = steps(build_optimizer(recipe, 0.025, 9, {}), variables((3, 2), (2,)), 5)[-1]
-    fast = steps(build_optimizer(recipe, 0.1, 9, {}), variables((3, 2), (2,)), 5)[-1]
+    found = steps(build_optimizer(recipe, 0.1, {kernel.path: 0.25}), [kernel, bias], 5)[-1]
+    slow = steps(build_optimizer(recipe, 0.025, {}), variables((3, 2), (2,)), 5)[-1]
+    fast = steps(build_optimizer(recipe, 0.1, {}), variables((3, 2), (2,)), 5)[-1]
     np.testing.assert_allclose(found[0], slow[0], rtol=1e-5)
     np.testing.assert_allclose(found[1], fast[1], rtol=1e-5)
 
 
 def test_the_average_is_that_of_the_weights_after_each_step():
     values = variables((3, 2), (2,))
-    optimizer = build_optimizer(PLAIN, 0.1, 20, {}, average=0.8)
+    optimizer = build_optimizer(PLAIN, 0.1, {}, average=0.8)
     expected = [keras.ops.convert_to_numpy(v) + 0.0 for v in values]
     for step, seen in enumerate(steps(optimizer, values, 20)):
         kept = min(0.8, (1 + step) / (10 + step))
         expected = [kept * old + (1 - kept) * new for old, new in zip(expected, seen, strict=True)]
     for mean, wanted in zip(optimizer.averages(), expected, strict=True):
         np.testing.assert_allclose(keras.ops.convert_to_numpy(mean), wanted, rtol=1e-5)
-    assert build_optimizer(PLAIN, 0.1, 20, {}).build(variables((2, 2))) is None
+    assert build_optimizer(PLAIN, 0.1, {}).build(variables((2, 2))) is None
 
 
 def test_rates_fall_geometrically_from_the_head_to_the_first_layer():
@@ -100,7 +102,10 @@ def test_the_loss_is_keras_own_weighted_by_class(labels, smoothing, balance):
     labels = np.array(labels)
     logits = np.random.default_rng(len(labels)).normal(size=(len(labels), 3)).astype("float32")
     recipe = Recipe(label_smoothing=smoothing, class_balance=balance)
-    found = np.asarray(build_loss(recipe, labels, 3)(labels, logits)).mean()
+    weights = class_weights(recipe, labels, 3)
+    model = keras.Sequential([keras.layers.Identity()])
+    model.compile(loss=build_loss(recipe, 3))
+    found = model.evaluate(logits, labels, len(labels), 0, None if weights is None else weights[labels])
     each = keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=smoothing, reduction="none")
     losses = np.asarray(each(np.eye(3)[labels], logits))
     expected = losses.mean()

@@ -22,7 +22,7 @@ def test_a_preset_and_changes_to_it():
 
 OTHER = {
     "name": "x", "weights": "imagenet", "without_weights": {"epochs": 5}, "image_size": 97, "scaling": "unit",
-    "head": "flatten", "head_units": 8, "sigmoid": True, "head_epochs": 1, "epochs": 4,
+    "head": "flatten", "head_units": 8, "sigmoid": True, "head_epochs": 1, "head_symmetries": True, "epochs": 4,
     "select_epoch": True, "resize": "bilinear", "batch_size": 17, "learning_rate": 1e-2, "head_learning_rate": 1e-2,
     "rate_at_input": 0.5, "schedule": "constant",
     "warmup": 0.2, "weight_decay": 0.0, "clip_norm": 0.0, "average": 0.9, "dropout": 0.0, "label_smoothing": 0.1,

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from leukemia_dl.benchmark.arguments import checked_seeds, chosen_pipeline, executor_of, unique_names, whole_number
+from leukemia_dl.benchmark.arguments import checked_seeds, chosen_pipeline, executor_of, unique_names
 from leukemia_dl.benchmark.baselines import BASELINES, check_baseline, measure_cells
 from leukemia_dl.benchmark.cost import Costs
 from leukemia_dl.benchmark.driver import Driver, is_kept, split_by_store
@@ -32,7 +32,7 @@ from leukemia_dl.errors import DamagedRecordError, SettingsError
 from leukemia_dl.models.build import check_size, weights_identity
 from leukemia_dl.models.registry import find_backbone
 from leukemia_dl.preprocess import Pipeline
-from leukemia_dl.training.backends import backend_name, check_device, core_count, prepare
+from leukemia_dl.training.backends import Compute, backend_name, core_count, prepare
 from leukemia_dl.training.callbacks import CallbackFactory, load_factory
 from leukemia_dl.training.recipe import Recipe
 
@@ -68,6 +68,9 @@ class Benchmark:
             part of what names a trial, but equal results to the bit need equal threads: rows say how many there were.
         callbacks: Makes Keras callbacks for each fit: a function of a `FitContext`, or its name as "module:function".
             Not part of what names a trial: what they do to the training is not known here.
+        engine: How batches reach the net; rows say it. This and the rest: `leukemia_dl.training.Compute`.
+        replicas: GPUs that share each batch of a trial; rows say it.
+        compile_cache: Keep what XLA compiles, for later processes.
 
     Raises:
         UnknownNameError: For a backbone, baseline, recipe or protocol that is not there.
@@ -97,6 +100,9 @@ class Benchmark:
         device: str = "auto",
         threads: int | None = None,
         callbacks: CallbackFactory | str | None = None,
+        engine: str = "auto",
+        replicas: int = 1,
+        compile_cache: bool = False,
     ) -> None:
         """See the class."""
         if not isinstance(dataset, Dataset) or not isinstance(recipe, (str, Recipe)):
@@ -115,10 +121,11 @@ class Benchmark:
         self._weights = {n: weights_identity(f.record, self.recipes[n].weights) for n, f in self._found.items()}
         sizes = sorted({int(recipe.image_size) for recipe in self.recipes.values()})
         self.pipelines = {size: chosen_pipeline(pipeline, self.recipe, size, dataset.info.canvas) for size in sizes}
-        self.device = check_device(device)
         self.callbacks = self.recipe.callbacks if callbacks is None else callbacks
         load_factory(self.callbacks)
-        self.threads = core_count() if threads is None else whole_number("threads", threads)
+        self.compute = Compute(
+            device, core_count() if threads is None else threads, engine, replicas, compile_cache
+        )  # fmt: skip
         self.source = dataset.source
         self.dataset = dataset.subset(dataset.labels >= 0)
         self.protocols = unique_names("protocol", (protocol,) if isinstance(protocol, str) else protocol)
@@ -225,9 +232,7 @@ class Benchmark:
         # Outside the trials: what cannot be decoded is an error of the data, not of a backbone.
         sizes = sorted({cell.size for cell in to_do if cell.spec is not None})
         images = {size: read_images(self.dataset, self._used, self.pipelines[size], show_progress) for size in sizes}
-        shared = Shared(
-            Samples.of(self.dataset), images, self.recipe, self.device, self.threads, load_factory(self.callbacks)
-        )
+        shared = Shared(Samples.of(self.dataset), images, self.recipe, self.compute, load_factory(self.callbacks))
         driver = Driver(
             store=self.store,
             cells=cells,
@@ -352,9 +357,9 @@ class Benchmark:
     def _check_device(self, executor: Executor) -> None:
         """Raise BackendError now, and not once per trial."""
         if isinstance(executor, InProcess):
-            prepare(self.recipe.precision, self.device, self.threads)
-        elif isinstance(executor, Processes) and (self.device.startswith("gpu") or self.recipe.precision != "auto"):
-            prepare_elsewhere(self.recipe.precision, self.device)
+            prepare(self.recipe.precision, self.compute)
+        elif isinstance(executor, Processes) and (self.compute.is_choice or self.recipe.precision != "auto"):
+            prepare_elsewhere(self.recipe.precision, self.compute)
 
     def _status(self, record: Record) -> str:
         lacks_model = record.status == "ok" and not is_kept(self.store, record, self.save_models)

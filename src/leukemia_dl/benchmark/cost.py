@@ -66,7 +66,7 @@ def expected_seconds(task: Task, shared: Shared) -> float:
         Exception: Whatever the trial itself would raise.
     """
     started = time.perf_counter()
-    prepare(shared.recipe.precision, shared.device, shared.threads)
+    prepare(shared.recipe.precision, shared.compute)
     import keras
 
     keras.utils.clear_session(free_memory=True)
@@ -88,9 +88,7 @@ def expected_seconds(task: Task, shared: Shared) -> float:
         return [Clock()]
 
     classes = len(shared.samples.class_names)
-    model = fit(
-        task.spec, pixels, labels, classes, short, device=shared.device, threads=shared.threads, callbacks=clock
-    ).model
+    model = fit(task.spec, pixels, labels, classes, short, compute=shared.compute, callbacks=clock).model
     predict_logits(model, pixels, predict_batch_size(recipe))
     before = time.perf_counter()
     predict_logits(model, pixels, predict_batch_size(recipe))
@@ -99,9 +97,11 @@ def expected_seconds(task: Task, shared: Shared) -> float:
     step = {phase: float(np.median(np.diff(times))) if len(times) > 1 else 0.0 for phase, times in ends.items()}
     steps = -(-len(split.train) // recipe.batch_size)
     seen = len(split.train) + len(split.val)
-    fits = recipe.head_epochs * steps * step["head"] + (seen * per_image if recipe.head_epochs else 0.0)
+    fits = recipe.head_epochs * steps * step["head"]
     fits += recipe.epochs * (steps * step["all"] + len(split.val) * per_image) + len(split.train) * per_image
     fits *= 1 + (_INNER_FOLDS - 1 if recipe.select_epoch else 0)
+    if recipe.head_epochs:
+        fits += seen * per_image * (8 if recipe.head_symmetries else 1)  # features, computed once
     predictions = (len(split.val) + len(split.test)) * per_image * (9 if recipe.symmetry_average else 1)
     return before - started + fits + predictions
 

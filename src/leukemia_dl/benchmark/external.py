@@ -168,7 +168,7 @@ class _Test:
     def _net(self, cell: Cell, record: Record) -> Record:
         """Return a trial's record with the predictions that its net makes here, or with what stood in their way."""
         bench = self.bench
-        prepare(bench.recipe.precision, bench.device, bench.threads)
+        prepare(bench.recipe.precision, bench.compute)
         import keras
 
         # The nets of other trials would otherwise stay in memory for as long as the process lives.

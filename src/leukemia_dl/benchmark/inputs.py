@@ -15,6 +15,7 @@ from leukemia_dl.benchmark.baselines import CellMeasures, measure_cells
 from leukemia_dl.datasets import Dataset, PixelStore, Split
 from leukemia_dl.errors import StoreError
 from leukemia_dl.preprocess import Pipeline
+from leukemia_dl.training.batches import Subset
 
 __all__ = ["Cells", "Images", "Samples", "read_images"]
 
@@ -75,6 +76,13 @@ class Images:
         if not self.per_split.steps:
             return self.stored
         return self.stored.then(*self.per_split.fit(self._at(split.train)).steps)
+
+    def sides(self, pipeline: Pipeline, *sides: NDArray[np.int64]) -> list[Subset]:
+        """Return what `read` returns of several lists of rows, as parts of one array, not copied if need not be."""
+        if pipeline.steps[len(self.stored.steps) :]:
+            pixels, ends = self.read(pipeline, np.concatenate(sides)), np.cumsum([len(rows) for rows in sides])
+            return [Subset(pixels, np.arange(end - len(rows), end)) for rows, end in zip(sides, ends, strict=True)]
+        return [Subset(self.pixels, self.position[rows]) for rows in sides]
 
     def read(self, pipeline: Pipeline, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
         """Return uint8 (len(rows), size, size, 3), as a net sees them, after a pipeline that `pipeline` returned."""

@@ -112,8 +112,8 @@ class _Worker:
         self.own.mkdir()
         (self.own / TASK_FILE).write_bytes(packed(self.task))
         environment = dict(self.slot)
-        if self.shared.threads is not None:
-            environment["NPROC"] = str(self.shared.threads)  # what JAX goes by
+        if self.shared.compute.threads is not None:
+            environment["NPROC"] = str(self.shared.compute.threads)  # what JAX goes by
         if self.task.trial.backend:
             environment["KERAS_BACKEND"] = self.task.trial.backend
         path = TrialLog.path(self.task)
@@ -208,5 +208,8 @@ def whole_number(name: str, value: int) -> int:
 
 
 def _gpus_of(shared: Shared) -> list[str]:
-    """Return the GPUs among which trials are shared out: none where the user has chosen one."""
-    return visible_gpus() if shared.device in ("auto", "gpu") else []
+    """Return the GPUs that trials are shared out among, as many together as one takes; none where one is chosen."""
+    if shared.compute.device not in ("auto", "gpu"):
+        return []
+    gpus, each = visible_gpus(), shared.compute.replicas
+    return [",".join(gpus[first : first + each]) for first in range(0, len(gpus) - each + 1, each)]

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import platform
 import re
-import sys
 import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from importlib import metadata
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,21 +17,29 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from leukemia_dl.benchmark.baselines import CellMeasures, predict_baseline
+from leukemia_dl.benchmark.environment import environment
 from leukemia_dl.benchmark.inputs import Images, Samples
 from leukemia_dl.benchmark.trial import Record, Trial
-from leukemia_dl.datasets import Split
+from leukemia_dl.datasets import Split, cache_dir
 from leukemia_dl.errors import TimeLimitError
 from leukemia_dl.evaluation import apply_temperature, fit_temperature, score
-from leukemia_dl.models.classifier import Classifier, logits_over_symmetries, predict_logits, softmax
+from leukemia_dl.models.classifier import Classifier, predict_logits, softmax
 from leukemia_dl.models.spec import BackboneSpec
 from leukemia_dl.preprocess import Pipeline
-from leukemia_dl.training.backends import prepare
+from leukemia_dl.training.backends import Compute, prepare
 from leukemia_dl.training.callbacks import CallbackFactory
+from leukemia_dl.training.features import FeatureCache
 from leukemia_dl.training.fit import fit
+from leukemia_dl.training.nets import Nets
 from leukemia_dl.training.phases import predict_batch_size
 from leukemia_dl.training.recipe import Recipe
 
 __all__ = ["Listener", "Shared", "Task", "failed_record", "run_baseline", "run_task"]
+
+_TIMED_BATCHES = 4
+# Folds and seeds of one backbone share a net, compiled once, for as long as this process lives.
+_nets = Nets()
+_features = lru_cache(maxsize=1)(FeatureCache)
 
 
 class Listener(Protocol):
@@ -54,16 +60,15 @@ class Shared:
         samples: The data set's table.
         images: By size in pixels.
         recipe: As it was asked for, for all backbones.
-        device: "auto", "cpu", "gpu" or "gpu:1".
-        threads: Of one operation on a CPU; its sums depend on it in their last bits, so it is one for all trials.
+        compute: What each trial may use of its machine. Sums depend on the threads in their last bits, so their number
+            is one for all trials.
         callbacks: Makes Keras callbacks, or None.
     """
 
     samples: Samples
     images: Mapping[int, Images]
     recipe: Recipe
-    device: str = "auto"
-    threads: int | None = None
+    compute: Compute = field(default_factory=Compute)
     callbacks: CallbackFactory | None = None
 
 
@@ -183,7 +188,7 @@ def _failed(blank: Record, exception: str, message: str, trace: str, started: fl
     return replace(
         blank,
         status="failed",
-        timings=_environment(started),
+        timings=environment(started),
         exception=exception,
         message=" ".join(_printable(message).split()),
         traceback=_printable(trace or message),
@@ -220,7 +225,7 @@ def _recorded(blank: Record, split: Split, run: Callable[[], _Outcome]) -> tuple
         row={**blank.row, **outcome.row, "flags": _joined([blank.row["flags"], *outcome.notes])},
         metrics=metrics,
         metrics_averaged=metrics_averaged,
-        timings={**_environment(started), **outcome.timings},
+        timings={**environment(started), **outcome.timings},
         history=outcome.history,
         probabilities=outcome.probabilities,
         averaged=averaged,
@@ -230,11 +235,9 @@ def _recorded(blank: Record, split: Split, run: Callable[[], _Outcome]) -> tuple
 
 def _backbone(task: Task, shared: Shared, images: Images, pipeline: Pipeline, listener: Listener) -> _Outcome:
     # First of all, so that threads and device are chosen before the backend starts.
-    prepare(shared.recipe.precision, shared.device, shared.threads)
-    import keras
-
+    prepare(shared.recipe.precision, shared.compute)
     # Models of earlier trials would otherwise stay in memory for as long as the process lives.
-    keras.utils.clear_session(free_memory=True)
+    _nets.forget_others(task.spec)
     split, labels, groups = task.split, shared.samples.labels, shared.samples.groups
     epochs = shared.recipe.for_backbone(task.spec).total_epochs
     deadline = None if task.time_limit is None else time.monotonic() + task.time_limit
@@ -247,29 +250,36 @@ def _backbone(task: Task, shared: Shared, images: Images, pipeline: Pipeline, li
         if deadline is not None and time.monotonic() > deadline:
             raise TimeLimitError(f"It took longer than the limit of {task.time_limit:g} s.")
 
+    train, val, predict = images.sides(pipeline, split.train, split.val, np.concatenate([split.val, split.test]))
     result = fit(
         task.spec,
-        images.read(pipeline, split.train),
+        train,
         labels[split.train],
         len(shared.samples.class_names),
         shared.recipe,
         seed=task.trial.seed or 0,
         groups=None if groups is None else groups[split.train],
-        validation=(images.read(pipeline, split.val), labels[split.val]),
-        device=shared.device,
-        threads=shared.threads,
+        validation=(val, labels[split.val]),
+        compute=shared.compute,
         checkpoints=task.checkpoints,
         callbacks=shared.callbacks,
         folder=task.logs,
+        features=_features(cache_dir() / "features") if shared.recipe.for_backbone(task.spec).weights else None,
+        nets=_nets,
         on_step=lambda epoch, step, steps: listener.step(epoch, step, steps, epochs),
         on_epoch=on_epoch,
     )
-    predict = np.concatenate([split.val, split.test])
-    pixels, batch = images.read(pipeline, predict), predict_batch_size(result.recipe)
     clock = time.perf_counter()
-    logits = predict_logits(result.model, pixels, batch)
-    seconds = time.perf_counter() - clock
-    views = logits_over_symmetries(result.model, pixels, batch) if result.recipe.symmetry_average else None
+    logits = result.logits(predict)
+    timed, seconds = len(predict), time.perf_counter() - clock
+    if not result.recipe.epochs:
+        # Those came from features that were there: a few images are sent all the way, after one batch to warm up.
+        batch = predict_batch_size(result.recipe)
+        predict_logits(result.model, predict[:batch], batch)
+        pixels, clock = predict[: _TIMED_BATCHES * batch], time.perf_counter()
+        predict_logits(result.model, pixels, batch)
+        timed, seconds = len(pixels), time.perf_counter() - clock
+    views = result.logits_over_symmetries(predict) if result.recipe.symmetry_average else None
     temperature = None
     if result.out_of_fold is not None:
         temperature = fit_temperature(labels[split.train], softmax(result.out_of_fold))
@@ -285,14 +295,16 @@ def _backbone(task: Task, shared: Shared, images: Images, pipeline: Pipeline, li
         "device": device.kind,
         "precision": device.dtype_policy,
         "threads": device.threads,
+        "engine": result.engine or None,
+        "replicas": device.replicas,
         "deterministic": device.kind == "cpu",
     }
     timings = {
         # After an interruption the epochs before it count too.
         "fit_seconds": max(result.seconds, float(result.history["seconds"].sum())),
         "seconds_per_epoch": float(last_phase["seconds"].min()),
-        "predict_seconds": seconds,
-        "predict_images_per_second": len(predict) / seconds,
+        "predict_seconds": seconds * len(predict) / timed,
+        "predict_images_per_second": timed / seconds,
         "device_name": device.name,
     }
     return _Outcome(
@@ -364,36 +376,10 @@ def _row(trial: Trial, split: Split, samples: Samples, recipe: Recipe | None) ->
     row["guarantees"] = "; ".join(sorted(split.guarantees))
     kept = Pipeline.from_dict(dict(trial.pipeline)).keeps_scale
     row["flags"] = _joined([*split.flags, "" if kept else "cells are cropped to: their size is not seen"])
-    row |= dict.fromkeys(("parameters", "backend", "device", "precision", "threads")) | {"deterministic": True}
+    row |= dict.fromkeys(("parameters", "backend", "device", "precision", "threads", "engine", "replicas"))
+    row["deterministic"] = True
     return row | {"plugin": trial.plugin, "plugin_version": trial.plugin_version}
 
 
 def _joined(parts: Iterable[str]) -> str:
     return "; ".join(part for part in parts if part)
-
-
-def _environment(started: float) -> dict[str, Any]:
-    versions = {}
-    for name in ("leukemia-dl", "keras", "tensorflow", "jax", "torch", "numpy", "scikit-learn"):
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return {
-        "seconds": time.perf_counter() - started,
-        "peak_memory_gib": _peak_memory(),
-        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "machine": f"{platform.system()} {platform.machine()}",
-        "python": platform.python_version(),
-        "versions": "; ".join(f"{name} {version}" for name, version in versions.items()),
-    }
-
-
-def _peak_memory() -> float | None:
-    """Return the peak of this process so far in GiB, None on Windows."""
-    if sys.platform == "win32":
-        return None
-    import resource
-
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30

@@ -6,6 +6,7 @@ import os
 import re
 import sys
 import tomllib
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,7 @@ __all__ = ["read_settings", "settings_of", "write_settings"]
 
 _BENCHMARK = (
     "backbones", "baselines", "protocol", "folds", "seeds", "allow_leakage", "save_models", "device", "threads",
-    "store", "callbacks",
+    "engine", "replicas", "compile_cache", "store", "callbacks",
 )  # fmt: skip
 _VERSIONED = ("leukemia-dl", "keras", "tensorflow", "jax", "torch", "numpy")
 
@@ -51,8 +52,7 @@ def settings_of(bench: Benchmark) -> str:
             "seeds": list(bench.seeds),
             "allow_leakage": bench.allow_leakage,
             "save_models": bench.save_models,
-            "device": bench.device,
-            "threads": bench.threads,
+            **asdict(bench.compute),
             "store": str(bench.store.root.absolute()),
             "callbacks": callbacks,
         },

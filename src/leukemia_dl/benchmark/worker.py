@@ -19,11 +19,13 @@ import threading
 import time
 import traceback
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
 
 from leukemia_dl import errors
 from leukemia_dl.benchmark.runner import Listener, Shared, Task, run_task
+from leukemia_dl.training.backends import Compute
 
 __all__ = ["TrialLog", "main", "packed", "prepare_elsewhere", "run_packed", "start"]
 
@@ -71,7 +73,7 @@ def start(folder: Path, task_folder: Path, environment: Mapping[str, str], log: 
     )
 
 
-def prepare_elsewhere(precision: str, device: str) -> None:
+def prepare_elsewhere(precision: str, compute: Compute) -> None:
     """Try whether trials will find their device, in a process of its own, so that this one starts no backend.
 
     Raises:
@@ -79,11 +81,13 @@ def prepare_elsewhere(precision: str, device: str) -> None:
     """
     program = (
         "import json, sys; sys.path[:] = json.loads(sys.argv[1])\n"
-        "from leukemia_dl.training.backends import prepare\nfrom leukemia_dl.errors import LeukemiaDLError\n"
-        "try: prepare(sys.argv[2], sys.argv[3])\n"
+        "from leukemia_dl.training.backends import Compute, prepare\n"
+        "from leukemia_dl.errors import LeukemiaDLError\n"
+        "try: prepare(sys.argv[2], Compute(**json.loads(sys.argv[3])))\n"
         "except LeukemiaDLError as error: print(json.dumps([type(error).__name__, str(error)]))"
     )
-    command = [sys.executable, "-c", program, json.dumps([*map(str, sys.path)]), precision, device]
+    command = [sys.executable, "-c", program, json.dumps([*map(str, sys.path)]), precision]
+    command.append(json.dumps(asdict(compute)))
     answer = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
     if answer:
         name, message = json.loads(answer.splitlines()[-1])

@@ -90,6 +90,13 @@ def benchmark(
     threads: Annotated[
         int | None, typer.Option(help="Threads of one operation on a CPU.", show_default="as many as cores")
     ] = None,
+    engine: Annotated[
+        str, typer.Option(help="How batches reach a net: keras, scan (JAX), auto: scan on a GPU with JAX.")
+    ] = "auto",
+    replicas: Annotated[int, typer.Option(help="GPUs that share each batch.")] = 1,
+    compile_cache: Annotated[
+        bool, typer.Option("--compile-cache", help="Keep what XLA compiles, for later runs.")
+    ] = False,
     plan: Annotated[bool, typer.Option("--plan", help="Print the trials and what is known of them; run none.")] = False,
 ) -> None:
     """Train and compare backbones on one data set, beside what cell size and colour alone would tell."""
@@ -127,6 +134,9 @@ def benchmark(
         device=device,
         threads=threads,
         callbacks=callbacks,
+        engine=engine,
+        replicas=replicas,
+        compile_cache=compile_cache,
     )
     _plan(bench, how) if plan else _run(bench, how)
 

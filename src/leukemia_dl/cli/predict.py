@@ -37,9 +37,9 @@ def predict(
     if output is not None and not output.absolute().parent.is_dir():
         raise StoreError(f"{output} cannot be written: there is no folder {output.absolute().parent}.")
     from leukemia_dl.models.classifier import load_classifier
-    from leukemia_dl.training.backends import prepare
+    from leukemia_dl.training.backends import Compute, prepare
 
-    prepare(device=device)
+    prepare(compute=Compute(device))
     frame = load_classifier(model).predict(
         files, batch_size=batch_size, calibrated=not uncalibrated, symmetry_average=symmetries
     )

@@ -120,6 +120,11 @@ class PixelStore:
         """(n, size, size, 3)."""
         return (len(self), *self.images.shape[1:])
 
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """uint8."""
+        return self.images.dtype
+
     def __getitem__(self, rows: Any) -> NDArray[np.uint8]:
         """Return the pixels of rows of the data set, as numpy indexing does; in memory and writable."""
         return np.array(self.images[self.rows[rows]])

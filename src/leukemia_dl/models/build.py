@@ -30,6 +30,7 @@ def build_model(
     *,
     weights: str | Path | None = None,
     head: Head | None = None,
+    head_seed: int | None = None,
     scaling: Scaling | None = None,
     dtype_policy: str = "float32",
     name: str | None = None,
@@ -43,6 +44,8 @@ def build_model(
         weights: None for random ones, a name in `spec.weights` (fetched by Keras, which may download), or the path
             of a file written by `save_weights` on the bare backbone.
         head: What stands on the backbone; None for global average pooling and logits.
+        head_seed: What `keras.utils.set_random_seed` is given before the head is built, so that its weights do not
+            depend on how many numbers the backbone drew; None to draw on.
         scaling: Instead of the backbone's own, to repeat work that used another; None for `spec.scaling`.
         dtype_policy: Keras dtype policy of the backbone, such as "mixed_bfloat16". Scaling and head stay float32.
         name: Name of the model.
@@ -72,6 +75,8 @@ def build_model(
                 f"The builder of {spec.name!r} names a layer {sorted(taken)[0]!r}, as one of the library's own around "
                 f"it is called. Reserved: {', '.join(sorted(RESERVED))}."
             )
+        if head_seed is not None:
+            keras.utils.set_random_seed(head_seed)
         return keras.Model(inputs, apply_head(features, head or Head(), classes), name=name or spec.name)
     finally:
         keras.config.set_dtype_policy(policy)

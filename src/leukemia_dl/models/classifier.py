@@ -31,6 +31,7 @@ __all__ = [
     "predict_in_batches",
     "predict_logits",
     "softmax",
+    "symmetric_form",
 ]
 
 FORMAT = 1
@@ -237,29 +238,39 @@ def load_classifier(path: str | Path) -> Classifier:
         raise DataError(f"{file} is damaged: {error}") from error
 
 
-def predict_logits(model: Any, images: NDArray[Any], batch_size: int) -> NDArray[np.float64]:
+def predict_logits(model: Any, images: Any, batch_size: int) -> NDArray[np.float64]:
     """Return logits (n, classes), float64, of raw pixels (n, height, width, 3)."""
     return predict_in_batches(model, images, batch_size).astype(np.float64)
 
 
-def predict_in_batches(model: Any, inputs: NDArray[Any], batch_size: int) -> NDArray[np.float32]:
+def predict_in_batches(model: Any, inputs: Any, batch_size: int) -> NDArray[np.float32]:
     """Return what a model makes of inputs (n, ...): (n, outputs), float32.
 
-    Every step has the same shape (the last batch is filled up and cut), so that nothing is compiled twice.
+    Every step has the same shape (the last batch is filled up and cut), so that nothing is compiled twice. Pixels go to
+    the device as bytes, a quarter of what they are as numbers.
     """
     result = np.empty((len(inputs), int(model.output_shape[-1])), np.float32)
     for start in range(0, len(inputs), batch_size):
         batch = inputs[start : start + batch_size]
-        filled = np.zeros((batch_size, *inputs.shape[1:]), dtype=np.float32)
-        filled[: len(batch)] = batch
-        result[start : start + len(batch)] = np.asarray(model.predict_on_batch(filled))[: len(batch)]
+        count = len(batch)
+        if count < batch_size:
+            batch = np.concatenate([batch, np.zeros((batch_size - count, *batch.shape[1:]), batch.dtype)])
+        result[start : start + count] = np.asarray(model.predict_on_batch(np.ascontiguousarray(batch)))[:count]
     return result
 
 
-def logits_over_symmetries(model: Any, images: NDArray[Any], batch_size: int) -> NDArray[np.float64]:
+def logits_over_symmetries(model: Any, images: Any, batch_size: int) -> NDArray[np.float64]:
     """Return the logits of each image's eight turned and mirrored forms: (8, n, classes)."""
-    forms = [np.rot90(mirrored, turns, axes=(1, 2)) for mirrored in (images, images[:, :, ::-1]) for turns in range(4)]
-    return np.stack([predict_logits(model, form, batch_size) for form in forms])
+    return np.stack([predict_logits(model, symmetric_form(images, form), batch_size) for form in range(8)])
+
+
+def symmetric_form(images: NDArray[Any], form: int) -> NDArray[Any]:
+    """Return images (n, size, size, 3) turned by `form % 4` right angles and then, from 4 on, mirrored; a view.
+
+    These are the eight symmetries of the square, numbered as in augmentation: `turns + 4 * mirror`.
+    """
+    turned = np.rot90(images, form % 4, axes=(1, 2))
+    return turned[:, :, ::-1] if form >= 4 else turned
 
 
 def softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -32,8 +32,10 @@ class Head:
     sigmoid: bool = False
 
 
-def apply_head(features: Any, head: Head, classes: int) -> Any:
+def apply_head(features: Any, head: Head, classes: int, *, on_features: bool = False) -> Any:
     """Return logits (batch, classes), float32, of a symbolic feature map (batch, height, width, channels).
+
+    With `on_features`, of what the head's first layer, pooling or flattening, makes of it: (batch, n).
 
     Raises:
         SettingsError: If a sigmoid is asked for with more than two classes.
@@ -42,7 +44,9 @@ def apply_head(features: Any, head: Head, classes: int) -> Any:
 
     if head.sigmoid and classes != 2:
         raise SettingsError(f"A sigmoid head tells two classes apart. Received: {classes} classes; use sigmoid=False.")
-    if head.kind == "pooled":
+    if on_features:
+        x = features
+    elif head.kind == "pooled":
         x = layers.GlobalAveragePooling2D(dtype="float32", name="pooling")(features)
     else:
         x = layers.Flatten(dtype="float32", name="flatten")(features)
@@ -59,4 +63,4 @@ def split_at_features(model: Any) -> tuple[Any, Any]:
     import keras
 
     features = next(layer for layer in reversed(model.layers) if layer.name in _FIRST_LAYERS).output
-    return keras.Model(model.input, features), keras.Model(features, model.output)
+    return keras.Model(model.input, features, name=model.name), keras.Model(features, model.output)

@@ -15,13 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from leukemia_dl.datasets import cache_dir
 from leukemia_dl.errors import BackendError, SettingsError
 from leukemia_dl.memory import keep_memory
 
 __all__ = [
+    "Compute",
     "Device",
     "backend_name",
-    "check_device",
     "core_count",
     "device_names",
     "feed",
@@ -31,6 +32,55 @@ __all__ = [
 ]
 
 BACKENDS = {"tensorflow": "tensorflow", "jax": "jax", "torch": "torch"}
+ENGINES = ("auto", "keras", "scan")
+
+
+@dataclass(frozen=True)
+class Compute:
+    """What a fit is allowed of the machine, and how it uses it. None of it is part of what names a trial.
+
+    Attributes:
+        device: "auto" for the first GPU where there is one, else the CPU; "cpu", "gpu" or "gpu:1". One per process on
+            TensorFlow.
+        threads: That one operation on a CPU may use; None for as many as there are cores. Equal results to the bit need
+            equal threads. A backend that has already started in this process keeps what it has.
+        engine: "keras" for Keras's `fit`; "scan" for whole epochs on the device, on JAX; "auto" for the latter on a GPU
+            that has room for the images.
+        replicas: GPUs that share each batch (`tf.distribute.MirroredStrategy`, `keras.distribution.DataParallel` on
+            JAX). Then TensorFlow normalises by the statistics of each share of a batch, JAX by those of the whole.
+        compile_cache: Keep what XLA compiles in the cache folder, for later processes.
+    """
+
+    device: str = "auto"
+    threads: int | None = None
+    engine: str = "auto"
+    replicas: int = 1
+    compile_cache: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse a value that is not allowed, with its name."""
+        if not isinstance(self.device, str) or not re.fullmatch(r"auto|cpu|gpu(:\d+)?", self.device):
+            raise SettingsError(f"device must be 'auto', 'cpu', 'gpu' or 'gpu:N'. Received: device={self.device!r}.")
+        if self.engine not in ENGINES:
+            raise SettingsError(f"engine must be one of {ENGINES}. Received: engine={self.engine!r}.")
+        for name in ("threads", "replicas"):
+            value = getattr(self, name)
+            if name == "threads" and value is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 4096:
+                raise SettingsError(f"{name} must be a whole number from 1 on. Received: {name}={value!r}.")
+        if self.replicas > 1 and (":" in self.device or self.engine == "scan"):
+            raise SettingsError(
+                f"replicas={self.replicas} needs several GPUs and engine='keras'. "
+                f"Received: device={self.device!r}, engine={self.engine!r}."
+            )
+        if not isinstance(self.compile_cache, bool):
+            raise SettingsError(f"compile_cache must be True or False. Received: {self.compile_cache!r}.")
+
+    @property
+    def is_choice(self) -> bool:
+        """Whether it asks for something that a machine may not have."""
+        return self.device.startswith("gpu") or self.replicas > 1 or self.engine == "scan"
 
 
 @dataclass(frozen=True)
@@ -44,6 +94,7 @@ class Device:
         dtype_policy: Keras dtype policy of the backbone.
         jit_compile: What is passed to `compile`: XLA only where it was measured to help.
         threads: That one operation on the CPU may use. Sums over many numbers depend on it in their last bits.
+        replicas: How many devices share each batch.
     """
 
     backend: str
@@ -52,6 +103,7 @@ class Device:
     dtype_policy: str
     jit_compile: bool | str
     threads: int
+    replicas: int = 1
 
 
 def backend_name() -> str:
@@ -83,7 +135,7 @@ def backend_name() -> str:
     return chosen
 
 
-def prepare(precision: str = "auto", device: str = "auto", threads: int | None = None) -> Device:
+def prepare(precision: str = "auto", compute: Compute | None = None) -> Device:
     """Import Keras with its backend and say where a fit will run.
 
     On TensorFlow, GPU memory is taken as it is needed instead of all at once. On a CPU under Linux this process keeps
@@ -91,16 +143,21 @@ def prepare(precision: str = "auto", device: str = "auto", threads: int | None =
 
     Args:
         precision: "auto", "float32" or "mixed_bfloat16".
-        device: "auto" for the first GPU where there is one, else the CPU; "cpu", "gpu" or "gpu:1".
-        threads: That one operation on the CPU may use; None for as many as there are cores for this process. A backend
-            that has already started in this process keeps what it has.
+        compute: What it may use; None for all defaults.
 
     Raises:
-        SettingsError: If mixed_bfloat16 is asked for on hardware that only emulates it, or `device` is none of these.
+        SettingsError: If mixed_bfloat16 is asked for on hardware that only emulates it, or an engine that this backend
+            has not.
         BackendError: If there is no such device, or the backend has already started with another.
     """
-    check_device(device)
-    backend = backend_name()
+    compute = compute or Compute()
+    device, threads, backend = compute.device, compute.threads, backend_name()
+    if compute.engine == "scan" and backend != "jax":
+        raise SettingsError(
+            f"engine='scan' is for Keras on JAX; this is {backend}. Set KERAS_BACKEND=jax, or use engine='auto'."
+        )
+    if compute.compile_cache:
+        _keep_compiled(backend)
     with quiet_import():
         if backend == "torch" and device == "cpu":
             if "keras" in sys.modules and os.environ.get("KERAS_TORCH_DEVICE") != "cpu":
@@ -111,8 +168,8 @@ def prepare(precision: str = "auto", device: str = "auto", threads: int | None =
             os.environ["KERAS_TORCH_DEVICE"] = "cpu"  # Keras reads it when it is imported
         import keras  # noqa: F401
 
-        threads = _set_threads(backend, core_count() if threads is None else threads)
-        kind, name, has_bfloat16 = _PROBES[backend](device)
+        count = _set_threads(backend, core_count() if threads is None else threads)
+        kind, name, has_bfloat16 = _PROBES[backend](device, compute.replicas)
     if kind == "cpu":
         keep_memory()
     if precision == "mixed_bfloat16" and not has_bfloat16:
@@ -123,7 +180,7 @@ def prepare(precision: str = "auto", device: str = "auto", threads: int | None =
     policy = "mixed_bfloat16" if has_bfloat16 and precision != "float32" else "float32"
     # XLA on a CPU under TensorFlow is up to 3.7 times slower (Xception); under torch it has open bugs; JAX is XLA.
     jit: bool | str = False if backend == "torch" or (backend == "tensorflow" and kind == "cpu") else "auto"
-    return Device(backend, kind, name, policy, jit, threads)
+    return Device(backend, kind, name, policy, jit, count, compute.replicas)
 
 
 def core_count() -> int:
@@ -152,11 +209,17 @@ def _set_threads(backend: str, threads: int) -> int:
     return int(os.environ.get("NPROC", core_count()))
 
 
-def check_device(device: object) -> str:
-    """Return `device`, or raise SettingsError if it is not "auto", "cpu", "gpu" or "gpu:N"."""
-    if not isinstance(device, str) or not re.fullmatch(r"auto|cpu|gpu(:\d+)?", device):
-        raise SettingsError(f"device must be 'auto', 'cpu', 'gpu' or 'gpu:N'. Received: device={device!r}.")
-    return device
+def _keep_compiled(backend: str) -> None:
+    """Have XLA keep what it compiles in the cache folder; before TensorFlow is imported, later it hears nothing."""
+    folder = cache_dir() / "compiled"
+    if backend == "jax":
+        import jax
+
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+    elif backend == "tensorflow":
+        flag = f"--tf_xla_persistent_cache_directory={folder}"
+        if flag not in os.environ.get("TF_XLA_FLAGS", ""):
+            os.environ["TF_XLA_FLAGS"] = f"{os.environ.get('TF_XLA_FLAGS', '')} {flag}".strip()
 
 
 def device_names() -> list[str]:
@@ -252,7 +315,7 @@ def _chosen(device: str, gpus: Sequence[Any]) -> Any:
     return gpus[number]
 
 
-def _probe_tensorflow(device: str) -> tuple[str, str, bool]:
+def _probe_tensorflow(device: str, replicas: int) -> tuple[str, str, bool]:
     import tensorflow as tf
 
     # One function per model is what we want; TensorFlow warns of it from the fifth model in a process on.
@@ -261,7 +324,7 @@ def _probe_tensorflow(device: str) -> tuple[str, str, bool]:
     gpu = _chosen(device, gpus)
     if gpus:
         try:
-            tf.config.set_visible_devices([] if gpu is None else [gpu], "GPU")
+            tf.config.set_visible_devices([] if gpu is None else gpus[:replicas] if replicas > 1 else [gpu], "GPU")
         except RuntimeError as error:
             if device == "auto":
                 gpu = next(iter(tf.config.get_visible_devices("GPU")), None)
@@ -272,7 +335,8 @@ def _probe_tensorflow(device: str) -> tuple[str, str, bool]:
                 ) from error
     if gpu is not None:
         with contextlib.suppress(RuntimeError):  # already in use: too late, and no harm
-            tf.config.experimental.set_memory_growth(gpu, True)
+            for used in gpus if replicas > 1 else [gpu]:  # TensorFlow wants it alike for all
+                tf.config.experimental.set_memory_growth(used, True)
     else:
         # With several, InceptionV3's parallel branches gave other bits in each run (TensorFlow 2.21, two cores), even
         # under enable_op_determinism. A user who has already started the run-time keeps what it was started with.
@@ -290,13 +354,13 @@ def _not_about_retracing(record: logging.LogRecord) -> bool:
     return "retracing" not in record.getMessage()
 
 
-def _probe_jax(device: str) -> tuple[str, str, bool]:
+def _probe_jax(device: str, replicas: int) -> tuple[str, str, bool]:
     import jax
 
     accelerators = [found for found in jax.devices() if found.platform != "cpu"]
     chosen = _chosen(device, accelerators)
     wanted = jax.devices("cpu")[0] if chosen is None else chosen
-    jax.config.update("jax_default_device", None if device == "auto" else wanted)
+    jax.config.update("jax_default_device", None if device == "auto" or replicas > 1 else wanted)
     if chosen is None:
         return "cpu", _cpu_name(), False
     capability = getattr(chosen, "compute_capability", "0.0")
@@ -304,7 +368,7 @@ def _probe_jax(device: str) -> tuple[str, str, bool]:
     return "gpu" if is_gpu else chosen.platform, str(chosen.device_kind), not is_gpu or float(capability) >= 8.0
 
 
-def _probe_torch(device: str) -> tuple[str, str, bool]:
+def _probe_torch(device: str, replicas: int) -> tuple[str, str, bool]:
     import torch
 
     number = _chosen(device, range(torch.cuda.device_count()))

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 __all__ = ["batchnorm_layers", "reestimate_batchnorm"]
 
 
-def reestimate_batchnorm(model: Any, images: NDArray[np.uint8], batch_size: int) -> int:
+def reestimate_batchnorm(model: Any, images: Any, batch_size: int) -> int:
     """Replace the moving mean and variance of every trainable BatchNormalization layer by those over `images`.
 
     Batches are run in training mode and their statistics pooled exactly: the mean of means, and the mean of variances
@@ -22,7 +22,7 @@ def reestimate_batchnorm(model: Any, images: NDArray[np.uint8], batch_size: int)
 
     Args:
         model: A `keras.Model` that takes raw pixels.
-        images: uint8 or float (n, height, width, 3).
+        images: uint8 or float (n, height, width, 3), or a `Subset` of such.
         batch_size: Images per batch, about: batches are of equal size, and a remainder of fewer images than there are
             batches is left out. Large ones come closer to what the net does in use.
 
@@ -37,6 +37,10 @@ def reestimate_batchnorm(model: Any, images: NDArray[np.uint8], batch_size: int)
     batches = max(1, round(len(images) / batch_size))
     size = len(images) // batches
     momenta = [layer.momentum for layer in layers]
+    # Seeds of dropout go on with every pass: whether statistics were looked at must not change what is trained.
+    own = {id(variable) for layer in layers for variable in layer.variables}
+    others = [variable for variable in model.non_trainable_variables if id(variable) not in own]
+    before = [np.array(keras.ops.convert_to_numpy(variable)) for variable in others]
     sums = [_Moments() for _ in layers]
     try:
         for layer in layers:
@@ -49,6 +53,8 @@ def reestimate_batchnorm(model: Any, images: NDArray[np.uint8], batch_size: int)
     finally:
         for layer, momentum in zip(layers, momenta, strict=True):
             layer.momentum = momentum
+        for variable, value in zip(others, before, strict=True):
+            variable.assign(value)
     for layer, moments in zip(layers, sums, strict=True):
         mean, variance = moments.pooled()
         layer.moving_mean.assign(mean)

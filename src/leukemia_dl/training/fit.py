@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,16 +14,21 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from leukemia_dl.errors import DataError, OutOfMemoryError, SettingsError
-from leukemia_dl.identity import digest, named_seed
-from leukemia_dl.models.build import build_model, weights_identity
-from leukemia_dl.models.classifier import predict_logits
+from leukemia_dl.identity import digest
+from leukemia_dl.models.build import weights_identity
+from leukemia_dl.models.classifier import logits_over_symmetries, predict_logits
+from leukemia_dl.models.heads import split_at_features
 from leukemia_dl.models.spec import BackboneSpec
-from leukemia_dl.plugins import DISTRIBUTION, installed_version
-from leukemia_dl.training.backends import Device, prepare
+from leukemia_dl.training.backends import Compute, Device, prepare
+from leukemia_dl.training.batches import Subset
 from leukemia_dl.training.batchnorm import batchnorm_layers
 from leukemia_dl.training.callbacks import CallbackFactory, FitContext, load_factory, make_callbacks
+from leukemia_dl.training.distribution import check_share, distributed
+from leukemia_dl.training.features import FeatureCache
+from leukemia_dl.training.fingerprints import array_fingerprint, backend_fingerprint, layers_fingerprint
 from leukemia_dl.training.folds import inner_folds
-from leukemia_dl.training.phases import Side, Training, predict_batch_size
+from leukemia_dl.training.nets import Nets
+from leukemia_dl.training.phases import Images, Side, Training, predict_batch_size
 from leukemia_dl.training.recipe import Recipe
 
 __all__ = ["FitResult", "fit"]
@@ -51,6 +54,8 @@ class FitResult:
         stopped: Whether a callback ended it early.
         out_of_fold: Logits (n, classes) of the training images, each by a head that did not see its group; None unless
             the recipe trains a pooled head alone.
+        features: What `logits` looks features up in.
+        engine: Name of what trained it last, see `Compute`; "" if a checkpoint left nothing to do.
     """
 
     model: Any
@@ -62,11 +67,41 @@ class FitResult:
     seconds: float
     stopped: bool = False
     out_of_fold: NDArray[np.float64] | None = None
+    features: FeatureCache | None = None
+    engine: str = ""
+
+    def logits(self, images: Images) -> NDArray[np.float64]:
+        """Return logits (n, classes) of uint8 images (n, size, size, 3), or of a `Subset`.
+
+        Where the backbone stayed frozen, from features that the fit's cache may hold already.
+        """
+        batch = predict_batch_size(self.recipe, self.device.replicas)
+        if self.features is None or self.recipe.epochs:
+            return predict_logits(self.model, images, batch)
+        features, forms, head = self._frozen(self.features, images)
+        return predict_logits(head, Subset.of(features, np.arange(len(images)) * forms), batch)
+
+    def logits_over_symmetries(self, images: Images) -> NDArray[np.float64]:
+        """Return the logits of each image's eight symmetries (8, n, classes), likewise."""
+        batch = predict_batch_size(self.recipe, self.device.replicas)
+        if self.features is None or self.recipe.epochs or not self.recipe.head_symmetries:
+            return logits_over_symmetries(self.model, images, batch)
+        features, forms, head = self._frozen(self.features, images)
+        return predict_logits(head, features, batch).reshape(len(images), forms, -1).swapaxes(0, 1)
+
+    def _frozen(self, cache: FeatureCache, images: Images) -> tuple[Subset, int, Any]:
+        extractor, head = split_at_features(self.model)
+        forms = 8 if self.recipe.head_symmetries else 1
+        return (
+            cache.read(extractor, images, self.device, predict_batch_size(self.recipe, self.device.replicas), forms),
+            forms,
+            head,
+        )
 
 
 def fit(
     spec: BackboneSpec,
-    images: NDArray[np.uint8],
+    images: Images,
     labels: NDArray[np.int64],
     classes: int,
     recipe: Recipe,
@@ -74,11 +109,12 @@ def fit(
     seed: int = 0,
     groups: NDArray[np.int64] | None = None,
     validation: Side | None = None,
-    device: str = "auto",
-    threads: int | None = None,
+    compute: Compute | None = None,
     checkpoints: Path | None = None,
     callbacks: CallbackFactory | None = None,
     folder: Path | None = None,
+    features: FeatureCache | None = None,
+    nets: Nets | None = None,
     on_step: OnStep | None = None,
     on_epoch: OnEpoch | None = None,
 ) -> FitResult:
@@ -86,21 +122,22 @@ def fit(
 
     Args:
         spec: The backbone.
-        images: Training images, uint8 (n, size, size, 3), RGB; never changed.
+        images: Training images, uint8 (n, size, size, 3), RGB, or a `Subset` of such; never changed.
         labels: Class indices (n,), 0 <= label < classes.
         classes: Number of classes.
         recipe: The settings.
         seed: Of weights, order, augmentation and dropout. On one CPU model the result is bitwise repeatable.
         groups: A number per image (n,): images of one group stay together in inner folds. None if nothing is known.
         validation: Images and labels that are watched after each epoch, and never used.
-        device: "auto", "cpu", "gpu" or "gpu:1"; one per process on TensorFlow.
-        threads: That one operation on the CPU may use; None for as many as there are cores. Equal results to the bit
-            need equal threads. A backend that has already started keeps what it has.
+        compute: Device, threads, engine; None for all defaults.
         checkpoints: Folder for the state after each epoch. A fit of the same settings, data and seed goes on from what
             it finds there, to the same bits on a CPU. The folder is left; the caller removes it when the result is
             safe.
         callbacks: Makes further Keras callbacks for each phase, see `FitContext`; None for `recipe.callbacks`.
         folder: Where these may write.
+        features: Where what frozen backbones make of images is kept, for other fits; None for this one alone.
+        nets: Where the built and compiled net is kept, for the next fit of the same backbone and recipe; that one takes
+            it back, so that the model of this result then is the next one's. None for a net of this fit's own.
         on_step: Called with (epoch, step, steps), from 0, as a batch is handed out; maybe from another thread.
         on_epoch: Called with the epoch, from 1, and its row of the history; while an epoch is being selected the row
             has the key `inner_fold`, such as "2/5".
@@ -120,20 +157,33 @@ def fit(
     if validation is not None:
         _check(validation, classes, recipe)
     started = time.perf_counter()
-    found = prepare(recipe.precision, device, threads)
+    compute = compute or Compute()
+    found = prepare(recipe.precision, compute)
     factory = load_factory(recipe.callbacks if callbacks is None else callbacks)
-    once = _Fit(spec, classes, seed, found, checkpoints, factory, folder, on_step, on_epoch)
-    while True:
-        try:
-            stop, curves = once.select_epoch(recipe, (images, labels), groups)
-            training = once.train(recipe, (images, labels), validation, stop)
-            break
-        except OutOfMemoryError:
-            if not recipe.halve_batch or recipe.batch_size == 1:
+    cache, nets = features or FeatureCache(), nets or Nets()
+    once = _Fit(
+        spec, classes, seed, found, checkpoints, factory, folder, cache, nets, compute.engine, on_step, on_epoch
+    )  # fmt: skip
+    check_share(found, min(recipe.batch_size, len(images)))
+    with distributed(found):
+        while True:
+            try:
+                stop, curves = once.select_epoch(recipe, (images, labels), groups)
+                training = once.train(recipe, (images, labels), validation, stop)
+                out_of_fold = None
+                if not recipe.epochs and recipe.head == "pooled":
+                    out_of_fold = once.out_of_fold(recipe, training, labels, groups)
+                break
+            except OutOfMemoryError:
+                nets.forget()
+                if not recipe.halve_batch or recipe.batch_size == found.replicas:
+                    raise
+                half = max(recipe.batch_size // 2 // found.replicas, 1) * found.replicas
+                notes.append(f"out of memory with batches of {recipe.batch_size}: {half}")
+                recipe = dataclasses.replace(recipe, batch_size=half)
+            except BaseException:
+                nets.forget()  # its variables may be gone, if a step was interrupted
                 raise
-            half = recipe.batch_size // 2
-            notes.append(f"out of memory with batches of {recipe.batch_size}: {half}")
-            recipe = dataclasses.replace(recipe, batch_size=half)
     history = pd.DataFrame(training.rows)
     if curves is not None:
         history["inner_val_loss"] = curves.mean(axis=0)[history["epoch"] - 1]
@@ -141,12 +191,12 @@ def fit(
     stopped = bool(history["epoch"].iloc[-1] < stop)
     if stopped:
         notes.append(f"stopped by a callback after epoch {history['epoch'].iloc[-1]} of {stop}")
-    out_of_fold = None
-    if not recipe.epochs and recipe.head == "pooled":
-        out_of_fold = once.out_of_fold(recipe, training, labels, groups)
-    count = len(batchnorm_layers(training.model)) if recipe.epochs else 0
+    model = training.net.model
+    count = len(batchnorm_layers(model)) if recipe.epochs else 0
     seconds = time.perf_counter() - started
-    return FitResult(training.model, recipe, history, found, count, tuple(notes), seconds, stopped, out_of_fold)
+    return FitResult(
+        model, recipe, history, found, count, tuple(notes), seconds, stopped, out_of_fold, cache, training.engine_used
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -160,35 +210,29 @@ class _Fit:
     checkpoints: Path | None
     callbacks: CallbackFactory | None
     folder: Path | None
+    features: FeatureCache
+    nets: Nets
+    engine: str
     on_step: OnStep | None
     on_epoch: OnEpoch | None
 
     def train(self, recipe: Recipe, train: Side, validation: Side | None, stop: int, inner: str = "") -> Training:
         """Build and train a net; `inner` names the fold, "2/5", of a training that only helps to choose."""
-        import keras
-
-        keras.utils.set_random_seed(named_seed(self.seed, "fit"))
-        model = build_model(
-            self.spec,
-            int(recipe.image_size),
-            self.classes,
-            weights=recipe.weights,
-            head=recipe.head_settings,
-            scaling=None if recipe.scaling == "backbone" else recipe.scaling,
-            dtype_policy=self.device.dtype_policy,
-        )
+        net = self.nets.get(self.spec, recipe, self.classes, self.seed, self.device)
         checkpoint = None
         if self.checkpoints is not None:
             name = f"inner-{inner.split('/')[0]}" if inner else "fit"
-            checkpoint = (self.checkpoints / f"{name}.npz", self._identity(model, recipe, train, validation, stop))
+            checkpoint = (self.checkpoints / f"{name}.npz", self._identity(net.model, recipe, train, validation, stop))
         training = Training(
-            model,
+            net,
             recipe,
             train,
             validation,
             self.classes,
             self.seed,
             self.device,
+            self.features,
+            self.engine,
             stop,
             inner=bool(inner),
             checkpoint=checkpoint,
@@ -213,7 +257,7 @@ class _Fit:
             )
         curves = []
         for number, (rows, held) in enumerate(folds, 1):
-            sides = ((images[rows], labels[rows]), (images[held], labels[held]))
+            sides = ((Subset.of(images, rows), labels[rows]), (Subset.of(images, held), labels[held]))
             training = self.train(recipe, *sides, recipe.total_epochs, inner=f"{number}/{len(folds)}")
             curves.append([row["val_loss"] for row in training.rows])
         losses = np.array(curves)
@@ -227,17 +271,15 @@ class _Fit:
         folds = inner_folds(labels, groups, self.seed)
         if not folds:
             return None
-        logits = np.empty((len(labels), self.classes))
-        for rows, held in folds:
-            part = training.head_trained_on(rows)
-            logits[held] = predict_logits(part, training.head_features()[held], predict_batch_size(recipe))
+        logits, features = np.empty((len(labels), self.classes)), training.head_features()
+        forms, size = 8 if recipe.head_symmetries else 1, predict_batch_size(recipe, self.device.replicas)
+        heads = training.heads_trained_on(rows for rows, _ in folds)
+        for head, (_, held) in zip(heads, folds, strict=True):
+            logits[held] = predict_logits(head, Subset.of(features, held * forms), size)
         return logits
 
     def _identity(self, model: Any, recipe: Recipe, train: Side, validation: Side | None, stop: int) -> str:
         """Return what two fits have in common that may go on from each other's checkpoints."""
-        import keras
-
-        versions = [installed_version(name) for name in (DISTRIBUTION, "keras", keras.backend.backend())]
         return digest(
             {
                 "backbone": self.spec.name,
@@ -245,10 +287,10 @@ class _Fit:
                 "classes": self.classes,
                 "seed": self.seed,
                 "stop": stop,
-                "net": _layers(model),
-                "sides": [_pixels(*side) for side in (train, validation) if side is not None],
-                "backend": [keras.backend.backend(), self.device.kind, self.device.dtype_policy, *versions],
-                "threads": self.device.threads if self.device.kind == "cpu" else None,
+                "net": layers_fingerprint(model),
+                "sides": [array_fingerprint(*side) for side in (train, validation) if side is not None],
+                "backend": backend_fingerprint(self.device),
+                "engine": self.engine,
             }
         )
 
@@ -263,26 +305,6 @@ class _Fit:
         if factory is None:
             return None
         return lambda phase: make_callbacks(factory, FitContext(self.spec.name, recipe, self.seed, phase, self.folder))
-
-
-def _layers(model: Any) -> list[Any]:
-    """Return what a net is made of, without names, which depend on how many nets this process has built before."""
-    made: list[Any] = []
-    for layer in model.layers:
-        try:
-            settings = {key: value for key, value in layer.get_config().items() if key != "name"}
-            text = json.dumps(settings, sort_keys=True, default=lambda value: type(value).__name__)
-        except Exception:  # a layer of a plugin that cannot say what it is
-            text = ""
-        made.append([type(layer).__name__, text, [[int(size) for size in weight.shape] for weight in layer.weights]])
-    return made
-
-
-def _pixels(images: NDArray[np.uint8], labels: NDArray[np.int64]) -> list[Any]:
-    said = hashlib.sha256(np.ascontiguousarray(labels).tobytes())
-    for start in range(0, len(images), 1024):
-        said.update(np.ascontiguousarray(images[start : start + 1024]).data)
-    return [*images.shape, said.hexdigest()]
 
 
 def _check(side: Side, classes: int, recipe: Recipe, groups: NDArray[np.int64] | None = None) -> None:

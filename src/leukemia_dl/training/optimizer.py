@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from leukemia_dl.training.distribution import summed_over_replicas
 from leukemia_dl.training.recipe import Recipe
 
-__all__ = ["build_loss", "build_optimizer", "rates_by_layer"]
+__all__ = ["build_loss", "build_optimizer", "class_weights", "rates_by_layer"]
 
 _UNDECAYED = ("gamma", "beta", "bias")
 
 
-def build_optimizer(
-    recipe: Recipe, learning_rate: float, steps: int, rates: Mapping[str, float], average: float = 0.0
-) -> Any:
-    """Return a `keras.optimizers.Optimizer` for one phase of a fit.
+def build_optimizer(recipe: Recipe, learning_rate: float, rates: Mapping[str, float], average: float = 0.0) -> Any:
+    """Return a `keras.optimizers.Optimizer` for one phase of a fit; built, `start(steps)` makes it ready for one.
 
     Args:
         recipe: Its schedule, warm-up, decay and clipping.
         learning_rate: Peak.
-        steps: Of the whole phase.
         rates: By `variable.path`, its share of the rate; 1 for those that are not named.
         average: Share that the moving average keeps in each step; 0 for none. In the first steps it keeps less,
             (1 + step) / (10 + step), since otherwise the random weights would be what it is made of.
@@ -33,29 +32,53 @@ def build_optimizer(
     """
     import keras
 
-    warmup = round(recipe.warmup * steps)
-    if recipe.schedule == "constant" and not warmup:
-        schedule: Any = learning_rate
-    else:
-        schedule = keras.optimizers.schedules.CosineDecay(
-            initial_learning_rate=learning_rate / max(warmup, 1) if warmup else learning_rate,
-            decay_steps=max(steps - warmup, 1),
-            warmup_target=learning_rate if warmup else None,
-            warmup_steps=warmup,
-            alpha=1.0 if recipe.schedule == "constant" else 0.0,
-        )
+    trained: list[Any] = []
 
     class LayerwiseAdamW(keras.optimizers.Adam):  # type: ignore[misc]
         def build(self, variables: Any) -> None:
             if self.built:
                 return
             super().build(variables)
+            # Not as an attribute, which Keras would take for variables of the optimizer's own.
+            trained[:] = variables
             self._shares = [rates.get(variable.path, 1.0) for variable in variables]
             self._decayed = [bool(recipe.weight_decay) and v.name not in _UNDECAYED for v in variables]
+            # Variables and no constants: the compiled step then serves folds of any length.
+            self._warmup = self.add_variable((), dtype="float32", name="warmup_steps")
+            self._steps = self.add_variable((), dtype="float32", name="steps")
             self._averages = self.add_optimizer_variables(variables, "average") if average else []
-            for mean, variable in zip(self._averages, variables, strict=False):
+
+        def start(self, steps: int) -> None:
+            """Begin a phase of so many steps, as if nothing had been trained before."""
+            for variable in self.variables:
+                variable.assign(keras.ops.zeros(variable.shape, variable.dtype))
+            self._warmup.assign(float(round(recipe.warmup * steps)))
+            self._steps.assign(float(steps))
+            for mean, variable in zip(self._averages, trained, strict=False):
                 # By way of numpy: JAX would give both the same memory, and refuses to hand it over twice.
                 mean.assign(np.array(keras.ops.convert_to_numpy(variable)))
+
+        def rate(self) -> Any:
+            """Return the rate of the next step: a linear rise, then half a cosine to zero, or none."""
+            ops = keras.ops
+            step, warmup = ops.cast(self.iterations, "float32"), ops.convert_to_tensor(self._warmup)
+            first = learning_rate / ops.maximum(warmup, 1.0)
+            rising = first + (learning_rate - first) * step / ops.maximum(warmup, 1.0)
+            top: Any = learning_rate
+            if recipe.schedule == "cosine":
+                done = (step - warmup) / ops.maximum(ops.convert_to_tensor(self._steps) - warmup, 1.0)
+                top = learning_rate * 0.5 * (1.0 + ops.cos(math.pi * ops.clip(done, 0.0, 1.0)))
+            return ops.where(step < warmup, rising, top)
+
+        def apply(self, grads: Any, trainable_variables: Any = None) -> Any:
+            gradients, replicas = summed_over_replicas(list(grads))
+            if recipe.clip_norm:
+                squares = [keras.ops.sum(keras.ops.square(keras.ops.cast(g, "float32"))) for g in gradients]
+                norm = keras.ops.sqrt(sum(squares[1:], squares[0]))
+                share = recipe.clip_norm / keras.ops.maximum(norm, recipe.clip_norm)
+                gradients = [gradient * keras.ops.cast(share, gradient.dtype) for gradient in gradients]
+            # Keras sums them again.
+            return super().apply([g / replicas for g in gradients] if replicas > 1 else gradients, trainable_variables)
 
         def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
             ops = keras.ops
@@ -75,7 +98,9 @@ def build_optimizer(
         def averages(self) -> list[Any]:
             return list(self._averages)
 
-    return LayerwiseAdamW(learning_rate=schedule, global_clipnorm=recipe.clip_norm or None)
+    made: list[Any] = []
+    made.append(LayerwiseAdamW(learning_rate=lambda: made[0].rate()))
+    return made[0]
 
 
 def rates_by_layer(model: Any, rate_at_input: float) -> dict[str, float]:
@@ -92,26 +117,28 @@ def rates_by_layer(model: Any, rate_at_input: float) -> dict[str, float]:
     }
 
 
-def build_loss(recipe: Recipe, labels: NDArray[np.int64], classes: int) -> Any:
-    """Return the training loss of class indices and logits: cross-entropy in nats, smoothed and weighted as asked.
+def class_weights(recipe: Recipe, labels: NDArray[np.int64], classes: int) -> NDArray[np.float32] | None:
+    """Return what each class counts in the training loss (classes,), None for one each.
 
     Under `class_balance="weights"` a class that is `share` of the training labels counts `1 / (classes * share)`.
     """
+    if recipe.class_balance != "weights":
+        return None
+    counts = np.bincount(labels, minlength=classes)
+    return (len(labels) / (np.count_nonzero(counts) * np.maximum(counts, 1))).astype(np.float32)
+
+
+def build_loss(recipe: Recipe, classes: int) -> Any:
+    """Return the training loss of class indices and logits: cross-entropy in nats, smoothed as asked."""
     import keras
 
-    if not recipe.label_smoothing and recipe.class_balance != "weights":
+    if not recipe.label_smoothing:
         return keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    weights = np.ones(classes, np.float32)
-    if recipe.class_balance == "weights":
-        counts = np.bincount(labels, minlength=classes)
-        weights = (len(labels) / (np.count_nonzero(counts) * np.maximum(counts, 1))).astype(np.float32)
 
     def loss(y_true: Any, y_pred: Any) -> Any:
-        ops = keras.ops
-        index = ops.cast(ops.reshape(y_true, (-1,)), "int32")
-        target = ops.one_hot(index, classes, dtype="float32")
+        index = keras.ops.cast(keras.ops.reshape(y_true, (-1,)), "int32")
+        target = keras.ops.one_hot(index, classes, dtype="float32")
         smoothed = target * (1 - recipe.label_smoothing) + recipe.label_smoothing / classes
-        each = keras.losses.categorical_crossentropy(smoothed, y_pred, from_logits=True)
-        return each * ops.take(ops.convert_to_tensor(weights), index)
+        return keras.losses.categorical_crossentropy(smoothed, y_pred, from_logits=True)
 
     return loss

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -16,31 +16,43 @@ from numpy.typing import NDArray
 
 from leukemia_dl.errors import OutOfMemoryError, TrainingError
 from leukemia_dl.identity import named_seed
-from leukemia_dl.models.classifier import predict_in_batches, predict_logits
+from leukemia_dl.models.classifier import predict_logits
 from leukemia_dl.models.heads import split_at_features
 from leukemia_dl.training.augmentation import training_model
-from leukemia_dl.training.backends import Device, feed
-from leukemia_dl.training.batches import Batches
+from leukemia_dl.training.backends import Device
+from leukemia_dl.training.batches import Batches, Subset
 from leukemia_dl.training.batchnorm import reestimate_batchnorm
 from leukemia_dl.training.checkpoints import FitState, read_checkpoint, write_checkpoint
-from leukemia_dl.training.optimizer import build_loss, build_optimizer, rates_by_layer
+from leukemia_dl.training.engines import choose_engine
+from leukemia_dl.training.features import FeatureCache
+from leukemia_dl.training.nets import Compiled, Net, as_numpy, assign
+from leukemia_dl.training.optimizer import build_loss, build_optimizer, class_weights, rates_by_layer
 from leukemia_dl.training.recipe import Recipe
 
-__all__ = ["Side", "Training", "predict_batch_size"]
+__all__ = ["Images", "Side", "Training", "every_form", "predict_batch_size"]
 
 # BatchNorm statistics: so many images per batch, and one such batch for an honest curve while training goes on; after
 # the last epoch all training images.
 _BATCHNORM_IMAGES = 64
+# A checkpoint that took longer than this is not written again before so many times its duration are over.
+_CHEAP_SECONDS, _TIMES_ITS_COST = 0.2, 20
 _log = logging.getLogger(__name__)
-Side = tuple[NDArray[Any], NDArray[np.int64]]
+Images = NDArray[Any] | Subset
+Side = tuple[Images, NDArray[np.int64]]
 
 
-def predict_batch_size(recipe: Recipe) -> int:
+def predict_batch_size(recipe: Recipe, replicas: int = 1) -> int:
     """Return how many images a prediction takes per step: more than in training, since no gradients are kept.
 
-    Where memory forced the batches of training down, they follow.
+    Where memory forced the batches of training down, they follow. `replicas` devices can share them evenly.
     """
-    return min(max(32, recipe.batch_size), 2 * recipe.batch_size)
+    size = min(max(32, recipe.batch_size), 2 * recipe.batch_size)
+    return max(size // replicas, 1) * replicas
+
+
+def every_form(rows: NDArray[np.int64], forms: int) -> NDArray[np.int64]:
+    """Return where all forms of some images lie among features."""
+    return (rows[:, None] * forms + np.arange(forms)).ravel()
 
 
 @dataclass(eq=False)
@@ -48,13 +60,15 @@ class Training:
     """A built model on its way through the phases of its recipe.
 
     Attributes:
-        model: `keras.Model`, pixels to logits; trained in place.
+        net: Its model, pixels to logits, is trained in place.
         recipe: As it is for this backbone.
         train: uint8 images and class indices.
         validation: Likewise, watched after each epoch; or None.
         classes: Number of classes.
         seed: Of order and augmentation.
         device: Where it runs.
+        features: Of frozen backbones.
+        engine: "auto", "keras" or "scan".
         inner: Whether it only helps to choose an epoch.
         stop: Epochs of both phases to run; fewer than the recipe's where an epoch was selected. The rates are those of
             the whole.
@@ -63,15 +77,18 @@ class Training:
         on_epoch: Called with the epoch, from 1, and its row.
         callbacks: Given the phase's name, returns further Keras callbacks.
         rows: The history.
+        engine_used: That of the last phase; "" if a checkpoint left nothing to do.
     """
 
-    model: Any
+    net: Net
     recipe: Recipe
     train: Side
     validation: Side | None
     classes: int
     seed: int
     device: Device
+    features: FeatureCache
+    engine: str
     stop: int
     inner: bool = False
     checkpoint: tuple[Path, str] | None = None
@@ -79,8 +96,11 @@ class Training:
     on_epoch: Callable[[int, dict[str, Any]], None] | None = None
     callbacks: Callable[[str], list[Any]] | None = None
     rows: list[dict[str, Any]] = field(default_factory=list)
-    _features: NDArray[np.float32] | None = field(default=None, init=False)
+    engine_used: str = ""
+    _features: Subset | None = field(default=None, init=False)
     _resumed: FitState | None = field(default=None, init=False)
+    _saved_at: float = field(default=0.0, init=False)
+    _save_seconds: float = field(default=0.0, init=False)
 
     def run(self) -> None:
         """Train, from where a checkpoint of this fit left off.
@@ -99,7 +119,7 @@ class Training:
             if not _is_out_of_memory(error):
                 raise
             raise OutOfMemoryError(
-                f"{self.device.name} ran out of memory training {self.model.name} with batch_size="
+                f"{self.device.name} ran out of memory training {self.net.model.name} with batch_size="
                 f"{self.recipe.batch_size} at {self.recipe.image_size} pixels. Try batch_size="
                 f"{max(self.recipe.batch_size // 2, 1)}, or halve_batch=True to have that done."
             ) from error
@@ -112,46 +132,75 @@ class Training:
         if [tuple(v.shape) for v in variables] != [value.shape for value in found.model]:
             _log.warning("The checkpoint is of a net of other shapes and is not used")
             return
-        _assign(variables, found.model)
+        assign(variables, found.model)
         self.rows = found.rows
         self._resumed = found
 
-    def head_features(self) -> NDArray[np.float32]:
-        """Return what the head is given of the training images (n, features), computed once."""
+    def head_features(self) -> Subset:
+        """Return what the head is given of the training images (n * forms, features), computed once."""
         if self._features is None:
-            extractor, _ = split_at_features(self.model)
-            self._features = predict_in_batches(extractor, self.train[0], predict_batch_size(self.recipe))
+            self._features = self.features_of(self.train[0])
         return self._features
 
-    def head_trained_on(self, rows: NDArray[np.int64]) -> Any:
-        """Return a new head, trained as the first phase does on some of the training images: features to logits."""
+    def features_of(self, images: Images) -> Subset:
+        """Return what the head is given of images."""
+        extractor, _ = split_at_features(self.net.model)
+        size, told = predict_batch_size(self.recipe, self.device.replicas), self.on_step
+        on_batch = None if told is None else lambda batch, batches: told(0, batch, batches)
+        return self.features.read(extractor, images, self.device, size, self._forms, on_batch)
+
+    @property
+    def _forms(self) -> int:
+        return 8 if self.recipe.head_symmetries else 1
+
+    def heads_trained_on(self, folds: Iterable[NDArray[np.int64]]) -> Iterator[Any]:
+        """Yield for each fold, rows of the training images, a head trained on it as the first phase does.
+
+        It maps features to logits; the next fold takes it back.
+        """
         import keras
 
-        keras.utils.set_random_seed(named_seed(self.seed, "inner head"))
-        _, head = split_at_features(self.model)
-        new = keras.models.clone_model(head)
-        part = (self.head_features()[rows], self.train[1][rows])
-        inner = Training(new, self.recipe, part, None, self.classes, self.seed, self.device, self.stop)
-        inner._fit_head(new, part, None)
-        return new
+        _, head = split_at_features(self.net.model)
+        features, net = self.head_features(), None
+        for rows in folds:
+            keras.utils.set_random_seed(named_seed(self.seed, "inner head"))
+            new = keras.models.clone_model(head)
+            if net is None:
+                net = Net(new)
+            else:
+                assign(net.model.variables, new.variables)
+            part = (Subset.of(features, every_form(rows, self._forms)), self.train[1][rows])
+            inner = Training(
+                net, self.recipe, part, None, self.classes, self.seed, self.device, self.features, self.engine,
+                self.stop,
+            )  # fmt: skip
+            inner._fit_head(net.model, part, None)
+            yield net.model
 
     def _train_head(self) -> None:
         """Train the head on features computed once; the backbone stays as it is, BatchNorm statistics included."""
         if self._resumed is not None and (self._resumed.phase == "all" or self._resumed.epoch >= self._head_stop):
             return  # what it led to is in the weights already
-        extractor, head = split_at_features(self.model)
+        _, head = split_at_features(self.net.model)
         watched = None
         if self.validation is not None:
             images, labels = self.validation
-            watched = (predict_in_batches(extractor, images, predict_batch_size(self.recipe)), labels)
+            features = self.features_of(images)
+            watched = (Subset.of(features, np.arange(len(labels)) * self._forms), labels)
         self._fit_head(head, (self.head_features(), self.train[1]), watched)
 
     def _fit_head(self, head: Any, train: Side, watched: Side | None) -> None:
         recipe = self.recipe
-        batches = Batches(*train, recipe.batch_size, self.seed, balanced=recipe.class_balance == "batches")
-        optimizer = build_optimizer(recipe, recipe.head_learning_rate, recipe.head_epochs * batches.steps, {})
-        look = partial(self._validate, head, watched)
-        self._train_phase("head", head, batches, optimizer, self._head_stop, lambda last: look())
+        balanced, weights = recipe.class_balance == "batches", class_weights(recipe, train[1], self.classes)
+        batches = Batches(
+            *train, recipe.batch_size, self.seed, balanced=balanced, forms=self._forms, weights=weights
+        )  # fmt: skip
+
+        if "head" not in self.net.phases:
+            self.net.phases["head"] = self._compiled(head, build_optimizer(recipe, recipe.head_learning_rate, {}))
+        compiled = self.net.phases["head"]  # maybe another object than `head`, of the same variables
+        look = partial(self._validate, compiled.net, watched)
+        self._train_phase("head", compiled, batches, recipe.head_epochs, self._head_stop, lambda last: look())
 
     @property
     def _head_stop(self) -> int:
@@ -159,33 +208,51 @@ class Training:
 
     def _train_all(self, stop: int) -> None:
         """Train every layer on images."""
-        recipe, (images, labels) = self.recipe, self.train
+        recipe, (images, labels), model = self.recipe, self.train, self.net.model
         if self._resumed is not None and self._resumed.phase == "all" and self._resumed.epoch >= stop:
             return
-        net = training_model(self.model, recipe) if recipe.augments else self.model
+        balanced, weights = recipe.class_balance == "batches", class_weights(recipe, labels, self.classes)
         augmentation = recipe if recipe.augments else None
-        balanced = recipe.class_balance == "batches"
-        batches = Batches(images, labels, recipe.batch_size, self.seed, augmentation, balanced=balanced)
-        rates = rates_by_layer(self.model, recipe.rate_at_input)
-        optimizer = build_optimizer(
-            recipe, recipe.learning_rate, recipe.epochs * batches.steps, rates, average=recipe.average
-        )
+        batches = Batches(
+            images, labels, recipe.batch_size, self.seed, augmentation, balanced=balanced, weights=weights
+        )  # fmt: skip
+        if "all" not in self.net.phases:
+            net = training_model(model, recipe) if recipe.augments else model
+            rates = rates_by_layer(model, recipe.rate_at_input)
+            optimizer = build_optimizer(recipe, recipe.learning_rate, rates, average=recipe.average)
+            self.net.phases["all"] = self._compiled(net, optimizer)
 
         def look(last: bool) -> dict[str, float]:
             # Inner folds are compared epoch by epoch: there the last one is looked at as the others are.
-            part = images if last and not self.inner else images[batches.sample(_BATCHNORM_IMAGES)]
+            whole = last and not self.inner
+            if not whole and self.validation is None and self.callbacks is None:
+                return {}  # nobody looks
+            part = images if whole else images[batches.sample(_BATCHNORM_IMAGES)]
             size = min(max(_BATCHNORM_IMAGES, recipe.batch_size), 4 * recipe.batch_size)
-            reestimate_batchnorm(self.model, part, size)
-            return self._validate(self.model, self.validation)
+            reestimate_batchnorm(model, part, size)
+            return self._validate(model, self.validation)
 
-        self._train_phase("all", net, batches, optimizer, stop, look)
+        self._train_phase("all", self.net.phases["all"], batches, recipe.epochs, stop, look)
+
+    def _compiled(self, net: Any, optimizer: Any) -> Compiled:
+        import keras
+
+        # Variables made inside the first step would have TensorFlow trace it twice: half a minute for a deep net.
+        optimizer.build(net.trainable_variables)
+        net.compile(
+            optimizer=optimizer,
+            loss=build_loss(self.recipe, self.classes),
+            metrics=[keras.metrics.SparseCategoricalAccuracy(name="accuracy")],
+            jit_compile=self.device.jit_compile,
+        )
+        return Compiled(net, optimizer)
 
     def _train_phase(
         self,
         phase: str,
-        net: Any,
+        compiled: Compiled,
         batches: Batches,
-        optimizer: Any,
+        epochs: int,
         stop: int,
         look: Callable[[bool], dict[str, float]],
     ) -> None:
@@ -193,26 +260,19 @@ class Training:
 
         Args:
             phase: Its name.
-            net: What is fitted to the batches.
+            compiled: What is fitted to the batches.
             batches: Inputs and labels.
-            optimizer: Not built yet.
+            epochs: Of this phase in the recipe, which its rates go by.
             stop: Epochs of this phase, from its beginning.
             look: Given whether the epoch is the last, brings statistics up to date and returns validation metrics.
         """
         import keras
 
-        done = 0
-        # Variables made inside the first step would have TensorFlow trace it twice: half a minute for a deep net.
-        optimizer.build(net.trainable_variables)
+        done, net, optimizer = 0, compiled.net, compiled.optimizer
+        optimizer.start(epochs * batches.steps)
         if self._resumed is not None and self._resumed.phase == phase:
             done = self._resumed.epoch
-            _assign(optimizer.variables, self._resumed.optimizer)
-        net.compile(
-            optimizer=optimizer,
-            loss=build_loss(self.recipe, self.train[1], self.classes),
-            metrics=[keras.metrics.SparseCategoricalAccuracy(name="accuracy")],
-            jit_compile=self.device.jit_compile,
-        )
+            assign(optimizer.variables, self._resumed.optimizer)
         before = 0 if phase == "head" else self.recipe.head_epochs
         if self.on_step is not None:
             report = self.on_step
@@ -233,12 +293,12 @@ class Training:
                 loss, accuracy = float(logs["loss"]), float(logs["accuracy"])
                 if not math.isfinite(loss):
                     raise TrainingError(
-                        f"The training loss of {training.model.name} became {loss} in epoch {number}. Lower "
+                        f"The training loss of {training.net.model.name} became {loss} in epoch {number}. Lower "
                         f"{'head_learning_rate' if phase == 'head' else 'learning_rate'} or clip_norm."
                     )
                 if averages:
-                    own[:] = map(_numpy, net.trainable_variables)
-                    _assign(net.trainable_variables, map(_numpy, averages))
+                    own[:] = map(as_numpy, net.trainable_variables)
+                    assign(net.trainable_variables, averages)
                 seen = look(epoch + 1 == stop)
                 logs.update(seen)
                 row = {"epoch": number, "phase": phase, "loss": loss, "accuracy": accuracy}
@@ -250,63 +310,56 @@ class Training:
             def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
                 ends = epoch + 1 == stop or net.stop_training
                 if averages and not ends:
-                    _assign(net.trainable_variables, own)
+                    assign(net.trainable_variables, own)
                 if not ends:
-                    training._save(phase, epoch + 1, optimizer)
-                    training._tell()
+                    training._settle(phase, epoch + 1, optimizer)
 
         others = self.callbacks(phase) if self.callbacks else []
-        net.fit(
-            feed(lambda: batches.stream(done), batches.example()),
-            epochs=stop,
-            initial_epoch=done,
-            steps_per_epoch=batches.steps,
-            callbacks=[Look(), *others, Settle()],
-            verbose=0,
-            shuffle=False,
-        )
+        engine = choose_engine(self.engine, self.device, batches.images, others)
+        self.engine_used = engine.name
+        engine.train(compiled, batches, done, stop, [Look(), *others, Settle()])
         if others and self.rows:
             # They may have stopped it, or put other weights in place at its very end.
             self.rows[-1] |= look(True)
-        self._save(phase, stop, optimizer)
-        self._tell()
+        self._settle(phase, stop, optimizer)
 
-    def _tell(self) -> None:
-        if self.on_epoch is not None and self.rows:
+    def _settle(self, phase: str, epoch: int, optimizer: Any) -> None:
+        """Write the state down, unless that would take too much of the time, and tell of the epoch."""
+        began = time.perf_counter()
+        due = began - self._saved_at >= _TIMES_ITS_COST * self._save_seconds or self._save_seconds < _CHEAP_SECONDS
+        if due or epoch == self.stop:
+            self._save(phase, epoch, optimizer)
+            self._saved_at = time.perf_counter()
+            self._save_seconds = self._saved_at - began
+        if self.on_epoch is None or not self.rows:
+            return
+        try:
             self.on_epoch(self.rows[-1]["epoch"], self.rows[-1])
+        except BaseException:  # it ends here, by the user's wish or a limit
+            if not due:
+                self._save(phase, epoch, optimizer)
+            raise
 
     def _changing(self, phase: str) -> list[Any]:
         """Return the variables that a phase changes, seeds of dropout included: in the first the backbone stays."""
-        net = split_at_features(self.model)[1] if phase == "head" else self.model
+        net = split_at_features(self.net.model)[1] if phase == "head" else self.net.model
         return list(net.variables)
 
     def _save(self, phase: str, epoch: int, optimizer: Any) -> None:
         if self.checkpoint is None:
             return
         path, identity = self.checkpoint
-        state = ([_numpy(v) for v in self._changing(phase)], [_numpy(v) for v in optimizer.variables])
+        state = ([as_numpy(v) for v in self._changing(phase)], [as_numpy(v) for v in optimizer.variables])
         write_checkpoint(path, identity, FitState(phase, epoch, self.rows, *state))
 
     def _validate(self, net: Any, side: Side | None) -> dict[str, float]:
         if side is None:
             return {}
-        logits, labels = predict_logits(net, side[0], predict_batch_size(self.recipe)), side[1]
+        logits, labels = predict_logits(net, side[0], predict_batch_size(self.recipe, self.device.replicas)), side[1]
         peak = logits.max(axis=1)
         log_sum = peak + np.log(np.exp(logits - peak[:, None]).sum(axis=1))
         loss = log_sum - logits[np.arange(len(labels)), labels]
         return {"val_loss": float(loss.mean()), "val_accuracy": float((logits.argmax(axis=1) == labels).mean())}
-
-
-def _numpy(variable: Any) -> NDArray[Any]:
-    import keras
-
-    # A copy: on a CPU the array may be the variable's own memory, which the next step overwrites.
-    return np.array(keras.ops.convert_to_numpy(variable))
-
-
-def _assign(variables: Any, values: Any) -> None:
-    for variable, value in zip(variables, values, strict=True):
-        variable.assign(value)
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

@@ -32,7 +32,7 @@ _CHOICES = {
     "class_balance": get_args(ClassBalance),
     "precision": get_args(Precision),
 }
-_FLAGS = ("sigmoid", "select_epoch", "symmetry_average", "halve_batch")
+_FLAGS = ("sigmoid", "select_epoch", "head_symmetries", "symmetry_average", "halve_batch")
 # Whole numbers: smallest value; the largest is a million.
 _WHOLE = {"epochs": 0, "head_epochs": 0, "head_units": 0, "batch_size": 1}
 # Real numbers: from the first, below the second.
@@ -73,6 +73,8 @@ class Recipe(Augmentation):
         sigmoid: One output and its sigmoid for two classes, instead of a softmax over two: half the weights, the same
             cross-entropy.
         head_epochs: Passes of the first phase.
+        head_symmetries: In the first phase, one of the eight symmetries of each image is drawn in each pass. Features
+            of all eight are computed: eight times the work, once.
         epochs: Passes of the second; fixed, none is selected afterwards.
         select_epoch: Choose the number of passes of the last phase where the mean validation loss of five inner grouped
             folds of the training side is lowest; then train on all of it.
@@ -109,6 +111,7 @@ class Recipe(Augmentation):
     head_units: int = 0
     sigmoid: bool = False
     head_epochs: int = 0
+    head_symmetries: bool = False
     epochs: int = 3
     select_epoch: bool = False
     batch_size: int = 16

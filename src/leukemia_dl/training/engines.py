@@ -1,0 +1,81 @@
+"""How the batches of a phase reach a compiled net: engines behind one small interface."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from leukemia_dl.errors import SettingsError
+from leukemia_dl.training.backends import Device, feed
+from leukemia_dl.training.batches import Batches
+from leukemia_dl.training.nets import Compiled
+from leukemia_dl.training.scan import ScanEpoch, fits_on_device
+
+__all__ = ["Engine", "KerasFit", "choose_engine"]
+
+_BATCH_HOOKS = ("on_train_batch_begin", "on_train_batch_end", "on_batch_begin", "on_batch_end")
+
+
+class Engine(Protocol):
+    """Trains a compiled net, epoch by epoch."""
+
+    @property
+    def name(self) -> str:
+        """As rows of results say it."""
+
+    def train(self, compiled: Compiled, batches: Batches, begin: int, end: int, callbacks: list[Any]) -> None:
+        """Train from epoch `begin` (from 0) to before `end`, and call Keras callbacks as `fit` does."""
+
+
+@dataclass(frozen=True)
+class KerasFit:
+    """`fit` of Keras, on any backend and device: full batches only, and nothing that waits for the device."""
+
+    name: str = "keras"
+
+    def train(self, compiled: Compiled, batches: Batches, begin: int, end: int, callbacks: list[Any]) -> None:
+        """Train."""
+        compiled.net.fit(
+            feed(lambda: batches.stream(begin), batches.example()),
+            epochs=end,
+            initial_epoch=begin,
+            steps_per_epoch=batches.steps,
+            callbacks=callbacks,
+            verbose=0,
+            shuffle=False,
+        )
+
+
+def choose_engine(asked: str, device: Device, images: Any, callbacks: Sequence[Any] = ()) -> Engine:
+    """Return the engine that was asked for; for "auto", by what there is.
+
+    That is `ScanEpoch` for JAX on a GPU or TPU that has room for the images, unless callbacks hear of batches.
+
+    Args:
+        asked: "auto", "keras" or "scan".
+        device: Where the fit runs.
+        images: Those that are trained on.
+        callbacks: Further Keras callbacks.
+
+    Raises:
+        SettingsError: If "scan" is asked for and a callback hears of batches.
+    """
+    hearing = [type(callback).__name__ for callback in callbacks if _hears_batches(callback)]
+    if asked == "scan" and hearing:
+        raise SettingsError(
+            f"engine='scan' has no batches that {hearing[0]} could hear of. Use engine='keras', or a callback of "
+            "epochs alone."
+        )
+    if asked == "scan":
+        return ScanEpoch()
+    single = device.kind != "cpu" and device.replicas == 1
+    wanted = asked == "auto" and device.backend == "jax" and single and not hearing
+    return ScanEpoch() if wanted and fits_on_device(images) else KerasFit()
+
+
+def _hears_batches(callback: Any) -> bool:
+    import keras
+
+    plain = keras.callbacks.Callback
+    return any(getattr(type(callback), hook, None) is not getattr(plain, hook) for hook in _BATCH_HOOKS)

@@ -1,0 +1,131 @@
+"""Nets that are built, traced and compiled once, for all folds and seeds of one backbone."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from leukemia_dl.identity import named_seed
+from leukemia_dl.models.build import build_model
+from leukemia_dl.models.heads import apply_head, split_at_features
+from leukemia_dl.models.spec import BackboneSpec
+from leukemia_dl.training.backends import Device
+from leukemia_dl.training.recipe import Recipe
+
+__all__ = ["Compiled", "Net", "Nets", "as_numpy", "assign"]
+
+
+@dataclass(eq=False)
+class Compiled:
+    """A net as one phase of a fit trains it.
+
+    Attributes:
+        net: `keras.Model`, compiled.
+        optimizer: That it is compiled with.
+        epoch: What an engine has made of it, for the next fit.
+    """
+
+    net: Any
+    optimizer: Any
+    epoch: Any = None
+
+
+@dataclass(eq=False)
+class Net:
+    """A model, and what was compiled of it so far.
+
+    Attributes:
+        model: `keras.Model`.
+        phases: By the phase's name.
+    """
+
+    model: Any
+    phases: dict[str, Compiled] = field(default_factory=dict)
+
+
+class Nets:
+    """The net of the last fit, used again by the next one if it is of the same backbone and recipe.
+
+    Building a net, tracing its step and compiling it may take longer than an epoch. What it is given again are initial
+    weights, to the bit those of a net built anew.
+    """
+
+    def __init__(self) -> None:
+        """Hold none."""
+        self._key: Any = None
+        self._net: Net | None = None
+
+    def forget(self) -> None:
+        """Let go of the net."""
+        self._key = self._net = None
+
+    def forget_others(self, spec: BackboneSpec) -> None:
+        """Give back the memory of a net of another backbone."""
+        import keras
+
+        if self._key is None or self._key[0] != spec:
+            self._key = self._net = None
+            keras.utils.clear_session(free_memory=True)
+
+    def get(self, spec: BackboneSpec, recipe: Recipe, classes: int, seed: int, device: Device) -> Net:
+        """Return an untrained net; one that an earlier call has returned is taken back, if it fits.
+
+        Raises:
+            SettingsError, WeightsError, PluginError: As `build_model`.
+        """
+        # Two nets that differ in anything that is part of the compiled step must not be taken for each other.
+        key = (spec, dataclasses.replace(recipe, callbacks=None, name="any"), classes, device)
+        if self._net is None or key != self._key:
+            self._key = self._net = None  # first, since two at a time may be more than fits
+            self._net = Net(_built(spec, recipe, classes, seed, device))
+            self._key = key
+        elif recipe.weights and not recipe.epochs:
+            # A frozen backbone is as it was.
+            _, head = split_at_features(self._net.model)
+            assign(head.variables, _new_head(head, recipe, classes, seed).variables)
+        else:
+            assign(self._net.model.variables, _built(spec, recipe, classes, seed, device).variables)
+        return self._net
+
+
+def _built(spec: BackboneSpec, recipe: Recipe, classes: int, seed: int, device: Device) -> Any:
+    import keras
+
+    keras.utils.set_random_seed(named_seed(seed, "fit"))
+    return build_model(
+        spec,
+        int(recipe.image_size),
+        classes,
+        weights=recipe.weights,
+        head=recipe.head_settings,
+        head_seed=named_seed(seed, "head"),
+        scaling=None if recipe.scaling == "backbone" else recipe.scaling,
+        dtype_policy=device.dtype_policy,
+    )
+
+
+def _new_head(head: Any, recipe: Recipe, classes: int, seed: int) -> Any:
+    """Return a model from features to logits as a net built anew has it."""
+    import keras
+
+    features = keras.Input(head.input_shape[1:])
+    keras.utils.set_random_seed(named_seed(seed, "head"))
+    return keras.Model(features, apply_head(features, recipe.head_settings, classes, on_features=True))
+
+
+def as_numpy(variable: Any) -> NDArray[Any]:
+    """Return a copy of a variable's value."""
+    import keras
+
+    # A copy: on a CPU the array may be the variable's own memory, which the next step overwrites.
+    return np.array(keras.ops.convert_to_numpy(variable))
+
+
+def assign(variables: Any, values: Any) -> None:
+    """Give variables values: arrays, or other variables."""
+    for variable, value in zip(variables, values, strict=True):
+        variable.assign(as_numpy(value) if hasattr(value, "assign") else value)

@@ -1,0 +1,137 @@
+"""An epoch as one compiled function on JAX: images lie on the device, and nothing happens on the host in between."""
+
+from __future__ import annotations
+
+import weakref
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from leukemia_dl.training.batches import Batches, Subset
+
+if TYPE_CHECKING:
+    from leukemia_dl.training.nets import Compiled
+
+__all__ = ["ScanEpoch", "bytes_on_device", "fits_on_device"]
+
+# Of the device's memory, for images: the rest is for weights, gradients and what layers hand on.
+_LARGEST_SHARE = 0.3
+# The images that were last copied to the device, for all folds and seeds that are trained on parts of them.
+_copied: list[tuple[weakref.ref[Any], Any]] = []
+
+
+@dataclass(frozen=True)
+class ScanEpoch:
+    """Gathers, augments and trains inside one jitted function per epoch, on images copied to the device once.
+
+    The step is Keras's own (`train_step`, which it documents for JAX as the place to step in), so that optimizer,
+    metrics, BatchNorm and the seeds of dropout are what `fit` has. Callbacks hear of epochs, not of batches.
+    """
+
+    name: str = "scan"
+
+    def train(self, compiled: Compiled, batches: Batches, begin: int, end: int, callbacks: list[Any]) -> None:
+        """Train from epoch `begin` (from 0) to before `end`."""
+        import keras
+
+        net, size = compiled.net, batches.batch_size
+        if compiled.epoch is None:
+            _build_metrics(net, batches)
+            compiled.epoch = _epoch_function(net, size)
+        whole = batches.images if isinstance(batches.images, Subset) else None
+        base = batches.images if whole is None else whole.base
+        images = _on_device(base)
+        # As long for every fold of these images, so that one program serves them all.
+        length = max(len(base) // size, batches.steps) * size
+        told = keras.callbacks.CallbackList(
+            callbacks, add_history=True, model=net, epochs=end, steps=batches.steps, verbose=0
+        )
+        net.stop_training = False
+        told.on_train_begin()
+        logs: dict[str, Any] = {}
+        for epoch in range(begin, end):
+            net.reset_metrics()
+            told.on_epoch_begin(epoch)
+            if batches.on_step:
+                batches.on_step(epoch, 0)
+            drawn = batches.epoch(epoch)
+            labels = batches.labels[drawn.order]
+            weights = None if batches.weights is None else _padded(batches.weights[labels], length)
+            parameters = None if drawn.parameters is None else _padded(drawn.parameters, length)
+            rows = _padded((drawn.rows if whole is None else whole.rows[drawn.rows]).astype(np.int32), length)
+            state = [[variable.value for variable in group] for group in _groups(net)]
+            state = compiled.epoch(state, images, rows, _padded(labels, length), weights, parameters, batches.steps)
+            for group, values in zip(_groups(net), state, strict=True):
+                for variable, value in zip(group, values, strict=True):
+                    variable.assign(value)
+            logs = {name: float(value) for name, value in net.get_metrics_result().items()}
+            told.on_epoch_end(epoch, logs)
+            if net.stop_training:
+                break
+        told.on_train_end(logs)
+
+
+def _epoch_function(net: Any, size: int) -> Any:
+    import jax
+
+    def epoch(state: Any, images: Any, rows: Any, labels: Any, weights: Any, parameters: Any, steps: Any) -> Any:
+        def step(number: Any, state: Any) -> Any:
+            def part(array: Any) -> Any:
+                return jax.lax.dynamic_slice_in_dim(array, number * size, size)
+
+            batch = images[part(rows)]
+            inputs = batch if parameters is None else (batch, part(parameters))
+            data = (inputs, part(labels)) if weights is None else (inputs, part(labels), part(weights))
+            _, new = net.train_step(tuple(state), data)
+            # A loop hands on what has the type that it was given.
+            return jax.tree.map(lambda old, value: jax.numpy.asarray(value, old.dtype), state, [*map(list, new)])
+
+        return jax.lax.fori_loop(0, steps, step, state)
+
+    return jax.jit(epoch, donate_argnums=0)
+
+
+def _groups(net: Any) -> tuple[Any, ...]:
+    return net.trainable_variables, net.non_trainable_variables, net.optimizer.variables, net.metrics_variables
+
+
+def _build_metrics(net: Any, batches: Batches) -> None:
+    """Have Keras make the variables of loss and metrics, which it does when they are first asked for."""
+    import keras
+
+    labels = np.zeros(batches.batch_size, np.int32)
+    logits = keras.ops.zeros((batches.batch_size, *net.output_shape[1:]))
+    weights = None if batches.weights is None else np.ones(batches.batch_size, np.float32)
+    net.compute_loss(x=None, y=labels, y_pred=logits, sample_weight=weights)
+    net.compute_metrics(x=None, y=labels, y_pred=logits, sample_weight=weights)
+    net.reset_metrics()
+
+
+def _padded(array: NDArray[Any], length: int) -> NDArray[Any]:
+    return np.concatenate([array, np.zeros((length - len(array), *array.shape[1:]), array.dtype)])
+
+
+def _on_device(base: Any) -> Any:
+    import jax
+
+    if not _copied or _copied[0][0]() is not base:
+        _copied.clear()  # first, since both at a time may be more than fits
+        _copied.append((weakref.ref(base), jax.device_put(np.asarray(base[:]))))
+    return _copied[0][1]
+
+
+def bytes_on_device(images: Any) -> int:
+    """Return the memory that images, or those that they are a part of, take on the device."""
+    base = images.base if isinstance(images, Subset) else images
+    return int(np.prod(base.shape)) * int(base.dtype.itemsize)
+
+
+def fits_on_device(images: Any) -> bool:
+    """Return whether the images take no more than their share of the memory of JAX's device, or it does not say."""
+    import jax
+
+    device = jax.config.jax_default_device or jax.devices()[0]
+    limit = (device.memory_stats() or {}).get("bytes_limit")
+    return limit is None or bytes_on_device(images) <= _LARGEST_SHARE * limit

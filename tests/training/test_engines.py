@@ -1,0 +1,189 @@
+"""The engines: the same losses whichever trains, one compiled program for all folds and seeds, callbacks of epochs."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+import leukemia_dl as ldl
+from discs import IMAGES, LABELS
+from leukemia_dl.errors import SettingsError
+from leukemia_dl.training import Compute, Nets, Recipe, Subset, fit
+from leukemia_dl.training.backends import Device
+from leukemia_dl.training.engines import KerasFit, choose_engine
+
+keras = pytest.importorskip("keras")
+on_jax = pytest.mark.skipif(keras.backend.backend() != "jax", reason="whole epochs on the device are JAX's")
+CNN = ldl.get_backbone("cnn")
+QUICK = Recipe(image_size=32, epochs=2, batch_size=8, learning_rate=3e-3)
+VALIDATION = (IMAGES[40:], LABELS[40:])
+SETTINGS = {
+    "all": {},
+    "everything": {
+        "rotation": 20.0, "average": 0.9, "class_balance": "weights", "label_smoothing": 0.1, "batch_size": 12,
+    },
+    "drawn in equal numbers": {"class_balance": "batches", "stain": 0.2},
+    "head": {"head_epochs": 3, "epochs": 0},
+    "head on symmetries": {"head_epochs": 3, "epochs": 0, "head_symmetries": True},
+}  # fmt: skip
+
+
+def trained(engine, recipe=QUICK, rows=40, seed=1, **settings):
+    compute = Compute(engine=engine)
+    images = Subset(IMAGES, np.arange(rows))
+    return fit(CNN, images, LABELS[:rows], 2, recipe, seed=seed, validation=VALIDATION, compute=compute, **settings)
+
+
+@on_jax
+@pytest.mark.parametrize("name", SETTINGS)
+def test_both_engines_give_the_same_losses(name):
+    recipe = dataclasses.replace(QUICK, **SETTINGS[name])
+    scan, plain = (trained(engine, recipe) for engine in ("scan", "keras"))
+    assert (scan.engine, plain.engine) == ("scan", "keras")
+    for column in ("loss", "accuracy", "val_loss"):
+        np.testing.assert_allclose(scan.history[column], plain.history[column], rtol=1e-3, atol=1e-4)
+    for mine, other in zip(scan.model.get_weights(), plain.model.get_weights(), strict=True):
+        np.testing.assert_allclose(mine, other, rtol=1e-2, atol=1e-2)
+
+
+@on_jax
+def test_one_compiled_program_serves_folds_of_any_length_and_all_seeds(monkeypatch):
+    import jax
+
+    compiled = []
+    plain = jax.jit
+
+    def counting(function, **settings):
+        made = plain(function, **settings)
+        compiled.append(made)
+        return made
+
+    nets = Nets()
+    monkeypatch.setattr(jax, "jit", counting)
+    for seed, rows in ((0, 40), (1, 40), (0, 32), (1, 24)):
+        trained("scan", rows=rows, seed=seed, nets=nets)
+    epochs = [made for made in compiled if getattr(made, "__name__", "") == "epoch"]
+    assert [made._cache_size() for made in epochs] == [1]
+
+
+@on_jax
+def test_images_are_copied_to_the_device_once(monkeypatch):
+    from leukemia_dl.training import scan
+
+    scan._copied.clear()
+    sent = []
+    plain = scan._on_device
+
+    def counting(base):
+        before = scan._copied[0][1] if scan._copied else None
+        sent.append(plain(base) is not before)
+        return scan._copied[0][1]
+
+    monkeypatch.setattr(scan, "_on_device", counting)
+    nets = Nets()
+    for rows in (40, 32, 40):
+        trained("scan", rows=rows, nets=nets)
+    assert sent == [True, False, False]
+
+
+@on_jax
+def test_callbacks_of_epochs_are_heard_and_may_stop():
+    seen = []
+
+    class Hear(keras.callbacks.Callback):
+        def on_train_begin(self, logs=None):
+            seen.append("begin")
+
+        def on_epoch_end(self, epoch, logs=None):
+            seen.append((epoch, sorted(logs)))
+            self.model.stop_training = epoch == 1
+
+        def on_train_end(self, logs=None):
+            seen.append("end")
+
+    result = trained("scan", dataclasses.replace(QUICK, epochs=5), callbacks=lambda context: [Hear()])
+    names = ["accuracy", "loss", "val_accuracy", "val_loss"]
+    assert seen == ["begin", (0, names), (1, names), "end"]
+    assert result.stopped
+    assert len(result.history) == 2
+
+
+@on_jax
+def test_an_interrupted_epoch_does_not_spoil_the_net_for_the_next_fit():
+    nets = Nets()
+
+    class Interrupt(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        trained("scan", callbacks=lambda context: [Interrupt()], nets=nets)
+    again, new = trained("scan", nets=nets), trained("scan")
+    np.testing.assert_array_equal(again.history["loss"], new.history["loss"])
+
+
+@on_jax
+def test_a_killed_fit_goes_on_to_the_same_bits(tmp_path):
+    def stop(epoch, row):
+        raise KeyboardInterrupt
+
+    recipe = dataclasses.replace(QUICK, epochs=3, average=0.9)
+    with pytest.raises(KeyboardInterrupt):
+        trained("scan", recipe, checkpoints=tmp_path, on_epoch=stop)
+    heard = []
+    again = trained("scan", recipe, checkpoints=tmp_path, on_epoch=lambda epoch, row: heard.append(epoch))
+    assert heard == [2, 3]
+    whole = trained("scan", recipe)
+    np.testing.assert_array_equal(again.history["loss"], whole.history["loss"])
+    for mine, other in zip(again.model.get_weights(), whole.model.get_weights(), strict=True):
+        np.testing.assert_array_equal(mine, other)
+
+
+class Batches(keras.callbacks.Callback):
+    def on_train_batch_end(self, batch, logs=None):
+        """Hear of a batch."""
+
+
+@on_jax
+def test_a_callback_that_hears_of_batches_needs_the_other_engine():
+    with pytest.raises(SettingsError, match=r"no batches that Batches could hear of\. Use engine='keras'"):
+        trained("scan", callbacks=lambda context: [Batches()])
+
+
+@pytest.mark.skipif(keras.backend.backend() == "jax", reason="it is there on JAX")
+def test_whole_epochs_on_the_device_are_refused_elsewhere():
+    with pytest.raises(SettingsError, match="engine='scan' is for Keras on JAX; this is tensorflow"):
+        trained("scan")
+
+
+def test_auto_takes_the_scan_for_jax_on_a_gpu_alone(monkeypatch):
+    from leukemia_dl.training import engines
+
+    gpu = Device("jax", "gpu", "a GPU", "mixed_bfloat16", "auto", 2)
+    monkeypatch.setattr(engines, "fits_on_device", lambda images: len(images) < 100)
+    few, many = IMAGES[:4], np.zeros((100, 2, 2, 3), np.uint8)
+    assert choose_engine("auto", gpu, few).name == "scan"
+    assert choose_engine("auto", gpu, few, [keras.callbacks.Callback()]).name == "scan"
+    assert choose_engine("auto", gpu, few, [Batches()]).name == "keras"
+    assert choose_engine("auto", gpu, many).name == "keras"
+    assert choose_engine("keras", gpu, few) == KerasFit()
+    for change in ({"kind": "cpu"}, {"backend": "tensorflow"}, {"replicas": 2}):
+        assert choose_engine("auto", dataclasses.replace(gpu, **change), few).name == "keras"
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"engine": "fast"}, r"engine must be one of \('auto', 'keras', 'scan'\). Received: engine='fast'"),
+        ({"device": "tpu"}, "device must be 'auto', 'cpu', 'gpu' or 'gpu:N'. Received: device='tpu'"),
+        ({"threads": 0}, "threads must be a whole number from 1 on. Received: threads=0"),
+        ({"replicas": 1.0}, "replicas must be a whole number from 1 on. Received: replicas=1.0"),
+        ({"replicas": True}, "replicas must be a whole number"),
+        ({"replicas": 2, "device": "gpu:1"}, "replicas=2 needs several GPUs"),
+        ({"replicas": 2, "engine": "scan"}, "replicas=2 needs several GPUs and engine='keras'"),
+        ({"compile_cache": "yes"}, "compile_cache must be True or False. Received: 'yes'"),
+    ],
+)
+def test_values_that_are_not_allowed_are_named(settings, message):
+    with pytest.raises(SettingsError, match=message):
+        Compute(**settings)

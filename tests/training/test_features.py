@@ -1,0 +1,172 @@
+"""Features of frozen backbones: computed once, the same numbers as through the net, found again, safe on a bad disk."""
+
+import dataclasses
+import logging
+
+import numpy as np
+import pytest
+
+import leukemia_dl as ldl
+from discs import IMAGES, LABELS
+from leukemia_dl.models.build import build_model
+from leukemia_dl.models.classifier import predict_logits, softmax, symmetric_form
+from leukemia_dl.models.heads import split_at_features
+from leukemia_dl.training import Recipe, fit
+from leukemia_dl.training.backends import prepare
+from leukemia_dl.training.batches import Subset
+from leukemia_dl.training.features import FeatureCache, feature_files
+
+keras = pytest.importorskip("keras")
+CNN = ldl.get_backbone("cnn")
+HEAD = Recipe(image_size=32, head_epochs=3, epochs=0, batch_size=8, head_learning_rate=1e-2)
+TRAIN = (IMAGES[:32], LABELS[:32])
+
+
+@pytest.fixture(scope="module")
+def extractor():
+    keras.utils.set_random_seed(0)
+    return split_at_features(build_model(CNN, 32, 2))[0]
+
+
+@pytest.fixture
+def computed(monkeypatch):
+    """Count the images that go through a net to be turned into features."""
+    from leukemia_dl.training import features
+
+    seen = []
+    plain = features.predict_in_batches
+
+    def counting(model, inputs, batch_size):
+        seen.append(len(inputs))
+        return plain(model, inputs, batch_size)
+
+    monkeypatch.setattr(features, "predict_in_batches", counting)
+    return seen
+
+
+@pytest.mark.parametrize("name", ["cnn", "vgg16", "resnet50", "inception_v3", "xception"])
+def test_features_of_an_image_do_not_depend_on_those_beside_it(name):
+    """To the bit: what makes features from a cache those of any fold."""
+    spec = ldl.get_backbone(name)
+    images = np.random.default_rng(0).integers(0, 256, (12, spec.min_size, spec.min_size, 3), dtype=np.uint8)
+    net, device = split_at_features(build_model(spec, spec.min_size, 2))[0], prepare()
+    whole = FeatureCache().read(net, images, device, 8)[:]
+    order = np.random.default_rng(1).permutation(12)
+    np.testing.assert_array_equal(FeatureCache().read(net, images[order], device, 8)[:], whole[order])
+    np.testing.assert_array_equal(FeatureCache().read(net, images[3:8], device, 8)[:], whole[3:8])
+
+
+def test_a_head_on_cached_features_predicts_as_one_trained_through_the_frozen_net():
+    """The oracle is Keras itself: the same head, trained on pixels through the frozen backbone, batch by batch."""
+    recipe = dataclasses.replace(HEAD, dropout=0.0, head_epochs=10)
+    ours = fit(CNN, *TRAIN, 2, recipe, seed=3)
+    untrained = fit(CNN, *TRAIN, 2, dataclasses.replace(recipe, head_epochs=1, head_learning_rate=1e-12), seed=3).model
+    from leukemia_dl.training.batches import Batches
+    from leukemia_dl.training.optimizer import build_loss, build_optimizer
+
+    for layer in untrained.layers:
+        layer.trainable = layer.name == "logits"
+    optimizer = build_optimizer(recipe, recipe.head_learning_rate, {})
+    optimizer.build(untrained.trainable_variables)
+    untrained.compile(optimizer, build_loss(recipe, 2), jit_compile=False)
+    batches = Batches(*TRAIN, 8, 3)
+    optimizer.start(10 * batches.steps)
+    stream = iter(batches)
+    for _ in range(10 * batches.steps):
+        untrained.train_on_batch(*next(stream))
+    mine, theirs = (softmax(predict_logits(model, IMAGES[32:], 16)) for model in (ours.model, untrained))
+    assert np.ptp(mine) > 0.2  # something was learned
+    np.testing.assert_allclose(mine, theirs, atol=1e-3)
+    np.testing.assert_allclose(softmax(ours.logits(IMAGES[32:])), mine, atol=1e-5)
+
+
+def test_folds_and_seeds_share_what_was_computed_once(computed, tmp_path):
+    weights = tmp_path / "cnn.weights.h5"
+    inputs = keras.Input((32, 32, 3))
+    keras.Model(inputs, CNN.build(inputs, None)).save_weights(weights)
+    recipe = dataclasses.replace(HEAD, weights=str(weights))
+    cache = FeatureCache(tmp_path / "features")
+    rows = np.arange(48)
+    for fold in range(3):
+        for seed in range(2):
+            train, test = (Subset(IMAGES, part) for part in (rows[rows % 3 != fold], rows[rows % 3 == fold]))
+            result = fit(CNN, train, LABELS[train.rows], 2, recipe, seed=seed, features=cache)
+            found = result.logits(test)
+            np.testing.assert_allclose(found, predict_logits(result.model, test, 32), atol=1e-4)
+    assert sum(computed) == 48
+    # Another process finds the file; other weights, other images and another size of batch are other features.
+    fit(CNN, Subset(IMAGES, rows[:8]), LABELS[:8], 2, recipe, features=FeatureCache(tmp_path / "features"))
+    assert sum(computed) == 48
+    assert [file.name.startswith("cnn-") for file in feature_files(tmp_path / "features")] == [True]
+    fit(CNN, *TRAIN, 2, recipe, features=cache)
+    assert sum(computed) == 48 + 32
+
+
+def test_a_cache_in_memory_serves_the_inner_folds_of_a_fit(computed):
+    recipe = dataclasses.replace(HEAD, select_epoch=True)
+    fit(CNN, *TRAIN, 2, recipe, groups=np.arange(32) // 4 * 2 + LABELS[:32])
+    assert sum(computed) == 32  # five inner folds, the refit and its out-of-fold heads
+
+
+def test_the_eight_symmetries_lie_side_by_side(extractor):
+    device = prepare()
+    found = FeatureCache().read(extractor, Subset(IMAGES, np.array([5, 2])), device, 8, forms=8)
+    assert found.shape == (16, extractor.output_shape[-1])
+    for position, image in enumerate((5, 2)):
+        for form in range(8):
+            one = symmetric_form(IMAGES[image : image + 1], form)
+            expected = np.asarray(extractor.predict_on_batch(one.astype("float32")))[0]
+            np.testing.assert_allclose(found[position * 8 + form], expected, atol=1e-5)
+    # They are the eight of `np.rot90` and mirroring, each once.
+    marked = np.arange(12, dtype=np.uint8).reshape(1, 2, 2, 3)
+    assert len({symmetric_form(marked, form).tobytes() for form in range(8)}) == 8
+
+
+def test_a_head_can_be_trained_on_all_eight(computed):
+    recipe = dataclasses.replace(HEAD, head_symmetries=True, head_epochs=30, symmetry_average=True)
+    result = fit(CNN, *TRAIN, 2, recipe, validation=(IMAGES[32:], LABELS[32:]), groups=np.arange(32))
+    assert sum(computed) == 48 * 8
+    plain = fit(CNN, *TRAIN, 2, dataclasses.replace(recipe, head_symmetries=False))
+    assert not np.allclose(plain.history["loss"], result.history["loss"])
+    views = result.logits_over_symmetries(IMAGES[32:])
+    assert views.shape == (8, 16, 2)
+    np.testing.assert_allclose(views[0], result.logits(IMAGES[32:]), atol=1e-6)
+    np.testing.assert_allclose(views, plain_views(result.model, IMAGES[32:]), atol=1e-4)
+    assert result.out_of_fold.shape == (32, 2)
+
+
+def plain_views(model, images):
+    return [predict_logits(model, symmetric_form(images, form), 32) for form in range(8)]
+
+
+@pytest.mark.parametrize("content", [b"", b"\x93NUMPY", b"nothing of the kind" * 99])
+def test_a_damaged_file_is_computed_again(extractor, computed, tmp_path, content, caplog):
+    device = prepare()
+    first = FeatureCache(tmp_path).read(extractor, IMAGES, device, 8)[:]
+    (file,) = feature_files(tmp_path)
+    file.write_bytes(content)
+    with caplog.at_level(logging.WARNING):
+        again = FeatureCache(tmp_path).read(extractor, IMAGES, device, 8)[:]
+    np.testing.assert_array_equal(first, again)
+    assert sum(computed) == 96
+    assert "damaged" in caplog.text
+    assert FeatureCache(tmp_path).read(extractor, IMAGES, device, 8)[:].tobytes() == first.tobytes()
+    assert sum(computed) == 96
+
+
+def test_where_nothing_can_be_written_features_are_held_in_memory(extractor, computed, tmp_path, caplog):
+    (tmp_path / "file").write_text("in the way")
+    cache = FeatureCache(tmp_path / "file")
+    with caplog.at_level(logging.WARNING):
+        found = cache.read(extractor, IMAGES, prepare(), 8)
+        np.testing.assert_array_equal(cache.read(extractor, IMAGES, prepare(), 8)[:], found[:])
+    assert found.shape[0] == 48
+    assert sum(computed) == 48
+    assert "held in memory" in caplog.text
+
+
+def test_progress_is_told_while_features_are_computed():
+    told = []
+    fit(CNN, *TRAIN, 2, HEAD, on_step=lambda *seen: told.append(seen))
+    assert told[:2] == [(0, 0, 2), (0, 1, 2)]  # two batches of 16
+    assert told[2:6] == [(0, 0, 4), (0, 1, 4), (0, 2, 4), (0, 3, 4)]

@@ -1,0 +1,93 @@
+"""One built and compiled net for all folds and seeds: to the bit what a net built anew gives, and traced once."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+import leukemia_dl as ldl
+from discs import IMAGES, LABELS
+from leukemia_dl.training import Recipe, fit, nets
+from leukemia_dl.training.nets import Nets
+
+keras = pytest.importorskip("keras")
+CNN = ldl.get_backbone("cnn")
+QUICK = Recipe(image_size=32, epochs=1, batch_size=8, learning_rate=3e-3)
+VALIDATION = (IMAGES[40:], LABELS[40:])
+SETTINGS = {
+    "all": {},
+    "everything": {"rotation": 20.0, "average": 0.9, "class_balance": "weights", "label_smoothing": 0.1},
+    "both": {"head_epochs": 1, "schedule": "constant", "warmup": 0.0},
+}
+
+
+def weights(result):
+    return [array.copy() for array in result.model.get_weights()]
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_a_net_that_is_used_again_gives_the_bits_of_a_new_one(name):
+    recipe, kept = dataclasses.replace(QUICK, **SETTINGS[name]), Nets()
+    for seed, count in ((0, 40), (1, 32)):  # two seeds, two folds of other lengths
+        train = (IMAGES[:count], LABELS[:count])
+        again = fit(CNN, *train, 2, recipe, seed=seed, validation=VALIDATION, nets=kept)
+        found = weights(again)
+        new = fit(CNN, *train, 2, recipe, seed=seed, validation=VALIDATION)
+        for mine, other in zip(found, weights(new), strict=True):
+            np.testing.assert_array_equal(mine, other)
+        columns = [column for column in new.history if column != "seconds"]
+        assert again.history[columns].equals(new.history[columns])
+
+
+def test_a_frozen_backbone_of_given_weights_is_not_even_built_again(tmp_path, monkeypatch):
+    inputs = keras.Input((32, 32, 3))
+    keras.Model(inputs, CNN.build(inputs, None)).save_weights(tmp_path / "cnn.weights.h5")
+    recipe = dataclasses.replace(QUICK, weights=str(tmp_path / "cnn.weights.h5"), head_epochs=2, epochs=0, head_units=5)
+    built, plain = [], nets.build_model
+    monkeypatch.setattr(nets, "build_model", lambda *a, **k: built.append(1) or plain(*a, **k))
+    kept = Nets()
+    for seed in range(3):
+        found = weights(fit(CNN, IMAGES, LABELS, 2, recipe, seed=seed, nets=kept))
+    assert len(built) == 1
+    for mine, other in zip(found, weights(fit(CNN, IMAGES, LABELS, 2, recipe, seed=2)), strict=True):
+        np.testing.assert_array_equal(mine, other)
+
+
+def test_one_trace_serves_all_folds_and_seeds():
+    traced = []
+
+    class Count(keras.layers.Layer):
+        def call(self, inputs, training=False):
+            if training:
+                traced.append(1)
+            return inputs
+
+    spec = dataclasses.replace(CNN, build=lambda inputs, weights: CNN.build(Count()(inputs), None))
+    kept = Nets()
+    fit(spec, IMAGES[:40], LABELS[:40], 2, QUICK, nets=kept)
+    # What is counted besides: building the net, and statistics of BatchNorm, which are not compiled.
+    first = len(traced)
+    for seed, count in ((1, 40), (0, 32), (1, 32)):
+        fit(spec, IMAGES[:count], LABELS[:count], 2, QUICK, seed=seed, nets=kept)
+    per_fit = (len(traced) - first) / 3
+    traced.clear()
+    fit(spec, IMAGES[:40], LABELS[:40], 2, QUICK)
+    assert per_fit < len(traced) == first
+
+
+@pytest.mark.parametrize("change", [{"batch_size": 4}, {"label_smoothing": 0.2}, {"learning_rate": 1e-2}])
+def test_other_settings_are_another_net(change):
+    kept = Nets()
+    one = fit(CNN, IMAGES[:16], LABELS[:16], 2, QUICK, nets=kept)
+    assert fit(CNN, IMAGES[:16], LABELS[:16], 2, QUICK, nets=kept).model is one.model
+    other = fit(CNN, IMAGES[:16], LABELS[:16], 2, dataclasses.replace(QUICK, **change), nets=kept)
+    assert other.model is not one.model
+
+
+def test_without_being_told_two_fits_share_nothing():
+    one = fit(CNN, IMAGES[:16], LABELS[:16], 2, QUICK)
+    before = weights(one)
+    other = fit(CNN, IMAGES[:16], LABELS[:16], 2, QUICK, seed=1)
+    assert other.model is not one.model
+    for mine, kept in zip(weights(one), before, strict=True):
+        np.testing.assert_array_equal(mine, kept)
