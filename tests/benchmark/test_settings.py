@@ -68,7 +68,7 @@ def test_what_a_benchmark_can_be_given_comes_back(dataset, tmp_path, settings):
     again = ldl.Benchmark.from_toml(tmp_path / "x.toml")
     assert list(again.plan()["digest"]) == list(made.plan()["digest"])
     assert again.protocols == made.protocols
-    assert again.device == made.device
+    assert again.compute == made.compute
     if "callbacks" in settings:
         assert again.callbacks == "leukemia_dl.training.callbacks:tensorboard"
     assert again.to_toml() == made.to_toml()

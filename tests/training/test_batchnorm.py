@@ -6,8 +6,10 @@ import pytest
 import leukemia_dl as ldl
 from leukemia_dl.models.build import build_model
 from leukemia_dl.models.classifier import predict_logits
+from leukemia_dl.models.heads import Head
 from leukemia_dl.training.batches import Batches
-from leukemia_dl.training.batchnorm import reestimate_batchnorm
+from leukemia_dl.training.batchnorm import batchnorm_layers, reestimate_batchnorm
+from leukemia_dl.training.scan import training_pass
 
 keras = pytest.importorskip("keras")
 
@@ -22,6 +24,27 @@ def test_statistics_are_those_of_the_images():
     np.testing.assert_allclose(np.asarray(norm.moving_mean), pixels.mean(axis=0), rtol=1e-5)
     np.testing.assert_allclose(np.asarray(norm.moving_variance), pixels.var(axis=0), rtol=1e-4)
     assert norm.momentum == 0.99
+
+
+@pytest.mark.skipif(keras.backend.backend() == "torch", reason="nothing is compiled there")
+def test_a_compiled_pass_gives_the_same_statistics():
+    images = np.random.default_rng(0).integers(0, 256, (24, 32, 32, 3), dtype=np.uint8)
+    model = build_model(ldl.get_backbone("cnn"), 32, 2, head=Head(dropout=0.5))
+    forward, layers = training_pass(model), batchnorm_layers(model)
+    seeds = [v for v in model.non_trainable_variables if "seed" in v.path]
+    before = [np.array(keras.ops.convert_to_numpy(seed)) for seed in seeds]
+    found = []
+    for used in (None, forward, forward):
+        assert reestimate_batchnorm(model, images, 8, used) == len(layers)
+        found.append(
+            [np.array(keras.ops.convert_to_numpy(v)) for layer in layers for v in layer.non_trainable_variables]
+        )
+        images = images[::-1]  # other batches, the same function
+    for plain, compiled in zip(*found[:2], strict=True):
+        np.testing.assert_allclose(plain, compiled, rtol=1e-3, atol=1e-4)
+    assert seeds  # of dropout: a look at the statistics must not change what is trained afterwards
+    for seed, value in zip(seeds, before, strict=True):
+        np.testing.assert_array_equal(np.asarray(seed), value)
 
 
 def test_frozen_layers_and_nets_without_any_are_left_alone():

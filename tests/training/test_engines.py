@@ -13,7 +13,9 @@ from leukemia_dl.training.backends import Device
 from leukemia_dl.training.engines import KerasFit, choose_engine
 
 keras = pytest.importorskip("keras")
-on_jax = pytest.mark.skipif(keras.backend.backend() != "jax", reason="whole epochs on the device are JAX's")
+BACKEND = keras.backend.backend()
+on_jax = pytest.mark.skipif(BACKEND != "jax", reason="looks into JAX")
+not_on_torch = pytest.mark.skipif(BACKEND == "torch", reason="it is not there on torch")
 CNN = ldl.get_backbone("cnn")
 QUICK = Recipe(image_size=32, epochs=2, batch_size=8, learning_rate=3e-3)
 VALIDATION = (IMAGES[40:], LABELS[40:])
@@ -34,12 +36,13 @@ def trained(engine, recipe=QUICK, rows=40, seed=1, **settings):
     return fit(CNN, images, LABELS[:rows], 2, recipe, seed=seed, validation=VALIDATION, compute=compute, **settings)
 
 
-@on_jax
+@not_on_torch
 @pytest.mark.parametrize("name", SETTINGS)
 def test_both_engines_give_the_same_losses(name):
     recipe = dataclasses.replace(QUICK, **SETTINGS[name])
     scan, plain = (trained(engine, recipe) for engine in ("scan", "keras"))
-    assert (scan.engine, plain.engine) == ("scan", "keras")
+    assert set(scan.history["engine"]) == {"scan"}
+    assert set(plain.history["engine"]) == {"keras"}
     for column in ("loss", "accuracy", "val_loss"):
         np.testing.assert_allclose(scan.history[column], plain.history[column], rtol=1e-3, atol=1e-4)
     for mine, other in zip(scan.model.get_weights(), plain.model.get_weights(), strict=True):
@@ -66,7 +69,7 @@ def test_one_compiled_program_serves_folds_of_any_length_and_all_seeds(monkeypat
     assert [made._cache_size() for made in epochs] == [1]
 
 
-@on_jax
+@not_on_torch
 def test_images_are_copied_to_the_device_once(monkeypatch):
     from leukemia_dl.training import scan
 
@@ -86,7 +89,7 @@ def test_images_are_copied_to_the_device_once(monkeypatch):
     assert sent == [True, False, False]
 
 
-@on_jax
+@not_on_torch
 def test_callbacks_of_epochs_are_heard_and_may_stop():
     seen = []
 
@@ -108,7 +111,7 @@ def test_callbacks_of_epochs_are_heard_and_may_stop():
     assert len(result.history) == 2
 
 
-@on_jax
+@not_on_torch
 def test_an_interrupted_epoch_does_not_spoil_the_net_for_the_next_fit():
     nets = Nets()
 
@@ -122,7 +125,7 @@ def test_an_interrupted_epoch_does_not_spoil_the_net_for_the_next_fit():
     np.testing.assert_array_equal(again.history["loss"], new.history["loss"])
 
 
-@on_jax
+@not_on_torch
 def test_a_killed_fit_goes_on_to_the_same_bits(tmp_path):
     def stop(epoch, row):
         raise KeyboardInterrupt
@@ -144,31 +147,64 @@ class Batches(keras.callbacks.Callback):
         """Hear of a batch."""
 
 
-@on_jax
+@not_on_torch
 def test_a_callback_that_hears_of_batches_needs_the_other_engine():
     with pytest.raises(SettingsError, match=r"no batches that Batches could hear of\. Use engine='keras'"):
         trained("scan", callbacks=lambda context: [Batches()])
 
 
-@pytest.mark.skipif(keras.backend.backend() == "jax", reason="it is there on JAX")
-def test_whole_epochs_on_the_device_are_refused_elsewhere():
-    with pytest.raises(SettingsError, match="engine='scan' is for Keras on JAX; this is tensorflow"):
+@pytest.mark.skipif(BACKEND != "torch", reason="it is there elsewhere")
+def test_whole_epochs_on_the_device_are_refused_on_torch():
+    with pytest.raises(SettingsError, match="engine='scan' is for TensorFlow and JAX; this is torch"):
         trained("scan")
 
 
-def test_auto_takes_the_scan_for_jax_on_a_gpu_alone(monkeypatch):
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="counts traces of TensorFlow")
+def test_one_trace_serves_folds_of_any_length_and_all_seeds():
+    traced = []
+
+    class Count(keras.layers.Layer):
+        def call(self, inputs, training=False):
+            if training:
+                traced.append(1)
+            return inputs
+
+    spec = dataclasses.replace(CNN, build=lambda inputs, weights: CNN.build(Count()(inputs), None))
+    recipe = dataclasses.replace(QUICK, epochs=3)
+    nets, counts = Nets(), []
+    for rows in (40, 32):
+        compute = Compute(engine="scan")
+        before = len(traced)
+        fit(spec, Subset(IMAGES, np.arange(rows)), LABELS[:rows], 2, recipe, nets=nets, compute=compute)
+        counts.append(len(traced) - before)
+    # What is left are the passes for the statistics of BatchNorm, which are not compiled.
+    assert counts[1] < counts[0] <= counts[1] + 2
+
+
+def test_auto_takes_the_scan_for_heads_and_for_jax_on_a_gpu(monkeypatch):
     from leukemia_dl.training import engines
 
     gpu = Device("jax", "gpu", "a GPU", "mixed_bfloat16", "auto", 2)
     monkeypatch.setattr(engines, "fits_on_device", lambda images: len(images) < 100)
     few, many = IMAGES[:4], np.zeros((100, 2, 2, 3), np.uint8)
-    assert choose_engine("auto", gpu, few).name == "scan"
-    assert choose_engine("auto", gpu, few, [keras.callbacks.Callback()]).name == "scan"
-    assert choose_engine("auto", gpu, few, [Batches()]).name == "keras"
-    assert choose_engine("auto", gpu, many).name == "keras"
-    assert choose_engine("keras", gpu, few) == KerasFit()
-    for change in ({"kind": "cpu"}, {"backend": "tensorflow"}, {"replicas": 2}):
-        assert choose_engine("auto", dataclasses.replace(gpu, **change), few).name == "keras"
+
+    def chosen(asked="auto", device=gpu, images=few, phase="all", callbacks=()):
+        return choose_engine(asked, device, images, phase, callbacks).name
+
+    assert chosen() == "scan"
+    assert chosen(callbacks=[keras.callbacks.Callback()]) == "scan"
+    assert chosen(callbacks=[Batches()]) == "keras"
+    assert chosen(images=many) == "keras"
+    assert chosen("keras", phase="head") == "keras"
+    for change in ({"kind": "cpu"}, {"backend": "tensorflow"}):
+        assert chosen(device=dataclasses.replace(gpu, **change)) == "keras"
+        assert chosen(device=dataclasses.replace(gpu, **change), phase="head") == "scan"
+        assert chosen("scan", device=dataclasses.replace(gpu, **change)) == "scan"
+    monkeypatch.setattr(engines, "_HEAD_BYTES", 1)
+    assert chosen(device=dataclasses.replace(gpu, kind="cpu"), phase="head") == "keras"
+    for change in ({"backend": "torch"}, {"replicas": 2}):
+        assert chosen(device=dataclasses.replace(gpu, **change), phase="head") == "keras"
+    assert choose_engine("keras", gpu, few, "all") == KerasFit()
 
 
 @pytest.mark.parametrize(

@@ -43,7 +43,7 @@ def test_it_learns(result):
 
 def test_the_history_is_that_of_the_model(result):
     history = result.history
-    assert list(history) == ["epoch", "phase", "loss", "accuracy", "val_loss", "val_accuracy", "seconds"]
+    assert list(history) == ["epoch", "phase", "engine", "loss", "accuracy", "val_loss", "val_accuracy", "seconds"]
     assert list(history["epoch"]) == [1, 2, 3]
     logits = predict_logits(result.model, IMAGES[32:], 16)
     losses = [math.log(np.exp(row - row[k]).sum()) for row, k in zip(logits, LABELS[32:], strict=True)]

@@ -295,7 +295,7 @@ def _backbone(task: Task, shared: Shared, images: Images, pipeline: Pipeline, li
         "device": device.kind,
         "precision": device.dtype_policy,
         "threads": device.threads,
-        "engine": result.engine or None,
+        "engine": str(history["engine"].iloc[-1]),
         "replicas": device.replicas,
         "deterministic": device.kind == "cpu",
     }

@@ -91,7 +91,7 @@ def benchmark(
         int | None, typer.Option(help="Threads of one operation on a CPU.", show_default="as many as cores")
     ] = None,
     engine: Annotated[
-        str, typer.Option(help="How batches reach a net: keras, scan (JAX), auto: scan on a GPU with JAX.")
+        str, typer.Option(help="How batches reach a net: keras (its fit), scan (whole epochs on the device), auto.")
     ] = "auto",
     replicas: Annotated[int, typer.Option(help="GPUs that share each batch.")] = 1,
     compile_cache: Annotated[

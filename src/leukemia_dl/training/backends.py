@@ -44,8 +44,8 @@ class Compute:
             TensorFlow.
         threads: That one operation on a CPU may use; None for as many as there are cores. Equal results to the bit need
             equal threads. A backend that has already started in this process keeps what it has.
-        engine: "keras" for Keras's `fit`; "scan" for whole epochs on the device, on JAX; "auto" for the latter on a GPU
-            that has room for the images.
+        engine: "keras" for Keras's `fit`; "scan" for whole epochs as one compiled function, with the images on the
+            device; "auto" for the latter where a head is trained on features, and on a GPU that has room, with JAX.
         replicas: GPUs that share each batch (`tf.distribute.MirroredStrategy`, `keras.distribution.DataParallel` on
             JAX). Then TensorFlow normalises by the statistics of each share of a batch, JAX by those of the whole.
         compile_cache: Keep what XLA compiles in the cache folder, for later processes.
@@ -152,10 +152,8 @@ def prepare(precision: str = "auto", compute: Compute | None = None) -> Device:
     """
     compute = compute or Compute()
     device, threads, backend = compute.device, compute.threads, backend_name()
-    if compute.engine == "scan" and backend != "jax":
-        raise SettingsError(
-            f"engine='scan' is for Keras on JAX; this is {backend}. Set KERAS_BACKEND=jax, or use engine='auto'."
-        )
+    if compute.engine == "scan" and backend == "torch":
+        raise SettingsError("engine='scan' is for TensorFlow and JAX; this is torch. Use engine='auto'.")
     if compute.compile_cache:
         _keep_compiled(backend)
     with quiet_import():

@@ -6,6 +6,7 @@ values after a dozen steps, and a net that has learned its training images is th
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 __all__ = ["batchnorm_layers", "reestimate_batchnorm"]
 
 
-def reestimate_batchnorm(model: Any, images: Any, batch_size: int) -> int:
+def reestimate_batchnorm(model: Any, images: Any, batch_size: int, forward: Callable[[Any], Any] | None = None) -> int:
     """Replace the moving mean and variance of every trainable BatchNormalization layer by those over `images`.
 
     Batches are run in training mode and their statistics pooled exactly: the mean of means, and the mean of variances
@@ -25,6 +26,8 @@ def reestimate_batchnorm(model: Any, images: Any, batch_size: int) -> int:
         images: uint8 or float (n, height, width, 3), or a `Subset` of such.
         batch_size: Images per batch, about: batches are of equal size, and a remainder of fewer images than there are
             batches is left out. Large ones come closer to what the net does in use.
+        forward: Runs a batch in training mode, `training_pass(model)` used for nothing else; None to run it uncompiled,
+            which is quicker where it is done once or twice on a CPU.
 
     Returns:
         The number of layers changed.
@@ -44,10 +47,11 @@ def reestimate_batchnorm(model: Any, images: Any, batch_size: int) -> int:
     sums = [_Moments() for _ in layers]
     try:
         for layer in layers:
-            # The "moving" average then is the batch's own value. Read when the layer is called, hence not compiled.
+            # The "moving" average then is the batch's own value. Read when the layer is called, or traced.
             layer.momentum = 0.0
         for start in range(0, batches * size, size):
-            model(keras.ops.convert_to_tensor(images[start : start + size], dtype="float32"), training=True)
+            batch = keras.ops.convert_to_tensor(images[start : start + size])
+            model(batch, training=True) if forward is None else forward(batch)
             for layer, moments in zip(layers, sums, strict=True):
                 moments.add(_numpy(layer.moving_mean), _numpy(layer.moving_variance))
     finally:

@@ -10,10 +10,12 @@ from leukemia_dl.errors import SettingsError
 from leukemia_dl.training.backends import Device, feed
 from leukemia_dl.training.batches import Batches
 from leukemia_dl.training.nets import Compiled
-from leukemia_dl.training.scan import ScanEpoch, fits_on_device
+from leukemia_dl.training.scan import ScanEpoch, bytes_on_device, fits_on_device
 
 __all__ = ["Engine", "KerasFit", "choose_engine"]
 
+# Features of all images, copied into memory: 130,000 images of 2,048 each.
+_HEAD_BYTES = 1 << 30
 _BATCH_HOOKS = ("on_train_batch_begin", "on_train_batch_end", "on_batch_begin", "on_batch_end")
 
 
@@ -47,15 +49,17 @@ class KerasFit:
         )
 
 
-def choose_engine(asked: str, device: Device, images: Any, callbacks: Sequence[Any] = ()) -> Engine:
+def choose_engine(asked: str, device: Device, images: Any, phase: str, callbacks: Sequence[Any] = ()) -> Engine:
     """Return the engine that was asked for; for "auto", by what there is.
 
-    That is `ScanEpoch` for JAX on a GPU or TPU that has room for the images, unless callbacks hear of batches.
+    That is `ScanEpoch` for heads on features, whose steps are so short that what lies between them counts, and for
+    images with JAX on a GPU or TPU that has room for them; `KerasFit` elsewhere, and where callbacks hear of batches.
 
     Args:
         asked: "auto", "keras" or "scan".
         device: Where the fit runs.
-        images: Those that are trained on.
+        images: Those that are trained on, or their features.
+        phase: "head" or "all".
         callbacks: Further Keras callbacks.
 
     Raises:
@@ -69,9 +73,11 @@ def choose_engine(asked: str, device: Device, images: Any, callbacks: Sequence[A
         )
     if asked == "scan":
         return ScanEpoch()
-    single = device.kind != "cpu" and device.replicas == 1
-    wanted = asked == "auto" and device.backend == "jax" and single and not hearing
-    return ScanEpoch() if wanted and fits_on_device(images) else KerasFit()
+    if asked == "keras" or hearing or device.replicas > 1 or device.backend == "torch":
+        return KerasFit()
+    if phase == "head" and bytes_on_device(images) <= _HEAD_BYTES:
+        return ScanEpoch()
+    return ScanEpoch() if device.backend == "jax" and device.kind != "cpu" and fits_on_device(images) else KerasFit()
 
 
 def _hears_batches(callback: Any) -> bool:

@@ -28,7 +28,7 @@ from leukemia_dl.training.features import FeatureCache
 from leukemia_dl.training.fingerprints import array_fingerprint, backend_fingerprint, layers_fingerprint
 from leukemia_dl.training.folds import inner_folds
 from leukemia_dl.training.nets import Nets
-from leukemia_dl.training.phases import Images, Side, Training, predict_batch_size
+from leukemia_dl.training.phases import HEAD_BATCH, Images, Side, Training, predict_batch_size
 from leukemia_dl.training.recipe import Recipe
 
 __all__ = ["FitResult", "fit"]
@@ -44,9 +44,10 @@ class FitResult:
     Attributes:
         model: Trained `keras.Model`, raw RGB to logits.
         recipe: The settings as they were for this backbone, with the batch size that memory allowed.
-        history: A row per epoch: `epoch` (from 1), `phase` ("head" or "all"), `loss` and `accuracy` (running, on
-            training images as augmented, the loss as smoothed and weighted), `val_loss` and `val_accuracy` where there
-            is a val side (plain), `seconds`; where an epoch was selected, `inner_val_loss`, the curve it was chosen by.
+        history: A row per epoch: `epoch` (from 1), `phase` ("head" or "all"), `engine` (see `Compute`), `loss` and
+            `accuracy` (running, on training images as augmented, the loss as smoothed and weighted), `val_loss` and
+            `val_accuracy` where there is a val side (plain), `seconds`; where an epoch was selected, `inner_val_loss`,
+            the curve it was chosen by.
         device: Where it ran.
         batchnorm_layers: How many had their statistics re-estimated.
         notes: What differs from what was asked for, in words.
@@ -55,7 +56,6 @@ class FitResult:
         out_of_fold: Logits (n, classes) of the training images, each by a head that did not see its group; None unless
             the recipe trains a pooled head alone.
         features: What `logits` looks features up in.
-        engine: Name of what trained it last, see `Compute`; "" if a checkpoint left nothing to do.
     """
 
     model: Any
@@ -68,7 +68,6 @@ class FitResult:
     stopped: bool = False
     out_of_fold: NDArray[np.float64] | None = None
     features: FeatureCache | None = None
-    engine: str = ""
 
     def logits(self, images: Images) -> NDArray[np.float64]:
         """Return logits (n, classes) of uint8 images (n, size, size, 3), or of a `Subset`.
@@ -79,7 +78,7 @@ class FitResult:
         if self.features is None or self.recipe.epochs:
             return predict_logits(self.model, images, batch)
         features, forms, head = self._frozen(self.features, images)
-        return predict_logits(head, Subset.of(features, np.arange(len(images)) * forms), batch)
+        return predict_logits(head, Subset.of(features, np.arange(len(images)) * forms), HEAD_BATCH)
 
     def logits_over_symmetries(self, images: Images) -> NDArray[np.float64]:
         """Return the logits of each image's eight symmetries (8, n, classes), likewise."""
@@ -87,7 +86,7 @@ class FitResult:
         if self.features is None or self.recipe.epochs or not self.recipe.head_symmetries:
             return logits_over_symmetries(self.model, images, batch)
         features, forms, head = self._frozen(self.features, images)
-        return predict_logits(head, features, batch).reshape(len(images), forms, -1).swapaxes(0, 1)
+        return predict_logits(head, features, HEAD_BATCH).reshape(len(images), forms, -1).swapaxes(0, 1)
 
     def _frozen(self, cache: FeatureCache, images: Images) -> tuple[Subset, int, Any]:
         extractor, head = split_at_features(self.model)
@@ -194,9 +193,7 @@ def fit(
     model = training.net.model
     count = len(batchnorm_layers(model)) if recipe.epochs else 0
     seconds = time.perf_counter() - started
-    return FitResult(
-        model, recipe, history, found, count, tuple(notes), seconds, stopped, out_of_fold, cache, training.engine_used
-    )
+    return FitResult(model, recipe, history, found, count, tuple(notes), seconds, stopped, out_of_fold, cache)
 
 
 @dataclass(frozen=True, eq=False)
@@ -272,10 +269,10 @@ class _Fit:
         if not folds:
             return None
         logits, features = np.empty((len(labels), self.classes)), training.head_features()
-        forms, size = 8 if recipe.head_symmetries else 1, predict_batch_size(recipe, self.device.replicas)
+        forms = 8 if recipe.head_symmetries else 1
         heads = training.heads_trained_on(rows for rows, _ in folds)
         for head, (_, held) in zip(heads, folds, strict=True):
-            logits[held] = predict_logits(head, Subset.of(features, held * forms), size)
+            logits[held] = predict_logits(head, Subset.of(features, held * forms), HEAD_BATCH)
         return logits
 
     def _identity(self, model: Any, recipe: Recipe, train: Side, validation: Side | None, stop: int) -> str:

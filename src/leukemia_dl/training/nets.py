@@ -41,10 +41,14 @@ class Net:
     Attributes:
         model: `keras.Model`.
         phases: By the phase's name.
+        forward: Runs a batch through it for the statistics of BatchNorm, compiled; None for uncompiled.
+        inner_head: Likewise for a copy of its head, which is trained on parts of the training side.
     """
 
     model: Any
     phases: dict[str, Compiled] = field(default_factory=dict)
+    inner_head: Net | None = None
+    forward: Any = None
 
 
 class Nets:

@@ -28,14 +28,17 @@ from leukemia_dl.training.features import FeatureCache
 from leukemia_dl.training.nets import Compiled, Net, as_numpy, assign
 from leukemia_dl.training.optimizer import build_loss, build_optimizer, class_weights, rates_by_layer
 from leukemia_dl.training.recipe import Recipe
+from leukemia_dl.training.scan import training_pass
 
-__all__ = ["Images", "Side", "Training", "every_form", "predict_batch_size"]
+__all__ = ["HEAD_BATCH", "Images", "Side", "Training", "every_form", "predict_batch_size"]
 
 # BatchNorm statistics: so many images per batch, and one such batch for an honest curve while training goes on; after
 # the last epoch all training images.
 _BATCHNORM_IMAGES = 64
 # A checkpoint that took longer than this is not written again before so many times its duration are over.
 _CHEAP_SECONDS, _TIMES_ITS_COST = 0.2, 20
+# Features per step of a prediction: a head is a small matrix.
+HEAD_BATCH = 256
 _log = logging.getLogger(__name__)
 Images = NDArray[Any] | Subset
 Side = tuple[Images, NDArray[np.int64]]
@@ -77,7 +80,6 @@ class Training:
         on_epoch: Called with the epoch, from 1, and its row.
         callbacks: Given the phase's name, returns further Keras callbacks.
         rows: The history.
-        engine_used: That of the last phase; "" if a checkpoint left nothing to do.
     """
 
     net: Net
@@ -96,7 +98,6 @@ class Training:
     on_epoch: Callable[[int, dict[str, Any]], None] | None = None
     callbacks: Callable[[str], list[Any]] | None = None
     rows: list[dict[str, Any]] = field(default_factory=list)
-    engine_used: str = ""
     _features: Subset | None = field(default=None, init=False)
     _resumed: FitState | None = field(default=None, init=False)
     _saved_at: float = field(default=0.0, init=False)
@@ -161,14 +162,15 @@ class Training:
         import keras
 
         _, head = split_at_features(self.net.model)
-        features, net = self.head_features(), None
+        features = self.head_features()
         for rows in folds:
             keras.utils.set_random_seed(named_seed(self.seed, "inner head"))
             new = keras.models.clone_model(head)
-            if net is None:
-                net = Net(new)
+            if self.net.inner_head is None:
+                self.net.inner_head = Net(new)
             else:
-                assign(net.model.variables, new.variables)
+                assign(self.net.inner_head.model.variables, new.variables)
+            net = self.net.inner_head
             part = (Subset.of(features, every_form(rows, self._forms)), self.train[1][rows])
             inner = Training(
                 net, self.recipe, part, None, self.classes, self.seed, self.device, self.features, self.engine,
@@ -229,7 +231,9 @@ class Training:
                 return {}  # nobody looks
             part = images if whole else images[batches.sample(_BATCHNORM_IMAGES)]
             size = min(max(_BATCHNORM_IMAGES, recipe.batch_size), 4 * recipe.batch_size)
-            reestimate_batchnorm(model, part, size)
+            if self.net.forward is None and self.device.kind != "cpu" and self.device.backend != "torch":
+                self.net.forward = training_pass(model)
+            reestimate_batchnorm(model, part, size, self.net.forward)
             return self._validate(model, self.validation)
 
         self._train_phase("all", self.net.phases["all"], batches, recipe.epochs, stop, look)
@@ -279,6 +283,8 @@ class Training:
             # Batches are handed out ahead of their training, also some of an epoch that never comes.
             batches.on_step = lambda epoch, step: report(before + epoch, step, batches.steps) if epoch < stop else None
 
+        others = self.callbacks(phase) if self.callbacks else []
+        engine = choose_engine(self.engine, self.device, batches.images, phase, others)
         training, averages = self, optimizer.averages()
         own: list[NDArray[Any]] = []
 
@@ -301,7 +307,7 @@ class Training:
                     assign(net.trainable_variables, averages)
                 seen = look(epoch + 1 == stop)
                 logs.update(seen)
-                row = {"epoch": number, "phase": phase, "loss": loss, "accuracy": accuracy}
+                row = {"epoch": number, "phase": phase, "engine": engine.name, "loss": loss, "accuracy": accuracy}
                 training.rows.append(row | seen | {"seconds": time.perf_counter() - self.started})
 
         class Settle(keras.callbacks.Callback):  # type: ignore[misc]
@@ -314,9 +320,6 @@ class Training:
                 if not ends:
                     training._settle(phase, epoch + 1, optimizer)
 
-        others = self.callbacks(phase) if self.callbacks else []
-        engine = choose_engine(self.engine, self.device, batches.images, others)
-        self.engine_used = engine.name
         engine.train(compiled, batches, done, stop, [Look(), *others, Settle()])
         if others and self.rows:
             # They may have stopped it, or put other weights in place at its very end.
@@ -355,7 +358,8 @@ class Training:
     def _validate(self, net: Any, side: Side | None) -> dict[str, float]:
         if side is None:
             return {}
-        logits, labels = predict_logits(net, side[0], predict_batch_size(self.recipe, self.device.replicas)), side[1]
+        size = predict_batch_size(self.recipe, self.device.replicas) if net is self.net.model else HEAD_BATCH
+        logits, labels = predict_logits(net, side[0], size), side[1]
         peak = logits.max(axis=1)
         log_sum = peak + np.log(np.exp(logits - peak[:, None]).sum(axis=1))
         loss = log_sum - logits[np.arange(len(labels)), labels]

@@ -1,4 +1,4 @@
-"""An epoch as one compiled function on JAX: images lie on the device, and nothing happens on the host in between."""
+"""An epoch as one compiled function: images lie on the device, and nothing happens on the host in between its steps."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from leukemia_dl.training.batches import Batches, Subset
 if TYPE_CHECKING:
     from leukemia_dl.training.nets import Compiled
 
-__all__ = ["ScanEpoch", "bytes_on_device", "fits_on_device"]
+__all__ = ["ScanEpoch", "bytes_on_device", "fits_on_device", "training_pass"]
 
 # Of the device's memory, for images: the rest is for weights, gradients and what layers hand on.
 _LARGEST_SHARE = 0.3
@@ -24,10 +24,11 @@ _copied: list[tuple[weakref.ref[Any], Any]] = []
 
 @dataclass(frozen=True)
 class ScanEpoch:
-    """Gathers, augments and trains inside one jitted function per epoch, on images copied to the device once.
+    """Gathers, augments and trains inside one compiled function per epoch, on images copied to the device once.
 
-    The step is Keras's own (`train_step`, which it documents for JAX as the place to step in), so that optimizer,
-    metrics, BatchNorm and the seeds of dropout are what `fit` has. Callbacks hear of epochs, not of batches.
+    For TensorFlow and JAX. The step is Keras's own (`train_step`, which it documents as the place to step in), so that
+    optimizer, metrics, BatchNorm and the seeds of dropout are what `fit` has. Callbacks hear of epochs, not of batches,
+    and Ctrl-C is heard between epochs.
     """
 
     name: str = "scan"
@@ -39,7 +40,7 @@ class ScanEpoch:
         net, size = compiled.net, batches.batch_size
         if compiled.epoch is None:
             _build_metrics(net, batches)
-            compiled.epoch = _epoch_function(net, size)
+            compiled.epoch = _EPOCHS[keras.backend.backend()](net, size)
         whole = batches.images if isinstance(batches.images, Subset) else None
         base = batches.images if whole is None else whole.base
         images = _on_device(base)
@@ -61,11 +62,7 @@ class ScanEpoch:
             weights = None if batches.weights is None else _padded(batches.weights[labels], length)
             parameters = None if drawn.parameters is None else _padded(drawn.parameters, length)
             rows = _padded((drawn.rows if whole is None else whole.rows[drawn.rows]).astype(np.int32), length)
-            state = [[variable.value for variable in group] for group in _groups(net)]
-            state = compiled.epoch(state, images, rows, _padded(labels, length), weights, parameters, batches.steps)
-            for group, values in zip(_groups(net), state, strict=True):
-                for variable, value in zip(group, values, strict=True):
-                    variable.assign(value)
+            compiled.epoch(images, rows, _padded(labels, length), weights, parameters, batches.steps)
             logs = {name: float(value) for name, value in net.get_metrics_result().items()}
             told.on_epoch_end(epoch, logs)
             if net.stop_training:
@@ -73,7 +70,31 @@ class ScanEpoch:
         told.on_train_end(logs)
 
 
-def _epoch_function(net: Any, size: int) -> Any:
+def _epoch_of_tensorflow(net: Any, size: int) -> Any:
+    import tensorflow as tf
+
+    @tf.function(jit_compile=bool(net.jit_compile), autograph=False)  # type: ignore[untyped-decorator]
+    def epoch(images: Any, rows: Any, labels: Any, weights: Any, parameters: Any, steps: Any) -> None:
+        def step(number: Any) -> Any:
+            def part(array: Any) -> Any:
+                rest = array.shape[1:]
+                return tf.slice(array, [number * size, *[0] * len(rest)], [size, *rest])
+
+            batch = tf.gather(images, part(rows))
+            inputs = batch if parameters is None else (batch, part(parameters))
+            net.train_step((inputs, part(labels)) if weights is None else (inputs, part(labels), part(weights)))
+            return number + 1
+
+        tf.while_loop(lambda number: number < steps, step, [tf.constant(0)])
+
+    def run(images: Any, *drawn: Any) -> None:
+        # Tensors, or every epoch would be traced anew for its numbers.
+        epoch(images, *(None if array is None else tf.convert_to_tensor(array) for array in drawn))
+
+    return run
+
+
+def _epoch_of_jax(net: Any, size: int) -> Any:
     import jax
 
     def epoch(state: Any, images: Any, rows: Any, labels: Any, weights: Any, parameters: Any, steps: Any) -> Any:
@@ -90,11 +111,47 @@ def _epoch_function(net: Any, size: int) -> Any:
 
         return jax.lax.fori_loop(0, steps, step, state)
 
-    return jax.jit(epoch, donate_argnums=0)
+    compiled = jax.jit(epoch, donate_argnums=0)
+
+    def run(*drawn: Any) -> None:
+        groups = (net.trainable_variables, net.non_trainable_variables, net.optimizer.variables, net.metrics_variables)
+        state = compiled([[variable.value for variable in group] for group in groups], *drawn)
+        for group, values in zip(groups, state, strict=True):
+            for variable, value in zip(group, values, strict=True):
+                variable.assign(value)
+
+    return run
 
 
-def _groups(net: Any) -> tuple[Any, ...]:
-    return net.trainable_variables, net.non_trainable_variables, net.optimizer.variables, net.metrics_variables
+_EPOCHS = {"tensorflow": _epoch_of_tensorflow, "jax": _epoch_of_jax}
+
+
+def training_pass(model: Any) -> Any:
+    """Return a compiled function of images that runs a net in training mode, for what that does to its variables."""
+    import keras
+
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        @tf.function(jit_compile=bool(model.jit_compile), autograph=False)  # type: ignore[untyped-decorator]
+        def forward(images: Any) -> None:
+            model(images, training=True)
+
+        return forward
+    import jax
+
+    @jax.jit  # type: ignore[untyped-decorator]
+    def stateless(trained: Any, others: Any, images: Any) -> Any:
+        return model.stateless_call(trained, others, images, training=True)[1]
+
+    def run(images: Any) -> None:
+        others = model.non_trainable_variables
+        trained = [variable.value for variable in model.trainable_variables]
+        new = stateless(trained, [variable.value for variable in others], images)
+        for variable, value in zip(others, new, strict=True):
+            variable.assign(value)
+
+    return run
 
 
 def _build_metrics(net: Any, batches: Batches) -> None:
@@ -114,11 +171,11 @@ def _padded(array: NDArray[Any], length: int) -> NDArray[Any]:
 
 
 def _on_device(base: Any) -> Any:
-    import jax
+    import keras
 
     if not _copied or _copied[0][0]() is not base:
         _copied.clear()  # first, since both at a time may be more than fits
-        _copied.append((weakref.ref(base), jax.device_put(np.asarray(base[:]))))
+        _copied.append((weakref.ref(base), keras.ops.convert_to_tensor(np.asarray(base[:]))))
     return _copied[0][1]
 
 

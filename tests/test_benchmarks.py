@@ -1,0 +1,53 @@
+"""The scripts below benchmarks/ that measure speed, in their short forms: they run, and say what they are."""
+
+import json
+import os
+import subprocess
+import sys
+from importlib import util
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+BACKEND = os.environ.get("KERAS_BACKEND", "tensorflow")
+
+
+def run(script, *arguments, timeout=600):
+    command = [sys.executable, str(BENCHMARKS / script), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.mark.skipif(not util.find_spec("tensorflow"), reason="its other ways are TensorFlow's")
+@pytest.mark.parametrize("name", ["training", "inference", "probe"])
+def test_each_benchmark_runs_and_writes_what_it_measured_and_where(name, tmp_path):
+    printed = run("run.py", name, "--short", "--results", str(tmp_path))
+    assert f"{name} (short form: says nothing of speed)" in printed
+    said = json.loads((tmp_path / f"{name}.json").read_text())
+    assert said["short"] is True
+    assert {"numpy", "keras", "tensorflow"} <= set(said["environment"]["versions"])
+    assert said["environment"]["cores"] >= 1
+    for row in said["rows"]:
+        assert row["low"] <= row["ratio"] <= row["high"]
+        assert min(row["ours"], row["theirs"]) > 0
+        assert row["what"] in printed
+
+
+@pytest.mark.skipif(BACKEND != "jax", reason="runs on Keras with JAX")
+def test_the_gpu_benchmark_runs_dry_on_a_cpu(tmp_path):
+    printed = run("gpu.py", "--dry", "--results", str(tmp_path / "gpu.json"))
+    (result,) = json.loads((tmp_path / "gpu.json").read_text())["results"]
+    device, training, inference = result["said"]
+    assert (device["backend"], device["kind"], training["engine"]) == ("jax", "cpu", "scan")
+    assert min(training["ours"], training["fit"], inference["ours"], inference["fit"]) > 0
+    assert "cnn             32 training" in printed
+
+
+@pytest.mark.parametrize("arguments", [["nonsense"], []])
+def test_a_wrong_name_is_refused(arguments):
+    command = [sys.executable, str(BENCHMARKS / "run.py"), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2
+    assert "training" in done.stderr or "required" in done.stderr
