@@ -90,7 +90,7 @@ def test_what_a_plugin_prints_is_in_the_log(broken):
     log = (made.store.root / "logs" / frame.loc["talks", "trial"] / "log.txt").read_text()
     assert "\na plugin that prints\n" in log
     assert "\nand starts programs that do\n" in log
-    assert "Z epoch 2, phase all, loss" in log
+    assert "Z epoch 2, phase all, engine keras, loss" in log
     assert log.rstrip().endswith("ends")
 
 
@@ -330,3 +330,51 @@ def test_an_image_that_vanishes_between_scan_and_run_is_named_and_nothing_is_los
     victim.write_bytes(content)
     again = bench(grids.dataset(root), tmp_path / "s", seeds=range(3), baselines=["majority"])
     assert list(again.run(executor="in-process", show_progress=False)["status"]) == ["ok"] * 4
+
+
+def process_of(made, trial):
+    log = (made.store.root / "logs" / trial / "log.txt").read_text()
+    return log.split("begins in process ")[1].split()[0]
+
+
+def test_trials_of_a_backbone_follow_one_another_in_one_process(dataset, tmp_path):
+    made = bench(dataset, tmp_path, ["tiny", "talks"], folds=[0, 2], seeds=[0, 1], baselines=[])
+    frame = made.run(executor="processes", show_progress=False)
+    assert list(frame["status"]) == ["ok"] * 8
+    processes = frame.assign(process=[process_of(made, trial) for trial in frame["trial"]])
+    assert list(processes.groupby("backbone")["process"].nunique()) == [1, 1]
+    assert processes["process"].nunique() == 2
+    # What each prints is in its own log all the same.
+    for trial in frame.loc[frame["backbone"] == "talks", "trial"]:
+        log = (tmp_path / "logs" / trial / "log.txt").read_text()
+        assert "a plugin that prints" in log
+        assert "and starts programs that do" in log
+        assert log.count("begins in process") == 1
+
+
+def test_after_a_trial_that_failed_a_new_process_begins(dataset, tmp_path):
+    made = bench(dataset, tmp_path, ["raises"], folds=[2], seeds=[0, 1], baselines=[])
+    frame = made.run(executor="processes", show_progress=False)
+    assert list(frame["status"]) == ["failed"] * 2
+    assert len({process_of(made, trial) for trial in frame["trial"]}) == 2
+
+
+def test_a_process_that_dies_between_two_trials_costs_neither(dataset, tmp_path):
+    """It is killed while it waits; which trial is next is not told to a dead one."""
+    made = bench(dataset, tmp_path, ["tiny"], folds=[2], seeds=[0, 1], baselines=[])
+    plain, seen = Processes.run, []
+
+    class Kills(Processes):
+        def run(self, tasks, shared, watcher):
+            for outcome in plain(self, tasks, shared, watcher):
+                (log,) = (tmp_path / "logs" / outcome.record.trial.folder).glob("log.txt")
+                pid = int(log.read_text().split("begins in process ")[1].split()[0])
+                seen.append(pid)
+                if len(seen) == 1:
+                    os.kill(pid, 9)
+                    time.sleep(0.5)
+                yield outcome
+
+    frame = made.run(executor=Kills(), show_progress=False)
+    assert list(frame["status"]) == ["ok", "ok"]
+    assert len(set(seen)) == 2

@@ -91,6 +91,9 @@ class Driver:
                 if cell.spec is None and not self.stopping:
                     self._run_baseline(cell, shared)
             tasks = [self._task(cell, cell.spec) for cell in to_do if cell.spec is not None]
+            # One backbone after the other: what is built, compiled and computed for the first fold serves the others.
+            names = list(dict.fromkeys(task.trial.backbone for task in tasks))
+            tasks.sort(key=lambda task: names.index(task.trial.backbone))
             if tasks:
                 self._estimate(tasks, shared)
                 for outcome in self.executor.run(iter(tasks), shared, self):

@@ -1,4 +1,4 @@
-"""Trials each in a process of its own: started, listened to, stopped and mourned by the driver."""
+"""Trials in processes of their own, one per backbone: started, listened to, stopped and mourned by the driver."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -31,7 +30,10 @@ _POLL_SECONDS = 0.1
 
 @dataclass(frozen=True)
 class Processes:
-    """Runs each trial in a process of its own, which gives its memory back and takes no other trial with it.
+    """Runs trials in other processes, which give their memory back and take no other trial with them.
+
+    The trials of a backbone follow one another in a process, for which it is built and compiled once; another backbone,
+    and a trial after one that failed, begins in a new one.
 
     Attributes:
         workers: How many at a time; None for one per GPU, and for one where there is none, since one net keeps all
@@ -52,9 +54,9 @@ class Processes:
     def run(self, tasks: Iterable[Task], shared: Shared, watcher: Watcher) -> Iterator[Outcome]:
         """Yield an outcome per task."""
         gpus, workers = _gpus_of(shared), self.workers_for(shared)
-        free = deque({"CUDA_VISIBLE_DEVICES": gpus[i % len(gpus)]} if len(gpus) > 1 else {} for i in range(workers))
-        waiting, running = iter(tasks), dict[int, _Worker]()
-        events: queue.Queue[tuple[int, str]] = queue.Queue()
+        free = [_Slot({"CUDA_VISIBLE_DEVICES": gpus[i % len(gpus)]} if len(gpus) > 1 else {}) for i in range(workers)]
+        slots, waiting, running = tuple(free), iter(tasks), dict[str, _Trial]()
+        events: queue.Queue[str] = queue.Queue()
         folder = Path(tempfile.mkdtemp(prefix="leukemia-dl-"))
         stop_file, number, more = folder / "stop", 0, True
         try:
@@ -69,97 +71,140 @@ class Processes:
                     if listener is not None:
                         number += 1
                         task = replace(task, stop_file=stop_file)
-                        running[number] = _Worker(task, listener, shared, folder, free.popleft(), number, events)
+                        slot = next((slot for slot in free if slot.suits(task)), free[0])
+                        free.remove(slot)
+                        running[str(number)] = _Trial(task, listener, shared, folder / str(number), slot, events)
+                if watcher.stopping or not more:
+                    for slot in free:
+                        slot.bury()
                 if watcher.stopping:
                     more = False
                     stop_file.touch()
-                ended = [key for key, worker in running.items() if worker.has_ended()]
-                for key in ended:
-                    running[key].bury()
+                ended = [key for key, trial in running.items() if trial.has_ended()]
                 with contextlib.suppress(queue.Empty):
                     wait = 0.0 if ended else _POLL_SECONDS
                     for _ in range(events.qsize() + 1):
-                        which, line = events.get(timeout=wait)
-                        if which in running:  # not the last words of one that was buried
-                            running[which].hear(line)
+                        event = json.loads(events.get(timeout=wait))
+                        if event.get("task") in running:  # not the last words of one that is over
+                            running[event["task"]].hear(event)
                         wait = 0.0
                 for key in ended:
-                    worker = running.pop(key)
-                    free.append(worker.slot)
-                    yield worker.outcome(shared, stop_file.exists())
+                    trial = running.pop(key)
+                    outcome = trial.outcome(shared, stop_file.exists())
+                    free.append(trial.slot)
+                    yield outcome
         finally:
-            for worker in running.values():
-                worker.bury()
+            for slot in slots:
+                slot.bury()
             shutil.rmtree(folder, ignore_errors=True)
 
 
 @dataclass(eq=False)
-class _Worker:
-    """A worker process, as the driver sees it."""
+class _Slot:
+    """The place of one worker: its GPU, and the process that works there now, if any.
 
-    task: Task
-    listener: Listener
-    shared: Shared
-    folder: Path
-    slot: dict[str, str]
-    number: int
-    events: queue.Queue[tuple[int, str]]
-    started: float = field(default_factory=time.perf_counter)
-    too_late: bool = False
+    A process takes one trial after the other as long as they are of one backbone and none fails: what was built and
+    compiled for the first serves them all. Its memory is given back after the last.
+    """
 
-    def __post_init__(self) -> None:
-        self.own = self.folder / str(self.number)
-        self.own.mkdir()
-        (self.own / TASK_FILE).write_bytes(packed(self.task))
-        environment = dict(self.slot)
-        if self.shared.compute.threads is not None:
-            environment["NPROC"] = str(self.shared.compute.threads)  # what JAX goes by
-        if self.task.trial.backend:
-            environment["KERAS_BACKEND"] = self.task.trial.backend
-        path = TrialLog.path(self.task)
+    environment: dict[str, str]
+    process: Any = None
+    key: Any = None
+
+    def suits(self, task: Task) -> bool:
+        """Whether the process that is there can go on with a task."""
+        alive = self.process is not None and self.process.poll() is None
+        return alive and not task.probe and self.key == _key(task)
+
+    def give(self, task: Task, shared: Shared, place: Path, events: queue.Queue[str]) -> None:
+        """Hand a task over, to a new process if need be; `place` is its folder, `events` takes what is heard."""
+        if self.suits(task):
+            with contextlib.suppress(OSError):  # it has just died, as will be seen
+                self.process.stdin.write(f"{place}\n".encode())
+                self.process.stdin.flush()
+            return
+        self.bury()
+        environment = dict(self.environment)
+        if shared.compute.threads is not None:
+            environment["NPROC"] = str(shared.compute.threads)  # what JAX goes by
+        if task.trial.backend:
+            environment["KERAS_BACKEND"] = task.trial.backend
+        path = TrialLog.path(task)
         with contextlib.ExitStack() as stack:
             log: Any = subprocess.DEVNULL
             with contextlib.suppress(OSError):
                 log = stack.enter_context(path.open("ab")) if path else log
-            self.process = start(self.folder, self.own, environment, log)
-        self._listener_thread = threading.Thread(target=self._listen, daemon=True)
-        self._listener_thread.start()
+            self.process = start(place.parent, place, environment, log)
+        self.key = _key(task)
+        self._listener = threading.Thread(target=_listen, args=(self.process.stdout, events), daemon=True)
+        self._listener.start()
 
-    def _listen(self) -> None:
-        with contextlib.suppress(OSError, ValueError):
-            for line in self.process.stdout:
-                self.events.put((self.number, line.decode("utf-8", "replace")))
+    def kill(self) -> None:
+        """End the process, with its children: it is the leader of a group of its own."""
+        with contextlib.suppress(OSError):
+            os.killpg(self.process.pid, signal.SIGKILL) if os.name != "nt" else self.process.kill()
+        self.process.wait()
 
-    def hear(self, line: str) -> None:
+    def bury(self) -> None:
+        """End the process, and what it may have left behind; hear its last words."""
+        if self.process is None:
+            return
+        self.kill()
+        self._listener.join(timeout=1.0)
+        # Something that it has started may hold the other end: then nobody can close this one, and nobody waits.
+        silent = not self._listener.is_alive()
+        for stream in (self.process.stdin, *([self.process.stdout] if silent else [])):
+            with contextlib.suppress(OSError):
+                stream.close()
+        self.process = None
+
+
+def _listen(stream: Any, events: queue.Queue[str]) -> None:
+    with contextlib.suppress(OSError, ValueError):
+        for line in stream:
+            with contextlib.suppress(ValueError):
+                text = line.decode("utf-8", "replace")
+                if isinstance(json.loads(text), dict):
+                    events.put(text)
+
+
+def _key(task: Task) -> tuple[Any, ...]:
+    return task.spec.name, task.size, task.trial.backend
+
+
+@dataclass(eq=False)
+class _Trial:
+    """A trial that a worker process runs, as the driver sees it."""
+
+    task: Task
+    listener: Listener
+    shared: Shared
+    own: Path
+    slot: _Slot
+    events: queue.Queue[str]
+    started: float = field(default_factory=time.perf_counter)
+    too_late: bool = False
+
+    def __post_init__(self) -> None:
+        self.own.mkdir()
+        (self.own / TASK_FILE).write_bytes(packed(self.task))
+        self.slot.give(self.task, self.shared, self.own, self.events)
+
+    def hear(self, event: dict[str, Any]) -> None:
         with contextlib.suppress(ValueError, TypeError, KeyError):
-            event = json.loads(line)
             if "step" in event:
                 self.listener.step(*event["step"])
             else:
                 self.listener.epoch(*event["epoch"])
 
     def has_ended(self) -> bool:
-        limit = self.task.time_limit
-        if self.process.poll() is None and limit is not None and time.perf_counter() - self.started > limit:
+        if (self.own / RESULT_FILE).exists():
+            return True
+        limit, process = self.task.time_limit, self.slot.process
+        if process.poll() is None and limit is not None and time.perf_counter() - self.started > limit:
             self.too_late = True
-            self.kill()
-        return self.process.poll() is not None
-
-    def kill(self) -> None:
-        with contextlib.suppress(OSError):
-            # With its children: it is the leader of a group of its own.
-            os.killpg(self.process.pid, signal.SIGKILL) if os.name != "nt" else self.process.kill()
-        self.process.wait()
-
-    def bury(self) -> None:
-        """Hear the last words of a process that has ended, and end what it may have left behind."""
-        self.kill()
-        self._listener_thread.join(timeout=1.0)
-        # Something that it has started may hold the other end: then nobody can close this one, and nobody waits.
-        silent = not self._listener_thread.is_alive()
-        for stream in (self.process.stdin, *([self.process.stdout] if silent else [])):
-            with contextlib.suppress(OSError):
-                stream.close()
+            self.slot.kill()
+        return process.poll() is not None
 
     def outcome(self, shared: Shared, stopping: bool) -> Outcome:
         try:
@@ -167,6 +212,8 @@ class _Worker:
         except Exception:  # none, or half of one
             kind, value = "failed", (*self._death(), "")
         shutil.rmtree(self.own, ignore_errors=True)
+        if kind != "done" or value[0].status != "ok" or self.task.probe:
+            self.slot.bury()  # whatever it has come to, the next trial begins afresh
         if kind == "done":
             return Outcome(self.task, *value)
         if kind == "stopped" and stopping:
@@ -178,7 +225,8 @@ class _Worker:
     def _death(self) -> tuple[str, str]:
         if self.too_late:
             return "TimeLimitError", f"It took longer than the limit of {self.task.time_limit:g} s and was killed."
-        code = self.process.returncode
+        self.slot.kill()
+        code = self.slot.process.returncode
         how = f"exit code {code}"
         if code < 0:
             names = {number.value: number.name for number in signal.Signals}

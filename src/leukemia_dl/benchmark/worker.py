@@ -11,6 +11,7 @@ import contextlib
 import json
 import os
 import pickle
+import queue
 import shutil
 import signal
 import subprocess
@@ -170,8 +171,8 @@ class TrialLog:
 class _Events:
     """Tells the driver by lines of JSON."""
 
-    def __init__(self, stream: IO[str]) -> None:
-        self._stream, self._lock, self._last = stream, threading.Lock(), 0.0
+    def __init__(self, stream: IO[str], task: str) -> None:
+        self._stream, self._task, self._lock, self._last = stream, task, threading.Lock(), 0.0
 
     def step(self, epoch: int, step: int, steps: int, epochs: int) -> None:
         now = time.monotonic()
@@ -184,38 +185,54 @@ class _Events:
 
     def _tell(self, event: dict[str, Any]) -> None:
         with self._lock, contextlib.suppress(OSError):
-            self._stream.write(json.dumps(event, default=float) + "\n")
+            self._stream.write(json.dumps({"task": self._task, **event}, default=float) + "\n")
             self._stream.flush()
 
 
 def main(folder: str, task_folder: str) -> None:
-    """Run the task of a folder, in a process that `start` has started."""
-    threading.Thread(target=_end_with_driver, args=(folder,), daemon=True).start()
+    """Run tasks, in a process that `start` has started: that of a folder, then those that the driver hands over.
+
+    It ends when the driver ends it, or ends itself.
+    """
+    tasks: queue.Queue[str] = queue.Queue()
+    tasks.put(task_folder)
+    threading.Thread(target=_hear_driver, args=(folder, tasks), daemon=True).start()
     events = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # whatever a plugin prints belongs to the log
-    try:
-        shared: Shared = pickle.loads((Path(folder) / SHARED_FILE).read_bytes())
-        task: Task = pickle.loads((Path(task_folder) / TASK_FILE).read_bytes())
-        with TrialLog(task, _Events(events)) as log:
-            result: tuple[str, Any] = ("done", run_task(task, shared, log))
-    except KeyboardInterrupt:
-        result = ("stopped", None)
-    except BaseException as error:  # sent to the driver, whatever it is
-        result = ("failed", (type(error).__name__, str(error), traceback.format_exc()))
-    aside = Path(task_folder) / f"{RESULT_FILE}.part"
-    aside.write_bytes(packed(result))
-    aside.replace(aside.with_suffix(""))
-    events.close()
-    sys.stderr.flush()
-    # Not the ordinary end: threads of a backend may hang in it, and everything is written.
-    os._exit(0)
+    shared: Shared | None = None
+    while True:
+        place = Path(tasks.get())
+        try:
+            if shared is None:
+                shared = pickle.loads((Path(folder) / SHARED_FILE).read_bytes())
+            task: Task = pickle.loads((place / TASK_FILE).read_bytes())
+            if str(place) != task_folder:
+                _print_to(TrialLog.path(task))
+            with TrialLog(task, _Events(events, place.name)) as log:
+                result: tuple[str, Any] = ("done", run_task(task, shared, log))
+        except KeyboardInterrupt:
+            result = ("stopped", None)
+        except BaseException as error:  # sent to the driver, whatever it is
+            result = ("failed", (type(error).__name__, str(error), traceback.format_exc()))
+        sys.stdout.flush()
+        sys.stderr.flush()
+        aside = place / f"{RESULT_FILE}.part"
+        aside.write_bytes(packed(result))
+        aside.replace(aside.with_suffix(""))
 
 
-def _end_with_driver(folder: str) -> None:
-    """Wait for the driver's end, then clean up after it and end this process with all that it has started."""
-    with contextlib.suppress(OSError):
-        while os.read(0, 1024):
-            pass
+def _print_to(path: Path | None) -> None:
+    """Have all that is printed from now on end in another trial's log."""
+    with contextlib.suppress(OSError), (path or Path(os.devnull)).open("ab") as log:
+        os.dup2(log.fileno(), 2)
+        os.dup2(2, 1)
+
+
+def _hear_driver(folder: str, tasks: queue.Queue[str]) -> None:
+    """Take further tasks; at the driver's end clean up after it, and end this process with all that it has started."""
+    with contextlib.suppress(OSError, ValueError), os.fdopen(0, encoding="utf-8", closefd=False) as lines:
+        for line in lines:
+            tasks.put(line.rstrip("\n"))
     shutil.rmtree(folder, ignore_errors=True)
     with contextlib.suppress(OSError, AttributeError):
         if os.getpgrp() == os.getpid():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -12,7 +12,7 @@ from leukemia_dl.errors import StoreError
 
 __all__ = ["app"]
 
-app = typer.Typer(help="List or clear decoded images and synthetic cells; LEUKEMIA_DL_CACHE chooses the folder.")
+app = typer.Typer(help="List or clear what can be made again; LEUKEMIA_DL_CACHE chooses the folder.")
 
 
 @app.command("list")
@@ -22,8 +22,9 @@ def show() -> None:
 
     from leukemia_dl.datasets import cache_dir
     from leukemia_dl.datasets.pixels import stores
+    from leukemia_dl.training.features import feature_files
 
-    rows = []
+    rows: list[dict[str, Any]] = []
     for place, index, size in stores():
         shape = "x".join(map(str, index["shape"][1:3])) if index else "-"
         images = index["shape"][0] if index else 0
@@ -33,6 +34,13 @@ def show() -> None:
         files = [file for file in place.rglob("*") if file.is_file()]
         size = sum(file.stat().st_size for file in files)
         rows.append({"name": place.name, "images": len(files), "pixels": "-", "MB": size / 1e6, "made by": "drawn"})
+    for file in feature_files(cache_dir() / "features"):
+        by = "features of a frozen backbone" if not file.name.startswith(".") else "incomplete"
+        rows.append({"name": file.name, "images": 0, "pixels": "-", "MB": file.stat().st_size / 1e6, "made by": by})
+    compiled = [file for file in (cache_dir() / "compiled").rglob("*") if file.is_file()]
+    if compiled:
+        size = sum(file.stat().st_size for file in compiled)
+        rows.append({"name": "compiled", "images": 0, "pixels": "-", "MB": size / 1e6, "made by": "XLA"})
     hashes = cache_dir() / "hashes.sqlite"
     if hashes.is_file():
         rows.append(
@@ -54,11 +62,15 @@ def show() -> None:
 def clear(
     synthetic: Annotated[bool, typer.Option("--synthetic", help="The drawn synthetic cells, too.")] = False,
 ) -> None:
-    """Delete decoded images; they are made again when they are needed. Do not run it beside a benchmark."""
+    """Delete decoded images, features and compiled programs; they are made again when they are needed.
+
+    Do not run it beside a benchmark.
+    """
     from leukemia_dl.datasets import cache_dir
     from leukemia_dl.datasets.pixels import stores
 
     places = [place for place, _, _ in stores()]
+    places += [place for name in ("features", "compiled") if (place := cache_dir() / name).is_dir()]
     places += sorted(cache_dir().glob("synthetic-*")) if synthetic else []
     freed = 0
     for place in places:
