@@ -239,3 +239,38 @@ def test_source_v1_follows_its_published_habit_and_says_so(dataset, tmp_path, we
     row = bench.run(executor="in-process", show_progress=False).iloc[0]
     assert (row["status"], row["epochs"]) == ("ok", 2)
     assert list(bench.histories()["phase"]) == ["head", "head"]
+
+
+def test_a_probe_of_many_folds_and_seeds_sends_each_image_through_the_net_once(dataset, tmp_path, monkeypatch):
+    from leukemia_dl.training import features
+
+    monkeypatch.setenv("LEUKEMIA_DL_CACHE", str(tmp_path / "cache"))
+    seen, plain = [], features.predict_in_batches
+    monkeypatch.setattr(features, "predict_in_batches", lambda *given: seen.append(len(given[1])) or plain(*given))
+    weights = tmp_path / "cnn.weights.h5"
+    inputs = keras.Input((32, 32, 3))
+    keras.Model(inputs, ldl.get_backbone("cnn").build(inputs, None)).save_weights(weights)
+    recipe = ldl.Recipe(weights=str(weights), image_size=32, head_epochs=3, epochs=0, batch_size=8)
+
+    def bench(store, **settings):
+        settings = {"folds": "all", "seeds": [0, 1], "baselines": [], "recipe": recipe} | settings
+        return ldl.Benchmark(dataset, ["cnn"], store=tmp_path / store, **settings)
+
+    made = bench("many")
+    frame = made.run(executor="in-process", show_progress=False)
+    assert list(frame["status"]) == ["ok"] * 6
+    assert set(frame["engine"]) == {"scan"}
+    used = np.unique(np.concatenate([np.r_[split.train, split.val, split.test] for split in made.splits]))
+    assert sum(seen) == len(used)
+    # Another process, which finds them, and one that must compute them itself come to the same table.
+    table = (tmp_path / "many" / "results.csv").read_bytes()
+    bench("found").run(executor="processes", show_progress=False)
+    monkeypatch.setenv("LEUKEMIA_DL_CACHE", str(tmp_path / "other"))
+    bench("anew").run(executor="processes", show_progress=False)
+    assert [(tmp_path / store / "results.csv").read_bytes() == table for store in ("found", "anew")] == [True, True]
+    # And what is predicted is what the saved net predicts, all the way from pixels.
+    classifier = ldl.load_classifier(tmp_path / "many" / "trials" / frame["trial"].iloc[0])
+    known = made.predictions().query("trial == @frame.trial.iloc[0]").set_index("sample")["probability_all"]
+    rows = dataset.table["sample"].isin(known.index).to_numpy()
+    again = classifier.predict(dataset.subset(rows), calibrated=False, show_progress=False).set_index("sample")
+    np.testing.assert_allclose(again["probability_all"].loc[known.index], known, atol=1e-4)

@@ -91,3 +91,14 @@ def test_without_being_told_two_fits_share_nothing():
     assert other.model is not one.model
     for mine, kept in zip(weights(one), before, strict=True):
         np.testing.assert_array_equal(mine, kept)
+
+
+def test_a_file_of_weights_that_has_changed_is_read_again(tmp_path):
+    recipe = dataclasses.replace(QUICK, weights=str(tmp_path / "cnn.weights.h5"), head_epochs=1, epochs=0)
+    kept, first = Nets(), []
+    for seed in (0, 1):
+        keras.utils.set_random_seed(seed)
+        inputs = keras.Input((32, 32, 3))
+        keras.Model(inputs, CNN.build(inputs, None)).save_weights(tmp_path / "cnn.weights.h5")
+        first.append(weights(fit(CNN, IMAGES[:16], LABELS[:16], 2, recipe, nets=kept))[0])
+    assert not np.array_equal(*first)

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from leukemia_dl.identity import named_seed
-from leukemia_dl.models.build import build_model
+from leukemia_dl.models.build import build_model, weights_identity
 from leukemia_dl.models.heads import apply_head, split_at_features
 from leukemia_dl.models.spec import BackboneSpec
 from leukemia_dl.training.backends import Device
@@ -82,7 +82,8 @@ class Nets:
             SettingsError, WeightsError, PluginError: As `build_model`.
         """
         # Two nets that differ in anything that is part of the compiled step must not be taken for each other.
-        key = (spec, dataclasses.replace(recipe, callbacks=None, name="any"), classes, device)
+        weights = weights_identity(spec, recipe.weights)
+        key = (spec, dataclasses.replace(recipe, callbacks=None, name="any"), weights, classes, device)
         if self._net is None or key != self._key:
             self._key = self._net = None  # first, since two at a time may be more than fits
             self._net = Net(_built(spec, recipe, classes, seed, device))
