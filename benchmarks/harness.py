@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import statistics
+import subprocess
 import sys
 import threading
 import time
@@ -104,6 +105,28 @@ class Stepwise:
         """Let it come to its end."""
         while not self._ended:
             self()
+
+
+class Child:
+    """A script in a process of its own that waits for a line, works, and prints the seconds that count."""
+
+    def __init__(self, script: str, *arguments: object) -> None:
+        command = [sys.executable, str(Path(__file__).parent / script), *map(str, arguments)]
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        )
+
+    def __call__(self) -> float:
+        self._process.stdin.write("\n")
+        self._process.stdin.flush()
+        line = self._process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"{self._process.args} ended with exit code {self._process.wait()}")
+        return float(line)
+
+    def end(self) -> None:
+        self._process.stdin.close()
+        self._process.wait()
 
 
 def environment() -> dict[str, Any]:

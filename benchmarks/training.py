@@ -1,24 +1,23 @@
 """Training on a CPU beside the bare compiled step, and beside what Keras's tutorials show: files and `fit`.
 
 An epoch of ours, as many bare steps on one batch that lies in memory, and an epoch of Keras's `fit` on
-`image_dataset_from_directory` are timed in turn; each fit is one call of many epochs. All train the same net, without
-augmentation and without a validation side. Images are synthetic cells of 450 x 450 pixels, BMP files as in C-NMC 2019.
+`image_dataset_from_directory` are timed in turn; each fit is one call of many epochs, Keras's in a process of its own,
+which knows nothing of what ours sets (`plain_fit.py`). All train the same net, without augmentation and without a
+validation side. Images are synthetic cells of 450 x 450 pixels, BMP files as in C-NMC 2019.
 """
 
 from __future__ import annotations
 
 import tempfile
-import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from harness import Row, Stepwise, compared, in_turn
+from harness import Child, Row, Stepwise, compared, in_turn
 
 import leukemia_dl as ldl
 from leukemia_dl.datasets.synthetic import SyntheticCohort, write_dataset
-from leukemia_dl.models.build import build_model
 from leukemia_dl.training import Recipe, fit
 from leukemia_dl.training.backends import prepare
 from leukemia_dl.training.nets import Nets
@@ -66,26 +65,10 @@ def net(name: str, size: int, steps: int, rounds: int, folder: Path, dataset: ld
     def ours(pause: Callable[[float], None]) -> None:
         fit(spec, images, labels, 2, recipe(size, epochs + 1), on_epoch=lambda _, row: pause(row["seconds"]))
 
-    def plain(pause: Callable[[float], None]) -> None:
-        class Clock(keras.callbacks.Callback):
-            def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-                self.started = time.perf_counter()
-
-            def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-                pause(time.perf_counter() - self.started)
-
-        model = build_model(spec, size, 2)
-        model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"])
-        data = from_directory(folder, size).take(steps)
-        model.fit(data, epochs=epochs, verbose=0, callbacks=[Clock()])
-
-    ways = {
-        "ours": Stepwise(ours),
-        "bare": bare_step(spec, size, images, labels, steps, device),
-        "plain": Stepwise(plain),
-    }
-    taken = in_turn(ways, rounds)
-    ways["ours"].finish(), ways["plain"].finish()
+    mine, plain = Stepwise(ours), Child("plain_fit.py", folder, name, size, steps, epochs)
+    bare = bare_step(spec, size, images, labels, steps, device)
+    taken = in_turn({"ours": mine, "bare": bare, "plain": plain}, rounds)
+    mine.finish(), plain.end()
     return [
         compared(f"{name}, {size} px: beside the bare step", taken["ours"], taken["bare"], count, "images/s", 0.95),
         compared(f"{name}, {size} px: beside files and fit", taken["ours"], taken["plain"], count, "images/s", 1.0),
@@ -115,18 +98,8 @@ def bare_step(spec: Any, size: int, images: Any, labels: Any, steps: int, device
     return run
 
 
-def from_directory(folder: Path, size: int) -> Any:
-    import keras
-
-    return keras.utils.image_dataset_from_directory(
-        folder, image_size=(size, size), batch_size=BATCH, seed=0, verbose=False
-    )
-
-
 def from_files(size: int, folder: Path, dataset: ldl.Dataset, rounds: int, epochs: int) -> Row:
     """Time whole fits, from files to a trained net, tracing and ours the building of the pixel store included."""
-    import keras
-
     spec = ldl.get_backbone("cnn")
 
     def ours() -> None:
@@ -135,11 +108,8 @@ def from_files(size: int, folder: Path, dataset: ldl.Dataset, rounds: int, epoch
             store = data.pixel_store(ldl.Pipeline.default(size), folder=cache, show_progress=False)
             fit(spec, store[:], data.labels, 2, recipe(size, epochs))
 
-    def plain() -> None:
-        model = build_model(spec, size, 2)
-        model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"])
-        model.fit(from_directory(folder, size), epochs=epochs, verbose=0)
-
+    plain = Child("plain_fit.py", folder, "cnn", size, 0, epochs)
     taken = in_turn({"ours": ours, "plain": plain}, rounds)
+    plain.end()
     what = f"cnn, {size} px, {epochs} epochs from files to a net"
     return compared(what, taken["ours"], taken["plain"], epochs * len(dataset), "images/s", 1.3)

@@ -223,3 +223,11 @@ def test_auto_takes_the_scan_for_heads_and_for_jax_on_a_gpu(monkeypatch):
 def test_values_that_are_not_allowed_are_named(settings, message):
     with pytest.raises(SettingsError, match=message):
         Compute(**settings)
+
+
+@not_on_torch
+def test_a_fold_that_is_smaller_than_a_batch_has_a_program_of_its_own():
+    recipe, nets = dataclasses.replace(QUICK, head_epochs=2, epochs=0, batch_size=16), Nets()
+    for rows in (40, 10, 40):
+        again, new = trained("scan", recipe, rows, nets=nets), trained("scan", recipe, rows)
+        np.testing.assert_array_equal(again.history["loss"], new.history["loss"])

@@ -26,12 +26,12 @@ class Compiled:
     Attributes:
         net: `keras.Model`, compiled.
         optimizer: That it is compiled with.
-        epoch: What an engine has made of it, for the next fit.
+        epochs: What an engine has made of it for the next fit, by the size of a batch.
     """
 
     net: Any
     optimizer: Any
-    epoch: Any = None
+    epochs: dict[int, Any] = field(default_factory=dict)
 
 
 @dataclass(eq=False)

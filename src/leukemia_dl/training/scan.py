@@ -38,9 +38,9 @@ class ScanEpoch:
         import keras
 
         net, size = compiled.net, batches.batch_size
-        if compiled.epoch is None:
+        if size not in compiled.epochs:  # that of another fold, if it has fewer images than a batch
             _build_metrics(net, batches)
-            compiled.epoch = _EPOCHS[keras.backend.backend()](net, size)
+            compiled.epochs[size] = _EPOCHS[keras.backend.backend()](net, size)
         whole = batches.images if isinstance(batches.images, Subset) else None
         base = batches.images if whole is None else whole.base
         images = _on_device(base)
@@ -62,7 +62,7 @@ class ScanEpoch:
             weights = None if batches.weights is None else _padded(batches.weights[labels], length)
             parameters = None if drawn.parameters is None else _padded(drawn.parameters, length)
             rows = _padded((drawn.rows if whole is None else whole.rows[drawn.rows]).astype(np.int32), length)
-            compiled.epoch(images, rows, _padded(labels, length), weights, parameters, batches.steps)
+            compiled.epochs[size](images, rows, _padded(labels, length), weights, parameters, batches.steps)
             logs = {name: float(value) for name, value in net.get_metrics_result().items()}
             told.on_epoch_end(epoch, logs)
             if net.stop_training:
