@@ -1,28 +1,21 @@
-"""Time and memory of intervals for as many predictions as C-NMC 2019 has training images, on one core.
-
-    python benchmarks/evaluation.py [--rounds 5]
+"""Time of intervals for as many predictions as C-NMC 2019 has training images, on one core.
 
 Beside them: scikit-learn, called for the same metrics once per left-out group, as one would do otherwise. Linux only.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
+from collections.abc import Iterable
 
-os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:1])
+import numpy as np
+import pandas as pd
+import sklearn.metrics as sk
+from harness import Row, compared, in_turn
+from interval_coverage import Setting, World
+from sklearn.linear_model import LogisticRegression
 
-import resource  # noqa: E402
-import statistics  # noqa: E402
-import time  # noqa: E402
-
-import numpy as np  # noqa: E402
-import pandas as pd  # noqa: E402
-import sklearn.metrics as sk  # noqa: E402
-from interval_coverage import Setting, World  # noqa: E402
-from sklearn.linear_model import LogisticRegression  # noqa: E402
-
-from leukemia_dl.evaluation import compare, evaluate  # noqa: E402
+from leukemia_dl.evaluation import compare, evaluate
 
 
 def frame_of(world: World, backbones: int) -> pd.DataFrame:
@@ -50,34 +43,34 @@ def by_scikit_learn(frame: pd.DataFrame) -> None:
         LogisticRegression(C=np.inf).fit(odds[keep, None], y)
 
 
-def seconds(function, rounds: int) -> float:
-    times = []
-    for _ in range(rounds + 1):
-        started = time.perf_counter()
-        function()
-        times.append(time.perf_counter() - started)
-    return statistics.median(times[1:])
+def one_metric_by_scikit_learn(frame: pd.DataFrame) -> None:
+    """Compute balanced accuracy of each backbone, without each group."""
+    for _, part in frame.groupby("backbone"):
+        group, labels = part["group"].to_numpy(), part["label"].eq("all").to_numpy(int)
+        guess = part["probability_all"].to_numpy() > 0.5
+        for left_out in np.unique(group):
+            sk.balanced_accuracy_score(labels[group != left_out], guess[group != left_out])
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5)
-    rounds = parser.parse_args().rounds
+def rows(short: bool) -> Iterable[Row]:
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:1])
     world = World(Setting(65, 0.2))
     one, five = frame_of(world, 1), frame_of(world, 5)
+    if short:
+        one, five = (frame.groupby(["backbone", "group"]).head(10) for frame in (one, five))
     evaluate(one.head(3_000))  # imports
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    jackknife = seconds(lambda: evaluate(one), rounds)
-    theirs = seconds(lambda: by_scikit_learn(one), 1)
-    print(f"{len(one):,} predictions in {world.of_group.size} groups, one core")
-    print(f"every metric with its interval: {jackknife:.2f} s; by scikit-learn, without intervals: {theirs:.1f} s")
-    print(f"all pairs of five backbones, one metric: {seconds(lambda: compare(five), rounds):.2f} s")
-    print(
-        f"bootstrap, 2,000 replicates, every metric: {seconds(lambda: evaluate(one, method='bootstrap'), rounds):.1f} s"
-    )
-    print(f"memory: {(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024:.0f} MiB more than before")
-    print(f"        {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MiB in all")
-
-
-if __name__ == "__main__":
-    main()
+    ways = {
+        "intervals": lambda: evaluate(one),
+        "scikit-learn": lambda: by_scikit_learn(one),
+        "pairs": lambda: compare(five, metric="balanced_accuracy"),
+        "scikit-learn, five": lambda: one_metric_by_scikit_learn(five),
+        "bootstrap": lambda: evaluate(one, method="bootstrap", replicates=200 if short else 2_000),
+    }
+    taken = in_turn(ways, 1 if short else 5)
+    theirs, note = taken["scikit-learn"], "theirs: the metrics without each group, without intervals"
+    where = f"{len(one):,} predictions in {one['group'].nunique()} groups"
+    return [
+        compared(f"{where}: every metric, jackknife", taken["intervals"], theirs, 1, "runs/s", note=note),
+        compared("the same: five backbones, one metric", taken["pairs"], taken["scikit-learn, five"], 1, "runs/s"),
+        compared("the same: bootstrap, 2,000 replicates", taken["bootstrap"], theirs, 1, "runs/s"),
+    ]

@@ -1,32 +1,27 @@
 """Preprocessing beside what a user would do otherwise: interleaved in one run, as ratios.
 
-    python benchmarks/preprocess.py [--images FOLDER] [--rounds 21]
-
-Images are 450 x 450 BMP files in C-NMC's layout, synthetic unless a folder is given. Each way is timed once per round,
-all ways of a round in turn; a ratio is taken inside a round, and its median over the rounds is printed: many rounds,
-since the speed of a shared machine changes within seconds. Ways that are not installed (torchstain,
-opencv-python-headless) are left out. Linux only: the processes are kept to one and to two cores. On two cores ours and
-Pillow are timed by two threads and by two processes (as `Dataset.pixel_store` reads from 1,000 images on), whose start
-is not counted, as the building of TensorFlow's graph is not.
+Images are synthetic cells, 450 x 450 BMP files in C-NMC's layout. Each way is timed once per round, all ways of a round
+in turn; a ratio is taken inside a round: many rounds, since the speed of a shared machine changes within seconds. Ways
+that are not installed (torchstain, opencv-python-headless) are left out. Linux only: the processes are kept to one and
+to two cores. On two cores ours and Pillow are timed by two threads and by two processes (as `Dataset.pixel_store` reads
+from 1,000 images on), whose start is not counted, as the building of TensorFlow's graph is not.
 """
 
 from __future__ import annotations
 
-import argparse
 import functools
-import json
 import os
-import platform
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from importlib import metadata, util
+from importlib import util
 from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
+from harness import Row, compared
 from PIL import Image
 
 from leukemia_dl.memory import keep_memory
@@ -160,19 +155,16 @@ def staining(paths: list[Path]) -> dict[str, dict[str, Way]]:
     return pairs
 
 
-def print_rates(title: str, found: dict[str, list[float]], ours: str | None = None) -> dict[str, dict[str, float]]:
-    ours = ours or next(iter(found))
-    print(f"\n{title}\n  {'way':<36}{'images/s':>10}{'ours is faster by':>20}")
-    table = {}
-    for name, values in found.items():
-        ratio = statistics.median(mine / other for mine, other in zip(found[ours], values, strict=True))
-        print(f"  {name:<36}{statistics.median(values):>10,.0f}{ratio:>20.2f}")
-        table[name] = {"images_per_second": statistics.median(values), "ratio": ratio}
-    return table
+def rows_of(title: str, found: dict[str, list[float]], ours: str) -> Iterable[Row]:
+    """Return a row for each way that is not ours."""
+    for name, rates in found.items():
+        if not name.startswith("ours"):
+            mine = [1 / rate for rate in found[ours]]
+            yield compared(f"{title}: beside {name}", mine, [1 / rate for rate in rates], 1, "images/s")
 
 
-def augmentation(rounds: int, size: int = 96, batch: int = 16) -> dict[str, float]:
-    """Return the share of a training step of the small CNN that full augmentation takes, as Keras runs both."""
+def augmentation(rounds: int, size: int = 96, batch: int = 16) -> Row:
+    """Time full augmentation beside a training step of the small CNN, as Keras runs both."""
     from leukemia_dl.models import build_model, get_backbone
     from leukemia_dl.training import Augmentation
     from leukemia_dl.training.augmentation import augment, background_colour
@@ -204,58 +196,30 @@ def augmentation(rounds: int, size: int = 96, batch: int = 16) -> dict[str, floa
         if turn:
             shares.append((time.perf_counter() - started) / 10 / step)
             steps.append(step)
-    print(f"\nAugmentation, all of it, {batch} images of {size} pixels, {device.name}")
-    print(f"  a training step of cnn takes {statistics.median(steps) * 1000:.0f} ms; augmentation adds", end=" ")
-    print(f"{statistics.median(shares):.1%} (from {min(shares):.1%} to {max(shares):.1%})")
-    return {"step_seconds": statistics.median(steps), "share": statistics.median(shares)}
+    what = f"augmentation, all of it, {batch} images of {size} pixels: beside a training step of cnn"
+    mine = [share * step for share, step in zip(shares, steps, strict=True)]
+    return compared(
+        what, mine, steps, batch, "images/s", note=f"a step with it takes {statistics.median(shares):.1%} longer"
+    )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=Path, help="a folder with BMP files of 450 x 450 pixels")
-    parser.add_argument("--count", type=int, default=60)
-    parser.add_argument("--rounds", type=int, default=21)
-    parser.add_argument("--json", type=Path, help="write the result here")
-    options = parser.parse_args()
+def rows(short: bool) -> Iterable[Row]:
+    from leukemia_dl.datasets.synthetic import SyntheticCohort, write_dataset
+
+    count, rounds = (36, 1) if short else (60, 21)
+    found: list[Row] = []
     with tempfile.TemporaryDirectory() as folder:
-        if options.images:
-            paths = sorted(options.images.rglob("*.bmp"))
-        else:
-            from leukemia_dl.datasets.synthetic import SyntheticCohort, write_dataset
-
-            cohort = SyntheticCohort(subjects=12, images=max(options.count, 36))
-            paths = sorted(write_dataset(Path(folder) / "cells", cohort).rglob("UID_*.bmp"))
-        paths = paths[: options.count]
-        packages = ("numpy", "pillow", "tensorflow", "torchstain", "opencv-python-headless")
-        versions = {name: metadata.version(name) for name in packages if _installed(name)}
-        kind = "of a folder" if options.images else "synthetic"
-        print(f"{len(paths)} images ({kind}), {platform.machine()}, {os.cpu_count()} cores, {versions}")
-        result: dict[str, object] = {"versions": versions, "images": kind}
+        cells = write_dataset(Path(folder) / "cells", SyntheticCohort(subjects=12, images=count))
+        paths = sorted(cells.rglob("UID_*.bmp"))[:count]
         for cores in (1, 2):
             with ProcessPoolExecutor(1, get_context("spawn")) as process:
-                found = process.submit(reading_on, cores, paths, options.rounds).result()
-            title = f"From file to 224 x 224, cores: {cores}"
-            result[f"reading_{cores}"] = print_rates(f"{title}, threads: {cores}", found)
-            if OURS_BY_PROCESSES in found:
-                result[f"reading_{cores}_processes"] = print_rates(
-                    f"{title}, ours by processes", found, OURS_BY_PROCESSES
-                )
+                rates_found = process.submit(reading_on, cores, paths, rounds).result()
+            title = f"file to 224 x 224, {cores} core{'s' * (cores > 1)}"
+            found += rows_of(title, rates_found, next(iter(rates_found)))
+            if OURS_BY_PROCESSES in rates_found:
+                found += rows_of(f"{title}, ours by processes", rates_found, OURS_BY_PROCESSES)
         for name, ways in staining(paths[:12]).items():
-            found = rates(ways, paths[:12], 1, options.rounds)
-            result[name] = print_rates(f"{name}, 1 thread", found)
-        if util.find_spec("tensorflow"):
-            result["augmentation"] = augmentation(options.rounds)
-    if options.json:
-        options.json.write_text(json.dumps(result, indent=1) + "\n")
-
-
-def _installed(name: str) -> bool:
-    try:
-        metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return False
-    return True
-
-
-if __name__ == "__main__":
-    main()
+            found += rows_of(f"{name}, 1 thread", rates(ways, paths[:12], 1, rounds), next(iter(ways)))
+    if util.find_spec("tensorflow"):
+        found.append(augmentation(rounds))
+    return found

@@ -1,6 +1,6 @@
 """Speed of the library beside what a user would do otherwise, both in turn in one run.
 
-    python benchmarks/run.py training            (or inference, probe; several names run one after the other)
+    python benchmarks/run.py training            (or another of its names; several run one after the other)
     python benchmarks/run.py training --short    (a minute: shows that it runs, says nothing of speed)
 
 Each benchmark prints a table of ratios and writes `benchmarks/results/NAME.json` with the environment; the exit status
@@ -18,7 +18,7 @@ from pathlib import Path
 
 from harness import RESULTS, report
 
-NAMES = ("training", "inference", "probe")
+NAMES = ("data", "preprocess", "training", "probe", "inference", "evaluation")
 
 
 def main() -> int:
