@@ -5,8 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-import leukemia_dl as ldl
-from discs import IMAGES, LABELS
+from discs import IMAGES, LABELS, SMALL
 from leukemia_dl.errors import SettingsError
 from leukemia_dl.training import Compute, Nets, Recipe, Subset, fit
 from leukemia_dl.training.backends import Device
@@ -16,7 +15,6 @@ keras = pytest.importorskip("keras")
 BACKEND = keras.backend.backend()
 on_jax = pytest.mark.skipif(BACKEND != "jax", reason="looks into JAX")
 not_on_torch = pytest.mark.skipif(BACKEND == "torch", reason="it is not there on torch")
-CNN = ldl.get_backbone("cnn")
 QUICK = Recipe(image_size=32, epochs=2, batch_size=8, learning_rate=3e-3)
 VALIDATION = (IMAGES[40:], LABELS[40:])
 SETTINGS = {
@@ -33,7 +31,7 @@ SETTINGS = {
 def trained(engine, recipe=QUICK, rows=40, seed=1, **settings):
     compute = Compute(engine=engine)
     images = Subset(IMAGES, np.arange(rows))
-    return fit(CNN, images, LABELS[:rows], 2, recipe, seed=seed, validation=VALIDATION, compute=compute, **settings)
+    return fit(SMALL, images, LABELS[:rows], 2, recipe, seed=seed, validation=VALIDATION, compute=compute, **settings)
 
 
 @not_on_torch
@@ -169,7 +167,7 @@ def test_one_trace_serves_folds_of_any_length_and_all_seeds():
                 traced.append(1)
             return inputs
 
-    spec = dataclasses.replace(CNN, build=lambda inputs, weights: CNN.build(Count()(inputs), None))
+    spec = dataclasses.replace(SMALL, build=lambda inputs, weights: SMALL.build(Count()(inputs), None))
     recipe = dataclasses.replace(QUICK, epochs=3)
     nets, counts = Nets(), []
     for rows in (40, 32):

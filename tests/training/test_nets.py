@@ -5,13 +5,11 @@ import dataclasses
 import numpy as np
 import pytest
 
-import leukemia_dl as ldl
-from discs import IMAGES, LABELS
+from discs import IMAGES, LABELS, SMALL
 from leukemia_dl.training import Recipe, fit, nets
 from leukemia_dl.training.nets import Nets
 
 keras = pytest.importorskip("keras")
-CNN = ldl.get_backbone("cnn")
 QUICK = Recipe(image_size=32, epochs=1, batch_size=8, learning_rate=3e-3)
 VALIDATION = (IMAGES[40:], LABELS[40:])
 SETTINGS = {
@@ -30,9 +28,9 @@ def test_a_net_that_is_used_again_gives_the_bits_of_a_new_one(name):
     recipe, kept = dataclasses.replace(QUICK, **SETTINGS[name]), Nets()
     for seed, count in ((0, 40), (1, 32)):  # two seeds, two folds of other lengths
         train = (IMAGES[:count], LABELS[:count])
-        again = fit(CNN, *train, 2, recipe, seed=seed, validation=VALIDATION, nets=kept)
+        again = fit(SMALL, *train, 2, recipe, seed=seed, validation=VALIDATION, nets=kept)
         found = weights(again)
-        new = fit(CNN, *train, 2, recipe, seed=seed, validation=VALIDATION)
+        new = fit(SMALL, *train, 2, recipe, seed=seed, validation=VALIDATION)
         for mine, other in zip(found, weights(new), strict=True):
             np.testing.assert_array_equal(mine, other)
         columns = [column for column in new.history if column != "seconds"]
@@ -41,15 +39,17 @@ def test_a_net_that_is_used_again_gives_the_bits_of_a_new_one(name):
 
 def test_a_frozen_backbone_of_given_weights_is_not_even_built_again(tmp_path, monkeypatch):
     inputs = keras.Input((32, 32, 3))
-    keras.Model(inputs, CNN.build(inputs, None)).save_weights(tmp_path / "cnn.weights.h5")
-    recipe = dataclasses.replace(QUICK, weights=str(tmp_path / "cnn.weights.h5"), head_epochs=2, epochs=0, head_units=5)
+    keras.Model(inputs, SMALL.build(inputs, None)).save_weights(tmp_path / "small.weights.h5")
+    recipe = dataclasses.replace(
+        QUICK, weights=str(tmp_path / "small.weights.h5"), head_epochs=2, epochs=0, head_units=5
+    )
     built, plain = [], nets.build_model
     monkeypatch.setattr(nets, "build_model", lambda *a, **k: built.append(1) or plain(*a, **k))
     kept = Nets()
     for seed in range(3):
-        found = weights(fit(CNN, IMAGES, LABELS, 2, recipe, seed=seed, nets=kept))
+        found = weights(fit(SMALL, IMAGES, LABELS, 2, recipe, seed=seed, nets=kept))
     assert len(built) == 1
-    for mine, other in zip(found, weights(fit(CNN, IMAGES, LABELS, 2, recipe, seed=2)), strict=True):
+    for mine, other in zip(found, weights(fit(SMALL, IMAGES, LABELS, 2, recipe, seed=2)), strict=True):
         np.testing.assert_array_equal(mine, other)
 
 
@@ -62,7 +62,7 @@ def test_one_trace_serves_all_folds_and_seeds():
                 traced.append(1)
             return inputs
 
-    spec = dataclasses.replace(CNN, build=lambda inputs, weights: CNN.build(Count()(inputs), None))
+    spec = dataclasses.replace(SMALL, build=lambda inputs, weights: SMALL.build(Count()(inputs), None))
     kept = Nets()
     fit(spec, IMAGES[:40], LABELS[:40], 2, QUICK, nets=kept)
     # What is counted besides: building the net, and statistics of BatchNorm, which are not compiled.
@@ -78,27 +78,27 @@ def test_one_trace_serves_all_folds_and_seeds():
 @pytest.mark.parametrize("change", [{"batch_size": 4}, {"label_smoothing": 0.2}, {"learning_rate": 1e-2}])
 def test_other_settings_are_another_net(change):
     kept = Nets()
-    one = fit(CNN, IMAGES[:16], LABELS[:16], 2, QUICK, nets=kept)
-    assert fit(CNN, IMAGES[:16], LABELS[:16], 2, QUICK, nets=kept).model is one.model
-    other = fit(CNN, IMAGES[:16], LABELS[:16], 2, dataclasses.replace(QUICK, **change), nets=kept)
+    one = fit(SMALL, IMAGES[:16], LABELS[:16], 2, QUICK, nets=kept)
+    assert fit(SMALL, IMAGES[:16], LABELS[:16], 2, QUICK, nets=kept).model is one.model
+    other = fit(SMALL, IMAGES[:16], LABELS[:16], 2, dataclasses.replace(QUICK, **change), nets=kept)
     assert other.model is not one.model
 
 
 def test_without_being_told_two_fits_share_nothing():
-    one = fit(CNN, IMAGES[:16], LABELS[:16], 2, QUICK)
+    one = fit(SMALL, IMAGES[:16], LABELS[:16], 2, QUICK)
     before = weights(one)
-    other = fit(CNN, IMAGES[:16], LABELS[:16], 2, QUICK, seed=1)
+    other = fit(SMALL, IMAGES[:16], LABELS[:16], 2, QUICK, seed=1)
     assert other.model is not one.model
     for mine, kept in zip(weights(one), before, strict=True):
         np.testing.assert_array_equal(mine, kept)
 
 
 def test_a_file_of_weights_that_has_changed_is_read_again(tmp_path):
-    recipe = dataclasses.replace(QUICK, weights=str(tmp_path / "cnn.weights.h5"), head_epochs=1, epochs=0)
+    recipe = dataclasses.replace(QUICK, weights=str(tmp_path / "small.weights.h5"), head_epochs=1, epochs=0)
     kept, first = Nets(), []
     for seed in (0, 1):
         keras.utils.set_random_seed(seed)
         inputs = keras.Input((32, 32, 3))
-        keras.Model(inputs, CNN.build(inputs, None)).save_weights(tmp_path / "cnn.weights.h5")
-        first.append(weights(fit(CNN, IMAGES[:16], LABELS[:16], 2, recipe, nets=kept))[0])
+        keras.Model(inputs, SMALL.build(inputs, None)).save_weights(tmp_path / "small.weights.h5")
+        first.append(weights(fit(SMALL, IMAGES[:16], LABELS[:16], 2, recipe, nets=kept))[0])
     assert not np.array_equal(*first)

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 import leukemia_dl as ldl
-from discs import IMAGES, LABELS
+from discs import IMAGES, LABELS, SMALL
 from leukemia_dl.errors import OutOfMemoryError, SettingsError
 from leukemia_dl.evaluation import fit_temperature
 from leukemia_dl.models.classifier import predict_logits, softmax
@@ -119,7 +119,7 @@ def hungry(most):
         def compute_output_shape(self, shape):
             return shape
 
-    return dataclasses.replace(CNN, build=lambda inputs, weights: CNN.build(Hungry()(inputs), None))
+    return dataclasses.replace(SMALL, build=lambda inputs, weights: SMALL.build(Hungry()(inputs), None))
 
 
 @pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="its layer asks TensorFlow for memory")
@@ -133,7 +133,7 @@ def test_running_out_of_memory_is_an_error_or_by_choice_a_smaller_batch():
     head = dataclasses.replace(QUICK, halve_batch=True, head_epochs=1, epochs=0)
     assert fit(spec, *TRAIN, 2, head).recipe.batch_size == 4  # features are computed in batches twice as large
     with pytest.raises(OutOfMemoryError, match="batch_size=1"):
-        fit(hungry(0), *TRAIN, 2, dataclasses.replace(QUICK, halve_batch=True))
+        fit(hungry(0), *TRAIN, 2, dataclasses.replace(QUICK, halve_batch=True, batch_size=2))
 
 
 def test_settings_without_weights_are_said():
