@@ -1,6 +1,7 @@
 """A process per trial: what a trial does to itself happens to no other, and its results are those of any executor."""
 
 import os
+import pickle
 import shutil
 import subprocess
 import sys
@@ -334,7 +335,7 @@ def test_an_image_that_vanishes_between_scan_and_run_is_named_and_nothing_is_los
 
 def process_of(made, trial):
     log = (made.store.root / "logs" / trial / "log.txt").read_text()
-    return log.split("begins in process ")[1].split()[0]
+    return log.split("begins in process ")[-1].split()[0]
 
 
 def test_trials_of_a_backbone_follow_one_another_in_one_process(dataset, tmp_path):
@@ -357,6 +358,26 @@ def test_after_a_trial_that_failed_a_new_process_begins(dataset, tmp_path):
     frame = made.run(executor="processes", show_progress=False)
     assert list(frame["status"]) == ["failed"] * 2
     assert len({process_of(made, trial) for trial in frame["trial"]}) == 2
+
+
+def test_a_trial_whose_process_died_of_those_before_it_has_another_chance(dataset, tmp_path):
+    names = grids.register(grids.dies_of_its_third_trial)
+    made = bench(dataset, tmp_path, names, folds=[2], seeds=[0, 1, 2, 3], baselines=[])
+    frame = made.run(executor="processes", show_progress=False)
+    assert list(frame["status"]) == ["ok"] * 4
+    assert len({process_of(made, trial) for trial in frame["trial"]}) == 2
+    begun = [(tmp_path / "logs" / t / "log.txt").read_text().count("begins in process") for t in frame["trial"]]
+    assert begun == [1, 1, 2, 1]
+
+
+def test_a_backbone_of_a_script_is_one_for_all_its_tasks(dataset, tmp_path):
+    from leukemia_dl.benchmark.runner import Task
+    from leukemia_dl.benchmark.worker import packed_task
+
+    made = bench(dataset, tmp_path, seeds=[0, 1], baselines=[])
+    spec = ldl.BackboneSpec(name="here", build=lambda *given: given, scaling="unit", native_size=32, min_size=8)
+    tasks = [packed_task(Task(cell.trial, cell.split, spec, 32)) for cell in made._grid]
+    assert len({pickle.loads(task)[0] for task in tasks}) == 1 < len({*tasks})
 
 
 def test_a_process_that_dies_between_two_trials_costs_neither(dataset, tmp_path):

@@ -1,6 +1,7 @@
 """The engines: the same losses whichever trains, one compiled program for all folds and seeds, callbacks of epochs."""
 
 import dataclasses
+import gc
 
 import numpy as np
 import pytest
@@ -81,9 +82,11 @@ def test_images_are_copied_to_the_device_once(monkeypatch):
         return scan._copied[0][1]
 
     monkeypatch.setattr(scan, "_on_device", counting)
-    nets = Nets()
+    nets, fixed = Nets(), IMAGES.copy()
+    fixed.flags.writeable = False  # what may be changed is copied for each fit
     for rows in (40, 32, 40):
-        trained("scan", rows=rows, nets=nets)
+        compute = Compute(engine="scan")
+        fit(SMALL, Subset(fixed, np.arange(rows)), LABELS[:rows], 2, QUICK, nets=nets, compute=compute)
     assert sent == [True, False, False]
 
 
@@ -210,8 +213,8 @@ def test_auto_takes_the_scan_for_heads_and_for_jax_on_a_gpu(monkeypatch):
     [
         ({"engine": "fast"}, r"engine must be one of \('auto', 'keras', 'scan'\). Received: engine='fast'"),
         ({"device": "tpu"}, "device must be 'auto', 'cpu', 'gpu' or 'gpu:N'. Received: device='tpu'"),
-        ({"threads": 0}, "threads must be a whole number from 1 on. Received: threads=0"),
-        ({"replicas": 1.0}, "replicas must be a whole number from 1 on. Received: replicas=1.0"),
+        ({"threads": 0}, "threads must be a whole number from 1 to 4096. Received: threads=0"),
+        ({"replicas": 1.0}, "replicas must be a whole number from 1 to 4096. Received: replicas=1.0"),
         ({"replicas": True}, "replicas must be a whole number"),
         ({"replicas": 2, "device": "gpu:1"}, "replicas=2 needs several GPUs"),
         ({"replicas": 2, "engine": "scan"}, "replicas=2 needs several GPUs and engine='keras'"),
@@ -229,3 +232,27 @@ def test_a_fold_that_is_smaller_than_a_batch_has_a_program_of_its_own():
     for rows in (40, 10, 40):
         again, new = trained("scan", recipe, rows, nets=nets), trained("scan", recipe, rows)
         np.testing.assert_array_equal(again.history["loss"], new.history["loss"])
+
+
+@not_on_torch
+def test_images_that_were_changed_in_place_are_copied_again():
+    buffer, compute = IMAGES.copy(), Compute(engine="scan")
+    fit(SMALL, buffer, LABELS, 2, QUICK, compute=compute)
+    buffer[:] = 255 - IMAGES
+    again = fit(SMALL, buffer, LABELS, 2, QUICK, compute=compute)
+    np.testing.assert_array_equal(
+        again.history["loss"], fit(SMALL, buffer.copy(), LABELS, 2, QUICK, compute=compute).history["loss"]
+    )
+
+
+@not_on_torch
+def test_images_on_the_device_live_no_longer_than_those_in_memory():
+    from leukemia_dl.training import scan
+
+    fixed = IMAGES.copy()
+    fixed.flags.writeable = False
+    fit(SMALL, fixed, LABELS, 2, QUICK, compute=Compute(engine="scan"))
+    assert scan._copied
+    del fixed
+    gc.collect()
+    assert not scan._copied

@@ -140,12 +140,19 @@ def plain_views(model, images):
     return [predict_logits(model, symmetric_form(images, form), 32) for form in range(8)]
 
 
-@pytest.mark.parametrize("content", [b"", b"\x93NUMPY", b"nothing of the kind" * 99])
-def test_a_damaged_file_is_computed_again(extractor, computed, tmp_path, content, caplog):
+def zeroed(content):
+    return content[: len(content) // 2] + bytes(len(content) - len(content) // 2)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [lambda content: b"", lambda content: content[:6], lambda content: b"nothing of the kind" * 99, zeroed],
+)
+def test_a_damaged_file_is_computed_again(extractor, computed, tmp_path, damage, caplog):
     device = prepare()
     first = FeatureCache(tmp_path).read(extractor, IMAGES, device, 8)[:]
     (file,) = feature_files(tmp_path)
-    file.write_bytes(content)
+    file.write_bytes(damage(file.read_bytes()))
     with caplog.at_level(logging.WARNING):
         again = FeatureCache(tmp_path).read(extractor, IMAGES, device, 8)[:]
     np.testing.assert_array_equal(first, again)
@@ -171,3 +178,63 @@ def test_progress_is_told_while_features_are_computed():
     fit(SMALL, *TRAIN, 2, HEAD, on_step=lambda *seen: told.append(seen))
     assert told[:2] == [(0, 0, 2), (0, 1, 2)]  # two batches of 16
     assert told[2:5] == [(0, 0, 4), (1, 0, 4), (2, 0, 4)]  # then each epoch is one piece
+
+
+def test_images_that_were_changed_in_place_are_other_images(extractor):
+    cache, device, buffer = FeatureCache(), prepare(), IMAGES.copy()
+    first = cache.read(extractor, buffer, device, 8)[:]
+    buffer[:] = IMAGES[::-1]
+    np.testing.assert_array_equal(cache.read(extractor, buffer, device, 8)[:], first[::-1])
+
+
+def factor(number):
+    def build(inputs, weights):
+        return keras.layers.Conv2D(4, 3, name="convolution")(inputs * number)
+
+    return dataclasses.replace(SMALL, build=build)
+
+
+def own_layer(number):
+    class Own(keras.layers.Layer):
+        def call(self, inputs):
+            return inputs * number
+
+    return dataclasses.replace(SMALL, build=lambda inputs, weights: keras.layers.Conv2D(4, 3)(Own()(inputs)))
+
+
+def mute(number):
+    class Mute(keras.layers.Layer):
+        def call(self, inputs):
+            return inputs * number
+
+        def get_config(self):
+            raise NotImplementedError
+
+    return dataclasses.replace(SMALL, build=lambda inputs, weights: keras.layers.Conv2D(4, 3)(Mute()(inputs)))
+
+
+@pytest.mark.parametrize("kind", [factor, own_layer, mute])
+def test_nets_that_compute_something_else_do_not_share_features(kind, tmp_path):
+    """Same layers, same weights: what differs is an operation, the code of a layer, or what it will not say."""
+    cache, device, found = FeatureCache(tmp_path), prepare(), []
+    for number in (1.0, -3.0):
+        keras.utils.set_random_seed(0)
+        net, _ = split_at_features(build_model(kind(number), 32, 2))
+        found.append(cache.read(net, IMAGES[:4], device, 8)[:])
+        np.testing.assert_array_equal(found[-1], FeatureCache().read(net, IMAGES[:4], device, 8)[:])
+    assert not np.allclose(*found)
+
+
+def test_what_a_killed_process_has_left_is_deleted_by_the_next(extractor, tmp_path):
+    import os
+    import platform
+    import subprocess
+    import sys
+
+    dead = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
+    left = tmp_path / f".small-0-{platform.node()}-{int(dead.stdout)}-0.npy"
+    alive, elsewhere = (tmp_path / f".small-0-{name}-0.npy" for name in (f"{platform.node()}-{os.getpid()}", "host-1"))
+    for file in (left, alive, elsewhere):
+        file.write_bytes(b"x" * 10)
+    FeatureCache(tmp_path).read(extractor, IMAGES[:4], prepare(), 8)
+    assert [file.exists() for file in (left, alive, elsewhere)] == [False, True, True]

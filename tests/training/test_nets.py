@@ -102,3 +102,16 @@ def test_a_file_of_weights_that_has_changed_is_read_again(tmp_path):
         keras.Model(inputs, SMALL.build(inputs, None)).save_weights(tmp_path / "small.weights.h5")
         first.append(weights(fit(SMALL, IMAGES[:16], LABELS[:16], 2, recipe, nets=kept))[0])
     assert not np.array_equal(*first)
+
+
+def test_a_plugin_that_adds_random_layers_to_what_it_fetches_has_them_anew_for_each_seed():
+    def build(inputs, weights):
+        x = keras.layers.Conv2D(4, 3, kernel_initializer="ones", name="fetched")(inputs)
+        return keras.layers.Conv2D(4, 3, name="added")(x)
+
+    spec = dataclasses.replace(SMALL, build=build, weights=("mine",))
+    recipe, kept = dataclasses.replace(QUICK, weights="mine", head_epochs=2, epochs=0), Nets()
+    for seed in (0, 1):
+        found = weights(fit(spec, IMAGES, LABELS, 2, recipe, seed=seed, nets=kept))
+        for mine, other in zip(found, weights(fit(spec, IMAGES, LABELS, 2, recipe, seed=seed)), strict=True):
+            np.testing.assert_array_equal(mine, other)

@@ -81,7 +81,10 @@ class Images:
         """Return what `read` returns of several lists of rows, as parts of one array, not copied if need not be."""
         if pipeline.steps[len(self.stored.steps) :]:
             pixels, ends = self.read(pipeline, np.concatenate(sides)), np.cumsum([len(rows) for rows in sides])
+            pixels.flags.writeable = False
             return [Subset(pixels, np.arange(end - len(rows), end)) for rows, end in zip(sides, ends, strict=True)]
+        if isinstance(self.pixels, np.ndarray):
+            self.pixels.flags.writeable = False  # nobody changes it: what is made of it may be kept
         return [Subset(self.pixels, self.position[rows]) for rows in sides]
 
     def read(self, pipeline: Pipeline, rows: NDArray[np.int64]) -> NDArray[np.uint8]:

@@ -20,7 +20,7 @@ from typing import Any
 
 from leukemia_dl.benchmark.executors import Outcome, Watcher
 from leukemia_dl.benchmark.runner import Listener, Shared, Task, failed_record
-from leukemia_dl.benchmark.worker import RESULT_FILE, SHARED_FILE, TASK_FILE, TrialLog, packed, start
+from leukemia_dl.benchmark.worker import RESULT_FILE, SHARED_FILE, TASK_FILE, TrialLog, packed, packed_task, start
 from leukemia_dl.errors import SettingsError
 
 __all__ = ["Processes", "visible_gpus", "whole_number"]
@@ -89,6 +89,8 @@ class Processes:
                             running[event["task"]].hear(event)
                         wait = 0.0
                 for key in ended:
+                    if running[key].begins_again(stop_file.exists()):
+                        continue
                     trial = running.pop(key)
                     outcome = trial.outcome(shared, stop_file.exists())
                     free.append(trial.slot)
@@ -116,13 +118,16 @@ class _Slot:
         alive = self.process is not None and self.process.poll() is None
         return alive and not task.probe and self.key == _key(task)
 
-    def give(self, task: Task, shared: Shared, place: Path, events: queue.Queue[str]) -> None:
-        """Hand a task over, to a new process if need be; `place` is its folder, `events` takes what is heard."""
+    def give(self, task: Task, shared: Shared, place: Path, events: queue.Queue[str]) -> bool:
+        """Hand a task over, to a new process if need be, and return whether it is an old one.
+
+        `place` is its folder, `events` takes what is heard.
+        """
         if self.suits(task):
             with contextlib.suppress(OSError):  # it has just died, as will be seen
                 self.process.stdin.write(f"{place}\n".encode())
                 self.process.stdin.flush()
-            return
+            return True
         self.bury()
         environment = dict(self.environment)
         if shared.compute.threads is not None:
@@ -138,6 +143,7 @@ class _Slot:
         self.key = _key(task)
         self._listener = threading.Thread(target=_listen, args=(self.process.stdout, events), daemon=True)
         self._listener.start()
+        return False
 
     def kill(self) -> None:
         """End the process, with its children: it is the leader of a group of its own."""
@@ -187,8 +193,8 @@ class _Trial:
 
     def __post_init__(self) -> None:
         self.own.mkdir()
-        (self.own / TASK_FILE).write_bytes(packed(self.task))
-        self.slot.give(self.task, self.shared, self.own, self.events)
+        (self.own / TASK_FILE).write_bytes(packed_task(self.task))
+        self.reused = self.slot.give(self.task, self.shared, self.own, self.events)
 
     def hear(self, event: dict[str, Any]) -> None:
         with contextlib.suppress(ValueError, TypeError, KeyError):
@@ -205,6 +211,15 @@ class _Trial:
             self.too_late = True
             self.slot.kill()
         return process.poll() is not None
+
+    def begins_again(self, stopping: bool) -> bool:
+        """Run it in a process of its own, if one that has run others before died of it: that may be their fault."""
+        if not self.reused or self.too_late or stopping or (self.own / RESULT_FILE).exists():
+            return False
+        self.slot.bury()
+        self.started = time.perf_counter()
+        self.reused = self.slot.give(self.task, self.shared, self.own, self.events)
+        return True
 
     def outcome(self, shared: Shared, stopping: bool) -> Outcome:
         try:
@@ -251,7 +266,7 @@ def visible_gpus() -> list[str]:
 def whole_number(name: str, value: int) -> int:
     """Return a whole number from 1 on, or raise SettingsError."""
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 4096:
-        raise SettingsError(f"{name} must be a whole number from 1 on. Received: {name}={value!r}.")
+        raise SettingsError(f"{name} must be a whole number from 1 to 4096. Received: {name}={value!r}.")
     return value
 
 

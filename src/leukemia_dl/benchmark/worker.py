@@ -1,4 +1,4 @@
-"""One trial in a process of its own: how it is started, what it is given and what comes back.
+"""Trials in another process: how it is started, what it is given and what comes back.
 
 Driver and worker share a private folder. `shared.pickle` and `task.pickle` lie there, the worker writes
 `result.pickle`; each line that it prints on its original standard output is an event, as JSON. What the trial itself
@@ -20,15 +20,15 @@ import threading
 import time
 import traceback
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 from leukemia_dl import errors
 from leukemia_dl.benchmark.runner import Listener, Shared, Task, run_task
 from leukemia_dl.training.backends import Compute
 
-__all__ = ["TrialLog", "main", "packed", "prepare_elsewhere", "run_packed", "start"]
+__all__ = ["TrialLog", "main", "packed", "packed_task", "prepare_elsewhere", "run_packed", "start"]
 
 SHARED_FILE, TASK_FILE, RESULT_FILE = "shared.pickle", "task.pickle", "result.pickle"
 _STEP_SECONDS = 0.2
@@ -58,6 +58,11 @@ def packed(value: Any, buffers: list[Any] | None = None) -> bytes:
             f"The trials cannot be sent to other processes ({type(error).__name__}: {error}). Name callbacks and "
             "builders by a function of a module, or use executor='in-process'."
         ) from error
+
+
+def packed_task(task: Task) -> bytes:
+    """Return a task as bytes for `main`, its backbone apart: that of the next task is told by the same bytes."""
+    return packed((packed(task.spec), replace(task, spec=cast(Any, None))))
 
 
 def start(folder: Path, task_folder: Path, environment: Mapping[str, str], log: IO[bytes] | int) -> Any:
@@ -200,12 +205,17 @@ def main(folder: str, task_folder: str) -> None:
     events = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # whatever a plugin prints belongs to the log
     shared: Shared | None = None
+    specs: dict[bytes, Any] = {}
     while True:
         place = Path(tasks.get())
         try:
             if shared is None:
                 shared = pickle.loads((Path(folder) / SHARED_FILE).read_bytes())
-            task: Task = pickle.loads((place / TASK_FILE).read_bytes())
+            spec, rest = pickle.loads((place / TASK_FILE).read_bytes())
+            # Read once, since a function of a script would be another one each time, and its net be built anew.
+            if spec not in specs:
+                specs[spec] = pickle.loads(spec)
+            task: Task = replace(rest, spec=specs[spec])
             if str(place) != task_folder:
                 _print_to(TrialLog.path(task))
             with TrialLog(task, _Events(events, place.name)) as log:

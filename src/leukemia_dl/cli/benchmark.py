@@ -74,7 +74,7 @@ def benchmark(
     no_models: Annotated[bool, typer.Option("--no-models", help="Do not keep the trained nets.")] = False,
     executor: Annotated[
         str,
-        typer.Option(help="Where trials run: in-process, processes (one each), ray; auto: processes from two trials."),
+        typer.Option(help="Where trials run: in-process, processes, ray; auto: processes from two trials on."),
     ] = "auto",
     workers: Annotated[
         int | None, typer.Option(help="Processes at a time.", show_default="one, or one per GPU")
@@ -101,9 +101,13 @@ def benchmark(
 ) -> None:
     """Train and compare backbones on one data set, beside what cell size and colour alone would tell."""
     # Cheap checks first: a wrong name should not cost the reading of a data set.
+    from leukemia_dl.training import Compute
+
     how: dict[str, Any] = {"executor": executor, "workers": workers, "time_limit": time_limit, "shard": shard}
     how |= {"on_error": on_error, "existing": "rerun" if rerun else "reuse"}
     _check_run(**how)
+    compute: dict[str, Any] = {"engine": engine, "replicas": replicas, "compile_cache": compile_cache}
+    Compute(device=device, threads=threads, **compute)
     if settings is not None:
         bench = _from_file(ctx, settings, root, store)
         _plan(bench, how) if plan else _run(bench, how)
@@ -134,9 +138,7 @@ def benchmark(
         device=device,
         threads=threads,
         callbacks=callbacks,
-        engine=engine,
-        replicas=replicas,
-        compile_cache=compile_cache,
+        **compute,
     )
     _plan(bench, how) if plan else _run(bench, how)
 

@@ -68,7 +68,7 @@ class Compute:
             if name == "threads" and value is None:
                 continue
             if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 4096:
-                raise SettingsError(f"{name} must be a whole number from 1 on. Received: {name}={value!r}.")
+                raise SettingsError(f"{name} must be a whole number from 1 to 4096. Received: {name}={value!r}.")
         if self.replicas > 1 and (":" in self.device or self.engine == "scan"):
             raise SettingsError(
                 f"replicas={self.replicas} needs several GPUs and engine='keras'. "
@@ -215,6 +215,11 @@ def _keep_compiled(backend: str) -> None:
 
         jax.config.update("jax_compilation_cache_dir", str(folder))
     elif backend == "tensorflow":
+        if any(map(str.isspace, str(folder))):
+            raise SettingsError(
+                f"compile_cache=True: TensorFlow takes no folder with a space in its name, which {folder} has. "
+                "Let LEUKEMIA_DL_CACHE be another one."
+            )
         flag = f"--tf_xla_persistent_cache_directory={folder}"
         if flag not in os.environ.get("TF_XLA_FLAGS", ""):
             os.environ["TF_XLA_FLAGS"] = f"{os.environ.get('TF_XLA_FLAGS', '')} {flag}".strip()

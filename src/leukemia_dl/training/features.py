@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import logging
 import os
-import tempfile
+import platform
 import time
+import uuid
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -23,7 +25,8 @@ from leukemia_dl.training.batches import Subset
 from leukemia_dl.training.fingerprints import (
     array_fingerprint,
     backend_fingerprint,
-    layers_fingerprint,
+    is_fixed,
+    net_fingerprint,
     weights_fingerprint,
 )
 
@@ -40,7 +43,8 @@ class FeatureCache:
     """Features of images by frozen backbones; what was computed once is read from then on.
 
     They are found by what they depend on: the layers and weights of the net, the images' pixels, the backend, its
-    version, precision and threads. On a CPU an image's features do not depend on the images beside it.
+    version, device, precision and threads, and the images per step. On a CPU an image's features do not depend on the
+    images beside it. Features of a net with layers that cannot say what they are are computed each time.
     """
 
     def __init__(self, folder: str | Path | None = None) -> None:
@@ -79,24 +83,28 @@ class FeatureCache:
             float32 (n * forms, width): an image's forms lie next to one another.
         """
         whole = images if isinstance(images, Subset) else Subset(images, np.arange(len(images)))
-        settings = [self._fingerprint(whole.base), batch_size, forms, *backend_fingerprint(device)]
-        name = digest([layers_fingerprint(extractor), weights_fingerprint(extractor), settings])
-        found = self._held.get(name)
-        if found is None:
+        net = net_fingerprint(extractor)
+
+        def batches() -> Iterator[NDArray[np.float32]]:
+            return _computed(extractor, whole.base, batch_size, forms, on_batch)
+
+        if net is None:
+            found = _held(batches())
+        else:
+            settings = [self._fingerprint(whole.base), batch_size, forms, *backend_fingerprint(device)]
+            name = digest([net, weights_fingerprint(extractor), settings])
             shape = (len(whole.base) * forms, int(extractor.output_shape[-1]))
-            label = f"{extractor.name}-{name[:24]}"
-
-            def batches() -> Iterator[NDArray[np.float32]]:
-                return _computed(extractor, whole.base, batch_size, forms, on_batch)
-
-            found = self._from_file(label, shape, batches)
-        self._held[name] = found
-        self._held.move_to_end(name)
-        while len(self._held) > _HELD:
-            self._held.popitem(last=False)
+            known = self._held.get(name)
+            found = self._from_file(f"{extractor.name}-{name[:24]}", shape, batches) if known is None else known
+            self._held[name] = found
+            self._held.move_to_end(name)
+            while len(self._held) > _HELD:
+                self._held.popitem(last=False)
         return Subset(found, (whole.rows[:, None] * forms + np.arange(forms)).ravel())
 
     def _fingerprint(self, base: Any) -> list[Any]:
+        if not is_fixed(base):
+            return array_fingerprint(base)
         self._known = {key: known for key, known in self._known.items() if known[0]() is not None}
         if id(base) not in self._known:
             self._known[id(base)] = (weakref.ref(base), array_fingerprint(base))
@@ -106,7 +114,7 @@ class FeatureCache:
         self, name: str, shape: tuple[int, int], batches: Callable[[], Iterator[NDArray[np.float32]]]
     ) -> NDArray[np.float32]:
         if self.folder is None:
-            return np.concatenate(list(batches()))
+            return _held(batches())
         path = self.folder / f"{name}.npy"
         found = _mapped(path, shape)
         if found is None:
@@ -117,12 +125,18 @@ class FeatureCache:
                 _log.warning(
                     "Features are held in memory, since %s cannot be written: %s", path, error.strerror or error
                 )
-        return np.concatenate(list(batches())) if found is None else found
+        return _held(batches()) if found is None else found
 
 
 def feature_files(folder: Path) -> list[Path]:
     """Return the files of a cache, also those that a killed process has left."""
     return sorted(folder.glob("*.npy")) + sorted(folder.glob(".*.npy")) if folder.is_dir() else []
+
+
+def _held(batches: Iterator[NDArray[np.float32]]) -> NDArray[np.float32]:
+    found = np.concatenate(list(batches))
+    found.flags.writeable = False  # so that it need not be copied to the device again and again
+    return found
 
 
 def _computed(
@@ -138,12 +152,15 @@ def _computed(
 
 
 def _mapped(path: Path, shape: tuple[int, int]) -> NDArray[np.float32] | None:
-    try:
-        found: NDArray[np.float32] = np.load(path, mmap_mode="r", allow_pickle=False)
-        if found.dtype == np.float32 and found.shape == shape:
-            return found
-    except FileNotFoundError:
+    if not path.exists():
         return None
+    try:
+        said = _checksum(path).read_text(encoding="ascii").split()[0]
+        with path.open("rb") as file:
+            intact = hashlib.file_digest(file, "sha256").hexdigest() == said
+        found: NDArray[np.float32] = np.load(path, mmap_mode="r", allow_pickle=False)
+        if intact and found.dtype == np.float32 and found.shape == shape:
+            return found
     except Exception as error:  # numpy's reader of headers raises about anything
         _log.debug("%s: %s", path, error)
     _log.warning("The features in %s are damaged, and are computed again", path)
@@ -153,14 +170,10 @@ def _mapped(path: Path, shape: tuple[int, int]) -> NDArray[np.float32] | None:
 def _write(path: Path, shape: tuple[int, int], batches: Iterator[NDArray[np.float32]]) -> None:
     """Write a file aside, flush it to the disk and move it in place: at any moment it is absent or complete."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    for left in path.parent.glob(".*.npy"):
-        with contextlib.suppress(OSError):
-            if time.time() - left.stat().st_mtime > _ABANDONED_SECONDS:
-                left.unlink()
-    aside = None
+    _sweep(path.parent)
+    aside = path.with_name(f".{path.stem}-{platform.node()}-{os.getpid()}-{uuid.uuid4().hex[:8]}.npy")
     try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.stem}-", suffix=".npy", delete=False) as file:
-            aside = Path(file.name)
+        with aside.open("xb") as file:
             _reserve(file, int(np.prod(shape)) * 4)
             header = {"descr": "<f4", "fortran_order": False, "shape": shape}
             np.lib.format.write_array_header_1_0(file, header)
@@ -169,10 +182,40 @@ def _write(path: Path, shape: tuple[int, int], batches: Iterator[NDArray[np.floa
             file.truncate()
             file.flush()
             os.fsync(file.fileno())
+        with aside.open("rb") as written:
+            said = hashlib.file_digest(written, "sha256").hexdigest()
+        # Beside the old file, if there is one, it says that this is not whole, until the new one is in place.
+        _checksum(path).write_text(f"{said}  {path.name}\n", encoding="ascii")
         aside.replace(path)
     finally:
-        if aside is not None:
+        with contextlib.suppress(OSError):
             aside.unlink(missing_ok=True)
+
+
+def _checksum(path: Path) -> Path:
+    return path.with_name(f"{path.name}.sha256")
+
+
+def _sweep(folder: Path) -> None:
+    """Delete what killed processes have left: those of this machine that are no more, and whatever is a day old."""
+    for left in folder.glob(".*.npy"):
+        machine, _, pid = left.name.rsplit("-", 1)[0].rpartition("-")
+        with contextlib.suppress(OSError):
+            old = time.time() - left.stat().st_mtime > _ABANDONED_SECONDS
+            if old or (machine.endswith(f"-{platform.node()}") and pid.isdigit() and not _lives(int(pid))):
+                left.unlink()
+
+
+def _lives(pid: int) -> bool:
+    if os.name == "nt":
+        return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        pass  # somebody else's
+    return True
 
 
 def _reserve(file: IO[bytes], size: int) -> None:

@@ -25,7 +25,7 @@ from leukemia_dl.training.batchnorm import batchnorm_layers
 from leukemia_dl.training.callbacks import CallbackFactory, FitContext, load_factory, make_callbacks
 from leukemia_dl.training.distribution import check_share, distributed
 from leukemia_dl.training.features import FeatureCache
-from leukemia_dl.training.fingerprints import array_fingerprint, backend_fingerprint, layers_fingerprint
+from leukemia_dl.training.fingerprints import array_fingerprint, backend_fingerprint, net_fingerprint, shapes
 from leukemia_dl.training.folds import inner_folds
 from leukemia_dl.training.nets import Nets
 from leukemia_dl.training.phases import HEAD_BATCH, Images, Side, Training, predict_batch_size
@@ -284,7 +284,7 @@ class _Fit:
                 "classes": self.classes,
                 "seed": self.seed,
                 "stop": stop,
-                "net": layers_fingerprint(model),
+                "net": net_fingerprint(model) or shapes(model),
                 "sides": [array_fingerprint(*side) for side in (train, validation) if side is not None],
                 "backend": backend_fingerprint(self.device),
                 "engine": self.engine,

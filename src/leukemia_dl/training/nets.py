@@ -88,13 +88,19 @@ class Nets:
             self._key = self._net = None  # first, since two at a time may be more than fits
             self._net = Net(_built(spec, recipe, classes, seed, device))
             self._key = key
-        elif recipe.weights and not recipe.epochs:
+        elif not recipe.epochs and _all_given(spec, recipe):
             # A frozen backbone is as it was.
             _, head = split_at_features(self._net.model)
             assign(head.variables, _new_head(head, recipe, classes, seed).variables)
         else:
             assign(self._net.model.variables, _built(spec, recipe, classes, seed, device).variables)
         return self._net
+
+
+def _all_given(spec: BackboneSpec, recipe: Recipe) -> bool:
+    """Return whether weights leave nothing of the backbone random: a plugin may add layers to what it fetches."""
+    ours = getattr(spec.build, "__module__", "").startswith("leukemia_dl.models.")
+    return recipe.weights_is_file or (recipe.weights is not None and ours)
 
 
 def _built(spec: BackboneSpec, recipe: Recipe, classes: int, seed: int, device: Device) -> Any:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from leukemia_dl.training.batches import Batches, Subset
+from leukemia_dl.training.fingerprints import is_fixed
 
 if TYPE_CHECKING:
     from leukemia_dl.training.nets import Compiled
@@ -18,7 +19,8 @@ __all__ = ["ScanEpoch", "bytes_on_device", "fits_on_device", "training_pass"]
 
 # Of the device's memory, for images: the rest is for weights, gradients and what layers hand on.
 _LARGEST_SHARE = 0.3
-# The images that were last copied to the device, for all folds and seeds that are trained on parts of them.
+# The images that were last copied to the device, for all folds and seeds that are trained on parts of them; if they
+# cannot change, and for as long as they live.
 _copied: list[tuple[weakref.ref[Any], Any]] = []
 
 
@@ -173,10 +175,13 @@ def _padded(array: NDArray[Any], length: int) -> NDArray[Any]:
 def _on_device(base: Any) -> Any:
     import keras
 
-    if not _copied or _copied[0][0]() is not base:
-        _copied.clear()  # first, since both at a time may be more than fits
-        _copied.append((weakref.ref(base), keras.ops.convert_to_tensor(np.asarray(base[:]))))
-    return _copied[0][1]
+    if _copied and _copied[0][0]() is base:
+        return _copied[0][1]
+    _copied.clear()  # first, since both at a time may be more than fits
+    images = keras.ops.convert_to_tensor(np.array(base[:]))
+    if is_fixed(base):
+        _copied.append((weakref.ref(base, lambda _: _copied.clear()), images))
+    return images
 
 
 def bytes_on_device(images: Any) -> int:
