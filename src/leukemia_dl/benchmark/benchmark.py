@@ -191,7 +191,7 @@ class Benchmark:
         Args:
             existing: "reuse" finished trials of the store, or "rerun" all. Failed ones are always run again.
             on_error: "continue" with the next trial, the failed one being a row with its error; or "raise".
-            executor: "in-process"; "processes", one per trial, which give their memory back and take no other trial
+            executor: "in-process"; "processes", one per backbone, which give their memory back and take no other trial
                 with them if they die; "auto", the latter from two trials on; "ray"; or an object: one of
                 `leukemia_dl.benchmark.InProcess`, `Processes`, `Ray`, or anything with `submit(function, argument)`.
             workers: How many processes at a time; one per GPU, or one, by default. More than one on one GPU or on the

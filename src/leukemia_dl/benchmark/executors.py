@@ -1,4 +1,4 @@
-"""Where trials run: in this process, or by whatever has `submit`; `processes` has one process per trial.
+"""Where trials run: in this process, or by whatever has `submit`; `processes` has other processes.
 
 An executor is given tasks and yields what became of them, in the order in which they end. It neither reads nor writes
 the store: the driver does.
