@@ -233,9 +233,11 @@ def main(folder: str, task_folder: str) -> None:
 
 def _print_to(path: Path | None) -> None:
     """Have all that is printed from now on end in another trial's log."""
-    with contextlib.suppress(OSError), (path or Path(os.devnull)).open("ab") as log:
-        os.dup2(log.fileno(), 2)
-        os.dup2(2, 1)
+    for place in (path, Path(os.devnull)):  # nowhere, rather than in the log before
+        with contextlib.suppress(OSError, AttributeError), place.open("ab") as log:  # type: ignore[union-attr]
+            os.dup2(log.fileno(), 2)
+            os.dup2(2, 1)
+            return
 
 
 def _hear_driver(folder: str, tasks: queue.Queue[str]) -> None:
