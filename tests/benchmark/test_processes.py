@@ -1,7 +1,6 @@
 """A process per trial: what a trial does to itself happens to no other, and its results are those of any executor."""
 
 import os
-import pickle
 import shutil
 import subprocess
 import sys
@@ -368,16 +367,6 @@ def test_a_trial_whose_process_died_of_those_before_it_has_another_chance(datase
     assert len({process_of(made, trial) for trial in frame["trial"]}) == 2
     begun = [(tmp_path / "logs" / t / "log.txt").read_text().count("begins in process") for t in frame["trial"]]
     assert begun == [1, 1, 2, 1]
-
-
-def test_a_backbone_of_a_script_is_one_for_all_its_tasks(dataset, tmp_path):
-    from leukemia_dl.benchmark.runner import Task
-    from leukemia_dl.benchmark.worker import packed_task
-
-    made = bench(dataset, tmp_path, seeds=[0, 1], baselines=[])
-    spec = ldl.BackboneSpec(name="here", build=lambda *given: given, scaling="unit", native_size=32, min_size=8)
-    tasks = [packed_task(Task(cell.trial, cell.split, spec, 32)) for cell in made._grid]
-    assert len({pickle.loads(task)[0] for task in tasks}) == 1 < len({*tasks})
 
 
 def test_a_process_that_dies_between_two_trials_costs_neither(dataset, tmp_path):

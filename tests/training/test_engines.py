@@ -6,7 +6,7 @@ import gc
 import numpy as np
 import pytest
 
-from discs import IMAGES, LABELS, SMALL
+from discs import IMAGES, LABELS, SMALL, counting
 from leukemia_dl.errors import SettingsError
 from leukemia_dl.training import Compute, Nets, Recipe, Subset, fit
 from leukemia_dl.training.backends import Device
@@ -163,14 +163,7 @@ def test_whole_epochs_on_the_device_are_refused_on_torch():
 @pytest.mark.skipif(BACKEND != "tensorflow", reason="counts traces of TensorFlow")
 def test_one_trace_serves_folds_of_any_length_and_all_seeds():
     traced = []
-
-    class Count(keras.layers.Layer):
-        def call(self, inputs, training=False):
-            if training:
-                traced.append(1)
-            return inputs
-
-    spec = dataclasses.replace(SMALL, build=lambda inputs, weights: SMALL.build(Count()(inputs), None))
+    spec = counting(traced)
     recipe = dataclasses.replace(QUICK, epochs=3)
     nets, counts = Nets(), []
     for rows in (40, 32):

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from discs import IMAGES, LABELS, SMALL
+from discs import IMAGES, LABELS, SMALL, counting
 from leukemia_dl.training import Recipe, fit, nets
 from leukemia_dl.training.nets import Nets
 
@@ -55,14 +55,7 @@ def test_a_frozen_backbone_of_given_weights_is_not_even_built_again(tmp_path, mo
 
 def test_one_trace_serves_all_folds_and_seeds():
     traced = []
-
-    class Count(keras.layers.Layer):
-        def call(self, inputs, training=False):
-            if training:
-                traced.append(1)
-            return inputs
-
-    spec = dataclasses.replace(SMALL, build=lambda inputs, weights: SMALL.build(Count()(inputs), None))
+    spec = counting(traced)
     kept = Nets()
     fit(spec, IMAGES[:40], LABELS[:40], 2, QUICK, nets=kept)
     # What is counted besides: building the net, and statistics of BatchNorm, which are not compiled.
