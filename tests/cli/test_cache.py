@@ -37,6 +37,7 @@ def test_list_and_clear(cache: Path) -> None:
         assert text in shown
     for text in ("resnet50-0a1b.npy", "features of a frozen", ".left.npy", "incomplete", "compiled", "XLA"):
         assert text in shown
+    assert shown.count(".left.npy") == 1
     assert "Deleted 4 of the folders" in run("clear")
     assert not (cache / "features").exists()
     assert not (cache / "compiled").exists()

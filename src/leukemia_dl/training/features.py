@@ -130,7 +130,7 @@ class FeatureCache:
 
 def feature_files(folder: Path) -> list[Path]:
     """Return the files of a cache, also those that a killed process has left."""
-    return sorted(folder.glob("*.npy")) + sorted(folder.glob(".*.npy")) if folder.is_dir() else []
+    return sorted(folder.glob("*.npy")) if folder.is_dir() else []
 
 
 def _held(batches: Iterator[NDArray[np.float32]]) -> NDArray[np.float32]:
