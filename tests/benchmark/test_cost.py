@@ -99,3 +99,17 @@ def test_a_few_timed_steps_tell_about_how_long_it_takes(dataset, tmp_path, capsy
 def test_the_store_is_the_size_of_its_nets():
     assert size(10, 0) == 500_000
     assert size(1, 25_000_000) == pytest.approx(100e6, rel=0.01)
+
+
+def test_steps_can_be_timed_whichever_engine_the_trials_take(dataset, tmp_path):
+    from leukemia_dl.benchmark.cost import expected_seconds
+    from leukemia_dl.benchmark.inputs import Samples, read_images
+    from leukemia_dl.benchmark.runner import Shared, Task
+
+    made = ldl.Benchmark(dataset, ["tiny"], recipe=grids.RECIPE, baselines=[], store=tmp_path, engine="scan")
+    images = {32: read_images(made.dataset, made._used, made.pipelines[32], False)}
+    (cell,) = made._grid
+    seconds = expected_seconds(
+        Task(cell.trial, cell.split, cell.spec, 32), Shared(Samples.of(made.dataset), images, made.recipe, made.compute)
+    )
+    assert 0 < seconds < 600

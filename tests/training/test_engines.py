@@ -9,7 +9,7 @@ import pytest
 from discs import IMAGES, LABELS, SMALL, counting
 from leukemia_dl.errors import SettingsError
 from leukemia_dl.training import Compute, Nets, Recipe, Subset, fit
-from leukemia_dl.training.backends import Device
+from leukemia_dl.training.backends import Device, prepare
 from leukemia_dl.training.engines import KerasFit, choose_engine
 
 keras = pytest.importorskip("keras")
@@ -249,3 +249,10 @@ def test_images_on_the_device_live_no_longer_than_those_in_memory():
     del fixed
     gc.collect()
     assert not scan._copied
+
+
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="its flags are split at spaces")
+def test_a_cache_folder_that_tensorflow_could_not_be_told_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("LEUKEMIA_DL_CACHE", str(tmp_path / "my cache"))
+    with pytest.raises(SettingsError, match=r"takes no folder with a space in its name.*LEUKEMIA_DL_CACHE"):
+        prepare(compute=Compute(compile_cache=True))
