@@ -1,7 +1,6 @@
 """The command, run as a person would: a fresh process, its output and its exit status."""
 
 import io
-import os
 import shutil
 import subprocess
 import sys
@@ -13,23 +12,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-SIZES = ["-o", "subjects=12", "-o", "images=72", "-o", "preliminary_images=12", "-o", "final_images=2"]
-FAST = ["--backbones", "cnn", "-s", "epochs=1", "--image-size", "32"]
-
-
-def run(*arguments, cwd=None, **environment):
-    command = [sys.executable, "-m", "leukemia_dl", *map(str, arguments)]
-    env = {**os.environ, "COLUMNS": "200", **environment}
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=env, stdin=subprocess.DEVNULL)
-
-
-def fails(*arguments, cwd=None, **environment):
-    """Run what must fail, and return its one error without the wrapping of lines."""
-    answer = run(*arguments, cwd=cwd, **environment)
-    assert answer.returncode == 1, (answer.stdout, answer.stderr)
-    assert "Traceback" not in answer.stderr
-    assert answer.stderr.count("Error: ") == 1, answer.stderr
-    return answer.stderr
+from command import FAST, SIZES, fails, run
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +45,7 @@ def test_benchmark_tells_and_leaves_everything(finished):
     left = {path.name for path in store.iterdir()}
     assert left == {
         "results.csv", "timings.csv", "predictions.csv", "settings.toml", "trials", "comparison.png",
-        "learning_curves.png", "samples.png", "logs",
+        "learning_curves.png", "samples.png", "logs", "grid.csv", "samples.csv",
     }  # fmt: skip
     assert (pd.read_csv(store / "results.csv")["status"] == "ok").all()
     assert set(pd.read_csv(store / "predictions.csv")["side"]) == {"val", "test"}

@@ -193,7 +193,7 @@ def run(synthetic_root, tmp_path, monkeypatch):
 def test_pictures_of_a_protocol_that_leaks_and_one_that_does_not(run):
     bench = run("random", "official_clean")
     names = [path.name for path in write_pictures(bench)]
-    assert names == ["samples.png", "learning_curves.png", "comparison.png", "inflation.png"]
+    assert names == ["samples.png", "comparison.png", "inflation.png", "learning_curves.png"]
     written = pd.read_csv(bench.store.root / "inflation.csv")
     # The honest one is found by what was verified of its splits, not by its place.
     expected = ldl.inflation(bench.predictions(), "official_clean", "random")

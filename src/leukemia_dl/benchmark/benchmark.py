@@ -25,6 +25,7 @@ from leukemia_dl.benchmark.processes import Processes
 from leukemia_dl.benchmark.runner import Shared
 from leukemia_dl.benchmark.settings import read_settings, settings_of, write_settings
 from leukemia_dl.benchmark.store import Store
+from leukemia_dl.benchmark.stored import write_run
 from leukemia_dl.benchmark.trial import Record, Trial
 from leukemia_dl.benchmark.worker import prepare_elsewhere
 from leukemia_dl.datasets import Dataset
@@ -222,7 +223,7 @@ class Benchmark:
         part, parts = check_shard(shard)
         executor_of(executor, workers, 2)  # what is wrong with it should not wait for the data
         self.store.create()
-        self.store.write_text("settings.toml", self.to_toml())
+        write_run(self)
         cells = shard_of(self._grid, part, parts)
         to_do, kept = split_by_store(self.store, cells, existing, self.save_models)
         trials = sum(cell.spec is not None for cell in to_do)
@@ -283,7 +284,7 @@ class Benchmark:
             cells = measure_cells(measured)
             area = np.where(cells.single_cell, np.exp(cells.size[:, 0]), np.nan)
             areas = dict(zip(measured.table["sample"], area.tolist(), strict=True))
-        return prediction_frame(records, self.dataset, areas)
+        return prediction_frame(records, self.dataset.class_names, self.dataset.table, areas)
 
     def predict_on(self, other: Dataset, label_map: LabelMap | None = None, show_progress: bool = True) -> pd.DataFrame:
         """Return the prediction frame of all trained nets, and floors, on another data set.

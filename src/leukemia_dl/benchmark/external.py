@@ -71,7 +71,7 @@ def predict_on(bench: Benchmark, other: Dataset, label_map: LabelMap | None, sho
     for record in records:
         if record.status == "failed":
             _log.warning("%s is left out: %s", record.trial.folder, record.error)
-    frame = prediction_frame(records, test.other)
+    frame = prediction_frame(records, test.other.class_names, test.other.table)
     if len(frame):
         place = list(frame).index("seed") + 1
         frame.insert(place, "repeat", frame["fold"])

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 
 from leukemia_dl.benchmark.trial import WHOLE_NUMBERS, Record
-from leukemia_dl.datasets import Dataset
 from leukemia_dl.evaluation import METRICS
 
 __all__ = ["history_frame", "prediction_frame", "result_frame", "timing_frame"]
@@ -53,17 +52,20 @@ def history_frame(records: Iterable[Record]) -> pd.DataFrame:
 
 
 def prediction_frame(
-    records: Iterable[Record], dataset: Dataset, cell_area: Mapping[str, float] | None = None
+    records: Iterable[Record],
+    class_names: Sequence[str],
+    samples: pd.DataFrame,
+    cell_area: Mapping[str, float] | None = None,
 ) -> pd.DataFrame:
     """Return a row per record and predicted sample, and likewise of averaged predictions.
 
     Args:
         records: Those with another status than "ok" are left out.
-        dataset: What they are of.
+        class_names: In label order.
+        samples: `sample, subject, group, same_cell` of what they are of.
         cell_area: By sample, for a column of that name.
     """
-    names = dataset.class_names
-    known = dataset.table.set_index("sample")[["subject", "group", "same_cell"]]
+    known = samples.set_index("sample")[["subject", "group", "same_cell"]]
     parts = []
     for record in _with_averaged(records):
         if record.status != "ok":
@@ -75,8 +77,8 @@ def prediction_frame(
         if cell_area is not None:
             part["cell_area"] = part["sample"].map(cell_area).astype(float)
         part["side"] = record.sides.astype(object)
-        part["label"] = [names[i] for i in record.labels]
-        for position, name in enumerate(names):
+        part["label"] = [class_names[i] for i in record.labels]
+        for position, name in enumerate(class_names):
             part[f"probability_{name}"] = record.probabilities[:, position]
         parts.append(part)
     return _joined(parts)

@@ -43,6 +43,7 @@ def settings_of(bench: Benchmark) -> str:
     settings = {
         "dataset": {"name": info.name, **source}
         | {"title": info.title, "synthetic": info.synthetic, "samples": len(bench.dataset)}
+        | {"licence": info.licence, "citation": info.citation, "url": info.url}
         | {"class_names": list(bench.dataset.class_names), "fingerprint": bench.dataset.fingerprint},
         "benchmark": {
             "backbones": list(bench.backbones),

@@ -1,6 +1,8 @@
 """The store: one folder per trial, written aside and moved in place, so that what is there is always whole.
 
 STORE/settings.toml              what was asked for, in full
+STORE/grid.csv                   the trials that this makes
+STORE/samples.csv                the subject and group of each image
 STORE/results.csv                a row per trial; equal between equal runs, rebuilt from the trials
 STORE/timings.csv                seconds, machine and versions of each trial
 STORE/trials/NAME-DIGEST/        the record of a trial, see `files`
@@ -190,7 +192,11 @@ class Store:
 
     def has_model(self, trial: Trial) -> bool:
         """Whether the trained net of a trial was kept and is there."""
-        folder = self.folder(trial)
+        return self.has_model_of(trial.folder)
+
+    def has_model_of(self, name: str) -> bool:
+        """Likewise, by the name of the folder."""
+        folder = self.trials / name
         try:
             return MODEL_FILE in read_sums(folder) and (folder / MODEL_FILE).is_file()
         except (OSError, ValueError):
@@ -227,7 +233,7 @@ class Store:
     def write_text(self, name: str, text: str) -> Path:
         """Write a file of the store's own, such as results.csv, aside and then in place."""
         path = self.root / name
-        aside = path.with_name(f".{name}-{uuid.uuid4().hex[:8]}")
+        aside = path.with_name(f".{path.name}-{uuid.uuid4().hex[:8]}")
         try:
             write_file(aside, text.encode("utf-8", "surrogateescape"))
             aside.replace(path)

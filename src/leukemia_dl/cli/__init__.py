@@ -13,7 +13,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from leukemia_dl.cli import benchmark, cache, data, evaluate, inventory, predict, preview, runs
+from leukemia_dl.cli import benchmark, cache, data, evaluate, inventory, predict, preview, report, runs
 from leukemia_dl.errors import LeukemiaDLError
 
 __all__ = ["app", "main"]
@@ -42,6 +42,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command("benchmark")(benchmark.benchmark)
+app.command("report")(report.report)
 app.command("audit")(data.audit)
 app.command("evaluate")(evaluate.evaluate)
 app.command("predict")(predict.predict)

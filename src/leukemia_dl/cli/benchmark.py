@@ -18,6 +18,7 @@ _EXECUTORS = ("auto", "in-process", "processes", "ray")
 # What a settings file does not say, or says of the machine that it was written on.
 _BESIDE_A_FILE = {
     "settings", "root", "store", "rerun", "executor", "workers", "time_limit", "shard", "on_error", "plan",
+    "no_report",
 }  # fmt: skip
 
 
@@ -72,6 +73,9 @@ def benchmark(
         typer.Option(metavar="MODULE:FUNCTION", help="Makes Keras callbacks for each fit.", show_default=False),
     ] = None,
     no_models: Annotated[bool, typer.Option("--no-models", help="Do not keep the trained nets.")] = False,
+    no_report: Annotated[
+        bool, typer.Option("--no-report", help="Write neither report.html nor model cards; see leukemia-dl report.")
+    ] = False,
     executor: Annotated[
         str,
         typer.Option(help="Where trials run: in-process, processes, ray; auto: processes from two trials on."),
@@ -110,7 +114,7 @@ def benchmark(
     Compute(device=device, threads=threads, **compute)
     if settings is not None:
         bench = _from_file(ctx, settings, root, store)
-        _plan(bench, how) if plan else _run(bench, how)
+        _plan(bench, how) if plan else _run(bench, how, not no_report)
         return
     from leukemia_dl.benchmark import Benchmark
 
@@ -140,7 +144,7 @@ def benchmark(
         callbacks=callbacks,
         **compute,
     )
-    _plan(bench, how) if plan else _run(bench, how)
+    _plan(bench, how) if plan else _run(bench, how, not no_report)
 
 
 def _check_run(executor: str, workers: int | None, shard: str | None, on_error: str, **others: Any) -> None:
@@ -205,17 +209,25 @@ def _plan(bench: Any, how: dict[str, Any]) -> None:
     typer.echo(f"To do: {len(to_do)} of {len(frame)} trials{told}.")
 
 
-def _run(bench: Any, how: dict[str, Any]) -> None:
+def _run(bench: Any, how: dict[str, Any], with_report: bool) -> None:
     """Run, print the table and draw the pictures."""
     _announce(bench)
     frame = bench.run(**how)
-    from leukemia_dl.reporting import write_pictures
+    _print_results(bench, frame)
+    from leukemia_dl.reporting import write_model_cards, write_pictures, write_report
 
     pictures = write_pictures(bench)
-    _print_results(bench, frame)
+    # Of several jobs, the one that ends last has all to report on.
+    waits = how["shard"] is not None and _left(bench) > 0
+    report = write_report(bench.store.root, dataset=bench.dataset) if with_report and not waits else None
+    cards = write_model_cards(bench.store.root) if report is not None else []
     typer.echo(f"Store:    {bench.store.root}")
     typer.echo("Results:  results.csv, timings.csv, predictions.csv, settings.toml, trials/")
     typer.echo(f"Pictures: {', '.join(path.name for path in pictures)}")
+    if with_report:
+        typer.echo(f"Report:   {'when all parts are done' if report is None else report}")
+    if cards:
+        typer.echo(f"Cards:    {cards[0].parent} ({len(cards)})")
     if (frame["status"] == "failed").any():
         raise typer.Exit(1)
 
@@ -261,17 +273,22 @@ def _print_results(bench: Any, frame: Any) -> None:
     options.print_table(shown, formats, title=f"Test side, {bench.protocol} ({kind})")
     if len(bench.protocols) > 1:
         _print_inflation(bench)
-    left = int((~bench.plan()["status"].isin(["ok", "not_applicable", "failed"])).sum())
-    if left:
+    if left := _left(bench):
         typer.echo(f"{left} trials of this grid are not in the store yet.")
     for row in frame[frame["status"] != "ok"].itertuples():
         typer.echo(f"{row.trial}: {row.status}: {': '.join(filter(None, (row.exception, row.message)))}")
 
 
+def _left(bench: Any) -> int:
+    """Return how many trials of the grid are not in the store."""
+    return int((~bench.plan()["status"].isin(["ok", "not_applicable", "failed"])).sum())
+
+
 def _print_inflation(bench: Any) -> None:
     """Say what a protocol that leaks adds, where there are two and one of them does."""
-    from leukemia_dl.reporting.pictures import inflation_of
+    from leukemia_dl.benchmark.stored import run_of
+    from leukemia_dl.reporting.answers import answers_of, inflation_of
 
-    found = inflation_of(bench, bench.predictions())
+    found = inflation_of(answers_of(run_of(bench)))
     for sentence in found["sentence"] if len(found) else ():
         typer.echo(f"- {sentence}")

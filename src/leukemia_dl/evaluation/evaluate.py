@@ -15,7 +15,10 @@ from leukemia_dl.evaluation.intervals import Resampling, Spread, between_seeds, 
 from leukemia_dl.evaluation.metrics import METRICS, Metric, metric, values, why_undefined
 from leukemia_dl.evaluation.predictions import Model, class_names_of, models_of, select_side, tidy
 
-__all__ = ["ESTIMANDS", "Estimates", "check_choice", "check_level", "count_once", "evaluate", "metrics_of", "rows_of"]
+__all__ = [
+    "ESTIMANDS", "Estimates", "check_choice", "check_level", "check_whole", "count_once", "evaluate", "metrics_of",
+    "rows_of",
+]  # fmt: skip
 
 Estimand = Literal["models", "procedure"]
 Method = Literal["jackknife", "bootstrap"]
@@ -115,8 +118,8 @@ def evaluate(
     check_choice("method", method, get_args(Method))
     check_choice("estimand", estimand, get_args(Estimand))
     check_level(level)
-    _check_whole("replicates", replicates, 100, 1_000_000)
-    _check_whole("seed", seed, 0, 2**32 - 1)
+    check_whole("replicates", replicates, 100, 1_000_000)
+    check_whole("seed", seed, 0, 2**32 - 1)
     chosen = count_once(select_side(frame, side)) if once else select_side(frame, side)
     rows: list[dict[str, Any]] = []
     for part, inside in _parts(chosen, by):
@@ -165,7 +168,8 @@ def check_level(level: object) -> None:
         raise SettingsError(f"level must be a number from 0.5 to below 1, such as 0.95. Received: level={level!r}.")
 
 
-def _check_whole(name: str, value: object, lowest: int, highest: int) -> None:
+def check_whole(name: str, value: object, lowest: int, highest: int) -> None:
+    """Raise SettingsError unless a value is a whole number within its bounds."""
     if isinstance(value, bool) or not isinstance(value, numbers.Integral) or not lowest <= int(value) <= highest:
         raise SettingsError(f"{name} must be a whole number from {lowest:,} to {highest:,}. Received: {value!r}.")
 

@@ -3,7 +3,22 @@
 matplotlib is imported inside functions, and figures are drawn without a window.
 """
 
+from leukemia_dl.reporting.diagnostics import (
+    plot_confusion,
+    plot_cost,
+    plot_errors_by_size,
+    plot_precision_recall,
+    plot_reliability,
+    plot_roc,
+    plot_subjects,
+)
+from leukemia_dl.reporting.model_card import model_card, write_model_cards
 from leukemia_dl.reporting.pictures import write_pictures
 from leukemia_dl.reporting.plots import plot_comparison, plot_inflation, plot_learning_curves, plot_samples
+from leukemia_dl.reporting.report import write_report
 
-__all__ = ["plot_comparison", "plot_inflation", "plot_learning_curves", "plot_samples", "write_pictures"]
+__all__ = [
+    "model_card", "plot_comparison", "plot_confusion", "plot_cost", "plot_errors_by_size", "plot_inflation",
+    "plot_learning_curves", "plot_precision_recall", "plot_reliability", "plot_roc", "plot_samples", "plot_subjects",
+    "write_model_cards", "write_pictures", "write_report",
+]  # fmt: skip

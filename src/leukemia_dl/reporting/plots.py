@@ -3,13 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 from leukemia_dl.errors import DataError
+from leukemia_dl.reporting.style import (
+    FLOOR_COLOUR,
+    HONEST_COLOUR,
+    LABELS,
+    LEAKY_COLOUR,
+    NET_COLOUR,
+    TRAIN_COLOUR,
+    VAL_COLOUR,
+    bare,
+    by_protocol,
+    ends_of,
+    head,
+    new_figure,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -17,22 +31,12 @@ if TYPE_CHECKING:
 
 __all__ = ["plot_comparison", "plot_inflation", "plot_learning_curves", "plot_samples"]
 
-# Okabe and Ito's palette, told apart with any colour vision; floors are grey, so that they recede.
-NET_COLOUR, FLOOR_COLOUR, TRAIN_COLOUR, VAL_COLOUR = "#0072B2", "#9A9A9A", "#0072B2", "#D55E00"
-HONEST_COLOUR, LEAKY_COLOUR = "#0072B2", "#D55E00"
-_LABELS = {
-    "accuracy": "Accuracy",
-    "balanced_accuracy": "Balanced accuracy",
-    "loss": "Loss (cross-entropy, nats)",
-    "weighted_f1": "Weighted F1",
-    "auroc": "AUROC",
-}
-
 
 def plot_comparison(
     results: pd.DataFrame,
     metrics: Sequence[str] = ("accuracy", "balanced_accuracy", "loss"),
     title: str = "",
+    intervals: pd.DataFrame | None = None,
 ) -> Figure:
     """Return one panel per metric: a row per backbone or baseline, a dot per trial, a bar at their mean.
 
@@ -42,6 +46,8 @@ def plot_comparison(
         results: The result frame of a benchmark; only rows with status "ok" are drawn.
         metrics: Columns to draw.
         title: Above the figure.
+        intervals: `leukemia_dl.evaluate(...)`, with a column `protocol` if there are several: bars are then its values,
+            which take the folds together, and lines its intervals.
 
     Raises:
         DataError: If no trial was finished.
@@ -49,20 +55,24 @@ def plot_comparison(
     frame = results[results["status"] == "ok"]
     if frame.empty:
         raise DataError("No finished trial to draw: every row has a status other than 'ok'.")
-    parts = _by_protocol(frame)[::-1]  # from below
+    parts = by_protocol(frame)[::-1]  # from below
     orders = [part.groupby("backbone")[metrics[0]].mean().sort_values(kind="stable").index.tolist() for part in parts]
     frame, order = pd.concat(parts), [name for names in orders for name in names]
-    figure = _figure(3.4 * len(metrics) + 1.2, 0.42 * len(order) + 1.9)
+    figure = new_figure(3.4 * len(metrics) + 1.2, 0.42 * len(order) + 1.9)
     panels = np.atleast_1d(figure.subplots(1, len(metrics), sharey=True))
+    spans = None if intervals is None else pd.concat(by_protocol(intervals))
     for axes, metric in zip(panels, metrics, strict=True):
-        _comparison_panel(axes, frame, order, metric)
+        _comparison_panel(axes, frame, order, metric, spans)
         for border in np.cumsum([len(names) for names in orders])[:-1]:
             axes.axhline(border - 0.5, color="#555555", lw=0.8)
     panels[0].set_yticks(range(len(order)), order, parse_math=False)
     note = "bar: mean over trials; dot: one trial; grey: floors that no net was needed for"
+    if spans is not None:
+        unit = "groups" if "low" in spans else "images, taken as independent"
+        note = f"bar: all folds together, mean of seeds; line: its interval over {unit}; dot: one trial; grey: floors"
     if len(parts) > 1:
         note += "; protocols may have other test images: compare within one"
-    _head(figure, title, note)
+    head(figure, title, note)
     return figure
 
 
@@ -81,9 +91,9 @@ def plot_learning_curves(histories: pd.DataFrame, title: str = "") -> Figure:
     """
     if histories.empty:
         raise DataError("No learning curves to draw: no net was trained.")
-    histories = pd.concat(_by_protocol(histories))
+    histories = pd.concat(by_protocol(histories))
     names = list(dict.fromkeys(histories["backbone"]))
-    figure = _figure(max(2.5 * len(names) + 1.0, 7.5), 5.4)
+    figure = new_figure(max(2.5 * len(names) + 1.0, 7.5), 5.4)
     panels = figure.subplots(2, len(names), sharex="col", sharey="row", squeeze=False)
     for column, name in enumerate(names):
         trials = histories[histories["backbone"] == name]
@@ -99,7 +109,7 @@ def plot_learning_curves(histories: pd.DataFrame, title: str = "") -> Figure:
     note = "above each column: validation accuracy / loss after the last epoch"
     if _phases(histories) > 1:
         note += "; dotted: the head alone before, every layer after"
-    _head(figure, title, note)
+    head(figure, title, note)
     return figure
 
 
@@ -119,8 +129,8 @@ def plot_inflation(table: pd.DataFrame, title: str = "") -> Figure:
     if rows.empty:
         raise DataError("No difference to draw: no backbone was tested on the same images under both protocols.")
     metric, honest, leaky = (str(rows[name].iloc[0]) for name in ("metric", "honest", "leaky"))
-    label = _LABELS.get(metric, metric.replace("_", " "))
-    figure = _figure(9.2, 0.42 * len(rows) + 2.2)
+    label = LABELS.get(metric, metric.replace("_", " "))
+    figure = new_figure(9.2, 0.42 * len(rows) + 2.2)
     left, right = figure.subplots(1, 2, sharey=True, width_ratios=(1.15, 1))
     places = np.arange(len(rows))
     values, differences = rows[["value_honest", "value_leaky"]].to_numpy(float), rows["difference"].to_numpy(float)
@@ -144,9 +154,7 @@ def plot_inflation(table: pd.DataFrame, title: str = "") -> Figure:
     left.set_yticks(places, rows["backbone"].tolist(), parse_math=False)
     left.set_ylim(-0.6, len(rows) - 0.3)
     for axes in (left, right):
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(axis="x", alpha=0.25)
-        axes.set_axisbelow(True)
+        bare(axes, "x")
         axes.margins(x=0.08)
     what = f"{label} under {leaky}, beside {honest} on the same images"
     grouped = "low" in rows
@@ -156,7 +164,7 @@ def plot_inflation(table: pd.DataFrame, title: str = "") -> Figure:
     if not np.isfinite(ends).any():
         line = f"no interval: {rows['reason'].iloc[0]}"
     note = f"On the {on} images that both have predicted. Right: {line}; grey: floors; descriptive"
-    _head(figure, f"{title}\n{what}" if title else what, note)
+    head(figure, f"{title}\n{what}" if title else what, note)
     return figure
 
 
@@ -172,40 +180,47 @@ def plot_samples(
         title: Above the figure.
     """
     rows = -(-len(images) // columns)
-    figure = _figure(1.5 * columns, 1.7 * rows + 0.5)
+    figure = new_figure(1.5 * columns, 1.7 * rows + 0.5)
     panels = figure.subplots(rows, columns, squeeze=False).ravel()
     for axes in panels:
         axes.axis("off")
     for axes, image, label in zip(panels, images, labels, strict=False):
         axes.imshow(image, interpolation="nearest")
         axes.set_title(label, fontsize="small", parse_math=False)
-    _head(figure, title, "")
+    head(figure, title, "")
     return figure
 
 
-def _comparison_panel(axes: Axes, frame: pd.DataFrame, order: Sequence[str], metric: str) -> None:
+def _comparison_panel(
+    axes: Axes, frame: pd.DataFrame, order: Sequence[str], metric: str, spans: pd.DataFrame | None
+) -> None:
+    highest = 0.0
     for position, name in enumerate(order):
         rows = frame[frame["backbone"] == name]
         values = rows[metric].to_numpy(dtype=float)
+        values = values[np.isfinite(values)]
+        value, low, high = (float(values.mean()) if len(values) else np.nan), np.nan, np.nan
+        if spans is not None:
+            found = spans.loc[(spans["metric"] == metric) & (spans["backbone"] == name), ["value", *ends_of(spans)]]
+            value, low, high = found.to_numpy(float)[0].tolist() if len(found) else (value, low, high)
         floor = bool(rows["recipe"].isna().all())
-        axes.barh(position, values.mean(), height=0.6, color=FLOOR_COLOUR if floor else NET_COLOUR, alpha=0.75)
+        axes.barh(position, value, height=0.6, color=FLOOR_COLOUR if floor else NET_COLOUR, alpha=0.75)
         axes.plot(values, np.full(len(values), position), "o", color="black", markersize=3.5)
+        axes.hlines(position, low, high, color="black", lw=1.2)
+        reach = np.array([value, *values, high])
+        if not np.isfinite(reach).any():
+            axes.annotate("not defined", (0, position), xytext=(6, 0), textcoords="offset points", va="center")
+            continue
+        end = float(np.nanmax(reach))
+        highest = max(highest, end)
         axes.annotate(
-            f"{values.mean():.3f}",
-            (values.max(), position),
-            xytext=(6, 0),
-            textcoords="offset points",
-            va="center",
-            fontsize="small",
+            f"{value:.3f}", (end, position), xytext=(6, 0), textcoords="offset points", va="center", fontsize="small"
         )
-    axes.set_xlabel(_LABELS.get(metric, metric))
-    highest = float(frame[metric].max())
+    axes.set_xlabel(LABELS.get(metric, metric))
     axes.set_xlim(0, 1.18 if metric != "loss" and highest <= 1 else highest * 1.25)
     if metric != "loss":
         axes.set_xticks([0, 0.25, 0.5, 0.75, 1.0])
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis="x", alpha=0.25)
-    axes.set_axisbelow(True)
+    bare(axes, "x")
 
 
 def _curves_panel(axes: Axes, trials: pd.DataFrame, metric: str) -> None:
@@ -221,8 +236,7 @@ def _curves_panel(axes: Axes, trials: pd.DataFrame, metric: str) -> None:
         first = False
     if _phases(trials) > 1:
         axes.axvline(float(trials.loc[trials["phase"] == "head", "epoch"].max()) + 0.5, ls=":", color="#555555", lw=1)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(alpha=0.25)
+    bare(axes)
     axes.set_xlim(0.5, float(trials["epoch"].max()) + 0.5)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     if metric == "accuracy":
@@ -235,27 +249,5 @@ def _curves_panel(axes: Axes, trials: pd.DataFrame, metric: str) -> None:
         axes.yaxis.set_minor_formatter(NullFormatter())
 
 
-def _by_protocol(frame: pd.DataFrame) -> list[pd.DataFrame]:
-    """Return the rows of each protocol, which backbones are then named with: nothing is to be averaged over them."""
-    if "protocol" not in frame or frame["protocol"].nunique() < 2:
-        return [frame]
-    parts = frame.groupby("protocol", sort=False)
-    return [rows.assign(backbone=[f"{one} [{name}]" for one in rows["backbone"]]) for name, rows in parts]
-
-
 def _phases(histories: pd.DataFrame) -> int:
     return int(histories.groupby("backbone")["phase"].nunique().max()) if "phase" in histories else 1
-
-
-def _figure(width: float, height: float) -> Figure:
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(width, height), layout="constrained", dpi=130)
-
-
-def _head(figure: Figure, title: str, note: str) -> None:
-    keywords: dict[str, Any] = {"x": 0.01, "ha": "left", "parse_math": False}
-    if title:
-        figure.suptitle(title, fontsize="medium", fontweight="bold", **keywords)
-    if note:
-        figure.supxlabel(note, fontsize="small", color="#555555", **keywords)

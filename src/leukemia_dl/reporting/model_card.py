@@ -1,0 +1,129 @@
+"""Model cards: what a reader has to know of one trained net, in the order of TRIPOD+AI, unknown things named as such.
+
+Items are numbered as in TRIPOD+AI (Collins et al., BMJ 2024;385:e078378); what CLAIM (Tejani et al., Radiology:
+Artificial Intelligence 2024;6(4):e240300) asks of work on images besides has a section of its own.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from leukemia_dl.benchmark.stored import StoredRun, read_run
+from leukemia_dl.errors import LeukemiaDLError, StoreError, unknown_name
+from leukemia_dl.evaluation import evaluate
+from leukemia_dl.models.registry import get_backbone
+from leukemia_dl.preprocess import Pipeline
+from leukemia_dl.reporting import pages
+from leukemia_dl.reporting.style import ends_of
+
+__all__ = ["CARDS", "model_card", "write_model_cards"]
+
+CARDS = "cards"
+_METRICS = ("accuracy", "loss", "balanced_accuracy", "sensitivity", "specificity", "auroc", "auprc", "brier", "ece",
+            "calibration_slope", "calibration_intercept")  # fmt: skip
+
+
+def write_model_cards(store: str | Path) -> list[Path]:
+    """Write a card for each trained net of a store into its folder cards/, and return their paths.
+
+    Raises:
+        StoreError: If the folder is no store, or cannot be written.
+    """
+    run = read_run(store)
+    folder = run.store.root / CARDS
+    try:
+        folder.mkdir(exist_ok=True)
+    except OSError as error:
+        raise StoreError(f"{folder} cannot be written: {error.strerror or error}.") from error
+    return [run.store.write_text(f"{CARDS}/{name}.md", _card(run, name)) for name in _trained(run)]
+
+
+def model_card(store: str | Path, trial: str) -> str:
+    """Return the card of one trained net, in Markdown.
+
+    Args:
+        store: The folder of its benchmark.
+        trial: Name of its folder below trials/, as in the column `trial` of `Benchmark.results`.
+
+    Raises:
+        StoreError: If the folder is no store.
+        UnknownNameError: If it holds no such net.
+    """
+    run = read_run(store)
+    if trial not in _trained(run):
+        raise unknown_name("trained net", trial, _trained(run))
+    return _card(run, trial)
+
+
+def _trained(run: StoredRun) -> list[str]:
+    results = run.results
+    done = set(results.loc[results["status"] == "ok", "trial"]) if "trial" in results else set()
+    nets = run.grid[(run.grid["kind"] == "backbone") & run.grid["trial"].isin(done)]
+    return [str(name) for name in nets["trial"]]
+
+
+def _card(run: StoredRun, trial: str) -> str:
+    results, settings = run.results, run.settings
+    row = _plain(results[(results["trial"] == trial) & (results["averaging"] != "8 symmetries")].iloc[0])
+    timings = run.timings
+    predictions = run.predictions
+    own = predictions[(predictions["trial"] == trial) & (predictions["kind"] == "backbone")]
+    size = str(row["image_size"])
+    steps = Pipeline.from_dict(settings["pipeline"][size]) if size in settings["pipeline"] else None
+    test = own[own["side"] == "test"]
+    context = {
+        "row": row,
+        "trial": trial,
+        "dataset": settings["dataset"],
+        "classes": [(name, int((test["label"] == name).sum())) for name in run.class_names],
+        "recipe": {name: value for name, value in settings["recipe"].items() if name != "name"},
+        "pipeline": pages.Raw(str(steps)) if steps is not None else "unknown",
+        "backbone": _backbone(str(row["backbone"])),
+        "metrics": _metrics(own),
+        "worst": _worst_groups(test),
+        "timing": _plain(timings[timings["trial"] == trial].iloc[0]),
+        "has_model": run.store.has_model_of(trial),
+        "version": pages.version(),
+    }
+    return pages.render_markdown("model_card.md", context)
+
+
+def _backbone(name: str) -> dict[str, Any]:
+    """Return what its plugin says of a backbone, if it is still there."""
+    try:
+        spec = get_backbone(name)
+    except LeukemiaDLError:
+        return {}
+    return {"licence": spec.licence, "reference": spec.reference, "title": spec.name}
+
+
+def _metrics(own: pd.DataFrame) -> list[dict[str, Any]]:
+    found = evaluate(own, metrics=_METRICS)
+    low, high = ends_of(found)
+    return [
+        {"name": row["metric"], "value": row["value"], "low": row[low], "high": row[high], "why": row["reason"],
+         "unit": "groups of patients" if low == "low" else "images, taken as independent"}
+        for row in found.to_dict("records")
+    ]  # fmt: skip
+
+
+def _worst_groups(test: pd.DataFrame) -> list[dict[str, Any]]:
+    """Return accuracies of the three groups of patients on which it is lowest."""
+    if test.empty or test["group"].isna().any():
+        return []
+    columns = [name for name in test if str(name).startswith("probability_")]
+    called = test[columns].to_numpy(float).argmax(axis=1)
+    names = [str(name).removeprefix("probability_") for name in columns]
+    right = pd.Series([names[code] for code in called], index=test.index) == test["label"]
+    table = right.groupby(test["group"]).agg(["mean", "size"]).sort_values("mean", kind="stable").head(3)
+    return [
+        {"group": str(name), "accuracy": float(row["mean"]), "images": int(row["size"])}
+        for name, row in table.iterrows()
+    ]
+
+
+def _plain(row: pd.Series[Any]) -> dict[str, Any]:
+    return {str(name): None if pd.isna(value) else value for name, value in row.items()}

@@ -1,0 +1,348 @@
+"""The report: one HTML file that needs nothing else, made from a store."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from leukemia_dl.benchmark.stored import StoredRun, read_run
+from leukemia_dl.datasets import Dataset
+from leukemia_dl.errors import DataError, LeukemiaDLError, StoreError, UnknownNameError
+from leukemia_dl.evaluation import published_results
+from leukemia_dl.progress import track
+from leukemia_dl.reporting import pages
+from leukemia_dl.reporting.answers import METRIC, Answers, answers_of, worst_errors
+from leukemia_dl.reporting.figures import Drawing, drawings
+from leukemia_dl.reporting.style import ends_of
+
+__all__ = ["REPORT_FILE", "write_report"]
+
+REPORT_FILE, _AUDIT_FILE = "report.html", "audit.json"
+_MOST_FIGURES, _ERRORS, _FINDINGS = 20, 12, 25
+_COLUMNS = ("accuracy", "loss", "balanced_accuracy", "auroc")
+_log = logging.getLogger(__name__)
+
+
+def write_report(
+    store: str | Path,
+    *,
+    dataset: Dataset | None = None,
+    root: str | Path | None = None,
+    path: str | Path | None = None,
+    audit: bool = True,
+    show_progress: bool = True,
+) -> Path:
+    """Write a report of what a store holds: one HTML file, which opens from disk and asks nobody for anything.
+
+    It is made of the store's own files, also of one that is not finished: trials that are missing are named. Sample
+    images, the worst errors, the audit and sizes of cells need the data set; where it cannot be had the report says so.
+
+    Args:
+        store: The folder.
+        dataset: The data set; None to load it as the store's settings say.
+        root: Where it lies here, if it has moved.
+        path: The file to write; None for report.html in the store.
+        audit: Look at every image of the data set, if the store has no audit of it yet.
+        show_progress: A bar on a terminal, plain lines elsewhere, both on standard error.
+
+    Returns:
+        The path of the file.
+
+    Raises:
+        StoreError: If the folder is no store, or the file cannot be written.
+    """
+    run = read_run(store)
+    if path is not None and not Path(path).expanduser().absolute().parent.is_dir():
+        raise StoreError(f"{path} cannot be written: there is no folder {Path(path).absolute().parent}. Make it first.")
+    dataset, why = _dataset_of(run, dataset, root)
+    found = _audit(run, dataset, show_progress) if audit and dataset is not None else None
+    text = _page(run, dataset, why, found, show_progress)
+    if path is None:
+        return run.store.write_text(REPORT_FILE, text)
+    target = Path(path).expanduser()
+    try:
+        target.write_text(text, encoding="utf-8", errors="backslashreplace")
+    except OSError as error:
+        raise StoreError(f"{target} cannot be written: {error.strerror or error}.") from error
+    return target
+
+
+def _dataset_of(run: StoredRun, dataset: Dataset | None, root: str | Path | None) -> tuple[Dataset | None, str]:
+    """Return the labelled data set of a run, or None and why it cannot be had, without names of folders."""
+    said = run.settings["dataset"]
+    place = root or said.get("root")
+    if dataset is None and place is None and "options" not in said:
+        return None, "the data set was not loaded by its name, so that it cannot be loaded again"
+    try:
+        # A data set that is drawn or fetched where it is not there is not wanted at somebody else's address.
+        if dataset is None and place is not None and not Path(place).expanduser().exists():
+            raise DataError(f"There is no {place}.")
+        if dataset is None:
+            dataset = Dataset.load(str(said["name"]), root=place, **said.get("options", {}))
+        dataset = dataset.subset(dataset.labels >= 0)
+    except (LeukemiaDLError, OSError, TypeError, ValueError) as error:
+        _log.warning("The report has no images: %s", " ".join(str(error).split()))
+        return None, "they are not, or not readable, where the run has read them"
+    if dataset.fingerprint != said["fingerprint"]:
+        _log.warning("The report has no images: those of %s are not the ones that the trials were run on", place)
+        return None, "those that are there have other contents, labels or groups"
+    return dataset, ""
+
+
+def _audit(run: StoredRun, dataset: Dataset, show: bool) -> dict[str, Any]:
+    """Return the audit of a data set, which the store keeps: it takes as long as reading every image."""
+    path = run.store.root / _AUDIT_FILE
+    try:
+        known = json.loads(path.read_text(encoding="utf-8"))
+        if known["fingerprint"] == dataset.fingerprint:
+            return dict(known["audit"])
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    found = dataset.audit(show_progress=show).to_dict()
+    # Names of files that are not UTF-8 stay what they are behind a backslash.
+    text = json.dumps({"fingerprint": dataset.fingerprint, "audit": found}, ensure_ascii=True)
+    run.store.write_text(_AUDIT_FILE, text + "\n")
+    return found
+
+
+def _areas(found: dict[str, Any] | None) -> dict[str, float]:
+    """Return the area of the cell in pixels, of images that show a single one."""
+    if found is None:
+        return {}
+    return {
+        row["sample"]: float(row["foreground"]) * row["height"] * row["width"]
+        for row in found["images"]
+        if row["single_cell"] and row["foreground"] is not None and row["height"] is not None
+    }
+
+
+def _page(run: StoredRun, dataset: Dataset | None, why: str, found: dict[str, Any] | None, show: bool) -> str:
+    answers = answers_of(run, _areas(found))
+    planned = list(drawings(run, answers, dataset))
+    # Those of all protocols first, if there are too many.
+    kept = sorted(planned, key=lambda one: one.protocol != "")[:_MOST_FIGURES]
+    figures, left_out = [], [one.heading + f" ({one.protocol})" for one in planned if one not in kept]
+    for one in track([one for one in planned if one in kept], len(kept), "Drawing figures", show):
+        try:
+            figures.append(_figure(one))
+        except LeukemiaDLError as error:
+            left_out.append(f"{one.heading}: {' '.join(str(error).split())}")
+    said = run.settings["dataset"]
+    context = {
+        "title": said["title"],
+        "synthetic": bool(said.get("synthetic")),
+        "made": time.strftime("%Y-%m-%d"),
+        "version": pages.version(),
+        "dataset": said,
+        "class_names": run.class_names,
+        "no_dataset": why,
+        "question": _question(run),
+        "answers": [_summary(one) for one in answers],
+        "counts": _counts(run, dataset, found),
+        "audit": _audit_summary(found),
+        "splits": _splits(run.results),
+        "boards": [_board(one) for one in answers],
+        "figures": [figure for figure in figures if not figure["protocol"]],
+        "left_out": left_out,
+        "errors": [_errors(one, dataset) for one in answers],
+        "trials": list(_trials(run, show)),
+        "others": run.others,
+        "environments": _environments(run.timings),
+        "settings": _without_paths(run.text),
+        "published": _published(str(said["name"])),
+    }
+    for board in context["boards"]:
+        board["figures"] = [figure for figure in figures if figure["protocol"] == board["protocol"]]
+    return pages.render("report.html", context)
+
+
+def _figure(one: Drawing) -> dict[str, str]:
+    return {
+        "name": pages.anchor(one.name), "heading": one.heading, "caption": one.caption, "alt": one.alt,
+        "image": pages.svg(one.draw()), "protocol": one.protocol,
+    }  # fmt: skip
+
+
+def _question(run: StoredRun) -> str:
+    nets = list(dict.fromkeys(run.grid.loc[run.grid["kind"] == "backbone", "backbone"]))
+    floors = list(dict.fromkeys(run.grid.loc[run.grid["kind"] == "baseline", "backbone"]))
+    seeds = run.grid["seed"].dropna().nunique()
+    text = f"How well do {_listed(nets)} tell {_listed(run.class_names)} apart"
+    text += f", and better than {_listed(floors)}, which need no net" if floors else ""
+    folds = run.grid[["protocol", "fold"]].drop_duplicates().shape[0]
+    return f"{text}? Recipe {run.settings['recipe']['name']}, {_count(folds, 'split')}, {_count(seeds, 'seed')}."
+
+
+def _summary(one: Answers) -> dict[str, Any]:
+    """Return what was found under a protocol, in a few sentences."""
+    board, sentences, ends = one.leaderboard, list[str](), ends_of(one.leaderboard)
+    if one.problem:
+        return {"protocol": one.protocol, "apart": one.apart, "sentences": [f"Nothing can be said: {one.problem}."]}
+    nets = board[board["kind"] == "backbone"]
+    if len(nets):
+        first = nets[nets["rank"] == 1] if nets["rank"].notna().any() else nets.iloc[:1]
+        best = first.to_dict("records")[0]
+        sentences.append(f"Highest accuracy on the test side: {best['backbone']}, {_value(best, METRIC, ends)}.")
+        if len(first) > 1:
+            tied = _listed(first["backbone"].iloc[1:].tolist())
+            sentences.append(f"These data cannot tell it apart from {tied}.")
+    without = sorted(set(one.asked) - set(board["backbone"]))
+    if without:
+        sentences.append(f"Without any finished trial: {_listed(without)}.")
+    for floor in board[board["kind"] == "baseline"].to_dict("records"):
+        beaten = zip(nets["backbone"], nets["better_than"], strict=True)
+        over = [name for name, worse in beaten if floor["backbone"] in worse.split(", ")]
+        text = f"The floor {floor['backbone']} reaches {_value(floor, METRIC, ends)}; "
+        if not len(nets):
+            text += "there is no net to compare with it"
+        else:
+            text += f"better than it beyond doubt: {_listed(over)}" if over else "no net is better than it beyond doubt"
+        sentences.append(text + ".")
+    if not one.apart:
+        sentences.append("This protocol lets patients be on both sides: its figures are too high for new patients.")
+    return {"protocol": one.protocol, "apart": one.apart, "sentences": sentences}
+
+
+def _counts(run: StoredRun, dataset: Dataset | None, found: dict[str, Any] | None) -> list[dict[str, Any]]:
+    """Return how many images, subjects and groups each class has."""
+    if found is not None:
+        return [row for row in found["counts"] if row["of"] in ("total", "class") and row["name"] != "unlabelled"]
+    rows = [{"name": "images", "count": len(run.samples), "declared": None}]
+    if run.samples["subject"].notna().any():
+        rows.append({"name": "subjects", "count": run.samples["subject"].nunique(), "declared": None})
+    for name, count in zip(*np.unique(dataset.labels, return_counts=True), strict=True) if dataset is not None else ():
+        rows.append({"name": run.class_names[name], "count": int(count), "declared": None})
+    return rows
+
+
+def _audit_summary(found: dict[str, Any] | None) -> dict[str, Any] | None:
+    if found is None:
+        return None
+    kinds = pd.DataFrame(found["findings"], columns=["kind", "severity", "sample", "other", "detail"])
+    counted = kinds.groupby(["severity", "kind"], sort=False).size().reset_index(name="count").to_dict("records")
+    return {"counted": counted, "findings": kinds.head(_FINDINGS).to_dict("records"), "all": len(kinds)}
+
+
+def _splits(results: pd.DataFrame) -> list[dict[str, Any]]:
+    """Return a row per split, as its trials say."""
+    if "protocol" not in results:
+        return []
+    table = results.drop_duplicates(["protocol", "fold"])
+    names = [name for name in table if str(name).startswith(("n_", "groups_", "crossing_"))]
+    names += ["protocol", "fold", "dropped", "guarantees", "flags"]
+    return [
+        {str(key): None if pd.isna(value) else value for key, value in row.items()}
+        for row in table[names].to_dict("records")
+    ]
+
+
+def _board(one: Answers) -> dict[str, Any]:
+    """Return the leaderboard of a protocol, with intervals of further metrics, and the comparisons in words."""
+    rows: list[dict[str, Any]] = []
+    spans = {(row["backbone"], row["metric"]): row for row in one.intervals.to_dict("records")}
+    for row in one.leaderboard.to_dict("records"):
+        cells = [_interval(spans[row["backbone"], metric], ends_of(one.intervals)) for metric in _COLUMNS]
+        known = {str(key): None if pd.isna(value) else value for key, value in row.items()}
+        rows.append(known | {"cells": cells})
+    pairs = one.comparisons
+    told = {
+        role: pairs.loc[pairs["role"] == role, "sentence"].tolist() if len(pairs) else []
+        for role in ("confirmatory", "descriptive")
+    }
+    units = "groups of patients" if "low" in one.leaderboard else "images, taken as independent"
+    return {"protocol": one.protocol, "rows": rows, "problem": one.problem, "columns": _COLUMNS, "units": units, **told}
+
+
+def _errors(one: Answers, dataset: Dataset | None) -> dict[str, Any]:
+    """Return the images that most nets get wrong, with the images."""
+    rows = worst_errors(one, _ERRORS).to_dict("records")
+    place = {} if dataset is None else {name: row for row, name in enumerate(dataset.table["sample"])}
+    for row in rows:
+        row["image"] = None
+        if dataset is not None and row["sample"] in place:
+            try:
+                row["image"] = pages.thumbnail(dataset.decode(place[row["sample"]]))
+            except LeukemiaDLError as error:  # it was readable when the nets saw it
+                _log.warning("%s", error)
+    plain = [{key: None if pd.isna(value) else value for key, value in row.items()} for row in rows]
+    return {"protocol": one.protocol, "rows": plain}
+
+
+def _trials(run: StoredRun, show: bool) -> Iterable[dict[str, Any]]:
+    """Yield a row per trial of the grid, with its learning curve."""
+    results = run.results[run.results["averaging"] != "8 symmetries"] if len(run.results) else run.results
+    known = results.set_index("trial") if len(results) else results
+    curves = dict(list(run.histories.groupby("trial"))) if len(run.histories) else {}
+    sketch = pages.Sketch()
+    for cell in track(run.grid.to_dict("records"), len(run.grid), "Drawing trials", show):
+        row = {str(key): None if pd.isna(value) else value for key, value in cell.items()}
+        record = known.loc[cell["trial"]] if len(results) and cell["trial"] in known.index else None
+        row |= {"status": "missing", "message": "", "accuracy": None, "loss": None, "curve": None}
+        if record is not None:
+            row["status"] = record["status"]
+            row["message"] = ": ".join(filter(None, (record["exception"], record["message"])))
+            row |= {name: None if pd.isna(record[name]) else float(record[name]) for name in ("accuracy", "loss")}
+        if cell["trial"] in curves:
+            row["curve"] = sketch(curves[cell["trial"]])
+        yield row
+
+
+def _environments(timings: pd.DataFrame) -> list[dict[str, Any]]:
+    """Return where the trials ran: a row per kind of machine and set of versions."""
+    names = ["machine", "device_name", "python", "versions"]
+    if timings.empty:
+        return []
+    known = timings.reindex(columns=names)
+    nets = known[known["device_name"].notna()]  # floors run wherever the program does
+    known = (nets if len(nets) else known).astype(object)
+    known = known.where(known.notna(), "")
+    counted = known.groupby(names, sort=False).size().reset_index(name="trials")
+    return [{str(key): value for key, value in row.items()} for row in counted.to_dict("records")]
+
+
+def _without_paths(text: str) -> str:
+    """Return settings without the folders of the machine that they were made on: a page is sent to others."""
+    return re.sub(r'^(root|store|weights) = ("(?:/|~|[A-Za-z]:|\\\\).*)$', r'\1 = "..."', text, flags=re.MULTILINE)
+
+
+def _published(name: str) -> list[dict[str, Any]]:
+    try:
+        table = published_results(name)
+    except UnknownNameError:
+        return []
+    parts = table.groupby(["protocol", "scored_on"], sort=False)
+    return [{"protocol": p, "scored_on": on, "rows": rows.to_dict("records")} for (p, on), rows in parts]
+
+
+def _interval(row: Mapping[Any, Any], ends: tuple[str, str]) -> dict[str, Any]:
+    low, high = (float(row[end]) for end in ends)
+    known = bool(np.isfinite([low, high]).all())
+    value = float(row["value"])
+    return {
+        "value": value if np.isfinite(value) else None,
+        "low": low if known else None,
+        "high": high if known else None,
+    }
+
+
+def _value(row: Mapping[Any, Any], metric: str, ends: tuple[str, str]) -> str:
+    low, high = (float(row[end]) for end in ends)
+    # Shares of classes are held, so that an interval of the majority's accuracy would have no width.
+    known = np.isfinite([low, high]).all() and low < high
+    return f"{row[metric]:.3f}" + (f" (95% interval {low:.3f} to {high:.3f})" if known else "")
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:-1]) + f" and {names[-1]}" if len(names) > 1 else "".join(names)
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}{'' if number == 1 else 's'}"

@@ -1,0 +1,72 @@
+"""Stores of benchmarks whose trials were not run but made up: any grid, any outcome, in seconds."""
+
+import numpy as np
+import pandas as pd
+
+import leukemia_dl as ldl
+from leukemia_dl.benchmark import runner
+from leukemia_dl.benchmark.inputs import Samples
+from leukemia_dl.benchmark.stored import write_run
+
+RECIPE = ldl.Recipe(name="made-up", image_size=32, epochs=3, batch_size=8)
+
+
+def cells(count=120, subjects=24, classes=("hem", "all"), size=16, seed=0, title="Made-up cells", name="made_up"):
+    """Return a data set of arrays: discs whose radius tells a part of the classes apart, each subject of one class."""
+    random = np.random.default_rng(seed)
+    owner = np.arange(count) % subjects if subjects else np.arange(count)
+    labels = owner % len(classes)
+    radius = size * (0.2 + 0.2 * (labels + random.random(count)) / len(classes))
+    y, x = np.ogrid[:size, :size]
+    inside = (y - size / 2) ** 2 + (x - size / 2) ** 2 < radius[:, None, None] ** 2
+    images = np.where(inside[..., None], random.integers(60, 200, (count, 1, 1, 3)), 0).astype(np.uint8)
+    info = ldl.DatasetInfo(
+        name=name, title=title, licence="none needed", citation="Drawn by a test.", synthetic=True, canvas=size
+    )
+    names = [f"{title[:4]}-{i}" for i in range(count)]
+    who = [f"P{one}" for one in owner] if subjects else None
+    return ldl.Dataset.from_arrays(images, labels, list(classes), info, samples=names, subjects=who)
+
+
+def made_up(store, dataset, backbones=("cnn", "vgg16"), *, failed=(), missing=(), learned=1.5, **settings):
+    """Write a store as a benchmark leaves it, with probabilities drawn at random around the labels.
+
+    `failed` and `missing` hold numbers of cells of the grid.
+    """
+    settings = {"recipe": RECIPE, "protocol": "holdout", **settings}
+    bench = ldl.Benchmark(dataset, backbones, store=store, **settings)
+    bench.store.create()
+    write_run(bench)
+    samples, random = Samples.of(bench.dataset), np.random.default_rng(0)
+    for number, cell in enumerate(bench._grid):
+        if number in missing:
+            continue
+        recipe = bench.recipes[cell.trial.backbone] if cell.spec else None
+        blank = runner._blank(cell.trial, cell.split, samples, recipe)
+
+        def run(cell=cell, number=number, blank=blank):
+            if number in failed:
+                raise MemoryError("no memory for <b>this</b> one")
+            return _outcome(cell, blank.labels, len(dataset.class_names), random, learned)
+
+        bench.store.write(runner._recorded(blank, cell.split, run)[0])
+    return bench
+
+
+def _outcome(cell, labels, classes, random, learned):
+    odds = random.normal(size=(len(labels), classes))
+    odds[np.arange(len(labels)), labels] += learned if cell.spec else learned / 2
+    shares = np.exp(odds) / np.exp(odds).sum(axis=1, keepdims=True)
+    if cell.spec is None:
+        return runner._Outcome(shares)
+    curve = np.linspace(0.5, 0.9, RECIPE.epochs)
+    history = pd.DataFrame(
+        {
+            "epoch": range(1, RECIPE.epochs + 1), "phase": "all", "loss": 1 - curve / 2, "accuracy": curve,
+            "val_loss": 1.1 - curve / 2, "val_accuracy": curve - 0.1, "seconds": 1.0, "engine": "keras",
+        }
+    )  # fmt: skip
+    row = {"parameters": 1000 * (1 + len(cell.trial.backbone)), "backend": "tensorflow", "device": "cpu"}
+    row |= {"precision": "float32", "threads": 1, "engine": "keras", "replicas": 1}
+    timings = {"fit_seconds": 3.0 * len(cell.trial.backbone), "predict_images_per_second": 100.0, "device_name": "none"}
+    return runner._Outcome(shares, row, timings, history)

@@ -1,0 +1,309 @@
+"""The report: what it says of finished, unfinished and degenerate runs, and how it behaves in a browser."""
+
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+import leukemia_dl as ldl
+import stores
+from browser import CHROMIUM, Browser
+from leukemia_dl.benchmark.stored import read_run
+from leukemia_dl.datasets import splits
+from leukemia_dl.errors import StoreError
+from leukemia_dl.reporting import write_report
+
+FIFTEEN = [f"class {i}" for i in range(15)]
+NASTY = "<script>alert(1)</script>"
+
+
+class Page(HTMLParser):
+    """Text, headings, images and everything that could run or fetch."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.headings, self.images, self.scripts, self.links, self.stack = [], [], 0, [], []
+        self.text = ""
+        self.feed(text)
+        assert not self.stack, self.stack
+
+    def handle_starttag(self, tag, attributes):
+        found = dict(attributes)
+        assert not any(name.startswith("on") for name in found), found
+        if tag not in ("meta", "img", "br", "link"):
+            self.stack.append(tag)
+        self.images += [found] if tag == "img" else []
+        self.links += [found["href"]] if tag in ("a", "link") else []
+        self.scripts += tag == "script"
+        self.headings += [int(tag[1])] if re.fullmatch("h[1-6]", tag) else []
+
+    def handle_endtag(self, tag):
+        assert self.stack.pop() == tag
+
+    def handle_data(self, data):
+        if self.stack and self.stack[-1] not in ("script", "style"):
+            self.text += data
+
+
+def page_of(path):
+    text = path.read_text(encoding="utf-8")
+    page = Page(text)
+    assert page.scripts == 1
+    assert page.headings[0] == 1
+    assert all(after - before <= 1 for before, after in zip(page.headings, page.headings[1:], strict=False))
+    assert all(image["alt"] and image["src"].startswith("data:image/") for image in page.images)
+    assert all(link.startswith(("#", "data:,")) for link in page.links), page.links
+    assert "nan" not in re.findall(r"[a-z]+", page.text.replace("tiny", ""))
+    assert "For research use only" in page.text
+    return page
+
+
+def write(store, **settings):
+    return page_of(write_report(store, show_progress=False, **settings))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    store = tmp_path_factory.mktemp("report") / "store"
+    dataset = stores.cells()
+    stores.made_up(store, dataset, protocol="kfold", folds=[0, 1], seeds=[0, 1])
+    return store, dataset, write_report(store, dataset=dataset, show_progress=False)
+
+
+def test_a_finished_run_is_told_in_full(finished):
+    store, _, path = finished
+    assert path == store / "report.html"
+    page = page_of(path)
+    said = page.text
+    assert (
+        "How well do cnn and vgg16 tell hem and all apart, and better than majority, cell_size and cell_colour" in said
+    )
+    assert "Synthetic cells, drawn by a program." in said
+    assert "Drawn by a test." in said
+    for heading in ("Audit", "How the data were split", "Leaderboard", "Where it fails", "Trials", "Settings"):
+        assert heading in said
+    predictions = read_run(store).predictions
+    board = ldl.leaderboard(predictions).set_index("backbone")
+    for name in ("cnn", "vgg16", "majority"):
+        assert f"{board.loc[name, 'accuracy']:.3f}" in said
+        assert f"[{board.loc[name, 'low']:.3f}, {board.loc[name, 'high']:.3f}]" in said
+    for sentence in ldl.compare(predictions)["sentence"]:
+        assert sentence in said
+    assert "missing" not in said.replace("missing data", "")
+    # Eleven figures, a curve for each of the eight nets, and the images of twelve errors.
+    assert len(page.images) == 10 + 8 + 12
+    assert path.stat().st_size < 3e6
+
+
+def test_worst_errors_are_those_that_most_nets_make(finished):
+    store, _, path = finished
+    frame = read_run(store).predictions
+    nets = frame[(frame["kind"] == "backbone") & (frame["side"] == "test")]
+    called = np.where(nets["probability_all"] > nets["probability_hem"], "all", "hem")
+    wrong = nets.assign(wrong=called != nets["label"]).groupby("sample")["wrong"].agg(["sum", "size"])
+    worst = wrong[wrong["sum"] == wrong["sum"].max()].index
+    text = page_of(path).text
+    section = text[text.index("Where it fails") : text.index("Trials", text.index("Where it fails"))]
+    named = re.findall(r"(Made-\d+)is", section.replace("\n", ""))
+    assert len(named) == 12
+    assert set(named[: len(worst)]) <= set(worst) or set(worst) <= set(named)
+
+
+def test_no_folder_of_this_machine_is_in_it(finished, tmp_path):
+    store, _, path = finished
+    assert str(store) not in path.read_text()
+    dataset = ldl.Dataset.load(
+        "synthetic", root=tmp_path / "cells", subjects=12, images=72, preliminary_images=12, final_images=2
+    )
+    stores.made_up(tmp_path / "store", dataset, ["cnn"])
+    page = write(tmp_path / "store")
+    assert str(tmp_path) not in page.text
+    assert 'root = "..."' in page.text
+    assert "The images could not be had" not in page.text
+
+
+def test_equal_stores_give_equal_pages(finished, tmp_path):
+    store, dataset, path = finished
+    again = write_report(store, dataset=dataset, path=tmp_path / "again.html", show_progress=False)
+    assert again.read_bytes() == path.read_bytes()
+
+
+def test_without_the_data_set_it_says_what_is_missing_and_why(finished, tmp_path):
+    store, _, _ = finished
+    page = write(store, path=tmp_path / "a.html")
+    assert "the data set was not loaded by its name" in page.text
+    assert "No audit was made." in page.text
+    assert len(page.images) == 8 + 8  # without samples, sizes, and images of errors
+    other = stores.cells(seed=1)
+    page = write(store, dataset=other, path=tmp_path / "a.html")
+    assert "those that are there have other contents, labels or groups" in page.text
+
+
+def test_the_audit_is_kept_and_made_anew_for_other_data(tmp_path):
+    dataset = stores.cells()
+    stores.made_up(tmp_path, dataset, ["cnn"])
+    write(tmp_path, dataset=dataset)
+    path = tmp_path / "audit.json"
+    kept = json.loads(path.read_text())
+    assert kept["audit"] == dataset.audit(show_progress=False).to_dict()
+    kept["audit"]["findings"] = [
+        {"kind": "odd_size", "severity": "warning", "sample": "s", "other": None, "detail": "as it is kept"}
+    ]
+    path.write_text(json.dumps(kept))
+    assert "as it is kept" in write(tmp_path, dataset=dataset).text
+    path.write_text(json.dumps(kept | {"fingerprint": "another"}))
+    assert "as it is kept" not in write(tmp_path, dataset=dataset).text
+    path.write_text("{")
+    assert "as it is kept" not in write(tmp_path, dataset=dataset).text
+
+
+def test_an_unfinished_run_names_what_is_missing(tmp_path):
+    dataset = stores.cells()
+    stores.made_up(tmp_path, dataset, protocol="kfold", folds=[0, 1], missing=[1, 9], failed=[2])
+    page = write(tmp_path, dataset=dataset)
+    assert "This run is not finished: 2 of 10 trials are missing" in page.text
+    assert "1 of 10 trials failed" in page.text
+    assert "failed: MemoryError: no memory for <b>this</b> one" in page.text
+    assert "incomplete: 1 of 2 trials" in page.text
+
+
+def test_a_damaged_trial_is_missing(tmp_path):
+    stores.made_up(tmp_path, stores.cells())
+    (folder,) = (tmp_path / "trials").glob("cnn-*")
+    (folder / "record.json").write_text("{}")
+    assert "1 of 5 trials are missing" in write(tmp_path).text
+
+
+@pytest.mark.parametrize(
+    ("settings", "data", "says"),
+    [
+        ({"backbones": ["cnn"], "baselines": []}, {}, "Highest accuracy on the test side: cnn"),
+        ({"failed": range(5)}, {}, "Nothing can be said: no trial was finished."),
+        ({"missing": range(5)}, {}, "5 of 5 trials are missing"),
+        ({"protocol": "random", "allow_leakage": True}, {"subjects": 0}, "images, taken as independent"),
+        ({"learned": 40.0}, {}, "1.000"),
+        ({"protocol": "kfold", "folds": "all"}, {"classes": FIFTEEN, "count": 600, "subjects": 90}, "class 14"),
+        ({}, {"classes": [NASTY, "a|b `c`"], "title": "<img src=x onerror=alert(1)>"}, NASTY),
+        ({"protocol": ["kfold", "random", "holdout"], "folds": None, "allow_leakage": True}, {}, "Not drawn: "),
+    ],
+    ids=["one trial", "all failed", "nothing there", "no subjects", "no error", "fifteen classes", "markup", "three"],
+)  # fmt: skip
+def test_degenerate_runs_have_a_whole_page(settings, data, says, tmp_path):
+    dataset = stores.cells(**data)
+    stores.made_up(tmp_path, dataset, **settings)
+    page = write(tmp_path, dataset=dataset)
+    assert says in page.text
+    assert len(page.images) <= 20 + 12 * 3 + 20
+
+
+def test_one_class_alone_on_the_test_side(tmp_path, monkeypatch):
+    """Our protocols refuse that; a store may come from anywhere."""
+    monkeypatch.setattr(splits, "_require_each_class", lambda *_: None)
+    dataset = stores.cells(60)
+    sides = ["test" if label else ("val" if i % 3 else "train") for i, label in enumerate(dataset.labels)]
+    dataset = ldl.Dataset(dataset.table.assign(split=sides), dataset.class_names, dataset.info, dataset._arrays)
+    stores.made_up(tmp_path, dataset, protocol="fixed")
+    page = write(tmp_path, dataset=dataset)
+    assert "not defined" in " ".join(image["alt"] for image in page.images)
+
+
+def test_what_is_no_store_is_refused(tmp_path, finished):
+    with pytest.raises(StoreError, match=r"is not the store of a benchmark.*settings.toml"):
+        write_report(tmp_path)
+    store = tmp_path / "copy"
+    shutil.copytree(finished[0], store)
+    with pytest.raises(StoreError, match="there is no folder"):
+        write_report(store, path=tmp_path / "not" / "there.html")
+    (store / "grid.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(StoreError, match="is damaged"):
+        write_report(store)
+    (store / "grid.csv").unlink()
+    with pytest.raises(StoreError, match=r"it has no grid.csv"):
+        write_report(store)
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    if CHROMIUM is None:
+        pytest.skip("needs chromium")
+    found = Browser(tmp_path_factory.mktemp("profile"))
+    yield found
+    found.close()
+
+
+def column(browser, number):
+    cells = f"[...document.querySelectorAll('#results-kfold tbody tr')].map(r => r.cells[{number}].dataset.value)"
+    return [float(value) if value else None for value in browser.run(cells)]
+
+
+def test_in_a_browser_it_asks_for_nothing_and_complains_of_nothing(browser, finished):
+    _, _, path = finished
+    browser.open(path)
+    assert browser.complaints() == []
+    assert browser.requests() == [path.as_uri()]
+    assert browser.run("[...document.images].every(i => i.complete && i.naturalWidth > 0)")
+
+
+def test_in_a_browser_its_table_sorts_by_click_and_by_key(browser, finished):
+    browser.open(finished[2])
+    head = "#results-kfold thead th:nth-child(4)"
+    loss = column(browser, 3)
+    browser.click(f"{head} button")
+    assert column(browser, 3) == sorted(loss)
+    assert browser.run(f"document.querySelector({head!r}).getAttribute('aria-sort')") == "ascending"
+    assert browser.run("document.querySelector('[aria-live]').textContent") == "Sorted by Loss, ascending."
+    browser.press("Enter", 13, "\r")
+    assert column(browser, 3) == sorted(loss, reverse=True)
+    # Backwards to the head of the column before it, and what is not known comes last in either order.
+    for place, times in ((2, 1), (0, 2)):
+        for _ in range(times):
+            browser.call(
+                "Input.dispatchKeyEvent", type="keyDown", key="Tab", code="Tab", windowsVirtualKeyCode=9, modifiers=8
+            )
+        browser.press(" ", 32, " ")
+        found = column(browser, place)
+        known = [value for value in found if value is not None]
+        assert known == sorted(known)
+        assert found[: len(known)] == known
+
+
+def test_in_a_browser_markup_in_names_is_text(browser, tmp_path):
+    dataset = stores.cells(classes=[NASTY, '"><b>'], title=f"{NASTY}<img src=x onerror=alert(1)>")
+    stores.made_up(tmp_path, dataset, ["cnn"])
+    path = write_report(tmp_path, dataset=dataset, show_progress=False)
+    browser.open(path)
+    assert browser.complaints() == []
+    assert browser.requests() == [path.as_uri()]
+    assert browser.run("document.scripts.length") == 1
+    assert NASTY in browser.run("document.querySelector('h1').textContent")
+
+
+def test_in_a_browser_it_is_legible_in_the_dark_on_paper_and_on_a_phone(browser, finished):
+    browser.open(finished[2])
+    colours = "(s => [s.color, s.backgroundColor])(getComputedStyle(document.body))"
+    light = browser.run(colours)
+    browser.prefer("dark")
+    dark = browser.run(colours)
+    browser.prefer("light")
+    for ink, paper in (light, dark):
+        assert contrast(ink, paper) > 7
+    assert light != dark
+    assert browser.pdf().startswith(b"%PDF")
+    browser.size(390, 800)
+    assert browser.run("document.documentElement.scrollWidth") <= 390
+    browser.size(1200, 900)
+
+
+def contrast(one, other):
+    """Return the contrast ratio of two colours (WCAG 2.2)."""
+
+    def luminance(colour):
+        shares = np.array([int(part) / 255 for part in re.findall(r"\d+", colour)[:3]])
+        linear = np.where(shares <= 0.04045, shares / 12.92, ((shares + 0.055) / 1.055) ** 2.4)
+        return float(linear @ [0.2126, 0.7152, 0.0722])
+
+    low, high = sorted((luminance(one), luminance(other)))
+    return (high + 0.05) / (low + 0.05)
