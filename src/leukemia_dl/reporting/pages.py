@@ -57,6 +57,10 @@ def svg(figure: Figure) -> str:
 def thumbnail(pixels: NDArray[np.uint8]) -> str:
     """Return an image, uint8 (height, width, 3), made small, as a data address."""
     image = Image.fromarray(pixels)
+    if max(image.size) < _THUMBNAIL:
+        image = image.resize(
+            [_THUMBNAIL * side // max(image.size) or 1 for side in image.size], Image.Resampling.NEAREST
+        )
     image.thumbnail((_THUMBNAIL, _THUMBNAIL))
     buffer = io.BytesIO()
     image.save(buffer, format="PNG", optimize=True)

@@ -58,6 +58,8 @@ def grid_of(names: Sequence[str], side: float = 2.5, extra: float = 0.9) -> tupl
     panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel().tolist()
     for panel in panels[len(names) :]:
         panel.axis("off")
+    for panel in panels[max(len(names) - columns, 0) : len(names)]:
+        panel.tick_params(labelbottom=True)  # also where no panel is below
     for panel, name in zip(panels, names, strict=False):
         panel.set_title(name, fontsize="medium", parse_math=False)
     return figure, panels[: len(names)]
