@@ -76,6 +76,9 @@ def test_a_plan_writes_nothing_and_a_run_writes_first(tmp_path):
         ("settings.toml", 'title = "Made-up cells"', "title = 7"),
         ("settings.toml", "class_names", "klass_names"),
         ("settings.toml", "[dataset]", "[dataset"),
+        ("settings.toml", 'url = ""', "url = 5"),
+        ("settings.toml", '"all"', '"hem"'),
+        ("settings.toml", "[pipeline.32]", "[pipeline.abc]"),
     ],
 )
 def test_what_is_damaged_is_refused(made, tmp_path, file, old, new):

@@ -126,3 +126,11 @@ def test_what_is_wrong_is_said():
         precision_recall_curves(FRAME, level=95)
     with pytest.raises(DataError, match="no predictions of the side 'val'"):
         roc_curves(FRAME, side="val")
+
+
+def test_a_fold_without_negatives_counts_in_precision_as_it_does_in_average_precision():
+    frame = pd.DataFrame({"probability_b": [0.4, 0.4, 0.8, 0.8, 0.8], "label": list("abbbb"), "fold": [0, 0, 1, 1, 1]})
+    frame = frame.assign(probability_a=1 - frame["probability_b"], sample=list("vwxyz"))
+    frame = frame[["label", "fold", "sample", "probability_a", "probability_b"]]
+    assert evaluate(frame, metrics="auprc")["value"].tolist() == [0.875]
+    assert precision_recall_curves(frame, points=3)["y"].tolist() == [0.875] * 3

@@ -8,9 +8,11 @@ import leukemia_dl as ldl
 from leukemia_dl.errors import DataError, SettingsError
 from leukemia_dl.evaluation import evaluate, group_table, roc_curves
 from leukemia_dl.reporting import (
+    plot_comparison,
     plot_confusion,
     plot_cost,
     plot_errors_by_size,
+    plot_learning_curves,
     plot_precision_recall,
     plot_reliability,
     plot_roc,
@@ -46,6 +48,8 @@ def test_roc_draws_curve_band_and_area_of_each():
 
 def test_precision_recall_shows_the_share_of_the_positive_class():
     figure = plot_precision_recall(ALL)
+    val = ALL[ALL["label"] == "all"].assign(side="val")
+    figure = plot_precision_recall(pd.concat([ALL, val]))
     share = (FRAME["label"] == "all").mean()
     assert [line.get_ydata()[0] for line in figure.axes[0].lines if line.get_linestyle() == ":"] == [share]
 
@@ -105,7 +109,7 @@ def test_errors_by_size_are_those_of_quarters():
     one = found[found["backbone"] == "one"]
     np.testing.assert_allclose(figure.axes[0].lines[0].get_ydata(), 1 - one["value"])
     assert len(figure.axes[0].get_xticklabels()) == 4
-    with pytest.raises(SettingsError, match="no column 'cell_area'"):
+    with pytest.raises(SettingsError, match=r"predictions\(cell_area=True\)"):
         plot_errors_by_size(ALL)
 
 
@@ -145,3 +149,13 @@ def test_names_are_no_formulas_and_fifteen_classes_fit(plot, tmp_path):
 @pytest.mark.parametrize("plot", OF_FRAME)
 def test_one_class_alone_draws_what_there_is(plot, tmp_path):
     plot(FRAME[FRAME["label"] == "all"]).savefig(tmp_path / "a.png")
+
+
+def test_what_is_no_prediction_or_no_result_is_refused():
+    for plot in OF_FRAME:
+        with pytest.raises(DataError, match="Probabilities must be finite"):
+            plot(ALL.assign(probability_all=-1.0))
+    with pytest.raises(DataError, match=r"takes Benchmark\.results\(\), with a column status"):
+        plot_comparison(ALL)
+    with pytest.raises(DataError, match=r"takes Benchmark\.histories\(\), with a column trial"):
+        plot_learning_curves(ALL)

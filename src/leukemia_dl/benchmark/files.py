@@ -47,7 +47,10 @@ SUMS_FILE = "SHA256SUMS"
 RECORD_FILE, HISTORY_FILE, PREDICTIONS_FILE, TRACEBACK_FILE = (
     "record.json", "history.csv", "probabilities.npz", "traceback.txt",
 )  # fmt: skip
-DAMAGE = (ValueError, KeyError, TypeError, AttributeError, EOFError, RecursionError, zlib.error, zipfile.BadZipFile)
+DAMAGE = (
+    ValueError, KeyError, TypeError, AttributeError, EOFError, RecursionError, MemoryError, OverflowError, zlib.error,
+    zipfile.BadZipFile,
+)  # fmt: skip
 _ARRAYS = ("sides", "samples", "labels", "probabilities", "averaged")
 _SUM = re.compile(r"([0-9a-f]{64})  ([A-Za-z0-9_.-]+)")
 

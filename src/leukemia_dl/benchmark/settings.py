@@ -75,6 +75,7 @@ def write_settings(path: Path, text: str) -> None:
         aside.write_text(text, encoding="utf-8", errors="backslashreplace")
         aside.replace(path)
     except OSError as error:
+        aside.unlink(missing_ok=True)
         raise StoreError(f"{path} cannot be written: {error.strerror or error}.") from error
 
 
@@ -105,6 +106,8 @@ def read_settings(path: Path, dataset: Dataset | None, root: str | Path | None) 
     for table, name in ((said, "name"), (said, "root"), (said, "fingerprint"), (asked, "store"), (asked, "device")):
         if not isinstance(table.get(name, ""), str):
             raise SettingsError(f"{path}: {name} must be text. Received: {table[name]!r}.")
+    if "..." in (said.get("root"), asked.get("store")):
+        raise SettingsError(f"{path} has a root or store '...', as a report shows it: put your own folder there.")
     arguments: dict[str, Any] = {**asked, "recipe": Recipe.from_dict(recipe)}
     pipelines = _table(content, "pipeline", path, needed=False)
     if pipelines:

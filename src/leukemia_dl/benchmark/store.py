@@ -232,10 +232,14 @@ class Store:
 
     def write_text(self, name: str, text: str) -> Path:
         """Write a file of the store's own, such as results.csv, aside and then in place."""
+        return self.write_bytes(name, text.encode("utf-8", "surrogateescape"))
+
+    def write_bytes(self, name: str, content: bytes) -> Path:
+        """Likewise."""
         path = self.root / name
         aside = path.with_name(f".{path.name}-{uuid.uuid4().hex[:8]}")
         try:
-            write_file(aside, text.encode("utf-8", "surrogateescape"))
+            write_file(aside, content)
             aside.replace(path)
         except OSError as error:
             raise StoreError(

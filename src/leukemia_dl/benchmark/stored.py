@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 
 from leukemia_dl.benchmark.frames import history_frame, prediction_frame, result_frame, timing_frame
@@ -17,7 +18,9 @@ from leukemia_dl.benchmark.grid import Cell
 from leukemia_dl.benchmark.store import Store
 from leukemia_dl.benchmark.trial import Record
 from leukemia_dl.datasets import Dataset
-from leukemia_dl.errors import DamagedRecordError, StoreError
+from leukemia_dl.datasets.cache import user_path
+from leukemia_dl.errors import DamagedRecordError, DataError, StoreError
+from leukemia_dl.preprocess import Pipeline
 
 if TYPE_CHECKING:
     from leukemia_dl.benchmark.benchmark import Benchmark
@@ -37,7 +40,11 @@ __all__ = [
 SETTINGS_FILE, GRID_FILE, SAMPLES_FILE = "settings.toml", "grid.csv", "samples.csv"
 _GRID = ["trial", "digest", "kind", "backbone", "protocol", "fold", "seed"]
 _SAMPLES = ["sample", "subject", "group", "same_cell"]
-_NEEDED = {"dataset": ("name", "title", "class_names", "fingerprint"), "recipe": ("name",), "pipeline": ()}
+_NEEDED: dict[str, tuple[str, ...]] = {
+    "dataset": ("name", "title", "class_names", "fingerprint"),
+    "recipe": ("name",),
+    "pipeline": (),
+}
 _log = logging.getLogger(__name__)
 
 
@@ -113,11 +120,22 @@ class StoredRun:
                 continue
             if record is None or record.trial.digest != digest:
                 continue
-            shape = (len(record.samples), len(self.class_names))
-            if record.status == "ok" and (record.probabilities.shape != shape or not known.issuperset(record.samples)):
+            if record.status == "ok" and not self._fits(record, known):
                 _log.warning("%s is of other classes or images than the run, and is left out", self.store.trials / name)
                 continue
             yield record
+
+    def _fits(self, record: Record, known: set[str]) -> bool:
+        """Return whether predictions are of this run's images and classes."""
+        n, k = len(record.samples), len(self.class_names)
+        labels, arrays = record.labels, [record.probabilities, *([record.averaged] if record.metrics_averaged else [])]
+        return (
+            labels.shape == (n,)
+            and labels.dtype.kind in "iu"
+            and bool(((labels >= 0) & (labels < k)).all())
+            and all(array.shape == (n, k) and np.isfinite(array).all() for array in arrays)
+            and known.issuperset(record.samples)
+        )
 
 
 def run_of(bench: Benchmark) -> StoredRun:
@@ -143,7 +161,10 @@ def read_run(folder: str | Path) -> StoredRun:
     Raises:
         StoreError: If the folder is no store, or one that an earlier version made.
     """
-    store = Store(folder)
+    try:
+        store = Store(user_path(folder))
+    except DataError as error:
+        raise StoreError(str(error)) from None
     try:
         text = (store.root / SETTINGS_FILE).read_text(encoding="utf-8")
         grid, samples = (_read_csv(store.root / name) for name in (GRID_FILE, SAMPLES_FILE))
@@ -158,7 +179,7 @@ def read_run(folder: str | Path) -> StoredRun:
         ) from error
     except OSError as error:
         raise StoreError(f"{store.root} cannot be read: {error.strerror or error}.") from error
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, OverflowError, RecursionError, TypeError, ValueError) as error:
         raise StoreError(_damaged(store.root, error)) from error
     return run
 
@@ -170,9 +191,18 @@ def _check(run: StoredRun) -> None:
         missing = [name for name in names if not isinstance(said[table][name], (str, list))]
         if missing:
             raise ValueError(f"{table}.{missing[0]} is {said[table][missing[0]]!r}")
-    if not isinstance(said["dataset"]["class_names"], list) or len(run.class_names) < 2:
+    if not isinstance(said["dataset"]["class_names"], list) or len(set(run.class_names)) < 2:
         raise ValueError("there are no classes")
+    for name in ("licence", "citation", "url", "root"):
+        if not isinstance(said["dataset"].get(name, ""), str):
+            raise ValueError(f"dataset.{name} is no text")
+    for size, steps in said["pipeline"].items():
+        int(size), Pipeline.from_dict(steps)
+    if not said["pipeline"] or len(set(run.class_names)) < len(run.class_names):
+        raise ValueError("there is no pipeline, or a class is there twice")
     run.grid[_GRID], run.samples[_SAMPLES]
+    if run.grid["trial"].duplicated().any() or run.grid[["kind", "backbone", "protocol"]].isna().any(axis=None):
+        raise ValueError("a trial is there twice, or has no name")
     for name in run.grid["trial"]:
         if not isinstance(name, str) or name.startswith(".") or Path(name).name != name or "\\" in name:
             raise ValueError(f"{name!r} is no name of a trial")

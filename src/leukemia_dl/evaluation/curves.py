@@ -145,6 +145,7 @@ def _ranked(
     curves = []
     for positive in [1] if classes == 2 else range(classes):
         total, shares = np.zeros((len(weights), len(grid))), np.zeros((len(weights), 1))
+        pairs = np.zeros((len(weights), 1), bool)
         for fold in np.unique(run.fold):
             rows = np.flatnonzero(run.fold == fold)
             rows = rows[np.argsort(-run.probabilities[rows, positive], kind="stable")]
@@ -158,11 +159,12 @@ def _ranked(
                 below = np.cumsum(np.where(hit, 0.0, part), axis=1)[:, ends]
                 for row, (one, other) in enumerate(zip(above, below, strict=True), start=first):
                     share = one[-1] * (other[-1] if at is _roc else 1.0)
-                    if one[-1] > 0 and other[-1] > 0:
+                    if share > 0:
                         total[row] += share * at(one, other, grid)
                         shares[row] += share
+                    pairs[row] |= one[-1] > 0 and other[-1] > 0
         with np.errstate(invalid="ignore", divide="ignore"):
-            curves.append(np.where(shares > 0, total / shares, np.nan))
+            curves.append(np.where(pairs, total / shares, np.nan))
     result: NDArray[np.float64] = np.mean(curves, axis=0)
     return result
 

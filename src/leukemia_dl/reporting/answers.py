@@ -24,7 +24,7 @@ class Answers:
 
     Attributes:
         protocol: Its name.
-        apart: Whether it keeps patients apart.
+        apart: Whether it keeps patients apart; None if nothing is known of them.
         asked: Names of the backbones and floors of which there should be trials.
         predictions: Its part of the prediction frame.
         intervals: `evaluate`; empty if there is nothing to evaluate.
@@ -34,7 +34,7 @@ class Answers:
     """
 
     protocol: str
-    apart: bool
+    apart: bool | None
     asked: list[str]
     predictions: pd.DataFrame
     intervals: pd.DataFrame = field(default_factory=pd.DataFrame)
@@ -57,7 +57,9 @@ def answers_of(run: StoredRun, areas: dict[str, float] | None = None) -> list[An
     for name in dict.fromkeys(run.grid["protocol"]):
         part = predictions[predictions["protocol"] == name] if len(predictions) else predictions
         rows = results[results["protocol"] == name] if "protocol" in results else results
-        apart = bool(len(rows)) and all(GROUP_DISJOINT in str(said).split("; ") for said in rows["guarantees"])
+        apart = None
+        if len(rows) and rows["groups_test"].notna().all():
+            apart = all(GROUP_DISJOINT in str(said).split("; ") for said in rows["guarantees"])
         asked = list(dict.fromkeys(run.grid.loc[run.grid["protocol"] == name, "backbone"]))
         found.append(_answers(run, Answers(str(name), apart, asked, part), rows))
     return found
@@ -81,7 +83,8 @@ def _answers(run: StoredRun, blank: Answers, results: pd.DataFrame) -> Answers:
 
 def inflation_of(answers: list[Answers]) -> pd.DataFrame:
     """Return what the one protocol that leaks adds to the one that does not; no rows where they are not such two."""
-    if sorted(one.apart for one in answers) != [False, True] or any(one.predictions.empty for one in answers):
+    known = [one.apart for one in answers]
+    if sorted(map(str, known)) != ["False", "True"] or any(one.predictions.empty for one in answers):
         return pd.DataFrame()
     honest, leaky = sorted(answers, key=lambda one: not one.apart)
     try:
@@ -94,10 +97,11 @@ def worst_errors(answers: Answers, count: int) -> pd.DataFrame:
     """Return the images that most of the fitted nets get wrong, the surest errors first among equals.
 
     Returns:
-        `sample, label, subject, group, wrong` (nets that are wrong), `nets` (that have predicted it), `predicted` (what
-        most of the wrong ones say), `confidence` (their mean probability of it).
+        `sample, label, subject, group, wrong` (fitted nets that are wrong), `nets` (that have predicted it),
+        `predicted` (the wrong class that is said most often), `times` (by how many), `confidence` (their mean
+        probability of it).
     """
-    columns = ["sample", "label", "subject", "group", "wrong", "nets", "predicted", "confidence"]
+    columns = ["sample", "label", "subject", "group", "wrong", "nets", "predicted", "times", "confidence"]
     nets = answers.predictions
     nets = nets[(nets["kind"] == "backbone") & (nets["side"] == "test")] if len(nets) else nets
     if nets.empty or answers.problem:
@@ -109,8 +113,9 @@ def worst_errors(answers: Answers, count: int) -> pd.DataFrame:
     table = by_sample[["label", "subject", "group"]].first()
     table["wrong"] = by_sample.size()
     table["nets"] = nets.groupby("sample").size()
-    table["predicted"] = by_sample["predicted"].agg(lambda said: said.value_counts().index[0])
-    table["confidence"] = by_sample["confidence"].mean()
+    said = wrong.groupby(["sample", "predicted"], sort=False)["confidence"].agg(["size", "mean"]).reset_index()
+    first = said.sort_values(["size", "mean"], ascending=False, kind="stable").drop_duplicates("sample")
+    table[["predicted", "times", "confidence"]] = first.set_index("sample")[["predicted", "size", "mean"]]
     table["share"] = np.round(table["wrong"] / table["nets"], 12)
     order = table.sort_values(["share", "wrong", "confidence"], ascending=False, kind="stable")
     return order.head(count).reset_index()[columns]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from leukemia_dl.errors import DataError
+from leukemia_dl.errors import DataError, SettingsError
 from leukemia_dl.evaluation import (
     class_names_of,
     evaluate,
@@ -20,7 +20,7 @@ from leukemia_dl.evaluation import (
     reliability_curves,
     roc_curves,
 )
-from leukemia_dl.evaluation.predictions import PREFIX, select_side, tidy
+from leukemia_dl.evaluation.predictions import PREFIX, models_of, select_side, tidy
 from leukemia_dl.reporting.style import (
     FLOOR_COLOUR,
     LABELS,
@@ -42,7 +42,7 @@ __all__ = [
     "plot_subjects",
 ]  # fmt: skip
 
-_MOST_WRITTEN = 6
+_MOST_WRITTEN, _MANY_DOTS = 6, 2_000
 _MARKERS = "osD^vPX*"
 
 
@@ -93,6 +93,7 @@ def plot_confusion(predictions: pd.DataFrame, title: str = "", *, side: str = "t
     """
     frame = _shown(predictions)
     names, chosen = class_names_of(frame), select_side(frame, side)
+    models_of(frame, side)  # checks
     backbones = list(dict.fromkeys(chosen["backbone"]))
     longest = max(map(len, names))
     figure, panels = grid_of(backbones, 2.1 + 0.05 * min(longest, 20), 1.1 + 0.05 * min(longest, 20))
@@ -183,7 +184,17 @@ def plot_subjects(predictions: pd.DataFrame, ax: Axes | None = None, title: str 
         down = rows["backbone"].map(backbones.index).to_numpy(float) + random.uniform(-0.28, 0.28, len(rows))
         size = 12 + 130 * rows["images"] / largest
         colour, marker = looks.get(name, FLOOR_COLOUR), _MARKERS[place % len(_MARKERS)]
-        axes.scatter(1 - rows["error_share"], down, size, color=colour, marker=marker, alpha=0.6, lw=0.5, ec="black")
+        axes.scatter(
+            1 - rows["error_share"],
+            down,
+            size,
+            color=colour,
+            marker=marker,
+            alpha=0.6,
+            lw=0.5,
+            ec="black",
+            rasterized=len(table) > _MANY_DOTS,
+        )
     handles = [
         Line2D([], [], ls="", marker=_MARKERS[place % len(_MARKERS)], color=looks.get(name, FLOOR_COLOUR), label=name)
         for place, name in enumerate([*names, "several"])
@@ -277,6 +288,8 @@ def plot_errors_by_size(
         SettingsError: If there is no such column.
     """
     frame = _shown(predictions)
+    if by == "cell_area" and by not in frame:
+        raise SettingsError("There is no column 'cell_area'. Benchmark.predictions(cell_area=True) has it.")
     found = evaluate(frame, metrics="accuracy", by=by, level=level, side=side)
     figure, axes = figure_of(ax, 7.4, 4.4)
     parts, backbones = list(dict.fromkeys(found[by])), list(dict.fromkeys(found["backbone"]))
@@ -309,6 +322,7 @@ def _shown(predictions: pd.DataFrame) -> pd.DataFrame:
 
 def _ranked(frame: pd.DataFrame, curves: pd.DataFrame, metric: str, title: str, level: float, side: str) -> Figure:
     names, kinds = class_names_of(frame), curves.drop_duplicates("backbone").set_index("backbone")["kind"]
+    chosen = select_side(frame, side)
     areas = evaluate(frame, metrics=metric, level=level, side=side)
     figure, panels = grid_of(list(kinds.index), 2.5, 1.0)
     for panel, (backbone, kind) in zip(panels, kinds.items(), strict=True):
@@ -322,7 +336,7 @@ def _ranked(frame: pd.DataFrame, curves: pd.DataFrame, metric: str, title: str, 
         if metric == "auroc":
             panel.plot([0, 1], [0, 1], ":", color="black", lw=1)
         elif len(names) == 2:
-            share = (frame.loc[frame["backbone"] == backbone, "label"] == names[1]).mean()
+            share = (chosen.loc[chosen["backbone"] == backbone, "label"] == names[1]).mean()
             panel.axhline(share, ls=":", color="black", lw=1)
         text = _with_interval(areas[areas["backbone"] == backbone])
         place: dict[str, Any] = {"transform": panel.transAxes, "fontsize": "small"}

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Drawing", "drawings"]
 
-_SAMPLES = 12
+_SAMPLES, _LONGEST = 12, 200
 
 
 @dataclass(frozen=True)
@@ -86,6 +86,8 @@ def drawings(run: StoredRun, answers: list[Answers], dataset: Dataset | None) ->
 def _title(run: StoredRun, protocol: str) -> str:
     said = run.settings["dataset"]
     title = f"{said['title']}, {protocol}, recipe {run.settings['recipe']['name']}"
+    title = "".join(c if c.isprintable() else "?" for c in title)  # an SVG with a control character is none
+    title = title if len(title) <= _LONGEST else f"{title[:_LONGEST]}..."
     return title + (" (synthetic cells, not real ones)" if said.get("synthetic") else "")
 
 

@@ -6,6 +6,8 @@ Artificial Intelligence 2024;6(4):e240300) asks of work on images besides has a 
 
 from __future__ import annotations
 
+import logging
+import re
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from leukemia_dl.reporting.style import ends_of
 __all__ = ["CARDS", "model_card", "write_model_cards"]
 
 CARDS = "cards"
+_log = logging.getLogger(__name__)
 _METRICS = ("accuracy", "loss", "balanced_accuracy", "sensitivity", "specificity", "auroc", "auprc", "brier", "ece",
             "calibration_slope", "calibration_intercept")  # fmt: skip
 
@@ -33,12 +36,21 @@ def write_model_cards(store: str | Path) -> list[Path]:
         StoreError: If the folder is no store, or cannot be written.
     """
     run = read_run(store)
-    folder = run.store.root / CARDS
+    folder, paths = run.store.root / CARDS, []
+    if folder.is_symlink():
+        raise StoreError(f"{folder} leads out of the store, and is not written to. Delete that link.")
     try:
         folder.mkdir(exist_ok=True)
     except OSError as error:
         raise StoreError(f"{folder} cannot be written: {error.strerror or error}.") from error
-    return [run.store.write_text(f"{CARDS}/{name}.md", _card(run, name)) for name in _trained(run)]
+    for name in _trained(run):
+        try:
+            text = _card(run, name)
+        except (LeukemiaDLError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            _log.warning("No card for %s: %s: %s", name, type(error).__name__, error)  # the others have theirs
+            continue
+        paths.append(run.store.write_text(f"{CARDS}/{name}.md", text.encode("utf-8", "backslashreplace").decode()))
+    return paths
 
 
 def model_card(store: str | Path, trial: str) -> str:
@@ -76,10 +88,10 @@ def _card(run: StoredRun, trial: str) -> str:
     test = own[own["side"] == "test"]
     context = {
         "row": row,
-        "trial": trial,
+        "trial": pages.Raw(trial),
         "dataset": settings["dataset"],
         "classes": [(name, int((test["label"] == name).sum())) for name in run.class_names],
-        "recipe": {name: value for name, value in settings["recipe"].items() if name != "name"},
+        "recipe": {name: _nameless(value) for name, value in settings["recipe"].items() if name != "name"},
         "pipeline": pages.Raw(str(steps)) if steps is not None else "unknown",
         "backbone": _backbone(str(row["backbone"])),
         "metrics": _metrics(own),
@@ -123,6 +135,11 @@ def _worst_groups(test: pd.DataFrame) -> list[dict[str, Any]]:
         {"group": str(name), "accuracy": float(row["mean"]), "images": int(row["size"])}
         for name, row in table.iterrows()
     ]
+
+
+def _nameless(value: Any) -> Any:
+    """Return a setting; of a file only its name, since a card is sent to others."""
+    return re.split(r"[/\\]", value)[-1] if isinstance(value, str) else value
 
 
 def _plain(row: pd.Series[Any]) -> dict[str, Any]:

@@ -22,9 +22,15 @@ if TYPE_CHECKING:
     from jinja2 import Environment
     from matplotlib.figure import Figure
 
-__all__ = ["Raw", "Sketch", "anchor", "as_text", "render", "render_markdown", "svg", "thumbnail", "version"]
+__all__ = [
+    "Raw", "Sketch", "anchor", "as_text", "render", "render_markdown", "settings_without_paths", "svg", "thumbnail",
+    "version", "without_paths",
+]  # fmt: skip
 
 _THUMBNAIL = 144
+# From a slash, a tilde or a drive, before which no part of a name stands, up to the last slash.
+_SEGMENTS = r"""(?:[^\s'":;,()<>|/\\]+[/\\])"""
+_FOLDERS = re.compile(rf"(?<![\w.:/\\<])(?:(?:~[\w.-]*|[A-Za-z]:)[/\\]{_SEGMENTS}*|[/\\]{_SEGMENTS}+)(?=[^\s/])")
 # So that equal figures are equal files: matplotlib would draw names of clips at random, and write the time.
 _SVG: dict[str, Any] = {"format": "svg", "metadata": {"Date": None, "Creator": None}}
 
@@ -103,6 +109,18 @@ def as_text(value: Any, form: str = ".3f") -> str:
     if value is None or value != value:
         return "–"
     return format(value, form)
+
+
+def without_paths(text: str) -> str:
+    """Return a text in which names of files are left, and the folders of this machine before them are not."""
+    return _FOLDERS.sub(".../", text)
+
+
+def settings_without_paths(text: str) -> str:
+    """Return settings in which folders and files of the machine that they were made on are `...`: pages are sent."""
+    hidden = re.sub(r'^(root|store|files) = ".*"$', r'\1 = "..."', text, flags=re.MULTILINE)
+    weights = re.sub(r'^weights = ".*(?:[/\\]).*"$', 'weights = "..."', hidden, flags=re.MULTILINE)
+    return without_paths(weights)
 
 
 def version() -> str:

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from leukemia_dl.benchmark import Benchmark
 from leukemia_dl.benchmark.stored import run_of
-from leukemia_dl.errors import StoreError
 from leukemia_dl.reporting.answers import answers_of, inflation_of
 from leukemia_dl.reporting.figures import drawings
 
@@ -38,10 +37,5 @@ def write_pictures(benchmark: Benchmark) -> list[Path]:
             continue  # these are for the report
         buffer = io.BytesIO()
         drawing.draw().savefig(buffer, format="png")
-        path = store.root / f"{drawing.name}.png"
-        try:
-            path.write_bytes(buffer.getvalue())
-        except OSError as error:
-            raise StoreError(f"{path} cannot be written: {error.strerror or error}.") from error
-        paths.append(path)
+        paths.append(store.write_bytes(f"{drawing.name}.png", buffer.getvalue()))
     return paths

@@ -52,6 +52,7 @@ def plot_comparison(
     Raises:
         DataError: If no trial was finished.
     """
+    _needs(results, ("backbone", "status", "recipe", *metrics), "Benchmark.results()")
     frame = results[results["status"] == "ok"]
     if frame.empty:
         raise DataError("No finished trial to draw: every row has a status other than 'ok'.")
@@ -89,6 +90,8 @@ def plot_learning_curves(histories: pd.DataFrame, title: str = "") -> Figure:
     Raises:
         DataError: If there is no history.
     """
+    if len(histories):
+        _needs(histories, ("trial", "backbone", "epoch", "accuracy", "loss"), "Benchmark.histories()")
     if histories.empty:
         raise DataError("No learning curves to draw: no net was trained.")
     histories = pd.concat(by_protocol(histories))
@@ -247,6 +250,12 @@ def _curves_panel(axes: Axes, trials: pd.DataFrame, metric: str) -> None:
         axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
         axes.yaxis.set_major_formatter(FormatStrFormatter("%g"))
         axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def _needs(frame: pd.DataFrame, columns: Sequence[str], what: str) -> None:
+    missing = [name for name in columns if name not in frame]
+    if missing:
+        raise DataError(f"This takes {what}, with a column {missing[0]}. Received: {', '.join(map(str, frame))}.")
 
 
 def _phases(histories: pd.DataFrame) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -12,9 +11,12 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from jinja2 import UndefinedError
 
+from leukemia_dl.benchmark.settings import write_settings
 from leukemia_dl.benchmark.stored import StoredRun, read_run
 from leukemia_dl.datasets import Dataset
+from leukemia_dl.datasets.cache import user_path
 from leukemia_dl.errors import DataError, LeukemiaDLError, StoreError, UnknownNameError
 from leukemia_dl.evaluation import published_results
 from leukemia_dl.progress import track
@@ -28,6 +30,9 @@ __all__ = ["REPORT_FILE", "write_report"]
 REPORT_FILE, _AUDIT_FILE = "report.html", "audit.json"
 _MOST_FIGURES, _ERRORS, _FINDINGS = 20, 12, 25
 _COLUMNS = ("accuracy", "loss", "balanced_accuracy", "auroc")
+_UNCORRECTED = ", not one of the comparisons that were corrected for their number"
+# What records and files that no benchmark wrote may lead to.
+_ODD = (ArithmeticError, AttributeError, LookupError, TypeError, UndefinedError, ValueError)
 _log = logging.getLogger(__name__)
 
 
@@ -48,7 +53,7 @@ def write_report(
     Args:
         store: The folder.
         dataset: The data set; None to load it as the store's settings say.
-        root: Where it lies here, if it has moved.
+        root: Where it lies here, if it has moved; an error if it is not there.
         path: The file to write; None for report.html in the store.
         audit: Look at every image of the data set, if the store has no audit of it yet.
         show_progress: A bar on a terminal, plain lines elsewhere, both on standard error.
@@ -57,21 +62,26 @@ def write_report(
         The path of the file.
 
     Raises:
-        StoreError: If the folder is no store, or the file cannot be written.
+        StoreError: If the folder is no store, holds what no benchmark writes, or the file cannot be written.
+        DataError: If the data set is not at `root`, or is another one.
     """
+    target = None if path is None else user_path(path)
     run = read_run(store)
-    if path is not None and not Path(path).expanduser().absolute().parent.is_dir():
-        raise StoreError(f"{path} cannot be written: there is no folder {Path(path).absolute().parent}. Make it first.")
+    if target is not None and not target.parent.is_dir():
+        raise StoreError(f"{path} cannot be written: there is no folder {target.parent}. Make it first.")
     dataset, why = _dataset_of(run, dataset, root)
-    found = _audit(run, dataset, show_progress) if audit and dataset is not None else None
-    text = _page(run, dataset, why, found, show_progress)
-    if path is None:
-        return run.store.write_text(REPORT_FILE, text)
-    target = Path(path).expanduser()
+    found = _audit(run, dataset, show_progress) if audit else None
     try:
-        target.write_text(text, encoding="utf-8", errors="backslashreplace")
-    except OSError as error:
-        raise StoreError(f"{target} cannot be written: {error.strerror or error}.") from error
+        text = _page(run, dataset, why, found, show_progress)
+    except _ODD as error:
+        raise StoreError(
+            f"{run.store.root} holds what no benchmark writes: {type(error).__name__}: {error}."
+        ) from error
+    # A name of a file that is not UTF-8 stays what it is behind a backslash.
+    text = text.encode("utf-8", "backslashreplace").decode("utf-8")
+    if target is None:
+        return run.store.write_text(REPORT_FILE, text)
+    write_settings(target, text)
     return target
 
 
@@ -82,34 +92,50 @@ def _dataset_of(run: StoredRun, dataset: Dataset | None, root: str | Path | None
     if dataset is None and place is None and "options" not in said:
         return None, "the data set was not loaded by its name, so that it cannot be loaded again"
     try:
-        # A data set that is drawn or fetched where it is not there is not wanted at somebody else's address.
-        if dataset is None and place is not None and not Path(place).expanduser().exists():
-            raise DataError(f"There is no {place}.")
+        # A data set that is drawn where it is not there is not wanted at somebody else's address.
+        if dataset is None and place is not None and not _is_there(str(said["name"]), user_path(place)):
+            raise DataError(f"The data set {said['name']!r} is not at {place}.")
         if dataset is None:
             dataset = Dataset.load(str(said["name"]), root=place, **said.get("options", {}))
         dataset = dataset.subset(dataset.labels >= 0)
     except (LeukemiaDLError, OSError, TypeError, ValueError) as error:
+        if root is not None:
+            raise DataError(f"The data set of the store cannot be read at {root}: {error}") from error
         _log.warning("The report has no images: %s", " ".join(str(error).split()))
         return None, "they are not, or not readable, where the run has read them"
+    if dataset.fingerprint != said["fingerprint"] and root is not None:
+        raise DataError(f"The data set at {root} has other contents, labels or groups than the one of the store.")
     if dataset.fingerprint != said["fingerprint"]:
         _log.warning("The report has no images: those of %s are not the ones that the trials were run on", place)
         return None, "those that are there have other contents, labels or groups"
     return dataset, ""
 
 
-def _audit(run: StoredRun, dataset: Dataset, show: bool) -> dict[str, Any]:
+def _is_there(name: str, place: Path) -> bool:
+    """Return whether a data set that is drawn has been drawn at a place, and any other whether there is something."""
+    return (place / "synthetic.json").is_file() if name == "synthetic" else place.exists()
+
+
+def _audit(run: StoredRun, dataset: Dataset | None, show: bool) -> dict[str, Any] | None:
     """Return the audit of a data set, which the store keeps: it takes as long as reading every image."""
-    path = run.store.root / _AUDIT_FILE
+    path, fingerprint = run.store.root / _AUDIT_FILE, run.settings["dataset"]["fingerprint"]
     try:
         known = json.loads(path.read_text(encoding="utf-8"))
-        if known["fingerprint"] == dataset.fingerprint:
-            return dict(known["audit"])
-    except (OSError, ValueError, KeyError, TypeError):
+        if known["fingerprint"] == fingerprint:
+            found = dict(known["audit"])
+            _areas(found), _audit_summary(found), [row["name"] for row in found["counts"]]
+            return found
+    except (OSError, RecursionError, *_ODD):
         pass
+    if dataset is None:
+        return None
     found = dataset.audit(show_progress=show).to_dict()
     # Names of files that are not UTF-8 stay what they are behind a backslash.
-    text = json.dumps({"fingerprint": dataset.fingerprint, "audit": found}, ensure_ascii=True)
-    run.store.write_text(_AUDIT_FILE, text + "\n")
+    text = json.dumps({"fingerprint": fingerprint, "audit": found}, ensure_ascii=True)
+    try:
+        run.store.write_text(_AUDIT_FILE, text + "\n")
+    except StoreError as error:
+        _log.warning("The audit is not kept: %s", error)
     return found
 
 
@@ -133,8 +159,9 @@ def _page(run: StoredRun, dataset: Dataset | None, why: str, found: dict[str, An
     for one in track([one for one in planned if one in kept], len(kept), "Drawing figures", show):
         try:
             figures.append(_figure(one))
-        except LeukemiaDLError as error:
-            left_out.append(f"{one.heading}: {' '.join(str(error).split())}")
+        except (LeukemiaDLError, *_ODD) as error:  # one odd record should not cost the page
+            _log.warning("%s: %s: %s", one.heading, type(error).__name__, error)
+            left_out.append(f"{one.heading}, which could not be drawn: {' '.join(str(error).split())}")
     said = run.settings["dataset"]
     context = {
         "title": said["title"],
@@ -148,7 +175,7 @@ def _page(run: StoredRun, dataset: Dataset | None, why: str, found: dict[str, An
         "answers": [_summary(one) for one in answers],
         "counts": _counts(run, dataset, found),
         "audit": _audit_summary(found),
-        "splits": _splits(run.results),
+        "splits": _splits(run.results, len(run.samples)),
         "boards": [_board(one) for one in answers],
         "figures": [figure for figure in figures if not figure["protocol"]],
         "left_out": left_out,
@@ -156,7 +183,7 @@ def _page(run: StoredRun, dataset: Dataset | None, why: str, found: dict[str, An
         "trials": list(_trials(run, show)),
         "others": run.others,
         "environments": _environments(run.timings),
-        "settings": _without_paths(run.text),
+        "settings": pages.settings_without_paths(run.text),
         "published": _published(str(said["name"])),
     }
     for board in context["boards"]:
@@ -174,11 +201,12 @@ def _figure(one: Drawing) -> dict[str, str]:
 def _question(run: StoredRun) -> str:
     nets = list(dict.fromkeys(run.grid.loc[run.grid["kind"] == "backbone", "backbone"]))
     floors = list(dict.fromkeys(run.grid.loc[run.grid["kind"] == "baseline", "backbone"]))
-    seeds = run.grid["seed"].dropna().nunique()
-    text = f"How well do {_listed(nets)} tell {_listed(run.class_names)} apart"
-    text += f", and better than {_listed(floors)}, which need no net" if floors else ""
-    folds = run.grid[["protocol", "fold"]].drop_duplicates().shape[0]
-    return f"{text}? Recipe {run.settings['recipe']['name']}, {_count(folds, 'split')}, {_count(seeds, 'seed')}."
+    text = f"How well {'does' if len(nets) == 1 else 'do'} {_listed(nets)} tell {_listed(run.class_names)} apart"
+    text += f", and is that better than {_listed(floors)}, which need no net" if floors else ""
+    folds = run.grid[["protocol", "fold"]].drop_duplicates().groupby("protocol", sort=False).size()
+    splits = ", ".join(f"{_count(int(count), 'split')} by {name}" for name, count in folds.items())
+    seeds = _count(run.grid["seed"].dropna().nunique(), "seed")
+    return f"{text}? Recipe {run.settings['recipe']['name']}; {splits}; {seeds}."
 
 
 def _summary(one: Answers) -> dict[str, Any]:
@@ -190,7 +218,9 @@ def _summary(one: Answers) -> dict[str, Any]:
     if len(nets):
         first = nets[nets["rank"] == 1] if nets["rank"].notna().any() else nets.iloc[:1]
         best = first.to_dict("records")[0]
-        sentences.append(f"Highest accuracy on the test side: {best['backbone']}, {_value(best, METRIC, ends)}.")
+        sentences.append(
+            f"Highest accuracy of a net on the test side: {best['backbone']}, {_value(best, METRIC, ends)}."
+        )
         if len(first) > 1:
             tied = _listed(first["backbone"].iloc[1:].tolist())
             sentences.append(f"These data cannot tell it apart from {tied}.")
@@ -200,13 +230,18 @@ def _summary(one: Answers) -> dict[str, Any]:
     for floor in board[board["kind"] == "baseline"].to_dict("records"):
         beaten = zip(nets["backbone"], nets["better_than"], strict=True)
         over = [name for name, worse in beaten if floor["backbone"] in worse.split(", ")]
-        text = f"The floor {floor['backbone']} reaches {_value(floor, METRIC, ends)}; "
+        text = f"The floor {floor['backbone']} reaches {_value(floor, METRIC, ends)}"
         if not len(nets):
-            text += "there is no net to compare with it"
+            text += "; there is no net to compare with it"
+        elif not over:
+            above = floor[METRIC] >= nets[METRIC].max()
+            text += ", which no net exceeds" if above else "; these data show no net to be better"
         else:
-            text += f"better than it beyond doubt: {_listed(over)}" if over else "no net is better than it beyond doubt"
+            text += f"; better than it at the 5% level, each pair by itself: {_listed(over)}"
         sentences.append(text + ".")
-    if not one.apart:
+    if one.apart is None:
+        sentences.append("Nothing is known of patients: whether they are on both sides cannot be told.")
+    elif not one.apart:
         sentences.append("This protocol lets patients be on both sides: its figures are too high for new patients.")
     return {"protocol": one.protocol, "apart": one.apart, "sentences": sentences}
 
@@ -228,14 +263,18 @@ def _audit_summary(found: dict[str, Any] | None) -> dict[str, Any] | None:
         return None
     kinds = pd.DataFrame(found["findings"], columns=["kind", "severity", "sample", "other", "detail"])
     counted = kinds.groupby(["severity", "kind"], sort=False).size().reset_index(name="count").to_dict("records")
-    return {"counted": counted, "findings": kinds.head(_FINDINGS).to_dict("records"), "all": len(kinds)}
+    shown = kinds.head(_FINDINGS).to_dict("records")
+    for row in shown:
+        row["detail"] = pages.without_paths(str(row["detail"]))
+    return {"counted": counted, "findings": shown, "all": len(kinds)}
 
 
-def _splits(results: pd.DataFrame) -> list[dict[str, Any]]:
-    """Return a row per split, as its trials say."""
+def _splits(results: pd.DataFrame, labelled: int) -> list[dict[str, Any]]:
+    """Return a row per split, as its trials say, with the images that it does not use."""
     if "protocol" not in results:
         return []
-    table = results.drop_duplicates(["protocol", "fold"])
+    table = results.drop_duplicates(["protocol", "fold"]).copy()
+    table["n_unused"] = labelled - table[["n_train", "n_val", "n_test", "dropped"]].fillna(0).sum(axis=1)
     names = [name for name in table if str(name).startswith(("n_", "groups_", "crossing_"))]
     names += ["protocol", "fold", "dropped", "guarantees", "flags"]
     return [
@@ -257,6 +296,7 @@ def _board(one: Answers) -> dict[str, Any]:
         role: pairs.loc[pairs["role"] == role, "sentence"].tolist() if len(pairs) else []
         for role in ("confirmatory", "descriptive")
     }
+    told = {role: [one.replace(_UNCORRECTED, "") for one in sentences] for role, sentences in told.items()}
     units = "groups of patients" if "low" in one.leaderboard else "images, taken as independent"
     return {"protocol": one.protocol, "rows": rows, "problem": one.problem, "columns": _COLUMNS, "units": units, **told}
 
@@ -273,7 +313,8 @@ def _errors(one: Answers, dataset: Dataset | None) -> dict[str, Any]:
             except LeukemiaDLError as error:  # it was readable when the nets saw it
                 _log.warning("%s", error)
     plain = [{key: None if pd.isna(value) else value for key, value in row.items()} for row in rows]
-    return {"protocol": one.protocol, "rows": plain}
+    tested = len(one.predictions) > 0 and bool((one.predictions["kind"] == "backbone").any())
+    return {"protocol": one.protocol, "rows": plain, "tested": tested}
 
 
 def _trials(run: StoredRun, show: bool) -> Iterable[dict[str, Any]]:
@@ -288,7 +329,7 @@ def _trials(run: StoredRun, show: bool) -> Iterable[dict[str, Any]]:
         row |= {"status": "missing", "message": "", "accuracy": None, "loss": None, "curve": None}
         if record is not None:
             row["status"] = record["status"]
-            row["message"] = ": ".join(filter(None, (record["exception"], record["message"])))
+            row["message"] = pages.without_paths(": ".join(filter(None, (record["exception"], record["message"]))))
             row |= {name: None if pd.isna(record[name]) else float(record[name]) for name in ("accuracy", "loss")}
         if cell["trial"] in curves:
             row["curve"] = sketch(curves[cell["trial"]])
@@ -308,11 +349,6 @@ def _environments(timings: pd.DataFrame) -> list[dict[str, Any]]:
     return [{str(key): value for key, value in row.items()} for row in counted.to_dict("records")]
 
 
-def _without_paths(text: str) -> str:
-    """Return settings without the folders of the machine that they were made on: a page is sent to others."""
-    return re.sub(r'^(root|store|weights) = ("(?:/|~|[A-Za-z]:|\\\\).*)$', r'\1 = "..."', text, flags=re.MULTILINE)
-
-
 def _published(name: str) -> list[dict[str, Any]]:
     try:
         table = published_results(name)
@@ -324,7 +360,8 @@ def _published(name: str) -> list[dict[str, Any]]:
 
 def _interval(row: Mapping[Any, Any], ends: tuple[str, str]) -> dict[str, Any]:
     low, high = (float(row[end]) for end in ends)
-    known = bool(np.isfinite([low, high]).all())
+    # Shares of classes are held, so that an interval of the majority's accuracy would have no width.
+    known = bool(np.isfinite([low, high]).all()) and low < high
     value = float(row["value"])
     return {
         "value": value if np.isfinite(value) else None,
@@ -335,7 +372,6 @@ def _interval(row: Mapping[Any, Any], ends: tuple[str, str]) -> dict[str, Any]:
 
 def _value(row: Mapping[Any, Any], metric: str, ends: tuple[str, str]) -> str:
     low, high = (float(row[end]) for end in ends)
-    # Shares of classes are held, so that an interval of the majority's accuracy would have no width.
     known = np.isfinite([low, high]).all() and low < high
     return f"{row[metric]:.3f}" + (f" (95% interval {low:.3f} to {high:.3f})" if known else "")
 

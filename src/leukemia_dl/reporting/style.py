@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import textwrap
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -67,6 +68,9 @@ def grid_of(names: Sequence[str], side: float = 2.5, extra: float = 0.9) -> tupl
 
 def head(figure: Figure, title: str, note: str = "") -> None:
     """Write a title above a figure and a note below it, both from its left edge."""
+    # At these sizes a letter is about a 15th of an inch wide.
+    title, note = ("\n".join(textwrap.fill(line, int(15 * figure.get_figwidth())) for line in text.split("\n"))
+                   for text in (title, note))  # fmt: skip
     keywords: dict[str, Any] = {"x": 0.01, "ha": "left", "parse_math": False}
     if title:
         figure.suptitle(title, fontsize="medium", fontweight="bold", **keywords)

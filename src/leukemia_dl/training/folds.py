@@ -32,6 +32,9 @@ def inner_folds(
     if folds < 2:
         return []
     # With every image a group of its own the one for groups takes longer than the heads that it is for.
-    kind = StratifiedKFold if len(np.unique(units)) == len(units) else StratifiedGroupKFold
-    splitter = kind(folds, shuffle=True, random_state=named_seed(seed, "inner folds"))
-    return [(train, held) for train, held in splitter.split(np.zeros(len(labels)), labels, units)]
+    alone = len(np.unique(units)) == len(units)
+    splitter = (StratifiedKFold if alone else StratifiedGroupKFold)(
+        folds, shuffle=True, random_state=named_seed(seed, "inner folds")
+    )
+    parts = splitter.split(np.zeros(len(labels)), labels, None if alone else units)
+    return [(train, held) for train, held in parts]

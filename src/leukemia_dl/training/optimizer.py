@@ -74,7 +74,9 @@ def build_optimizer(recipe: Recipe, learning_rate: float, rates: Mapping[str, fl
             gradients, replicas = summed_over_replicas(list(grads))
             if recipe.clip_norm:
                 squares = [keras.ops.sum(keras.ops.square(keras.ops.cast(g, "float32"))) for g in gradients]
-                norm = keras.ops.sqrt(sum(squares[1:], squares[0]))
+                # Not added one by one: TensorFlow makes that one operation, which begins with whichever number lies in
+                # memory that it may overwrite, so that the order, and the last bits, are others in each run.
+                norm = keras.ops.sqrt(keras.ops.sum(keras.ops.stack(squares)))
                 share = recipe.clip_norm / keras.ops.maximum(norm, recipe.clip_norm)
                 gradients = [gradient * keras.ops.cast(share, gradient.dtype) for gradient in gradients]
             # Keras sums them again.
