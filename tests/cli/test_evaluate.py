@@ -4,6 +4,7 @@ import pytest
 from typer.testing import CliRunner
 
 import leukemia_dl as ldl
+import stores
 from leukemia_dl.cli import app
 from leukemia_dl.errors import DataError, SettingsError, StoreError, UnknownNameError
 from predictions import clustered
@@ -103,3 +104,11 @@ def test_what_cannot_be_read_is_one_clear_error(run, file, tmp_path):
     (tmp_path / "bad.csv").write_text("label,probability_a,probability_b\na,yes,no\n")
     with pytest.raises(DataError, match="numbers"):
         run(tmp_path / "bad.csv")
+
+
+def test_a_store_that_python_made_has_no_such_file_and_is_read_all_the_same(run, tmp_path):
+    stores.made_up(tmp_path / "s", stores.cells(), ["cnn"])
+    assert "cell_size" in run(tmp_path / "s")
+    stores.made_up(tmp_path / "t", stores.cells(), ["cnn"], failed=range(4))
+    with pytest.raises(DataError, match="no trial was finished"):
+        run(tmp_path / "t")

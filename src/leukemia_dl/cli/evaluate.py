@@ -104,6 +104,13 @@ def _read(path: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
     import pandas as pd
 
     file = _file(path)
+    if not file.is_file() and path.expanduser().is_dir():
+        from leukemia_dl.benchmark.stored import read_run
+
+        run = read_run(path)  # of a benchmark in Python, which leaves no such file
+        if len(run.predictions):
+            return run.predictions, {"results": run.results, "timings": run.timings}
+        raise DataError(f"The store {path} holds no predictions: no trial was finished.")
     if not file.is_file():
         raise DataError(f"There is no file {file}. Give a CSV file of predictions, or a store, which holds {_FILE}.")
     try:
