@@ -18,8 +18,7 @@ from leukemia_dl.benchmark.grid import Cell
 from leukemia_dl.benchmark.store import Store
 from leukemia_dl.benchmark.trial import Record
 from leukemia_dl.datasets import Dataset
-from leukemia_dl.datasets.cache import user_path
-from leukemia_dl.errors import DamagedRecordError, DataError, StoreError
+from leukemia_dl.errors import DamagedRecordError, StoreError
 from leukemia_dl.preprocess import Pipeline
 
 if TYPE_CHECKING:
@@ -162,9 +161,9 @@ def read_run(folder: str | Path) -> StoredRun:
         StoreError: If the folder is no store, or one that an earlier version made.
     """
     try:
-        store = Store(user_path(folder))
-    except DataError as error:
-        raise StoreError(str(error)) from None
+        store = Store(folder)
+    except RuntimeError as error:  # ~somebody who is not there
+        raise StoreError(f"{folder} is no path that can be used: {error}.") from None
     try:
         text = (store.root / SETTINGS_FILE).read_text(encoding="utf-8")
         grid, samples = (_read_csv(store.root / name) for name in (GRID_FILE, SAMPLES_FILE))
