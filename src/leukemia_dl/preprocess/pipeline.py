@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from leukemia_dl import identity
 from leukemia_dl.errors import ImageError, SettingsError, unknown_name
+from leukemia_dl.notebook import for_notebooks
 from leukemia_dl.preprocess.decode import check_image, decode_image, decode_shared, writable
 from leukemia_dl.preprocess.geometry import CenterOnCanvas, PadToSquare, Resize
 from leukemia_dl.preprocess.steps import STEPS, Step
@@ -33,6 +34,14 @@ class Pipeline:
 
     Raises:
         SettingsError: If something in `steps` is no known step.
+
+    Example:
+        >>> import leukemia_dl as ldl
+        >>> pipeline = ldl.Pipeline.default(224)
+        >>> print(pipeline)
+        Pipeline(steps=(CenterOnCanvas(size=450), Resize(size=224, method='lanczos')))
+        >>> pipeline.output_size, pipeline.keeps_scale
+        (224, True)
     """
 
     steps: tuple[Step, ...] = ()
@@ -81,7 +90,7 @@ class Pipeline:
         return cls(())
 
     def then(self, *steps: Step) -> Pipeline:
-        """Return a pipeline that goes on with further steps: `Pipeline.default(224).then(Reinhard())`."""
+        """Return a pipeline that goes on with further `steps`: `Pipeline.default(224).then(Reinhard())`."""
         return Pipeline((*self.steps, *steps))
 
     @property
@@ -99,7 +108,7 @@ class Pipeline:
         return Pipeline(self.steps[:count]), Pipeline(self.steps[count:])
 
     def fit(self, images: NDArray[np.uint8]) -> Pipeline:
-        """Return this pipeline with every step fitted, in order, to images as they come to it: uint8 (n, h, w, 3).
+        """Return this pipeline with every step fitted, in order, to `images`, uint8 (n, h, w, 3), as they come to it.
 
         Raises:
             ImageError: If a step cannot be fitted to them.
@@ -142,10 +151,11 @@ class Pipeline:
         return np.stack(results)
 
     def load(self, path: str | Path) -> NDArray[np.uint8]:
-        """Decode a file and apply the steps: uint8 (h', w', 3), a new array.
+        """Return the pixels of the file `path` after the steps: uint8 (h', w', 3), a new array.
 
         Raises:
             ImageError: If it cannot be decoded; the message names the file.
+            SettingsError: If a step was not fitted.
         """
         return writable(self._one(decode_shared(path)))
 
@@ -163,7 +173,7 @@ class Pipeline:
         return all(step.keeps_scale for step in self.steps)
 
     def scale(self, image: NDArray[np.uint8]) -> float:
-        """Return how many pixels wide one pixel of an image, uint8 (h, w, 3), becomes; by height, where they differ."""
+        """Return how many pixels wide one pixel of `image`, uint8 (h, w, 3), becomes; by height, where they differ."""
         scale = 1.0
         for step in self.steps:
             height, image = len(image), step(image)
@@ -181,7 +191,7 @@ class Pipeline:
         stages = [decode_image(image) if isinstance(image, (str, Path)) else check_image(image).copy()]
         for step in self.steps:
             stages.append(step(stages[-1]))
-        figure = Figure(figsize=(3.2 * len(stages), 3.9), layout="constrained")
+        figure = for_notebooks(Figure(figsize=(3.2 * len(stages), 3.9), layout="constrained"))
         panels = np.atleast_1d(figure.subplots(1, len(stages)))
         for axes, stage, name in zip(panels, stages, ["as decoded", *map(_short, self.steps)], strict=True):
             axes.imshow(stage, interpolation="nearest")
@@ -195,7 +205,7 @@ class Pipeline:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Pipeline:
-        """Return the pipeline that `to_dict` described.
+        """Return the pipeline that `values`, as from `to_dict`, describe.
 
         Raises:
             SettingsError: If the dictionary has another form or a parameter is wrong.

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import pandas as pd
 
+from leukemia_dl.notebook import for_notebooks
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -36,7 +38,7 @@ def new_figure(width: float, height: float) -> Figure:
     """Return a figure of that size in inches that belongs to no window."""
     from matplotlib.figure import Figure
 
-    return Figure(figsize=(width, height), layout="constrained", dpi=130)
+    return for_notebooks(Figure(figsize=(width, height), layout="constrained", dpi=130))
 
 
 def figure_of(ax: Axes | None, width: float, height: float) -> tuple[Figure, Axes]:
