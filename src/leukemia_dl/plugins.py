@@ -44,6 +44,7 @@ PROJECT = "leukemia_dl"
 DISTRIBUTION = "leukemia-dl"
 hookspec = pluggy.HookspecMarker(PROJECT)
 hookimpl = pluggy.HookimplMarker(PROJECT)
+"""Marks a plugin's function as one of the hooks `leukemia_dl_backbones` and `leukemia_dl_datasets`."""
 _log = logging.getLogger(__name__)
 
 

@@ -79,9 +79,7 @@ class Benchmark:
         SplitError: If the protocol cannot be applied to the data set.
 
     Example:
-        >>> import leukemia_dl as ldl                                          # doctest: +SKIP
-        >>> dataset = ldl.Dataset.load("synthetic", subjects=40)               # doctest: +SKIP
-        >>> frame = ldl.Benchmark(dataset, ["cnn"], store="runs/first").run()  # doctest: +SKIP
+        >>> frame = ldl.Benchmark(ldl.Dataset.load("synthetic"), ["cnn"], store="runs/first").run()  # doctest: +SKIP
     """
 
     def __init__(
@@ -124,9 +122,7 @@ class Benchmark:
         self.pipelines = {size: chosen_pipeline(pipeline, self.recipe, size, dataset.info.canvas) for size in sizes}
         self.callbacks = self.recipe.callbacks if callbacks is None else callbacks
         load_factory(self.callbacks)
-        self.compute = Compute(
-            device, core_count() if threads is None else threads, engine, replicas, compile_cache
-        )  # fmt: skip
+        self.compute = Compute(device, core_count() if threads is None else threads, engine, replicas, compile_cache)
         self.source = dataset.source
         self.dataset = dataset.subset(dataset.labels >= 0)
         self.protocols = unique_names("protocol", (protocol,) if isinstance(protocol, str) else protocol)
@@ -206,6 +202,7 @@ class Benchmark:
             A row per trial that the store holds, see `results`.
 
         Raises:
+            SettingsError: If an argument has a value that is not allowed.
             StoreError: If the store cannot be written.
             ImageError: If images cannot be decoded; up to ten are named.
             BackendError: If there is no such device.
@@ -268,9 +265,9 @@ class Benchmark:
     def predictions(self, *, cell_area: bool = False) -> pd.DataFrame:
         """Return the prediction frame: a row per trial and sample of the val and test sides.
 
-        Columns: trial, backbone, kind ("backbone" or "baseline"), protocol, fold, seed, sample, subject, group,
-        same_cell, side ("val" or "test"), label (class name) and a `probability_<class>` per class. Every interval and
-        comparison is computed from it: `leukemia_dl.evaluate`, `compare`, `leaderboard`, `inflation`.
+        Columns: trial, backbone, kind ("backbone", "baseline", "averaged" over symmetries), protocol, fold, seed,
+        sample, subject, group, same_cell, side ("val", "test"), label (class name) and a `probability_<class>` each.
+        `leukemia_dl.evaluate`, `compare`, `leaderboard` and `inflation` compute intervals and comparisons from it.
 
         Args:
             cell_area: Add the area of the cell in pixels of the file (NaN where an image shows no single cell), to
@@ -287,17 +284,23 @@ class Benchmark:
         return prediction_frame(records, self.dataset.class_names, self.dataset.table, areas)
 
     def predict_on(self, other: Dataset, label_map: LabelMap | None = None, show_progress: bool = True) -> pd.DataFrame:
-        """Return the prediction frame of all trained nets, and floors, on another data set.
+        """Return the prediction frame of all trained nets, and floors, on `other`, a data set from elsewhere.
 
-        See `leukemia_dl.benchmark.external.predict_on`; `label_map` leads from its labels to classes of this one, or to
-        None for those to be left out.
+        `label_map` leads from its labels to classes of this one, or to None for those to be left out. Every fold's net
+        predicts every image; the fold stands in the column `repeat` too. `show_progress` tells how far it is.
+
+        Raises:
+            DataError, StoreError, ImageError: For a label that is no class; a store without trials; a damaged image.
         """
         return predict_on(self, other, label_map, show_progress)
 
     def evaluate_on(
         self, other: Dataset, label_map: LabelMap | None = None, show_progress: bool = True
     ) -> pd.DataFrame:
-        """Return the result frame of another data set. See `leukemia_dl.benchmark.external.evaluate_on`."""
+        """Return the result frame of `other`; `label_map`, `show_progress` and errors as for `predict_on`.
+
+        Nets come with their own pipelines and temperatures; floors are fitted again, on each split's training side.
+        """
         return evaluate_on(self, other, label_map, show_progress)
 
     def histories(self) -> pd.DataFrame:

@@ -52,28 +52,31 @@ class Watcher(Protocol):
 
 
 class Executor(Protocol):
-    """Runs tasks."""
+    """Runs tasks. `Benchmark.run` calls it; a user only makes one, and passes it there."""
 
     def workers_for(self, shared: Shared) -> int:
-        """Return how many at a time."""
+        """Return how many at a time, given what all tasks have in common (`shared`)."""
 
     def run(self, tasks: Iterable[Task], shared: Shared, watcher: Watcher) -> Iterator[Outcome]:
-        """Yield an outcome per task that was begun, as it ends."""
+        """Yield an outcome for each of `tasks` that was begun, as it ends.
+
+        `shared` is what they have in common; `watcher` is told of each as it begins, and may stop them.
+        """
 
 
 @dataclass(frozen=True)
 class InProcess:
     """Runs trials one after the other in this process, which keeps their memory.
 
-    A time limit is looked at after every epoch.
+    A time limit is looked at after every epoch. Its methods are for `Benchmark.run`.
     """
 
     def workers_for(self, shared: Shared) -> int:
-        """Return 1."""
+        """Return 1, whatever is `shared`."""
         return 1
 
     def run(self, tasks: Iterable[Task], shared: Shared, watcher: Watcher) -> Iterator[Outcome]:
-        """Yield an outcome per task."""
+        """Yield an outcome for each of `tasks`, which have `shared` in common; `watcher` follows and may stop them."""
         with tempfile.TemporaryDirectory() as folder:
             stop_file = Path(folder) / "stop"
             for task in tasks:
@@ -115,7 +118,10 @@ class Submitted:
     """Runs trials by an object with `submit(function, *arguments)` whose results have `done()` and `result()`.
 
     So do the executors of concurrent.futures, `dask.distributed.Client` and `submitit.AutoExecutor`. All are submitted
-    at once; tasks and pixels travel by paths that the workers must see.
+    at once; tasks and pixels travel by paths that the workers must see. Its methods are for `Benchmark.run`.
+
+    Args:
+        executor: That object; one that is none, or a pool of threads, is a SettingsError.
     """
 
     def __init__(self, executor: Any) -> None:
@@ -133,11 +139,11 @@ class Submitted:
         self._executor = executor
 
     def workers_for(self, shared: Shared) -> int:
-        """Return how many at a time, where the object says so."""
+        """Return how many at a time, where the object says so, whatever is `shared`; otherwise 1."""
         return int(getattr(self._executor, "_max_workers", 1))
 
     def run(self, tasks: Iterable[Task], shared: Shared, watcher: Watcher) -> Iterator[Outcome]:
-        """Yield an outcome per task."""
+        """Yield an outcome for each of `tasks`, which have `shared` in common; `watcher` follows and may stop them."""
         waiting: dict[Any, tuple[Task, float]] = {}
         stop_file: Path | None = None
         handed = self._hand_over(shared)

@@ -33,11 +33,12 @@ class Processes:
     """Runs trials in other processes, which give their memory back and take no other trial with them.
 
     The trials of a backbone follow one another in a process, for which it is built and compiled once; another backbone,
-    and a trial after one that failed, begins in a new one.
+    and a trial after one that failed, begins in a new one. Its methods are for `Benchmark.run`.
 
     Attributes:
         workers: How many at a time; None for one per GPU, and for one where there is none, since one net keeps all
-            cores busy. With several GPUs each worker sees one of them.
+            cores busy. With several GPUs each worker sees one of them. What is no whole number from 1 on is a
+            SettingsError.
     """
 
     workers: int | None = None
@@ -48,11 +49,11 @@ class Processes:
             whole_number("workers", self.workers)
 
     def workers_for(self, shared: Shared) -> int:
-        """Return how many work at a time."""
+        """Return how many work at a time; the GPUs are those of the device in `shared`."""
         return self.workers or max(len(_gpus_of(shared)), 1)
 
     def run(self, tasks: Iterable[Task], shared: Shared, watcher: Watcher) -> Iterator[Outcome]:
-        """Yield an outcome per task."""
+        """Yield an outcome for each of `tasks`, which have `shared` in common; `watcher` follows and may stop them."""
         gpus, workers = _gpus_of(shared), self.workers_for(shared)
         free = [_Slot({"CUDA_VISIBLE_DEVICES": gpus[i % len(gpus)]} if len(gpus) > 1 else {}) for i in range(workers)]
         slots, waiting, running = tuple(free), iter(tasks), dict[str, _Trial]()

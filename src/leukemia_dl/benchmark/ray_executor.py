@@ -33,6 +33,9 @@ class Ray(Submitted):
         max_retries: How often a trial is run again whose process or node was lost.
         address: Of the cluster; None for the one that this process is connected to, or RAY_ADDRESS, or a new one on
             this machine.
+
+    Raises:
+        SettingsError: If Ray is not installed (extra `ray`).
     """
 
     def __init__(
@@ -52,7 +55,7 @@ class Ray(Submitted):
         self._remote: Any = None
 
     def workers_for(self, shared: Shared) -> int:
-        """Return for how many trials the cluster has room."""
+        """Return for how many trials the cluster has room, whatever is `shared`."""
         import ray
 
         cores, gpus = self._needs()

@@ -50,10 +50,17 @@ _log = logging.getLogger(__name__)
 
 
 class Store:
-    """A folder of trials. Any number of writers may share it: they never write the same file in place."""
+    """A folder of trials. Any number of writers may share it: they never write the same file in place.
+
+    In its methods `trial` is a `Trial`, `name` that of a trial's folder (`Trial.folder`, `names()`), and `arrays` says
+    whether to read history, predictions and traceback too, which are left empty otherwise.
+
+    Args:
+        root: The folder; nothing is written before `create`.
+    """
 
     def __init__(self, root: str | Path) -> None:
-        """Take the folder; nothing is written before `create`."""
+        """Take the folder."""
         self.root = Path(root).expanduser()
         self.trials = self.root / "trials"
 
@@ -128,10 +135,6 @@ class Store:
     def read(self, trial: Trial, arrays: bool = True) -> Record | None:
         """Return the record of a trial, or None if there is none.
 
-        Args:
-            trial: Whose.
-            arrays: Whether to read history, predictions and traceback too; they are left empty otherwise.
-
         Raises:
             DamagedRecordError: If its folder is damaged.
             StoreError: If it is of another format.
@@ -140,7 +143,7 @@ class Store:
         return record if record is not None and record.trial.digest == trial.digest else None
 
     def read_folder(self, name: str, arrays: bool = True) -> Record | None:
-        """Return the record in a folder of `trials`, whichever grid it is of; likewise."""
+        """Return the record in a folder of `trials`, whichever grid it is of; likewise, DamagedRecordError included."""
         folder = self.trials / name
         for attempt in range(_LOOKS):
             try:
@@ -166,7 +169,7 @@ class Store:
             return None
 
     def quarantine(self, name: str) -> Path:
-        """Move a folder of `trials` out of the way, and return where to."""
+        """Move a folder of `trials` out of the way, and return where to; StoreError if that cannot be done."""
         place = self.root / "quarantine" / f"{name}-{uuid.uuid4().hex[:8]}"
         try:
             place.parent.mkdir(exist_ok=True)
@@ -195,7 +198,7 @@ class Store:
         return self.has_model_of(trial.folder)
 
     def has_model_of(self, name: str) -> bool:
-        """Likewise, by the name of the folder."""
+        """Whether the trained net in that folder was kept and is there."""
         folder = self.trials / name
         try:
             return MODEL_FILE in read_sums(folder) and (folder / MODEL_FILE).is_file()
@@ -203,7 +206,7 @@ class Store:
             return False
 
     def write(self, record: Record, model: bytes | None = None) -> Path:
-        """Keep what a trial left, in place of an earlier record of it.
+        """Keep what a trial left, in place of an earlier record of it, and return its folder.
 
         Args:
             record: The record.
@@ -231,11 +234,11 @@ class Store:
         return target
 
     def write_text(self, name: str, text: str) -> Path:
-        """Write a file of the store's own, such as results.csv, aside and then in place."""
+        """Write `text` to the store's own file `name`, such as results.csv, aside, then in place; return its path."""
         return self.write_bytes(name, text.encode("utf-8", "surrogateescape"))
 
     def write_bytes(self, name: str, content: bytes) -> Path:
-        """Likewise."""
+        """Write `content` likewise; StoreError if that fails."""
         path = self.root / name
         aside = path.with_name(f".{path.name}-{uuid.uuid4().hex[:8]}")
         try:
@@ -251,7 +254,7 @@ class Store:
         return path
 
     def export(self, results: pd.DataFrame, timings: pd.DataFrame) -> None:
-        """Write results.csv and timings.csv. Floats are written so that they read back to the same value."""
+        """Write `results` and `timings` to their CSV files, floats so that they read back to the same value."""
         self.write_text("results.csv", results.to_csv(index=False, lineterminator="\n"))
         self.write_text("timings.csv", timings.to_csv(index=False, lineterminator="\n"))
 

@@ -44,8 +44,8 @@ class AuditReport:
 
     Attributes:
         name: Of the data set.
-        findings: A row per finding, the severest first: `kind`; `severity`, of `SEVERITIES`; `sample`, NA where it is
-            about no single image; `other`, the second sample of a pair, else NA; `detail`, for people.
+        findings: A row per finding, the severest first: `kind`; `severity` ("error", "warning", "note"); `sample`,
+            NA where it is about no single image; `other`, the second sample of a pair, else NA; `detail`, for people.
         images: A row per image, in row order: `sample`, `readable`, `height` and `width` in pixels, `mode` (Pillow's),
             `blank`, `single_cell` (cut out on black), the measures of `measure_quality`, `empty_mask`,
             `touches_border`, `sha256` of the file and `problem`; NA where they could not be had.
@@ -110,6 +110,9 @@ def audit(dataset: Dataset, manifest: str | Path | None = None, show_progress: b
         dataset: Any data set.
         manifest: What there should be, for `datasets.manifest.read_manifest`; found by the ends of paths.
         show_progress: Whether to tell how far it is.
+
+    Returns:
+        The report; its `ok` says whether there is no error among the findings.
 
     Raises:
         DataError: If the manifest cannot be read or is none. It is looked at before the images.

@@ -78,7 +78,8 @@ class Dataset:
 
     Raises:
         DataError: On creation, if samples repeat, a label is no class, a subject is in two groups, a split is unknown,
-            there are no samples, or fewer than two classes.
+            there are no samples, or fewer than two classes. The methods that make one raise it also if a file or column
+            is missing or named twice; they name the row, counted from 1 and without a header.
     """
 
     _table: pd.DataFrame
@@ -94,9 +95,17 @@ class Dataset:
 
     @classmethod
     def load(cls, name: str, root: str | Path | None = None, **options: Any) -> Dataset:
-        """Load a data set by name, such as `Dataset.load("c_nmc_2019", root="data/C-NMC_Leukemia")`.
+        """Return a data set by its name, such as `Dataset.load("c_nmc_2019", root="data/C-NMC_Leukemia")`.
 
-        See `leukemia_dl.datasets.registry.load_dataset` for the parameters and errors.
+        Args:
+            name: One of `leukemia_dl.list_datasets()`.
+            root: Its folder, or for "csv" the file; of ours only "synthetic" does without, and uses the cache folder.
+            options: The source's own, see the column `options` of `leukemia_dl.dataset_table()`.
+
+        Raises:
+            UnknownNameError: If there is no such source.
+            SettingsError: If the source needs a root, or does not know an option.
+            DataError: If what is there is not such a data set.
         """
         from leukemia_dl.datasets.registry import load_dataset
 
@@ -104,7 +113,18 @@ class Dataset:
 
     @classmethod
     def from_folder(cls, root: str | Path, class_names: Sequence[str] | None = None) -> Dataset:
-        """Load a folder per class, or train/val/test folders of these. See `datasets.sources.folder.read_folder`."""
+        """Return the data set of a folder per class; nothing is known of patients then.
+
+        Folders called train(ing), val(id/idation) and test(ing) each hold a folder per class, and make the column
+        `split`. Subfolders are searched too; what is no BMP, PNG, TIFF or JPEG by its suffix is left out.
+
+        Args:
+            root: The folder.
+            class_names: In label order; None for the folders' names, sorted.
+
+        Raises:
+            DataError: If `root` is no folder, has images directly in it, one class only, or others than `class_names`.
+        """
         from leukemia_dl.datasets.sources.folder import read_folder
 
         return read_folder(Path(root), class_names=class_names)
@@ -113,7 +133,13 @@ class Dataset:
     def from_csv(
         cls, path: str | Path, root: str | Path | None = None, class_names: Sequence[str] | None = None
     ) -> Dataset:
-        """Load `path,label[,subject,group,fold,split]`. See `datasets.sources.csv_file.read_csv`."""
+        """Return the data set of a CSV file: UTF-8, commas, a header `path,label[,subject,group,fold,split]`.
+
+        Args:
+            path: The file; each row needs a label. Cells are text, `007` is not `7`; an empty or NA subject: unknown.
+            root: Folder that relative paths in it start from; None for the folder of the file.
+            class_names: In label order; None for the labels found, sorted.
+        """
         from leukemia_dl.datasets.sources.csv_file import read_csv
 
         return read_csv(Path(path), files=root, class_names=class_names)
@@ -122,7 +148,13 @@ class Dataset:
     def from_dataframe(
         cls, frame: pd.DataFrame, root: str | Path | None = None, class_names: Sequence[str] | None = None
     ) -> Dataset:
-        """Take the samples from a DataFrame. See `datasets.frames.read_frame`."""
+        """Return the data set of a table.
+
+        Args:
+            frame: Columns `path` and `label` (NA: not known), and of the class's other columns those that are known.
+            root: Folder that relative paths start from; None for the working directory.
+            class_names: In label order; None for the labels found, sorted.
+        """
         from leukemia_dl.datasets.frames import read_frame
 
         return read_frame(frame, root=root, class_names=class_names)
@@ -138,7 +170,7 @@ class Dataset:
         subjects: Sequence[str] | None = None,
         splits: Sequence[str] | None = None,
     ) -> Dataset:
-        """Take the images from an array in memory.
+        """Return the data set of images in memory.
 
         Args:
             images: uint8, (n, height, width, 3), RGB 0..255. Neither copied nor changed; do not change it either.
@@ -261,7 +293,7 @@ class Dataset:
         return merge(self, other, label_map or {})
 
     def audit(self, manifest: str | Path | None = None, show_progress: bool = True) -> AuditReport:
-        """Look for what makes results wrong: damaged, identical and doubled images. See `datasets.audit.audit`."""
+        """Return what of the images could mislead; see `datasets.audit.audit` for `manifest` and `show_progress`."""
         from leukemia_dl.datasets.audit import audit
 
         return audit(self, manifest, show_progress)
@@ -269,11 +301,11 @@ class Dataset:
     def pixel_store(
         self, pipeline: Pipeline, folder: str | Path | None = None, show_progress: bool = True
     ) -> PixelStore:
-        """Decode every image once, to a file that is read at memory speed. See `datasets.pixels.PixelStore.open`."""
+        """Return the images after `pipeline`; see `PixelStore.open`, also for `folder` and `show_progress`."""
         return PixelStore.open(self, pipeline, folder, show_progress)
 
     def decode(self, row: int) -> NDArray[np.uint8]:
-        """Return the pixels of one row as they are in its file: uint8 (height, width, 3), RGB.
+        """Return the pixels of the row with number `row` as they are in its file: uint8 (height, width, 3), RGB.
 
         Raises:
             ImageError: If the file cannot be decoded; the message names it.

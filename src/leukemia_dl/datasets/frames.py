@@ -31,8 +31,9 @@ def read_frame(
     """Make a data set of a table.
 
     Args:
-        frame: Columns `path` and `label`, and if wanted `sample`, `subject`, `group`, `field`, `cell`, `fold` and
-            `split` (upper and lower case are the same). Others are ignored. A missing label means: not known.
+        frame: Columns `path` and `label`, and if wanted `sample`, `subject`, `group`, `field`, `cell`, `fold`,
+            `split` and `same_cell` (upper and lower case are the same). Others are ignored. A missing label means: not
+            known.
         root: Folder that relative paths start from; None for the working directory.
         class_names: In label order, as a sequence or separated by commas; None for the labels found, sorted.
         info: What to say about it.

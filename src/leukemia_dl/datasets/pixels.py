@@ -82,6 +82,7 @@ class PixelStore:
             ImageError: If files cannot be decoded; one error names up to ten of them.
             SettingsError: If the pipeline has to be fitted, or gives images of different sizes.
             StoreError: If the folder cannot be written, or the disk is full. Nothing is left behind.
+            DataError: If a file or array has changed since the data set was made.
         """
         size = pipeline.output_size
         if size is None or not pipeline.is_fitted:
@@ -126,7 +127,7 @@ class PixelStore:
         return self.images.dtype
 
     def __getitem__(self, rows: Any) -> NDArray[np.uint8]:
-        """Return the pixels of rows of the data set, as numpy indexing does; in memory and writable."""
+        """Return the pixels of `rows` of the data set, as numpy indexing does: uint8, in memory and writable."""
         return np.array(self.images[self.rows[rows]])
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:

@@ -249,6 +249,7 @@ PROTOCOLS: dict[str, _Protocol] = {
     "random": _random,
     "source_v1": _source_v1,
 }
+"""The protocols by their names; `make_splits` says what they are."""
 
 
 def _given_folds(pool: Pool) -> Iterator[tuple[int, IntArray, IntArray]]:

@@ -42,7 +42,7 @@ class DatasetSource:
 
 
 def get_source(name: str) -> DatasetSource:
-    """Return the source of that name.
+    """Return the source of the data set `name`.
 
     Raises:
         UnknownNameError: If there is none; it suggests the near match.
@@ -56,17 +56,9 @@ def get_source(name: str) -> DatasetSource:
 
 
 def load_dataset(name: str, root: str | Path | None = None, **options: Any) -> Dataset:
-    """Load a data set by name; `Dataset.load` is the same.
+    """Return the data set `name`, read from `root` with a source's `options`; `Dataset.load` is the same.
 
-    Args:
-        name: One of `list_datasets()`.
-        root: Its folder (a file for `csv`).
-        options: The source's own, see `dataset_table()`.
-
-    Raises:
-        UnknownNameError: If there is no such source.
-        SettingsError: If the source needs a root, or does not know an option.
-        DataError: If what is there is not such a data set.
+    It raises UnknownNameError, SettingsError and DataError, as said there.
     """
     source = get_source(name)
     unknown = sorted(set(options) - set(source.options))

@@ -115,10 +115,22 @@ def make_splits(
         n_repeats: How often to draw them anew, for `kfold` only; the folds of the second time are numbered from
             `n_folds` on, and so forth.
 
+    Returns:
+        A `Split` per fold, in the order of `folds`; one, whose `fold` is None, for a protocol without folds.
+
     Raises:
         UnknownNameError: If there is no such protocol.
-        SettingsError: If folds or n_folds do not fit the protocol.
+        SettingsError: If folds, seed, n_folds, n_repeats or allow_leakage are none, or do not fit the protocol.
         SplitError: If the data set has not what the protocol needs: subjects, folds, sides, groups of each class.
+
+    Example:
+        >>> import numpy as np
+        >>> import leukemia_dl as ldl
+        >>> images = np.arange(100, dtype=np.uint8).repeat(192).reshape(100, 8, 8, 3)
+        >>> subjects = [f"P{row % 50}" for row in range(100)]
+        >>> dataset = ldl.Dataset.from_arrays(images, np.arange(100) % 2, ("hem", "all"), subjects=subjects)
+        >>> ldl.make_splits(dataset, "kfold", folds=[0])
+        [<Split 'kfold' fold 0: train 64, val 16, test 20; content-disjoint, group-disjoint, test-is-not-val>]
     """
     if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
         raise SettingsError(f"seed must be a whole number of at least 0. Received: {seed!r}.")

@@ -38,7 +38,8 @@ class VerifyReport:
     Attributes:
         root: The folder that the manifest's paths start from; it may be one above or below the one that was given.
         files: A row per file of the manifest, in its order, then per extra file: `path` (str, as in the manifest),
-            `status` (str, one of `STATUSES`), `detail` (str, such as "renamed to b.bmp"; empty if there is none).
+            `status` ("ok", "missing", "extra", "changed" or "unreadable"), `detail` (such as "renamed to b.bmp"; "" if
+            there is none).
         partial: Whether missing files are allowed.
     """
 

@@ -239,10 +239,17 @@ def calibrate(frame: pd.DataFrame, *, fitted_on: str = "val", side: str = "test"
 
 
 def apply_temperature(probabilities: NDArray[np.float64], temperature: float) -> NDArray[np.float64]:
-    """Return softmax(log(probabilities) / temperature), float64 (n, classes). The order of classes stays.
+    """Return softmax(log(`probabilities`) / `temperature`), float64 (n, classes). The order of classes stays.
 
     Raises:
-        DataError: If the temperature is not a positive number.
+        DataError: If the temperature is not a positive number, or the probabilities are none (n, classes).
+
+    Example:
+        >>> import numpy as np
+        >>> from leukemia_dl import evaluation
+        >>> evaluation.apply_temperature(np.array([[0.9, 0.1], [0.5, 0.5]]), 2.0).round(3)
+        array([[0.75, 0.25],
+               [0.5 , 0.5 ]])
     """
     from scipy.special import softmax
 

@@ -70,6 +70,20 @@ def compare(
     Raises:
         DataError: If the frame is not one of predictions, or names no samples.
         SettingsError: If a metric or backbone does not exist, or there are fewer than two.
+
+    Example:
+        >>> import pandas as pd
+        >>> import leukemia_dl as ldl
+        >>> frame = pd.DataFrame({"sample": range(40), "label": ["hem"] * 20 + ["all"] * 20})
+        >>> frame["group"] = "P" + (frame["sample"] // 2).astype(str)
+        >>> one = frame.assign(backbone="cnn", probability_hem=[0.8] * 14 + [0.3] * 6 + [0.4] * 16 + [0.6] * 4)
+        >>> other = frame.assign(backbone="vgg16", probability_hem=[0.7] * 17 + [0.2] * 3 + [0.1] * 16 + [0.9] * 4)
+        >>> both = pd.concat([one, other], ignore_index=True)
+        >>> both["probability_all"] = 1 - both["probability_hem"]
+        >>> print(ldl.compare(both)["sentence"][0])  # doctest: +NORMALIZE_WHITESPACE
+        On 40 images of 20 groups of patients, accuracy is 0.750 for cnn and 0.825 for vgg16: a difference of -0.075
+        (95% interval of this pair alone -0.196 to +0.046; p = .193 by the jackknife over groups), which these data do
+        not tell from none; one of 0.168 would be found with a power of 80%.
     """
     frame = tidy(frame)
     primary, class_names = find_metric(metric).name, class_names_of(frame)

@@ -112,6 +112,16 @@ def evaluate(
     Raises:
         DataError: If the frame is not one of predictions.
         SettingsError: If a metric or column does not exist, or a setting is out of its range.
+
+    Example:
+        >>> import pandas as pd
+        >>> import leukemia_dl as ldl
+        >>> frame = pd.DataFrame({"label": ["hem"] * 20 + ["all"] * 20, "group": [f"P{i // 2}" for i in range(40)]})
+        >>> frame["probability_hem"] = ([0.8] * 7 + [0.3] * 3) * 2 + ([0.4] * 8 + [0.6] * 2) * 2
+        >>> frame["probability_all"] = 1 - frame["probability_hem"]
+        >>> ldl.evaluate(frame, metrics="accuracy")[["value", "low", "high", "images", "groups"]].round(2)
+           value   low  high  images  groups
+        0   0.75  0.51   0.9      40      20
     """
     frame = tidy(frame)
     names, class_names = metrics_of(metrics), class_names_of(frame)
@@ -132,7 +142,7 @@ def evaluate(
 
 
 def count_once(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return a prediction frame without the repetitions of a cell: the first prediction of each in each run stays.
+    """Return a prediction `frame` without repetitions of a cell: the first prediction of each in each run stays.
 
     Raises:
         DataError: If there is no column `same_cell`, which names the cell of images that show one that is there twice.

@@ -18,7 +18,7 @@ _RULES = ("mean_probability", "majority_vote")
 
 
 def group_table(frame: pd.DataFrame, side: str = "test") -> pd.DataFrame:
-    """Return what each backbone says of each group, most wrong first: a row per backbone and group.
+    """Return what each backbone says of each group: a row per backbone and group, of each backbone most wrong first.
 
     Predictions of all seeds are taken together. `by_mean_probability` is the class of the highest mean probability,
     `by_majority_vote` the class predicted most often (of equals, the one of higher mean probability).
@@ -87,6 +87,9 @@ def error_list(frame: pd.DataFrame, side: str = "test") -> pd.DataFrame:
     Returns:
         Its rows that are wrong, with `predicted` (class name), `confidence` (its probability) and `errors_in_group` (in
         all seeds); within a group the surest errors first.
+
+    Raises:
+        DataError: If the frame is not one of predictions.
     """
     frame = tidy(frame)
     names, chosen = class_names_of(frame), select_side(frame, side)

@@ -55,10 +55,6 @@ def inflation(
         UnknownNameError: If a protocol is not in the frame.
         SettingsError: If both are the same, or the metric does not exist.
         DataError: If the frame is not one of predictions, or no backbone is there under both.
-
-    Example:
-        >>> import leukemia_dl as ldl                                                   # doctest: +SKIP
-        >>> table = ldl.inflation(bench.predictions(), "kfold", "random")               # doctest: +SKIP
     """
     what = find_metric(metric).name
     class_names_of(frame)

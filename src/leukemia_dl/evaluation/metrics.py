@@ -69,6 +69,7 @@ _ALL = (
     Metric("calibration_intercept", "linear", ""),
 )
 METRICS = tuple(metric.name for metric in _ALL)
+"""Names of all metrics, in the order of columns; `score` says what they are."""
 
 
 def metric(name: str) -> Metric:
@@ -110,6 +111,13 @@ def score(labels: NDArray[np.int64], probabilities: NDArray[np.float64]) -> dict
 
     Raises:
         DataError: If shapes, labels or probabilities are not as said.
+
+    Example:
+        >>> import numpy as np
+        >>> import leukemia_dl as ldl
+        >>> found = ldl.score(np.array([0, 0, 1, 1]), np.array([[0.9, 0.1], [0.4, 0.6], [0.2, 0.8], [0.3, 0.7]]))
+        >>> found["accuracy"], round(found["loss"], 3), found["auroc"], found["calibration_slope"]
+        (0.75, 0.4, 1.0, nan)
     """
     labels, probabilities = as_arrays(labels, probabilities)
     run = replace(Run.of(labels, probabilities), unit=np.zeros(len(labels), np.int64))

@@ -87,10 +87,10 @@ class Model:
 
 
 def class_names_of(frame: pd.DataFrame) -> tuple[str, ...]:
-    """Return the classes that the columns `probability_<class>` name, in their order; the second is the positive one.
+    """Return the classes that the columns `probability_<class>` of `frame` name, in order; the second is positive.
 
     Raises:
-        DataError: If there are fewer than two.
+        DataError: If there are fewer than two, no column `label`, a column twice, or it is no DataFrame.
     """
     if not isinstance(frame, pd.DataFrame) or frame.columns.nlevels > 1:
         kind = "one with columns of several levels" if isinstance(frame, pd.DataFrame) else type(frame).__name__

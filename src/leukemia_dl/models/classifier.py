@@ -50,7 +50,7 @@ class Classifier:
         pipeline: From a file to the pixels that the model takes.
         provenance: What it was trained on and how; JSON values.
         temperature: What logits are divided by before the softmax, so that probabilities are calibrated (Guo et al.
-            2017, arXiv:1706.04599); 1 where none was fitted.
+            2017, arXiv:1706.04599); 1 where none was fitted. What is no number above 0 is a SettingsError.
     """
 
     model: Any
@@ -95,7 +95,8 @@ class Classifier:
 
         Raises:
             ImageError: If files cannot be decoded; up to ten are named, and nothing is predicted.
-            SettingsError: If `images` is none of these.
+            SettingsError: If `images` is none of these, the pipeline gives another size than the net takes, or
+                `batch_size` is below 1.
         """
         column, names, loaders = self._sources(images)
         if batch_size < 1:
@@ -129,7 +130,11 @@ class Classifier:
         return frame
 
     def save(self, path: str | Path) -> Path:
-        """Write one `.keras` file, aside first, so that an interruption leaves nothing half. Returns its path."""
+        """Write one `.keras` file to `path`, aside first, so that an interruption leaves nothing half; return its path.
+
+        Raises:
+            SettingsError: If the path does not end in .keras.
+        """
         import keras
 
         path = Path(path)
@@ -196,6 +201,9 @@ def load_classifier(path: str | Path) -> Classifier:
     Args:
         path: A `.keras` file written by `Classifier.save`, the folder of a trial that holds one, or the folder of a
             store with exactly one.
+
+    Returns:
+        The classifier, ready to predict; Keras loads its net with `safe_mode=True`.
 
     Raises:
         DataError: If there is none, several, or the file is damaged or from elsewhere.

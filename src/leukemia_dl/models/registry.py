@@ -26,7 +26,9 @@ _registered: dict[str, BackboneSpec] = {}
 
 
 def register_backbone(spec: BackboneSpec, *, replace: bool = False) -> BackboneSpec:
-    """Make a backbone known in this process, for a script or a notebook; a package uses an entry point instead.
+    """Make a backbone known in this process, and return its record: for a script or a notebook.
+
+    A package uses an entry point instead.
 
     Args:
         spec: The record.
@@ -61,7 +63,14 @@ def find_backbone(name: str) -> Provided:
 
 
 def get_backbone(name: str) -> BackboneSpec:
-    """Return the backbone registered under `name`. Raises UnknownNameError, with the near match, if there is none."""
+    """Return the backbone registered under `name`. Raises UnknownNameError, with the near match, if there is none.
+
+    Example:
+        >>> import leukemia_dl as ldl
+        >>> spec = ldl.get_backbone("xception")
+        >>> spec.title, spec.native_size, spec.min_size
+        ('Xception', 299, 71)
+    """
     spec: BackboneSpec = find_backbone(name).record
     return spec
 
@@ -72,7 +81,11 @@ def list_backbones() -> list[str]:
 
 
 def backbone_table() -> pd.DataFrame:
-    """Return a row per backbone: sizes in pixels, scaling, weights, parameters, licence, reference, plugin."""
+    """Return a row per backbone, sorted by its name.
+
+    Columns: `backbone, title, parameters, native_size, min_size` (sides in pixels), `scaling, weights, licence,
+    reference`, and the `plugin` that provides it with its `version`.
+    """
     import pandas as pd
 
     rows = []

@@ -33,6 +33,9 @@ class BackboneSpec:
         title: Name as in the literature.
         licence: Of code and weights.
         reference: Paper or page.
+
+    Raises:
+        PluginError: On creation, if a field could not be used; it names the field.
     """
 
     name: str

@@ -43,10 +43,16 @@ _LINEAR = np.where(_LEVELS > 0.04045, ((_LEVELS + 0.055) / 1.055) ** 2.4, _LEVEL
 
 
 def rgb_to_lab(pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """Convert sRGB, uint8 (..., 3), to CIELAB under D65, float64 (..., 3): L in 0..100, a and b about -128..127.
+    """Return CIELAB under D65 of sRGB `pixels`, uint8 (..., 3): float64 (..., 3), L 0..100, a -86..98, b -108..94.
 
     Raises:
         ImageError: If it is no such array.
+
+    Example:
+        >>> import numpy as np
+        >>> from leukemia_dl import preprocess
+        >>> preprocess.rgb_to_lab(np.array([255, 0, 0], np.uint8)).round(1)
+        array([53.2, 80.1, 67.2])
     """
     xyz = _LINEAR[_three(pixels, np.uint8)] @ (_RGB_TO_XYZ.T / _WHITE)
     bent = np.cbrt(xyz)
@@ -57,7 +63,11 @@ def rgb_to_lab(pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
 
 
 def lab_to_rgb(lab: NDArray[np.float64]) -> NDArray[np.uint8]:
-    """Convert CIELAB under D65, float (..., 3), to sRGB, uint8 (..., 3), rounded; what is outside of it is clipped."""
+    """Return sRGB, uint8 (..., 3), of `lab`, CIELAB under D65, float (..., 3): rounded, and clipped where outside.
+
+    Raises:
+        ImageError: If it is no such array, or has numbers that are not finite or enormous.
+    """
     lab = _three(lab, np.floating)
     bent = lab @ _LAB_TO_BENT + 16 / 116
     xyz = bent * bent * bent
@@ -75,7 +85,7 @@ def optical_density(pixels: NDArray[np.uint8], light: float = LIGHT) -> NDArray[
     """Return -ln((value + 1) / light) per channel (Beer and Lambert): uint8 (..., 3) to float64 of the same shape.
 
     Args:
-        pixels: RGB.
+        pixels: RGB; what is no such array is an ImageError.
         light: Grey level, plus one, of unstained glass. What is brighter has a negative density.
     """
     table = -np.log((np.arange(256) + 1) / light)
@@ -97,6 +107,14 @@ def separate_stains(image: NDArray[np.uint8], stains: ArrayLike = GIEMSA, light:
 
     Raises:
         SettingsError: If the directions are not independent.
+        ImageError: If the image is none.
+
+    Example:
+        >>> import numpy as np
+        >>> from leukemia_dl import preprocess
+        >>> image = np.full((1, 1, 3), (68, 28, 78), np.uint8)
+        >>> preprocess.separate_stains(image).round(2)  # methylene blue, eosin, residual
+        array([[[1.42, 1.65, 0.45]]])
     """
     return optical_density(check_image(image), light) @ np.linalg.inv(stain_matrix(stains))
 
@@ -104,7 +122,10 @@ def separate_stains(image: NDArray[np.uint8], stains: ArrayLike = GIEMSA, light:
 def combine_stains(
     concentrations: NDArray[np.float64], stains: ArrayLike = GIEMSA, light: float = LIGHT
 ) -> NDArray[np.uint8]:
-    """Undo `separate_stains`: float (h, w, 3) to uint8 (h, w, 3), rounded; what is outside 0..255 is clipped."""
+    """Undo `separate_stains`, given its `concentrations`, float (h, w, 3), and the same `stains` and `light`.
+
+    Returns uint8 (h, w, 3), rounded; what is outside 0..255 is clipped. Raises the errors of `separate_stains`.
+    """
     return density_to_rgb(_three(concentrations, np.floating) @ stain_matrix(stains), light)
 
 

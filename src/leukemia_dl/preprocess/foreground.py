@@ -26,6 +26,9 @@ def foreground_mask(image: NDArray[np.uint8], background: Background = "auto", t
 
     Returns:
         bool, (h, w). All False where there is no foreground.
+
+    Raises:
+        ImageError: If the image is none; and the errors of `foreground_pixels`.
     """
     from scipy import ndimage
 
@@ -64,6 +67,7 @@ def foreground_pixels(
 
     Raises:
         SettingsError: For another `background`.
+        ImageError: If the image is none.
     """
     if background not in get_args(Background):
         raise SettingsError(f"background must be one of {get_args(Background)}. Received: background={background!r}.")
@@ -80,17 +84,20 @@ def foreground_pixels(
 
 
 def bounding_box(mask: NDArray[np.bool_]) -> tuple[int, int, int, int] | None:
-    """Return (top, left, bottom, right) of a mask, bool (h, w): rows top to bottom - 1. None if it is empty."""
+    """Return (top, left, bottom, right) of a mask, in pixels: rows top to bottom - 1, columns left to right - 1.
+
+    `mask` is bool (h, w); None is returned for an empty one. What is no such mask is an ImageError.
+    """
     check_mask(mask)
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     return (int(rows[0]), int(columns[0]), int(rows[-1]) + 1, int(columns[-1]) + 1) if len(rows) else None
 
 
 def is_single_cell(image: NDArray[np.uint8]) -> bool:
-    """Tell whether an image, uint8 (h, w, 3), shows a cell cut out on black, rather than a field of a smear.
+    """Tell whether `image`, uint8 (h, w, 3), shows a cell cut out on black, rather than a field of a smear.
 
     True when at least three quarters of the outermost pixels are exactly black and some pixel is not. A cell of C-NMC
-    may touch the frame, so not all of the border has to be black.
+    may touch the frame, so not all of the border has to be black. What is no such image is an ImageError.
     """
     lit = _any_channel(check_image(image) > 0)
     border = np.concatenate([lit[0], lit[-1], lit[1:-1, 0], lit[1:-1, -1]])
@@ -98,14 +105,22 @@ def is_single_cell(image: NDArray[np.uint8]) -> bool:
 
 
 def silhouette(mask: NDArray[np.bool_]) -> dict[str, float]:
-    """Measure a mask, bool (h, w), in pixels.
+    """Measure `mask`, bool (h, w), in pixels.
 
     Returns:
         `area`; `width` and `height` of the bounding box; `perimeter`, the number of mask pixels with a neighbour (by
-        side) outside. All 0 for an empty mask.
+        side) outside, or on the frame. All 0 for an empty mask.
 
     Raises:
         ImageError: If it is no such mask.
+
+    Example:
+        >>> import numpy as np
+        >>> from leukemia_dl import preprocess
+        >>> image = np.zeros((9, 9, 3), np.uint8)
+        >>> image[2:6, 3:8] = 100, 40, 110
+        >>> preprocess.silhouette(preprocess.foreground_mask(image))
+        {'area': 20.0, 'width': 5.0, 'height': 4.0, 'perimeter': 14.0}
     """
     check_mask(mask)
     names = ("area", "width", "height", "perimeter")

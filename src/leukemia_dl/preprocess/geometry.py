@@ -44,6 +44,9 @@ def center_on_canvas(image: NDArray[np.uint8], height: int, width: int) -> NDArr
 
     Returns:
         uint8, (height, width, 3), a new array.
+
+    Raises:
+        SettingsError: If a side is no int from 1 to 4,472.
     """
     check_image(image)
     _check_size("center_on_canvas", height)
@@ -56,10 +59,10 @@ def center_on_canvas(image: NDArray[np.uint8], height: int, width: int) -> NDArr
 
 
 def pad_to_square(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Pad the shorter side with black on both ends: uint8 (h, w, 3) to uint8 (max(h, w), max(h, w), 3), a new array.
+    """Return `image`, uint8 (h, w, 3), on a black square: uint8 (max(h, w), max(h, w), 3), in its middle, a new array.
 
     Raises:
-        ImageError: If the longer side is over `MAX_SIZE`: the square of a thin strip may not fit into memory.
+        ImageError: If the longer side is over 4,472 pixels: the square of a thin strip may not fit into memory.
     """
     size = _bounded(max(check_image(image).shape[:2]))
     return center_on_canvas(image, size, size)
@@ -70,13 +73,14 @@ def crop_to_cell(image: NDArray[np.uint8], margin: float = 0.1) -> NDArray[np.ui
 
     Args:
         image: uint8, (h, w, 3).
-        margin: What is left around the cell on each side, as a share of the longer side of its bounding box.
+        margin: What is left around the cell on each side, as a share of the longer side of its bounding box, 0 to 10.
 
     Returns:
         uint8, (side, side, 3), a new array. Without any cell: the image padded to a square.
 
     Raises:
-        ImageError: If `side` would be over `MAX_SIZE`.
+        ImageError: If `side` would be over 4,472 pixels.
+        SettingsError: For another margin.
     """
     margin = _checked_margin(margin)
     box = bounding_box(foreground_mask(image))
@@ -106,6 +110,9 @@ def resize(image: NDArray[np.uint8], height: int, width: int, method: str = "lan
 
     Returns:
         uint8, (height, width, 3), a new array.
+
+    Raises:
+        SettingsError: If a side is no int from 1 to 4,472, or there is no such method.
     """
     check_image(image)
     _check_size("resize", height)

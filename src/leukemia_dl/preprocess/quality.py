@@ -36,6 +36,9 @@ def measure_quality(image: NDArray[np.uint8]) -> dict[str, float | bool]:
         `saturated`, shares of the cell's pixels with all channels at 0, or any at 255; `foreground`, share of the image
         that is cell; and, as bool, `empty_mask`, `touches_border`, `blank` (all of the image nearly one grey).
         NaN where there is no cell to measure.
+
+    Raises:
+        ImageError: If the image is none.
     """
     from scipy import ndimage
 
@@ -73,7 +76,11 @@ def quality_frame(images: Any, names: Sequence[Any] | None = None, show_progress
         show_progress: Whether to tell how far it is.
 
     Returns:
-        Columns as above, and `problem`, str: why a file could not be read, its measures then being NA; "" otherwise.
+        Columns as `measure_quality` names them, and `problem`, str: why a file could not be read, its measures then
+        being NA; "" otherwise.
+
+    Raises:
+        SettingsError: If `images` is none of these, or `names` not one per image.
     """
     import pandas as pd
 

@@ -21,6 +21,9 @@ class Step(ABC):
 
     A subclass is a frozen dataclass; its fields are JSON values or tuples of numbers, checked on creation, so that a
     pipeline can be printed, hashed and stored. One of your own enters pipelines the same way.
+
+    Raises:
+        SettingsError: On creation, for a value that is not allowed; for a class that is named like one of ours.
     """
 
     keeps_scale: ClassVar[bool] = True
@@ -36,7 +39,7 @@ class Step(ABC):
 
     @abstractmethod
     def __call__(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Turn uint8 (h, w, 3) into uint8 (h', w', 3): a new array, or the input itself where nothing is to be done."""
+        """Return uint8 (h', w', 3) of `image`, uint8 (h, w, 3): a new array, or itself where nothing is to be done."""
 
     @property
     def is_fitted(self) -> bool:
@@ -44,9 +47,9 @@ class Step(ABC):
         return True
 
     def fit(self, images: NDArray[np.uint8]) -> Self:
-        """Return this step, fitted to training images, uint8 (n, h, w, 3)."""
+        """Return this step, fitted to training `images`, uint8 (n, h, w, 3); itself, if there is nothing to fit."""
         return self
 
     def size_after(self, size: int | None) -> int | None:
-        """Return the side of the square that comes out, given the one that goes in; None if not known beforehand."""
+        """Return the side, in pixels, of what comes out of a square of side `size`; None if not known beforehand."""
         return size

@@ -30,7 +30,7 @@ _METRICS = ("accuracy", "loss", "balanced_accuracy", "sensitivity", "specificity
 
 
 def write_model_cards(store: str | Path) -> list[Path]:
-    """Write a card for each trained net of a store into its folder cards/, and return their paths.
+    """Write a card for each trained net of a `store`, its folder, into cards/ there, and return their paths.
 
     Raises:
         StoreError: If the folder is no store, or cannot be written.

@@ -14,7 +14,7 @@ __all__ = ["write_pictures"]
 
 
 def write_pictures(benchmark: Benchmark) -> list[Path]:
-    """Write comparison.png, learning_curves.png, samples.png and predictions.csv into the benchmark's store.
+    """Write comparison.png, learning_curves.png, samples.png and predictions.csv into the store of `benchmark`.
 
     A picture that has nothing to show (no trial finished, no net trained) is left out. Where one of two protocols keeps
     patients apart and the other does not, inflation.csv and inflation.png say what that one adds to the accuracy.

@@ -54,7 +54,7 @@ def check_backbone(spec: BackboneSpec, skip: Iterable[str] = ()) -> None:
 
 
 def parametrize_with_checks(specs: Iterable[BackboneSpec]) -> Any:
-    """Return a pytest decorator that runs a test function once per backbone and check, as `test(spec, check)`."""
+    """Return a pytest decorator that runs a test function for each of `specs` and check, as `test(spec, check)`."""
     import pytest
 
     cases = [
@@ -175,6 +175,7 @@ BACKBONE_CHECKS: tuple[Check, ...] = (
     check_mixed_precision,
     check_saving,
 )
+"""Every check, a function of a `BackboneSpec` that raises AssertionError where it does not hold."""
 
 
 def _hold(spec: BackboneSpec, holds: bool, otherwise: str) -> None:

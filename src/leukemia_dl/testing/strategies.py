@@ -1,11 +1,14 @@
 """Hypothesis strategies for images, cells and pipelines: property-based tests of preprocessing, ours and yours.
 
-    from hypothesis import given
-    from leukemia_dl.testing import strategies as cells
-
-    @given(image=cells.cells())
-    def test_my_step_leaves_the_background_black(image):
-        assert not my_step(image)[image.max(axis=-1) == 0].any()
+    >>> from hypothesis import given, settings
+    >>> from leukemia_dl.preprocess import Reinhard
+    >>> from leukemia_dl.testing import strategies
+    >>> my_step = Reinhard(mean=(40, 20, -20), std=(8, 5, 5))
+    >>> @settings(deadline=None, max_examples=20)
+    ... @given(image=strategies.cells())
+    ... def test_my_step_leaves_the_background_black(image):
+    ...     assert not my_step(image)[image.max(axis=-1) == 0].any()
+    >>> test_my_step_leaves_the_background_black()
 
 Needs the extra `testing`: pip install "leukemia-dl[testing]".
 """
@@ -65,7 +68,8 @@ def images(
 def cells(draw: st.DrawFn, min_size: int = 12, max_size: int = 48) -> Image:
     """Return one stained cell on exact black, square: an ellipse with a darker nucleus and grain, no pixel of it black.
 
-    Colours span those of blood smears, purple to pink; the cell may touch the frame.
+    Colours span those of blood smears, purple to pink; the cell may touch the frame. uint8 (size, size, 3), its side
+    from `min_size` to `max_size` pixels.
     """
     size = draw(st.integers(min_size, max_size))
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
@@ -79,7 +83,7 @@ def cells(draw: st.DrawFn, min_size: int = 12, max_size: int = 48) -> Image:
 
 
 def masks(shape: tuple[int, int]) -> st.SearchStrategy[NDArray[np.bool_]]:
-    """Return any mask, bool, of that height and width."""
+    """Return any mask, bool, of that `shape`, (height, width)."""
     return hnp.arrays(np.bool_, shape)
 
 
@@ -101,5 +105,5 @@ def steps(max_size: int = 24) -> st.SearchStrategy[Step]:
 
 
 def pipelines(max_steps: int = 4, max_size: int = 24) -> st.SearchStrategy[Pipeline]:
-    """Return any pipeline of up to `max_steps` steps that can be applied."""
+    """Return any pipeline of up to `max_steps` steps that can be applied; `max_size` as in `steps`."""
     return st.lists(steps(max_size), max_size=max_steps).map(lambda drawn: Pipeline(tuple(drawn)))

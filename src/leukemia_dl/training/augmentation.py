@@ -43,6 +43,9 @@ class Augmentation:
         contrast: Multiply their distance from the cell's mean colour by 1 +- this.
         stain: Multiply the density of each of two stains (Giemsa's) by 1 +- this (Tellez et al. 2018,
             doi:10.1109/TMI.2018.2820199).
+
+    Raises:
+        SettingsError: On creation, for a value that is out of its range: rotation to 180, shift to 0.5, others to 0.9.
     """
 
     symmetries: bool = True
@@ -163,7 +166,14 @@ def augment(
 def augment_images(
     images: NDArray[np.uint8], settings: Augmentation, seed: int = 0, epoch: int = 0
 ) -> NDArray[np.uint8]:
-    """Return images as training would see them, rounded: uint8 (n, size, size, 3) to the same; for looking at them."""
+    """Return `images`, uint8 (n, size, size, 3), as training would see them, rounded to uint8; for looking at them.
+
+    `settings` is an `Augmentation`, or a `Recipe`, which is one; `seed` that of a trial, `epoch` counts from 0.
+
+    Raises:
+        SettingsError: If the settings are neither.
+        ImageError: If the images are no such array.
+    """
     from keras import ops
 
     if not isinstance(settings, Augmentation):

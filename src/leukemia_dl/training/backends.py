@@ -49,6 +49,9 @@ class Compute:
         replicas: GPUs that share each batch (`tf.distribute.MirroredStrategy`, `keras.distribution.DataParallel` on
             JAX). Then TensorFlow normalises by the statistics of each share of a batch, JAX by those of the whole.
         compile_cache: Keep what XLA compiles in the cache folder, for later processes.
+
+    Raises:
+        SettingsError: On creation, for a value that is not allowed, or more than one replica with what excludes it.
     """
 
     device: str = "auto"

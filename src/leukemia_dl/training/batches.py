@@ -33,7 +33,7 @@ class Subset:
 
     @classmethod
     def of(cls, images: Any, rows: NDArray[np.int64]) -> Subset:
-        """Return rows of an array or of a subset."""
+        """Return the subset of `rows`, int64, of `images`: of an array, or of a subset, whose rows they then are."""
         return cls(images.base, images.rows[rows]) if isinstance(images, Subset) else cls(images, rows)
 
     def __len__(self) -> int:
@@ -51,6 +51,7 @@ class Subset:
         return found
 
     def __getitem__(self, index: Any) -> NDArray[Any]:
+        """Return what `index`, as numpy's, chooses of the rows."""
         chosen: NDArray[Any] = self.base[self.rows[index]]
         return chosen
 

@@ -38,10 +38,11 @@ class FitContext:
 
 
 CallbackFactory = Callable[[FitContext], Iterable[Any]]
+"""Makes Keras callbacks for one phase of a fit."""
 
 
 def load_factory(factory: CallbackFactory | str | None) -> CallbackFactory | None:
-    """Return a factory given as an object or as "module:function"; None stays None.
+    """Return the `factory` that was given as an object or as "module:function"; None stays None.
 
     Raises:
         SettingsError: If it is neither, or there is no such module or function.
@@ -79,7 +80,10 @@ def make_callbacks(factory: CallbackFactory, context: FitContext) -> list[Any]:
 
 
 def tensorboard(context: FitContext) -> list[Any]:
-    """Return `keras.callbacks.TensorBoard`, which writes below the trial's folder; needs the extra `tensorboard`."""
+    """Return `keras.callbacks.TensorBoard`, which writes below the trial's folder, `context.folder`.
+
+    SettingsError without such a folder, or without the extra `tensorboard`.
+    """
     import keras
 
     _require("tensorboard", "tensorboard")
@@ -87,8 +91,9 @@ def tensorboard(context: FitContext) -> list[Any]:
 
 
 def mlflow(context: FitContext) -> list[Any]:
-    """Return a callback that logs settings and each epoch to an MLflow run per phase; needs the extra `mlflow`.
+    """Return a callback that logs the settings of `context` and each epoch to an MLflow run per phase.
 
+    SettingsError without the extra `mlflow`.
     Where runs go is MLflow's own setting: the environment variables MLFLOW_TRACKING_URI and MLFLOW_EXPERIMENT_NAME, or
     what the calling program set. Under an active run they are its children.
     """

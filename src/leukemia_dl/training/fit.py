@@ -70,7 +70,7 @@ class FitResult:
     features: FeatureCache | None = None
 
     def logits(self, images: Images) -> NDArray[np.float64]:
-        """Return logits (n, classes) of uint8 images (n, size, size, 3), or of a `Subset`.
+        """Return logits (n, classes), float64, of `images`, uint8 (n, size, size, 3), or a `Subset` of such.
 
         Where the backbone stayed frozen, from features that the fit's cache may hold already.
         """
@@ -81,7 +81,7 @@ class FitResult:
         return predict_logits(head, Subset.of(features, np.arange(len(images)) * forms), HEAD_BATCH)
 
     def logits_over_symmetries(self, images: Images) -> NDArray[np.float64]:
-        """Return the logits of each image's eight symmetries (8, n, classes), likewise."""
+        """Return the logits of the eight symmetries of each of `images`: (8, n, classes), float64, likewise."""
         batch = predict_batch_size(self.recipe, self.device.replicas)
         if self.features is None or self.recipe.epochs or not self.recipe.head_symmetries:
             return logits_over_symmetries(self.model, images, batch)
@@ -117,7 +117,7 @@ def fit(
     on_step: OnStep | None = None,
     on_epoch: OnEpoch | None = None,
 ) -> FitResult:
-    """Train a backbone with a fresh head.
+    """Train a backbone with a fresh head, and return the net with its learning curves.
 
     Args:
         spec: The backbone.
@@ -144,6 +144,7 @@ def fit(
     Raises:
         DataError: If images and labels do not fit together or to the recipe.
         SettingsError: If the image size is below the backbone's minimum, or an epoch cannot be selected.
+        WeightsError, PluginError: As `leukemia_dl.models.build_model`.
         OutOfMemoryError: If memory runs out; it names the batch size.
         BackendError: If there is no such device.
         TrainingError: If the loss stops being a number.

@@ -68,7 +68,7 @@ class Nets:
         self._key = self._net = None
 
     def forget_others(self, spec: BackboneSpec) -> None:
-        """Give back the memory of a net of another backbone."""
+        """Give back the memory of the net, if it is of another backbone than `spec`."""
         import keras
 
         if self._key is None or self._key[0] != spec:
@@ -76,7 +76,9 @@ class Nets:
             keras.utils.clear_session(free_memory=True)
 
     def get(self, spec: BackboneSpec, recipe: Recipe, classes: int, seed: int, device: Device) -> Net:
-        """Return an untrained net; one that an earlier call has returned is taken back, if it fits.
+        """Return an untrained net of a `spec` and `recipe`; one that was returned before is taken back, if it fits.
+
+        It has so many `classes`, runs on that `device`, and its initial weights are those of the `seed`.
 
         Raises:
             SettingsError, WeightsError, PluginError: As `build_model`.

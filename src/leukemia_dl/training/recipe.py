@@ -99,6 +99,16 @@ class Recipe(Augmentation):
         halve_batch: Where memory runs out, begin again with half the batch size (the row says so), down to one.
         callbacks: "module:function", a factory of Keras callbacks (`leukemia_dl.training.FitContext`). Not part of what
             names a trial, nor of whether two recipes are equal.
+
+    Raises:
+        SettingsError: On creation, for a value that is not allowed; it names the setting.
+        UnknownNameError: If `without_weights` names no setting.
+
+    Example:
+        >>> import leukemia_dl as ldl
+        >>> recipe = ldl.Recipe.preset("finetune", epochs=10)
+        >>> recipe.total_epochs, recipe.changed(head_epochs=5).total_epochs  # of the head alone, and of all layers
+        (30, 15)
     """
 
     name: str = "custom"
@@ -179,7 +189,7 @@ class Recipe(Augmentation):
         return Head(kind=self.head, units=self.head_units, dropout=self.dropout, sigmoid=self.sigmoid)
 
     def for_backbone(self, spec: BackboneSpec) -> Self:
-        """Return the settings as they are for one backbone: its native size, and what replaces weights it has not.
+        """Return the settings as they are for the backbone `spec`: its native size, and what replaces missing weights.
 
         Raises:
             SettingsError: If only the head would be trained, on features of random weights, without `weights=None`.
@@ -205,14 +215,14 @@ class Recipe(Augmentation):
         return self.weights is not None and str(Path(self.weights)) != Path(self.weights).stem
 
     def pipeline(self, size: int, canvas: int | None) -> Pipeline:
-        """Return the preprocessing that `resize` says, to images of `size` pixels; `canvas` is the data set's."""
+        """Return the preprocessing that `resize` says, to `size` x `size` pixels; `canvas` is the data set's."""
         if self.resize == "bilinear":
             return Pipeline.source_v1(size)
         return Pipeline.default(size, canvas=canvas)
 
     @classmethod
     def preset(cls, name: str, /, **changes: Any) -> Self:
-        """Return a named recipe, with some settings changed: `Recipe.preset("quick", epochs=10)`.
+        """Return the preset `name`, one of `presets()`, with `changes` to it: `Recipe.preset("quick", epochs=10)`.
 
         Raises:
             UnknownNameError: If there is no such preset, or no such setting.
@@ -223,7 +233,7 @@ class Recipe(Augmentation):
         return cls.from_dict({"name": name, **PRESETS[name]}).changed(**changes)
 
     def changed(self, **changes: Any) -> Self:
-        """Return the recipe with some settings changed; a changed one is not replaced by `without_weights` any more.
+        """Return the recipe with `changes`; a changed setting is not replaced by `without_weights` any more.
 
         Raises:
             UnknownNameError: If there is no such setting.
@@ -240,7 +250,7 @@ class Recipe(Augmentation):
 
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any]) -> Self:
-        """Return a recipe of plain values; what is left out has its default.
+        """Return the recipe of `settings` as plain values; what is left out has its default.
 
         Raises:
             UnknownNameError: If there is no such setting; it suggests the near one.
@@ -260,7 +270,7 @@ class Recipe(Augmentation):
 
     @classmethod
     def from_toml(cls, path: str | Path) -> Self:
-        """Read a recipe from a TOML file: `preset = "finetune"`, if it starts from one, and settings.
+        """Return the recipe in the TOML file `path`: `preset = "finetune"`, if it starts from one, and settings.
 
         Raises:
             DataError: If there is no such file, or it is no TOML.
@@ -279,7 +289,7 @@ class Recipe(Augmentation):
         return cls.from_dict(settings) if preset is None else cls.preset(preset, **settings)
 
     def to_toml(self) -> str:
-        """Return every setting as TOML, which `from_toml` reads; weights that are None are left out."""
+        """Return every setting as TOML, which `from_toml` reads; what is None is left out, and is None again then."""
         import tomli_w
 
         settings = self.to_dict() | {"callbacks": self.callbacks}

@@ -22,19 +22,7 @@ _FORM = "Wanted: a CSV file in UTF-8, separated by commas, with a header: path,l
 
 
 def read_csv(root: Path, files: str | Path | None = None, class_names: Sequence[str] | None = None) -> Dataset:
-    """Load the images that a CSV file names.
-
-    Args:
-        root: The CSV file, in UTF-8, separated by commas, with a header: `path,label` and, if known, `subject`,
-            `group`, `fold`, `split`. Cells are taken as text as they stand: `007` is not `7`. A
-            subject or group that is empty or NA is not known.
-        files: Folder that relative paths start from; None for the folder of the CSV file.
-        class_names: In label order, as a sequence or separated by commas; None for the labels found, sorted.
-
-    Raises:
-        DataError: If it is missing, a folder, no CSV, or a row is wrong (its number is named, counted without the
-            header); see also `read_frame`.
-    """
+    """Do what `Dataset.from_csv` says, `files` being its root; class names may also be one text, with commas."""
     path = user_path(root)
     if not path.is_file():
         what = "is a folder" if path.is_dir() else "does not exist"

@@ -32,24 +32,7 @@ _log = logging.getLogger(__name__)
 
 
 def read_folder(root: Path, class_names: Sequence[str] | None = None) -> Dataset:
-    """Load a folder per class.
-
-    If the folders in `root` are called train(ing), val(id/idation) or test(ing), each holds a folder per class, and the
-    column `split` says where an image was. Images are taken from subfolders of a class's folder too; links to folders
-    are not followed there. Hidden files and files that are no images are left out, and their number logged. A folder
-    tells nothing about patients: `subject` is NA.
-
-    Args:
-        root: The folder.
-        class_names: In label order, as a sequence or separated by commas; None for the folders' names, sorted.
-
-    Returns:
-        The data set; `sample` is the path below `root`, with forward slashes.
-
-    Raises:
-        DataError: If `root` is missing, a file or archive, empty, has images directly in it or one class only, or its
-            folders are not those of `class_names`.
-    """
+    """Do what `Dataset.from_folder` says; class names may also be one text, separated by commas."""
     root = require_folder(Path(root), _WANTED)
     class_names = None if class_names is None else class_list(class_names)
     tops = _folders(root)
