@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from leukemia_dl.cli import options
+from leukemia_dl.cli import completion, options
 from leukemia_dl.errors import SettingsError
 
 __all__ = ["benchmark"]
@@ -32,7 +32,12 @@ def benchmark(
     root: options.Root = None,
     option: options.DatasetOptions = None,
     backbones: Annotated[
-        str | None, typer.Option(help="Names separated by commas.", show_default="the five built-in architectures")
+        str | None,
+        typer.Option(
+            help="Names separated by commas.",
+            show_default="the five built-in architectures",
+            autocompletion=completion.backbones,
+        ),
     ] = None,
     recipe: options.RecipeName = "quick",
     set_: options.Changes = None,
@@ -50,16 +55,17 @@ def benchmark(
         str,
         typer.Option(
             help="official, official_clean, preliminary, kfold, holdout, fixed, source_v1 or random; or several, "
-            "separated by commas."
+            "separated by commas.",
+            autocompletion=completion.protocols,
         ),
     ] = "official_clean",
     folds: Annotated[
         str | None, typer.Option(help="Test folds, such as 0,1,2, or all.", show_default="the protocol's own")
     ] = None,
     seeds: Annotated[str, typer.Option(help="One trial per seed, such as 0,1,2.")] = "0",
-    baselines: Annotated[str, typer.Option(help="Floors to compare with; '' for none.")] = (
-        "majority,cell_size,cell_colour"
-    ),
+    baselines: Annotated[
+        str, typer.Option(help="Floors to compare with; '' for none.", autocompletion=completion.baselines)
+    ] = "majority,cell_size,cell_colour",
     store: Annotated[
         Path | None, typer.Option(help="Folder for the results.", show_default="runs/DATASET-RECIPE")
     ] = None,
@@ -78,7 +84,10 @@ def benchmark(
     ] = False,
     executor: Annotated[
         str,
-        typer.Option(help="Where trials run: in-process, processes, ray; auto: processes from two trials on."),
+        typer.Option(
+            help="Where trials run: in-process, processes, ray; auto: processes from two trials on.",
+            autocompletion=completion.executors,
+        ),
     ] = "auto",
     workers: Annotated[
         int | None, typer.Option(help="Processes at a time.", show_default="one, or one per GPU")

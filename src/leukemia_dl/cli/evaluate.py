@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from leukemia_dl.cli import options
+from leukemia_dl.cli import completion, options
 from leukemia_dl.errors import DataError, SettingsError, StoreError, unknown_name
 
 if TYPE_CHECKING:
@@ -28,7 +28,10 @@ def evaluate(
             show_default=False,
         ),
     ],
-    metric: Annotated[str, typer.Option(help="The metric to compare by; choose it before you look.")] = "accuracy",
+    metric: Annotated[
+        str,
+        typer.Option(help="The metric to compare by; choose it before you look.", autocompletion=completion.metrics),
+    ] = "accuracy",
     level: Annotated[float, typer.Option(help="Of the intervals.")] = 0.95,
     estimand: Annotated[
         str, typer.Option(help="models: these fitted models. procedure: training anew too; needs two seeds.")

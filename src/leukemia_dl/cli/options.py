@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from leukemia_dl.cli import completion
 from leukemia_dl.errors import SettingsError, unknown_name
 
 if TYPE_CHECKING:
@@ -20,22 +21,31 @@ if TYPE_CHECKING:
 
 __all__ = ["key_values", "load_dataset", "names", "pipeline", "print_table", "recipe", "stain_step", "whole_numbers"]
 
-DatasetName = Annotated[str, typer.Option(help="Name of a data set, see `leukemia-dl datasets`.")]
+DatasetName = Annotated[
+    str, typer.Option(help="Name of a data set, see `leukemia-dl datasets`.", autocompletion=completion.datasets)
+]
 Root = Annotated[Path | None, typer.Option(help="Folder (or CSV file) of the data set.", show_default=False)]
 DatasetOptions = Annotated[
     list[str] | None,
     typer.Option("--option", "-o", metavar="KEY=VALUE", help="Option of the data set, such as subjects=60."),
 ]
 RecipeName = Annotated[
-    str, typer.Option(help="Settings of each fit: a preset (`leukemia-dl recipes`) or a .toml file.")
+    str,
+    typer.Option(
+        help="Settings of each fit: a preset (`leukemia-dl recipes`) or a .toml file.",
+        autocompletion=completion.recipes,
+    ),
 ]
-DeviceName = Annotated[str, typer.Option(help="auto, cpu, gpu or gpu:1.")]
+DeviceName = Annotated[str, typer.Option(help="auto, cpu, gpu or gpu:1.", autocompletion=completion.devices)]
 Changes = Annotated[
     list[str] | None,
     typer.Option("--set", "-s", metavar="KEY=VALUE", help="Change a setting of the recipe, such as epochs=10."),
 ]
 ImageSize = Annotated[int | None, typer.Option(help="Short for --set image_size=N.", show_default=False)]
-Stain = Annotated[str | None, typer.Option(help="Normalise stain: reinhard or macenko.", show_default="no")]
+Stain = Annotated[
+    str | None,
+    typer.Option(help="Normalise stain: reinhard or macenko.", show_default="no", autocompletion=completion.stains),
+]
 Crop = Annotated[bool, typer.Option("--crop", help="Crop to the cell; its absolute size is then lost.")]
 
 
