@@ -12,7 +12,7 @@ OTHER_BACKEND = tests/test_benchmarks.py tests/test_other_backend.py tests/model
 	tests/training/test_features.py tests/training/test_optimizer.py tests/training/test_resume.py
 
 .DEFAULT_GOAL := help
-.PHONY: help benchmark test test-torch lint docs clean
+.PHONY: help benchmark test test-torch lint dist docs clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -34,6 +34,10 @@ lint: .venv/test ## Mend formatting and imports, then check style and types
 	.venv/bin/ruff check --fix .
 	.venv/bin/ruff format .
 	.venv/bin/mypy
+
+dist: .venv/test ## Build wheel and sdist into dist/
+	rm -rf dist
+	.venv/bin/python -m hatchling build
 
 docs: .venv/docs ## Build the documentation into site/, strictly
 	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict

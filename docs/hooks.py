@@ -37,9 +37,11 @@ def tutorials() -> list[Path]:
 
 
 def on_files(files: Any, config: Any) -> Any:
-    """Add a page and a notebook for each tutorial."""
+    """Add a page and a notebook for each tutorial, and the changelog."""
     from mkdocs.structure.files import File
 
+    changes = (DOCS.parent / "CHANGELOG.md").read_text(encoding="utf-8")
+    files.append(File.generated(config, "reference/changelog.md", content=changes))
     for script in tutorials():
         for name, content in run(script.stem, script.read_text(encoding="utf-8")).items():
             files.append(File.generated(config, f"tutorials/{name}", content=content))
