@@ -5,8 +5,8 @@
 # files, see what a net will see, train a small net and evaluate it. It takes about a minute; nothing is downloaded.
 #
 # To have something to read, the first cell draws **synthetic cells** and saves 150 of them as PNG files, cropped to the
-# cell, in a folder per class, `cells/hem` and `cells/all`. With images of your own, leave it out. No number on this
-# page says anything about real cells.
+# cell, in a folder per class, `cells/hem` and `cells/all`. With images of your own you need its imports only. No number
+# on this page says anything about real cells.
 
 # %%
 import shutil
@@ -55,9 +55,9 @@ frame[["backbone", "accuracy", "protocol", "guarantees", "flags"]].round(3)
 # %% [markdown]
 # ## A table with patients
 #
-# A CSV file with a column `subject` beside `path` and `label` is all it takes; further columns are in
-# [the guide](../guides/datasets.md). Relative paths start from the folder of the file. `group-disjoint` says that no
-# patient is on two sides: it was checked on each split.
+# A CSV file with a column `subject` beside `path` and `label` is all it takes, such as the one that is written here;
+# further columns are in [the guide](../guides/datasets.md). Relative paths start from the folder of the file.
+# `group-disjoint` says that no patient is on two sides: it was checked on each split.
 
 # %%
 pd.DataFrame(rows).to_csv("cells.csv", index=False)
