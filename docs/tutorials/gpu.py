@@ -1,0 +1,142 @@
+# %% [markdown]
+# # A GPU, with TensorFlow, JAX or torch
+#
+# What to install, how to see that it is used, what a row says of it, and what changes. The cells run anywhere and are
+# done in about half a minute; those of this page ran on a CPU. All data are **synthetic cells**.
+#
+# **What has not been run:** the GPU paths are written by the documentation of TensorFlow, JAX and Keras, and have not
+# been run by the project yet. What is said here of GPUs is what they were written to do. On CPUs the tests run on
+# TensorFlow and on JAX.
+#
+# ## One backend, and its GPU packages
+#
+# TensorFlow is the default. Its CUDA packages come by an extra:
+#
+# ```console needs="a package index and an NVIDIA GPU"
+# pip install "leukemia-dl[gpu]"
+# ```
+#
+# JAX or torch instead: install it, and say so in the environment before Python starts. TensorFlow comes along and is
+# not used. (The extra `leukemia-dl[jax]` is JAX for CPUs.)
+#
+# ```console needs="a package index and an NVIDIA GPU"
+# pip install leukemia-dl "jax[cuda12]"
+# export KERAS_BACKEND=jax
+# ```
+#
+# ```console needs="a package index and an NVIDIA GPU"
+# pip install "leukemia-dl[torch]"
+# export KERAS_BACKEND=torch
+# ```
+#
+# ## Is it seen?
+#
+# `leukemia-dl doctor` says which backend there is, which devices it sees and in which precision nets would run, and
+# what to do where there is a driver but no GPU. On the machine that made this page:
+
+# %%
+import subprocess
+import sys
+
+import leukemia_dl as ldl
+
+doctor = subprocess.run([sys.executable, "-m", "leukemia_dl", "doctor"], capture_output=True, text=True)
+print(doctor.stdout.partition("Cache")[0])
+
+# %% [markdown]
+# ## Where a net runs
+#
+# `device="auto"` takes the first GPU, and the CPU where there is none. To be sure, ask for what you mean, `"gpu"`,
+# `"gpu:1"` or `"cpu"`: what is not there is an error before the first trial. With a GPU this cell trains on it.
+
+# %%
+dataset = ldl.Dataset.load("synthetic", root="data/synthetic", subjects=12, images=60)
+recipe = ldl.Recipe.preset("quick", image_size=32)
+settings = {"folds": [2], "baselines": [], "store": "runs/gpu"}
+try:
+    ldl.Benchmark(dataset, ["cnn"], recipe=recipe, device="gpu", **settings).run()
+except ldl.errors.BackendError as error:
+    print(error)
+
+# %% [markdown]
+# Every row says what it was:
+
+# %%
+frame = ldl.Benchmark(dataset, ["cnn"], recipe=recipe, **settings).run()
+frame[["backbone", "backend", "device", "precision", "engine", "replicas", "batch_size", "deterministic"]].transpose()
+
+# %% [markdown]
+# The backend is part of what names a trial, the device is not: a trial that the store holds from a CPU is not run again
+# on a GPU. To compare two devices, give each a store. A trained net is bound to neither: saved with one backend, it can
+# be loaded with another.
+#
+# On the command line it is `--device gpu`, beside the same settings.
+#
+# ## Precision
+#
+# With `precision="auto"` nets compute in bfloat16 where the GPU has it (NVIDIA Ampere or later) and in float32
+# elsewhere; weights, head and loss are float32 always. `precision="float32"` in a recipe forbids it. What would only be
+# emulated is refused:
+
+# %%
+try:
+    mixed = ldl.Recipe.preset("quick", image_size=32, precision="mixed_bfloat16")
+    ldl.Benchmark(dataset, ["cnn"], recipe=mixed, **settings).run()
+except ldl.errors.SettingsError as error:
+    print(error)
+
+# %% [markdown]
+# ## What can be repeated
+#
+# On one CPU equal settings give equal bits ([with one exception](../guides/training.md#the-same-bits)). On a GPU that
+# is not promised: sums may be added up in another order each time, and training makes more of the last digits. The
+# column `deterministic` says which it was. Splits, the order of the images and how they are turned come from the seed,
+# by numpy, on any device. So do not compare two GPU runs by one number each: take several seeds, and look at the
+# intervals.
+#
+# ```console needs="a GPU"
+# leukemia-dl benchmark --backbones cnn,resnet50 --device gpu --seeds 0,1,2 --store runs/gpu-seeds
+# leukemia-dl evaluate runs/gpu-seeds --metric balanced_accuracy
+# ```
+#
+# ## When memory runs out
+#
+# The trial is a failed row, and its message names the batch size and half of it to try. `halve_batch=True` has that
+# done, down to one image, and the row says what it came to (`batch_size`, `flags`). TensorFlow is told to take memory
+# as it is needed, so that others can use the same GPU.
+#
+# ```python needs="a GPU"
+# recipe = ldl.Recipe.preset("from_scratch", image_size=224, batch_size=512, halve_batch=True)
+# bench = ldl.Benchmark(dataset, ["cnn", "xception"], recipe=recipe, device="gpu", store="runs/large")
+# bench.run()
+# ```
+#
+# ## Several GPUs
+#
+# With trials to share out, each GPU gets a trial of its own: from two trials on that is what `run()` does. For a single
+# trial, or a batch that is too large for one GPU, `replicas` shares each batch, with TensorFlow and JAX; the batch size
+# must be a multiple of it.
+#
+# ```python needs="two GPUs"
+# bench = ldl.Benchmark(dataset, ["resnet50"], recipe=recipe, replicas=2, store="runs/shared")
+# bench.run()
+# ```
+#
+# ## How fast is it?
+#
+# With JAX on a GPU whole epochs run as one compiled function, with the images on the device where they take no more
+# than .3 of its memory; `engine` in the row says `scan`. `compile_cache=True` keeps what XLA has compiled for later
+# runs. To measure your GPU, beside Keras's `fit` and a PyTorch loop, in a clone of the repository:
+#
+# ```console needs="a GPU"
+# python benchmarks/gpu.py
+# python -m pytest -m gpu
+# ```
+#
+# The second line runs the tests that only a GPU can answer.
+#
+# ## Where to go from here
+#
+# - [Speed](../guides/speed.md): what is done once, and what was measured on a CPU.
+# - [A cluster](cluster.md), for many GPUs on many machines.
+# - [Fine-tune and calibrate](finetune_and_calibrate.md), which is where a GPU pays.
