@@ -98,7 +98,6 @@ def run(name: str, script: str) -> dict[str, str | bytes]:
     page = []
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)
-        cell.setdefault("outputs", []) if cell.cell_type == "code" else None
         page.append(_page_of(cell, name, files))
     where = f"[This page as a notebook]({name}.ipynb) and [as a script]({name}.py), to run it yourself."
     title, _, rest = "\n\n".join(page).partition("\n")
@@ -112,8 +111,14 @@ def _page_of(cell: Any, name: str, files: dict[str, str | bytes]) -> str:
     if cell.cell_type == "markdown":
         return str(cell.source)
     parts = [f"```python\n{cell.source}\n```"] if cell.source else []
-    # Progress is for who waits.
-    cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
+    # Progress is for who waits; and what was printed is one text, however it arrived.
+    kept: list[Any] = []
+    for output in cell.get("outputs", []):
+        if output.get("name") == "stdout" and kept and kept[-1].get("name") == "stdout":
+            kept[-1].text += output.text
+        elif output.get("name") != "stderr":
+            kept.append(output)
+    cell.outputs = kept
     for output in cell.outputs:
         data = output.get("data", {})
         if output.output_type == "stream":
