@@ -55,19 +55,26 @@ def test_it_holds_every_check(installed):
     run(installed, "-c", "import leukemia_dl as l, leukemia_dl.testing as t; t.check_backbone(l.get_backbone('tiny'))")
 
 
-def test_it_trains_beside_the_five(installed, tmp_path):
+@pytest.mark.parametrize(
+    ("others", "size"),
+    [
+        pytest.param(("vgg16", "cnn"), 32, id="two"),
+        pytest.param(("vgg16", "resnet50", "inception_v3", "xception", "cnn"), 75, marks=pytest.mark.slow, id="five"),
+    ],
+)
+def test_it_trains_beside_others(installed, tmp_path, others, size):
     pytest.importorskip("keras")
     small = [f"-o{pair}" for pair in ("subjects=12", "images=60", "preliminary_images=12", "final_images=2")]
-    names = ["tiny", "vgg16", "resnet50", "inception_v3", "xception", "cnn"]
+    names = ["tiny", *others]
     output = run(
         installed, "-m", "leukemia_dl", "benchmark", "--dataset", "synthetic", *small, "--backbones", ",".join(names),
-        "--image-size", "75", "--set", "epochs=1", "--store", tmp_path / "store", "--no-models",
+        "--image-size", size, "--set", "epochs=1", "--store", tmp_path / "store", "--no-models",
     )  # fmt: skip
     assert "tiny" in output
     import pandas as pd
 
     frame = pd.read_csv(tmp_path / "store" / "results.csv").set_index("backbone")
-    assert frame.loc[names, "status"].tolist() == ["ok"] * 6
+    assert frame.loc[names, "status"].tolist() == ["ok"] * len(names)
     assert frame.loc["tiny", "plugin"] == "leukemia-dl-tiny"
     assert frame.loc["tiny", "plugin_version"] == "0.1.0"
     assert frame.loc["tiny", "parameters"] == 5_088 + 32 * 2 + 2
