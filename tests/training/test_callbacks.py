@@ -10,19 +10,18 @@ import pandas as pd
 import pytest
 
 import leukemia_dl as ldl
-from discs import IMAGES, LABELS
+from discs import IMAGES, LABELS, SMALL
 from leukemia_dl.errors import SettingsError
 from leukemia_dl.training import FitContext, Recipe, fit, load_factory
 from leukemia_dl.training import callbacks as module
 
 keras = pytest.importorskip("keras")
-CNN = ldl.get_backbone("cnn")
 RECIPE = Recipe(image_size=32, head_epochs=1, epochs=2, batch_size=8)
 TRAIN, VALIDATION = (IMAGES[:32], LABELS[:32]), (IMAGES[32:], LABELS[32:])
 
 
 def train(**settings):
-    return fit(CNN, *TRAIN, 2, RECIPE, seed=7, validation=VALIDATION, **settings)
+    return fit(SMALL, *TRAIN, 2, RECIPE, seed=7, validation=VALIDATION, **settings)
 
 
 def test_a_factory_is_called_for_each_phase_and_its_callbacks_see_validation(tmp_path):
@@ -33,7 +32,7 @@ def test_a_factory_is_called_for_each_phase_and_its_callbacks_see_validation(tmp
         return [keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, seen: logs.append((epoch, dict(seen))))]
 
     result = train(callbacks=factory, folder=tmp_path)
-    assert contexts == [FitContext("cnn", RECIPE, 7, phase, tmp_path) for phase in ("head", "all")]
+    assert contexts == [FitContext("small", RECIPE, 7, phase, tmp_path) for phase in ("head", "all")]
     assert [epoch for epoch, _ in logs] == [0, 0, 1]
     columns = ["loss", "accuracy", "val_loss", "val_accuracy"]
     seen = pd.DataFrame([row for _, row in logs])[columns]
@@ -46,7 +45,7 @@ def test_the_recipe_may_name_its_callbacks(tmp_path, monkeypatch):
     )
     monkeypatch.syspath_prepend(tmp_path)
     recipe = dataclasses.replace(RECIPE, callbacks="named_callbacks:make")
-    fit(CNN, *TRAIN, 2, recipe)
+    fit(SMALL, *TRAIN, 2, recipe)
     import named_callbacks
 
     assert [context.phase for context in named_callbacks.seen] == ["head", "all"]
@@ -58,7 +57,7 @@ def test_a_callback_may_stop_a_fit_and_what_is_left_is_a_whole_model():
             self.model.stop_training = True
 
     recipe = Recipe(image_size=32, epochs=5, batch_size=8, average=0.9)
-    result = fit(CNN, *TRAIN, 2, recipe, validation=VALIDATION, callbacks=lambda context: [Stop()])
+    result = fit(SMALL, *TRAIN, 2, recipe, validation=VALIDATION, callbacks=lambda context: [Stop()])
     assert list(result.history["epoch"]) == [1]
     assert result.stopped
     assert result.notes == ("stopped by a callback after epoch 1 of 5",)
@@ -71,14 +70,14 @@ def test_weights_that_a_callback_puts_back_are_the_result():
 
     class Remember(keras.callbacks.Callback):
         def on_epoch_end(self, epoch, logs=None):
-            seen.append((logs["val_loss"], self.model.get_layer("cnn").get_layer("logits").get_weights()[0]))
+            seen.append((logs["val_loss"], self.model.get_layer("small").get_layer("logits").get_weights()[0]))
 
     def factory(context):
         best = keras.callbacks.EarlyStopping("val_loss", patience=9, restore_best_weights=True)
         return [best, Remember()]
 
     recipe = Recipe(image_size=32, epochs=4, batch_size=8, average=0.9, learning_rate=0.02)
-    result = fit(CNN, *TRAIN, 2, recipe, validation=VALIDATION, callbacks=factory, seed=3)
+    result = fit(SMALL, *TRAIN, 2, recipe, validation=VALIDATION, callbacks=factory, seed=3)
     best = min(range(4), key=lambda epoch: seen[epoch][0])
     np.testing.assert_array_equal(result.model.get_layer("logits").get_weights()[0], seen[best][1])
     _check_that_the_history_is_of_the_model(result)
@@ -121,7 +120,7 @@ def test_what_is_not_installed_is_said(monkeypatch, tmp_path):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     for name in ("tensorboard", "mlflow"):
         with pytest.raises(SettingsError, match=rf"pip install 'leukemia-dl\[{name}\]'"):
-            getattr(module, name)(FitContext("cnn", RECIPE, 0, "all", tmp_path))
+            getattr(module, name)(FitContext("small", RECIPE, 0, "all", tmp_path))
 
 
 def test_tensorboard_writes_below_the_folder(tmp_path):
@@ -154,10 +153,10 @@ def test_mlflow_keeps_settings_and_epochs_in_a_local_store(tmp_path, monkeypatch
     assert mlflow.active_run() is None
     client = mlflow.MlflowClient()
     runs = sorted(client.search_runs([experiment]), key=lambda run: run.info.start_time)
-    assert [run.info.run_name for run in runs] == ["cnn 7 head", "cnn 7 all"]
+    assert [run.info.run_name for run in runs] == ["small 7 head", "small 7 all"]
     assert [run.info.status for run in runs] == ["FINISHED", "FINISHED"]
     for run in runs:
-        assert run.data.params["backbone"] == "cnn"
+        assert run.data.params["backbone"] == "small"
         assert run.data.params["learning_rate"] == str(RECIPE.learning_rate)
         history = result.history[result.history["phase"] == run.data.params["phase"]]
         for column in ("loss", "val_loss"):
