@@ -41,23 +41,30 @@ def outcome(*arguments):
     return lines[-1], [int(line.split()[1]) for line in lines[:-1]]
 
 
-@pytest.fixture(scope="module")
-def uninterrupted():
-    return outcome()[0]
-
-
-@pytest.mark.parametrize("epoch", [1, 4], ids=["in the first phase", "in the second"])
-def test_after_kill_9_it_goes_on_to_the_same_bits(uninterrupted, tmp_path, epoch):
-    process = start(tmp_path)
-    while process.stdout.readline().split() != ["epoch", str(epoch)]:
-        assert process.poll() is None
+def killed(folder, epoch):
+    """Start it, kill it when it has told of `epoch`, and return the epochs that it has told of."""
+    process, epochs = start(folder), []
+    while epochs[-1:] != [epoch]:
+        line = process.stdout.readline()
+        assert line.startswith("epoch"), process.communicate()[1]
+        epochs.append(int(line.split()[1]))
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert process.returncode == -signal.SIGKILL
-    assert (tmp_path / "fit.npz").is_file()
-    again, epochs = outcome(tmp_path)
+    assert (folder / "fit.npz").is_file()
+    return epochs
+
+
+def test_after_kill_9_in_either_phase_it_goes_on_to_the_same_bits(tmp_path):
+    uninterrupted, epochs = outcome()
+    assert epochs == list(range(1, 7))
+    assert killed(tmp_path, 1) == [1]  # in the first phase
+    second = killed(tmp_path, 4)
+    assert second == list(range(second[0], 5))
+    assert second[0] > 1, "it began from the start"
+    again, third = outcome(tmp_path)
     assert again == uninterrupted
-    assert epochs == list(range(epochs[0], 7))
-    assert epochs[0] > epoch, "it began from the start"
+    assert third == list(range(third[0], 7))
+    assert third[0] > 4, "it began from the start"
     # A fit that has ended does nothing more.
     assert outcome(tmp_path) == (uninterrupted, [])
