@@ -67,13 +67,15 @@ def _marked(match: re.Match[str], listed: str) -> str:
 
 
 def _listed(files: Any) -> str:
-    rows = ["| page | what it needs | it begins with |", "|---|---|---|"]
+    lines = []
     for file in sorted(files.documentation_pages(), key=lambda file: file.src_uri):
-        for _, _, code, needs in blocks(file.content_string):
-            if needs is not None:
-                first = code.strip().split("\n")[0].replace("|", "\\|")
-                rows.append(f"| [{file.src_uri.removesuffix('.md')}](../{file.src_uri}) | {needs} | `{first}` |")
-    return "\n".join(rows)
+        marked = [(needs, code) for _, _, code, needs in blocks(file.content_string) if needs is not None]
+        if marked:
+            lines.append(f"- [{file.src_uri.removesuffix('.md')}](../{file.src_uri})")
+        for needs, code in marked:
+            first, *rest = code.strip().split("\n")
+            lines.append(f"    - {needs}: `{first.rstrip(chr(92)).strip()}`{' ...' if rest else ''}")
+    return "\n".join(lines)
 
 
 @functools.cache  # `mkdocs serve` runs a tutorial again when it has changed, and no other

@@ -78,7 +78,7 @@ class Benchmark:
         SettingsError: For a value that is not allowed, such as an image size below a backbone's minimum.
         SplitError: If the protocol cannot be applied to the data set.
 
-    Example:
+    Examples:
         >>> frame = ldl.Benchmark(ldl.Dataset.load("synthetic"), ["cnn"], store="runs/first").run()  # doctest: +SKIP
     """
 

@@ -123,7 +123,7 @@ def make_splits(
         SettingsError: If folds, seed, n_folds, n_repeats or allow_leakage are none, or do not fit the protocol.
         SplitError: If the data set has not what the protocol needs: subjects, folds, sides, groups of each class.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> import leukemia_dl as ldl
         >>> images = np.arange(100, dtype=np.uint8).repeat(192).reshape(100, 8, 8, 3)

@@ -244,7 +244,7 @@ def apply_temperature(probabilities: NDArray[np.float64], temperature: float) ->
     Raises:
         DataError: If the temperature is not a positive number, or the probabilities are none (n, classes).
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> from leukemia_dl import evaluation
         >>> evaluation.apply_temperature(np.array([[0.9, 0.1], [0.5, 0.5]]), 2.0).round(3)

@@ -71,7 +71,7 @@ def compare(
         DataError: If the frame is not one of predictions, or names no samples.
         SettingsError: If a metric or backbone does not exist, or there are fewer than two.
 
-    Example:
+    Examples:
         >>> import pandas as pd
         >>> import leukemia_dl as ldl
         >>> frame = pd.DataFrame({"sample": range(40), "label": ["hem"] * 20 + ["all"] * 20})

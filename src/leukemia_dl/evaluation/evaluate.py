@@ -113,7 +113,7 @@ def evaluate(
         DataError: If the frame is not one of predictions.
         SettingsError: If a metric or column does not exist, or a setting is out of its range.
 
-    Example:
+    Examples:
         >>> import pandas as pd
         >>> import leukemia_dl as ldl
         >>> frame = pd.DataFrame({"label": ["hem"] * 20 + ["all"] * 20, "group": [f"P{i // 2}" for i in range(40)]})

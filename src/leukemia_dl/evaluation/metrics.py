@@ -112,7 +112,7 @@ def score(labels: NDArray[np.int64], probabilities: NDArray[np.float64]) -> dict
     Raises:
         DataError: If shapes, labels or probabilities are not as said.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> import leukemia_dl as ldl
         >>> found = ldl.score(np.array([0, 0, 1, 1]), np.array([[0.9, 0.1], [0.4, 0.6], [0.2, 0.8], [0.3, 0.7]]))

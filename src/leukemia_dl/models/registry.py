@@ -65,7 +65,7 @@ def find_backbone(name: str) -> Provided:
 def get_backbone(name: str) -> BackboneSpec:
     """Return the backbone registered under `name`. Raises UnknownNameError, with the near match, if there is none.
 
-    Example:
+    Examples:
         >>> import leukemia_dl as ldl
         >>> spec = ldl.get_backbone("xception")
         >>> spec.title, spec.native_size, spec.min_size

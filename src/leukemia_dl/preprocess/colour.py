@@ -48,7 +48,7 @@ def rgb_to_lab(pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
     Raises:
         ImageError: If it is no such array.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> from leukemia_dl import preprocess
         >>> preprocess.rgb_to_lab(np.array([255, 0, 0], np.uint8)).round(1)
@@ -109,7 +109,7 @@ def separate_stains(image: NDArray[np.uint8], stains: ArrayLike = GIEMSA, light:
         SettingsError: If the directions are not independent.
         ImageError: If the image is none.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> from leukemia_dl import preprocess
         >>> image = np.full((1, 1, 3), (68, 28, 78), np.uint8)

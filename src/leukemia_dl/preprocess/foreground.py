@@ -114,7 +114,7 @@ def silhouette(mask: NDArray[np.bool_]) -> dict[str, float]:
     Raises:
         ImageError: If it is no such mask.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> from leukemia_dl import preprocess
         >>> image = np.zeros((9, 9, 3), np.uint8)

@@ -35,7 +35,7 @@ class Pipeline:
     Raises:
         SettingsError: If something in `steps` is no known step.
 
-    Example:
+    Examples:
         >>> import leukemia_dl as ldl
         >>> pipeline = ldl.Pipeline.default(224)
         >>> print(pipeline)

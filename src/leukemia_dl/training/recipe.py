@@ -104,7 +104,7 @@ class Recipe(Augmentation):
         SettingsError: On creation, for a value that is not allowed; it names the setting.
         UnknownNameError: If `without_weights` names no setting.
 
-    Example:
+    Examples:
         >>> import leukemia_dl as ldl
         >>> recipe = ldl.Recipe.preset("finetune", epochs=10)
         >>> recipe.total_epochs, recipe.changed(head_epochs=5).total_epochs  # of the head alone, and of all layers
