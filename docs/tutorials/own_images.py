@@ -142,7 +142,8 @@ for run in (bench, leaky):
 #
 # ## The same on the command line
 #
-# `audit` ends with exit status 1 if there is an error. There is no option for a canvas: such files are padded here.
+# `audit` ends with exit status 1 if there is an error. The canvas is an option, such as `-o canvas=450`; without it
+# files like these are padded.
 #
 # ```console
 # leukemia-dl audit cells.csv --dataset csv

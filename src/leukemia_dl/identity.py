@@ -9,12 +9,13 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import numbers
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
-__all__ = ["CanonicalDict", "canonical_json", "digest", "generator", "named_seed"]
+__all__ = ["CanonicalDict", "canonical_json", "digest", "generator", "named_seed", "plain_number"]
 
 
 class CanonicalDict(dict[str, Any]):
@@ -56,6 +57,16 @@ def named_seed(seed: int, *names: str | int) -> int:
 def generator(seed: int, *names: str | int) -> np.random.Generator:
     """Return a numpy generator (PCG64) for one named axis of randomness."""
     return np.random.Generator(np.random.PCG64(int(digest([seed, *names]), 16)))
+
+
+def plain_number(value: Any) -> Any:
+    """Return a number of numpy's, or of whoever else, as Python's int or float; anything else as it came.
+
+    For the border: what is kept, compared and written as JSON or TOML is the same then, whoever counted.
+    """
+    if isinstance(value, numbers.Integral) and not isinstance(value, bool):
+        return int(value)
+    return float(value) if isinstance(value, numbers.Real) and not isinstance(value, bool) else value
 
 
 def _plain(value: Any) -> Any:

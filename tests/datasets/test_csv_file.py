@@ -42,6 +42,16 @@ def test_class_names_give_the_order(folder: Path) -> None:
     assert dataset.labels.tolist() == [0, 1]
 
 
+def test_a_canvas_keeps_the_scale(folder: Path) -> None:
+    path = save(folder, GOOD)
+    assert Dataset.from_csv(path).info.canvas is None
+    assert Dataset.from_csv(path, canvas=450).info.canvas == 450
+    loaded = Dataset.load("csv", root=path, canvas=450)
+    assert loaded.info.canvas == 450
+    assert loaded.source["options"] == {"canvas": 450}
+    assert loaded.fingerprint == Dataset.from_csv(path).fingerprint
+
+
 def test_byte_order_mark_crlf_spaces_quotes_and_further_columns(folder: Path) -> None:
     text = 'Path, Label ,Subject,comment\r\nimages/0.png, hem,"a, b",x\r\nimages/1.png,all ,,\r\n'
     table = Dataset.from_csv(save(folder, text, "utf-8-sig")).table

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from leukemia_dl.datasets import Dataset, DatasetInfo
 from leukemia_dl.datasets.dataset import COLUMNS
-from leukemia_dl.errors import DataError, ImageError
+from leukemia_dl.errors import DataError, ImageError, SettingsError
 from leukemia_dl.preprocess import Pipeline
 
 INFO = DatasetInfo("cells", "Cells", "none", "nobody")
@@ -99,6 +99,38 @@ def test_subset_by_mask_and_by_rows(small: Dataset) -> None:
     assert chosen.labels.tolist() == [1, 0]
     assert chosen.class_names == small.class_names
     assert chosen.info is small.info
+
+
+@pytest.mark.parametrize("dtype", ["boolean", "bool", object])
+def test_subset_by_a_mask_of_pandas_or_a_list(small: Dataset, dtype: object) -> None:
+    mask = (small.table["subject"] == "H2").astype(dtype)
+    for rows in (mask, mask.array, mask.tolist()):
+        assert small.subset(rows).table["sample"].tolist() == ["b.png", "c.png"]
+    with pytest.raises(DataError, match="subset takes a bool mask of length 6"):
+        small.subset(mask[:3])
+    with pytest.raises(DataError, match="no samples"):
+        small.subset(mask & False)
+
+
+def test_what_is_not_known_in_a_mask_is_not_chosen(small: Dataset) -> None:
+    table = small.table
+    mask = table["subject"].mask(table["label"] == "all") == "H2"
+    assert mask.isna().sum() == 3
+    for rows in (mask, mask.tolist()):
+        assert small.subset(rows).table["sample"].tolist() == table[mask]["sample"].tolist() == ["b.png", "c.png"]
+
+
+@pytest.mark.parametrize("canvas", [0, -450, 450.0, True, "450", 4_473])
+def test_a_canvas_is_a_side_in_pixels(tmp_path: Path, canvas: object) -> None:
+    message = rf"A data set's canvas needs a size in pixels, an int from 1 to 4,472. Received: size={canvas!r}"
+    for make in (
+        lambda: DatasetInfo("cells", "Cells", "none", "nobody", canvas=canvas),
+        lambda: Dataset.from_folder(tmp_path, canvas=canvas),
+        lambda: Dataset.load("csv", root=tmp_path / "x.csv", canvas=canvas),
+        lambda: Dataset.from_dataframe(a_frame(), canvas=canvas),
+    ):
+        with pytest.raises(SettingsError, match=message):
+            make()
 
 
 @pytest.mark.parametrize("rows", [[True, False], [0, 6], [0.5], [[0]], ["a"]])

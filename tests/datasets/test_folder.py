@@ -35,6 +35,13 @@ def test_class_order_by_choice(tmp_path: Path, write_image: Writer) -> None:
         Dataset.from_folder(tmp_path, class_names=["hem", "ALL"])
 
 
+def test_a_canvas_keeps_the_scale(tmp_path: Path, write_image: Writer) -> None:
+    for name in ("all/1.bmp", "hem/1.bmp"):
+        write_image(tmp_path / name)
+    assert Dataset.from_folder(tmp_path, canvas=450).info.canvas == 450
+    assert Dataset.load("folder", root=tmp_path, canvas=300).info.canvas == 300
+
+
 def test_sides_on_top(tmp_path: Path, write_image: Writer) -> None:
     for name in ("Training/a/1.png", "Training/b/1.png", "Validation/a/1.png", "Testing/b/1.png"):
         write_image(tmp_path / name)

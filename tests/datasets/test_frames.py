@@ -62,6 +62,14 @@ def test_what_does_not_fit_together_is_refused(changes: dict, error: type, match
         Dataset.from_arrays(**arguments)
 
 
+def test_a_canvas_is_that_of_info_or_another() -> None:
+    labels = np.arange(12) % 2
+    assert Dataset.from_arrays(IMAGES, labels, CLASSES, INFO).info is INFO
+    other = Dataset.from_arrays(IMAGES, labels, CLASSES, INFO, canvas=96).info
+    assert (other.name, other.canvas) == ("one", 96)
+    assert Dataset.from_arrays(IMAGES, labels, CLASSES, canvas=96).info.canvas == 96
+
+
 def test_unknown_labels_and_columns_of_labels() -> None:
     dataset = Dataset.from_arrays(IMAGES, np.array([[-1], [0], [1]] * 4), CLASSES)
     assert dataset.labels.tolist() == [-1, 0, 1] * 4

@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from leukemia_dl import identity
 from leukemia_dl.datasets.hashes import array_hash, file_hashes
+from leukemia_dl.datasets.info import DatasetInfo
 from leukemia_dl.datasets.pixels import PixelStore, decode_all
 from leukemia_dl.errors import DataError
 from leukemia_dl.preprocess.decode import decode_image
@@ -30,33 +31,6 @@ SPLITS = ("train", "val", "test", "preliminary", "final")
 # Named in full: what "string" means depends on the version of pandas and on whether pyarrow is installed, and arrow
 # cannot hold file names that are not UTF-8.
 _TEXT = pd.StringDtype("python")
-
-
-@dataclass(frozen=True)
-class DatasetInfo:
-    """What the authors of a data set say about it.
-
-    Attributes:
-        name: As in `Dataset.load(name)`.
-        title: For people.
-        licence: As stated by the authors, or who says so.
-        citation: To be quoted with results.
-        url: Where it is described.
-        class_names: In label order; empty if they depend on the files.
-        canvas: Side in pixels of the canvas that keeps cells at one absolute scale; None if there is no common scale.
-        synthetic: True if the images were drawn by a program; results say so wherever they appear.
-        declared: Counts as the authors give them, such as `(("images", 15114), ("subjects", 101))`.
-    """
-
-    name: str
-    title: str
-    licence: str
-    citation: str
-    url: str = ""
-    class_names: tuple[str, ...] = ()
-    canvas: int | None = None
-    synthetic: bool = False
-    declared: tuple[tuple[str, int], ...] = ()
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -112,7 +86,9 @@ class Dataset:
         return load_dataset(name, root, **options)
 
     @classmethod
-    def from_folder(cls, root: str | Path, class_names: Sequence[str] | None = None) -> Dataset:
+    def from_folder(
+        cls, root: str | Path, class_names: Sequence[str] | None = None, canvas: int | None = None
+    ) -> Dataset:
         """Return the data set of a folder per class; nothing is known of patients then.
 
         Folders called train(ing), val(id/idation) and test(ing) each hold a folder per class, and make the column
@@ -121,17 +97,22 @@ class Dataset:
         Args:
             root: The folder.
             class_names: In label order; None for the folders' names, sorted.
+            canvas: Side in pixels of one canvas for all images, if they are at one scale; None pads each to a square.
 
         Raises:
             DataError: If `root` is no folder, has images directly in it, one class only, or others than `class_names`.
         """
         from leukemia_dl.datasets.sources.folder import read_folder
 
-        return read_folder(Path(root), class_names=class_names)
+        return read_folder(root, class_names=class_names, canvas=canvas)
 
     @classmethod
     def from_csv(
-        cls, path: str | Path, root: str | Path | None = None, class_names: Sequence[str] | None = None
+        cls,
+        path: str | Path,
+        root: str | Path | None = None,
+        class_names: Sequence[str] | None = None,
+        canvas: int | None = None,
     ) -> Dataset:
         """Return the data set of a CSV file: UTF-8, commas, a header `path,label[,subject,group,fold,split]`.
 
@@ -139,14 +120,19 @@ class Dataset:
             path: The file; each row needs a label. Cells are text, `007` is not `7`; an empty or NA subject: unknown.
             root: Folder that relative paths in it start from; None for the folder of the file.
             class_names: In label order; None for the labels found, sorted.
+            canvas: As in `from_folder`.
         """
         from leukemia_dl.datasets.sources.csv_file import read_csv
 
-        return read_csv(Path(path), files=root, class_names=class_names)
+        return read_csv(path, files=root, class_names=class_names, canvas=canvas)
 
     @classmethod
     def from_dataframe(
-        cls, frame: pd.DataFrame, root: str | Path | None = None, class_names: Sequence[str] | None = None
+        cls,
+        frame: pd.DataFrame,
+        root: str | Path | None = None,
+        class_names: Sequence[str] | None = None,
+        canvas: int | None = None,
     ) -> Dataset:
         """Return the data set of a table.
 
@@ -154,10 +140,11 @@ class Dataset:
             frame: Columns `path` and `label` (NA: not known), and of the class's other columns those that are known.
             root: Folder that relative paths start from; None for the working directory.
             class_names: In label order; None for the labels found, sorted.
+            canvas: As in `from_folder`.
         """
         from leukemia_dl.datasets.frames import read_frame
 
-        return read_frame(frame, root=root, class_names=class_names)
+        return read_frame(frame, root=root, class_names=class_names, canvas=canvas)
 
     @classmethod
     def from_arrays(
@@ -169,6 +156,7 @@ class Dataset:
         samples: Sequence[str] | None = None,
         subjects: Sequence[str] | None = None,
         splits: Sequence[str] | None = None,
+        canvas: int | None = None,
     ) -> Dataset:
         """Return the data set of images in memory.
 
@@ -180,13 +168,14 @@ class Dataset:
             samples: Ids (n,), each once; None for 0, 1, 2, ...
             subjects: Patients (n,); None if they are not known.
             splits: Sides that its authors give, of `SPLITS` (n,); None if there are none.
+            canvas: As in `from_folder`; None for that of `info`.
 
         Raises:
             DataError: If shapes, dtypes or lengths do not fit together, or a label is no class.
         """
         from leukemia_dl.datasets.frames import read_arrays
 
-        return read_arrays(images, labels, class_names, info, samples, subjects, splits)
+        return read_arrays(images, labels, class_names, info, samples, subjects, splits, canvas)
 
     def __len__(self) -> int:
         return len(self._table)
@@ -252,13 +241,15 @@ class Dataset:
         """Return the data set of some rows.
 
         Args:
-            rows: bool mask (n,), or int row numbers in the wanted order.
+            rows: bool mask (n,), NA meaning no, or int row numbers in the wanted order.
             class_names: In label order, if classes are left out: `ds.subset(ds.labels != 2, ("a", "b"))`; None for all.
 
         Raises:
             DataError: If nothing is left, a row is named twice or does not exist, or has a class that is left out.
         """
         chosen = np.asarray(rows)
+        if chosen.dtype == object and pd.api.types.infer_dtype(chosen.ravel()) == "boolean":
+            chosen = np.where(pd.isna(chosen), False, chosen).astype(bool)  # as pandas does
         if chosen.dtype == np.bool_ and chosen.shape == (len(self),):
             chosen = np.flatnonzero(chosen)
         fits = chosen.ndim == 1 and (np.issubdtype(chosen.dtype, np.integer) or chosen.size == 0)

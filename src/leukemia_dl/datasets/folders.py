@@ -13,7 +13,7 @@ __all__ = ["folders_in", "listed", "require_folder"]
 _ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar")
 
 
-def require_folder(root: Path, wanted: str) -> Path:
+def require_folder(root: str | Path, wanted: str) -> Path:
     """Return `root`, absolute, if it is a folder.
 
     Args:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path, PurePath
 
 import numpy as np
@@ -15,9 +16,11 @@ from leukemia_dl.datasets.dataset import COLUMNS, Dataset, DatasetInfo
 from leukemia_dl.errors import DataError, SettingsError
 from leukemia_dl.preprocess.decode import check_image
 
-__all__ = ["class_list", "merge", "read_arrays", "read_frame"]
+__all__ = ["CANVAS", "class_list", "merge", "on_canvas", "read_arrays", "read_frame"]
 
 _log = logging.getLogger(__name__)
+CANVAS = "side in pixels of one canvas for all images, if they are at one scale; default: each is padded to a square"
+"""Help for the option `canvas` of sources of a user's own images."""
 _INFO = DatasetInfo("dataframe", "Images named by a table", licence="yours", citation="yours")
 
 
@@ -27,6 +30,7 @@ def read_frame(
     class_names: Sequence[str] | None = None,
     info: DatasetInfo = _INFO,
     where: str = "The table",
+    canvas: int | None = None,
 ) -> Dataset:
     """Make a data set of a table.
 
@@ -38,6 +42,7 @@ def read_frame(
         class_names: In label order, as a sequence or separated by commas; None for the labels found, sorted.
         info: What to say about it.
         where: Beginning of error messages.
+        canvas: Side in pixels of a common one; None for that of `info`.
 
     Returns:
         The data set. Without a column `sample` the ids are the paths below `root`, with forward slashes; if some file
@@ -47,6 +52,7 @@ def read_frame(
         DataError: If a column is missing or there twice, a file does not exist or is named twice, a label is not among
             `class_names`, there are no rows, or the labels are all the same. Rows are counted from 1, without a header.
     """
+    info = on_canvas(info, canvas)
     table = frame.rename(columns={name: str(name).strip().lower() for name in frame.columns})
     known = [name for name in table.columns if name in COLUMNS]
     if not {"path", "label"} <= set(known) or len(set(known)) != len(known):
@@ -85,6 +91,11 @@ def read_frame(
     return Dataset(table, names, info)
 
 
+def on_canvas(info: DatasetInfo, canvas: int | None) -> DatasetInfo:
+    """Return what is said about a data set, with another canvas unless that is None; SettingsError if it is none."""
+    return info if canvas is None else replace(info, canvas=canvas)
+
+
 def class_list(names: Sequence[str]) -> tuple[str, ...]:
     """Return class names that came as a sequence, or as one text separated by commas.
 
@@ -107,6 +118,7 @@ def read_arrays(
     samples: Sequence[str] | None = None,
     subjects: Sequence[str] | None = None,
     splits: Sequence[str] | None = None,
+    canvas: int | None = None,
 ) -> Dataset:
     """Do what `Dataset.from_arrays` says."""
     check_image(images, batch=True)
@@ -136,7 +148,8 @@ def read_arrays(
         raise DataError(f"There are {len(images):,} images, and another number of entries for {', '.join(wrong)}.")
     table = pd.DataFrame(columns)
     arrays = dict(zip(table["sample"].astype(str), images, strict=True))
-    return Dataset(table, names, info or DatasetInfo("arrays", "Images in memory", "yours", "yours"), arrays)
+    info = on_canvas(info or DatasetInfo("arrays", "Images in memory", "yours", "yours"), canvas)
+    return Dataset(table, names, info, arrays)
 
 
 def merge(first: Dataset, second: Dataset, label_map: Mapping[str, str]) -> Dataset:

@@ -12,7 +12,7 @@ import pandas as pd
 
 from leukemia_dl.datasets.cache import user_path
 from leukemia_dl.datasets.dataset import Dataset, DatasetInfo
-from leukemia_dl.datasets.frames import read_frame
+from leukemia_dl.datasets.frames import CANVAS, on_canvas, read_frame
 from leukemia_dl.datasets.registry import DatasetSource
 from leukemia_dl.errors import DataError
 from leukemia_dl.plugins import hookimpl
@@ -21,9 +21,14 @@ INFO = DatasetInfo("csv", "Images named by a CSV file", licence="yours", citatio
 _FORM = "Wanted: a CSV file in UTF-8, separated by commas, with a header: path,label[,subject,group,fold,split]"
 
 
-def read_csv(root: Path, files: str | Path | None = None, class_names: Sequence[str] | None = None) -> Dataset:
+def read_csv(
+    root: str | Path,
+    files: str | Path | None = None,
+    class_names: Sequence[str] | None = None,
+    canvas: int | None = None,
+) -> Dataset:
     """Do what `Dataset.from_csv` says, `files` being its root; class names may also be one text, with commas."""
-    path = user_path(root)
+    info, path = on_canvas(INFO, canvas), user_path(root)
     if not path.is_file():
         what = "is a folder" if path.is_dir() else "does not exist"
         raise DataError(f"The CSV file {path} {what}. {_FORM}. A folder per class is loaded by Dataset.from_folder.")
@@ -57,7 +62,7 @@ def read_csv(root: Path, files: str | Path | None = None, class_names: Sequence[
                 "images without a label are loaded with Dataset.from_dataframe."
             )
     start = path.parent if files is None else user_path(files)
-    return read_frame(frame, root=start, class_names=class_names, info=INFO, where=str(path))
+    return read_frame(frame, root=start, class_names=class_names, info=info, where=str(path))
 
 
 @hookimpl
@@ -66,5 +71,6 @@ def leukemia_dl_datasets() -> Iterable[DatasetSource]:
     options = {
         "files": "folder that relative paths start from; default: that of the CSV file (root)",
         "class_names": "labels in their order, separated by commas; default: those found, sorted",
+        "canvas": CANVAS,
     }
     yield DatasetSource("csv", read_csv, INFO, options=options)

@@ -11,7 +11,7 @@ import pandas as pd
 
 from leukemia_dl.datasets.dataset import Dataset, DatasetInfo
 from leukemia_dl.datasets.folders import require_folder
-from leukemia_dl.datasets.frames import class_list
+from leukemia_dl.datasets.frames import CANVAS, class_list, on_canvas
 from leukemia_dl.datasets.registry import DatasetSource
 from leukemia_dl.errors import DataError
 from leukemia_dl.plugins import hookimpl
@@ -31,9 +31,9 @@ _WANTED = "a folder per class with images (BMP, PNG, TIFF, JPEG) in it, such as 
 _log = logging.getLogger(__name__)
 
 
-def read_folder(root: Path, class_names: Sequence[str] | None = None) -> Dataset:
+def read_folder(root: str | Path, class_names: Sequence[str] | None = None, canvas: int | None = None) -> Dataset:
     """Do what `Dataset.from_folder` says; class names may also be one text, separated by commas."""
-    root = require_folder(Path(root), _WANTED)
+    info, root = on_canvas(INFO, canvas), require_folder(root, _WANTED)
     class_names = None if class_names is None else class_list(class_names)
     tops = _folders(root)
     sided = any(top.lower() in SIDES for top in tops) and all(top.lower() in SIDES for top in tops)
@@ -57,7 +57,7 @@ def read_folder(root: Path, class_names: Sequence[str] | None = None) -> Dataset
     _check(root, tops, found, class_names)
     if empty:
         _log.warning("%s: the folders %s hold no images and are not taken for classes", root, ", ".join(empty))
-    return Dataset(frame, tuple(found if class_names is None else class_names), INFO)
+    return Dataset(frame, tuple(found if class_names is None else class_names), info)
 
 
 def _check(root: Path, tops: list[str], found: list[str], class_names: Sequence[str] | None) -> None:
@@ -108,5 +108,6 @@ def _unreadable(error: OSError) -> DataError:
 @hookimpl
 def leukemia_dl_datasets() -> Iterable[DatasetSource]:
     """Yield the source."""
-    options = {"class_names": "classes in label order, separated by commas; default: the folders' names, sorted"}
+    names = "classes in label order, separated by commas; default: the folders' names, sorted"
+    options = {"class_names": names, "canvas": CANVAS}
     yield DatasetSource("folder", read_folder, INFO, options=options)
