@@ -18,7 +18,7 @@ from pathlib import Path
 
 from harness import RESULTS, report
 
-NAMES = ("data", "preprocess", "training", "probe", "inference", "evaluation", "report")
+NAMES = ("data", "preprocess", "training", "probe", "inference", "evaluation", "report", "imports")
 
 
 def main() -> int:

@@ -19,6 +19,7 @@ from typing import Any
 DOCS = Path(__file__).parent
 _BLOCK = re.compile(r"^```(?P<language>\w+)(?P<options>[^\n`]*)\n(?P<code>.*?)^```$", re.DOTALL | re.MULTILINE)
 _NEEDS = re.compile(r'needs="([^"]*)"')
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _LIST = "<!-- what no build has run -->"
 
 
@@ -124,7 +125,7 @@ def _page_of(cell: Any, name: str, files: dict[str, str | bytes]) -> str:
     for output in cell.outputs:
         data = output.get("data", {})
         if output.output_type == "stream":
-            parts.append(f"```text\n{output.text.rstrip()}\n```")
+            parts.append(f"```text\n{_COLOUR.sub('', output.text).rstrip()}\n```")
         elif "image/png" in data:
             parts.append(_picture(data["image/png"], cell, name, files))
         elif "text/html" in data:

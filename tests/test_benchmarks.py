@@ -21,7 +21,9 @@ def run(script, *arguments, timeout=600):
 
 
 @pytest.mark.skipif(not util.find_spec("tensorflow"), reason="its other ways are TensorFlow's")
-@pytest.mark.parametrize("name", ["data", "preprocess", "training", "probe", "inference", "evaluation", "report"])
+@pytest.mark.parametrize(
+    "name", ["data", "preprocess", "training", "probe", "inference", "evaluation", "report", "imports"]
+)
 def test_each_benchmark_runs_and_writes_what_it_measured_and_where(name, tmp_path):
     printed = run("run.py", name, "--short", "--results", str(tmp_path))
     assert f"{name} (short form: says nothing of speed)" in printed

@@ -33,7 +33,7 @@ def test_cnn_and_resnet50_on_64_images(dataset, tmp_path):
     bench = ldl.Benchmark(dataset, ["cnn", "resnet50"], recipe=recipe, store=tmp_path)
     frame = bench.run(show_progress=False)
     assert list(frame["backbone"]) == ["cnn", "resnet50", "majority", "cell_size", "cell_colour"]
-    assert (frame["status"] == "ok").all(), frame["error"].tolist()
+    assert (frame["status"] == "ok").all(), frame["message"].tolist()
     assert np.isfinite(frame[["accuracy", "loss"]].to_numpy()).all()
     nets = frame[frame["recipe"].notna()]
     assert (nets["backend"] == BACKEND).all()

@@ -15,13 +15,14 @@ A plugin is a module with one or two functions marked `@hookimpl`, named by an e
 
     @hookimpl
     def leukemia_dl_backbones():
-        yield BackboneSpec("mynet", build, native_size=64, min_size=8, scaling="unit")
+        yield BackboneSpec(name="mynet", build=build, native_size=64, min_size=8, scaling="unit")
 
 Each plugin loads on its own: one that fails is a warning and a row of `plugin_problems()`, and hides nobody else.
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.metadata
 import logging
@@ -46,6 +47,8 @@ hookspec = pluggy.HookspecMarker(PROJECT)
 hookimpl = pluggy.HookimplMarker(PROJECT)
 """Marks a plugin's function as one of the hooks `leukemia_dl_backbones` and `leukemia_dl_datasets`."""
 _log = logging.getLogger(__name__)
+# Who asks which hook, and by which function. Named, as plugins are, and not imported: they stand above this module.
+_REGISTRIES = (("leukemia_dl.models.registry", "list_backbones"), ("leukemia_dl.datasets.registry", "list_datasets"))
 
 
 class HookSpecifications:
@@ -64,11 +67,12 @@ class HookSpecifications:
 
 @dataclass(frozen=True)
 class Provided:
-    """A record that a plugin yielded, with the plugin's distribution name and version."""
+    """A record that a plugin yielded, with the plugin's distribution name and version; "" is our own entry point."""
 
     record: Any
     plugin: str
     version: str
+    entry_point: str = ""
 
 
 @dataclass(frozen=True)
@@ -122,23 +126,30 @@ def collect(hook: str, kind: type, builtin: Sequence[str] = ()) -> list[Provided
         except Exception as error:
             _report(plugin.distribution, plugin.entry_point, f"{hook} raised {type(error).__name__}: {error}")
             continue
-        provided += [Provided(record, plugin.distribution, plugin.version) for record in records]
+        provided += [Provided(record, plugin.distribution, plugin.version, plugin.entry_point) for record in records]
     seen: dict[str, Provided] = {}
     for item in provided:
         other = seen.setdefault(item.record.name, item)
         if other is not item:
-            raise PluginError(
+            clash = (
                 f"Two plugins provide {item.record.name!r} ({hook}): {other.plugin} {other.version} and "
                 f"{item.plugin} {item.version}. Uninstall one of them, or have its author choose another name."
             )
+            _report(item.plugin, item.entry_point, clash, logging.DEBUG)  # it is raised, which is loud enough
+            raise PluginError(clash)
     return [seen[name] for name in sorted(seen)]
 
 
 def plugin_problems() -> pd.DataFrame:
-    """Return a row per plugin that could not be used: plugin, entry_point, problem (all str)."""
+    """Return a row per plugin, or hook of one, that could not be used: plugin, entry_point, problem (all str).
+
+    Every hook is asked for it: one that raises, yields something else, or a name that is taken, has a row too.
+    """
     import pandas as pd
 
-    _third_party()
+    for registry, listing in _REGISTRIES:
+        with contextlib.suppress(PluginError):  # of two with one name: noted where it was raised
+            getattr(importlib.import_module(registry), listing)()
     columns = ["plugin", "entry_point", "problem"]
     return pd.DataFrame([[p.plugin, p.entry_point, p.problem] for p in _problems], columns=columns, dtype="str")
 
@@ -182,11 +193,11 @@ def _check_hooks(module: Any) -> None:
         raise PluginError("it has no function marked with leukemia_dl.hookimpl.")
 
 
-def _report(plugin: str, entry_point: str, problem: str) -> None:
+def _report(plugin: str, entry_point: str, problem: str, level: int = logging.WARNING) -> None:
     entry = Problem(plugin, entry_point, problem)
     if entry not in _problems:
         _problems.append(entry)
-        _log.warning("Plugin %s (entry point %s) %s", plugin, entry_point, problem)
+        _log.log(level, "Plugin %s (entry point %s) %s", plugin, entry_point, problem)
 
 
 def installed_version(distribution: str) -> str:

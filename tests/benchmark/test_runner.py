@@ -1,12 +1,14 @@
 import logging
 import pickle
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from leukemia_dl import Benchmark, Dataset, Pipeline, PixelStore, Recipe, load_classifier
 from leukemia_dl.benchmark.inputs import read_images
+from leukemia_dl.benchmark.runner import _repeatable
 from leukemia_dl.datasets import make_splits
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (30, 9, 9, 3), dtype=np.uint8)
@@ -54,3 +56,25 @@ def test_images_in_memory_are_benchmarked_and_predicted(dataset: Dataset, tmp_pa
     from_rows, from_arrays = classifier.predict(dataset), classifier.predict(IMAGES)
     np.testing.assert_allclose(from_rows["probability_all"], from_arrays["probability_all"], atol=1e-6)
     assert from_rows["sample"].tolist() == [str(i) for i in range(30)]
+
+
+@pytest.mark.parametrize(
+    ("backend", "device", "readers", "epochs", "repeatable"),
+    [
+        ("tensorflow", "cpu", 2, 3, True),
+        ("tensorflow", "cpu", 3, 3, False),  # InceptionV3
+        ("tensorflow", "cpu", 3, 0, True),  # a head alone: no gradient passes the net
+        ("jax", "cpu", 3, 3, True),
+        ("jax", "gpu", 2, 3, False),
+    ],
+)
+def test_a_row_says_whether_equal_settings_give_equal_bits(backend, device, readers, epochs, repeatable):
+    keras = pytest.importorskip("keras")
+    inputs = keras.Input((4,))
+    outputs = keras.layers.Concatenate()([keras.layers.Dense(1)(inputs) for _ in range(readers)])
+    result = SimpleNamespace(
+        device=SimpleNamespace(backend=backend, kind=device),
+        recipe=SimpleNamespace(epochs=epochs),
+        model=keras.Model(inputs, outputs),
+    )
+    assert _repeatable(result) is repeatable

@@ -329,6 +329,9 @@ def test_a_settings_file_repeats_a_run(finished, synthetic_root, tmp_path):
 def test_shards_of_several_protocols_make_one_table(synthetic_root, tmp_path):
     arguments = ["benchmark", "--root", synthetic_root, *SIZES, *FAST, "--store", tmp_path / "s", "--no-models"]
     arguments += ["--protocol", "official_clean, holdout", "--threads", "1", "--executor", "in-process"]
+    planned = run(*arguments, "--shard", "1/2", "--plan")
+    assert planned.stdout.count(" cnn ") == 1, "what a part plans is what it runs"
+    assert "To do: 4 of 4 trials" in planned.stdout
     half = run(*arguments, "--shard", "1/2")
     assert half.returncode == 0, half.stderr
     assert "[4/4] cnn official_clean fold 2 seed 0: accuracy " in half.stderr

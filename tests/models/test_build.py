@@ -10,7 +10,7 @@ import pytest
 
 import leukemia_dl as ldl
 from leukemia_dl.errors import PluginError, SettingsError, WeightsError
-from leukemia_dl.models.build import build_model, weights_identity
+from leukemia_dl.models.build import build_model, most_readers, weights_identity
 from leukemia_dl.models.scaling import scale
 
 keras = pytest.importorskip("keras")
@@ -143,3 +143,8 @@ def test_a_builder_that_returns_no_feature_map(result):
 def test_one_class_is_no_classifier():
     with pytest.raises(SettingsError, match="at least two classes"):
         build_model(ldl.get_backbone("cnn"), 48, 1)
+
+
+@pytest.mark.parametrize(("name", "readers"), [("vgg16", 1), ("cnn", 2), ("xception", 2), ("inception_v3", 4)])
+def test_readers_of_one_tensor_are_counted(name, readers):
+    assert most_readers(build_model(ldl.get_backbone(name), 75, 2)) == readers

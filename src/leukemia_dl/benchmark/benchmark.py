@@ -221,7 +221,7 @@ class Benchmark:
         executor_of(executor, workers, 2)  # what is wrong with it should not wait for the data
         self.store.create()
         write_run(self)
-        cells = shard_of(self._grid, part, parts)
+        cells = shard_of(self._grid, [cell.spec is not None for cell in self._grid], part, parts)
         to_do, kept = split_by_store(self.store, cells, existing, self.save_models)
         trials = sum(cell.spec is not None for cell in to_do)
         chosen = executor_of(executor, workers, trials)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from leukemia_dl.benchmark.trial import Trial
 from leukemia_dl.datasets import Dataset, Split, make_splits
@@ -18,6 +18,8 @@ from leukemia_dl.preprocess import Pipeline
 from leukemia_dl.training.recipe import Recipe
 
 __all__ = ["Cell", "check_shard", "grid", "shard_of", "splits_of"]
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -112,10 +114,10 @@ def splits_of(
     return tuple(splits)
 
 
-def shard_of(cells: Sequence[Cell], part: int, parts: int) -> list[Cell]:
+def shard_of(trials: Sequence[T], is_net: Sequence[bool], part: int, parts: int) -> list[T]:
     """Return every n-th trial of a backbone and every n-th baseline: the latter cost little and should fill no part."""
-    nets = [cell for cell in cells if cell.spec is not None]
-    return [*nets, *(cell for cell in cells if cell.spec is None)][part - 1 :: parts]
+    in_turn = sorted(zip(is_net, trials, strict=True), key=lambda pair: not pair[0])
+    return [trial for _, trial in in_turn][part - 1 :: parts]
 
 
 def check_shard(shard: str | Sequence[int] | None) -> tuple[int, int]:

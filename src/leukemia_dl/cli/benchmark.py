@@ -204,10 +204,12 @@ def _look_here_for_modules() -> None:
 def _plan(bench: Any, how: dict[str, Any]) -> None:
     """Print the trials of this part of the grid."""
     from leukemia_dl.benchmark.cost import duration
-    from leukemia_dl.benchmark.grid import check_shard
+    from leukemia_dl.benchmark.grid import check_shard, shard_of
 
-    part, parts = check_shard(how["shard"])
-    frame = bench.plan().iloc[part - 1 :: parts].reset_index(drop=True)
+    frame = bench.plan()
+    if how["shard"] is not None:
+        rows = shard_of(range(len(frame)), frame["seed"].notna().tolist(), *check_shard(how["shard"]))
+        frame = frame.iloc[rows].reset_index(drop=True)
     done = frame["status"].isin(["ok", "not_applicable"])
     to_do = frame if how["existing"] == "rerun" else frame[~done]
     columns = ["backbone", "protocol", "fold", "seed", "status", "seconds"]

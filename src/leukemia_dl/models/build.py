@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import warnings
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from leukemia_dl.models.heads import RESERVED, Head, apply_head
 from leukemia_dl.models.scaling import scale
 from leukemia_dl.models.spec import BackboneSpec, Scaling
 
-__all__ = ["build_model", "check_size", "weights_identity"]
+__all__ = ["build_model", "check_size", "most_readers", "weights_identity"]
 
 _log = logging.getLogger(__name__)
 _WEIGHTS_SUFFIXES = (".h5", ".hdf5")
@@ -160,3 +161,11 @@ def _weights_file(spec: BackboneSpec, weights: str | Path) -> Path:
 def _copy_weights(source: Any, target: Any) -> None:
     target.set_weights(source.get_weights())
     _log.info("Loaded %d weight arrays into %s", len(source.weights), target.name)
+
+
+def most_readers(model: Any) -> int:
+    """Return how many layers read the one tensor of a model that most of them read; 2 behind a residual block."""
+    import keras
+
+    layers = [layer for layer in model.layers if not isinstance(layer, keras.layers.InputLayer)]
+    return max(Counter(id(tensor) for layer in layers for tensor in keras.tree.flatten(layer.input)).values())

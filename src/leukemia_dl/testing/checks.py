@@ -43,11 +43,13 @@ def check_backbone(spec: BackboneSpec, skip: Iterable[str] = ()) -> None:
         PluginError: If the builder returns no feature map.
     """
     from leukemia_dl.errors import SettingsError
+    from leukemia_dl.training.backends import prepare
 
     left_out = set(skip)
     known = {check.__name__ for check in BACKBONE_CHECKS}
     if not left_out <= known:
         raise SettingsError(f"skip names checks of {sorted(known)}. Received: {sorted(left_out - known)}.")
+    prepare()
     for check in BACKBONE_CHECKS:
         if check.__name__ not in left_out:
             check(spec)
