@@ -99,6 +99,27 @@ def test_a_clash_names_both_sides(install, python):
     assert "two 3.4" in answer.stderr
 
 
+HOOK = "from leukemia_dl import hookimpl\n@hookimpl\ndef leukemia_dl_"
+
+
+def test_problems_are_told_without_a_look_up(install, python):
+    install("aaa", f"{HOOK}backbones(): return 1 / 0")
+    install("bbb", f"{HOOK}datasets(): yield 1")
+    install("one", GOOD)
+    install("two", GOOD, version="3.4")
+    code = """
+        import leukemia_dl as ldl
+        for row in ldl.plugin_problems().itertuples():
+            print(row.plugin, row.entry_point, row.problem, sep=" | ")
+    """
+    answer = python(code)
+    assert [line.split(": ")[0] for line in answer.stdout.splitlines()] == [
+        "aaa | aaa | leukemia_dl_backbones raised ZeroDivisionError",
+        "two | two | Two plugins provide 'tiny' (leukemia_dl_backbones)",
+        "bbb | bbb | leukemia_dl_datasets raised PluginError",
+    ], answer.stderr
+
+
 def test_plugins_can_be_switched_off(install, python):
     install("leukemia-dl-tiny", GOOD)
     assert "tiny" not in python(PRINT, LEUKEMIA_DL_DISABLE_PLUGINS="1").stdout
