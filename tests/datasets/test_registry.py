@@ -32,6 +32,7 @@ def test_table_has_no_gaps() -> None:
     assert table.loc["c_nmc_2019", "licence"].startswith("CC BY 3.0")
     assert "10.7937/tcia.2019.dc64i46r" in table.loc["c_nmc_2019", "citation"]
     assert "seed" in table.loc["synthetic", "options"]
+    assert table.loc[["csv", "folder", "synthetic"], "images"].tolist() == ["yours", "yours", "as many as asked for"]
 
 
 def test_unknown_name_and_option() -> None:

@@ -22,6 +22,9 @@ BUILTIN = tuple(
 )
 
 
+_UNDECLARED = {False: "yours", True: "as many as asked for"}  # images, by whether they are drawn
+
+
 @dataclass(frozen=True)
 class DatasetSource:
     """What a plugin yields from the hook `leukemia_dl_datasets`.
@@ -89,7 +92,7 @@ def dataset_table() -> pd.DataFrame:
             "name": item.record.name,
             "title": item.record.info.title,
             "classes": ", ".join(item.record.info.class_names) or "yours",
-            "images": str(dict(item.record.info.declared).get("images", "yours")),
+            "images": str(dict(item.record.info.declared).get("images", _UNDECLARED[item.record.info.synthetic])),
             "licence": item.record.info.licence,
             "citation": item.record.info.citation,
             "url": item.record.info.url,
