@@ -74,6 +74,33 @@ def test_a_split_model_is_the_model(kind, units, dropout, sigmoid):
     assert len(extractor.weights) + len(head.weights) == len(model.weights)
 
 
+@pytest.mark.parametrize(
+    ("wrong", "allowed"),
+    [
+        ({"kind": "x"}, "'pooled' or 'flatten'"),
+        ({"kind": ["pooled"]}, "'pooled' or 'flatten'"),
+        ({"units": -3}, "a whole number from 0"),
+        ({"units": 2.0}, "a whole number from 0"),
+        ({"units": True}, "a whole number from 0"),
+        ({"dropout": 7}, r"a number in \[0, 1\)"),
+        ({"dropout": 1}, r"a number in \[0, 1\)"),
+        ({"dropout": float("nan")}, r"a number in \[0, 1\)"),
+        ({"dropout": "0.5"}, r"a number in \[0, 1\)"),
+        ({"sigmoid": 1}, "True or False"),
+    ],
+)
+def test_a_head_is_checked_on_creation(wrong, allowed):
+    (name,) = wrong
+    with pytest.raises(SettingsError, match=f"A head's {name} must be {allowed}. Received: {name}="):
+        Head(**wrong)
+
+
+def test_a_head_of_numbers_of_numpy_is_the_same():
+    head = Head(units=np.int64(7), dropout=np.float32(0.5))
+    assert head == Head(units=7, dropout=0.5)
+    assert (type(head.units), type(head.dropout)) == (int, float)
+
+
 def test_a_sigmoid_head_tells_two_classes_apart(tmp_path):
     with pytest.raises(SettingsError, match=r"two classes apart\. Received: 3"):
         build_model(CNN, 32, 3, head=Head(sigmoid=True))

@@ -90,6 +90,19 @@ def test_stains_are_checked(stains):
         separate_stains(np.zeros((2, 2, 3), np.uint8), stains)
 
 
+@pytest.mark.parametrize("light", [0, -240, np.nan, np.inf, "240", None, True])
+def test_light_is_checked(light):
+    image = np.full((2, 2, 3), 9, np.uint8)
+    for function, values in ((optical_density, image), (separate_stains, image), (combine_stains, image / 9)):
+        with pytest.raises(SettingsError, match=f"a number above 0, such as 256. Received: light={light!r}"):
+            function(values, light=light)
+
+
+def test_light_may_be_a_number_of_numpy():
+    image = np.full((2, 2, 3), 9, np.uint8)
+    assert (optical_density(image, np.int64(240)) == optical_density(image, 240)).all()
+
+
 @pytest.mark.parametrize("pixels", [np.zeros((2, 3)), np.zeros((2, 2), np.uint8), [[1, 2, 3]]])
 def test_arrays_are_checked(pixels):
     with pytest.raises(ImageError, match="last axis has length 3"):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from leukemia_dl.errors import SettingsError
+from leukemia_dl.identity import plain_number
 
 __all__ = ["RESERVED", "Head", "apply_head", "split_at_features"]
 
+Kind = Literal["pooled", "flatten"]
 _FIRST_LAYERS = ("pooling", "flatten")
 RESERVED = {"rgb", "scaling", "pooling", "flatten", "head_dense", "head_dropout", "logits"}
 """Names of the layers that the library puts around a backbone."""
@@ -24,12 +26,27 @@ class Head:
         dropout: Share of what then is there dropped in training, in [0, 1).
         sigmoid: For two classes: one weighted sum z, and (0, z) as logits, so that the softmax of these is the sigmoid
             of z and their cross-entropy the binary one.
+
+    Raises:
+        SettingsError: On creation, for a value that is not allowed.
     """
 
-    kind: Literal["pooled", "flatten"] = "pooled"
+    kind: Kind = "pooled"
     units: int = 0
     dropout: float = 0.0
     sigmoid: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("units", "dropout"):
+            object.__setattr__(self, name, plain_number(getattr(self, name)))
+        for name, allowed, fits in (
+            ("kind", " or ".join(map(repr, get_args(Kind))), self.kind in get_args(Kind)),
+            ("units", "a whole number from 0", type(self.units) is int and self.units >= 0),
+            ("dropout", "a number in [0, 1)", type(self.dropout) in (int, float) and 0 <= self.dropout < 1),
+            ("sigmoid", "True or False", isinstance(self.sigmoid, bool)),
+        ):
+            if not fits:
+                raise SettingsError(f"A head's {name} must be {allowed}. Received: {name}={getattr(self, name)!r}.")
 
 
 def apply_head(features: Any, head: Head, classes: int, *, on_features: bool = False) -> Any:

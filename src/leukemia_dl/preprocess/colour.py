@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from leukemia_dl.errors import ImageError, SettingsError
+from leukemia_dl.identity import plain_number
 from leukemia_dl.preprocess.decode import check_image
 
 __all__ = [
@@ -87,8 +89,11 @@ def optical_density(pixels: NDArray[np.uint8], light: float = LIGHT) -> NDArray[
     Args:
         pixels: RGB; what is no such array is an ImageError.
         light: Grey level, plus one, of unstained glass. What is brighter has a negative density.
+
+    Raises:
+        SettingsError: If `light` is no number above 0.
     """
-    table = -np.log((np.arange(256) + 1) / light)
+    table = -np.log((np.arange(256) + 1) / _checked(light))
     density: NDArray[np.float64] = table[_three(pixels, np.uint8)]
     return density
 
@@ -106,7 +111,7 @@ def separate_stains(image: NDArray[np.uint8], stains: ArrayLike = GIEMSA, light:
         float64, (h, w, 3): the first stain, the second, and the third or residual.
 
     Raises:
-        SettingsError: If the directions are not independent.
+        SettingsError: If the directions are not independent, or `light` is no number above 0.
         ImageError: If the image is none.
 
     Examples:
@@ -131,7 +136,17 @@ def combine_stains(
 
 def density_to_rgb(density: NDArray[np.float64], light: float = LIGHT) -> NDArray[np.uint8]:
     """Undo `optical_density`: float (..., 3) to uint8, rounded and clipped."""
-    return np.rint(np.clip(light * np.exp(-np.maximum(density, -20.0)) - 1, 0, 255)).astype(np.uint8)
+    return np.rint(np.clip(_checked(light) * np.exp(-np.maximum(density, -20.0)) - 1, 0, 255)).astype(np.uint8)
+
+
+def _checked(light: object) -> float:
+    light = plain_number(light)
+    if isinstance(light, bool) or not isinstance(light, (int, float)) or not 0 < light < math.inf:
+        raise SettingsError(
+            f"light is the grey level, plus one, of unstained glass: a number above 0, such as {LIGHT:g}. "
+            f"Received: light={light!r}."
+        )
+    return light
 
 
 def stain_matrix(stains: ArrayLike) -> NDArray[np.float64]:
