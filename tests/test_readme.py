@@ -41,6 +41,6 @@ def test_the_options_of_the_commands_exist():
 
 
 def test_the_table_is_labelled_synthetic():
-    table = README[README.index("## What a run prints") :]
+    table = README[README.index("## The honest table") :]
     assert "synthetic cells (not real ones)" in table
     assert "synthetic cells, not real ones" in table
