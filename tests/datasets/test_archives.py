@@ -126,6 +126,9 @@ def test_what_is_no_archive(tmp_path):
     for path in (tmp_path, tmp_path / "none", "a\x00b"):
         with pytest.raises(DataError, match=r"There is no archive|Cannot unpack"):
             unpack(path, tmp_path / "to")
+    for archive, to, name in ((None, "x", "archive"), (tmp_path / "x.rar", None, "to"), (tmp_path / "x.rar", 5, "to")):
+        with pytest.raises(DataError, match=f"{name}=(None|5) is no path that can be used"):
+            unpack(archive, to)
 
 
 NAMES = [

@@ -120,6 +120,17 @@ def test_what_is_not_known_in_a_mask_is_not_chosen(small: Dataset) -> None:
         assert small.subset(rows).table["sample"].tolist() == table[mask]["sample"].tolist() == ["b.png", "c.png"]
 
 
+def test_what_is_no_path_is_named() -> None:
+    for make, name in (
+        (lambda: Dataset.from_csv(None), "path=None"),
+        (lambda: Dataset.from_folder(None), "root=None"),
+        (lambda: Dataset.load("csv", root=5), "root=5"),
+        (lambda: Dataset.from_folder(["a"]), r"root=\['a'\]"),
+    ):
+        with pytest.raises(DataError, match=f"{name} is no path that can be used"):
+            make()
+
+
 @pytest.mark.parametrize("canvas", [0, -450, 450.0, True, "450", 4_473])
 def test_a_canvas_is_a_side_in_pixels(tmp_path: Path, canvas: object) -> None:
     message = rf"A data set's canvas needs a size in pixels, an int from 1 to 4,472. Received: size={canvas!r}"

@@ -311,6 +311,9 @@ def test_the_root_is_checked(files, tmp_path):
     for root in (manifest, tmp_path / "none"):
         with pytest.raises(DataError, match="Cannot list"):
             verify(root, manifest)
+    for arguments, name in (((None, None), "root"), ((files, None), "manifest"), ((5, manifest), "root")):
+        with pytest.raises(DataError, match=f"{name}=(None|5) is no path that can be used"):
+            verify(*arguments)
 
 
 def test_a_check_of_nothing_is_not_ok(files, tmp_path):

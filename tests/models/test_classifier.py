@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 import leukemia_dl as ldl
-from leukemia_dl.errors import DataError, ImageError, SettingsError
+from leukemia_dl.errors import DataError, ImageError, SettingsError, StoreError
 from leukemia_dl.models import Head, build_model
 from leukemia_dl.models.classifier import predict_logits, softmax
 
@@ -153,6 +153,14 @@ def test_bad_images(classifier, files, tmp_path):
         classifier.predict(files, batch_size=0)
     with pytest.raises(SettingsError, match=r"\.keras"):
         classifier.save(tmp_path / "model.h5")
+
+
+def test_folders_are_made_to_save_into(classifier, tmp_path):
+    path = classifier.save(tmp_path / "not" / "there" / "yet.keras")
+    assert ldl.load_classifier(path).class_names == classifier.class_names
+    (tmp_path / "file").touch()
+    with pytest.raises(StoreError, match=r"The folder .*file/x cannot be made: .* Name another one"):
+        classifier.save(tmp_path / "file" / "x" / "model.keras")
 
 
 def test_nothing_gives_an_empty_frame(classifier):

@@ -76,6 +76,12 @@ def test_a_frame_of_files_and_arrays(tmp_path):
         quality_frame(3)
 
 
+@pytest.mark.parametrize(("names", "came"), [(5, "names=5"), (["a", "b"], "2 names and 1 images")])
+def test_names_are_one_per_image(names, came):
+    with pytest.raises(SettingsError, match=f"names must be one per image, in a list. Received: {came}"):
+        quality_frame([cell()], names=names)
+
+
 def test_what_is_no_image_is_said():
     with pytest.raises(ImageError):
         measure_quality(np.zeros((4, 4)))

@@ -98,6 +98,9 @@ def test_cost_draws_those_whose_cost_is_known_and_floors_as_lines():
     assert floor in [line.get_ydata()[0] for line in figure.axes[0].lines if line.get_linestyle() == "--"]
     with pytest.raises(DataError, match="No cost to draw"):
         plot_cost(ldl.leaderboard(ALL))
+    with pytest.raises(SettingsError, match=r"cost is fit_seconds, parameters, .* Received: cost='price'"):
+        plot_cost(board, "price")
+    assert plot_cost(board.assign(price=1.0), "price").axes[0].get_xlabel() == "price, log scale"
 
 
 def test_errors_by_size_are_those_of_quarters():

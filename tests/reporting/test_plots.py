@@ -105,6 +105,12 @@ def test_samples_show_the_pixels_as_they_are():
         np.testing.assert_array_equal(axes.images[0].get_array(), image)
 
 
+@pytest.mark.parametrize(("images", "labels"), [(0, 0), (0, 1), (3, 2), (3, 4)])
+def test_samples_are_some_with_a_label_each(images, labels):
+    with pytest.raises(DataError, match=f"Received: {images} images and {labels} labels"):
+        plot_samples(np.zeros((images, 4, 4, 3), np.uint8), ["a"] * labels)
+
+
 def test_a_name_with_markup_is_text():
     for name in ("<script>", "$x_$", "a$b"):
         figure = plot_comparison(RESULTS.replace({"backbone": {"cnn": name}}), title=name)

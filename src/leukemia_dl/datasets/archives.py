@@ -22,6 +22,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from leukemia_dl.datasets.cache import user_path
 from leukemia_dl.errors import DataError
 from leukemia_dl.progress import track
 
@@ -67,7 +68,7 @@ def unpack(
             link or device, encrypted, named twice (upper and lower case being the same), or has a name that is
             absolute, climbs (`..`) or cannot be a file's name on every system. Nothing is left behind.
     """
-    archive, target = Path(archive), Path(os.path.realpath(to))
+    archive, target = user_path(archive, "archive"), Path(os.path.realpath(user_path(to, "to")))
     try:
         if not archive.is_file():
             raise DataError(f"There is no archive {archive}. {_ALLOWED}.")

@@ -10,8 +10,12 @@ from leukemia_dl.errors import DataError
 __all__ = ["cache_dir", "user_path"]
 
 
-def user_path(path: str | Path) -> Path:
+def user_path(path: str | Path, name: str = "") -> Path:
     """Return a path as a user writes it, absolute, with `~` and `~name` replaced by home folders.
+
+    Args:
+        path: What came.
+        name: Of the argument that it is, for the message.
 
     Raises:
         DataError: If there is no such user, or it is no path.
@@ -19,7 +23,7 @@ def user_path(path: str | Path) -> Path:
     try:
         return Path(path).expanduser().absolute()
     except (RuntimeError, TypeError) as error:
-        raise DataError(f"{path!r} is no path that can be used: {error}.") from error
+        raise DataError(f"{name + '=' if name else ''}{path!r} is no path that can be used: {error}.") from error
 
 
 def cache_dir() -> Path:

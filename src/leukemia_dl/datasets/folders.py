@@ -23,7 +23,7 @@ def require_folder(root: str | Path, wanted: str) -> Path:
     Raises:
         DataError: If it is missing, a file, or an archive that has to be unpacked.
     """
-    root = user_path(root)
+    root = user_path(root, "root")
     if root.is_dir():
         return root
     if root.is_file():

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from leukemia_dl.datasets.cache import user_path
 from leukemia_dl.errors import DataError
 
 __all__ = ["read_manifest"]
@@ -33,7 +34,7 @@ def read_manifest(path: str | Path) -> pd.DataFrame:
         DataError: If it cannot be read, a line is malformed, or a path is absolute, climbs (`..`), repeats, holds a
             backslash, a drive letter or control characters. The message names the line.
     """
-    path = Path(path)
+    path = user_path(path, "manifest")
     try:
         if not path.is_file():
             raise DataError(f"There is no manifest {path}. Pass a text file with lines `hash  path`.")

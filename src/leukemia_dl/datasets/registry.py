@@ -74,8 +74,8 @@ def load_dataset(name: str, root: str | Path | None = None, **options: Any) -> D
         raise SettingsError(
             f"The data set {name!r} is read from a place of yours: pass root=PATH (command line: --root PATH)."
         )
+    place = {} if root is None else {"root": str(user_path(root, "root"))}
     dataset = source.load(None if root is None else Path(root), **options)
-    place = {} if root is None else {"root": str(user_path(root).absolute())}
     object.__setattr__(dataset, "source", {"name": name, **place, "options": options})
     return dataset
 

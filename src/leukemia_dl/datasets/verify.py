@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
+from leukemia_dl.datasets.cache import user_path
 from leukemia_dl.datasets.hashes import tried_hashes
 from leukemia_dl.datasets.manifest import read_manifest
 from leukemia_dl.errors import DataError
@@ -93,9 +94,9 @@ def verify(root: str | Path, manifest: str | Path, show_progress: bool = True, p
         DataError: If the manifest is malformed, the root is no folder, holds none of the manifest's folders, or one of
             its folders cannot be listed.
     """
+    given = Path(os.path.normpath(user_path(root, "root")))  # resolve() would follow a link and lose its name
     listed = read_manifest(manifest)
     names: list[str] = list(listed["path"])
-    given = Path(os.path.abspath(root))  # noqa: PTH100 - resolve() would follow a link and lose its name
     base = _base(given, names)
     # Above the given folder lies what is not ours to look at, save for this folder itself.
     ours = f"{given.name}/" if base == given.parent != given else ""

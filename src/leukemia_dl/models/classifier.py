@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from leukemia_dl.errors import DataError, ImageError, SettingsError
+from leukemia_dl.errors import DataError, ImageError, SettingsError, StoreError
 from leukemia_dl.preprocess import Pipeline
 from leukemia_dl.progress import parallel_map, track
 
@@ -132,8 +132,11 @@ class Classifier:
     def save(self, path: str | Path) -> Path:
         """Write one `.keras` file to `path`, aside first, so that an interruption leaves nothing half; return its path.
 
+        Folders on the way to it are made.
+
         Raises:
             SettingsError: If the path does not end in .keras.
+            StoreError: If a folder cannot be made.
         """
         import keras
 
@@ -147,6 +150,10 @@ class Classifier:
             "provenance": dict(self.provenance),
             "temperature": self.temperature,
         }
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StoreError(f"The folder {path.parent} cannot be made: {error.strerror}. Name another one.") from error
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.stem}-") as folder:
             aside = Path(folder) / path.name
             # A model of its own: the compiled one would carry its optimizer, twice the size, for nothing.

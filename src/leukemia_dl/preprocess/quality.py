@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Sized
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -92,8 +92,9 @@ def quality_frame(images: Any, names: Sequence[Any] | None = None, show_progress
     items = list(images)
     if names is None:
         names = [str(item) if isinstance(item, (str, Path)) else row for row, item in enumerate(items)]
-    if len(names) != len(items):
-        raise SettingsError(f"names must be one per image. Received: {len(names)} names and {len(items)} images.")
+    if not isinstance(names, Sized) or len(names) != len(items):
+        came = f"{len(names)} names and {len(items)} images" if isinstance(names, Sized) else f"names={names!r}"
+        raise SettingsError(f"names must be one per image, in a list. Received: {came}.")
     rows = parallel_map(_measured, items, "Measuring quality", show=show_progress)
     columns = [*measure_quality(np.zeros((1, 1, 3), np.uint8)), "problem"]
     frame = pd.DataFrame(rows, index=pd.Index(list(names), name="image"), columns=columns)

@@ -221,15 +221,20 @@ def plot_cost(leaderboard: pd.DataFrame, cost: str = "fit_seconds", ax: Axes | N
 
     Args:
         leaderboard: `leukemia_dl.leaderboard(...)`, with results and timings.
-        cost: "fit_seconds", "parameters" or "images_per_second".
+        cost: "fit_seconds", "parameters", "images_per_second", or a column that you added.
         ax: Axes to draw on; None for a figure of its own.
         title: Above the figure.
 
     Raises:
         DataError: If the cost of no backbone is known.
+        SettingsError: If the leaderboard has no such column.
     """
     from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
+    if cost not in leaderboard:
+        raise SettingsError(
+            f"cost is fit_seconds, parameters, images_per_second or a column that you added. Received: cost={cost!r}."
+        )
     metric = str(leaderboard.columns[3])
     rows = leaderboard[(leaderboard["kind"] == "backbone") & leaderboard[cost].notna() & leaderboard[metric].notna()]
     if rows.empty:

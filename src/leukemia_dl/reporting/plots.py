@@ -181,7 +181,14 @@ def plot_samples(
         labels: One per image.
         columns: Images per row.
         title: Above the figure.
+
+    Raises:
+        DataError: If there are no images, or not a label for each.
     """
+    if not len(images) or len(labels) != len(images):
+        raise DataError(
+            f"This draws images, each with a label. Received: {len(images)} images and {len(labels)} labels."
+        )
     rows = -(-len(images) // columns)
     figure = new_figure(1.5 * columns, 1.7 * rows + 0.5)
     panels = figure.subplots(rows, columns, squeeze=False).ravel()

@@ -28,7 +28,7 @@ def read_csv(
     canvas: int | None = None,
 ) -> Dataset:
     """Do what `Dataset.from_csv` says, `files` being its root; class names may also be one text, with commas."""
-    info, path = on_canvas(INFO, canvas), user_path(root)
+    info, path = on_canvas(INFO, canvas), user_path(root, "path")
     if not path.is_file():
         what = "is a folder" if path.is_dir() else "does not exist"
         raise DataError(f"The CSV file {path} {what}. {_FORM}. A folder per class is loaded by Dataset.from_folder.")
