@@ -110,7 +110,7 @@ warnings.simplefilter("error", RuntimeWarning)  # what numpy warns of, such as t
 check(Contrast)
 
 # %% [markdown]
-# Three do not hold, and of each Hypothesis prints the smallest image that it found (noise as the code that draws it).
+# Three do not hold, and of each Hypothesis prints the smallest image that it found.
 # Two pixels show the first bug: with a factor below one, **black becomes grey**, since the mean is of the whole image,
 # background included. So a wider margin changes it too. The other bug is the opposite: with a factor above one, dark
 # pixels of the cell become exactly black, and count as background from then on.

@@ -23,6 +23,21 @@ def test_images_that_break_things_are_among_them(level):
     assert found.size
 
 
+def test_a_failing_image_is_made_as_simple_as_it_can_be_and_shown_as_pixels():
+    def no_pixel_is_bright(image):
+        assert image.max() < 200
+
+    with pytest.raises(AssertionError) as failure:
+        settings(derandomize=True, database=None)(given(image=strategies.images())(no_pixel_is_bright))()
+    assert "image=array([[[  0,   0, 200]]], dtype=uint8)" in "".join(failure.value.__notes__)
+
+
+def test_large_images_can_be_drawn():
+    sizes = {"min_size": 90, "max_size": 100, "batch": 3}
+    shown = find(strategies.images(**sizes), lambda images: len(np.unique(images)) > 100)
+    assert shown.shape == (3, 90, 90, 3)
+
+
 @given(image=strategies.cells())
 def test_cells_are_on_exact_black(image):
     assert image.shape[0] == image.shape[1]

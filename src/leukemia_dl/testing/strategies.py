@@ -36,6 +36,7 @@ from leukemia_dl.preprocess import (
 __all__ = ["cells", "images", "masks", "pipelines", "steps"]
 
 Image = NDArray[np.uint8]
+_MOST_BYTES = 1021  # a prime: repeated rows would be equal
 
 
 def images(
@@ -53,15 +54,23 @@ def images(
     shape: Any = side.map(lambda size: (size, size)) if square else st.tuples(side, side)
     front = () if batch is None else (batch,)
     full = shape.map(lambda hw: (*front, *hw, 3))
-    flat = st.sampled_from([0, 1, 128, 254, 255])
-    colours = st.one_of(st.tuples(flat, flat, flat), flat.map(lambda level: (level,) * 3))
-    constant = st.tuples(full, colours).map(
-        lambda drawn: np.broadcast_to(np.array(drawn[1], np.uint8), drawn[0]).copy()
-    )
-    noise = st.tuples(full, st.integers(0, 2**32 - 1)).map(
-        lambda drawn: np.random.default_rng(drawn[1]).integers(0, 256, drawn[0], dtype=np.uint8)
-    )
-    return st.one_of(noise, hnp.arrays(np.uint8, full), constant)
+    level = st.sampled_from([0, 1, 128, 254, 255])
+    colour = st.one_of(level, st.tuples(level, level, level))
+    # Hypothesis shrinks towards the first, pixel by pixel.
+    return st.one_of(_noise(full), hnp.arrays(np.uint8, full), st.builds(one_colour, full, colour))
+
+
+@st.composite
+def _noise(draw: st.DrawFn, shapes: st.SearchStrategy[tuple[int, ...]]) -> Image:
+    """Return noise from bytes that Hypothesis draws; of large images they are repeated, as it has not many."""
+    shape = draw(shapes)
+    count = min(int(np.prod(shape)), _MOST_BYTES)
+    return np.resize(np.frombuffer(draw(st.binary(min_size=count, max_size=count)), np.uint8), shape)
+
+
+def one_colour(shape: tuple[int, ...], colour: int | tuple[int, int, int]) -> Image:
+    """Return pixels of one grey level or colour: a function with a name, as a failing example shows it."""
+    return np.full(shape, colour, np.uint8)
 
 
 @st.composite
@@ -88,7 +97,10 @@ def masks(shape: tuple[int, int]) -> st.SearchStrategy[NDArray[np.bool_]]:
 
 
 def steps(max_size: int = 24) -> st.SearchStrategy[Step]:
-    """Return any step that can be applied, stain normalisers fitted; sides up to `max_size` pixels."""
+    """Return any step that can be applied, stain normalisers fitted; sides up to `max_size` pixels.
+
+    The first image of a step may take longer than Hypothesis's deadline of 200 ms: use `settings(deadline=None)`.
+    """
     side = st.integers(1, max_size)
     directions = st.sampled_from([((0.65, 0.7, 0.29), (0.07, 0.99, 0.11)), ((0.83, 0.51, 0.2), (0.09, 0.95, 0.28))])
     levels = st.tuples(st.floats(0.5, 2.5), st.floats(0.5, 2.5))
@@ -105,5 +117,8 @@ def steps(max_size: int = 24) -> st.SearchStrategy[Step]:
 
 
 def pipelines(max_steps: int = 4, max_size: int = 24) -> st.SearchStrategy[Pipeline]:
-    """Return any pipeline of up to `max_steps` steps that can be applied; `max_size` as in `steps`."""
+    """Return any pipeline of up to `max_steps` steps that can be applied; `max_size` as in `steps`.
+
+    The first image of one may take longer than Hypothesis's deadline of 200 ms: use `settings(deadline=None)`.
+    """
     return st.lists(steps(max_size), max_size=max_steps).map(lambda drawn: Pipeline(tuple(drawn)))
