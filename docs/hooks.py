@@ -125,7 +125,7 @@ def _page_of(cell: Any, name: str, files: dict[str, str | bytes]) -> str:
     for output in cell.outputs:
         data = output.get("data", {})
         if output.output_type == "stream":
-            parts.append(f"```text\n{_COLOUR.sub('', output.text).rstrip()}\n```")
+            parts.append(f"```{{.text .output}}\n{_COLOUR.sub('', output.text).rstrip()}\n```")
         elif "image/png" in data:
             parts.append(_picture(data["image/png"], cell, name, files))
         elif "text/html" in data:
@@ -133,7 +133,7 @@ def _page_of(cell: Any, name: str, files: dict[str, str | bytes]) -> str:
         elif "text/markdown" in data:
             parts.append(data["text/markdown"])
         elif "text/plain" in data:
-            parts.append(f"```text\n{data['text/plain'].rstrip()}\n```")
+            parts.append(f"```{{.text .output}}\n{data['text/plain'].rstrip()}\n```")
     return "\n\n".join(parts)
 
 
@@ -151,4 +151,5 @@ def _table(html: str) -> str:
     """Return a data frame's table without pandas's own style, so that it looks as the other tables of the site."""
     html = re.sub(r"<style.*?</style>", "", html, flags=re.DOTALL)
     html = re.sub(r"<table[^>]*>", "<table>", html).replace("<div>", "").replace("</div>", "")
-    return re.sub(r"\n\s*", "", html)  # in one line: Markdown would end a table at an empty one
+    html = re.sub(r"\n\s*", "", html)  # in one line: Markdown would end a table at an empty one
+    return f'<div class="frame">{html}</div>'

@@ -63,9 +63,9 @@ def test_a_tutorial_becomes_a_page_a_notebook_and_pictures():
     files = hooks.run("small", script)
     page = files["small.md"]
     assert page.startswith("# A title\n\n[This page as a notebook](small.ipynb)")
-    assert "```text\nout\n```" in page
+    assert "```{.text .output}\nout\n```" in page
     assert page.count("progress") == 1  # in the code
-    assert "<table><thead>" in page
+    assert '<div class="frame"><table><thead>' in page
     assert "![a line](small-0.png)" in page
     assert files["small-0.png"].startswith(b"\x89PNG")
     assert '"nbformat"' in files["small.ipynb"]
