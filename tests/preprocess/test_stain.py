@@ -18,6 +18,7 @@ from leukemia_dl.preprocess import (
     foreground_pixels,
     optical_density,
     rgb_to_lab,
+    stain,
 )
 from leukemia_dl.testing.strategies import cells, images, masks
 
@@ -76,13 +77,13 @@ def test_no_image_raises_or_warns_of_numbers(step, image):
 @pytest.mark.parametrize(
     ("image", "why"),
     [
-        (np.full((5, 5, 3), 255, np.uint8), "0 pixels in the mask"),
-        (np.zeros((5, 5, 3), np.uint8), "0 pixels in the mask"),
-        (np.full((1, 1, 3), 90, np.uint8), "0 pixels in the mask"),
+        (np.full((5, 5, 3), 255, np.uint8), "too few pixels in the mask (0; "),
+        (np.zeros((5, 5, 3), np.uint8), "too few pixels in the mask (0; "),
+        (np.full((1, 1, 3), 90, np.uint8), "too few pixels in the mask (0; "),
     ],
 )
 def test_degenerate_tiles_come_back_with_a_reason(step, image, why, caplog):
-    with caplog.at_level(logging.WARNING, "leukemia_dl"):
+    with caplog.at_level(logging.DEBUG, "leukemia_dl"):
         np.testing.assert_array_equal(step(image), image)
     assert f"{type(step).__name__} left an image as it is: {why}" in caplog.text
 
@@ -92,12 +93,26 @@ def test_reasons_of_their_own(caplog):
     constant[2:6, 2:6] = (120, 60, 140)
     ramp = np.arange(48, 48 + 64, dtype=np.uint8).reshape(8, 8)
     grey = np.repeat(np.pad(ramp, 2)[..., None], 3, axis=2)
-    with caplog.at_level(logging.WARNING, "leukemia_dl"):
+    with caplog.at_level(logging.DEBUG, "leukemia_dl"):
         for image in (constant, grey):
             for step in FITTED:
                 np.testing.assert_array_equal(step(image), image)
     assert caplog.text.count("its pixels have one colour, or vary in lightness only") == 2
     assert caplog.text.count("do not span a plane") == 2
+
+
+def test_each_reason_is_a_warning_once(caplog, monkeypatch):
+    monkeypatch.setattr(stain, "_told", set())
+    images = [np.zeros((n, n, 3), np.uint8) for n in (3, 4, 5)]
+    with caplog.at_level(logging.DEBUG, "leukemia_dl"):
+        for step in FITTED:
+            for image in images:
+                step(image)
+                step(image, np.arange(len(image) ** 2).reshape(image.shape[:2]) == 0)
+    text = "{} left an image as it is: too few pixels in the mask ({}; {} are needed)"
+    wanted = [text.format(type(step).__name__, n, step.fewest) for step in FITTED for n in (0, 1)]
+    assert [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING] == wanted
+    assert [r.getMessage() for r in caplog.records].count(wanted[0]) == 3
 
 
 @given(image=cells(min_size=24))

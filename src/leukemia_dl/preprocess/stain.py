@@ -24,6 +24,7 @@ from leukemia_dl.preprocess.steps import Step
 __all__ = ["Macenko", "Reinhard", "Undefined"]
 
 _log = logging.getLogger(__name__)
+_told: set[str] = set()  # what was logged as a warning: a data set may have thousands of such tiles
 _FIT_PIXELS = 2_000_000  # Together, over all images of a fit: bounds its memory to some 200 MB.
 
 _TRACES = 8  # Grey levels that resizing leaves around a cell on black: recoloured, they would be a halo.
@@ -48,7 +49,7 @@ class _Normalizer(Step):
 
         Returns:
             uint8, (h, w, 3); equal to the image outside the mask, to the bit. The image itself where the method is not
-            defined on it; the reason is logged as a warning.
+            defined on it; each reason is logged, as a warning the first time in a process and at level DEBUG then.
 
         Raises:
             SettingsError: If it was not fitted.
@@ -62,10 +63,12 @@ class _Normalizer(Step):
         pixels = image[chosen]
         try:
             if len(pixels) < self.fewest:
-                raise Undefined(f"{len(pixels)} pixels in the mask, {self.fewest} are needed")
+                raise Undefined(f"too few pixels in the mask ({len(pixels)}; {self.fewest} are needed)")
             recoloured = self._recolour(pixels)
         except Undefined as reason:
-            _log.warning("%s left an image as it is: %s", type(self).__name__, reason)
+            text = f"{type(self).__name__} left an image as it is: {reason}"
+            _log.log(logging.DEBUG if text in _told else logging.WARNING, "%s", text)
+            _told.add(text)
             return image
         result = image.copy()
         result[chosen] = recoloured
@@ -205,7 +208,7 @@ class Macenko(_Normalizer):
         density = optical_density(pixels, self.light)
         dense = density[(density >= self.beta).all(axis=1)]
         if len(dense) < self.fewest:
-            raise Undefined(f"{len(dense)} pixels are dense enough, {self.fewest} are needed")
+            raise Undefined(f"too few pixels are dense enough ({len(dense)}; {self.fewest} are needed)")
         mean, covariance = _moments(dense)
         spread, axes = np.linalg.eigh(covariance)
         if spread[1] < 1e-6:
