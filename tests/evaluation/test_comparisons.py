@@ -164,6 +164,20 @@ def test_seeds_are_averaged_and_the_procedure_is_less_certain():
     assert "they cannot be compared: one seed" in alone["sentence"]
 
 
+def test_the_sentence_counts_the_seeds_of_nets():
+    frame = clustered(SMALL, seeds=(0, 1))
+    less = frame[frame["backbone"].ne("other") | frame["seed"].eq(0)]
+    floor = less.assign(kind=np.where(less["backbone"] == "other", "baseline", "backbone"))
+    for part, words in (
+        (frame, ", 2 seeds each, accuracy is"),
+        (less, ", 2 seeds of one and 1 seed of other, accuracy is"),
+        (floor, " groups of patients, 2 seeds of one, accuracy is"),
+        (frame[frame["seed"] == 0], " groups of patients, accuracy is"),
+        (floor[floor["seed"] == 0], " groups of patients, accuracy is"),
+    ):
+        assert words in compare(part)["sentence"][0]
+
+
 def test_only_images_that_both_have_are_compared_and_the_rest_counted():
     frame = clustered(SMALL)
     short = frame[~((frame["backbone"] == "other") & frame["sample"].isin(["s0", "s40"]))]

@@ -86,10 +86,11 @@ def test_a_difference_that_is_known():
 def test_seeds_and_the_procedure():
     table = inflation(frames(seeds=(0, 1, 2)), "kfold", "random")
     assert list(table["seeds"]) == ["3, 3", "3, 3", "1, 1"]
-    assert table["sentence"][0].startswith("On 68 images of 11 groups of patients, 3 and 3 seeds, accuracy of vgg16 is")
+    assert table["sentence"][0].startswith("On 68 images of 11 groups of patients, 3 seeds each, accuracy of vgg16 is")
     uneven = frames(seeds=(0, 1, 2))
     uneven = uneven[(uneven["protocol"] == "kfold") | (uneven["seed"] != 2)]
     assert inflation(uneven, "kfold", "random")["seeds"][0] == "3, 2"  # of the honest first, as the values
+    assert ", 3 seeds of kfold and 2 seeds of random, accuracy" in inflation(uneven, "kfold", "random")["sentence"][0]
     procedure = inflation(frames(seeds=(0, 1, 2)), "kfold", "random", estimand="procedure")
     assert (procedure["high"] - procedure["low"] >= table["high"] - table["low"]).all()
     assert "spread between seeds included" in procedure["sentence"][0]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any, get_args
@@ -19,7 +19,7 @@ from leukemia_dl.evaluation.intervals import Resampling, Spread, resampling_of
 from leukemia_dl.evaluation.metrics import metric as find_metric
 from leukemia_dl.evaluation.predictions import Model, class_names_of, models_of, tidy
 
-__all__ = ["compare", "holm", "sign_flip_test"]
+__all__ = ["compare", "holm", "seeds_in_words", "sign_flip_test"]
 
 _FLIPS, _SIGNS_AT_ONCE = 20_000, 5_000_000
 _POWER = 0.8
@@ -99,7 +99,7 @@ def compare(
     pairs = [_paired(*pair) for pair in combinations(models, 2)]
     rows = [_row(pair, name, class_names, level, estimand) for name in names for pair in pairs]
     confirmatory = [
-        row for row in rows if row["metric"] == primary and row["kinds"] == {"backbone"} and not np.isnan(row["p"])
+        row for row in rows if row["metric"] == primary and set(row["kinds"]) == {"backbone"} and not np.isnan(row["p"])
     ]
     for row, corrected in zip(confirmatory, holm([row["p"] for row in confirmatory]), strict=True):
         row |= {"p_holm": corrected, "role": "confirmatory"}
@@ -206,7 +206,7 @@ def _blank(pair: _Pair, name: str) -> dict[str, Any]:
     return dict.fromkeys(_COLUMNS, float("nan")) | {
         "first": first.name,
         "second": second.name,
-        "kinds": {first.kind, second.kind},
+        "kinds": (first.kind, second.kind),
         "procedure": False,
         "metric": name,
         "test": "",
@@ -266,7 +266,8 @@ def _sentence(row: dict[str, Any], level: float, pairs: int, by_group: bool) -> 
     """Return what a paper could print."""
     title = row["metric"].replace("_", " ").replace("auroc", "AUROC")
     where = f"On {row['images']:,} images" + (f" of {row['groups']} groups of patients" if by_group else "")
-    where += f", {row['seeds'].replace(', ', ' and ')} seeds" if row["seeds"] != "1, 1" else ""
+    runs = zip((row["first"], row["second"]), row["seeds"].split(", "), row["kinds"], strict=True)
+    where += seeds_in_words({name: int(count) for name, count, kind in runs if kind != "baseline"})
     shown = f"{title} is {row['value_first']:.3f} for {row['first']} and {row['value_second']:.3f} for {row['second']}"
     if not row["images"]:
         return f"{row['first']} and {row['second']} have no image in common: they cannot be compared."
@@ -295,6 +296,16 @@ def _sentence(row: dict[str, Any], level: float, pairs: int, by_group: bool) -> 
         better = row["first"] if (row["difference"] > 0) == high else row["second"]
         text += f": {better} is better, at a level of {100 * (1 - level):.3g}%"
     return text + (". Images are taken as independent, which makes such results too certain." if not by_group else ".")
+
+
+def seeds_in_words(counts: Mapping[str, int]) -> str:
+    """Return how many seeds two have, by their names, as a part of a sentence; "" where that is one."""
+    numbers = set(counts.values())
+    if numbers <= {1}:
+        return ""
+    if len(counts) == 2 and len(numbers) == 1:
+        return f", {numbers.pop()} seeds each"
+    return ", " + " and ".join(f"{count} seed{'s' * (count > 1)} of {name}" for name, count in counts.items())
 
 
 def _p(p: float) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from leukemia_dl.errors import DataError, SettingsError, unknown_name
-from leukemia_dl.evaluation.comparisons import compare
+from leukemia_dl.evaluation.comparisons import compare, seeds_in_words
 from leukemia_dl.evaluation.evaluate import Estimand
 from leukemia_dl.evaluation.metrics import metric as find_metric
 from leukemia_dl.evaluation.predictions import class_names_of, models_of, protocols_of, select_side, tidy
@@ -102,7 +102,7 @@ def _sentence(row: dict[str, Any], found: dict[Any, Any], level: float, estimand
         return f"{row['backbone']} has no image that was predicted under both protocols, {protocols}."
     by_group = "low" in row
     where = f"On {row['images']:,} images" + (f" of {row['groups']} groups of patients" if by_group else "")
-    where += f", {row['seeds'].replace(', ', ' and ')} seeds" if row["seeds"] != "1, 1" else ""
+    where += seeds_in_words(dict(zip((row["honest"], row["leaky"]), map(int, row["seeds"].split(", ")), strict=True)))
     text = (
         f"{where}, {title} of {row['backbone']} is {row['value_leaky']:.3f} under the protocol {row['leaky']} and "
         f"{row['value_honest']:.3f} under {row['honest']}"
