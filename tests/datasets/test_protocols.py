@@ -81,7 +81,7 @@ def test_folds_by_default_and_by_choice() -> None:
 
 def test_random_needs_a_yes_and_keeps_identical_files_together() -> None:
     dataset = content_of(cohort({"a": [10] * 4, "b": [10] * 4}), a0_0="same", a1_1="same", a2_2="same")
-    with pytest.raises(SplitError, match=r'protocol="random", allow_leakage=True \(command line: --protocol random'):
+    with pytest.raises(SplitError, match=r"add allow_leakage=True \(command line: --allow-leakage\)"):
         make_splits(dataset, "random")
     digests = set()
     for seed in range(20):
@@ -142,7 +142,7 @@ def test_fixed_without_subjects_is_allowed_and_says_so() -> None:
     split = make_splits(Dataset(table, ("a", "b"), INFO), "fixed")[0]
     assert split.guarantees == ("content-disjoint", "test-is-not-val")
     assert split.flags == ("patients unknown: one may be on several sides",)
-    with pytest.raises(SplitError, match="or protocol='fixed' for the sides that it comes with"):
+    with pytest.raises(SplitError, match="Or take the sides that it comes with, protocol='fixed'"):
         make_splits(Dataset(table, ("a", "b"), INFO), "kfold")
 
 
@@ -197,10 +197,25 @@ def test_too_few_groups_or_images_say_what_to_do() -> None:
 
 def test_official_needs_folds_and_protocols_need_their_name() -> None:
     dataset = cohort({"a": [2] * 9, "b": [2] * 9})
-    with pytest.raises(SplitError, match=r"needs official folds, at least two, and 'made_up' has none. Give a `fold`"):
+    with pytest.raises(SplitError, match=r"a column `fold`\), at least two, and 'made_up' has none\. ") as caught:
         make_splits(dataset)
+    assert str(caught.value).endswith('choose protocol="kfold" or "holdout" (command line: --protocol kfold).')
     with pytest.raises(UnknownNameError, match=r"no protocol 'k_fold'. Did you mean 'kfold'"):
         make_splits(dataset, "k_fold")
+
+
+@pytest.mark.parametrize("protocol", ["official_clean", "kfold"])
+@pytest.mark.parametrize("sides", [False, True])
+def test_without_folds_and_patients_the_ways_out_are_named(protocol: str, sides: bool) -> None:
+    table = cohort({"a": [2] * 9, "b": [2] * 9}).table.assign(subject=None, group=None)
+    dataset = Dataset(table.assign(split=["train", "test"] * 18) if sides else table, ("a", "b"), INFO)
+    with pytest.raises(SplitError) as caught:
+        make_splits(dataset, protocol)
+    message = str(caught.value)
+    assert "columns path, label and `subject` (Dataset.from_csv; command line: --dataset csv)" in message
+    assert 'choose protocol="kfold" (--protocol kfold)' in message
+    assert ("protocol='fixed'" in message) == sides
+    assert message.endswith('protocol="random", allow_leakage=True (command line: --protocol random --allow-leakage).')
 
 
 def test_patients_that_are_known_are_kept_apart_although_others_are_not() -> None:

@@ -106,11 +106,21 @@ class Pool:
         missing = int(self.table["group"].isna().sum())
         if not missing:
             return
-        own = " or protocol='fixed' for the sides that it comes with," if self.table["split"].notna().all() else ""
         raise SplitError(
             f"Protocol {self.protocol!r} needs to know the patients, and {missing:,} of the {len(self.table):,} "
-            f"labelled samples of {self.name!r} have no subject. Give a `subject` column (Dataset.from_csv, "
-            f"Dataset.from_dataframe),{own} or accept images of one patient on several sides: {LEAK}."
+            f"labelled samples of {self.name!r} have no subject. {self.ways_out()}"
+        )
+
+    def ways_out(self) -> str:
+        """Return which protocols there are for data without official folds, or with patients that are not known."""
+        if self.grouped:
+            return 'Its patients are known: choose protocol="kfold" or "holdout" (command line: --protocol kfold).'
+        sided = self.table["split"].notna().all()
+        own = " Or take the sides that it comes with, protocol='fixed' (--protocol fixed)." if sided else ""
+        return (
+            "If you know the patient of each image, write a table with the columns path, label and `subject` "
+            '(Dataset.from_csv; command line: --dataset csv) and choose protocol="kfold" (--protocol kfold).'
+            f"{own} If you do not, accept images of one patient on several sides: {LEAK}."
         )
 
     def rows(self, mask: NDArray[np.bool_]) -> IntArray:
@@ -257,9 +267,8 @@ def _given_folds(pool: Pool) -> Iterator[tuple[int, IntArray, IntArray]]:
     numbers = sorted(int(fold) for fold in column.dropna().unique())
     if len(numbers) < 2:
         raise SplitError(
-            f"Protocol {pool.protocol!r} needs official folds, at least two, and {pool.name!r} has "
-            f"{len(numbers) or 'none'}. Give a `fold` column, or draw them: "
-            + ("protocol='kfold' or 'holdout'." if pool.grouped else f"patients are not known, so only by {LEAK}.")
+            f"Protocol {pool.protocol!r} is for folds that the authors of a data set give (a column `fold`), at least "
+            f"two, and {pool.name!r} has {len(numbers) or 'none'}. {pool.ways_out()}"
         )
     for fold in numbers:
         testing = column.eq(fold).fillna(False).to_numpy(bool)

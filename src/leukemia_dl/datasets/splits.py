@@ -16,7 +16,6 @@ from leukemia_dl.datasets.protocols import (
     CONTENT_DISJOINT,
     FEW_GROUPS,
     GROUP_DISJOINT,
-    LEAK,
     ON_FOLDS,
     PROTOCOLS,
     Draft,
@@ -144,7 +143,11 @@ def make_splits(
     if not isinstance(allow_leakage, bool):
         raise SettingsError(f"allow_leakage must be True or False. Received: {allow_leakage!r}.")
     if protocol == "random" and not allow_leakage:
-        raise SplitError(f"Protocol 'random' puts images of one patient on several sides. If you accept that: {LEAK}.")
+        raise SplitError(
+            "Protocol 'random' puts images of one patient on several sides, which makes results look better than they "
+            "are. If you accept that, add allow_leakage=True (command line: --allow-leakage). Where the patients are "
+            "known, protocol='kfold' keeps them apart."
+        )
     pool = Pool(dataset, protocol, int(seed), n_folds, n_repeats)
     drafts = {draft.fold: draft for draft in PROTOCOLS[protocol](pool)}
     return [_checked(pool, drafts[fold]) for fold in _chosen(protocol, folds, list(drafts))]
