@@ -11,6 +11,7 @@ import pytest
 
 import grids
 import leukemia_dl as ldl
+from command import fails
 from leukemia_dl.errors import DataError, SettingsError, StoreError
 from leukemia_dl.models import registry
 
@@ -78,6 +79,16 @@ def test_callbacks_without_a_name_are_said(dataset, tmp_path):
     text = bench(dataset, tmp_path, callbacks=lambda context: []).to_toml()
     assert text.startswith("# There were callbacks that have no name")
     assert "callbacks" not in tomllib.loads(text)["benchmark"]
+
+
+def test_backbones_of_a_script_are_said(dataset, tmp_path):
+    text = bench(dataset, tmp_path / "s").to_toml(tmp_path / "x.toml")
+    assert text.startswith(
+        "# A script registered the backbones tiny: let it do so again, then Benchmark.from_toml(path)"
+    )
+    answer = fails("benchmark", tmp_path / "x.toml", "--plan")
+    assert "There is no backbone 'tiny'" in answer
+    assert not ldl.Benchmark(dataset, ["cnn"], store=tmp_path / "s").to_toml().startswith("#")
 
 
 def test_data_from_memory_have_to_be_passed(tmp_path):

@@ -93,6 +93,7 @@ def test_a_finished_run_is_told_in_full(finished):
         assert f"{board.loc[name, 'accuracy']:.3f}" in said
         assert f"[{board.loc[name, 'low']:.3f}, {board.loc[name, 'high']:.3f}]" in said
     assert "could not be drawn" not in said
+    assert "The lines that begin with # say what is needed besides." in said  # the data are no file's
     for sentence in ldl.compare(predictions)["sentence"]:
         assert sentence.split(", not one of the")[0] in said
     assert "missing" not in said.replace("missing data", "")

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from leukemia_dl.datasets import Dataset
 from leukemia_dl.errors import DataError, LeukemiaDLError, SettingsError, StoreError
+from leukemia_dl.models.registry import THIS_PROCESS, find_backbone
 from leukemia_dl.plugins import installed_version
 from leukemia_dl.preprocess import Pipeline
 from leukemia_dl.training.backends import backend_name
@@ -41,6 +42,11 @@ def settings_of(bench: Benchmark) -> str:
     callbacks = bench.callbacks if isinstance(bench.callbacks, str) or bench.callbacks is None else _name_of(bench)
     if bench.callbacks is not None and callbacks is None:
         comments.append("There were callbacks that have no name: this file alone does not repeat what they did.")
+    if here := [name for name in bench.backbones if find_backbone(name).plugin == THIS_PROCESS]:
+        comments.append(
+            f"A script registered the backbones {', '.join(here)}: let it do so again, then Benchmark.from_toml(path). "
+            "The command line does not know them."
+        )
     settings = {
         "dataset": {"name": info.name, **source}
         | {"title": info.title, "synthetic": info.synthetic, "samples": len(bench.dataset)}

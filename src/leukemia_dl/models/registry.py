@@ -15,12 +15,14 @@ from leukemia_dl.plugins import Provided, collect, plugin_problems
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["backbone_table", "find_backbone", "get_backbone", "list_backbones", "register_backbone"]
+__all__ = ["THIS_PROCESS", "backbone_table", "find_backbone", "get_backbone", "list_backbones", "register_backbone"]
 
 BUILTIN = tuple(
     f"leukemia_dl.models.builtin.{name}"
     for name in ("cnn", "inception_v3", "resnet50", "source_cnn", "vgg16", "xception")
 )
+THIS_PROCESS = "this process"
+"""The plugin of backbones that a script or notebook has registered."""
 _DEPTH = 5
 _registered: dict[str, BackboneSpec] = {}
 
@@ -138,7 +140,7 @@ def _source(value: Any, depth: int = 0) -> str:
 
 
 def _provided() -> list[Provided]:
-    here = [Provided(spec, "this process", _version(spec)) for spec in _registered.values()]
+    here = [Provided(spec, THIS_PROCESS, _version(spec)) for spec in _registered.values()]
     found = [
         item for item in collect("leukemia_dl_backbones", BackboneSpec, BUILTIN) if item.record.name not in _registered
     ]
