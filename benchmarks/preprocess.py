@@ -163,8 +163,8 @@ def rows_of(title: str, found: dict[str, list[float]], ours: str) -> Iterable[Ro
             yield compared(f"{title}: beside {name}", mine, [1 / rate for rate in rates], 1, "images/s")
 
 
-def augmentation(rounds: int, size: int = 96, batch: int = 16) -> Row:
-    """Time full augmentation beside a training step of the small CNN, as Keras runs both."""
+def augmentation(rounds: int, name: str, size: int, batch: int = 16) -> Row:
+    """Time full augmentation beside a training step of a small net, as Keras runs both."""
     from leukemia_dl.models import build_model, get_backbone
     from leukemia_dl.training import Augmentation
     from leukemia_dl.training.augmentation import augment, background_colour
@@ -177,7 +177,7 @@ def augmentation(rounds: int, size: int = 96, batch: int = 16) -> Row:
     settings = Augmentation(rotation=15, shift=0.05, brightness=0.1, contrast=0.1, stain=0.1)
     images = np.random.default_rng(0).integers(0, 256, (batch, size, size, 3), dtype=np.uint8)
     labels = np.arange(batch, dtype=np.int32) % 2
-    model = build_model(get_backbone("cnn"), size, 2)
+    model = build_model(get_backbone(name), size, 2)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile("adamw", loss, jit_compile=device.jit_compile)
     parameters = tf.constant(settings.draw(background_colour(images), 0, 0))
@@ -196,7 +196,7 @@ def augmentation(rounds: int, size: int = 96, batch: int = 16) -> Row:
         if turn:
             shares.append((time.perf_counter() - started) / 10 / step)
             steps.append(step)
-    what = f"augmentation, all of it, {batch} images of {size} pixels: beside a training step of cnn"
+    what = f"augmentation, all of it, {batch} images of {size} pixels: beside a training step of {name}"
     mine = [share * step for share, step in zip(shares, steps, strict=True)]
     return compared(
         what, mine, steps, batch, "images/s", note=f"a step with it takes {statistics.median(shares):.1%} longer"
@@ -207,9 +207,10 @@ def rows(short: bool) -> Iterable[Row]:
     from leukemia_dl.datasets.synthetic import SyntheticCohort, write_dataset
 
     count, rounds = (36, 1) if short else (60, 21)
+    few = {"preliminary_images": 12, "final_images": 2} if short else {}
     found: list[Row] = []
     with tempfile.TemporaryDirectory() as folder:
-        cells = write_dataset(Path(folder) / "cells", SyntheticCohort(subjects=12, images=count))
+        cells = write_dataset(Path(folder) / "cells", SyntheticCohort(subjects=12, images=count, **few))
         paths = sorted(cells.rglob("UID_*.bmp"))[:count]
         for cores in (1, 2):
             with ProcessPoolExecutor(1, get_context("spawn")) as process:
@@ -221,5 +222,5 @@ def rows(short: bool) -> Iterable[Row]:
         for name, ways in staining(paths[:12]).items():
             found += rows_of(f"{name}, 1 thread", rates(ways, paths[:12], 1, rounds), next(iter(ways)))
     if util.find_spec("tensorflow"):
-        found.append(augmentation(rounds))
+        found.append(augmentation(rounds, *(("source_cnn", 32) if short else ("cnn", 96))))
     return found

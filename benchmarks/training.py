@@ -29,17 +29,18 @@ BATCH = 32
 def rows(short: bool) -> Iterable[Row]:
     size, steps, rounds = (32, 2, 1) if short else (128, 8, 7)
     with tempfile.TemporaryDirectory() as place:
-        folder, dataset = files(Path(place), steps * BATCH)
+        folder, dataset = files(Path(place), steps * BATCH, 12 if short else 73)
         found = []
-        for name in ["cnn"] if short else ["cnn", "vgg16", "resnet50", "inception_v3", "xception"]:
+        for name in ["source_cnn"] if short else ["cnn", "vgg16", "resnet50", "inception_v3", "xception"]:
             found += net(name, size, steps if name != "vgg16" else 4, rounds, folder, dataset)
-        found.append(from_files(size, folder, dataset, 1 if short else 3, 1 if short else 5))
+        name, rounds, epochs = ("source_cnn", 1, 1) if short else ("cnn", 3, 5)
+        found.append(from_files(name, size, folder, dataset, rounds, epochs))
     return found
 
 
-def files(place: Path, count: int) -> tuple[Path, ldl.Dataset]:
+def files(place: Path, count: int, subjects: int) -> tuple[Path, ldl.Dataset]:
     """Write synthetic cells: a folder per class, which is all that Keras reads."""
-    cohort = SyntheticCohort(images=max(count, 219), preliminary_images=12, final_images=2)
+    cohort = SyntheticCohort(subjects, max(count, 3 * subjects), preliminary_images=12, final_images=2)
     dataset = ldl.Dataset.load("c_nmc_2019", write_dataset(place / "cells", cohort))
     chosen = dataset.subset(np.flatnonzero(dataset.labels >= 0)[:count])
     for path, label in zip(chosen.paths, chosen.table["label"], strict=True):
@@ -98,9 +99,9 @@ def bare_step(spec: Any, size: int, images: Any, labels: Any, steps: int, device
     return run
 
 
-def from_files(size: int, folder: Path, dataset: ldl.Dataset, rounds: int, epochs: int) -> Row:
+def from_files(name: str, size: int, folder: Path, dataset: ldl.Dataset, rounds: int, epochs: int) -> Row:
     """Time whole fits, from files to a trained net, tracing and ours the building of the pixel store included."""
-    spec = ldl.get_backbone("cnn")
+    spec = ldl.get_backbone(name)
 
     def ours() -> None:
         with tempfile.TemporaryDirectory() as cache:
@@ -108,8 +109,8 @@ def from_files(size: int, folder: Path, dataset: ldl.Dataset, rounds: int, epoch
             store = data.pixel_store(ldl.Pipeline.default(size), folder=cache, show_progress=False)
             fit(spec, store[:], data.labels, 2, recipe(size, epochs))
 
-    plain = Child("plain_fit.py", folder, "cnn", size, 0, epochs)
-    taken = in_turn({"ours": ours, "plain": plain}, rounds)
+    plain = Child("plain_fit.py", folder, name, size, 0, epochs)
+    taken = in_turn({"ours": ours, "plain": plain}, rounds, warm=int(rounds > 1))
     plain.end()
-    what = f"cnn, {size} px, {epochs} epochs from files to a net"
+    what = f"{name}, {size} px, {epochs} epochs from files to a net"
     return compared(what, taken["ours"], taken["plain"], epochs * len(dataset), "images/s", 1.3)
