@@ -11,6 +11,7 @@ import keras
 import numpy as np
 import pytest
 
+import grids
 import leukemia_dl as ldl
 from leukemia_dl.errors import SettingsError
 from leukemia_dl.evaluation import fit_temperature, score
@@ -247,14 +248,15 @@ def test_a_probe_of_many_folds_and_seeds_sends_each_image_through_the_net_once(d
     monkeypatch.setenv("LEUKEMIA_DL_CACHE", str(tmp_path / "cache"))
     seen, plain = [], features.predict_in_batches
     monkeypatch.setattr(features, "predict_in_batches", lambda *given: seen.append(len(given[1])) or plain(*given))
-    weights = tmp_path / "cnn.weights.h5"
+    grids.register(grids.tiny)  # its builder is found by other processes
+    weights = tmp_path / "tiny.weights.h5"
     inputs = keras.Input((32, 32, 3))
-    keras.Model(inputs, ldl.get_backbone("cnn").build(inputs, None)).save_weights(weights)
+    keras.Model(inputs, grids.tiny(inputs, None)).save_weights(weights)
     recipe = ldl.Recipe(weights=str(weights), image_size=32, head_epochs=3, epochs=0, batch_size=8)
 
     def bench(store, **settings):
         settings = {"folds": "all", "seeds": [0, 1], "baselines": [], "recipe": recipe} | settings
-        return ldl.Benchmark(dataset, ["cnn"], store=tmp_path / store, **settings)
+        return ldl.Benchmark(dataset, ["tiny"], store=tmp_path / store, **settings)
 
     made = bench("many")
     frame = made.run(executor="in-process", show_progress=False)

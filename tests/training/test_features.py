@@ -10,7 +10,7 @@ from discs import IMAGES, LABELS, SMALL
 from leukemia_dl.models.build import build_model
 from leukemia_dl.models.classifier import predict_logits, softmax, symmetric_form
 from leukemia_dl.models.heads import split_at_features
-from leukemia_dl.training import Recipe, fit
+from leukemia_dl.training import Nets, Recipe, fit
 from leukemia_dl.training.backends import prepare
 from leukemia_dl.training.batches import Subset
 from leukemia_dl.training.features import FeatureCache, feature_files
@@ -95,12 +95,12 @@ def test_folds_and_seeds_share_what_was_computed_once(computed, tmp_path):
     inputs = keras.Input((32, 32, 3))
     keras.Model(inputs, SMALL.build(inputs, None)).save_weights(weights)
     recipe = dataclasses.replace(HEAD, weights=str(weights))
-    cache = FeatureCache(tmp_path / "features")
+    cache, nets = FeatureCache(tmp_path / "features"), Nets()
     rows = np.arange(48)
     for fold in range(3):
         for seed in range(2):
             train, test = (Subset(IMAGES, part) for part in (rows[rows % 3 != fold], rows[rows % 3 == fold]))
-            result = fit(SMALL, train, LABELS[train.rows], 2, recipe, seed=seed, features=cache)
+            result = fit(SMALL, train, LABELS[train.rows], 2, recipe, seed=seed, features=cache, nets=nets)
             found = result.logits(test)
             np.testing.assert_allclose(found, predict_logits(result.model, test, 32), atol=1e-4)
     assert sum(computed) == 48
