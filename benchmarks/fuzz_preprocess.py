@@ -132,7 +132,6 @@ def fuzz(inputs: int, seed: int = 0, tell: Callable[[int], None] = lambda done: 
     crashes: list[str] = []
     slowest, slow = 0.0, ""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    logging.getLogger("leukemia_dl").setLevel(logging.ERROR)
     for number in range(inputs):
         kind, data = damage(rng, files, hostile)
         pipeline = PIPELINES[number % len(PIPELINES)]
@@ -171,6 +170,7 @@ def main() -> int:
     parser.add_argument("--inputs", type=int, default=100_000)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
+    logging.getLogger("leukemia_dl").setLevel(logging.ERROR)
     started = time.monotonic()
 
     def tell(done: int) -> None:
