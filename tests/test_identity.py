@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from leukemia_dl.identity import canonical_json, digest, generator, named_seed
+from leukemia_dl.identity import canonical_json, digest, generator, named_seed, plain_number
 
 plain = st.recursive(
     st.none()
@@ -30,6 +30,16 @@ def test_canonical_json_reads_back_and_is_stable(value):
 @given(st.dictionaries(st.text(max_size=6), st.integers(), min_size=2, max_size=6))
 def test_digest_ignores_the_order_of_keys(mapping):
     assert digest(dict(reversed(mapping.items()))) == digest(mapping)
+
+
+@pytest.mark.parametrize(
+    ("value", "plain"),
+    [(np.int8(3), 3), (np.float32(0.5), 0.5), (np.bool_(True), np.bool_(True)), (True, True), ("3", "3"), (None, None)],
+)
+def test_numbers_of_numpy_become_those_of_python(value, plain):
+    found = plain_number(value)
+    assert found == plain
+    assert type(found) is type(plain)
 
 
 def test_digest_is_a_known_one():

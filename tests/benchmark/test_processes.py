@@ -9,6 +9,7 @@ from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -212,6 +213,8 @@ def test_what_cannot_be_sent_is_an_error_that_says_what_to_do(dataset, tmp_path)
         ({"workers": 1.5}, "workers must be a whole number"),
         ({"time_limit": 0}, "time_limit must be"),
         ({"time_limit": "soon"}, "time_limit must be"),
+        ({"time_limit": np.float32("nan")}, "time_limit must be"),
+        ({"workers": np.bool_(True)}, "workers must be a whole number"),
         ({"shard": "5/4"}, "shard must be 'i/n'"),
         ({"shard": "one"}, "shard must be 'i/n'"),
     ],
@@ -220,6 +223,13 @@ def test_wrong_arguments_are_refused_before_anything_is_written(dataset, tmp_pat
     with pytest.raises(SettingsError, match=says):
         bench(dataset, tmp_path / "s").run(**arguments)
     assert not (tmp_path / "s").exists()
+
+
+def test_numbers_of_numpy_are_those_of_python(dataset, tmp_path):
+    assert Processes(np.int64(2)) == Processes(2)
+    assert type(Processes(np.int64(2)).workers) is int
+    frame = bench(dataset, tmp_path).run(time_limit=np.int64(600), executor="in-process", show_progress=False)
+    assert (frame["status"] == "ok").all()
 
 
 @pytest.mark.skipif(bool(visible_gpus()), reason="there is a GPU")

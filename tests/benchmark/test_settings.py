@@ -75,6 +75,30 @@ def test_what_a_benchmark_can_be_given_comes_back(dataset, tmp_path, settings):
     assert again.to_toml() == made.to_toml()
 
 
+def test_numbers_of_numpy_are_those_of_python(dataset, tmp_path):
+    def made(whole, real, array):
+        changes = {"epochs": whole(2), "image_size": whole(32), "learning_rate": real(0.002), "rotation": real(8)}
+        recipe = grids.RECIPE.changed(**changes, without_weights={"epochs": whole(1)})
+        numbers = {"folds": array([0, 1]), "seeds": array([0, 3]), "threads": whole(1), "replicas": whole(1)}
+        return bench(dataset, tmp_path / "s", recipe=recipe, protocol="kfold", **numbers)
+
+    python, numpy = made(int, float, list), made(np.int64, np.float64, np.array)
+    assert list(numpy.plan()["digest"]) == list(python.plan()["digest"])
+    assert numpy.to_toml() == python.to_toml()
+    assert repr(numpy) == repr(python)
+
+
+def test_one_fold_may_be_given_without_a_list(dataset, tmp_path):
+    texts = {bench(dataset, tmp_path, protocol="kfold", folds=fold).to_toml() for fold in (1, np.int8(1))}
+    assert texts == {bench(dataset, tmp_path, protocol="kfold", folds=[1]).to_toml()}
+
+
+@pytest.mark.parametrize("seeds", [np.array([0.0]), np.array([[0]]), np.array([True]), np.array([-1]), np.array([])])
+def test_what_is_no_seed_is_refused_of_numpy_too(dataset, tmp_path, seeds):
+    with pytest.raises(SettingsError, match="seeds must be whole numbers"):
+        bench(dataset, tmp_path / "s", seeds=seeds)
+
+
 def test_callbacks_without_a_name_are_said(dataset, tmp_path):
     text = bench(dataset, tmp_path, callbacks=lambda context: []).to_toml()
     assert text.startswith("# There were callbacks that have no name")

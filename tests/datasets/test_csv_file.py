@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from leukemia_dl.datasets import Dataset
@@ -49,6 +50,8 @@ def test_a_canvas_keeps_the_scale(folder: Path) -> None:
     loaded = Dataset.load("csv", root=path, canvas=450)
     assert loaded.info.canvas == 450
     assert loaded.source["options"] == {"canvas": 450}
+    numpy = Dataset.load("csv", root=path, canvas=np.int64(450))
+    assert type(numpy.source["options"]["canvas"]) is type(numpy.info.canvas) is int
     assert loaded.fingerprint == Dataset.from_csv(path).fingerprint
 
 

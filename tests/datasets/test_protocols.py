@@ -79,6 +79,15 @@ def test_folds_by_default_and_by_choice() -> None:
         make_splits(dataset, n_folds=3)
 
 
+def test_numbers_of_numpy_are_those_of_python() -> None:
+    dataset = cohort({"a": [2] * 9, "b": [2] * 9})
+    python = make_splits(dataset, "kfold", [0, 4], seed=3, n_folds=3, n_repeats=2)
+    whole = np.int64
+    numpy = make_splits(dataset, "kfold", np.array([0, 4]), seed=whole(3), n_folds=whole(3), n_repeats=whole(2))
+    assert [split.digest for split in numpy] == [split.digest for split in python]
+    assert [type(split.fold) for split in numpy] == [int, int]
+
+
 def test_random_needs_a_yes_and_keeps_identical_files_together() -> None:
     dataset = content_of(cohort({"a": [10] * 4, "b": [10] * 4}), a0_0="same", a1_1="same", a2_2="same")
     with pytest.raises(SplitError, match=r"add allow_leakage=True \(command line: --allow-leakage\)"):

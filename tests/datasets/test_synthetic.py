@@ -137,6 +137,11 @@ class TestCohort:
             SyntheticCohort(**values)
         assert "Received" in str(caught.value)
 
+    def test_numbers_of_numpy_are_those_of_python(self) -> None:
+        numpy = SyntheticCohort(subjects=np.int64(12), images=np.int32(40), seed=np.uint8(3))
+        python = SyntheticCohort(subjects=12, images=40, seed=3)
+        assert json.dumps(dataclasses.asdict(numpy)) == json.dumps(dataclasses.asdict(python))
+
 
 class TestCell:
     def test_is_deterministic_and_depends_on_sample_and_seed(self) -> None:

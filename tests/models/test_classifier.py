@@ -1,3 +1,4 @@
+import dataclasses
 import zipfile
 
 import numpy as np
@@ -161,6 +162,12 @@ def test_folders_are_made_to_save_into(classifier, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(StoreError, match=r"The folder .*file/x cannot be made: .* Name another one"):
         classifier.save(tmp_path / "file" / "x" / "model.keras")
+
+
+def test_a_temperature_of_numpy_is_saved_as_a_number(classifier, tmp_path):
+    warm = dataclasses.replace(classifier, temperature=np.float32(1.5))
+    assert type(warm.temperature) is float
+    assert ldl.load_classifier(warm.save(tmp_path / "warm.keras")).temperature == 1.5
 
 
 def test_nothing_gives_an_empty_frame(classifier):

@@ -1,5 +1,6 @@
 """Geometry: canvas and padding are exact, resizing agrees with Pillow and commutes with flips."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -204,6 +205,14 @@ def test_sizes_are_checked(size: object) -> None:
     for step in (CenterOnCanvas, Resize):
         with pytest.raises(SettingsError, match=r"needs a size in pixels, an int from 1 to 4,472. Received: size="):
             step(size)
+
+
+def test_numbers_of_numpy_are_those_of_python() -> None:
+    numpy = Pipeline((CenterOnCanvas(np.int64(450)), CropToCell(np.float32(0.5)), Resize(np.uint8(64))))
+    python = Pipeline((CenterOnCanvas(450), CropToCell(0.5), Resize(64)))
+    assert numpy == python
+    assert numpy.digest == python.digest
+    assert json.dumps(numpy.to_dict()) == json.dumps(python.to_dict())
 
 
 def test_methods_are_checked() -> None:

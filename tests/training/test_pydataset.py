@@ -15,7 +15,7 @@ def dataset() -> Dataset:
 
 
 def test_in_order_it_is_the_pipeline(dataset: Dataset) -> None:
-    batches = as_keras(dataset, PIPELINE, batch_size=4)
+    batches = as_keras(dataset, PIPELINE, batch_size=np.int64(4))
     assert [len(batches[i][1]) for i in range(len(batches))] == [4, 4, 3]
     images = np.concatenate([batches[i][0] for i in range(3)])
     labels = np.concatenate([batches[i][1] for i in range(3)])

@@ -2,6 +2,7 @@ import copy
 import dataclasses
 import pickle
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -88,6 +89,18 @@ def test_every_setting_changes_the_digest():
 def test_a_wrong_value_is_refused_by_name(name, value):
     with pytest.raises(SettingsError, match=name):
         Recipe(**{name: value})
+
+
+def test_numbers_of_numpy_are_those_of_python():
+    settings = {"epochs": 3, "image_size": 64, "head_units": 8, "dropout": 0.5, "rate_at_input": 0.5, "rotation": 5.0}
+    numbers = {name: (np.int32 if isinstance(value, int) else np.float32)(value) for name, value in settings.items()}
+    python, numpy = Recipe(**settings), Recipe(**numbers)
+    assert numpy == python
+    assert digest(numpy.to_dict()) == digest(python.to_dict())
+    assert numpy.to_toml() == python.to_toml()
+    for wrong in (np.bool_(True), np.float64(3), np.int64(-1)):
+        with pytest.raises(SettingsError, match="epochs must be a whole number"):
+            Recipe(epochs=wrong)
 
 
 def test_unknown_names_suggest_the_near_one():

@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
+
 from leukemia_dl.benchmark.executors import Executor, InProcess, Submitted
-from leukemia_dl.benchmark.processes import Processes, whole_number
+from leukemia_dl.benchmark.processes import Processes
+from leukemia_dl.datasets.splits import whole_numbers
 from leukemia_dl.errors import SettingsError
+from leukemia_dl.identity import plain_number
 from leukemia_dl.preprocess import Pipeline
 from leukemia_dl.training.recipe import Recipe
 
-__all__ = ["checked_seeds", "chosen_pipeline", "executor_of", "unique_names", "whole_number"]
+__all__ = ["checked_seeds", "chosen_pipeline", "executor_of", "plain_folds", "unique_names"]
 
 
 def executor_of(executor: Any, workers: int | None, trials: int) -> Executor:
@@ -73,9 +77,15 @@ def unique_names(what: str, names: Sequence[str], empty: bool = False) -> tuple[
     return tuple(names)
 
 
+def plain_folds(folds: Any) -> Any:
+    """Return folds as numbers of Python's in a list, as settings hold them; None and "all" as they are."""
+    wanted = whole_numbers(folds)
+    return folds if wanted is None else wanted
+
+
 def checked_seeds(seeds: Sequence[int]) -> tuple[int, ...]:
     """Return seeds as a tuple, or raise SettingsError."""
-    values = tuple(seeds) if isinstance(seeds, (list, tuple, range)) else ()
+    values = tuple(map(plain_number, seeds)) if isinstance(seeds, (list, tuple, range, np.ndarray)) else ()
     if not values or any(isinstance(s, bool) or not isinstance(s, int) or not 0 <= s < 2**32 for s in values):
         raise SettingsError(f"seeds must be whole numbers from 0 to 2**32 - 1, at least one. Received: {seeds!r}.")
     if len(set(values)) < len(values):

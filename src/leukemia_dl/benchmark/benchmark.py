@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from leukemia_dl.benchmark.arguments import checked_seeds, chosen_pipeline, executor_of, unique_names
+from leukemia_dl.benchmark.arguments import checked_seeds, chosen_pipeline, executor_of, plain_folds, unique_names
 from leukemia_dl.benchmark.baselines import BASELINES, check_baseline, measure_cells
 from leukemia_dl.benchmark.cost import Costs
 from leukemia_dl.benchmark.driver import Driver, is_kept, split_by_store
@@ -30,6 +30,7 @@ from leukemia_dl.benchmark.trial import Record, Trial
 from leukemia_dl.benchmark.worker import prepare_elsewhere
 from leukemia_dl.datasets import Dataset
 from leukemia_dl.errors import DamagedRecordError, SettingsError
+from leukemia_dl.identity import plain_number
 from leukemia_dl.models.build import check_size, weights_identity
 from leukemia_dl.models.registry import find_backbone
 from leukemia_dl.preprocess import Pipeline
@@ -126,7 +127,7 @@ class Benchmark:
         self.source = dataset.source
         self.dataset = dataset.subset(dataset.labels >= 0)
         self.protocols = unique_names("protocol", (protocol,) if isinstance(protocol, str) else protocol)
-        self.folds, self.allow_leakage = folds, allow_leakage
+        self.folds, self.allow_leakage = plain_folds(folds), allow_leakage
         self.splits = splits_of(self.dataset, self.protocols, folds, allow_leakage)
         self.store = Store(store if store is not None else Path("runs") / f"{dataset.info.name}-{self.recipe.name}")
         self.save_models = save_models
@@ -208,14 +209,12 @@ class Benchmark:
             BackendError: If there is no such device.
             KeyboardInterrupt: After Ctrl-C.
         """
-        for name, value, allowed in (
-            ("existing", existing, ("reuse", "rerun")),
-            ("on_error", on_error, ("continue", "raise")),
-        ):
+        choices = (("existing", existing, ("reuse", "rerun")), ("on_error", on_error, ("continue", "raise")))
+        for name, value, allowed in choices:
             if value not in allowed:
                 raise SettingsError(f"{name} must be one of {allowed}. Received: {name}={value!r}.")
-        is_number = isinstance(time_limit, (int, float)) and not isinstance(time_limit, bool)
-        if time_limit is not None and not (is_number and time_limit > 0):
+        time_limit = plain_number(time_limit)
+        if time_limit is not None and not (type(time_limit) in (int, float) and time_limit > 0):
             raise SettingsError(f"time_limit must be seconds above 0, or None. Received: time_limit={time_limit!r}.")
         part, parts = check_shard(shard)
         executor_of(executor, workers, 2)  # what is wrong with it should not wait for the data

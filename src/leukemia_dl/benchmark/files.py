@@ -28,18 +28,9 @@ from leukemia_dl.benchmark.trial import WHOLE_NUMBERS, Record, Status, Trial
 from leukemia_dl.errors import StoreError
 
 __all__ = [
-    "DAMAGE",
-    "FORMAT",
-    "MODEL_FILE",
-    "SUMS_FILE",
-    "check_format",
-    "pack",
-    "read_sums",
-    "sha256_of",
-    "sync",
-    "unpack",
-    "write_file",
-]
+    "DAMAGE", "FORMAT", "MODEL_FILE", "SUMS_FILE", "check_format", "pack", "read_sums", "sha256_of", "sync",
+    "unpack", "write_file",
+]  # fmt: skip
 
 FORMAT = 3
 MODEL_FILE = "model.keras"

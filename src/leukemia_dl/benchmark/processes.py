@@ -21,9 +21,9 @@ from typing import Any
 from leukemia_dl.benchmark.executors import Outcome, Watcher
 from leukemia_dl.benchmark.runner import Listener, Shared, Task, failed_record
 from leukemia_dl.benchmark.worker import RESULT_FILE, SHARED_FILE, TASK_FILE, TrialLog, packed, packed_task, start
-from leukemia_dl.errors import SettingsError
+from leukemia_dl.training.backends import whole_number
 
-__all__ = ["Processes", "visible_gpus", "whole_number"]
+__all__ = ["Processes", "visible_gpus"]
 
 _POLL_SECONDS = 0.1
 
@@ -46,7 +46,7 @@ class Processes:
     def __post_init__(self) -> None:
         """Check."""
         if self.workers is not None:
-            whole_number("workers", self.workers)
+            object.__setattr__(self, "workers", whole_number("workers", self.workers))
 
     def workers_for(self, shared: Shared) -> int:
         """Return how many work at a time; the GPUs are those of the device in `shared`."""
@@ -262,13 +262,6 @@ def visible_gpus() -> list[str]:
     except (OSError, subprocess.SubprocessError):
         return []
     return [line.strip() for line in listed.splitlines() if line.strip().isdigit()]
-
-
-def whole_number(name: str, value: int) -> int:
-    """Return a whole number from 1 on, or raise SettingsError."""
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 4096:
-        raise SettingsError(f"{name} must be a whole number from 1 to 4096. Received: {name}={value!r}.")
-    return value
 
 
 def _gpus_of(shared: Shared) -> list[str]:

@@ -25,16 +25,9 @@ if TYPE_CHECKING:
     from leukemia_dl.benchmark.benchmark import Benchmark
 
 __all__ = [
-    "GRID_FILE",
-    "SAMPLES_FILE",
-    "SETTINGS_FILE",
-    "StoredRun",
-    "grid_frame",
-    "read_run",
-    "run_of",
-    "sample_frame",
+    "GRID_FILE", "SAMPLES_FILE", "SETTINGS_FILE", "StoredRun", "grid_frame", "read_run", "run_of", "sample_frame",
     "write_run",
-]
+]  # fmt: skip
 
 SETTINGS_FILE, GRID_FILE, SAMPLES_FILE = "settings.toml", "grid.csv", "samples.csv"
 _GRID = ["trial", "digest", "kind", "backbone", "protocol", "fold", "seed"]

@@ -20,17 +20,9 @@ from leukemia_dl.datasets.dataset import Dataset
 from leukemia_dl.errors import SplitError
 
 __all__ = [
-    "CONTENT_DISJOINT",
-    "FEW_GROUPS",
-    "GROUP_DISJOINT",
-    "LEAK",
-    "ON_FOLDS",
-    "PROTOCOLS",
-    "WITH_FOLDS",
-    "Draft",
-    "IntArray",
-    "Pool",
-]
+    "CONTENT_DISJOINT", "FEW_GROUPS", "GROUP_DISJOINT", "LEAK", "ON_FOLDS", "PROTOCOLS", "WITH_FOLDS", "Draft",
+    "IntArray", "Pool",
+]  # fmt: skip
 
 GROUP_DISJOINT = "group-disjoint"
 CONTENT_DISJOINT = "content-disjoint"

@@ -12,6 +12,7 @@ import pandas as pd
 from leukemia_dl.datasets.cache import user_path
 from leukemia_dl.datasets.dataset import Dataset, DatasetInfo
 from leukemia_dl.errors import SettingsError, unknown_name
+from leukemia_dl.identity import plain_number
 from leukemia_dl.plugins import Provided, collect
 
 __all__ = ["BUILTIN", "DatasetSource", "dataset_table", "get_source", "list_datasets", "load_dataset"]
@@ -63,7 +64,7 @@ def load_dataset(name: str, root: str | Path | None = None, **options: Any) -> D
 
     It raises UnknownNameError, SettingsError and DataError, as said there.
     """
-    source = get_source(name)
+    source, options = get_source(name), {key: plain_number(value) for key, value in options.items()}
     unknown = sorted(set(options) - set(source.options))
     if unknown:
         known = "; ".join(f"{key} ({text})" for key, text in source.options.items())

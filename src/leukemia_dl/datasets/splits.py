@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -23,6 +22,7 @@ from leukemia_dl.datasets.protocols import (
     Pool,
 )
 from leukemia_dl.errors import SettingsError, SplitError, unknown_name
+from leukemia_dl.identity import plain_number
 
 __all__ = ["CONTENT_DISJOINT", "GROUP_DISJOINT", "PROTOCOLS", "TEST_IS_NOT_VAL", "Split", "make_splits"]
 
@@ -131,7 +131,8 @@ def make_splits(
         >>> ldl.make_splits(dataset, "kfold", folds=[0])
         [<Split 'kfold' fold 0: train 64, val 16, test 20; content-disjoint, group-disjoint, test-is-not-val>]
     """
-    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
+    seed, n_folds, n_repeats = plain_number(seed), plain_number(n_folds), plain_number(n_repeats)
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
         raise SettingsError(f"seed must be a whole number of at least 0. Received: {seed!r}.")
     if not isinstance(protocol, str) or protocol not in PROTOCOLS:
         raise unknown_name("protocol", protocol, PROTOCOLS)
@@ -148,7 +149,7 @@ def make_splits(
             "are. If you accept that, add allow_leakage=True (command line: --allow-leakage). Where the patients are "
             "known, protocol='kfold' keeps them apart."
         )
-    pool = Pool(dataset, protocol, int(seed), n_folds, n_repeats)
+    pool = Pool(dataset, protocol, seed, n_folds, n_repeats)
     drafts = {draft.fold: draft for draft in PROTOCOLS[protocol](pool)}
     return [_checked(pool, drafts[fold]) for fold in _chosen(protocol, folds, list(drafts))]
 
@@ -158,7 +159,7 @@ def _chosen(protocol: str, folds: Sequence[int] | str | None, there: list[int | 
         return [PUBLISHED_FOLD if PUBLISHED_FOLD in there else there[-1]]
     if folds is None or (isinstance(folds, str) and folds == "all"):
         return there
-    wanted = _whole_numbers(folds)
+    wanted = whole_numbers(folds)
     if there == [None]:
         if wanted == []:
             return there
@@ -170,11 +171,10 @@ def _chosen(protocol: str, folds: Sequence[int] | str | None, there: list[int | 
     return list(wanted)
 
 
-def _whole_numbers(values: object) -> list[int] | None:
+def whole_numbers(values: object) -> list[int] | None:
     """Return a whole number or several as a list; None for anything else."""
-    listed: list[Any] = list(values) if isinstance(values, Iterable) else [values]
-    fits = all(isinstance(value, (int, np.integer)) and not isinstance(value, bool) for value in listed)
-    return [int(value) for value in listed] if fits else None
+    listed = list(map(plain_number, values)) if isinstance(values, Iterable) else [plain_number(values)]
+    return listed if all(type(value) is int for value in listed) else None
 
 
 def _checked(pool: Pool, draft: Draft) -> Split:

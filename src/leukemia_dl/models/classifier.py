@@ -21,18 +21,14 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from leukemia_dl.errors import DataError, ImageError, SettingsError, StoreError
+from leukemia_dl.identity import plain_number
 from leukemia_dl.preprocess import Pipeline
 from leukemia_dl.progress import parallel_map, track
 
 __all__ = [
-    "Classifier",
-    "load_classifier",
-    "logits_over_symmetries",
-    "predict_in_batches",
-    "predict_logits",
-    "softmax",
+    "Classifier", "load_classifier", "logits_over_symmetries", "predict_in_batches", "predict_logits", "softmax",
     "symmetric_form",
-]
+]  # fmt: skip
 
 FORMAT = 1
 _MEMBER = "leukemia_dl.json"
@@ -61,7 +57,8 @@ class Classifier:
 
     def __post_init__(self) -> None:
         """Refuse a temperature that is none."""
-        value = self.temperature
+        value = plain_number(self.temperature)
+        object.__setattr__(self, "temperature", value)
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
             raise SettingsError(f"temperature must be a number above 0. Received: temperature={value!r}.")
 

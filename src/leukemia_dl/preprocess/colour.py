@@ -13,14 +13,8 @@ from leukemia_dl.identity import plain_number
 from leukemia_dl.preprocess.decode import check_image
 
 __all__ = [
-    "GIEMSA",
-    "LIGHT",
-    "combine_stains",
-    "lab_to_rgb",
-    "optical_density",
-    "rgb_to_lab",
-    "separate_stains",
-]
+    "GIEMSA", "LIGHT", "combine_stains", "lab_to_rgb", "optical_density", "rgb_to_lab", "separate_stains",
+]  # fmt: skip
 
 LIGHT = 256.0
 """Grey level, plus one, of unstained glass: with it, white has optical density 0 and black one of ln 256 = 5.5."""

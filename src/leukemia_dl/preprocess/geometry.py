@@ -16,18 +16,9 @@ from leukemia_dl.preprocess.foreground import bounding_box, foreground_mask
 from leukemia_dl.preprocess.steps import Step
 
 __all__ = [
-    "MAX_SIZE",
-    "METHODS",
-    "CenterOnCanvas",
-    "CropToCell",
-    "PadToSquare",
-    "Resize",
-    "center_on_canvas",
-    "checked_size",
-    "crop_to_cell",
-    "pad_to_square",
-    "resize",
-]
+    "MAX_SIZE", "METHODS", "CenterOnCanvas", "CropToCell", "PadToSquare", "Resize", "center_on_canvas",
+    "checked_size", "crop_to_cell", "pad_to_square", "resize",
+]  # fmt: skip
 
 METHODS = ("lanczos", "bilinear")
 MAX_SIZE = 4_472

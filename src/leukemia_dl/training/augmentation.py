@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from leukemia_dl.errors import ImageError, SettingsError
-from leukemia_dl.identity import generator
+from leukemia_dl.identity import generator, plain_number
 from leukemia_dl.preprocess import GIEMSA
 from leukemia_dl.preprocess.colour import LIGHT, stain_matrix
 from leukemia_dl.preprocess.decode import check_image
@@ -57,6 +57,8 @@ class Augmentation:
 
     def __post_init__(self) -> None:
         """Refuse a value that is not allowed, with its name."""
+        for field in fields(self):
+            object.__setattr__(self, field.name, plain_number(getattr(self, field.name)))
         if not isinstance(self.symmetries, bool):
             raise SettingsError(f"symmetries must be True or False. Received: symmetries={self.symmetries!r}.")
         for name, largest in _LARGEST.items():

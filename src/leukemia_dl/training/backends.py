@@ -17,19 +17,12 @@ from typing import Any
 
 from leukemia_dl.datasets import cache_dir
 from leukemia_dl.errors import BackendError, SettingsError
+from leukemia_dl.identity import plain_number
 from leukemia_dl.memory import keep_memory
 
 __all__ = [
-    "Compute",
-    "Device",
-    "backend_name",
-    "core_count",
-    "device_names",
-    "feed",
-    "fused",
-    "prepare",
-    "quiet_import",
-]
+    "Compute", "Device", "backend_name", "core_count", "device_names", "feed", "fused", "prepare", "quiet_import",
+]  # fmt: skip
 
 BACKENDS = {"tensorflow": "tensorflow", "jax": "jax", "torch": "torch"}
 ENGINES = ("auto", "keras", "scan")
@@ -67,11 +60,8 @@ class Compute:
         if self.engine not in ENGINES:
             raise SettingsError(f"engine must be one of {ENGINES}. Received: engine={self.engine!r}.")
         for name in ("threads", "replicas"):
-            value = getattr(self, name)
-            if name == "threads" and value is None:
-                continue
-            if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 4096:
-                raise SettingsError(f"{name} must be a whole number from 1 to 4096. Received: {name}={value!r}.")
+            if name == "replicas" or self.threads is not None:
+                object.__setattr__(self, name, whole_number(name, getattr(self, name)))
         if self.replicas > 1 and (":" in self.device or self.engine == "scan"):
             raise SettingsError(
                 f"replicas={self.replicas} needs several GPUs and engine='keras'. "
@@ -84,6 +74,14 @@ class Compute:
     def is_choice(self) -> bool:
         """Whether it asks for something that a machine may not have."""
         return self.device.startswith("gpu") or self.replicas > 1 or self.engine == "scan"
+
+
+def whole_number(name: str, value: object) -> int:
+    """Return a whole number from 1 to 4096 as an int, or raise SettingsError."""
+    value = plain_number(value)
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 4096:
+        raise SettingsError(f"{name} must be a whole number from 1 to 4096. Received: {name}={value!r}.")
+    return value
 
 
 @dataclass(frozen=True)

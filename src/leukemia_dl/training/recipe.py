@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
 from leukemia_dl.errors import DataError, SettingsError, unknown_name
+from leukemia_dl.identity import plain_number
 from leukemia_dl.models import BackboneSpec, Head
 from leukemia_dl.preprocess import Pipeline
 from leukemia_dl.training.augmentation import Augmentation
@@ -316,7 +317,7 @@ class Recipe(Augmentation):
         for key in self.without_weights:
             if key not in allowed:
                 raise unknown_name("recipe setting", key, allowed, "It stands in without_weights.")
-        object.__setattr__(self, "without_weights", dict(self.without_weights))
+        object.__setattr__(self, "without_weights", {k: plain_number(v) for k, v in self.without_weights.items()})
         if self.without_weights:
             try:
                 dataclasses.replace(self, **{"without_weights": {}, **self.without_weights})

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from leukemia_dl.errors import SettingsError
-from leukemia_dl.identity import generator
+from leukemia_dl.identity import generator, plain_number
 
 __all__ = ["GENERATOR_VERSION", "LATENTS", "SIGNATURES", "SyntheticCohort", "draw_cohort"]
 
@@ -94,7 +94,8 @@ class SyntheticCohort:
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            value = getattr(self, field.name)
+            value = plain_number(getattr(self, field.name))
+            object.__setattr__(self, field.name, value)
             if isinstance(value, bool) or not isinstance(value, int):
                 raise SettingsError(
                     f"`{field.name}` must be an int. Received: {value!r} ({type(value).__name__}). "
