@@ -131,3 +131,16 @@ def test_a_failed_lookup_mentions_plugins_with_problems(install, python):
     answer = python("import leukemia_dl as ldl; ldl.get_backbone('resnet5')")
     assert "Did you mean 'resnet50'?" in answer.stderr
     assert "aaa-broken" in answer.stderr
+
+
+def test_the_doctor_names_plugins_and_tells_a_problem_once(install, python):
+    pytest.importorskip("keras")
+    install("leukemia-dl-tiny", GOOD)
+    call = "from leukemia_dl.cli import main; import sys; sys.argv = ['leukemia-dl', 'doctor']; main()"
+    answer = python(call)
+    assert "\nPlugins       leukemia-dl-tiny 1.2 (tiny)\n" in answer.stdout, answer.stderr
+    assert answer.stdout.endswith("\nReady.\n")
+    install("aaa-broken", "raise RuntimeError('no luck')")
+    answer = python(call)
+    assert answer.stdout.endswith("\nReady, but for the plugins named above.\n")
+    assert (answer.stdout + answer.stderr).count("no luck") == 1

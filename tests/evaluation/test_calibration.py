@@ -126,6 +126,14 @@ def test_probabilities_that_say_nothing_keep_the_temperature_of_one():
     assert fit_temperature(np.array([0, 1]), np.full((2, 2), 0.5)) == 1.0
 
 
+def test_predictions_that_are_all_right_tell_no_temperature():
+    right = np.array([[0.9, 0.1], [0.2, 0.8], [0.4, 0.6]])
+    assert fit_temperature(np.array([0, 1, 1]), right) == 1.0
+    assert fit_temperature(np.array([0, 1, 0]), right) > 0.1
+    three = np.array([[0.5, 0.3, 0.2], [0.1, 0.2, 0.7]])
+    assert fit_temperature(np.array([0, 2]), three) == 1.0
+
+
 @pytest.mark.parametrize("temperature", [0, -1, np.nan, np.inf])
 def test_a_temperature_that_is_none_is_refused(temperature):
     with pytest.raises(DataError, match="positive number"):

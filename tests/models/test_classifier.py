@@ -1,4 +1,7 @@
 import dataclasses
+import os
+import subprocess
+import sys
 import zipfile
 
 import numpy as np
@@ -177,3 +180,11 @@ def test_nothing_gives_an_empty_frame(classifier):
 
 def test_softmax_of_large_logits():
     np.testing.assert_allclose(softmax(np.array([[1e4, 0.0], [0.0, 0.0]])), [[1, 0], [0.5, 0.5]])
+
+
+def test_loading_first_of_all_prints_nothing(classifier, tmp_path):
+    file = classifier.save(tmp_path / "model.keras")
+    program = f"import leukemia_dl as ldl; ldl.load_classifier({str(file)!r})"
+    environment = {key: value for key, value in os.environ.items() if key != "TF_CPP_MIN_LOG_LEVEL"}
+    answer = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    assert (answer.returncode, answer.stdout, answer.stderr) == (0, "", "")

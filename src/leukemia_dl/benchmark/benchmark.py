@@ -31,10 +31,11 @@ from leukemia_dl.benchmark.worker import prepare_elsewhere
 from leukemia_dl.datasets import Dataset
 from leukemia_dl.errors import DamagedRecordError, SettingsError
 from leukemia_dl.identity import plain_number
+from leukemia_dl.models.backend import backend_name
 from leukemia_dl.models.build import check_size, weights_identity
 from leukemia_dl.models.registry import find_backbone
 from leukemia_dl.preprocess import Pipeline
-from leukemia_dl.training.backends import Compute, backend_name, core_count, prepare
+from leukemia_dl.training.backends import Compute, core_count, prepare
 from leukemia_dl.training.callbacks import CallbackFactory, load_factory
 from leukemia_dl.training.recipe import Recipe
 

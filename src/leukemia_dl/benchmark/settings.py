@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from leukemia_dl.datasets import Dataset
 from leukemia_dl.errors import DataError, LeukemiaDLError, SettingsError, StoreError
+from leukemia_dl.models.backend import backend_name
 from leukemia_dl.models.registry import THIS_PROCESS, find_backbone
 from leukemia_dl.plugins import installed_version
 from leukemia_dl.preprocess import Pipeline
-from leukemia_dl.training.backends import backend_name
 from leukemia_dl.training.recipe import Recipe
 
 if TYPE_CHECKING:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import platform
 import shutil
-import sys
 import tempfile
 from pathlib import Path
 from typing import Annotated
@@ -30,7 +29,6 @@ def backbones(csv: CsvOption = False) -> None:
         return
     shown = frame[["backbone", "title", "parameters", "native_size", "min_size", "weights", "plugin", "version"]]
     options.print_table(shown, {"parameters": ","})
-    _tell_problems()
 
 
 def datasets(csv: CsvOption = False) -> None:
@@ -42,7 +40,6 @@ def datasets(csv: CsvOption = False) -> None:
         typer.echo(frame.to_csv(index=False, lineterminator="\n"), nl=False)
     else:
         options.print_table(frame)
-    _tell_problems()
 
 
 def recipes(
@@ -76,8 +73,9 @@ def doctor() -> None:
             typer.echo(f"{name:<14}not installed")
     fine = _check_backend()
     fine &= _check_folders()
-    _tell_problems()
-    typer.echo("Ready." if fine else "Not ready: see above.")
+    problems = _tell_plugins()
+    ready = "Ready, but for the plugins named above." if problems else "Ready."
+    typer.echo(ready if fine else "Not ready: see above.")
     if not fine:
         raise typer.Exit(1)
 
@@ -129,8 +127,20 @@ def _check_folders() -> bool:
     return fine
 
 
-def _tell_problems() -> None:
-    from leukemia_dl.plugins import plugin_problems
+def _tell_plugins() -> bool:
+    """Say which packages provide backbones or data sets besides this one; return whether any has a problem.
 
-    for row in plugin_problems().itertuples():
-        sys.stderr.write(f"Plugin {row.plugin} (entry point {row.entry_point}): {row.problem}\n")
+    What is wrong with one is logged when it is found, here by the tables.
+    """
+    import pandas as pd
+
+    from leukemia_dl.datasets import dataset_table
+    from leukemia_dl.models.registry import backbone_table
+    from leukemia_dl.plugins import DISTRIBUTION, plugin_problems
+
+    tables = [backbone_table().rename(columns={"backbone": "name"}), dataset_table()]
+    found = pd.concat([table[["plugin", "version", "name"]] for table in tables])
+    others = found[found["plugin"] != DISTRIBUTION].groupby(["plugin", "version"])["name"]
+    told = [f"{plugin} {version} ({', '.join(names)})" for (plugin, version), names in others]
+    typer.echo(f"Plugins       {'; '.join(told) or 'none but our own'}")
+    return not plugin_problems().empty

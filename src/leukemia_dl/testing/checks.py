@@ -117,13 +117,20 @@ def check_predictions(spec: BackboneSpec) -> None:
     _hold(spec, gap <= 1e-3 * (1 + float(np.abs(logits).max())), f"predicted alone, logits differ by {gap:.2g}")
 
 
+def _value(weight: Any) -> NDArray[Any]:
+    """Return a copy of a weight's value: what a step changes in place would otherwise change with it."""
+    import keras
+
+    return np.array(keras.ops.convert_to_numpy(weight), copy=True)
+
+
 def check_gradients(spec: BackboneSpec) -> None:
     """A training step moves every trainable weight, to a finite value."""
     model = _compiled(spec)
     names = [weight.path for weight in model.trainable_variables]
-    before = [np.array(weight) for weight in model.trainable_variables]
+    before = [_value(weight) for weight in model.trainable_variables]
     _train(model, spec)
-    after = [np.array(weight) for weight in model.trainable_variables]
+    after = [_value(weight) for weight in model.trainable_variables]
     still = [name for name, one, other in zip(names, before, after, strict=True) if np.array_equal(one, other)]
     _hold(spec, not still, f"no gradient reaches {len(still)} weights, such as {still[:3]}")
     finite = all(np.isfinite(value).all() for value in after)
@@ -136,9 +143,9 @@ def check_freezing(spec: BackboneSpec) -> None:
     for layer in model.layers:
         layer.trainable = layer.name == "logits"
     _compile(model)
-    before = [np.array(weight) for weight in model.weights]
+    before = [_value(weight) for weight in model.weights]
     _train(model, spec)
-    moved = [w.path for w, old in zip(model.weights, before, strict=True) if not np.array_equal(np.array(w), old)]
+    moved = [w.path for w, old in zip(model.weights, before, strict=True) if not np.array_equal(_value(w), old)]
     outside = [path for path in moved if not path.startswith("logits")]
     _hold(spec, not outside, f"weights move although their layers are frozen: {outside[:3]}")
     _hold(spec, bool(moved), "the head does not learn")

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
-import json
 import logging
 import os
 import platform
@@ -19,12 +17,12 @@ from leukemia_dl.datasets import cache_dir
 from leukemia_dl.errors import BackendError, SettingsError
 from leukemia_dl.identity import plain_number
 from leukemia_dl.memory import keep_memory
+from leukemia_dl.models.backend import backend_name, quiet_import
 
 __all__ = [
-    "Compute", "Device", "backend_name", "core_count", "device_names", "feed", "fused", "prepare", "quiet_import",
+    "Compute", "Device", "core_count", "device_names", "feed", "fused", "prepare",
 ]  # fmt: skip
 
-BACKENDS = {"tensorflow": "tensorflow", "jax": "jax", "torch": "torch"}
 ENGINES = ("auto", "keras", "scan")
 
 
@@ -105,35 +103,6 @@ class Device:
     jit_compile: bool | str
     threads: int
     replicas: int = 1
-
-
-def backend_name() -> str:
-    """Return the backend that Keras has or will have: KERAS_BACKEND, its config file, or the one installed.
-
-    Where nobody chose one and TensorFlow, the default, is not installed, the first of jax and torch that is there
-    is chosen, by setting KERAS_BACKEND in this process.
-
-    Raises:
-        BackendError: If the chosen backend, or any, is not installed.
-    """
-    if "keras" in sys.modules:
-        import keras
-
-        return str(keras.backend.backend())
-    chosen = os.environ.get("KERAS_BACKEND") or _configured_backend()
-    if chosen is None:
-        chosen = next((name for name in BACKENDS if importlib.util.find_spec(BACKENDS[name])), None)
-        if chosen is None:
-            raise BackendError("No Keras backend is installed. Install one: pip install tensorflow (or jax, or torch).")
-        os.environ["KERAS_BACKEND"] = chosen
-    if chosen not in BACKENDS:
-        raise BackendError(f"KERAS_BACKEND must be one of {', '.join(BACKENDS)}. Received: {chosen!r}.")
-    if importlib.util.find_spec(BACKENDS[chosen]) is None:
-        raise BackendError(
-            f"The Keras backend is {chosen!r}, but {BACKENDS[chosen]} is not installed. "
-            f"Install it (pip install {BACKENDS[chosen]}) or set KERAS_BACKEND to one that is."
-        )
-    return chosen
 
 
 def prepare(precision: str = "auto", compute: Compute | None = None) -> Device:
@@ -276,34 +245,6 @@ def fused(function: Callable[..., Any]) -> Callable[..., Any]:
         return function
     compiled: Callable[..., Any] = tf.function(function, jit_compile=True, autograph=False)
     return compiled
-
-
-@contextlib.contextmanager
-def quiet_import() -> Iterator[None]:
-    """Keep TensorFlow's start-up lines, written to file descriptor 2 by its C++ part, off the user's terminal."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    if os.environ["TF_CPP_MIN_LOG_LEVEL"] == "0" or backend_name() != "tensorflow":
-        yield
-        return
-    sys.stderr.flush()
-    saved = os.dup(2)
-    try:
-        with Path(os.devnull).open("w") as nowhere:
-            os.dup2(nowhere.fileno(), 2)
-            yield
-    finally:
-        os.dup2(saved, 2)
-        os.close(saved)
-
-
-def _configured_backend() -> str | None:
-    """Return the backend that Keras's own config file names, if there is one."""
-    home = Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras")
-    with contextlib.suppress(OSError, ValueError, AttributeError):
-        value = json.loads((home / "keras.json").read_text()).get("backend")
-        # Keras writes this file itself with its default in it, so "tensorflow" there is nobody's choice.
-        return str(value) if value and value != "tensorflow" else None
-    return None
 
 
 def _chosen(device: str, gpus: Sequence[Any]) -> Any:

@@ -8,7 +8,8 @@ from functools import lru_cache
 from typing import Any
 
 from leukemia_dl.errors import BackendError, SettingsError
-from leukemia_dl.training.backends import Device, backend_name
+from leukemia_dl.models.backend import backend_name
+from leukemia_dl.training.backends import Device
 
 __all__ = ["check_share", "distributed", "summed_over_replicas"]
 
