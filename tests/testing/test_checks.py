@@ -10,13 +10,37 @@ from leukemia_dl.testing import BACKBONE_CHECKS, check_backbone, parametrize_wit
 from leukemia_dl.testing import checks as module
 
 keras = pytest.importorskip("keras")
-BUILTIN = ("cnn", "inception_v3", "resnet50", "source_cnn", "vgg16", "xception")
+LARGEST = ("inception_v3", "xception")
+ON_TENSORFLOW = keras.backend.backend() == "tensorflow"
 
 
-@parametrize_with_checks([ldl.get_backbone(name) for name in BUILTIN])
+def slow_elsewhere(test):
+    return test if ON_TENSORFLOW else pytest.mark.slow(test)
+
+
+def specs(*names):
+    return [ldl.get_backbone(name) for name in names]
+
+
+@parametrize_with_checks(specs("cnn", "resnet50", "source_cnn", "vgg16"))
 def test_a_builtin_backbone(spec, check):
     keras.utils.clear_session()
     check(spec)
+
+
+@slow_elsewhere
+@parametrize_with_checks(specs(*LARGEST))
+def test_one_of_the_largest(spec, check):
+    keras.utils.clear_session()
+    check(spec)
+
+
+@pytest.mark.skipif(ON_TENSORFLOW, reason="they hold every check there")
+@pytest.mark.parametrize("spec", specs(*LARGEST), ids=LARGEST)
+def test_one_of_the_largest_learns_on_another_backend(spec):
+    """The short form of the test above, which takes minutes where each net is compiled anew for each check."""
+    keras.utils.clear_session()
+    module.check_gradients(spec)
 
 
 def net(layers, **changes):
