@@ -102,7 +102,8 @@ def run(name: str, script: str) -> dict[str, str | bytes]:
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)
         page.append(_page_of(cell, name, files))
-    where = f"[This page as a notebook]({name}.ipynb) and [as a script]({name}.py), to run it yourself."
+    how = "[how](index.md#how-to-use-one)"
+    where = f"[This page as a notebook]({name}.ipynb) and [as a script]({name}.py), to run it yourself ({how})."
     title, _, rest = "\n\n".join(page).partition("\n")
     files[f"{name}.md"] = f"{title}\n\n{where}\n{rest}\n"
     notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}

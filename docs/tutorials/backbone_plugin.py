@@ -47,8 +47,8 @@ spec = ldl.BackboneSpec(name="mine", build=build, scaling="unit", native_size=64
 
 # %%
 ldl.register_backbone(spec, replace=True)
-dataset = ldl.Dataset.load("synthetic", root="data/synthetic", subjects=12, images=60)
-settings = {"recipe": ldl.Recipe.preset("quick", image_size=32), "folds": [2], "store": "runs/mine"}
+dataset = ldl.Dataset.load("synthetic", subjects=12, images=60)
+settings = {"recipe": ldl.Recipe.preset("quick", image_size=32), "folds": [2], "store": "runs/backbone"}
 frame = ldl.Benchmark(dataset, ["mine", "cnn"], **settings).run(executor="in-process")
 frame[["backbone", "accuracy", "loss", "plugin", "plugin_version", "status"]].round(3)
 
@@ -65,7 +65,7 @@ except AssertionError as error:
     print(error)
 
 # %% [markdown]
-# So that is mended. It says nothing if all is well:
+# The record is corrected. If all is well, the check says nothing:
 
 # %%
 spec = ldl.register_backbone(dataclasses.replace(spec, parameters=23_920), replace=True)

@@ -23,7 +23,7 @@
 import leukemia_dl as ldl
 from leukemia_dl import reporting
 
-dataset = ldl.Dataset.load("synthetic", root="data/synthetic", subjects=40, images=300)
+dataset = ldl.Dataset.load("synthetic", subjects=40, images=300)
 dataset.summary()
 
 # %% [markdown]
@@ -82,7 +82,7 @@ for protocol in ("official", "official_clean"):
 
 # %%
 recipe = ldl.Recipe.preset("quick", image_size=32)
-bench = ldl.Benchmark(dataset, ["cnn"], recipe=recipe, folds=[2], store="runs/synthetic")
+bench = ldl.Benchmark(dataset, ["cnn"], recipe=recipe, folds=[2], store="runs/c-nmc")
 frame = bench.run()
 frame[["backbone", "protocol", "accuracy", "balanced_accuracy", "loss", "n_test", "groups_test"]].round(3)
 
@@ -142,7 +142,7 @@ try:
     ldl.make_splits(final, "holdout")
 except ldl.errors.SplitError as error:
     print(error)
-ldl.load_classifier("runs/synthetic").predict(final.paths[:3])[["label", "probability_all"]].round(3)
+ldl.load_classifier("runs/c-nmc").predict(final.paths[:3])[["label", "probability_all"]].round(3)
 
 # %% [markdown]
 # ## What to report

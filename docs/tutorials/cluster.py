@@ -19,7 +19,7 @@ from pathlib import Path
 
 import leukemia_dl as ldl
 
-dataset = ldl.Dataset.load("synthetic", root="data/synthetic", subjects=12, images=60)
+dataset = ldl.Dataset.load("synthetic", root="data/cluster", subjects=12, images=60)
 recipe = ldl.Recipe.preset("quick", image_size=32)
 bench = ldl.Benchmark(dataset, ["cnn"], recipe=recipe, folds=[2], seeds=[0, 1, 2], threads=2, store="runs/cluster")
 bench.to_toml("cluster.toml")

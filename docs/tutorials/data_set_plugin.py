@@ -127,7 +127,7 @@ try:
 except ldl.errors.DataError as error:
     print(error)
 recipe = ldl.Recipe.preset("quick", image_size=32)
-frame = ldl.Benchmark(dataset, ["cnn"], recipe=recipe, protocol="fixed", store="runs/tiny_blood").run()
+frame = ldl.Benchmark(dataset, ["cnn"], recipe=recipe, protocol="fixed", store="runs/tiny-blood").run()
 frame[["backbone", "accuracy", "loss", "status", "flags"]].round(3)
 
 # %% [markdown]

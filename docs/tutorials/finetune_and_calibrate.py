@@ -32,7 +32,7 @@ pd.DataFrame({name: ldl.Recipe.preset(name).to_dict() for name in ("linear_probe
 # random head would undo what the net knows. Both start from ImageNet weights:
 #
 # ```python needs="ImageNet weights, which Keras downloads"
-# bench = ldl.Benchmark(dataset, ["resnet50", "xception"], recipe="finetune", store="runs/imagenet")
+# bench = ldl.Benchmark(dataset, ["resnet50", "xception"], recipe="finetune", store="runs/tuning-imagenet")
 # bench.run()
 # ```
 #
@@ -43,11 +43,11 @@ pd.DataFrame({name: ldl.Recipe.preset(name).to_dict() for name in ("linear_probe
 
 # %%
 sizes = {"subjects": 40, "images": 200, "preliminary_images": 12}
-dataset = ldl.Dataset.load("synthetic", root="data/synthetic", **sizes)
-other = ldl.Dataset.load("synthetic", root="data/other", seed=1, **sizes)
+dataset = ldl.Dataset.load("synthetic", **sizes)
+other = ldl.Dataset.load("synthetic", seed=1, **sizes)
 recipe = ldl.Recipe.preset("quick", image_size=32, epochs=4)
-ldl.Benchmark(other, ["cnn"], recipe=recipe, folds=[2], baselines=[], store="runs/other").run()
-trained = ldl.load_classifier("runs/other").model
+ldl.Benchmark(other, ["cnn"], recipe=recipe, folds=[2], baselines=[], store="runs/tuning-weights").run()
+trained = ldl.load_classifier("runs/tuning-weights").model
 
 inputs = keras.Input((32, 32, 3))
 bare = keras.Model(inputs, ldl.get_backbone("cnn").build(inputs, None))
@@ -64,7 +64,7 @@ start = {"weights": "cells.weights.h5", "image_size": 32}
 probe = ldl.Recipe.preset("linear_probe", **start)
 finetune = ldl.Recipe.preset("finetune", head_epochs=10, epochs=5, **start)
 runs = {
-    recipe.name: ldl.Benchmark(dataset, ["cnn"], recipe=recipe, folds=[2], store=f"runs/{recipe.name}")
+    recipe.name: ldl.Benchmark(dataset, ["cnn"], recipe=recipe, folds=[2], store=f"runs/tuning-{recipe.name}")
     for recipe in (probe, finetune)
 }
 frame = pd.concat([bench.run() for bench in runs.values()], ignore_index=True)
@@ -145,7 +145,7 @@ coverage[["wanted", "coverage", "threshold", "value", "low", "high", "reason"]].
 # told not to; the label is the same. Averaging over symmetries takes eight times as long, and may change the label.
 
 # %%
-classifier = ldl.load_classifier("runs/finetune")
+classifier = ldl.load_classifier("runs/tuning-finetune")
 classifier.save("cells.keras")
 classifier = ldl.load_classifier("cells.keras")
 ways = {"calibrated": {}, "as trained": {"calibrated": False}, "eight symmetries": {"symmetry_average": True}}

@@ -1,8 +1,9 @@
 # %% [markdown]
 # # A first benchmark
 #
-# One net and three floors on synthetic cells, from the data to a page that can be sent to a colleague. It takes about
-# two minutes on a laptop, and nothing is downloaded.
+# One net and three floors (what can be reached without a net) on synthetic cells, from the data to a page that can be
+# sent to a colleague. It takes about two minutes on a laptop, and nothing is downloaded. Terms such as *floor*, *fold*
+# or *store* are explained in [Words](../explanation/words.md).
 #
 # ```console needs="a package index"
 # pip install leukemia-dl
@@ -17,7 +18,7 @@
 import leukemia_dl as ldl
 from leukemia_dl import reporting
 
-dataset = ldl.Dataset.load("synthetic", root="data/synthetic", subjects=40, images=300)
+dataset = ldl.Dataset.load("synthetic", subjects=40, images=300)
 print(dataset)
 
 # %% [markdown]
@@ -28,7 +29,9 @@ print(dataset)
 dataset.table[["sample", "label", "subject", "group", "fold", "split"]].head(3)
 
 # %% [markdown]
-# Look at the cells before anything else. Normal precursors are `hem`, leukemic blasts `all`.
+# Look at the cells before anything else. The names of the classes are those of C-NMC 2019: `all` are leukemic blasts
+# (acute lymphoblastic leukemia), and `hem` is the data set's own abbreviation for cells that are not leukemic (normal
+# B-lymphoid precursors).
 
 # %% alt="Eight synthetic cells in two rows, four normal ones and four leukemic ones, which are mostly larger"
 classes = [dataset.subset(dataset.labels == label).subset(range(0, 80, 20)) for label in (0, 1)]
@@ -39,7 +42,7 @@ reporting.plot_samples([*pixels[0], *pixels[1]], ["hem"] * 4 + ["all"] * 4, colu
 # ## What is compared with what
 #
 # The default protocol takes one of the three folds as the test side, and drops training images of any patient who is
-# also there. `guarantees` says what holds of a split, after it was checked on this split.
+# also there. `guarantees` lists what was checked on this split and holds.
 
 # %%
 (split,) = ldl.make_splits(dataset, "official_clean", folds=[2])
@@ -50,10 +53,10 @@ print(split.guarantees)
 # ## The run
 #
 # The recipe `quick` is three epochs from random weights: enough to see how everything works, not enough to learn much.
-# `plan` shows what is to be done before an hour is spent on it.
+# `plan` shows what is to be done, before you spend time on it.
 
 # %%
-bench = ldl.Benchmark(dataset, ["cnn"], recipe="quick", folds=[2], store="runs/first")
+bench = ldl.Benchmark(dataset, ["cnn"], recipe="quick", folds=[2], store="runs/first-benchmark")
 bench.plan()[["backbone", "protocol", "fold", "seed", "status"]]
 
 # %%
@@ -63,9 +66,9 @@ frame[["backbone", "accuracy", "loss", "balanced_accuracy", "auroc", "status"]].
 # %% [markdown]
 # The lower rows are floors: `majority` always names the more frequent class, `cell_size` knows only how large a cell
 # is, `cell_colour` only its mean colour. **A net that does not beat `cell_size` has not been shown to look at anything
-# but size.** Why they are there, [an explanation tells](../explanation/size.md).
+# but size.** [An explanation says why they are there](../explanation/size.md).
 #
-# Nothing is run twice: the same line again reads the store, and a run that was killed goes on where it was.
+# Nothing is run twice: the same line reads the store the next time, and a run that was killed goes on where it was.
 
 # %%
 bench.plan()[["backbone", "status"]]
@@ -73,8 +76,8 @@ bench.plan()[["backbone", "status"]]
 # %% [markdown]
 # ## How sure is it?
 #
-# The table has one number per row. `leaderboard` adds what it is worth: an interval over groups of patients, and ranks
-# that are shared where the data cannot tell two rows apart.
+# The table has one number per row. `leaderboard` adds how sure that number is: an interval over groups of patients, and
+# ranks that are shared where the data cannot tell two rows apart.
 
 # %%
 predictions = bench.predictions()
@@ -88,25 +91,26 @@ reporting.plot_comparison(frame, intervals=ldl.evaluate(predictions))
 # ## The net, and new images
 
 # %%
-classifier = ldl.load_classifier("runs/first")
+classifier = ldl.load_classifier("runs/first-benchmark")
 print(classifier)
 classifier.predict(dataset.paths[:3])[["label", "probability_hem", "probability_all"]].round(3)
 
 # %% [markdown]
 # ## A page to send
 #
-# `write_report` puts all of it into one HTML file that needs nothing else: [what is on it](reading_a_report.md).
+# `write_report` puts all of it into one HTML file that needs nothing else. [Another tutorial](reading_a_report.md) says
+# what is on it.
 
 # %%
-print(reporting.write_report("runs/first").name)
+print(reporting.write_report("runs/first-benchmark").name)
 
 # %% [markdown]
 # ## The same on the command line
 #
 # ```console
-# leukemia-dl benchmark --dataset synthetic -o subjects=40 -o images=300 --backbones cnn --store runs/line
-# leukemia-dl evaluate runs/line --metric balanced_accuracy
-# leukemia-dl runs list runs/line
+# leukemia-dl benchmark --dataset synthetic -o subjects=40 -o images=300 --backbones cnn --store runs/first-line
+# leukemia-dl evaluate runs/first-line --metric balanced_accuracy
+# leukemia-dl runs list runs/first-line
 # ```
 #
 # ## Where to go from here

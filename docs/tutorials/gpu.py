@@ -4,8 +4,8 @@
 # What to install, how to see that it is used, what a row says of it, and what changes. The cells run anywhere and are
 # done in about half a minute; those of this page ran on a CPU. All data are **synthetic cells**.
 #
-# **What has not been run:** the GPU paths are written by the documentation of TensorFlow, JAX and Keras, and have not
-# been run by the project yet. What is said here of GPUs is what they were written to do. On CPUs the tests run on
+# **What has not been run:** the GPU paths were written from the documentation of TensorFlow, JAX and Keras, and the
+# project has not run them yet. What this page says of GPUs is what they were written to do. On CPUs the tests run on
 # TensorFlow and on JAX.
 #
 # ## One backend, and its GPU packages
@@ -16,8 +16,8 @@
 # pip install "leukemia-dl[gpu]"
 # ```
 #
-# JAX or torch instead: install it, and say so in the environment before Python starts. TensorFlow comes along and is
-# not used. (The extra `leukemia-dl[jax]` is JAX for CPUs.)
+# For JAX or torch instead, install it, and set `KERAS_BACKEND` before Python starts. TensorFlow is installed all the
+# same, and computes nothing then. (The extra `leukemia-dl[jax]` is JAX for CPUs.)
 #
 # ```console needs="a package index and an NVIDIA GPU"
 # pip install leukemia-dl "jax[cuda12]"
@@ -50,7 +50,7 @@ print(doctor.stdout.partition("Cache")[0])
 # `"gpu:1"` or `"cpu"`: what is not there is an error before the first trial. With a GPU this cell trains on it.
 
 # %%
-dataset = ldl.Dataset.load("synthetic", root="data/synthetic", subjects=12, images=60)
+dataset = ldl.Dataset.load("synthetic", subjects=12, images=60)
 recipe = ldl.Recipe.preset("quick", image_size=32)
 settings = {"folds": [2], "baselines": [], "store": "runs/gpu"}
 try:
@@ -107,7 +107,7 @@ except ldl.errors.SettingsError as error:
 #
 # ```python needs="a GPU"
 # recipe = ldl.Recipe.preset("from_scratch", image_size=224, batch_size=512, halve_batch=True)
-# bench = ldl.Benchmark(dataset, ["cnn", "xception"], recipe=recipe, device="gpu", store="runs/large")
+# bench = ldl.Benchmark(dataset, ["cnn", "xception"], recipe=recipe, device="gpu", store="runs/gpu-large")
 # bench.run()
 # ```
 #
@@ -118,7 +118,7 @@ except ldl.errors.SettingsError as error:
 # must be a multiple of it.
 #
 # ```python needs="two GPUs"
-# bench = ldl.Benchmark(dataset, ["resnet50"], recipe=recipe, replicas=2, store="runs/shared")
+# bench = ldl.Benchmark(dataset, ["resnet50"], recipe=recipe, replicas=2, store="runs/gpu-shared")
 # bench.run()
 # ```
 #

@@ -1,12 +1,13 @@
 # %% [markdown]
 # # Your own images
 #
-# From images on your disk to a table of results with intervals: read them in three ways, look for damaged and doubled
-# files, see what a net will see, train a small net and evaluate it. It takes about a minute; nothing is downloaded.
+# From images on your disk to a table of results with intervals: read them from folders, from a CSV file, from a
+# DataFrame or from arrays, look for damaged and doubled files, see what a net will see, train a small net and evaluate
+# it. It takes about a minute, and nothing is downloaded.
 #
 # To have something to read, the first cell draws **synthetic cells** and saves 150 of them as PNG files, cropped to the
-# cell, in a folder per class, `cells/hem` and `cells/all`. With images of your own you need its imports only. No number
-# on this page says anything about real cells.
+# cell, in a folder per class, `cells/hem` (normal precursors) and `cells/all` (leukemic blasts). With images of your
+# own you need only its imports. No number on this page says anything about real cells.
 
 # %%
 import shutil
@@ -18,7 +19,7 @@ from PIL import Image
 import leukemia_dl as ldl
 from leukemia_dl.preprocess import CropToCell
 
-drawn = ldl.Dataset.load("synthetic", root="data/synthetic", subjects=36, images=150)
+drawn = ldl.Dataset.load("synthetic", subjects=36, images=150)
 rows = []
 for row, cell in drawn.table[drawn.table["split"] == "train"].iterrows():
     file = Path("cells") / cell["label"] / f"{row:03}.png"
@@ -30,8 +31,8 @@ for row, cell in drawn.table[drawn.table["split"] == "train"].iterrows():
 # ## A folder per class
 #
 # Classes are the names of the folders, in alphabetical order unless you give another. Of two classes the **second** is
-# the positive one, of which sensitivity speaks. A folder does not tell whose cells these are. So what has to keep
-# patients apart is refused.
+# the positive one: sensitivity is about that class. A folder does not tell whose cells these are, so protocols that
+# keep patients apart are refused.
 
 # %%
 folder = ldl.Dataset.from_folder("cells", class_names=["hem", "all"])
@@ -42,22 +43,24 @@ except ldl.errors.SplitError as error:
     print(error)
 
 # %% [markdown]
-# The last way out splits image by image. Cells of one patient may then be on several sides: a net can know a patient
-# again, and look better than it would be on new patients. You have to say that you accept it, and each row of the
-# results says so too (`flags`).
+# The protocol `random`, which the message names last, splits image by image. Cells of one patient may then be on
+# several sides: a net can recognise a patient, and look better than it would be on new patients. You have to say that
+# you accept it, and each row of the results says so too (`flags`).
 
 # %%
 recipe = ldl.Recipe.preset("quick", image_size=32)
-leaky = ldl.Benchmark(folder, ["cnn"], recipe=recipe, protocol="random", allow_leakage=True, store="runs/leaky")
+leaky = ldl.Benchmark(
+    folder, ["cnn"], recipe=recipe, protocol="random", allow_leakage=True, store="runs/own-images-leaky"
+)
 frame = leaky.run()
 frame[["backbone", "accuracy", "protocol", "guarantees", "flags"]].round(3)
 
 # %% [markdown]
 # ## A table with patients
 #
-# A CSV file with a column `subject` beside `path` and `label` is all it takes, such as the one that is written here;
-# further columns are in [the guide](../guides/datasets.md). Relative paths start from the folder of the file.
-# `group-disjoint` says that no patient is on two sides: it was checked on each split.
+# You need a CSV file with a column `subject` (the patient) beside `path` and `label`, such as the one that is written
+# here. The guide has [a table of all columns](../guides/datasets.md#the-columns-of-a-table). Relative paths start from
+# the folder of the file. `group-disjoint` says that no patient is on two sides: it was checked on each split.
 
 # %%
 pd.DataFrame(rows).to_csv("cells.csv", index=False)
@@ -89,8 +92,8 @@ report = faulty.audit(show_progress=False)
 report.findings[["severity", "kind", "sample", "other"]]
 
 # %% [markdown]
-# What each kind means, [a guide tells](../guides/audit.md). A copy under another label is an error: one of the labels
-# is wrong, and only you can find out which. `subset` leaves images out and touches no file; here both of the pair go.
+# [A guide says what each kind means](../guides/audit.md). A copy under another label is an error: one of the labels is
+# wrong, and only you can find out which. `subset` leaves images out and touches no file; here both of the pair go.
 
 # %%
 errors = report.findings[report.findings["severity"] == "error"]
@@ -102,10 +105,12 @@ print(len(faulty), report.ok, "->", len(clean), again.ok)
 # %% [markdown]
 # ## What a net will see
 #
-# `mixed_sizes` above: these files are as large as their cells. Unless you say otherwise, images of your own are padded
-# to a square and resized. Then each of these cells fills the picture, and its size is lost. A canvas keeps it: black,
-# and as large as the largest image, since what sticks out is cut off. `scale` is how wide one pixel of a file becomes:
-# padded, it differs from cell to cell; on the canvas it does not.
+# The audit found `mixed_sizes`: these files are as large as their cells. Unless you say otherwise, each image of your
+# own is padded with black to a square and resized. Then each of these cells fills the picture, and its size is lost. A
+# canvas keeps the size: it is one black square for all images. Take one as large as the largest image, since **a canvas
+# that is smaller than an image cuts off what sticks out**. `scale` is how wide one pixel of a file becomes: padded, it
+# differs from cell to cell; on the canvas it does not. (`Pipeline.keeps_scale` does not warn of this: it is about
+# images of one size, and true for padding.)
 
 # %% alt="A synthetic cell that fills its file, then the same in the middle of a black canvas, then that at 96 pixels"
 canvas = int(again.images[["height", "width"]].max().max())
@@ -113,18 +118,33 @@ small, large = again.images["height"].agg(["idxmin", "idxmax"])
 on_canvas, padded = ldl.Pipeline.default(96, canvas=canvas), ldl.Pipeline.default(96, canvas=None)
 for cell in (clean.decode(small), clean.decode(large)):
     print(cell.shape, f"padded {padded.scale(cell):.3f}, on the canvas {on_canvas.scale(cell):.3f}")
+print("canvas:", canvas)
 on_canvas.show(clean.paths[small])
 
 # %% [markdown]
+# ## Images with a light background
+#
+# **Canvas, padding and floors presume a cell that is cut out on black.** For crops of a bright-field smear, whose
+# background is light, two things differ:
+#
+# - Padding and canvas still fill with black. Each image gets a black frame, and how wide the frame is depends on how
+#   large the crop was. If crops of one class are larger, a net can read the class off the frame, and no floor shows it.
+#   So cut all crops to one size in pixels, around the cell, before you load them. Then nothing is padded.
+# - `cell_size` and `cell_colour` have no value where fewer than 98 % of the images of a split show a single cell on
+#   black. An image counts as one if at least three quarters of its outermost pixels are exactly black. The status of
+#   the row is then `not_applicable`, its message says why, and `majority` is the only floor left.
+#
+# To have these floors, cut the cells out and make all that is not cell exactly black: red, green and blue 0.
+#
 # ## A benchmark, and what it is worth
 #
-# Three folds, so that each image is tested once. Beside the net stand the floors, such as
-# [what the size of a cell alone tells](../explanation/size.md). By default several trials run in processes of their
-# own; three nets as small as these need none.
+# Three folds, so that each image is tested once. Give the canvas when you load the data, and a benchmark uses it.
+# Beside the net stand the floors, such as [what the size of a cell alone tells](../explanation/size.md). By default
+# several trials run in processes of their own; three nets as small as these need none.
 
 # %%
-steps = ldl.Pipeline.default(32, canvas=canvas)
-bench = ldl.Benchmark(dataset, ["cnn"], recipe=recipe, protocol="kfold", pipeline=steps, store="runs/mine")
+dataset = ldl.Dataset.from_csv("cells.csv", class_names=["hem", "all"], canvas=canvas)
+bench = ldl.Benchmark(dataset, ["cnn"], recipe=recipe, protocol="kfold", store="runs/own-images")
 frame = bench.run(executor="in-process")
 frame[["backbone", "fold", "balanced_accuracy", "auroc", "n_test", "groups_test", "status"]].round(3)
 
@@ -138,19 +158,22 @@ for run in (bench, leaky):
 
 # %% [markdown]
 # Look whether the interval of `cnn` lies above the value of `cell_size`; three epochs from random weights are not meant
-# to get there. The tables differ by more than the leak; [how it is measured](../guides/evaluation.md#what-a-leak-adds).
+# to get there. The tables differ by more than the leak: the canvas and the number of test images are others, too.
+# [How a leak is measured](../guides/evaluation.md#what-a-leak-adds).
 #
 # ## The same on the command line
 #
-# `audit` ends with exit status 1 if there is an error. The canvas is an option, such as `-o canvas=450`; without it
-# files like these are padded.
+# Everything that is set above is an option here, with the canvas that was printed. In this folder the two benchmarks
+# find all their trials in the stores, and run nothing again. `audit` ends with exit status 1 if there is an error.
 #
 # ```console
 # leukemia-dl audit cells.csv --dataset csv
-# leukemia-dl preview --dataset csv --root cells.csv --image-size 96 --output preview.png
-# leukemia-dl benchmark --dataset csv --root cells.csv -o class_names=hem,all --protocol kfold --backbones cnn
-# leukemia-dl evaluate runs/csv-quick --metric balanced_accuracy
-# leukemia-dl benchmark --dataset folder --root cells --protocol random --allow-leakage --backbones cnn
+# leukemia-dl preview --dataset csv --root cells.csv -o class_names=hem,all -o canvas=395 --image-size 96
+# leukemia-dl benchmark --dataset csv --root cells.csv -o class_names=hem,all -o canvas=395 --image-size 32 \
+#     --protocol kfold --backbones cnn --store runs/own-images
+# leukemia-dl evaluate runs/own-images --metric balanced_accuracy
+# leukemia-dl benchmark --dataset folder --root cells -o class_names=hem,all --image-size 32 \
+#     --protocol random --allow-leakage --backbones cnn --store runs/own-images-leaky
 # ```
 #
 # ## Where to go from here

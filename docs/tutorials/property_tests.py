@@ -2,7 +2,7 @@
 # # Property-based tests of your own preprocessing
 #
 # A contrast step with two bugs that a look at good images does not show, tests that find them with an image of one or
-# two pixels, and the mended step in a benchmark. It takes about a minute on a laptop, and nothing is downloaded.
+# two pixels, and the fixed step in a benchmark. It takes about a minute on a laptop, and nothing is downloaded.
 #
 # ```console needs="a package index"
 # pip install "leukemia-dl[testing]"
@@ -115,7 +115,7 @@ check(Contrast)
 # background included. So a wider margin changes it too. The other bug is the opposite: with a factor above one, dark
 # pixels of the cell become exactly black, and count as background from then on.
 #
-# ## Mend it
+# ## Fix it
 #
 # Now the mean is of the cell alone, only the cell is changed, and what was above 0 stays at least 1. Without the line
 # `if not mask.any()` the tests would go on to fail, on an image of one black pixel.
@@ -149,7 +149,7 @@ check(CellContrast)
 # synthetic.
 
 # %% alt="A synthetic cell as decoded, on its canvas, with less contrast inside the cell alone, and resized"
-dataset = ldl.Dataset.load("synthetic", root="data/synthetic", subjects=24, images=90, preliminary_images=12)
+dataset = ldl.Dataset.load("synthetic", subjects=24, images=90, preliminary_images=12)
 pipeline = ldl.Pipeline((preprocess.CenterOnCanvas(450), CellContrast(0.5), preprocess.Resize(48)))
 pipeline.show(dataset.paths[0])
 

@@ -26,21 +26,21 @@ def build(inputs, weights):
 
 
 ldl.register_backbone(ldl.BackboneSpec(name="tiny", build=build, scaling="tf", native_size=32, min_size=16))
-dataset = ldl.Dataset.load("synthetic", root="data/synthetic", subjects=40, images=200, preliminary_images=12)
+dataset = ldl.Dataset.load("synthetic", subjects=40, images=200, preliminary_images=12)
 recipe = ldl.Recipe.preset("quick", image_size=32, epochs=2)
-bench = ldl.Benchmark(dataset, ["cnn", "tiny"], recipe=recipe, folds=[2], seeds=[0, 1], store="runs/report")
+bench = ldl.Benchmark(dataset, ["cnn", "tiny"], recipe=recipe, folds=[2], seeds=[0, 1], store="runs/reading")
 frame = bench.run(executor="in-process")
 
-page = reporting.write_report("runs/report").read_text()
+page = reporting.write_report("runs/reading").read_text()
 print(re.findall(r"<h2[^>]*>(.*?)</h2>", page))
 
 # %% [markdown]
-# Open `runs/report/report.html` beside this page (the command line writes it by itself, at the end of a benchmark). The
-# figures below are drawn once more, by the functions that have drawn them there.
+# Open `runs/reading/report.html` beside this page (the command line writes it by itself, at the end of a benchmark).
+# The figures below are drawn once more, by the functions that have drawn them there.
 #
 # ## Question and answer
 #
-# A few sentences, for who reads nothing else.
+# A few sentences, for those who read nothing else.
 
 # %%
 answer = re.search(r'id="question".*?</ul>', page, re.DOTALL)[0]
@@ -48,8 +48,8 @@ print("\n".join(re.findall(r"<li>(.*?)</li>", answer)))
 
 # %% [markdown]
 # Read the floors first: `majority` always names the more frequent class, `cell_size` knows how large a cell is,
-# `cell_colour` its mean colour. **What these data show no net to be better than, no net was needed for**; why size is
-# one of them, [an explanation tells](../explanation/size.md).
+# `cell_colour` its mean colour. **If these data do not show a net to be better than a floor, no net was needed to get
+# that far.** [An explanation](../explanation/size.md) says why size is one of the floors.
 
 # %% alt="Three panels of bars with intervals: accuracy, balanced accuracy and loss of two nets and three floors"
 predictions = bench.predictions(cell_area=True)
@@ -57,9 +57,9 @@ reporting.plot_comparison(frame, intervals=ldl.evaluate(predictions))
 
 # %% [markdown]
 # A line is a 95 % interval over groups of patients, not over images: cells of one patient are alike. It holds **these
-# fitted nets** and asks how they would do on other patients of the same kind; the class shares are held, so that who
-# names one class only has an accuracy without a line. A dot is one trial; how far the dots of one net lie apart is what
-# the seed makes.
+# fitted nets** and asks how they would do on other patients of the same kind. The class shares are held fixed, so that
+# a model that names one class only has an accuracy without a line. A dot is one trial; the distance between the dots of
+# one net is due to the seed.
 #
 # ## Data, and how they were split
 #
@@ -78,10 +78,10 @@ frame.drop_duplicates("protocol")[columns]
 # *Guaranteed* lacks `group-disjoint`, and the first section of such a report warns.
 
 # %%
-leaky = {"protocol": "random", "allow_leakage": True, "baselines": [], "store": "runs/leaky"}
+leaky = {"protocol": "random", "allow_leakage": True, "baselines": [], "store": "runs/reading-leaky"}
 row = ldl.Benchmark(dataset, ["tiny"], recipe=recipe, **leaky).run().iloc[0]
 print(row["guarantees"], row["flags"], sep="\n")
-print(re.search(r"This protocol lets[^<]*", reporting.write_report("runs/leaky").read_text())[0])
+print(re.search(r"This protocol lets[^<]*", reporting.write_report("runs/reading-leaky").read_text())[0])
 
 # %% [markdown]
 # ## Results
@@ -94,8 +94,8 @@ board = ldl.leaderboard(predictions, results=frame)
 board[["rank", "backbone", "accuracy", "low", "high", "better_than", "groups", "flags"]].round(3)
 
 # %% [markdown]
-# Below it pairs are compared in words. Look at the last number: a difference smaller than that would have been missed
-# more often than one time in five, so that "not told from none" may only mean "too few patients".
+# Below the table, pairs are compared in words. Look at the last number: a difference smaller than that would have been
+# missed more often than one time in five, so that "not told from none" may only mean "too few patients".
 
 # %%
 print(ldl.compare(predictions)["sentence"][0])
@@ -116,8 +116,8 @@ reporting.plot_errors_by_size(predictions)
 
 # %% [markdown]
 # **Reliability.** Of the images that get a probability of .8, four of five should be of that class: points belong on
-# the dotted line. Grey bars tell where the images are; bins with few of them swing. What can be done about it,
-# [another tutorial shows](finetune_and_calibrate.md).
+# the dotted line. Grey bars show how many images a bin has; bins with few images vary much.
+# [Another tutorial](finetune_and_calibrate.md) shows what can be done about it.
 
 # %% alt="A panel per net and floor: observed share over predicted probability in ten bins, with intervals"
 reporting.plot_reliability(predictions)
@@ -127,9 +127,9 @@ reporting.plot_reliability(predictions)
 #
 # ## Where it fails, and the trials
 #
-# The images that most nets get wrong: hard, damaged, or labelled wrong. Then a learning curve per trial, and what
-# failed or is missing. Look for a gap between training and validation (over-fitting), for a validation loss that still
-# falls (more epochs may help), and for a net that has not moved from where it began.
+# First come the images that most nets get wrong: they are hard, damaged, or labelled wrong. Then there is a learning
+# curve per trial, and what failed or is missing. Look for a gap between training and validation (over-fitting), for a
+# validation loss that still falls (more epochs may help), and for a net that has not moved from where it began.
 
 # %% alt="Accuracy above loss over two epochs, training and validation, for two nets with two seeds each"
 reporting.plot_learning_curves(bench.histories())
@@ -137,28 +137,28 @@ reporting.plot_learning_curves(bench.histories())
 # %% [markdown]
 # ## Repeat it
 #
-# Machine, versions and the settings, without folders of the machine. In the store they are `settings.toml`. It makes
-# the same benchmark, where its data and backbones are: `tiny` is known in this script only, so that a colleague
-# [would need it as a package](backbone_plugin.md).
+# This section has the machine, the versions and the settings, without folders of the machine. In the store the settings
+# are `settings.toml`, which makes the same benchmark wherever its data and backbones are. `tiny` is known in this
+# script only, so a colleague [would need it as a package](backbone_plugin.md).
 
 # %%
-again = ldl.Benchmark.from_toml("runs/report/settings.toml")
+again = ldl.Benchmark.from_toml("runs/reading/settings.toml")
 again.plan()[["backbone", "protocol", "fold", "seed", "status"]]
 
 # %% [markdown]
 # ## The model card, and what nobody knows
 #
-# Each net has a card in `runs/report/cards`. What the run cannot know stands there as *unknown*: complete it before you
-# publish a net.
+# Each net has a card in `runs/reading/cards`. What the run cannot know stands there as *unknown*: complete it before
+# you publish a net.
 
 # %%
-card = reporting.write_model_cards("runs/report")[0].read_text()
+card = reporting.write_model_cards("runs/reading")[0].read_text()
 print("\n".join(line for line in card.splitlines() if line.startswith("- ") and "*unknown" in line))
 
 # %% [markdown]
 # ## What no report can tell
 #
-# - How the nets do at another hospital, on another stain or scanner. The only test are
+# - How the nets do at another hospital, on another stain or scanner. The only test is
 #   [data from elsewhere](../guides/evaluation.md#data-from-elsewhere).
 # - Whether the labels are right, or who gave them.
 # - Whether somebody looked at the test side before, and chose what is compared by it.
