@@ -15,7 +15,7 @@ from browser import CHROMIUM, Browser
 from leukemia_dl.benchmark.stored import read_run
 from leukemia_dl.datasets import splits
 from leukemia_dl.errors import DataError, StoreError
-from leukemia_dl.reporting import pages, write_report
+from leukemia_dl.reporting import pages, write_model_cards, write_report
 
 FIFTEEN = [f"class {i}" for i in range(15)]
 NASTY = "<script>alert(1)</script>"
@@ -395,3 +395,18 @@ def test_settings_name_no_folder():
         'root = "/a/b"\nfiles = "../c"\nweights = "../alice/w.h5"\nurl = "https://a.org/b"\n'
     )
     assert said == 'root = "..."\nfiles = "..."\nweights = "..."\nurl = "https://a.org/b"\n'
+
+
+def test_a_step_whose_module_is_not_here_costs_one_figure(tmp_path):
+    dataset = stores.cells()
+    stores.made_up(tmp_path, dataset)
+    settings = tmp_path / "settings.toml"
+    text = settings.read_text(encoding="utf-8")
+    settings.write_text(text.replace('step = "CenterOnCanvas"', 'step = "<b>MyStep"'), encoding="utf-8")
+    page = page_of(write_report(tmp_path, dataset=dataset, show_progress=False))
+    assert "There is no preprocessing step" in page.text
+    assert "Made-up cells" in page.text
+    (card, *_) = write_model_cards(tmp_path)
+    assert "MyStep" in card.read_text(encoding="utf-8")
+    assert "<b>" not in card.read_text(encoding="utf-8")
+    assert len(read_run(tmp_path).predictions) > 0

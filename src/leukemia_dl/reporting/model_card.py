@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 
 from leukemia_dl.benchmark.stored import StoredRun, read_run
-from leukemia_dl.errors import LeukemiaDLError, StoreError, unknown_name
+from leukemia_dl.errors import LeukemiaDLError, StoreError, UnknownNameError, unknown_name
 from leukemia_dl.evaluation import evaluate
 from leukemia_dl.models.registry import get_backbone
 from leukemia_dl.preprocess import Pipeline
@@ -77,6 +77,16 @@ def _trained(run: StoredRun) -> list[str]:
     return [str(name) for name in nets["trial"]]
 
 
+def _pipeline(steps: Any) -> Any:
+    """Return a pipeline in words; one with a step that is not known here as it is stored."""
+    if steps is None:
+        return "unknown"
+    try:
+        return pages.Raw(str(Pipeline.from_dict(steps)))
+    except UnknownNameError:
+        return str(steps)
+
+
 def _card(run: StoredRun, trial: str) -> str:
     results, settings = run.results, run.settings
     row = _plain(results[(results["trial"] == trial) & (results["averaging"] != "8 symmetries")].iloc[0])
@@ -84,7 +94,6 @@ def _card(run: StoredRun, trial: str) -> str:
     predictions = run.predictions
     own = predictions[(predictions["trial"] == trial) & (predictions["kind"] == "backbone")]
     size = str(row["image_size"])
-    steps = Pipeline.from_dict(settings["pipeline"][size]) if size in settings["pipeline"] else None
     test = own[own["side"] == "test"]
     context = {
         "row": row,
@@ -92,7 +101,7 @@ def _card(run: StoredRun, trial: str) -> str:
         "dataset": settings["dataset"],
         "classes": [(name, int((test["label"] == name).sum())) for name in run.class_names],
         "recipe": {name: _nameless(value) for name, value in settings["recipe"].items() if name != "name"},
-        "pipeline": pages.Raw(str(steps)) if steps is not None else "unknown",
+        "pipeline": _pipeline(settings["pipeline"].get(size)),
         "backbone": _backbone(str(row["backbone"])),
         "metrics": _metrics(own),
         "worst": _worst_groups(test),
