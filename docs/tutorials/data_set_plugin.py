@@ -1,12 +1,12 @@
 # %% [markdown]
 # # Add a data set
 #
-# A plugin makes a data set a name that everybody can load: `Dataset.load("tiny_blood", root=...)`. It is one module and
-# a line that names it. This page writes one, makes a package of it, uses it and breaks it. It takes under a minute.
+# A plugin gives a data set a name for `Dataset.load("tiny_blood", root=...)`. It is one module and a line that names
+# it. This page writes one, makes a package of it, uses it and breaks it. It takes under a minute.
 #
-# The worked example is `examples/bloodmnist` in the repository, a whole plugin for BloodMNIST (MedMNIST v2): 17,092
-# blood cells of eight classes in one npz file, with `train_images`, uint8 (n, 28, 28, 3), `train_labels` (n, 1), and
-# the same for `val` and `test`. Ours reads a small file in this layout, which the first cell makes. **Its pixels are
+# The layout is that of BloodMNIST (MedMNIST v2), 17,092 blood cells of eight classes in one npz file: `train_images`,
+# uint8 (n, 28, 28, 3), `train_labels` (n, 1), and the same for `val` and `test`. The repository has a whole plugin for
+# it, `examples/bloodmnist`. Ours reads a small file in this layout, which the first cell makes. **Its pixels are
 # synthetic**: noise, and a square that is brighter in one class. No number here says anything about real cells.
 
 # %%
@@ -74,25 +74,48 @@ def leukemia_dl_datasets():
 """
 
 # %% [markdown]
-# - What is wrong with a file is a `DataError` that says what came and what is wanted. `from_arrays` checks the rest:
-#   types, lengths, labels. `allow_pickle=False`, numpy's default, is a must: unpickling a file can run anything.
+# - If something is wrong with a file, the error is a `DataError` that says what came and what is wanted. `from_arrays`
+#   checks the rest: types, lengths, labels. `allow_pickle=False`, numpy's default, is a must: unpickling a file can run
+#   anything.
 # - A sample's id is its side and its number there: the same on every machine, wherever the file lies.
-# - `splits` are the authors' sides. `subjects` are left out: nothing is known of patients, and an image is none.
+# - `splits` are the authors' sides. `subjects` are left out: nothing is known of patients, and an image is no patient.
 #
 # `examples/bloodmnist` does more: it looks at what each array claims to be before memory is taken for it, has an option
 # for files of other sizes, and logs where fewer images are there than declared.
 #
 # ## The package
 #
-# Copy `examples/bloodmnist/pyproject.toml` and rename what it names. The library finds the module by its entry point:
-#
-# ```toml
-# [project.entry-points.leukemia_dl]
-# tiny_blood = "leukemia_dl_tiny_blood"
-# ```
-#
+# Two files in a folder: the module, and `pyproject.toml`. The entry point in it is what the library looks for: the
+# group is always `leukemia_dl`, the name before the `=` is free, and what follows is the module.
+
+# %%
+project = """\
+[build-system]
+requires = ["hatchling>=1.27"]
+build-backend = "hatchling.build"
+
+[project]
+name = "leukemia-dl-tiny-blood"
+version = "0.1.0"
+description = "Tiny blood, a data set for leukemia_dl."
+license = "MIT"
+requires-python = ">=3.11"
+dependencies = ["leukemia-dl>=0.1", "numpy>=2"]
+
+[project.entry-points.leukemia_dl]
+tiny_blood = "leukemia_dl_tiny_blood"
+
+[tool.hatch.build.targets.wheel]
+include = ["leukemia_dl_tiny_blood.py"]
+"""
+package = Path("leukemia-dl-tiny-blood")
+package.mkdir(exist_ok=True)
+(package / "pyproject.toml").write_text(project)
+(package / "leukemia_dl_tiny_blood.py").write_text(module)
+
+# %% [markdown]
 # ```console needs="a package index"
-# pip install .
+# pip install ./leukemia-dl-tiny-blood
 # ```
 #
 # This page does without an index: it writes what `pip` would leave, the module and a folder that names it.
@@ -115,7 +138,7 @@ ldl.dataset_table().set_index("name").loc[["folder", "tiny_blood"], ["title", "c
 # ## Use it
 #
 # The protocol `fixed` takes the authors' sides. What was verified of them does not include `group-disjoint`, and the
-# split says why. A file that is none of ours is refused.
+# split says why. A file in another layout is refused.
 
 # %%
 dataset = ldl.Dataset.load("tiny_blood", root="tiny_blood.npz")
