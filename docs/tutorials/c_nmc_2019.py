@@ -1,9 +1,9 @@
 # %% [markdown]
 # # C-NMC 2019 done right
 #
-# C-NMC 2019 has 15,114 images of single cells: leukemic blasts (`all`) and normal precursors (`hem`). Its published
-# accuracies can be too good, because patients and even identical files are on both sides of its folds. This page goes
-# through what to do about it, from the splits to what to report. It takes about half a minute.
+# C-NMC 2019 has 15,114 images of single cells: leukemic blasts (`all`) and normal precursors (`hem`). Published
+# accuracies on it can be too good, because patients and even identical files are on both sides of its folds. This page
+# shows what to do about it, from the splits to what to report. It takes about half a minute.
 #
 # The data are 10.4 GB, so **the cells below are synthetic**, drawn in the same layout, and no number that a cell of
 # this page prints says anything about real ones. Numbers of the real data stand in the text; they are from
@@ -33,10 +33,10 @@ dataset.summary()
 #
 # ## Patients under several names
 #
-# In C-NMC 2019 that is not so. No name is in two folds, but subjects 20 and 21 have 71 files in common, byte for byte,
-# and further ones share cells. The 73 names of the training part are 65 groups, which are known to the library: its
-# table has them in the column `group`. The next cell plants such a leak into the synthetic data: five images of the
-# synthetic subject 11 (fold 2) become files of subject 16 (fold 0), and both are one group.
+# In C-NMC 2019 not every subject is another person. No name is in two folds, but subjects 20 and 21 have 71 files in
+# common, byte for byte, and further subjects share cells. The 73 names of the training part are 65 groups. The library
+# knows them: its table has them in the column `group`. The next cell plants such a leak into the synthetic data: five
+# images of the synthetic subject 11 (fold 2) become files of subject 16 (fold 0), and both are one group.
 
 # %%
 table = dataset.table
@@ -61,7 +61,7 @@ for protocol in ("official", "official_clean"):
     print(split, dict(split.crossing), f"dropped: {split.dropped}", sep="\n  ")
 
 # %% [markdown]
-# Of the real folds:
+# The real folds:
 #
 # | test fold | training images with an identical file in it | with the same cell | of the same group: dropped |
 # |---|---|---|---|
@@ -76,9 +76,9 @@ for protocol in ("official", "official_clean"):
 #
 # ## The floor
 #
-# `official_clean` on fold 2 is the default of a benchmark. Beside each net stand `majority`, which names the more
-# frequent class, and what the size and the colour of the cell alone tell. On fold 2 of the real data the first has an
-# accuracy of .692 and the size .746: a net at .75 has not been shown to look at anything but size.
+# `official_clean` on fold 2 is the default of a benchmark. The table has three rows beside each net: `majority`, which
+# names the more frequent class, and what the size and the colour of the cell alone tell. On fold 2 of the real data
+# `majority` has an accuracy of .692 and the size .746: a net at .75 has not been shown to look at anything but size.
 
 # %%
 recipe = ldl.Recipe.preset("quick", image_size=32)
@@ -89,7 +89,7 @@ frame[["backbone", "protocol", "accuracy", "balanced_accuracy", "loss", "n_test"
 # %% [markdown]
 # ## Patients, not images
 #
-# Cells of one patient are alike. So it is groups that are counted: fold 2 has 3,553 images, but of 28 groups. Each dot
+# Cells of one patient are alike, so groups are counted: fold 2 has 3,553 images, but of 28 groups. Each dot
 # below is one group, and a net can be right on all of one patient and on none of the next.
 
 # %% alt="A row of dots per model: the share of each group's images that it classified right, from none to all"
@@ -121,8 +121,9 @@ keras = published[published["protocol"] == "source_v1"]
 keras.pivot(index="method", columns="metric", values="value")
 
 # %% [markdown]
-# That table was trained on folds 0 and 1; fold 2, which is scored, was watched too. `source_v1` is that habit as a
-# protocol (and as a recipe), and its split says so. [Is .802 better than .784?](../explanation/is_802_better.md)
+# The nets of that table, [which has no source to cite](../explanation/is_802_better.md), were trained on folds 0 and 1.
+# Fold 2, on which they are scored, was also watched during training. `source_v1` is that habit as a protocol (and as a
+# recipe), and its split says so.
 
 # %%
 (split,) = ldl.make_splits(leaky, "source_v1")

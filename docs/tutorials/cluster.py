@@ -1,15 +1,15 @@
 # %% [markdown]
 # # A cluster: array jobs with SLURM, and Ray
 #
-# A comparison is many trials that need nothing of each other, so many machines can share it. This page runs a grid in
-# parts, stops one of them and goes on, on this machine and on **synthetic cells**, in about a minute; then it shows the
+# A comparison is many trials that do not depend on each other, so many machines can share it. This page runs a grid in
+# parts, stops one of them and goes on, on this machine and on **synthetic cells**, in about a minute. Then it shows the
 # same with SLURM and Ray.
 #
 # ## A file that says it all
 #
-# Every job has to ask for the same grid, so it is written down once. `threads` are those of one operation on a CPU: say
-# how many cores a job will get, or the file says how many this machine has. With equal threads the results on CPUs of
-# one model are equal to the bit, wherever a trial runs.
+# Every job has to ask for the same grid, so it is written down once. `threads` is the number of threads of one
+# operation on a CPU. Set it to the number of cores that a job will get; otherwise the file has the number of this
+# machine. With equal threads the results on CPUs of one model are equal to the bit, wherever a trial runs.
 
 # %%
 import subprocess
@@ -76,12 +76,12 @@ bench.plan()[["backbone", "seed", "status", "trial"]]
 # leukemia-dl report runs/cluster
 # ```
 #
-# ## Who puts it together
+# ## Putting it together
 #
-# Nobody has to. Each job writes the folders of its trials, and at its end `results.csv` and `timings.csv` of all that
-# the store holds. There is no lock and no database, and two jobs that run the same trial do no harm: a result stays,
-# and no failure takes its place. The command line also draws the pictures, and leaves the report to the job that ends
-# last.
+# Nothing has to be put together. Each job writes the folders of its trials, and at its end `results.csv` and
+# `timings.csv` of all that the store holds. There is no lock and no database, and two jobs that run the same trial do
+# no harm: a result stays, and no failure takes its place. The command line also draws the pictures, and leaves the
+# report to the job that ends last.
 #
 # ## Array jobs with SLURM
 #
@@ -99,7 +99,8 @@ bench.plan()[["backbone", "seed", "status", "trial"]]
 # sbatch array_job.sh cluster.toml
 # ```
 #
-# Where jobs have reached their time limit, the same line again. With more parts than trials some find nothing to do.
+# If jobs have reached their time limit, run the same line again. With more parts than trials, some jobs find nothing to
+# do.
 # The data, the store and the cache must be on a file system that all nodes see; `LEUKEMIA_DL_CACHE` names the folder of
 # the cache, where decoded images are kept. The first job decodes them for all; of those that begin at the same time
 # each does, and one copy is kept.

@@ -1,8 +1,8 @@
 # %% [markdown]
 # # Fine-tune and calibrate
 #
-# Recipes as values, a pretrained net of one's own that is probed and fine-tuned, probabilities that are set right,
-# thresholds, and the saved net in use. It takes about a minute on a laptop, and nothing is downloaded.
+# This page treats recipes as values, probes and fine-tunes a pretrained net of one's own, corrects its probabilities,
+# chooses thresholds, and uses the saved net. It takes about a minute on a laptop, and nothing is downloaded.
 #
 # **The cells are synthetic**; no number on this page says anything about real cells.
 #
@@ -81,8 +81,9 @@ reporting.plot_learning_curves(runs["finetune"].histories())
 # %% [markdown]
 # ## Temperature
 #
-# A net can be right often and still say .99 too easily. A *temperature* divides its logits by one number, above 1 where
-# it was too sure. It changes no verdict, only how sure it is said. It is **never fitted to the test side**:
+# A net can be right often and still give .99 too easily. A *temperature* is one number that divides its logits; it is
+# above 1 where the net was too sure. It changes no predicted class, only the probabilities. It is **never fitted to the
+# test side**:
 #
 # - where a head alone is trained, to images of the training side that heads of inner folds had not seen;
 # - else to the val side.
@@ -108,7 +109,7 @@ both = [predictions.assign(backbone="as trained"), calibrated.assign(backbone="c
 reporting.plot_reliability(pd.concat(both))
 
 # %% [markdown]
-# To choose on the side that is tested is refused.
+# Fitting on the side that is tested is refused.
 
 # %%
 try:
@@ -119,15 +120,16 @@ except ldl.errors.SettingsError as error:
 # %% [markdown]
 # ## A threshold for a purpose
 #
-# The class is the most probable one. Who must not miss leukemic cells (`all`) wants another threshold:
-# `operating_points` takes the highest one with that sensitivity on val, and tells what it does on the test side.
+# The predicted class is the most probable one. If you must not miss leukemic cells (`all`), you want another threshold.
+# `operating_points` takes the highest one with the sensitivity that you ask for on val, and says what it does on the
+# test side.
 
 # %%
 points = evaluation.operating_points(predictions, sensitivity=0.9)
 points[["target", "threshold", "metric", "value", "low", "high"]].round(3)
 
 # %% [markdown]
-# What was wanted need not hold: the first row says how far it does.
+# The sensitivity that was asked for need not hold on the test side: the first row says what it is there.
 #
 # ## Leave the unsure ones to somebody else
 #

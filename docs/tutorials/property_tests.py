@@ -139,8 +139,8 @@ class CellContrast(preprocess.Step):
 check(CellContrast)
 
 # %% [markdown]
-# All hold, for as many images as were tried: no proof, but more than one looks at. The class has a new name because
-# stored results know a step by its name and fields, not by its code.
+# All properties hold for as many images as were tried. That is no proof, but more images than a person looks at. The
+# class has a new name because stored results know a step by its name and fields, not by its code.
 #
 # ## Use it
 #
