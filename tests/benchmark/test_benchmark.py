@@ -282,6 +282,8 @@ def test_preliminary_and_no_val_leak(dataset, tmp_path):
         ({"seeds": [0.5]}, SettingsError, "seeds"),
         ({"seeds": [1, 1]}, SettingsError, "repeat"),
         ({"seeds": [10**20]}, SettingsError, "seeds"),
+        ({"n_folds": 3}, SettingsError, "n_folds is for the protocol kfold"),
+        ({"n_folds": "3", "protocol": "kfold"}, SettingsError, "n_folds"),
         ({"recipe": ldl.Recipe(image_size=64), "backbones": ["inception_v3"]}, SettingsError, "at least 75 x 75"),
         ({"pipeline": ldl.Pipeline.default(64)}, SettingsError, "make them equal"),
         ({"protocol": "random"}, SplitError, "allow_leakage"),
@@ -370,3 +372,11 @@ def test_a_crop_is_said_on_the_row(dataset, tmp_path):
     pipeline = ldl.Pipeline((CropToCell(), Resize(32)))
     bench = ldl.Benchmark(dataset, ["tiny"], recipe=RECIPE, baselines=[], store=tmp_path, pipeline=pipeline)
     assert "their size is not seen" in bench.run(executor="in-process", show_progress=False)["flags"].iloc[0]
+
+
+def test_as_many_folds_are_drawn_as_are_asked_for(dataset, tmp_path):
+    for number in (2, np.int64(4)):
+        made = ldl.Benchmark(dataset, ["cnn"], protocol="kfold", n_folds=number, baselines=[], store=tmp_path)
+        assert made.plan()["fold"].tolist() == list(range(number))
+        tested = np.concatenate([split.test for split in made.splits])
+        assert sorted(tested) == np.flatnonzero(made.dataset.table["split"] == "train").tolist()

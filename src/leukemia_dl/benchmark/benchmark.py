@@ -57,6 +57,7 @@ class Benchmark:
         protocol: How the data set is split, see `leukemia_dl.make_splits`; several, such as ["kfold", "random"], to
             see what a leaky one adds (`leukemia_dl.inflation`).
         folds: Which folds are the test side in turn; None for the protocol's own default, "all" for all.
+        n_folds: How many the protocol "kfold" draws; None for 5, or 3 where patients are few.
         seeds: One trial per seed, each with its own weights, order and augmentation.
         baselines: Floors to compare with: "majority", "cell_size", "cell_colour".
         store: Folder for the results; "runs/<dataset>-<recipe>" by default. It is made, and tried, by `run`.
@@ -92,6 +93,7 @@ class Benchmark:
         recipe: str | Recipe = "quick",
         protocol: str | Sequence[str] = "official_clean",
         folds: Sequence[int] | Literal["all"] | None = None,
+        n_folds: int | None = None,
         seeds: Sequence[int] = (0,),
         baselines: Sequence[str] = BASELINES,
         store: str | Path | None = None,
@@ -105,12 +107,9 @@ class Benchmark:
         replicas: int = 1,
         compile_cache: bool = False,
     ) -> None:
-        """See the class."""
         if not isinstance(dataset, Dataset) or not isinstance(recipe, (str, Recipe)):
-            raise SettingsError(
-                "Benchmark takes a Dataset and, as recipe, a Recipe or the name of a preset. "
-                f"Received: {type(dataset).__name__} and recipe={recipe!r}."
-            )
+            given = f"{type(dataset).__name__} and recipe={recipe!r}"
+            raise SettingsError(f"Benchmark takes a Dataset, and a Recipe or the name of a preset. Received: {given}.")
         self.recipe = Recipe.preset(recipe) if isinstance(recipe, str) else recipe
         self.backbones = unique_names("backbones", DEFAULT_BACKBONES if backbones is None else backbones)
         self.baselines = tuple(check_baseline(name) for name in unique_names("baselines", baselines, empty=True))
@@ -128,8 +127,8 @@ class Benchmark:
         self.source = dataset.source
         self.dataset = dataset.subset(dataset.labels >= 0)
         self.protocols = unique_names("protocol", (protocol,) if isinstance(protocol, str) else protocol)
-        self.folds, self.allow_leakage = plain_folds(folds), allow_leakage
-        self.splits = splits_of(self.dataset, self.protocols, folds, allow_leakage)
+        self.folds, self.n_folds, self.allow_leakage = plain_folds(folds), plain_number(n_folds), allow_leakage
+        self.splits = splits_of(self.dataset, self.protocols, folds, allow_leakage, self.n_folds)
         self.store = Store(store if store is not None else Path("runs") / f"{dataset.info.name}-{self.recipe.name}")
         self.save_models = save_models
 

@@ -103,14 +103,21 @@ def grid(
 
 
 def splits_of(
-    dataset: Dataset, protocols: Sequence[str], folds: Sequence[int] | str | None, allow_leakage: bool
+    dataset: Dataset,
+    protocols: Sequence[str],
+    folds: Sequence[int] | str | None,
+    allow_leakage: bool,
+    n_folds: int | None,
 ) -> tuple[Split, ...]:
     """Return the splits of every protocol; of several, those without folds are asked for none."""
+    if n_folds is not None and "kfold" not in protocols:
+        raise SettingsError(f"n_folds is for the protocol kfold. Received: {n_folds!r} with {', '.join(protocols)}.")
     splits: list[Split] = []
     for name in protocols:
         asked = folds if len(protocols) == 1 or name in WITH_FOLDS else None
         # The split is part of the question, not of the answer's randomness: one for all seeds.
-        splits += make_splits(dataset, name, folds=cast(Any, asked), seed=0, allow_leakage=allow_leakage)
+        drawn = n_folds if name == "kfold" else None
+        splits += make_splits(dataset, name, cast(Any, asked), seed=0, allow_leakage=allow_leakage, n_folds=drawn)
     return tuple(splits)
 
 

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 __all__ = ["read_settings", "settings_of", "write_settings"]
 
 _BENCHMARK = (
-    "backbones", "baselines", "protocol", "folds", "seeds", "allow_leakage", "save_models", "device", "threads",
-    "engine", "replicas", "compile_cache", "store", "callbacks",
+    "backbones", "baselines", "protocol", "folds", "n_folds", "seeds", "allow_leakage", "save_models", "device",
+    "threads", "engine", "replicas", "compile_cache", "store", "callbacks",
 )  # fmt: skip
 _VERSIONED = ("leukemia-dl", "keras", "tensorflow", "jax", "torch", "numpy")
 
@@ -57,6 +57,7 @@ def settings_of(bench: Benchmark) -> str:
             "baselines": list(bench.baselines),
             "protocol": list(bench.protocols),
             "folds": bench.folds if bench.folds is None or bench.folds == "all" else list(bench.folds),
+            "n_folds": bench.n_folds,
             "seeds": list(bench.seeds),
             "allow_leakage": bench.allow_leakage,
             "save_models": bench.save_models,

@@ -62,6 +62,9 @@ def benchmark(
     folds: Annotated[
         str | None, typer.Option(help="Test folds, such as 0,1,2, or all.", show_default="the protocol's own")
     ] = None,
+    n_folds: Annotated[
+        int | None, typer.Option(help="How many folds the protocol kfold draws.", show_default="5, or 3")
+    ] = None,
     seeds: Annotated[str, typer.Option(help="One trial per seed, such as 0,1,2.")] = "0",
     baselines: Annotated[
         str, typer.Option(help="Floors to compare with; '' for none.", autocompletion=completion.baselines)
@@ -142,6 +145,7 @@ def benchmark(
         recipe=asked,
         protocol=options.names(protocol),
         folds=chosen_folds,
+        n_folds=n_folds,
         seeds=chosen_seeds,
         baselines=options.names(baselines),
         store=store,
