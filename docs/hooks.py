@@ -84,19 +84,29 @@ def run(name: str, script: str) -> dict[str, str | bytes]:
     """Return the files that a tutorial becomes: NAME.md, NAME.ipynb and its pictures.
 
     Raises:
-        nbclient.exceptions.CellExecutionError: If a cell fails.
-        ValueError: If a picture has no text for who cannot see it.
+        RuntimeError: If a cell fails.
+        ValueError: If it has no title, or a picture no text for those who cannot see it.
     """
     import jupytext
     import nbclient
     import nbformat
 
     notebook = jupytext.reads(script, fmt="py:percent")
+    if not notebook.cells or not str(notebook.cells[0].source).startswith("# "):
+        raise ValueError(f"tutorials/{name}.py must begin with a text cell whose first line is the title, '# ...'.")
+    for cell in notebook.cells:
+        if cell.cell_type == "code" and re.search(r"^\s*[!%]", cell.source, re.MULTILINE):
+            raise ValueError(f"tutorials/{name}.py: a line for the shell fails without a word:\n{cell.source}")
     with tempfile.TemporaryDirectory() as folder:
         resources = {"metadata": {"path": folder}}
         environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "COLUMNS": "100"}
-        client = nbclient.NotebookClient(notebook, timeout=900, kernel_name="python3", resources=resources)
-        client.execute(env=environment)
+        client = nbclient.NotebookClient(
+            notebook, timeout=900, kernel_name="python3", resources=resources, force_raise_errors=True
+        )
+        try:
+            client.execute(env=environment)
+        except Exception as error:
+            raise RuntimeError(f"tutorials/{name}.py: {_COLOUR.sub('', str(error))}") from None
     files: dict[str, str | bytes] = {}
     page = []
     for cell in notebook.cells:
@@ -114,7 +124,7 @@ def run(name: str, script: str) -> dict[str, str | bytes]:
 def _page_of(cell: Any, name: str, files: dict[str, str | bytes]) -> str:
     if cell.cell_type == "markdown":
         return str(cell.source)
-    parts = [f"```python\n{cell.source}\n```"] if cell.source else []
+    parts = [_fenced("python", cell.source)] if cell.source else []
     # Progress is for who waits; and what was printed is one text, however it arrived.
     kept: list[Any] = []
     for output in cell.get("outputs", []):
@@ -126,22 +136,29 @@ def _page_of(cell: Any, name: str, files: dict[str, str | bytes]) -> str:
     for output in cell.outputs:
         data = output.get("data", {})
         if output.output_type == "stream":
-            parts.append(f"```{{.text .output}}\n{_COLOUR.sub('', output.text).rstrip()}\n```")
+            parts.append(_fenced("{.text .output}", _COLOUR.sub("", output.text)))
         elif "image/png" in data:
             parts.append(_picture(data["image/png"], cell, name, files))
-        elif "text/html" in data:
+        elif 'class="dataframe"' in data.get("text/html", ""):
             parts.append(_table(data["text/html"]))
         elif "text/markdown" in data:
             parts.append(data["text/markdown"])
         elif "text/plain" in data:
-            parts.append(f"```{{.text .output}}\n{data['text/plain'].rstrip()}\n```")
+            parts.append(_fenced("{.text .output}", data["text/plain"]))
     return "\n\n".join(parts)
+
+
+def _fenced(language: str, text: str) -> str:
+    """Return a block whose fence is longer than any in the text."""
+    longest = max((len(run) for run in re.findall("`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}{language}\n{text.rstrip()}\n{fence}"
 
 
 def _picture(png: str, cell: Any, name: str, files: dict[str, str | bytes]) -> str:
     import base64
 
-    if "alt" not in cell.metadata:
+    if not str(cell.metadata.get("alt", "")).strip():
         raise ValueError(f"tutorials/{name}.py: this cell draws, and has no alt=:\n{cell.source}")
     number = sum(file.endswith(".png") for file in files)
     files[f"{name}-{number}.png"] = base64.b64decode(png)

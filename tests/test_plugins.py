@@ -25,6 +25,14 @@ for row in ldl.plugin_problems().itertuples():
 """
 
 
+ODD_HOOK = """
+import leukemia_dl as l
+@l.hookimpl
+def leukemia_dl_backbones():
+    {}
+"""
+
+
 @pytest.fixture
 def install(tmp_path):
     def install(name, source, version="1.2"):
@@ -144,3 +152,29 @@ def test_the_doctor_names_plugins_and_tells_a_problem_once(install, python):
     answer = python(call)
     assert answer.stdout.endswith("\nReady, but for the plugins named above.\n")
     assert (answer.stdout + answer.stderr).count("no luck") == 1
+
+
+@pytest.mark.parametrize("where", ["import sys; sys.exit(0)", ODD_HOOK.format("raise SystemExit('bye')")])
+def test_a_plugin_that_ends_the_process_does_not(install, python, where):
+    install("aaa-exits", where)
+    answer = python(PRINT)
+    assert answer.stdout.startswith("cnn,"), (answer.stdout, answer.stderr)
+    assert "aaa-exits |" in answer.stdout
+    assert "SystemExit" in answer.stdout
+
+
+def test_what_a_plugin_prints_is_no_part_of_a_table(install, python):
+    install("loud", "print('at import')\n" + ODD_HOOK.format("print('in hook'); yield from ()"))
+    call = "from leukemia_dl.cli import main; import sys; sys.argv = ['leukemia-dl', 'backbones', '--csv']; main()"
+    answer = python(call)
+    assert answer.stdout.startswith("backbone,"), answer.stdout
+    assert "at import" in answer.stderr
+    assert "in hook" in answer.stderr
+
+
+def test_a_source_without_its_record_is_a_problem(install, python):
+    install("odd-source", "import leukemia_dl as l\n@l.hookimpl\ndef leukemia_dl_datasets():\n"
+            "    yield l.DatasetSource('odd', lambda root: None, None)\n")  # fmt: skip
+    answer = python("import leukemia_dl as l; print(len(l.dataset_table())); print(l.plugin_problems()['problem'][0])")
+    assert answer.stdout.startswith("6\n"), answer.stderr
+    assert "and a DatasetInfo" in answer.stdout

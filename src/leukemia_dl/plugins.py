@@ -27,6 +27,7 @@ import importlib
 import importlib.metadata
 import logging
 import os
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -117,13 +118,14 @@ def collect(hook: str, kind: type, builtin: Sequence[str] = ()) -> list[Provided
         if not hasattr(plugin.module, hook):
             continue
         try:
-            records = list(getattr(plugin.module, hook)())
+            with contextlib.redirect_stdout(sys.stderr):  # a table or a list that a program reads is no place for it
+                records = list(getattr(plugin.module, hook)())
             for record in records:
                 if not isinstance(record, kind):
                     raise PluginError(
                         f"{hook} must yield leukemia_dl.{kind.__name__} records. Received: {type(record)!r}."
                     )
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             _report(plugin.distribution, plugin.entry_point, f"{hook} raised {type(error).__name__}: {error}")
             continue
         provided += [Provided(record, plugin.distribution, plugin.version, plugin.entry_point) for record in records]
@@ -170,9 +172,10 @@ def _third_party() -> tuple[_Plugin, ...]:
         distribution = point.dist.name if point.dist else "unknown"
         version = point.dist.version if point.dist else "unknown"
         try:
-            module = point.load()
+            with contextlib.redirect_stdout(sys.stderr):
+                module = point.load()
             _check_hooks(module)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             _report(distribution, point.name, f"could not be loaded: {type(error).__name__}: {error}")
             continue
         found.append(_Plugin(module, distribution, version, point.name))

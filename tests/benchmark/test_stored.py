@@ -78,6 +78,8 @@ def test_a_plan_writes_nothing_and_a_run_writes_first(tmp_path):
         ("settings.toml", "[dataset]", "[dataset"),
         ("settings.toml", 'url = ""', "url = 5"),
         ("settings.toml", '"all"', '"hem"'),
+        ("settings.toml", 'step = "CenterOnCanvas"', "step = 3"),
+        ("settings.toml", '{ step = "CenterOnCanvas", size = 16 },', '{ step = "Mine" }, 3,'),
         ("settings.toml", "[pipeline.32]", "[pipeline.abc]"),
     ],
 )

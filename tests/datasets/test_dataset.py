@@ -106,8 +106,9 @@ def test_subset_by_a_mask_of_pandas_or_a_list(small: Dataset, dtype: object) -> 
     mask = (small.table["subject"] == "H2").astype(dtype)
     for rows in (mask, mask.array, mask.tolist()):
         assert small.subset(rows).table["sample"].tolist() == ["b.png", "c.png"]
-    with pytest.raises(DataError, match="subset takes a bool mask of length 6"):
-        small.subset(mask[:3])
+    for rows in (mask[:3].array, mask[:3].tolist()):
+        with pytest.raises(DataError, match="subset takes a bool mask of length 6"):
+            small.subset(rows)
     with pytest.raises(DataError, match="no samples"):
         small.subset(mask & False)
 
@@ -256,3 +257,12 @@ def test_from_dataframe_takes_labels_of_any_type(tmp_path: Path, write_image: Ca
     assert dataset.labels.tolist() == [1, 0, -1]
     assert dataset.table["sample"].tolist() == ["0.png", "1.png", "2.png"]
     assert not dataset.has_subjects
+
+
+def test_a_series_as_mask_is_taken_by_its_index(small: Dataset) -> None:
+    shuffled = small.table.sort_values("sample", ascending=False)
+    chosen = small.subset(shuffled["label"] == small.class_names[0])
+    assert set(chosen.table["label"]) == {small.class_names[0]}
+    assert chosen.table["sample"].tolist() == small.subset(small.labels == 0).table["sample"].tolist()
+    with pytest.raises(DataError, match="as mask has the index of `table`, 0 to"):
+        small.subset(shuffled.set_index("sample")["label"] == small.class_names[0])

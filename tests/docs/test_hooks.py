@@ -71,3 +71,24 @@ def test_a_tutorial_becomes_a_page_a_notebook_and_pictures():
     assert '"nbformat"' in files["small.ipynb"]
     with pytest.raises(ValueError, match="has no alt="):
         hooks.run("mute", script.replace(' alt="a line"', ""))
+
+
+@pytest.mark.parametrize(
+    ("script", "error", "says"),
+    [
+        ("# %% [markdown]\n# # T\n\n# %%\n1 / 0\n", RuntimeError, r"tutorials/odd\.py: .*ZeroDivisionError"),
+        ('# %% [markdown]\n# # T\n\n# %% tags=["raises-exception"]\n1 / 0\n', RuntimeError, "ZeroDivisionError"),
+        ("# %%\nprint(1)\n", ValueError, "must begin with a text cell"),
+        ("# %% [markdown]\n# # T\n\n# %%\n# !ls\n", ValueError, "a line for the shell"),
+    ],
+)
+def test_a_tutorial_that_fails_is_named(script, error, says):
+    pytest.importorskip("nbclient")
+    with pytest.raises(error, match=f"(?s){says}"):
+        hooks.run("odd", script)
+
+
+def test_what_a_cell_prints_stays_in_its_block():
+    pytest.importorskip("nbclient")
+    files = hooks.run("fence", "# %% [markdown]\n# # T\n\n# %%\nprint('`' * 3)\nprint('<b>bold</b>')\n")
+    assert "````{.text .output}\n```\n<b>bold</b>\n````" in files["fence.md"]

@@ -125,6 +125,26 @@ def test_marked_python_is_python(page):
             assert needs.strip()
 
 
+@pytest.mark.parametrize("page", [*PAGES, *tutorials(), DOCS.parent / "README.md"], ids=lambda page: page.name)
+def test_every_block_is_in_a_form_that_is_read(page):
+    """Plain fences from the first column: in others a mark, or a command that is wrong, would not be seen."""
+    text = text_of(page)
+    assert "\r" not in text
+    for language, options, code, needs in blocks(text):
+        assert ("needs" in options) == bool(needs), options
+        assert not re.search(r"^(python -m leukemia_dl|\w+=\S+ leukemia-dl)", code, re.MULTILINE), code
+        assert language in ("python", "console", "text", "toml", "sh", "csv"), language
+    rest = hooks_rest(text)
+    assert not re.search(r"^\s*(`{3,}|~{3,})", rest, re.MULTILINE), rest
+
+
+def hooks_rest(text):
+    """Return a page without the blocks that are read."""
+    from hooks import _BLOCK
+
+    return _BLOCK.sub("", text)
+
+
 def test_pages_were_found():
     assert len(RUNNABLE) >= 8
     assert len(PAGES) >= 25

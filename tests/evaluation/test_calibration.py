@@ -130,6 +130,8 @@ def test_predictions_that_are_all_right_tell_no_temperature():
     right = np.array([[0.9, 0.1], [0.2, 0.8], [0.4, 0.6]])
     assert fit_temperature(np.array([0, 1, 1]), right) == 1.0
     assert fit_temperature(np.array([0, 1, 0]), right) > 0.1
+    tied = np.array([[0.9, 0.1], [0.2, 0.8], [0.5, 0.5]])
+    assert fit_temperature(np.array([0, 1, 0]), tied) == 1.0
     three = np.array([[0.5, 0.3, 0.2], [0.1, 0.2, 0.7]])
     assert fit_temperature(np.array([0, 2]), three) == 1.0
 

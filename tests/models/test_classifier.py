@@ -188,3 +188,25 @@ def test_loading_first_of_all_prints_nothing(classifier, tmp_path):
     environment = {key: value for key, value in os.environ.items() if key != "TF_CPP_MIN_LOG_LEVEL"}
     answer = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
     assert (answer.returncode, answer.stdout, answer.stderr) == (0, "", "")
+
+
+def test_loading_in_threads_leaves_the_error_stream_as_it_was(classifier, tmp_path):
+    file = classifier.save(tmp_path / "model.keras")
+    program = (
+        "import os, sys, threading, leukemia_dl as ldl\n"
+        f"work = [threading.Thread(target=ldl.load_classifier, args=({str(file)!r},)) for _ in range(4)]\n"
+        "before = os.fstat(2)\n"
+        "[one.start() for one in work], [one.join() for one in work]\n"
+        "assert os.path.samestat(os.fstat(2), before)\n"
+        "sys.stderr.write('arrived')"
+    )
+    answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (answer.returncode, answer.stderr) == (0, "arrived")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="shells of its own")
+def test_loading_with_a_closed_error_stream(classifier, tmp_path):
+    file = classifier.save(tmp_path / "model.keras")
+    program = f"import leukemia_dl as ldl; print(type(ldl.load_classifier({str(file)!r})).__name__)"
+    answer = subprocess.run(["sh", "-c", f'"{sys.executable}" -c "{program}" 2>&-'], capture_output=True, text=True)
+    assert answer.stdout.strip() == "Classifier"

@@ -100,6 +100,9 @@ def test_cost_draws_those_whose_cost_is_known_and_floors_as_lines():
         plot_cost(ldl.leaderboard(ALL))
     with pytest.raises(SettingsError, match=r"cost is fit_seconds, parameters, .* Received: cost='price'"):
         plot_cost(board, "price")
+    for price in (0.0, -1.0, np.inf, "much"):
+        with pytest.raises(DataError, match="above 0"):
+            plot_cost(board.assign(price=price), "price")
     assert plot_cost(board.assign(price=1.0), "price").axes[0].get_xlabel() == "price, log scale"
 
 

@@ -8,7 +8,7 @@ import pytest
 
 import grids
 import leukemia_dl as ldl
-from leukemia_dl.errors import DataError
+from leukemia_dl.errors import DataError, SettingsError
 from leukemia_dl.models import registry
 from leukemia_dl.reporting import (
     plot_comparison,
@@ -217,3 +217,11 @@ def test_no_inflation_where_no_protocol_leaks(run, protocols):
     bench = run(*protocols)
     assert "inflation.png" not in [path.name for path in write_pictures(bench)]
     assert not (bench.store.root / "inflation.csv").exists()
+
+
+def test_columns_of_a_grid_of_images():
+    images = np.zeros((4, 4, 4, 3), np.uint8)
+    assert len(plot_samples(images, list("abcd"), columns=10**6).axes) == 4
+    for columns in (0, -1, 2.5, True, "6"):
+        with pytest.raises(SettingsError, match="columns must be"):
+            plot_samples(images, list("abcd"), columns=columns)

@@ -191,8 +191,9 @@ def _check(run: StoredRun) -> None:
             raise ValueError(f"dataset.{name} is no text")
     for size, steps in said["pipeline"].items():
         int(size)
-        with contextlib.suppress(UnknownNameError):  # a step of somebody's own, whose module is not imported here
-            Pipeline.from_dict(steps)
+        for step in steps["steps"]:
+            with contextlib.suppress(UnknownNameError):  # one of somebody's own, whose module is not imported here
+                Pipeline.from_dict({"steps": [step]})
     if not said["pipeline"] or len(set(run.class_names)) < len(run.class_names):
         raise ValueError("there is no pipeline, or a class is there twice")
     run.grid[_GRID], run.samples[_SAMPLES]

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from leukemia_dl.cli import options
-from leukemia_dl.errors import LeukemiaDLError
+from leukemia_dl.errors import LeukemiaDLError, PluginError
 
 __all__ = ["backbones", "datasets", "doctor", "recipes"]
 
@@ -114,9 +114,10 @@ def _check_folders() -> bool:
     fine = True
     for what, folder, cure in (
         ("Cache", cache_dir(), "set LEUKEMIA_DL_CACHE to a folder that can be written"),
-        ("Here", Path.cwd(), "give --store a folder that can be written"),
+        ("Here", Path(), "give --store a folder that can be written"),
     ):
         try:
+            folder = folder.absolute()
             folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=folder):
                 free = shutil.disk_usage(folder).free / 2**30
@@ -138,7 +139,11 @@ def _tell_plugins() -> bool:
     from leukemia_dl.models.registry import backbone_table
     from leukemia_dl.plugins import DISTRIBUTION, plugin_problems
 
-    tables = [backbone_table().rename(columns={"backbone": "name"}), dataset_table()]
+    try:
+        tables = [backbone_table().rename(columns={"backbone": "name"}), dataset_table()]
+    except PluginError as error:  # two plugins with one name
+        typer.echo(f"Plugins       PROBLEM: {error}")
+        return True
     found = pd.concat([table[["plugin", "version", "name"]] for table in tables])
     others = found[found["plugin"] != DISTRIBUTION].groupby(["plugin", "version"])["name"]
     told = [f"{plugin} {version} ({', '.join(names)})" for (plugin, version), names in others]

@@ -241,15 +241,22 @@ class Dataset:
         """Return the data set of some rows.
 
         Args:
-            rows: bool mask (n,), NA meaning no, or int row numbers in the wanted order.
+            rows: bool mask (n,), NA meaning no, or int row numbers in the wanted order. A mask that is a pandas Series
+                is taken by its index, as pandas does.
             class_names: In label order, if classes are left out: `ds.subset(ds.labels != 2, ("a", "b"))`; None for all.
 
         Raises:
             DataError: If nothing is left, a row is named twice or does not exist, or has a class that is left out.
         """
         chosen = np.asarray(rows)
+        if isinstance(rows, pd.Series) and chosen.dtype in (np.bool_, object):
+            if set(rows.index) != set(range(len(self))):
+                raise DataError(
+                    f"A Series as mask has the index of `table`, 0 to {len(self) - 1}. Received: {rows.index}."
+                )
+            chosen = np.asarray(rows.sort_index())
         if chosen.dtype == object and pd.api.types.infer_dtype(chosen.ravel()) == "boolean":
-            chosen = np.where(pd.isna(chosen), False, chosen).astype(bool)  # as pandas does
+            chosen = np.where(pd.isna(chosen), False, chosen).astype(bool)
         if chosen.dtype == np.bool_ and chosen.shape == (len(self),):
             chosen = np.flatnonzero(chosen)
         fits = chosen.ndim == 1 and (np.issubdtype(chosen.dtype, np.integer) or chosen.size == 0)

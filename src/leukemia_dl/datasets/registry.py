@@ -11,7 +11,7 @@ import pandas as pd
 
 from leukemia_dl.datasets.cache import user_path
 from leukemia_dl.datasets.dataset import Dataset, DatasetInfo
-from leukemia_dl.errors import SettingsError, unknown_name
+from leukemia_dl.errors import PluginError, SettingsError, unknown_name
 from leukemia_dl.identity import plain_number
 from leukemia_dl.plugins import Provided, collect
 
@@ -36,6 +36,9 @@ class DatasetSource:
         info: Licence, citation and counts as the authors declare them.
         needs_root: False if the source does without a root, as one that draws its images.
         options: What may be passed beside the root: name to one line of help.
+
+    Raises:
+        PluginError: On creation, if a field is of another kind.
     """
 
     name: str
@@ -43,6 +46,14 @@ class DatasetSource:
     info: DatasetInfo
     needs_root: bool = True
     options: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Refuse a record that no table could show."""
+        if not isinstance(self.name, str) or not callable(self.load) or not isinstance(self.info, DatasetInfo):
+            raise PluginError(
+                "A DatasetSource has a name, a function that loads it, and a DatasetInfo. "
+                f"Received: name={self.name!r}, load={self.load!r}, info={self.info!r}."
+            )
 
 
 def get_source(name: str) -> DatasetSource:

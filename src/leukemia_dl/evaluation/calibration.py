@@ -182,8 +182,8 @@ def fit_temperature(labels: NDArray[np.int64], probabilities: NDArray[np.float64
         probabilities: (n, classes), rows that sum to 1.
 
     Returns:
-        A number between .01 and 100; 1.0 where the predictions tell none: they do not differ between classes, or every
-        one is right, and the loss would fall for ever with the temperature.
+        A number between .01 and 100; 1.0 where the predictions tell none: they do not differ between classes, or none
+        is wrong, and the loss would fall for ever with the temperature.
 
     Raises:
         DataError: If shapes, labels or probabilities are not as said.
@@ -196,7 +196,7 @@ def fit_temperature(labels: NDArray[np.int64], probabilities: NDArray[np.float64
     logits -= logits.mean(axis=1, keepdims=True)
     own = logits[np.arange(len(labels)), labels]
     others = np.where(np.arange(logits.shape[1]) == labels[:, None], -np.inf, logits).max(axis=1)
-    if not np.abs(logits).max() > 1e-12 or (own > others).all():
+    if not np.abs(logits).max() > 1e-12 or (own >= others).all():
         return 1.0
 
     # In the inverse temperature the loss is convex, so what is found is the minimum.

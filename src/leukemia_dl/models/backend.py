@@ -7,13 +7,17 @@ import importlib.util
 import json
 import os
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 from leukemia_dl.errors import BackendError
 
-__all__ = ["BACKENDS", "backend_name", "quiet_import"]
+__all__ = ["BACKENDS", "backend_name", "quiet_start"]
 
+# The descriptor belongs to the whole process.
+_one_at_a_time = threading.RLock()
+_started: set[str] = set()
 BACKENDS = {"tensorflow": "tensorflow", "jax": "jax", "torch": "torch"}
 
 
@@ -47,21 +51,29 @@ def backend_name() -> str:
 
 
 @contextlib.contextmanager
-def quiet_import() -> Iterator[None]:
-    """Keep TensorFlow's start-up lines, written to file descriptor 2 by its C++ part, off the user's terminal."""
+def quiet_start(what: str) -> Iterator[None]:
+    """Keep TensorFlow's start-up lines, written to file descriptor 2 by its C++ part, off the user's terminal.
+
+    Each `what` is done once per process: later there is nothing to hide, and other threads' lines are not to be lost.
+    """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    if os.environ["TF_CPP_MIN_LOG_LEVEL"] == "0" or backend_name() != "tensorflow":
+    if what in _started or sys.stderr is None or os.environ["TF_CPP_MIN_LOG_LEVEL"] == "0":
         yield
         return
-    sys.stderr.flush()
-    saved = os.dup(2)
-    try:
-        with Path(os.devnull).open("w") as nowhere:
-            os.dup2(nowhere.fileno(), 2)
-            yield
-    finally:
-        os.dup2(saved, 2)
-        os.close(saved)
+    if backend_name() != "tensorflow":
+        yield
+        return
+    with _one_at_a_time:
+        sys.stderr.flush()
+        saved = os.dup(2)
+        try:
+            with Path(os.devnull).open("w") as nowhere:
+                os.dup2(nowhere.fileno(), 2)
+                yield
+            _started.add(what)
+        finally:
+            os.dup2(saved, 2)
+            os.close(saved)
 
 
 def _configured_backend() -> str | None:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from leukemia_dl.errors import DataError, ImageError, SettingsError, StoreError
 from leukemia_dl.identity import plain_number
-from leukemia_dl.models.backend import backend_name, quiet_import
+from leukemia_dl.models.backend import backend_name, quiet_start
 from leukemia_dl.preprocess import Pipeline
 from leukemia_dl.progress import parallel_map, track
 
@@ -212,10 +212,11 @@ def load_classifier(path: str | Path) -> Classifier:
 
     Raises:
         DataError: If there is none, several, or the file is damaged or from elsewhere.
+        UnknownNameError: If it was trained with a preprocessing step whose module is not imported.
         BackendError: If Keras has no backend here.
     """
     backend_name()
-    with quiet_import():
+    with quiet_start("import"):
         import keras
 
     file = _model_file(Path(path).expanduser())
@@ -242,7 +243,7 @@ def load_classifier(path: str | Path) -> Classifier:
             raise
         raise DataError(f"{file} is damaged or is no .keras file: {error}.") from error
     try:
-        with quiet_import():  # TensorFlow looks for devices when it needs one first
+        with quiet_start("devices"):  # TensorFlow looks for devices when it needs one first
             model = keras.saving.load_model(file, compile=False, safe_mode=True)
     except Exception as error:
         raise DataError(f"{file} could not be loaded by Keras ({type(error).__name__}: {error}).") from error

@@ -238,10 +238,10 @@ def _parameters(step: Any) -> dict[str, Any]:
 
 
 def _step(entry: Any) -> Step:
-    if not isinstance(entry, dict) or "step" not in entry:
+    if not isinstance(entry, dict) or not isinstance(entry.get("step"), str) or not entry["step"]:
         raise SettingsError(f'A step is stored as {{"step": NAME, parameter: value, ...}}. Received: {entry!r}.')
     name = entry["step"]
-    if not isinstance(name, str) or name not in STEPS:
+    if name not in STEPS:
         raise unknown_name("preprocessing step", name, STEPS, "If it is a step of your own, import its module before.")
     parameters = {key: value for key, value in entry.items() if key != "step"}
     fields = dataclasses.fields(cast(Any, STEPS[name]))

@@ -226,7 +226,7 @@ def plot_cost(leaderboard: pd.DataFrame, cost: str = "fit_seconds", ax: Axes | N
         title: Above the figure.
 
     Raises:
-        DataError: If the cost of no backbone is known.
+        DataError: If the cost of no backbone is known, or one is no number above 0.
         SettingsError: If the leaderboard has no such column.
     """
     from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
@@ -239,10 +239,12 @@ def plot_cost(leaderboard: pd.DataFrame, cost: str = "fit_seconds", ax: Axes | N
     rows = leaderboard[(leaderboard["kind"] == "backbone") & leaderboard[cost].notna() & leaderboard[metric].notna()]
     if rows.empty:
         raise DataError(f"No cost to draw: of no backbone {metric} and {cost} are known. Pass results and timings.")
+    costs = pd.to_numeric(rows[cost], errors="coerce").to_numpy(float)
+    if not (np.isfinite(costs) & (costs > 0)).all():
+        raise DataError(f"On a log scale costs are numbers above 0. Received: {cost} of {rows[cost].tolist()!r}.")
     figure, axes = figure_of(ax, 7.4, 4.4)
     colours = colours_of(rows["backbone"])
     low, high = (rows[end].to_numpy(float) for end in ends_of(rows))
-    costs = rows[cost].to_numpy(float)
     for place, (name, value) in enumerate(zip(rows["backbone"], rows[metric], strict=True)):
         axes.vlines(costs[place], low[place], high[place], color=colours[name], lw=1.5)
         axes.plot(costs[place], value, _MARKERS[place % len(_MARKERS)], color=colours[name], markersize=8)

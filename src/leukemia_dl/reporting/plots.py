@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -9,7 +10,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from leukemia_dl.errors import DataError
+from leukemia_dl.errors import DataError, SettingsError
 from leukemia_dl.reporting.style import (
     FLOOR_COLOUR,
     HONEST_COLOUR,
@@ -184,11 +185,15 @@ def plot_samples(
 
     Raises:
         DataError: If there are no images, or not a label for each.
+        SettingsError: If columns is no whole number of at least 1.
     """
+    if not isinstance(columns, numbers.Integral) or isinstance(columns, bool) or columns < 1:
+        raise SettingsError(f"columns must be a whole number of at least 1. Received: {columns!r}.")
     if not len(images) or len(labels) != len(images):
         raise DataError(
             f"This draws images, each with a label. Received: {len(images)} images and {len(labels)} labels."
         )
+    columns = min(int(columns), len(images))
     rows = -(-len(images) // columns)
     figure = new_figure(1.5 * columns, 1.7 * rows + 0.5)
     panels = figure.subplots(rows, columns, squeeze=False).ravel()

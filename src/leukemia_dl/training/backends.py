@@ -17,7 +17,7 @@ from leukemia_dl.datasets import cache_dir
 from leukemia_dl.errors import BackendError, SettingsError
 from leukemia_dl.identity import plain_number
 from leukemia_dl.memory import keep_memory
-from leukemia_dl.models.backend import backend_name, quiet_import
+from leukemia_dl.models.backend import backend_name, quiet_start
 
 __all__ = [
     "Compute", "Device", "core_count", "device_names", "feed", "fused", "prepare",
@@ -126,7 +126,7 @@ def prepare(precision: str = "auto", compute: Compute | None = None) -> Device:
         raise SettingsError("engine='scan' is for TensorFlow and JAX; this is torch. Use engine='auto'.")
     if compute.compile_cache:
         _keep_compiled(backend)
-    with quiet_import():
+    with quiet_start("devices"):
         if backend == "torch" and device == "cpu":
             if "keras" in sys.modules and os.environ.get("KERAS_TORCH_DEVICE") != "cpu":
                 raise BackendError(
@@ -198,7 +198,7 @@ def _keep_compiled(backend: str) -> None:
 def device_names() -> list[str]:
     """Return the devices that the backend sees, such as ["cpu:0", "gpu:0"]."""
     backend = backend_name()
-    with quiet_import():
+    with quiet_start("devices"):
         if backend == "tensorflow":
             import tensorflow as tf
 
