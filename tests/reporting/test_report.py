@@ -15,7 +15,7 @@ from browser import CHROMIUM, Browser
 from leukemia_dl.benchmark.stored import read_run
 from leukemia_dl.datasets import splits
 from leukemia_dl.errors import DataError, StoreError
-from leukemia_dl.reporting import pages, write_model_cards, write_report
+from leukemia_dl.reporting import write_model_cards, write_report
 
 FIFTEEN = [f"class {i}" for i in range(15)]
 NASTY = "<script>alert(1)</script>"
@@ -374,27 +374,6 @@ def test_a_store_that_cannot_keep_the_audit_is_reported_on(tmp_path):
     (tmp_path / "s" / "audit.json").mkdir()
     page = write(tmp_path / "s", dataset=dataset, path=tmp_path / "a.html")
     assert "Every image was looked at" in page.text
-
-
-@pytest.mark.parametrize(
-    ("text", "shown"),
-    [
-        ("no file /home/alice/cells/hem/a b.png", "no file .../a b.png"),
-        ("C:\\Users\\alice\\x.png: odd", ".../x.png: odd"),
-        ("~/cells/x.bmp", ".../x.bmp"),
-        ("see https://a.org/b/c and 10.7937/tcia.2019", "see https://a.org/b/c and 10.7937/tcia.2019"),
-        ("hem/all, 3 / 4", "hem/all, 3 / 4"),
-    ],
-)
-def test_folders_of_a_machine_are_left_out_of_texts(text, shown):
-    assert pages.without_paths(text) == shown
-
-
-def test_settings_name_no_folder():
-    said = pages.settings_without_paths(
-        'root = "/a/b"\nfiles = "../c"\nweights = "../alice/w.h5"\nurl = "https://a.org/b"\n'
-    )
-    assert said == 'root = "..."\nfiles = "..."\nweights = "..."\nurl = "https://a.org/b"\n'
 
 
 def test_a_step_whose_module_is_not_here_costs_one_figure(tmp_path):

@@ -14,7 +14,6 @@ from leukemia_dl.errors import SettingsError
 
 __all__ = ["benchmark"]
 
-_EXECUTORS = ("auto", "in-process", "processes", "ray")
 # What a settings file does not say, or says of the machine that it was written on.
 _BESIDE_A_FILE = {
     "settings", "root", "store", "rerun", "executor", "workers", "time_limit", "shard", "on_error", "plan",
@@ -165,7 +164,7 @@ def _check_run(executor: str, workers: int | None, shard: str | None, on_error: 
     from leukemia_dl.benchmark.grid import check_shard
 
     for option, value, allowed in (
-        ("--executor", executor, _EXECUTORS),
+        ("--executor", executor, completion.EXECUTORS),
         ("--on-error", on_error, ("continue", "raise")),
     ):
         if value not in allowed:

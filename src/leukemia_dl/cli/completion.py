@@ -6,6 +6,8 @@ from collections.abc import Iterable
 
 __all__ = ["backbones", "baselines", "datasets", "devices", "executors", "metrics", "protocols", "recipes", "stains"]
 
+EXECUTORS = ("auto", "in-process", "processes", "ray")
+
 
 def _started(names: Iterable[str], incomplete: str) -> list[str]:
     return [name for name in names if name.startswith(incomplete)]
@@ -72,4 +74,4 @@ def devices(incomplete: str) -> list[str]:
 
 def executors(incomplete: str) -> list[str]:
     """Complete the name of an executor."""
-    return _started(("auto", "in-process", "processes", "ray"), incomplete)
+    return _started(EXECUTORS, incomplete)

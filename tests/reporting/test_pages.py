@@ -1,0 +1,26 @@
+"""What a page may not say: folders of the machine that it was made on."""
+
+import pytest
+
+from leukemia_dl.reporting import pages
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("no file /home/alice/cells/hem/a b.png", "no file .../a b.png"),
+        ("C:\\Users\\alice\\x.png: odd", ".../x.png: odd"),
+        ("~/cells/x.bmp", ".../x.bmp"),
+        ("see https://a.org/b/c and 10.7937/tcia.2019", "see https://a.org/b/c and 10.7937/tcia.2019"),
+        ("hem/all, 3 / 4", "hem/all, 3 / 4"),
+    ],
+)
+def test_folders_of_a_machine_are_left_out_of_texts(text, shown):
+    assert pages.without_paths(text) == shown
+
+
+def test_settings_name_no_folder():
+    said = pages.settings_without_paths(
+        'root = "/a/b"\nfiles = "../c"\nweights = "../alice/w.h5"\nurl = "https://a.org/b"\n'
+    )
+    assert said == 'root = "..."\nfiles = "..."\nweights = "..."\nurl = "https://a.org/b"\n'
