@@ -14,6 +14,7 @@ from PIL import Image
 
 from leukemia_dl.errors import ImageError
 from leukemia_dl.preprocess import IMAGE_SUFFIXES, MAX_PIXELS, decode_image
+from leukemia_dl.preprocess.decode import is_system_file
 
 IMAGES = hnp.arrays(np.uint8, st.tuples(st.integers(1, 12), st.integers(1, 12), st.just(3)))
 
@@ -187,3 +188,16 @@ def test_real_files_decode(c_nmc_sample: Path, aria_sample: Path, wbc_sample: Pa
     assert len(images) > 300
     shapes = {decode_image(path).shape for path in images}
     assert {(450, 450, 3), (600, 600, 3), (224, 224, 3), (120, 120, 3)} <= shapes
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        *[(name, True) for name in ("@eaDir", "#recycle", "$RECYCLE.BIN", "__MACOSX", ".ipynb_checkpoints", "._a.png")],
+        *[(name, True) for name in ("Thumbs.db", "data/THUMBS.DB", "System Volume Information", Path("x/.hidden/.a"))],
+        *[(name, False) for name in ("a.png", ".hidden/a.png", Path("@eaDir/a.png"), "recycle", "MACOSX")],
+    ],
+)
+def test_hidden_files_and_those_of_systems_are_known_by_their_name(name: str | Path, expected: bool) -> None:
+    """20.18: only the last part of a path counts, since callers leave out whole folders on their way."""
+    assert is_system_file(name) is expected

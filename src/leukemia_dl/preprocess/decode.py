@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from leukemia_dl.errors import ImageError
 
-__all__ = ["FORMATS", "IMAGE_SUFFIXES", "MAX_PIXELS", "check_image", "decode_image"]
+__all__ = ["FORMATS", "IMAGE_SUFFIXES", "MAX_PIXELS", "check_image", "decode_image", "is_system_file"]
 
 FORMATS = ("BMP", "PNG", "TIFF", "JPEG")
 IMAGE_SUFFIXES = frozenset({".bmp", ".png", ".tif", ".tiff", ".jpg", ".jpeg"})
@@ -21,6 +22,19 @@ IMAGE_SUFFIXES = frozenset({".bmp", ".png", ".tif", ".tiff", ".jpg", ".jpeg"})
 MAX_PIXELS = 20_000_000
 """Images with more pixels than this are refused before any of them is decoded."""
 
+_SYSTEM_NAMES = frozenset(
+    [
+        "@eadir",
+        "#recycle",
+        "#snapshot",
+        "$recycle.bin",
+        "__macosx",
+        "lost+found",
+        "thumbs.db",
+        "ehthumbs.db",
+        "desktop.ini",
+    ]
+) | {"system volume information"}
 _BLOCK = 1 << 20
 """Bytes that a decoder is given at a time. Pillow's 64 KiB make two threads wait for each other at every block."""
 _MODES_16 = frozenset({"I;16", "I;16L", "I;16B", "I;16N"})
@@ -46,6 +60,16 @@ def decode_image(source: str | Path | bytes) -> NDArray[np.uint8]:
             or cannot be decoded. The message names the file and the reason.
     """
     return writable(decode_shared(source))
+
+
+def is_system_file(path: str | Path) -> bool:
+    """Return whether a file or folder is hidden or made by an operating system, by the last part of its path.
+
+    Names that start with a dot are hidden; `@eaDir`, `#recycle`, `$RECYCLE.BIN`, `__MACOSX` and `Thumbs.db` are made by
+    systems, in upper or lower case.
+    """
+    name = os.path.basename(path).lower()  # noqa: PTH119 - called for a hundred thousand files
+    return name.startswith(".") or name in _SYSTEM_NAMES
 
 
 def writable(array: NDArray[np.uint8]) -> NDArray[np.uint8]:
