@@ -89,9 +89,12 @@ def test_no_module_is_longer_than_400_lines(path):
     assert len(path.read_text().splitlines()) <= 400
 
 
-def test_all_of_src_is_readable_in_two_days():
-    """Docstrings and comments count; blank lines, which nobody has to read, do not."""
-    assert sum(bool(line.strip()) for path in MODULES for line in path.read_text().splitlines()) < 18_750
+# Every line counts, blank lines and docstrings too. This number may only fall.
+MOST_LINES = 22_944
+
+
+def test_src_does_not_grow():
+    assert sum(len(path.read_text().splitlines()) for path in MODULES) <= MOST_LINES
 
 
 @pytest.mark.parametrize(
