@@ -67,6 +67,30 @@ def test_hidden_and_other_files_are_left_out(
     assert "the folders docs hold no images" in caplog.text
 
 
+SYSTEM = ("@eaDir", "#recycle", "$RECYCLE.BIN", "__MACOSX", ".ipynb_checkpoints")
+
+
+@pytest.mark.parametrize("dataset", ["folder", "all_aria", "c_nmc_2019", "segmentation_wbc"])
+def test_system_folders_and_files_are_neither_classes_nor_images(
+    dataset: str, tmp_path: Path, write_image: Writer
+) -> None:
+    """20.18: every source passes over what operating systems and storage servers leave."""
+    names = {
+        "folder": ["a/1.png", "b/1.png"],
+        "all_aria": ["Early/WBC-Malignant-Early-001.jpg", "Pro/WBC-Malignant-Pro-001.jpg"],
+        "c_nmc_2019": [f"training_data/fold_0/{c}/UID_{s}_1_1_{c}.bmp" for c, s in (("all", "1"), ("hem", "H1"))],
+        "segmentation_wbc": ["Dataset 1/001.bmp", "Dataset 1/002.bmp"],
+    }[dataset]
+    for name in names:
+        write_image(tmp_path / name)
+        for system in SYSTEM:
+            write_image(tmp_path / system / name)
+            write_image(tmp_path / name.rpartition("/")[0] / system / name.rpartition("/")[2])
+        write_image(tmp_path / name.replace("/", "/._"))
+    (tmp_path / "Class Labels of Dataset 1.csv").write_text("image ID,class label\n1,1\n2,2\n")
+    assert sorted(Dataset.load(dataset, tmp_path).paths) == sorted(tmp_path / name for name in names)
+
+
 def test_loops_of_links_end(tmp_path: Path, write_image: Writer) -> None:
     for name in ("a/1.png", "b/1.png"):
         write_image(tmp_path / name)

@@ -135,7 +135,7 @@ def test_marks_of_windows_and_of_sha256sum_are_read(tmp_path):
 
 def test_extra_files_and_clutter(files, tmp_path):
     manifest = listing(files, tmp_path / "list.txt")
-    for name in (".DS_Store", "Thumbs.db", "b/.hidden"):
+    for name in (".DS_Store", "Thumbs.db", "b/.hidden", "b/ehthumbs.db"):
         (files / "top" / name).write_bytes(b"-")
     (files / "beside.bmp").write_bytes(b"-")  # outside of the folder that the manifest lists
     assert verify(files, manifest).ok

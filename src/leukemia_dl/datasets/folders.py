@@ -7,6 +7,7 @@ from pathlib import Path
 
 from leukemia_dl.datasets.cache import user_path
 from leukemia_dl.errors import DataError
+from leukemia_dl.preprocess.decode import is_system_file
 
 __all__ = ["folders_in", "listed", "require_folder"]
 
@@ -37,10 +38,10 @@ def require_folder(root: str | Path, wanted: str) -> Path:
 
 
 def folders_in(folder: Path) -> list[Path]:
-    """Return the folders in a folder that are not hidden, sorted; OSError if it cannot be listed."""
+    """Return the folders in a folder that are no system files, sorted; OSError if it cannot be listed."""
     return [path for path in listed(folder) if path.is_dir()]
 
 
 def listed(folder: Path) -> list[Path]:
-    """Return what lies in a folder and is not hidden, sorted; OSError if it cannot be listed."""
-    return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    """Return the entries of a folder that are no system files, sorted; OSError if it cannot be listed."""
+    return sorted(path for path in folder.iterdir() if not is_system_file(path))

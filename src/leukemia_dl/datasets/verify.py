@@ -17,14 +17,13 @@ from leukemia_dl.datasets.cache import user_path
 from leukemia_dl.datasets.hashes import tried_hashes
 from leukemia_dl.datasets.manifest import read_manifest
 from leukemia_dl.errors import DataError
+from leukemia_dl.preprocess.decode import is_system_file
 
 __all__ = ["STATUSES", "VerifyReport", "verify"]
 
 STATUSES = ("ok", "missing", "extra", "changed", "unreadable")
 _SHOWN = 10
 _TEXT = pd.StringDtype("python")  # arrow cannot hold file names that are not UTF-8
-# What file managers leave behind; names that begin with a dot are passed over too. No loader takes these for images.
-_CLUTTER = ("thumbs.db", "desktop.ini")
 
 
 class _File(NamedTuple):
@@ -87,8 +86,8 @@ def verify(root: str | Path, manifest: str | Path, show_progress: bool = True, p
         partial: Whether only some of the files need to be there.
 
     Returns:
-        The report. Extra files are looked for in the folders that the manifest names; names that begin with a dot and
-        `Thumbs.db` are passed over. A renamed file is missing under one name and extra under the other; both say so.
+        The report. Extra files are looked for in the folders that the manifest names, hidden and system files passed
+        over. A renamed file is missing under one name and extra under the other; both say so.
 
     Raises:
         DataError: If the manifest is malformed, the root is no folder, holds none of the manifest's folders, or one of
@@ -172,16 +171,11 @@ def _extras(base: Path, names: list[str], ours: str) -> list[str]:
         if not (base / top).is_dir():
             continue
         for folder, inner, files in os.walk(base / top, onerror=refuse):
-            inner[:] = sorted(name for name in inner if not name.startswith("."))
+            inner[:] = sorted(name for name in inner if not is_system_file(name))
             links = [name for name in inner if os.path.islink(Path(folder, name))]  # noqa: PTH114
             here = [Path(folder, name).relative_to(base).as_posix() for name in sorted([*files, *links])]
-            found += [name for name in here if name not in known and name not in folders and not _is_clutter(name)]
+            found += [name for name in here if name not in known and name not in folders and not is_system_file(name)]
     return found
-
-
-def _is_clutter(path: str) -> bool:
-    name = path.rsplit("/", 1)[-1]
-    return name.startswith(".") or name.lower() in _CLUTTER
 
 
 def _looker(base: Path, inside: str) -> Callable[[str, int | None], _File]:

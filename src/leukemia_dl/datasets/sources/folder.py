@@ -15,7 +15,7 @@ from leukemia_dl.datasets.frames import CANVAS, class_list, on_canvas
 from leukemia_dl.datasets.registry import DatasetSource
 from leukemia_dl.errors import DataError
 from leukemia_dl.plugins import hookimpl
-from leukemia_dl.preprocess import IMAGE_SUFFIXES
+from leukemia_dl.preprocess.decode import IMAGE_SUFFIXES, is_system_file
 
 INFO = DatasetInfo("folder", "A folder per class", licence="yours", citation="yours")
 SIDES = {
@@ -45,7 +45,7 @@ def read_folder(root: str | Path, class_names: Sequence[str] | None = None, canv
         for label in _folders(root / top) if sided else [top]:
             folder = root / top / label if sided else root / top
             for path, name in _files(folder):
-                if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES and not name.startswith("."):  # noqa: PTH122
+                if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES and not is_system_file(name):  # noqa: PTH122
                     rows.append((path[len(top_name) :].replace(os.sep, "/"), path, label, side))
                 else:
                     skipped += 1
@@ -85,7 +85,7 @@ def _check(root: Path, tops: list[str], found: list[str], class_names: Sequence[
 
 def _folders(root: Path) -> list[str]:
     try:
-        return sorted(e.name for e in os.scandir(root) if e.is_dir() and not e.name.startswith((".", "__MACOSX")))
+        return sorted(e.name for e in os.scandir(root) if e.is_dir() and not is_system_file(e.name))
     except OSError as error:
         raise _unreadable(error) from error
 
@@ -97,7 +97,7 @@ def _files(folder: Path) -> Iterator[tuple[str, str]]:
         raise _unreadable(error) from error
 
     for parent, inner, names in os.walk(folder, onerror=refuse):
-        inner[:] = sorted(name for name in inner if not name.startswith("."))
+        inner[:] = sorted(name for name in inner if not is_system_file(name))
         yield from ((os.path.join(parent, name), name) for name in sorted(names))  # noqa: PTH118
 
 
