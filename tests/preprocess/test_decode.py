@@ -180,19 +180,6 @@ def test_damaged_bytes_give_an_image_or_our_error(data: st.DataObject, format: s
     assert decoded.ndim == 3
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["._a.png", ".DS_Store", ".ipynb_checkpoints", "@eaDir", "#recycle", "$RECYCLE.BIN", "__MACOSX", "Thumbs.db"],
-)
-def test_system_files_are_known_by_their_own_name(name: str) -> None:
-    """20.18: what systems leave among images is recognised by one rule, whatever the folders above are called."""
-    assert is_system_file(name)
-    assert is_system_file(f"cells/{name}")
-    assert is_system_file(Path("cells", name))
-    assert not is_system_file(f"/mnt/{name}/cells")
-    assert not is_system_file("a.png")
-
-
 def test_real_files_decode(c_nmc_sample: Path, aria_sample: Path, wbc_sample: Path) -> None:
     files = (
         sorted(c_nmc_sample.rglob("*.bmp")) + sorted(aria_sample.rglob("*.jpg"))[::40] + sorted(wbc_sample.glob("*"))

@@ -19,42 +19,18 @@ __all__ = ["FORMATS", "IMAGE_SUFFIXES", "MAX_PIXELS", "check_image", "decode_ima
 FORMATS = ("BMP", "PNG", "TIFF", "JPEG")
 IMAGE_SUFFIXES = frozenset({".bmp", ".png", ".tif", ".tiff", ".jpg", ".jpeg"})
 """Suffixes, in lower case, of the files that the readers of `leukemia_dl.datasets` take for images."""
-SYSTEM_NAMES = frozenset({
-    "@eadir", "@recycle", "@tmp", "#recycle", "#snapshot", "$recycle.bin", "system volume information", "lost+found",
-    "__macosx", "__pycache__", "thumbs.db", "ehthumbs.db", "desktop.ini",
-})  # fmt: skip
-"""Files and folders, in lower case, that operating systems and storage servers leave among a user's images."""
 MAX_PIXELS = 20_000_000
 """Images with more pixels than this are refused before any of them is decoded."""
 
-_SYSTEM_NAMES = frozenset(
-    [
-        "@eadir",
-        "#recycle",
-        "#snapshot",
-        "$recycle.bin",
-        "__macosx",
-        "lost+found",
-        "thumbs.db",
-        "ehthumbs.db",
-        "desktop.ini",
-    ]
-) | {"system volume information"}
+_SYSTEM_NAMES = frozenset({
+    "@eadir", "@recycle", "@tmp", "#recycle", "#snapshot", "$recycle.bin", "__macosx", "__pycache__", "lost+found",
+    "system volume information", "thumbs.db", "ehthumbs.db", "desktop.ini",
+})  # fmt: skip
 _BLOCK = 1 << 20
 """Bytes that a decoder is given at a time. Pillow's 64 KiB make two threads wait for each other at every block."""
 _MODES_16 = frozenset({"I;16", "I;16L", "I;16B", "I;16N"})
 _MODES_32 = frozenset({"I", "F", "I;32L", "I;32B", "F;32F"})
 _log = logging.getLogger(__name__)
-
-
-def is_system_file(path: str | Path) -> bool:
-    """Return whether a file or folder is hidden or made by a system, by its own name: never an image or a class.
-
-    Hidden are names that begin with a dot, such as `._a.png`, `.DS_Store` and `.ipynb_checkpoints`; the others are
-    `SYSTEM_NAMES`, in upper or lower case.
-    """
-    name = os.path.basename(path)  # noqa: PTH119 - pathlib takes seconds for a hundred thousand names
-    return name.startswith(".") or name.lower() in SYSTEM_NAMES
 
 
 def decode_image(source: str | Path | bytes) -> NDArray[np.uint8]:
