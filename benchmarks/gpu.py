@@ -56,7 +56,7 @@ def keras_child(net: str, size: int, batches: list[int], dry: bool) -> Iterator[
     from leukemia_dl.training import Compute, Recipe, fit
     from leukemia_dl.training.backends import prepare
 
-    device = prepare(compute=Compute(compile_cache=not dry))
+    device = prepare(compute=Compute())
     spec, rounds = ldl.get_backbone(net), 1 if dry else 5
     yield {"device": device.name, "kind": device.kind, "precision": device.dtype_policy, "backend": device.backend}
     for batch in batches:
@@ -68,7 +68,7 @@ def keras_child(net: str, size: int, batches: list[int], dry: bool) -> Iterator[
         def ours(
             pause: Callable[[float], None], recipe=recipe, images=images, labels=labels, e=engine, t=trained
         ) -> None:
-            compute = Compute(engine="scan" if dry and device.backend != "torch" else "auto", compile_cache=not dry)
+            compute = Compute(engine="scan" if dry and device.backend != "torch" else "auto")
             result = fit(
                 spec, images, labels, 2, recipe, compute=compute, on_epoch=lambda _, row: pause(row["seconds"])
             )  # fmt: skip

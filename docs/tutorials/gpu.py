@@ -63,7 +63,7 @@ except ldl.errors.BackendError as error:
 
 # %%
 frame = ldl.Benchmark(dataset, ["cnn"], recipe=recipe, **settings).run()
-frame[["backbone", "backend", "device", "precision", "engine", "replicas", "batch_size", "deterministic"]].transpose()
+frame[["backbone", "backend", "device", "precision", "engine", "batch_size", "deterministic"]].transpose()
 
 # %% [markdown]
 # The backend is part of what names a trial, the device is not: a trial that the store holds from a CPU is not run again
@@ -113,20 +113,14 @@ except ldl.errors.SettingsError as error:
 #
 # ## Several GPUs
 #
-# With trials to share out, each GPU gets a trial of its own: from two trials on that is what `run()` does. For a single
-# trial, or a batch that is too large for one GPU, `replicas` shares each batch, with TensorFlow and JAX; the batch size
-# must be a multiple of it.
-#
-# ```python needs="two GPUs"
-# bench = ldl.Benchmark(dataset, ["resnet50"], recipe=recipe, replicas=2, store="runs/gpu-shared")
-# bench.run()
-# ```
+# Each GPU gets a trial of its own: from two trials on, `run()` does this. A single trial uses one GPU; where a batch
+# does not fit into its memory, use a smaller batch.
 #
 # ## How fast is it?
 #
 # With JAX on a GPU whole epochs run as one compiled function, with the images on the device where they take no more
-# than .3 of its memory; `engine` in the row says `scan`. `compile_cache=True` keeps what XLA has compiled for later
-# runs. To measure your GPU, beside Keras's `fit` and a PyTorch loop, in a clone of the repository:
+# than .3 of its memory; `engine` in the row says `scan`. To measure your GPU, beside Keras's `fit` and a
+# PyTorch loop, in a clone of the repository:
 #
 # ```console needs="a GPU"
 # python benchmarks/gpu.py

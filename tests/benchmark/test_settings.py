@@ -80,7 +80,7 @@ def test_numbers_of_numpy_are_those_of_python(dataset, tmp_path):
     def made(whole, real, array):
         changes = {"epochs": whole(2), "image_size": whole(32), "learning_rate": real(0.002), "rotation": real(8)}
         recipe = grids.RECIPE.changed(**changes, without_weights={"epochs": whole(1)})
-        numbers = {"folds": array([0, 1]), "seeds": array([0, 3]), "threads": whole(1), "replicas": whole(1)}
+        numbers = {"folds": array([0, 1]), "seeds": array([0, 3]), "threads": whole(1)}
         return bench(dataset, tmp_path / "s", recipe=recipe, protocol="kfold", **numbers)
 
     python, numpy = made(int, float, list), made(np.int64, np.float64, np.array)

@@ -67,6 +67,6 @@ def _outcome(cell, labels, classes, random, learned):
         }
     )  # fmt: skip
     row = {"parameters": 1000 * (1 + len(cell.trial.backbone)), "backend": "tensorflow", "device": "cpu"}
-    row |= {"precision": "float32", "threads": 1, "engine": "keras", "replicas": 1}
+    row |= {"precision": "float32", "threads": 1, "engine": "keras"}
     timings = {"fit_seconds": 3.0 * len(cell.trial.backbone), "predict_images_per_second": 100.0, "device_name": "none"}
     return runner._Outcome(shares, row, timings, history)

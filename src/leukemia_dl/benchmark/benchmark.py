@@ -73,8 +73,6 @@ class Benchmark:
         callbacks: Makes Keras callbacks for each fit: a function of a `FitContext`, or its name as "module:function".
             Not part of what names a trial: what they do to the training is not known here.
         engine: How batches reach the net; rows say it. This and the rest: `leukemia_dl.training.Compute`.
-        replicas: GPUs that share each batch of a trial; rows say it.
-        compile_cache: Keep what XLA compiles, for later processes.
 
     Raises:
         UnknownNameError: For a backbone, baseline, recipe or protocol that is not there.
@@ -104,8 +102,6 @@ class Benchmark:
         threads: int | None = None,
         callbacks: CallbackFactory | str | None = None,
         engine: str = "auto",
-        replicas: int = 1,
-        compile_cache: bool = False,
     ) -> None:
         if not isinstance(dataset, Dataset) or not isinstance(recipe, (str, Recipe)):
             given = f"{type(dataset).__name__} and recipe={recipe!r}"
@@ -123,7 +119,7 @@ class Benchmark:
         self.pipelines = {size: chosen_pipeline(pipeline, self.recipe, size, dataset.info.canvas) for size in sizes}
         self.callbacks = self.recipe.callbacks if callbacks is None else callbacks
         load_factory(self.callbacks)
-        self.compute = Compute(device, core_count() if threads is None else threads, engine, replicas, compile_cache)
+        self.compute = Compute(device, core_count() if threads is None else threads, engine)
         self.source = dataset.source
         self.dataset = dataset.subset(dataset.labels >= 0)
         self.protocols = unique_names("protocol", (protocol,) if isinstance(protocol, str) else protocol)

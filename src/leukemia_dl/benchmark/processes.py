@@ -265,8 +265,5 @@ def visible_gpus() -> list[str]:
 
 
 def _gpus_of(shared: Shared) -> list[str]:
-    """Return the GPUs that trials are shared out among, as many together as one takes; none where one is chosen."""
-    if shared.compute.device not in ("auto", "gpu"):
-        return []
-    gpus, each = visible_gpus(), shared.compute.replicas
-    return [",".join(gpus[first : first + each]) for first in range(0, len(gpus) - each + 1, each)]
+    """Return the GPUs that trials are shared out among; none where one is chosen."""
+    return visible_gpus() if shared.compute.device in ("auto", "gpu") else []

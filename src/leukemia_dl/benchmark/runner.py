@@ -297,7 +297,6 @@ def _backbone(task: Task, shared: Shared, images: Images, pipeline: Pipeline, li
         "precision": device.dtype_policy,
         "threads": device.threads,
         "engine": str(history["engine"].iloc[-1]),
-        "replicas": device.replicas,
         "deterministic": _repeatable(result),
     }
     timings = {
@@ -383,7 +382,7 @@ def _row(trial: Trial, split: Split, samples: Samples, recipe: Recipe | None) ->
     row["guarantees"] = "; ".join(sorted(split.guarantees))
     kept = Pipeline.from_dict(dict(trial.pipeline)).keeps_scale
     row["flags"] = _joined([*split.flags, "" if kept else "cells are cropped to: their size is not seen"])
-    row |= dict.fromkeys(("parameters", "backend", "device", "precision", "threads", "engine", "replicas"))
+    row |= dict.fromkeys(("parameters", "backend", "device", "precision", "threads", "engine"))
     row["deterministic"] = True
     return row | {"plugin": trial.plugin, "plugin_version": trial.plugin_version}
 

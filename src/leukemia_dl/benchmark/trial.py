@@ -20,7 +20,7 @@ __all__ = ["WHOLE_NUMBERS", "Record", "Status", "Trial"]
 # Columns of a row.
 WHOLE_NUMBERS = (
     "fold", "seed", "image_size", "epochs", "batch_size", "n_train", "n_val", "n_test", "groups_train", "groups_val",
-    "groups_test", "dropped", "threads", "replicas", "crossing_identical", "crossing_same_cell", "crossing_group",
+    "groups_test", "dropped", "threads", "crossing_identical", "crossing_same_cell", "crossing_group",
     "parameters",
 )  # fmt: skip
 _LONGEST = 150

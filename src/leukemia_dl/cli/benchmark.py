@@ -108,10 +108,6 @@ def benchmark(
     engine: Annotated[
         str, typer.Option(help="How batches reach a net: keras (its fit), scan (whole epochs on the device), auto.")
     ] = "auto",
-    replicas: Annotated[int, typer.Option(help="GPUs that share each batch.")] = 1,
-    compile_cache: Annotated[
-        bool, typer.Option("--compile-cache", help="Keep what XLA compiles, for later runs.")
-    ] = False,
     plan: Annotated[bool, typer.Option("--plan", help="Print the trials and what is known of them; run none.")] = False,
 ) -> None:
     """Train and compare backbones on one data set, beside what cell size and colour alone would tell."""
@@ -121,8 +117,7 @@ def benchmark(
     how: dict[str, Any] = {"executor": executor, "workers": workers, "time_limit": time_limit, "shard": shard}
     how |= {"on_error": on_error, "existing": "rerun" if rerun else "reuse"}
     _check_run(**how)
-    compute: dict[str, Any] = {"engine": engine, "replicas": replicas, "compile_cache": compile_cache}
-    Compute(device=device, threads=threads, **compute)
+    Compute(device=device, threads=threads, engine=engine)
     if settings is not None:
         bench = _from_file(ctx, settings, root, store)
         _plan(bench, how) if plan else _run(bench, how, not no_report)
@@ -154,7 +149,7 @@ def benchmark(
         device=device,
         threads=threads,
         callbacks=callbacks,
-        **compute,
+        engine=engine,
     )
     _plan(bench, how) if plan else _run(bench, how, not no_report)
 

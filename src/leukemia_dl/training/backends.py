@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from leukemia_dl.datasets import cache_dir
 from leukemia_dl.errors import BackendError, SettingsError
 from leukemia_dl.identity import plain_number
 from leukemia_dl.memory import keep_memory
@@ -37,19 +36,14 @@ class Compute:
             equal threads. A backend that has already started in this process keeps what it has.
         engine: "keras" for Keras's `fit`; "scan" for whole epochs as one compiled function, with the images on the
             device; "auto" for the latter where a head is trained on features, and on a GPU that has room, with JAX.
-        replicas: GPUs that share each batch (`tf.distribute.MirroredStrategy`, `keras.distribution.DataParallel` on
-            JAX). Then TensorFlow normalises by the statistics of each share of a batch, JAX by those of the whole.
-        compile_cache: Keep what XLA compiles in the cache folder, for later processes.
 
     Raises:
-        SettingsError: On creation, for a value that is not allowed, or more than one replica with what excludes it.
+        SettingsError: On creation, for a value that is not allowed.
     """
 
     device: str = "auto"
     threads: int | None = None
     engine: str = "auto"
-    replicas: int = 1
-    compile_cache: bool = False
 
     def __post_init__(self) -> None:
         """Refuse a value that is not allowed, with its name."""
@@ -57,21 +51,13 @@ class Compute:
             raise SettingsError(f"device must be 'auto', 'cpu', 'gpu' or 'gpu:N'. Received: device={self.device!r}.")
         if self.engine not in ENGINES:
             raise SettingsError(f"engine must be one of {ENGINES}. Received: engine={self.engine!r}.")
-        for name in ("threads", "replicas"):
-            if name == "replicas" or self.threads is not None:
-                object.__setattr__(self, name, whole_number(name, getattr(self, name)))
-        if self.replicas > 1 and (":" in self.device or self.engine == "scan"):
-            raise SettingsError(
-                f"replicas={self.replicas} needs several GPUs and engine='keras'. "
-                f"Received: device={self.device!r}, engine={self.engine!r}."
-            )
-        if not isinstance(self.compile_cache, bool):
-            raise SettingsError(f"compile_cache must be True or False. Received: {self.compile_cache!r}.")
+        if self.threads is not None:
+            object.__setattr__(self, "threads", whole_number("threads", self.threads))
 
     @property
     def is_choice(self) -> bool:
         """Whether it asks for something that a machine may not have."""
-        return self.device.startswith("gpu") or self.replicas > 1 or self.engine == "scan"
+        return self.device.startswith("gpu") or self.engine == "scan"
 
 
 def whole_number(name: str, value: object) -> int:
@@ -93,7 +79,6 @@ class Device:
         dtype_policy: Keras dtype policy of the backbone.
         jit_compile: What is passed to `compile`: XLA only where it was measured to help.
         threads: That one operation on the CPU may use. Sums over many numbers depend on it in their last bits.
-        replicas: How many devices share each batch.
     """
 
     backend: str
@@ -102,7 +87,6 @@ class Device:
     dtype_policy: str
     jit_compile: bool | str
     threads: int
-    replicas: int = 1
 
 
 def prepare(precision: str = "auto", compute: Compute | None = None) -> Device:
@@ -124,8 +108,6 @@ def prepare(precision: str = "auto", compute: Compute | None = None) -> Device:
     device, threads, backend = compute.device, compute.threads, backend_name()
     if compute.engine == "scan" and backend == "torch":
         raise SettingsError("engine='scan' is for TensorFlow and JAX; this is torch. Use engine='auto'.")
-    if compute.compile_cache:
-        _keep_compiled(backend)
     with quiet_start("devices"):
         if backend == "torch" and device == "cpu":
             if "keras" in sys.modules and os.environ.get("KERAS_TORCH_DEVICE") != "cpu":
@@ -137,7 +119,7 @@ def prepare(precision: str = "auto", compute: Compute | None = None) -> Device:
         import keras  # noqa: F401
 
         count = _set_threads(backend, core_count() if threads is None else threads)
-        kind, name, has_bfloat16 = _PROBES[backend](device, compute.replicas)
+        kind, name, has_bfloat16 = _PROBES[backend](device)
     if kind == "cpu":
         keep_memory()
     if precision == "mixed_bfloat16" and not has_bfloat16:
@@ -148,7 +130,7 @@ def prepare(precision: str = "auto", compute: Compute | None = None) -> Device:
     policy = "mixed_bfloat16" if has_bfloat16 and precision != "float32" else "float32"
     # XLA on a CPU under TensorFlow is up to 3.7 times slower (Xception); under torch it has open bugs; JAX is XLA.
     jit: bool | str = False if backend == "torch" or (backend == "tensorflow" and kind == "cpu") else "auto"
-    return Device(backend, kind, name, policy, jit, count, compute.replicas)
+    return Device(backend, kind, name, policy, jit, count)
 
 
 def core_count() -> int:
@@ -175,24 +157,6 @@ def _set_threads(backend: str, threads: int) -> int:
     if not xla_bridge.backends_are_initialized():
         os.environ["NPROC"] = str(threads)
     return int(os.environ.get("NPROC", core_count()))
-
-
-def _keep_compiled(backend: str) -> None:
-    """Have XLA keep what it compiles in the cache folder; before TensorFlow is imported, later it hears nothing."""
-    folder = cache_dir() / "compiled"
-    if backend == "jax":
-        import jax
-
-        jax.config.update("jax_compilation_cache_dir", str(folder))
-    elif backend == "tensorflow":
-        if any(map(str.isspace, str(folder))):
-            raise SettingsError(
-                f"compile_cache=True: TensorFlow takes no folder with a space in its name, which {folder} has. "
-                "Let LEUKEMIA_DL_CACHE be another one."
-            )
-        flag = f"--tf_xla_persistent_cache_directory={folder}"
-        if flag not in os.environ.get("TF_XLA_FLAGS", ""):
-            os.environ["TF_XLA_FLAGS"] = f"{os.environ.get('TF_XLA_FLAGS', '')} {flag}".strip()
 
 
 def device_names() -> list[str]:
@@ -260,7 +224,7 @@ def _chosen(device: str, gpus: Sequence[Any]) -> Any:
     return gpus[number]
 
 
-def _probe_tensorflow(device: str, replicas: int) -> tuple[str, str, bool]:
+def _probe_tensorflow(device: str) -> tuple[str, str, bool]:
     import tensorflow as tf
 
     # One function per model is what we want; TensorFlow warns of it from the fifth model in a process on.
@@ -269,7 +233,7 @@ def _probe_tensorflow(device: str, replicas: int) -> tuple[str, str, bool]:
     gpu = _chosen(device, gpus)
     if gpus:
         try:
-            tf.config.set_visible_devices([] if gpu is None else gpus[:replicas] if replicas > 1 else [gpu], "GPU")
+            tf.config.set_visible_devices([] if gpu is None else [gpu], "GPU")
         except RuntimeError as error:
             if device == "auto":
                 gpu = next(iter(tf.config.get_visible_devices("GPU")), None)
@@ -280,8 +244,7 @@ def _probe_tensorflow(device: str, replicas: int) -> tuple[str, str, bool]:
                 ) from error
     if gpu is not None:
         with contextlib.suppress(RuntimeError):  # already in use: too late, and no harm
-            for used in gpus if replicas > 1 else [gpu]:  # TensorFlow wants it alike for all
-                tf.config.experimental.set_memory_growth(used, True)
+            tf.config.experimental.set_memory_growth(gpu, True)
     else:
         # With several, InceptionV3's parallel branches gave other bits in each run (TensorFlow 2.21, two cores), even
         # under enable_op_determinism. A user who has already started the run-time keeps what it was started with.
@@ -299,13 +262,13 @@ def _not_about_retracing(record: logging.LogRecord) -> bool:
     return "retracing" not in record.getMessage()
 
 
-def _probe_jax(device: str, replicas: int) -> tuple[str, str, bool]:
+def _probe_jax(device: str) -> tuple[str, str, bool]:
     import jax
 
     accelerators = [found for found in jax.devices() if found.platform != "cpu"]
     chosen = _chosen(device, accelerators)
     wanted = jax.devices("cpu")[0] if chosen is None else chosen
-    jax.config.update("jax_default_device", None if device == "auto" or replicas > 1 else wanted)
+    jax.config.update("jax_default_device", None if device == "auto" else wanted)
     if chosen is None:
         return "cpu", _cpu_name(), False
     capability = getattr(chosen, "compute_capability", "0.0")
@@ -313,7 +276,7 @@ def _probe_jax(device: str, replicas: int) -> tuple[str, str, bool]:
     return "gpu" if is_gpu else chosen.platform, str(chosen.device_kind), not is_gpu or float(capability) >= 8.0
 
 
-def _probe_torch(device: str, replicas: int) -> tuple[str, str, bool]:
+def _probe_torch(device: str) -> tuple[str, str, bool]:
     import torch
 
     number = _chosen(device, range(torch.cuda.device_count()))

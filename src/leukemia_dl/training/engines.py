@@ -73,7 +73,7 @@ def choose_engine(asked: str, device: Device, images: Any, phase: str, callbacks
         )
     if asked == "scan":
         return ScanEpoch()
-    if asked == "keras" or hearing or device.replicas > 1 or device.backend == "torch":
+    if asked == "keras" or hearing or device.backend == "torch":
         return KerasFit()
     if phase == "head" and bytes_on_device(images) <= _HEAD_BYTES:
         return ScanEpoch()

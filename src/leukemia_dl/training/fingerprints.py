@@ -89,4 +89,4 @@ def backend_fingerprint(device: Device) -> list[Any]:
     """Return what the last bits of a computation depend on: versions, device, precision, threads on a CPU."""
     versions = [installed_version(name) for name in (DISTRIBUTION, "keras", device.backend)]
     threads = device.threads if device.kind == "cpu" else 0
-    return [device.backend, device.kind, device.name, device.dtype_policy, *versions, threads, device.replicas]
+    return [device.backend, device.kind, device.name, device.dtype_policy, *versions, threads]

@@ -23,7 +23,6 @@ from leukemia_dl.training.backends import Compute, Device, prepare
 from leukemia_dl.training.batches import Subset
 from leukemia_dl.training.batchnorm import batchnorm_layers
 from leukemia_dl.training.callbacks import CallbackFactory, FitContext, load_factory, make_callbacks
-from leukemia_dl.training.distribution import check_share, distributed
 from leukemia_dl.training.features import FeatureCache
 from leukemia_dl.training.fingerprints import array_fingerprint, backend_fingerprint, net_fingerprint, shapes
 from leukemia_dl.training.folds import inner_folds
@@ -74,7 +73,7 @@ class FitResult:
 
         Where the backbone stayed frozen, from features that the fit's cache may hold already.
         """
-        batch = predict_batch_size(self.recipe, self.device.replicas)
+        batch = predict_batch_size(self.recipe)
         if self.features is None or self.recipe.epochs:
             return predict_logits(self.model, images, batch)
         features, forms, head = self._frozen(self.features, images)
@@ -82,7 +81,7 @@ class FitResult:
 
     def logits_over_symmetries(self, images: Images) -> NDArray[np.float64]:
         """Return the logits of the eight symmetries of each of `images`: (8, n, classes), float64, likewise."""
-        batch = predict_batch_size(self.recipe, self.device.replicas)
+        batch = predict_batch_size(self.recipe)
         if self.features is None or self.recipe.epochs or not self.recipe.head_symmetries:
             return logits_over_symmetries(self.model, images, batch)
         features, forms, head = self._frozen(self.features, images)
@@ -92,7 +91,7 @@ class FitResult:
         extractor, head = split_at_features(self.model)
         forms = 8 if self.recipe.head_symmetries else 1
         return (
-            cache.read(extractor, images, self.device, predict_batch_size(self.recipe, self.device.replicas), forms),
+            cache.read(extractor, images, self.device, predict_batch_size(self.recipe), forms),
             forms,
             head,
         )
@@ -164,26 +163,24 @@ def fit(
     once = _Fit(
         spec, classes, seed, found, checkpoints, factory, folder, cache, nets, compute.engine, on_step, on_epoch
     )  # fmt: skip
-    check_share(found, min(recipe.batch_size, len(images)))
-    with distributed(found):
-        while True:
-            try:
-                stop, curves = once.select_epoch(recipe, (images, labels), groups)
-                training = once.train(recipe, (images, labels), validation, stop)
-                out_of_fold = None
-                if not recipe.epochs and recipe.head == "pooled":
-                    out_of_fold = once.out_of_fold(recipe, training, labels, groups)
-                break
-            except OutOfMemoryError:
-                nets.forget()
-                if not recipe.halve_batch or recipe.batch_size == found.replicas:
-                    raise
-                half = max(recipe.batch_size // 2 // found.replicas, 1) * found.replicas
-                notes.append(f"out of memory with batches of {recipe.batch_size}: {half}")
-                recipe = dataclasses.replace(recipe, batch_size=half)
-            except BaseException:
-                nets.forget()  # its variables may be gone, if a step was interrupted
+    while True:
+        try:
+            stop, curves = once.select_epoch(recipe, (images, labels), groups)
+            training = once.train(recipe, (images, labels), validation, stop)
+            out_of_fold = None
+            if not recipe.epochs and recipe.head == "pooled":
+                out_of_fold = once.out_of_fold(recipe, training, labels, groups)
+            break
+        except OutOfMemoryError:
+            nets.forget()
+            if not recipe.halve_batch or recipe.batch_size == 1:
                 raise
+            half = recipe.batch_size // 2
+            notes.append(f"out of memory with batches of {recipe.batch_size}: {half}")
+            recipe = dataclasses.replace(recipe, batch_size=half)
+        except BaseException:
+            nets.forget()  # its variables may be gone, if a step was interrupted
+            raise
     history = pd.DataFrame(training.rows)
     if curves is not None:
         history["inner_val_loss"] = curves.mean(axis=0)[history["epoch"] - 1]

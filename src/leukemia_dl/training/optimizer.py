@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from leukemia_dl.training.distribution import summed_over_replicas
 from leukemia_dl.training.recipe import Recipe
 
 __all__ = ["build_loss", "build_optimizer", "class_weights", "rates_by_layer"]
@@ -71,7 +70,7 @@ def build_optimizer(recipe: Recipe, learning_rate: float, rates: Mapping[str, fl
             return ops.where(step < warmup, rising, top)
 
         def apply(self, grads: Any, trainable_variables: Any = None) -> Any:
-            gradients, replicas = summed_over_replicas(list(grads))
+            gradients = list(grads)
             if recipe.clip_norm:
                 squares = [keras.ops.sum(keras.ops.square(keras.ops.cast(g, "float32"))) for g in gradients]
                 # Not added one by one: TensorFlow makes that one operation, which begins with whichever number lies in
@@ -79,8 +78,7 @@ def build_optimizer(recipe: Recipe, learning_rate: float, rates: Mapping[str, fl
                 norm = keras.ops.sqrt(keras.ops.sum(keras.ops.stack(squares)))
                 share = recipe.clip_norm / keras.ops.maximum(norm, recipe.clip_norm)
                 gradients = [gradient * keras.ops.cast(share, gradient.dtype) for gradient in gradients]
-            # Keras sums them again.
-            return super().apply([g / replicas for g in gradients] if replicas > 1 else gradients, trainable_variables)
+            return super().apply(gradients, trainable_variables)
 
         def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
             ops = keras.ops

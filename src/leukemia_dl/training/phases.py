@@ -44,13 +44,12 @@ Images = NDArray[Any] | Subset
 Side = tuple[Images, NDArray[np.int64]]
 
 
-def predict_batch_size(recipe: Recipe, replicas: int = 1) -> int:
+def predict_batch_size(recipe: Recipe) -> int:
     """Return how many images a prediction takes per step: more than in training, since no gradients are kept.
 
-    Where memory forced the batches of training down, they follow. `replicas` devices can share them evenly.
+    Where memory forced the batches of training down, they follow.
     """
-    size = min(max(32, recipe.batch_size), 2 * recipe.batch_size)
-    return max(size // replicas, 1) * replicas
+    return min(max(32, recipe.batch_size), 2 * recipe.batch_size)
 
 
 def every_form(rows: NDArray[np.int64], forms: int) -> NDArray[np.int64]:
@@ -146,7 +145,7 @@ class Training:
     def features_of(self, images: Images) -> Subset:
         """Return what the head is given of images."""
         extractor, _ = split_at_features(self.net.model)
-        size, told = predict_batch_size(self.recipe, self.device.replicas), self.on_step
+        size, told = predict_batch_size(self.recipe), self.on_step
         on_batch = None if told is None else lambda batch, batches: told(0, batch, batches)
         return self.features.read(extractor, images, self.device, size, self._forms, on_batch)
 
@@ -358,7 +357,7 @@ class Training:
     def _validate(self, net: Any, side: Side | None) -> dict[str, float]:
         if side is None:
             return {}
-        size = predict_batch_size(self.recipe, self.device.replicas) if net is self.net.model else HEAD_BATCH
+        size = predict_batch_size(self.recipe) if net is self.net.model else HEAD_BATCH
         logits, labels = predict_logits(net, side[0], size), side[1]
         peak = logits.max(axis=1)
         log_sum = peak + np.log(np.exp(logits - peak[:, None]).sum(axis=1))
