@@ -1,8 +1,10 @@
 """Decoding: every mode comes out as RGB with the right values, every bad file as one error that names it."""
 
 import io
+import logging
 import os
 import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,7 @@ from PIL import Image
 
 from leukemia_dl.errors import ImageError
 from leukemia_dl.preprocess import IMAGE_SUFFIXES, MAX_PIXELS, decode_image
+from leukemia_dl.preprocess import decode as decoding
 from leukemia_dl.preprocess.decode import is_system_file
 
 IMAGES = hnp.arrays(np.uint8, st.tuples(st.integers(1, 12), st.integers(1, 12), st.just(3)))
@@ -71,6 +74,128 @@ def test_16_bit_is_scaled_not_clipped(format: str) -> None:
     np.testing.assert_array_equal(decoded[:, :, 0], np.rint(levels / 257).astype(np.uint8))
     assert decoded[0, 0].tolist() == [0, 0, 0]
     assert decoded[1, 3].tolist() == [255, 255, 255]
+
+
+def tiff(levels: np.ndarray, order: str = "<", packed: bytes | None = None, **tags: int | list[int]) -> bytes:
+    """Return an uncompressed TIFF of one strip, written by hand; `tags` are t<number>=value."""
+    height, width = levels.shape[:2]
+    channels = levels.shape[2] if levels.ndim == 3 else 1
+    body = levels.astype(f"{order}u2").tobytes() if packed is None else packed
+    values = {256: width, 257: height, 258: [16] * channels, 259: 1, 262: 1 if channels == 1 else 2, 273: 8}
+    values |= {277: channels, 278: height, 279: len(body)} | {int(name[1:]): value for name, value in tags.items()}
+    entries, more, start = b"", b"", 8 + len(body)
+    for tag, value in sorted(values.items()):
+        several = value if isinstance(value, list) else [value]
+        kind = 4 if max(several) > 65_535 else 3
+        raw = b"".join(struct.pack(order + ("I" if kind == 4 else "H"), one) for one in several)
+        if len(raw) > 4:
+            raw, more = struct.pack(order + "I", start + len(more)), more + raw
+        entries += struct.pack(order + "HHI", tag, kind, len(several)) + raw.ljust(4, b"\0")
+    head = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(order + "I", start + len(more))
+    return head + body + more + struct.pack(order + "H", len(values)) + entries + b"\0" * 4
+
+
+TWELVE = np.array([[0, 1, 8, 9], [2048, 3000, 4094, 4095]], np.uint16)
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("tags", [{"t281": 4095}, {"t281": [4095], "t280": [0]}, {"t341": 4095}])
+def test_12_bit_levels_are_scaled_by_the_range_that_a_tag_states(order: str, tags: dict) -> None:
+    """20.20: 12-bit levels in a 16-bit TIFF came out nearly black, also where a tag states the range."""
+    expected = np.rint(TWELVE / 4095 * 255).astype(np.uint8)
+    np.testing.assert_array_equal(decode_image(tiff(TWELVE, order, **tags))[:, :, 1], expected)
+    colour = np.stack([TWELVE, TWELVE[::-1], TWELVE // 2], axis=2)
+    wanted = np.rint(colour / 4095 * 255).astype(np.uint8)
+    np.testing.assert_array_equal(decode_image(tiff(colour, order, **tags)), wanted)
+
+
+def test_packed_12_bit_levels_are_scaled() -> None:
+    """20.20: a TIFF with BitsPerSample=12, two levels in three bytes, came out nearly black."""
+    pairs = TWELVE.reshape(-1, 2).astype(int)
+    packed = b"".join(bytes([a >> 4, (a & 15) << 4 | b >> 8, b & 255]) for a, b in pairs)
+    expected = np.rint(TWELVE / 4095 * 255).astype(np.uint8)
+    np.testing.assert_array_equal(decode_image(tiff(TWELVE, packed=packed, t258=12))[:, :, 0], expected)
+
+
+def test_a_tag_that_states_no_depth_or_is_wrong_is_not_used() -> None:
+    """20.20: the largest level of one image is no range: two images would get two scales."""
+    for value in (4000, 255, 65_535):
+        assert decode_image(tiff(TWELVE, t281=value)).max() == 16
+    assert decode_image(tiff(TWELVE * 3, t281=4095)).max() == 48
+
+
+def test_levels_in_the_lowest_sixteenth_are_said(caplog: pytest.LogCaptureFixture, monkeypatch) -> None:
+    """20.20: without a tag, nearly black images of 16 bits are named in a warning, once, then at level DEBUG."""
+    for data, said in (
+        (tiff(TWELVE), True),
+        (tiff(np.stack([TWELVE] * 3, axis=2)), True),
+        (encoded(Image.fromarray(TWELVE), "PNG"), True),
+        (tiff(TWELVE + 1), False),
+        (tiff(TWELVE * 0), False),
+        (tiff(TWELVE, t281=4095), False),
+    ):
+        monkeypatch.setattr(decoding, "_warned", set())
+        caplog.clear()
+        with caplog.at_level(logging.DEBUG, "leukemia_dl"):
+            decode_image(data)
+            decode_image(data)
+        levels = [record.levelname for record in caplog.records if "MaxSampleValue=4095" in record.message]
+        assert levels == (["WARNING", "DEBUG"] if said else [])
+
+
+def test_white_is_zero_of_16_bits() -> None:
+    """20.20: a 16-bit TIFF whose tag says that white is zero came out inverted."""
+    levels = np.array([[0, 257, 65_535, 30_000]], np.uint16)
+    found = decode_image(tiff(levels, t262=0))[0, :, 0]
+    assert found.tolist() == [255, 254, 0, 255 - round(30_000 / 257)]
+    assert decode_image(tiff(TWELVE, t262=0, t281=4095))[0, 0, 0] == 255
+    with pytest.raises(ImageError, match="or of a kind that cannot be read"):  # Pillow does not know it
+        decode_image(tiff(levels, ">", t262=0))
+    compressed = Image.fromarray(levels)
+    compressed = encoded(compressed, "TIFF", compression="tiff_lzw", tiffinfo={262: 0})
+    assert decode_image(compressed)[0, :, 0].tolist() == found.tolist()
+
+
+def test_16_bit_channels_kept_apart_are_refused() -> None:
+    """20.20: Pillow reads 16-bit planes that are not compressed as noise."""
+    levels = np.random.default_rng(0).integers(0, 65_536, (4, 4, 3)).astype(np.uint16)
+    planes = np.moveaxis(levels, 2, 0).astype("<u2").tobytes()
+    data = tiff(levels, packed=planes, t284=2, t273=[8, 40, 72], t279=[32] * 3)
+    with pytest.raises(ImageError, match="each 16-bit channel apart"):
+        decode_image(data)
+
+
+def progressive(side: int, extra: int) -> bytes:
+    """Return a progressive JPEG whose last scan comes `extra` times more."""
+    data = encoded(Image.new("RGB", (side, side), (90, 30, 120)), "JPEG", progressive=True)
+    last = data.rfind(b"\xff\xda")
+    return data[:-2] + data[last:-2] * extra + data[-2:]
+
+
+def test_progressive_jpegs_of_thousands_of_scans_are_refused() -> None:
+    """20.37: a small JPEG of 3,000 scans hung the decoder for minutes."""
+    bomb = progressive(4_400, 3_000)
+    assert len(bomb) < 250_000
+    with pytest.raises(ImageError, match=r"it has 3,010 scans, more than the 30 allowed at its size"):
+        decode_image(bomb)
+    with pytest.raises(ImageError, match="more than the 1,000 allowed"):
+        decode_image(progressive(8, 1_000))
+    for fine in (progressive(4_400, 0), progressive(450, 100)):
+        assert np.ptp(decode_image(fine), axis=(0, 1)).max() == 0
+
+
+def test_files_that_make_the_decoder_work_again_and_again_are_refused() -> None:
+    """20.37: siblings: a PNG of many colour profiles, a TIFF whose strips cover its pixels thousands of times."""
+    png = encoded(Image.new("RGB", (4, 4)), "PNG")
+    packed = b"a\0\0" + zlib.compress(b"\0" * 1_000_000)
+    profile = struct.pack(">I", len(packed)) + b"iCCP" + packed + struct.pack(">I", zlib.crc32(b"iCCP" + packed))
+    with pytest.raises(ImageError, match="many colour profiles"):
+        decode_image(png[:33] + profile * 900 + png[33:])
+    assert decode_image(png[:33] + profile + png[33:]).shape == (4, 4, 3)
+    levels = np.zeros((40, 40), np.uint16)
+    with pytest.raises(ImageError, match="20,000 strips or tiles, too many for its size"):
+        decode_image(tiff(levels, t278=39, t273=[8] * 20_000, t279=[3_120] * 20_000))
+    assert decode_image(tiff(levels, t278=20, t273=[8, 1_608], t279=[1_600] * 2)).shape == (40, 40, 3)
 
 
 def test_32_bit_is_refused_since_its_range_is_unknown() -> None:

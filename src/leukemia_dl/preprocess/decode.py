@@ -5,12 +5,13 @@ from __future__ import annotations
 import io
 import logging
 import os
+import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, JpegImagePlugin, UnidentifiedImageError
 
 from leukemia_dl.errors import ImageError
 
@@ -26,11 +27,19 @@ _SYSTEM_NAMES = frozenset({
     "@eadir", "@recycle", "@tmp", "#recycle", "#snapshot", "$recycle.bin", "__macosx", "__pycache__", "lost+found",
     "system volume information", "thumbs.db", "ehthumbs.db", "desktop.ini",
 })  # fmt: skip
+_MOST_SCANS = 30
+"""Times that a JPEG of `MAX_PIXELS` may go over its pixels; a smaller one more often, up to 1,000 times."""
+_MOST_TILES = 100_000
+_MOST_LAYERS = 5  # Of the tiles of a TIFF over one another: a plane per channel.
+_MOST_PROFILES = 8  # Of a PNG, which may have one; each costs a megabyte to unpack.
+_DEEP = 0xFFFF
+_DEPTHS = frozenset(2**bits - 1 for bits in range(9, 16))
 _BLOCK = 1 << 20
 """Bytes that a decoder is given at a time. Pillow's 64 KiB make two threads wait for each other at every block."""
 _MODES_16 = frozenset({"I;16", "I;16L", "I;16B", "I;16N"})
 _MODES_32 = frozenset({"I", "F", "I;32L", "I;32B", "F;32F"})
 _log = logging.getLogger(__name__)
+_warned: set[str] = set()  # a data set may have thousands of such files
 
 
 def decode_image(source: str | Path | bytes) -> NDArray[np.uint8]:
@@ -40,6 +49,11 @@ def decode_image(source: str | Path | bytes) -> NDArray[np.uint8]:
     black (the background of segmented cells), CMYK is converted and an EXIF orientation applied. Of a file with
     several frames the first is taken.
 
+    Levels of 9 to 15 bits in a 16-bit TIFF are scaled by their own range if BitsPerSample, MaxSampleValue or
+    SMaxSampleValue (4095 for 12 bits) states it. Without such a tag the range is taken for 16 bits; an image whose
+    levels all lie in the lowest sixteenth of it is logged, as a warning the first time in a process and at level DEBUG
+    then.
+
     Args:
         source: Path of a BMP, PNG, TIFF or JPEG file, or the bytes of one.
 
@@ -47,8 +61,9 @@ def decode_image(source: str | Path | bytes) -> NDArray[np.uint8]:
         uint8, (height, width, 3), RGB, 0..255; a new array that may be written to.
 
     Raises:
-        ImageError: If the file is missing, is a folder, has another format, more than `MAX_PIXELS` pixels, is cut off
-            or cannot be decoded. The message names the file and the reason.
+        ImageError: If the file is missing, is a folder, has another format, more than `MAX_PIXELS` pixels, is cut off,
+            cannot be decoded, or is made to take long (a JPEG of thousands of scans, a TIFF whose strips overlap). The
+            message names the file and the reason.
     """
     return writable(decode_shared(source))
 
@@ -72,19 +87,22 @@ def decode_shared(source: str | Path | bytes) -> NDArray[np.uint8]:
     """Do what `decode_image` does, without the last copy: the array may be read-only."""
     name = f"<{len(source):,} bytes>" if isinstance(source, bytes) else str(source)
     try:
+        _bound_profiles(source)
         with Image.open(_opened(source), formats=FORMATS) as image:
             width, height = image.size
             if width * height > MAX_PIXELS:
                 raise _Refused(f"it has {width:,} x {height:,} pixels, more than the {MAX_PIXELS:,} allowed: cut it")
+            _bound_work(image, source)
+            deep = image.format != "BMP" and any(part in str(image.tile) for part in (";16", ";12"))
             image.decodermaxblock = _BLOCK
             image.load()
             _orient(image, name)
-            return _to_rgb(image)
+            return _to_rgb(_to_8_bits(image, source, name) if deep else image)
     except _Refused as error:
         reason = str(error)
         cause: Exception | None = None
     except UnidentifiedImageError as error:
-        reason, cause = f"it is none of {', '.join(FORMATS)}", error
+        reason, cause = f"it is none of {', '.join(FORMATS)}, or of a kind that cannot be read", error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         reason, cause = f"it has more than the {MAX_PIXELS:,} pixels allowed", error
     except Exception as error:  # a damaged file makes Pillow's decoders raise about anything
@@ -116,6 +134,11 @@ class _Refused(Exception):
     """Why we do not even try."""
 
 
+def _stream(source: str | Path | bytes) -> BinaryIO:
+    opened = _opened(source)
+    return opened if isinstance(opened, io.BytesIO) else opened.open("rb")
+
+
 def _opened(source: str | Path | bytes) -> Path | io.BytesIO:
     if isinstance(source, bytes):
         return io.BytesIO(source)
@@ -128,6 +151,40 @@ def _opened(source: str | Path | bytes) -> Path | io.BytesIO:
     return path
 
 
+def _occurrences(source: str | Path | bytes, marker: bytes) -> int:
+    """Return how often `marker` is in a file, without holding more of it than a block."""
+    count, kept = 0, b""
+    with _stream(source) as file:
+        while block := file.read(_BLOCK):
+            count += (kept + block).count(marker)
+            kept = block[1 - len(marker) :]
+    return count
+
+
+def _bound_profiles(source: str | Path | bytes) -> None:
+    """Refuse a PNG of thousands of colour profiles, all of which Pillow would unpack when it opens the file."""
+    with _stream(source) as file:
+        if file.read(4) != b"\x89PNG":
+            return
+    if _occurrences(source, b"iCCP") > _MOST_PROFILES:
+        raise _Refused("it has many colour profiles, where a PNG has one: save it anew")
+
+
+def _bound_work(image: Image.Image, source: str | Path | bytes) -> None:
+    """Refuse what takes long to decode although its file is small and its pixels are few."""
+    area = image.width * image.height
+    if isinstance(image, JpegImagePlugin.JpegImageFile):
+        scans, most = _occurrences(source, b"\xff\xda"), min(_MOST_SCANS * MAX_PIXELS // area, 1_000)
+        if scans > most:
+            raise _Refused(f"it has {scans:,} scans, more than the {most:,} allowed at its size: save it anew")
+    tags = getattr(image, "tag_v2", {})
+    if tags.get(284) == 2 and max(tags.get(258, (8,))) > 8 and image.tile and image.tile[0].codec_name == "raw":
+        raise _Refused("it keeps each 16-bit channel apart, which Pillow misreads: save it with interleaved channels")
+    covered = sum((right - left) * (bottom - top) for _, (left, top, right, bottom), *_ in image.tile)
+    if len(image.tile) > _MOST_TILES or covered > _MOST_LAYERS * area:
+        raise _Refused(f"it has {len(image.tile):,} strips or tiles, too many for its size: save it anew")
+
+
 def _orient(image: Image.Image, name: str) -> None:
     try:
         ImageOps.exif_transpose(image, in_place=True)  # in place: otherwise it copies an image that is upright
@@ -135,13 +192,54 @@ def _orient(image: Image.Image, name: str) -> None:
         _log.info("Ignored the unreadable EXIF data of %s: %s", name, error)
 
 
+def _to_8_bits(image: Image.Image, source: str | Path | bytes, name: str) -> Image.Image:
+    """Return a 16-bit image as one of 8 bits: scaled by the range that its tags state, otherwise by all 16 bits.
+
+    Pillow gives 16-bit levels of grey images as they are, and only the upper bytes of coloured ones.
+    """
+    tags = getattr(image, "tag_v2", {})
+    stated = {2**bits - 1 for bits in tags.get(258, ())} | set(tags.get(281, ())) | set(tags.get(341, ()))
+    top = int(max(stated & _DEPTHS, default=_DEEP))
+    grey = image.mode in _MODES_16
+    levels = np.asarray(image if grey else image.convert("RGB"))
+    if not grey:
+        levels = levels.astype(np.uint16) << 8
+        levels |= _lower_bytes(source) if top < _DEEP and image.mode == "RGB" else 0
+    largest = int(levels.max())
+    if largest > top or (not grey and (image.mode != "RGB" or tags.get(284) == 2)):
+        top = _DEEP
+    if top == _DEEP and 0 < largest <= _DEEP // 16:
+        _log.log(
+            logging.DEBUG if _warned else logging.WARNING,
+            "%s has 16 bits per channel and no level above %s of 65,535, as 12-bit cameras write it: it is read as it "
+            "is, nearly black. Save such files with 8 bits, or as TIFF with the tag MaxSampleValue=4095. Further ones "
+            "are logged at level DEBUG.",
+            name,
+            f"{largest:,}",
+        )
+        _warned.add("dark")
+    if not grey and top == _DEEP:
+        return image
+    scaled = (np.minimum(np.arange(_DEEP + 1), top) * 255 + top // 2) // top
+    if grey and tags.get(262) == 0:  # white is zero; of the 8-bit ones, Pillow takes care
+        scaled = 255 - scaled
+    return Image.fromarray(scaled.astype(np.uint8)[levels])
+
+
+def _lower_bytes(source: str | Path | bytes) -> NDArray[np.uint8]:
+    """Return the lower bytes of 16-bit RGB samples: Pillow gives them if it takes the other order of bytes."""
+    other = {"L": "B", "B": "L", "N": "B" if sys.byteorder == "little" else "L"}
+    with Image.open(_opened(source), formats=("TIFF",)) as image:
+        image.tile = [
+            tile._replace(args=(tile.args[0][:-1] + other[tile.args[0][-1]], *tile.args[1:])) for tile in image.tile
+        ]
+        image.load()
+        return np.asarray(image)
+
+
 def _to_rgb(image: Image.Image) -> NDArray[np.uint8]:
     if image.mode in _MODES_32:
         raise _Refused("it has 32 bits per pixel in one channel: convert it to 8 or 16 bits")
-    if image.mode in _MODES_16:
-        grey = np.asarray(image).astype(np.uint32)
-        scaled = ((grey + 128) // 257).astype(np.uint8)
-        return np.repeat(scaled[:, :, None], 3, axis=2)
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", rgba.size, (0, 0, 0, 255)), rgba)
