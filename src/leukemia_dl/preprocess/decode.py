@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, JpegImagePlugin, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, JpegImagePlugin, UnidentifiedImageError
 
 from leukemia_dl.errors import ImageError
 
@@ -170,7 +170,7 @@ def _bound_profiles(source: str | Path | bytes) -> None:
         raise _Refused("it has many colour profiles, where a PNG has one: save it anew")
 
 
-def _bound_work(image: Image.Image, source: str | Path | bytes) -> None:
+def _bound_work(image: ImageFile.ImageFile, source: str | Path | bytes) -> None:
     """Refuse what takes long to decode although its file is small and its pixels are few."""
     area = image.width * image.height
     if isinstance(image, JpegImagePlugin.JpegImageFile):
@@ -178,11 +178,12 @@ def _bound_work(image: Image.Image, source: str | Path | bytes) -> None:
         if scans > most:
             raise _Refused(f"it has {scans:,} scans, more than the {most:,} allowed at its size: save it anew")
     tags = getattr(image, "tag_v2", {})
-    if tags.get(284) == 2 and max(tags.get(258, (8,))) > 8 and image.tile and image.tile[0].codec_name == "raw":
+    if tags.get(284) == 2 and max(tags.get(258, (8,))) > 8 and image.tile[0].codec_name == "raw":
         raise _Refused("it keeps each 16-bit channel apart, which Pillow misreads: save it with interleaved channels")
-    covered = sum((right - left) * (bottom - top) for _, (left, top, right, bottom), *_ in image.tile)
-    if len(image.tile) > _MOST_TILES or covered > _MOST_LAYERS * area:
-        raise _Refused(f"it has {len(image.tile):,} strips or tiles, too many for its size: save it anew")
+    tiles: list[Any] = image.tile
+    covered = sum((right - left) * (bottom - top) for _, (left, top, right, bottom), *_ in tiles)
+    if len(tiles) > _MOST_TILES or covered > _MOST_LAYERS * area:
+        raise _Refused(f"it has {len(tiles):,} strips or tiles, too many for its size: save it anew")
 
 
 def _orient(image: Image.Image, name: str) -> None:
@@ -230,9 +231,8 @@ def _lower_bytes(source: str | Path | bytes) -> NDArray[np.uint8]:
     """Return the lower bytes of 16-bit RGB samples: Pillow gives them if it takes the other order of bytes."""
     other = {"L": "B", "B": "L", "N": "B" if sys.byteorder == "little" else "L"}
     with Image.open(_opened(source), formats=("TIFF",)) as image:
-        image.tile = [
-            tile._replace(args=(tile.args[0][:-1] + other[tile.args[0][-1]], *tile.args[1:])) for tile in image.tile
-        ]
+        tiles: list[Any] = image.tile
+        image.tile = [t._replace(args=(t.args[0][:-1] + other[t.args[0][-1]], *t.args[1:])) for t in tiles]
         image.load()
         return np.asarray(image)
 
