@@ -87,6 +87,34 @@ def unconnected():
     return [convolution(), Idle(name="idle")]
 
 
+class OwnNorm(keras.layers.Layer):
+    """Keeps a moving mean that nothing but its own training steps brings up to date."""
+
+    def build(self, shape):
+        self.mean = self.add_weight(shape=(shape[-1],), initializer="zeros", trainable=False, name="moving_mean")
+
+    def call(self, x, training=False):
+        if training:
+            self.mean.assign(0.9 * self.mean + 0.1 * keras.ops.mean(x, axis=(0, 1, 2)))
+        return x - self.mean
+
+
+class Composite(keras.layers.Layer):
+    def __init__(self, norm, **settings):
+        super().__init__(**settings)
+        self.norm = norm
+
+    def call(self, x, training=False):
+        return self.norm(x, training=training)
+
+
+def test_batchnorm_inside_a_composite_layer_passes_and_other_statistics_do_not():
+    """20.8: statistics that a training step moves are counted against the layers that a fit re-estimates."""
+    module.check_statistics(net(lambda: [convolution(), Composite(keras.layers.BatchNormalization())]))
+    with pytest.raises(AssertionError, match=r"moves 1 weights .*moving_mean"):
+        module.check_statistics(net(lambda: [convolution(), Composite(OwnNorm())]))
+
+
 WRONG = {
     "check_parameters": (net(lambda: [convolution()], parameters=5), "5 parameters are declared, and there are 112"),
     "check_flat": (
@@ -130,4 +158,4 @@ def test_checks_can_be_left_out_by_name():
     check_backbone(wrong, skip=["check_parameters"])
     with pytest.raises(SettingsError, match="check_speed"):
         check_backbone(wrong, skip=["check_speed"])
-    assert len(BACKBONE_CHECKS) == len({check.__name__ for check in BACKBONE_CHECKS}) == 9
+    assert len(BACKBONE_CHECKS) == len({check.__name__ for check in BACKBONE_CHECKS}) == 10

@@ -26,6 +26,33 @@ def test_statistics_are_those_of_the_images():
     assert norm.momentum == 0.99
 
 
+class Block(keras.layers.Layer):
+    """A composite layer: its convolution and its BatchNorm are no layers of the model."""
+
+    def __init__(self, **settings):
+        super().__init__(**settings)
+        self.convolution = keras.layers.Conv2D(4, 3, use_bias=False)
+        self.norm = keras.layers.BatchNormalization()
+
+    def call(self, x, training=False):
+        return self.norm(self.convolution(x), training=training)
+
+
+def test_statistics_inside_composite_and_nested_layers_are_those_of_the_images():
+    """20.8: BatchNorm inside a composite layer, a nested model or both is re-estimated too."""
+    images = np.random.default_rng(0).integers(0, 256, (24, 8, 8, 3), dtype=np.uint8)
+    inputs = keras.Input((8, 8, 3))
+    first, inner = Block(), Block()
+    x = first(inputs)
+    model = keras.Model(inputs, keras.Sequential([inner, keras.layers.ReLU()])(x))
+    assert batchnorm_layers(model) == [first.norm, inner.norm]
+    assert reestimate_batchnorm(model, images, 8) == 2
+    values = np.asarray(first.convolution(images.astype(np.float32))).reshape(-1, 4)
+    np.testing.assert_allclose(np.asarray(first.norm.moving_mean), values.mean(axis=0), rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(np.asarray(first.norm.moving_variance), values.var(axis=0), rtol=1e-3)
+    assert not np.allclose(np.asarray(inner.norm.moving_variance), 1)
+
+
 @pytest.mark.skipif(keras.backend.backend() == "torch", reason="nothing is compiled there")
 def test_a_compiled_pass_gives_the_same_statistics():
     images = np.random.default_rng(0).integers(0, 256, (24, 32, 32, 3), dtype=np.uint8)

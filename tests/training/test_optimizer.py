@@ -92,6 +92,30 @@ def test_rates_fall_geometrically_from_the_head_to_the_first_layer():
     assert set(rates_by_layer(single, 0.1).values()) == {1.0}
 
 
+def test_layers_inside_a_composite_layer_have_rates_by_their_depth():
+    """20.8: layers inside a composite layer or a nested model are layers of their own, in the order of their calls."""
+
+    class Pair(keras.layers.Layer):
+        def __init__(self):
+            super().__init__()
+            self.one, self.other = keras.layers.Dense(4), keras.layers.Dense(4)
+
+        def build(self, shape):
+            self.gain = self.add_weight(shape=(4,), initializer="ones", name="gain")
+
+        def call(self, x):
+            return self.other(self.one(x)) * self.gain
+
+    inputs = keras.Input((8,))
+    pair, nested, last = Pair(), keras.layers.Dense(4), keras.layers.Dense(2)
+    model = keras.Model(inputs, last(keras.Sequential([nested])(pair(inputs))))
+    rates = rates_by_layer(model, 0.0001)
+    assert set(rates) == {weight.path for weight in model.trainable_weights}
+    assert rates[pair.gain.path] == pytest.approx(1e-4)  # what a layer owns comes before what is inside it
+    for layer, share in zip((pair.one, pair.other, nested, last), (1e-3, 1e-2, 1e-1, 1), strict=True):
+        assert [rates[weight.path] for weight in layer.weights] == pytest.approx([share, share])
+
+
 @settings(max_examples=30)
 @given(
     labels=st.lists(st.integers(0, 2), min_size=1, max_size=9),

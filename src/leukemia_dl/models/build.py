@@ -18,7 +18,7 @@ from leukemia_dl.models.heads import RESERVED, Head, apply_head
 from leukemia_dl.models.scaling import scale
 from leukemia_dl.models.spec import BackboneSpec, Scaling
 
-__all__ = ["build_model", "check_size", "most_readers", "weights_identity"]
+__all__ = ["all_layers", "build_model", "check_size", "most_readers", "weights_identity"]
 
 _log = logging.getLogger(__name__)
 _WEIGHTS_SUFFIXES = (".h5", ".hdf5")
@@ -161,6 +161,12 @@ def _weights_file(spec: BackboneSpec, weights: str | Path) -> Path:
 def _copy_weights(source: Any, target: Any) -> None:
     target.set_weights(source.get_weights())
     _log.info("Loaded %d weight arrays into %s", len(source.weights), target.name)
+
+
+def all_layers(model: Any) -> list[Any]:
+    """Return the layers of a model in their order, each followed by the layers inside it."""
+    own = model._flatten_layers(include_self=False, recursive=False)
+    return list(dict.fromkeys(part for layer in own for part in (layer, *all_layers(layer))))
 
 
 def most_readers(model: Any) -> int:

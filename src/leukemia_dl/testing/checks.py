@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from leukemia_dl.models import BackboneSpec, Classifier, build_model, load_classifier
 from leukemia_dl.preprocess import Pipeline
+from leukemia_dl.training.batchnorm import batchnorm_layers
 
 __all__ = ["BACKBONE_CHECKS", "check_backbone", "parametrize_with_checks"]
 
@@ -151,6 +152,22 @@ def check_freezing(spec: BackboneSpec) -> None:
     _hold(spec, bool(moved), "the head does not learn")
 
 
+def check_statistics(spec: BackboneSpec) -> None:
+    """A training step moves no statistics but those of BatchNormalization layers, which a fit re-estimates."""
+    model = _compiled(spec)
+    known = {id(weight) for layer in batchnorm_layers(model) for weight in layer.non_trainable_variables}
+    others = [w for w in model.non_trainable_variables if id(w) not in known and "float" in w.dtype]
+    before = [_value(weight) for weight in others]
+    _train(model, spec)
+    moved = [w.path for w, old in zip(others, before, strict=True) if not np.array_equal(_value(w), old)]
+    _hold(
+        spec,
+        not moved,
+        f"a training step moves {len(moved)} weights that no optimizer trains and no fit re-estimates, such as "
+        f"{moved[:3]}; use keras.layers.BatchNormalization",
+    )
+
+
 def check_mixed_precision(spec: BackboneSpec) -> None:
     """Under mixed_bfloat16 the head stays float32, and logits and a training step are finite."""
     model = _net(spec, dtype_policy="mixed_bfloat16")
@@ -181,6 +198,7 @@ BACKBONE_CHECKS: tuple[Check, ...] = (
     check_predictions,
     check_gradients,
     check_freezing,
+    check_statistics,
     check_mixed_precision,
     check_saving,
 )

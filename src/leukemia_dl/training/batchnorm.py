@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from leukemia_dl.models.build import all_layers
+
 __all__ = ["batchnorm_layers", "reestimate_batchnorm"]
 
 
@@ -67,11 +69,11 @@ def reestimate_batchnorm(model: Any, images: Any, batch_size: int, forward: Call
 
 
 def batchnorm_layers(model: Any) -> list[Any]:
-    """Return the layers whose statistics are re-estimated."""
+    """Return the layers whose statistics are re-estimated, those inside other layers included."""
     import keras
 
     kind = keras.layers.BatchNormalization
-    return [layer for layer in model.layers if isinstance(layer, kind) and layer.trainable and layer.momentum < 1]
+    return [layer for layer in all_layers(model) if isinstance(layer, kind) and layer.trainable and layer.momentum < 1]
 
 
 class _Moments:

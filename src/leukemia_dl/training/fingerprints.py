@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from leukemia_dl.models.build import all_layers
 from leukemia_dl.plugins import DISTRIBUTION, installed_version
 from leukemia_dl.training.backends import Device
 
@@ -49,7 +50,7 @@ def _code(kind: type) -> str:
 
 
 def _own_kinds(model: Any) -> list[type]:
-    kinds = {type(operation) for operation in model.operations}
+    kinds = {type(operation) for operation in (*model.operations, *all_layers(model))}
     return sorted((k for k in kinds if k.__module__.partition(".")[0] != "keras"), key=lambda kind: kind.__qualname__)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from leukemia_dl.models.build import all_layers
 from leukemia_dl.training.recipe import Recipe
 
 __all__ = ["build_loss", "build_optimizer", "class_weights", "rates_by_layer"]
@@ -106,15 +107,15 @@ def build_optimizer(recipe: Recipe, learning_rate: float, rates: Mapping[str, fl
 def rates_by_layer(model: Any, rate_at_input: float) -> dict[str, float]:
     """Return each trainable variable's share of the learning rate, by its path.
 
-    The layers that have trainable weights stand at equal distances, from `rate_at_input` at the first to 1 at the last.
+    The layers that own trainable weights, inside other layers too, stand at equal distances, from `rate_at_input` at
+    the first to 1 at the last.
     """
-    layers = [layer for layer in model.layers if layer.trainable_variables]
+    # Inner layers come after the one that holds them: a weight belongs to the last layer that has it.
+    owners = {variable.path: layer for layer in all_layers(model) for variable in layer.trainable_variables}
+    layers = list(dict.fromkeys(owners.values()))
     shares = np.geomspace(rate_at_input, 1.0, len(layers)).tolist() if len(layers) > 1 else [1.0] * len(layers)
-    return {
-        variable.path: share
-        for layer, share in zip(layers, shares, strict=True)
-        for variable in layer.trainable_variables
-    }
+    share = dict(zip(layers, shares, strict=True))
+    return {path: share[layer] for path, layer in owners.items()}
 
 
 def class_weights(recipe: Recipe, labels: NDArray[np.int64], classes: int) -> NDArray[np.float32] | None:
