@@ -40,7 +40,8 @@ def features(inputs: Any) -> Any:
                 x = normalised(pointwise(x, expansion * x.shape[-1], f"{name}_expand_conv"), f"{name}_bn0")
             step = 1 if repeat else stride
             x = layers.DepthwiseConv2D(kernel, step, padding="same", use_bias=False, name=f"{name}_depthwise_conv")(x)
-            x = normalised(pointwise(normalised(x, f"{name}_bn1"), channels, f"{name}_project_conv"), f"{name}_bn2", False)
+            x = pointwise(normalised(x, f"{name}_bn1"), channels, f"{name}_project_conv")
+            x = normalised(x, f"{name}_bn2", activation=False)
             x, number = layers.Add(name=f"{name}_add")([before, x]) if repeat else x, number + 1
     return normalised(pointwise(x, 1280, "conv_head"), "bn1")
 
