@@ -70,6 +70,7 @@ def seeds() -> list[bytes]:
         *((image, "TIFF", {}) for image in (deep, alpha, picture.convert("CMYK"), picture.convert("P"))),
         *((picture.convert(mode), "JPEG", {}) for mode in ("RGB", "L", "CMYK")),
         (picture, "JPEG", {"progressive": True, "exif": exif}),
+        *((image, "WEBP", options) for image in (picture, alpha) for options in ({}, {"lossless": True})),
     ]
     files = []
     for image, format_, options in variants:

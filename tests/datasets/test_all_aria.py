@@ -114,7 +114,7 @@ def test_other_names_are_left_out_and_counted(
     (early / "WBC-Malignant-Early-097.jpg").symlink_to(early / "WBC-Malignant-Early-097.jpg")
     (tree / "Original" / "loop").symlink_to(tree, target_is_directory=True)
     os.mkfifo(early / "WBC-Malignant-Early-096.jpg")
-    left_out = 9
+    left_out = 8
     try:
         (early / "caf\udce9.jpg").write_text("x")
         left_out += 1

@@ -33,7 +33,8 @@ def a_photo(height: int = 6, width: int = 5) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    ("format", "options"), [("BMP", {}), ("PNG", {}), ("TIFF", {}), ("TIFF", {"compression": "tiff_lzw"})]
+    ("format", "options"),
+    [("WEBP", {"lossless": True}), ("BMP", {}), ("PNG", {}), ("TIFF", {}), ("TIFF", {"compression": "tiff_lzw"})],
 )
 @given(pixels=IMAGES)
 def test_lossless_files_give_the_pixels_back(format: str, options: dict, pixels: np.ndarray) -> None:
@@ -251,7 +252,7 @@ def test_truncated_bmp_is_named(tmp_path: Path) -> None:
         decode_image(path)
 
 
-@pytest.mark.parametrize("format", ["PNG", "TIFF", "JPEG"])
+@pytest.mark.parametrize("format", ["PNG", "TIFF", "JPEG", "WEBP"])
 def test_truncated_others(format: str) -> None:
     data = encoded(Image.fromarray(a_photo(64, 64)), format)
     with pytest.raises(ImageError, match="Cannot read the image <"):
@@ -264,7 +265,7 @@ def test_what_is_no_image_says_why(tmp_path: Path) -> None:
     cases = [
         (tmp_path / "gone.bmp", "there is no such file"),
         (tmp_path, "it is a folder, not a file"),
-        (text, "it is none of BMP, PNG, TIFF, JPEG"),
+        (text, "it is none of BMP, PNG, TIFF, JPEG, WEBP"),
         (b"", "it is none of BMP"),
         (encoded(Image.fromarray(a_photo()), "GIF"), "it is none of BMP"),
     ]
@@ -292,7 +293,7 @@ def test_bombs_are_refused_by_their_header(side: int) -> None:
     assert limit == Image.MAX_IMAGE_PIXELS
 
 
-@given(data=st.data(), format=st.sampled_from(["BMP", "PNG", "TIFF", "JPEG"]))
+@given(data=st.data(), format=st.sampled_from(["BMP", "PNG", "TIFF", "JPEG", "WEBP"]))
 def test_damaged_bytes_give_an_image_or_our_error(data: st.DataObject, format: str) -> None:
     damaged = bytearray(encoded(Image.fromarray(a_photo(16, 16)), format))
     for position in data.draw(st.lists(st.integers(0, len(damaged) - 1), min_size=1, max_size=6)):
@@ -326,3 +327,22 @@ def test_real_files_decode(c_nmc_sample: Path, aria_sample: Path, wbc_sample: Pa
 def test_hidden_files_and_those_of_systems_are_known_by_their_name(name: str | Path, expected: bool) -> None:
     """20.18: only the last part of a path counts, since callers leave out whole folders on their way."""
     assert is_system_file(name) is expected
+
+
+@pytest.mark.parametrize("suffix", [".jfif", ".jpe", ".webp", ".WEBP", ".TIF"])
+def test_suffixes_of_the_same_formats_are_read(tmp_path: Path, suffix: str) -> None:
+    """20.17: other names for JPEG, and WebP, are images too, in upper and lower case."""
+    assert suffix.lower() in IMAGE_SUFFIXES
+    format = {".webp": "WEBP", ".tif": "TIFF"}.get(suffix.lower(), "JPEG")
+    path = tmp_path / f"a{suffix}"
+    path.write_bytes(encoded(Image.fromarray(a_photo()), format))
+    assert decode_image(path).shape == a_photo().shape
+
+
+def test_a_large_webp_is_refused_from_its_header() -> None:
+    """20.17: 34 bytes that claim 16,383 x 16,383 pixels."""
+    size = 16_382
+    bits = (0x2F | size << 8 | size << 22).to_bytes(5, "little")
+    data = b"WEBPVP8L" + (22).to_bytes(4, "little") + bits + bytes(17)
+    with pytest.raises(ImageError, match="more than the 20,000,000"):
+        decode_image(b"RIFF" + len(data).to_bytes(4, "little") + data)

@@ -91,16 +91,18 @@ class Dataset:
     ) -> Dataset:
         """Return the data set of a folder per class; nothing is known of patients then.
 
-        Folders called train(ing), val(id/idation) and test(ing) each hold a folder per class, and make the column
-        `split`. Subfolders are searched too; what is no BMP, PNG, TIFF or JPEG by its suffix is left out.
+        Folders whose names say a side (`train`, `TestA`, `validation_set`) or a fold (`fold_0`) may hold a folder per
+        class, or be in each; they make the column `split` or `fold`. Subfolders are searched too. Images that are in no
+        class folder, and files whose suffix is not in `IMAGE_SUFFIXES`, are left out with a warning.
 
         Args:
             root: The folder.
-            class_names: In label order; None for the folders' names, sorted.
+            class_names: In label order; None for the folders' names, sorted. Where outer and inner folders could both
+                be the classes, this says which are.
             canvas: Side in pixels of one canvas for all images, if they are at one scale; None pads each to a square.
 
         Raises:
-            DataError: If `root` is no folder, has images directly in it, one class only, or others than `class_names`.
+            DataError: If `root` is no folder, has one class only, others than `class_names`, or two possible readings.
         """
         from leukemia_dl.datasets.sources.folder import read_folder
 

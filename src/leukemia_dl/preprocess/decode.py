@@ -17,8 +17,8 @@ from leukemia_dl.errors import ImageError
 
 __all__ = ["FORMATS", "IMAGE_SUFFIXES", "MAX_PIXELS", "check_image", "decode_image", "is_system_file"]
 
-FORMATS = ("BMP", "PNG", "TIFF", "JPEG")
-IMAGE_SUFFIXES = frozenset({".bmp", ".png", ".tif", ".tiff", ".jpg", ".jpeg"})
+FORMATS = ("BMP", "PNG", "TIFF", "JPEG", "WEBP")
+IMAGE_SUFFIXES = frozenset({".bmp", ".png", ".tif", ".tiff", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp"})
 """Suffixes, in lower case, of the files that the readers of `leukemia_dl.datasets` take for images."""
 MAX_PIXELS = 20_000_000
 """Images with more pixels than this are refused before any of them is decoded."""
@@ -55,7 +55,7 @@ def decode_image(source: str | Path | bytes) -> NDArray[np.uint8]:
     then.
 
     Args:
-        source: Path of a BMP, PNG, TIFF or JPEG file, or the bytes of one.
+        source: Path of a BMP, PNG, TIFF, JPEG or WebP file, or the bytes of one.
 
     Returns:
         uint8, (height, width, 3), RGB, 0..255; a new array that may be written to.

@@ -15,7 +15,7 @@ from pathlib import Path
 import pandas as pd
 
 from leukemia_dl.datasets.dataset import Dataset, DatasetInfo
-from leukemia_dl.datasets.folders import folders_in, listed, require_folder
+from leukemia_dl.datasets.folders import folders_in, listed, require_folder, warn_left_out
 from leukemia_dl.datasets.registry import DatasetSource
 from leukemia_dl.errors import DataError, SettingsError
 from leukemia_dl.plugins import hookimpl
@@ -68,11 +68,10 @@ def read_all_aria(root: Path, version: str = "original") -> Dataset:
         raise SettingsError(f"version must be one of {', '.join(VERSIONS)}. Received: {version!r}.")
     root = require_folder(Path(root), _WANTED)
     try:
-        rows, skipped = _rows(_find(root, version))
+        rows, others = _rows(_find(root, version))
     except OSError as error:
         raise DataError(f"Cannot read {error.filename}: {error.strerror}. Check its permissions.") from error
-    if skipped:
-        _log.warning("%s: left out %d files that are not called WBC-Malignant-Early-012.jpg or the like", root, skipped)
+    warn_left_out(root, others, "are not called WBC-Malignant-Early-012.jpg or the like")
     if not rows:
         raise DataError(f"The class folders in {root} hold no images of this data set. Wanted: {_WANTED}.")
     frame = pd.DataFrame([{"sample": sample, **row} for sample, row in sorted(rows.items())])
@@ -83,15 +82,15 @@ def read_all_aria(root: Path, version: str = "original") -> Dataset:
     return Dataset(frame, CLASS_NAMES, INFO)
 
 
-def _rows(folders: list[Path]) -> tuple[dict[str, dict[str, str]], int]:
-    """Return label and path per sample id, and how many files have names of another form."""
+def _rows(folders: list[Path]) -> tuple[dict[str, dict[str, str]], list[str]]:
+    """Return label and path per sample id, and the files whose names have another form."""
     rows: dict[str, dict[str, str]] = {}
-    skipped = 0
+    others = []
     for folder in folders:
         for path in listed(folder):
             name = parse_name(path.name) if path.is_file() else None
             if name is None:
-                skipped += 1
+                others.append(path.name)
                 continue
             label, number = name
             if label.lower() != folder.name.lower():
@@ -102,7 +101,7 @@ def _rows(folders: list[Path]) -> tuple[dict[str, dict[str, str]], int]:
             row = rows.setdefault(f"{label}/{number}", {"label": label, "path": str(path)})
             if row["path"] != str(path):
                 raise DataError(f"{row['path']} and {path} are both number {number} of {label}. Remove one of them.")
-    return rows, skipped
+    return rows, others
 
 
 def _find(root: Path, version: str) -> list[Path]:

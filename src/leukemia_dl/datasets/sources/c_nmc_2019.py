@@ -28,7 +28,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from leukemia_dl.datasets.dataset import Dataset, DatasetInfo
-from leukemia_dl.datasets.folders import folders_in, listed, require_folder
+from leukemia_dl.datasets.folders import folders_in, listed, require_folder, warn_left_out
 from leukemia_dl.datasets.registry import DatasetSource
 from leukemia_dl.errors import DataError
 from leukemia_dl.plugins import hookimpl
@@ -116,6 +116,9 @@ def read_c_nmc(root: Path, info: DatasetInfo = INFO, linked: Sequence[Sequence[s
         rows = [row for fold, folder in sorted(parts.folds.items()) for row in _training(fold, folder)]
         rows += _preliminary(parts)
         rows += [{"sample": f"final/{path.stem}", "path": str(path), "split": "final"} for path in _images(parts.final)]
+        for folder in filter(None, (parts.preliminary, parts.final)):
+            others = [path.name for path in listed(folder) if path.suffix.lower() != ".bmp" and path.is_file()]
+            warn_left_out(folder, others, "are no BMP files")
     except OSError as error:
         raise DataError(f"Cannot read {error.filename}: {error.strerror}. Check its permissions.") from error
     if not rows:
@@ -176,20 +179,17 @@ def _parts(base: Path) -> _Parts:
 
 
 def _training(fold: int, folder: Path) -> Iterable[dict[str, object]]:
-    ignored = 0
+    others = []
     for inner in _classes(folder):
-        for path in _images(inner):
+        for path in filter(Path.is_file, listed(inner)):
             name = parse_name(path.name)
             if name is None:
-                ignored += 1
+                others.append(path.name)
                 continue
             if name.label != inner.name.lower():
                 raise DataError(f"{path} says {name.label!r} in its name but lies in the folder {inner.name!r}.")
             yield {"sample": path.stem, "path": str(path), "fold": fold, "split": "train", **name._asdict()}
-    if ignored:
-        _log.warning(
-            "%s: left out %d files that are not called UID_<subject>_<field>_<cell>_<label>.bmp", folder, ignored
-        )
+    warn_left_out(folder, others, "are not called UID_<subject>_<field>_<cell>_<label>.bmp")
 
 
 def _preliminary(parts: _Parts) -> Iterable[dict[str, object]]:

@@ -1,21 +1,23 @@
-"""A folder per class, or train, val and test folders that hold a folder per class."""
+"""A folder per class, or folders of sides or folds that hold a folder per class."""
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Iterator, Sequence
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from functools import cache
 from pathlib import Path
 
 import pandas as pd
 
 from leukemia_dl.datasets.dataset import Dataset, DatasetInfo
-from leukemia_dl.datasets.folders import require_folder
+from leukemia_dl.datasets.folders import folders_in, image_files, require_folder
 from leukemia_dl.datasets.frames import CANVAS, class_list, on_canvas
 from leukemia_dl.datasets.registry import DatasetSource
 from leukemia_dl.errors import DataError
 from leukemia_dl.plugins import hookimpl
-from leukemia_dl.preprocess.decode import IMAGE_SUFFIXES, is_system_file
 
 INFO = DatasetInfo("folder", "A folder per class", licence="yours", citation="yours")
 SIDES = {
@@ -27,42 +29,97 @@ SIDES = {
     "test": "test",
     "testing": "test",
 }
-_WANTED = "a folder per class with images (BMP, PNG, TIFF, JPEG) in it, such as ROOT/hem/1.bmp and ROOT/all/2.bmp"
+_WORDS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")  # TestA: Test, A; TEST_SIMPLE: TEST, SIMPLE
+_FOLD = re.compile(r"fold[ _-]?(\d{1,3})", re.IGNORECASE | re.ASCII)
+_WANTED = "a folder per class with images in it, such as ROOT/hem/1.bmp and ROOT/all/2.bmp"
 _log = logging.getLogger(__name__)
+_Inside = dict[str, set[str]]
+"""Of each folder in the root that holds images, the folders in it that do, and "" if images lie directly in it."""
 
 
 def read_folder(root: str | Path, class_names: Sequence[str] | None = None, canvas: int | None = None) -> Dataset:
     """Do what `Dataset.from_folder` says; class names may also be one text, separated by commas."""
     info, root = on_canvas(INFO, canvas), require_folder(root, _WANTED)
-    class_names = None if class_names is None else class_list(class_names)
-    tops = _folders(root)
-    sided = any(top.lower() in SIDES for top in tops) and all(top.lower() in SIDES for top in tops)
-    top_name = os.path.join(root, "")  # noqa: PTH118 - pathlib takes seconds for a hundred thousand files
-    rows: list[tuple[str, str, str, str | None]] = []
-    skipped = 0
-    for top in tops:
-        side = SIDES[top.lower()] if sided else None
-        for label in _folders(root / top) if sided else [top]:
-            folder = root / top / label if sided else root / top
-            for path, name in _files(folder):
-                if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES and not is_system_file(name):  # noqa: PTH122
-                    rows.append((path[len(top_name) :].replace(os.sep, "/"), path, label, side))
-                else:
-                    skipped += 1
-    if skipped:
-        _log.info("%s: left out %d files that are hidden or no images", root, skipped)
-    frame = pd.DataFrame(rows, columns=["sample", "path", "label", "split"])
+    wanted = None if class_names is None else class_list(class_names)
+    samples = image_files(root)
+    images = [sample.split("/") for sample in samples]
+    inside: _Inside = {}
+    for first, *rest in images:
+        if rest:
+            inside.setdefault(first, set()).add(rest[0] if len(rest) > 1 else "")
+    level = _level_of_classes(root, inside, wanted)
+    # Names of sides or folds: of the outer folders, where the inner ones are the classes, else of all inner ones.
+    sided = any(map(_part, inside)) if level else all(_part(name) for names in inside.values() for name in names)
+    rows: list[tuple[str, str, str, str | None, int | None]] = []
+    left_out = Counter[str]()
+    for sample, (*folders, _) in zip(samples, images, strict=True):
+        part = _part(folders[1 - level]) if sided and len(folders) > 1 - level else None
+        if len(folders) <= level:
+            left_out[f"directly in {folders[0] if folders else root.name}"] += 1
+        elif sided and part is None:
+            left_out[f"in {folders[0]}, which is not called like a side"] += 1
+        else:
+            rows.append((sample, os.path.join(root, sample), folders[level], *(part or (None, None))))  # noqa: PTH118
+    if left_out:
+        places = "; ".join(f"{count:,} {place}" for place, count in left_out.items())
+        _log.warning("%s: left out %d images that are in no class folder: %s", root, left_out.total(), places)
+    frame = pd.DataFrame(rows, columns=["sample", "path", "label", "split", "fold"])
     found = sorted(frame["label"].unique())
-    empty = sorted(set(tops) - set(found)) if not sided else []
-    _check(root, tops, found, class_names)
-    if empty:
+    tops = [folder.name for folder in folders_in(root)]
+    _check(root, tops, found, wanted, inside, left_out.total())
+    if empty := sorted(set(tops) - set(inside)):
         _log.warning("%s: the folders %s hold no images and are not taken for classes", root, ", ".join(empty))
-    return Dataset(frame, tuple(found if class_names is None else class_names), info)
+    for side in sorted(frame["split"].dropna().unique()) if level else ():
+        if len(named := [top for top in sorted(inside) if _part(top) == (side, None)]) > 1:
+            _log.warning("%s: the folders %s are all taken for the side %s", root, ", ".join(named), side)
+    return Dataset(frame, wanted or tuple(found), info)
 
 
-def _check(root: Path, tops: list[str], found: list[str], class_names: Sequence[str] | None) -> None:
+def _level_of_classes(root: Path, inside: _Inside, wanted: Sequence[str] | None) -> int:
+    """Return 0 if the folders in the root are the classes, 1 if those in them are.
+
+    Raises:
+        DataError: If both are possible, or the folders are called like sides and hold no folders.
+    """
+    tops = sorted(inside)
+    parts = [top for top in tops if _part(top)]
+    counts = Counter(name for top in parts or tops for name in inside[top] if name)
+    inner, repeated = sorted(counts), [name for name, count in counts.items() if count > 1]
+    if wanted is not None and set(wanted) in (set(tops), set(inner)):
+        return int(set(wanted) != set(tops))
+    exact = [top for top in parts if top.lower() in SIDES or _FOLD.fullmatch(top)]
+    single = len(inner) > 1 and sum(inside[top] != {""} for top in parts) == 1
+    if inner and parts and (repeated or exact or (single and parts == tops)):
+        return 1
+    outer = f"class_names={','.join(tops)} (command line: -o class_names={','.join(tops)})"
+    if exact or (parts and parts == tops):
+        raise DataError(
+            f"{root} has folders that are called like sides or folds ({', '.join(exact or parts)}), and no folder per "
+            f"class in them, so nothing says which class their images are of. Wanted: {_WANTED}, or with sides "
+            f"ROOT/train/hem/1.bmp. If the folders are the classes, pass {outer}; or use a CSV file (Dataset.from_csv)."
+        )
+    if single or (len(repeated) > 1 and not all(map(_part, repeated))):
+        raise DataError(
+            f"{root} can be read in two ways, and the names of its folders do not say which. If the outer folders are "
+            f"the classes, pass {outer}. If the inner ones are, pass class_names={','.join(inner)}; "
+            "where the outer ones are sides or folds, call them train, val and test, or fold_0, fold_1 and so on."
+        )
+    return 0
+
+
+@cache
+def _part(name: str) -> tuple[str | None, int | None] | None:
+    """Return the side or the fold that a folder's name says: ("test", None) for TestA, (None, 0) for fold_0."""
+    if fold := _FOLD.fullmatch(name):
+        return None, int(fold[1])
+    sides = {SIDES.get(word.lower().removesuffix("set")) for word in _WORDS.findall(name)} - {None}
+    return (sides.pop(), None) if len(sides) == 1 else None
+
+
+def _check(
+    root: Path, tops: list[str], found: list[str], wanted: Sequence[str] | None, inside: _Inside, loose: int
+) -> None:
     if not found:
-        loose = sum(1 for path in root.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
         if loose:
             raise DataError(
                 f"{loose:,} images lie directly in {root}, so nothing says which class they are of. Wanted: {_WANTED}. "
@@ -70,39 +127,17 @@ def _check(root: Path, tops: list[str], found: list[str], class_names: Sequence[
             )
         what = f"The folders in it ({', '.join(tops[:8])}) hold no images." if tops else "It is empty."
         raise DataError(f"There are no images in {root}. {what} Wanted: {_WANTED}.")
-    if class_names is not None and set(class_names) != set(found):
+    if wanted is not None and set(wanted) != set(found):
         raise DataError(
-            f"class_names is {', '.join(class_names)}, but the folders with images in {root} are {', '.join(found)}. "
+            f"class_names is {', '.join(wanted)}, but the folders with images in {root} are {', '.join(found)}. "
             "Name each of them once, in the wanted order."
         )
     if len(found) < 2:
-        inner = _folders(root / found[0]) if found[0] in tops else []
+        inner = sorted(inside.get(found[0], set()) - {""})
         hint = f" If its folders ({', '.join(inner[:8])}) are the classes, pass {root / found[0]}." if inner else ""
         raise DataError(
             f"{root} holds one class only, {found[0]!r}: there is nothing to tell apart. Wanted: {_WANTED}.{hint}"
         )
-
-
-def _folders(root: Path) -> list[str]:
-    try:
-        return sorted(e.name for e in os.scandir(root) if e.is_dir() and not is_system_file(e.name))
-    except OSError as error:
-        raise _unreadable(error) from error
-
-
-def _files(folder: Path) -> Iterator[tuple[str, str]]:
-    """Yield (path, name) of every file below a folder, in order."""
-
-    def refuse(error: OSError) -> None:
-        raise _unreadable(error) from error
-
-    for parent, inner, names in os.walk(folder, onerror=refuse):
-        inner[:] = sorted(name for name in inner if not is_system_file(name))
-        yield from ((os.path.join(parent, name), name) for name in sorted(names))  # noqa: PTH118
-
-
-def _unreadable(error: OSError) -> DataError:
-    return DataError(f"Cannot list the folder {error.filename}: {error.strerror}. Check its permissions.")
 
 
 @hookimpl

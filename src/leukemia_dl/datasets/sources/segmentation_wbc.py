@@ -17,7 +17,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from leukemia_dl.datasets.dataset import Dataset, DatasetInfo
-from leukemia_dl.datasets.folders import folders_in, listed, require_folder
+from leukemia_dl.datasets.folders import folders_in, listed, require_folder, warn_left_out
 from leukemia_dl.datasets.registry import DatasetSource
 from leukemia_dl.errors import DataError, SettingsError
 from leukemia_dl.plugins import hookimpl
@@ -74,7 +74,7 @@ def read_segmentation_wbc(root: Path, part: int | str | None = None) -> Dataset:
     root = require_folder(Path(root), _WANTED)
     try:
         chosen = _choose(root, None if part is None else int(part))
-        images, skipped = _images(chosen.images)
+        images, others = _images(chosen.images)
         number = chosen.number or int(part or 1)
         label_file = _label_file(chosen.images, number)
         labels = _read_labels(label_file)
@@ -86,8 +86,7 @@ def read_segmentation_wbc(root: Path, part: int | str | None = None) -> Dataset:
             f"{label_file} names none of the {len(images):,} images in {chosen.images}. Put the CSV file of these "
             "images beside them."
         )
-    if skipped:
-        _log.warning("%s: left out %d BMP files that are not called 001.bmp or the like", chosen.images, skipped)
+    warn_left_out(chosen.images, others, "are not called 001.bmp or the like")
     if len(matched) < len(images):
         _log.warning(
             "%d images in %s have no label: %s has no row for them, such as %s",
@@ -158,17 +157,18 @@ def _label_file(folder: Path, number: int) -> Path:
     )
 
 
-def _images(folder: Path) -> tuple[dict[int, Path], int]:
-    """Return the images by number, and how many other BMP files there are. PNG files are masks, never images."""
+def _images(folder: Path) -> tuple[dict[int, Path], list[str]]:
+    """Return the images by number, and the other files. PNG files are masks, never images."""
     images: dict[int, Path] = {}
-    skipped = 0
+    others = []
     for path in listed(folder):
         match = _IMAGE.fullmatch(path.name) if path.is_file() else None
         if match is None:
-            skipped += path.suffix.lower() == ".bmp"
+            if path.suffix.lower() != ".png" and not path.is_dir():
+                others.append(path.name)
         elif images.setdefault(int(match[1]), path) != path:
             raise DataError(f"{images[int(match[1])]} and {path} have the same number. Remove one of them.")
-    return images, skipped
+    return images, others
 
 
 def _read_labels(path: Path) -> dict[int, str]:
