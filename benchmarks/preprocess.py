@@ -24,7 +24,6 @@ import numpy as np
 from harness import Row, compared
 from PIL import Image
 
-from leukemia_dl.memory import keep_memory
 from leukemia_dl.preprocess import Macenko, Pipeline, Reinhard, decode_image, foreground_pixels
 
 SIZE = 224
@@ -48,7 +47,7 @@ def by_processes(one: Callable[[Path], object]) -> Way:
     pools: dict[int, ProcessPoolExecutor] = {}
 
     def run(paths: list[Path], cores: int) -> None:
-        pool = pools.setdefault(cores, ProcessPoolExecutor(cores, get_context("spawn"), keep_memory))
+        pool = pools.setdefault(cores, ProcessPoolExecutor(cores, get_context("spawn")))
         list(pool.map(functools.partial(each, one), [paths[start::cores] for start in range(cores)]))
 
     return run

@@ -83,6 +83,16 @@ def synthetic_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
+def hostile_folder(tmp_path: Path) -> tuple[Path, Callable[[], list[str]]]:
+    """A folder of modules with the names of real ones, and a function that returns which of them were imported."""
+    folder, marks = tmp_path / "hostile", tmp_path / "imported"
+    folder.mkdir()
+    for name in ("json", "numpy", "keras", "pickle", "joblib", "sitecustomize", "leukemia_dl"):
+        (folder / f"{name}.py").write_text(f"open({str(marks)!r}, 'a').write('{name} ')\nraise SystemExit(5)\n")
+    return folder, lambda: marks.read_text().split() if marks.exists() else []
+
+
+@pytest.fixture
 def write_image() -> Callable[..., Path]:
     """Return `write_image(path, number=0, size=8)`: a small image whose pixels follow from its number."""
 

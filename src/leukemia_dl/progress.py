@@ -6,6 +6,7 @@ Below this many seconds nothing is shown, so that short work stays silent.
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import time
 from collections import deque
@@ -13,9 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sized
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
-from leukemia_dl.memory import keep_memory
-
-__all__ = ["parallel_map", "process_map", "track"]
+__all__ = ["kept_memory", "parallel_map", "process_map", "track"]
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -93,19 +92,47 @@ def process_map(
     """Return `[function(item) for item in items]`, computed by one process per core, with progress.
 
     For much work on small things, where threads would wait for each other. `function` must be picklable. A script needs
-    no `if __name__ == "__main__"`. The processes keep the memory that they have had, until they end with the work.
+    no `if __name__ == "__main__"`. No process imports anything from the current folder that this one would not.
     """
     from joblib import cpu_count
     from joblib.externals.loky import ProcessPoolExecutor
 
     # A pool of our own, not joblib's common one: it ends with the work. Idle workers would hold memory for minutes, and
     # a process of multiprocessing waits for them before it ends.
-    with ProcessPoolExecutor(cpu_count(), initializer=keep_memory) as pool:
+    with _safe_path(), ProcessPoolExecutor(cpu_count(), env=kept_memory()) as pool:
         try:
             return list(track(_in_order(pool, function, items), _count(items, total), what, show))
         except BaseException:
             pool.shutdown(wait=True, kill_workers=True)
             raise
+
+
+def kept_memory() -> dict[str, str]:
+    """Return environment variables for a process that decodes, or trains on a CPU: glibc keeps the memory it frees.
+
+    Otherwise the kernel zeroes the same pages again for each image and each step. With these settings ResNet50 at 96
+    pixels trained twice as fast on two cores, with equal bits and 3 to 20 % more memory at its peak.
+    Variables MALLOC_... that the user has set are kept.
+    """
+    if any(name.startswith("MALLOC_") for name in os.environ):
+        return {}
+    largest, ahead = str(2**31 - 1), str(64 << 20)
+    keep = {"TRIM_THRESHOLD_": largest, "TOP_PAD_": ahead, "MMAP_MAX_": "0", "ARENA_MAX": "1"}
+    return {f"MALLOC_{name}": value for name, value in keep.items()}
+
+
+@contextlib.contextmanager
+def _safe_path() -> Iterator[None]:
+    """Start Python processes without the current folder in front of their path, where `-m` and `-c` would put it."""
+    before = os.environ.get("PYTHONSAFEPATH")
+    os.environ["PYTHONSAFEPATH"] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["PYTHONSAFEPATH"]
+        else:
+            os.environ["PYTHONSAFEPATH"] = before
 
 
 def _bar() -> Any:

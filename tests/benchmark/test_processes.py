@@ -286,7 +286,7 @@ def test_a_loss_that_is_no_number_is_a_failed_row(dataset, tmp_path):
     assert "became nan" in frame["message"][0]
 
 
-def test_a_full_disk_ends_the_run_with_one_error_and_loses_no_trial(dataset, tmp_path, monkeypatch, expected):
+def test_a_full_disk_ends_the_run_with_one_error_and_loses_no_trial(dataset, tmp_path, expected):
     import errno
 
     from leukemia_dl.benchmark import store
@@ -299,15 +299,15 @@ def test_a_full_disk_ends_the_run_with_one_error_and_loses_no_trial(dataset, tmp
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         real(path, content)
 
-    monkeypatch.setattr(store, "write_file", fills_up)
-    with pytest.raises(ldl.errors.StoreError, match=r"cannot be written: No space left on device. Free space"):
+    full = pytest.raises(ldl.errors.StoreError, match=r"cannot be written: No space left on device. Free space")
+    with pytest.MonkeyPatch.context() as patch, full:
+        patch.setattr(store, "write_file", fills_up)
         made.run(executor="in-process", show_progress=False)
     assert len(written) == 1
     assert made.plan().set_index(["backbone", "fold"])["status"]["tiny", 0] == "ok"
     assert made.plan().set_index(["backbone", "fold"])["status"]["tiny", 2] == "to do"
     assert [path.name[:10] for path in tmp_path.glob("unfinished/*")] == ["tiny-offic"]
     assert not [path for path in made.store.trials.iterdir() if path.name.startswith(".")]
-    monkeypatch.undo()
     made.run(executor="in-process", show_progress=False)
     assert (tmp_path / "results.csv").read_bytes() == expected
     log = next(tmp_path.glob("logs/tiny-official_clean-fold2*/log.txt")).read_text()
@@ -398,3 +398,12 @@ def test_a_process_that_dies_between_two_trials_costs_neither(dataset, tmp_path)
     frame = made.run(executor=Kills(), show_progress=False)
     assert list(frame["status"]) == ["ok", "ok"]
     assert len(set(seen)) == 2
+
+
+def test_a_process_ends_by_itself_after_its_last_trial(dataset, tmp_path, caplog):
+    """20.28: what a plugin registered with atexit runs after a trial that succeeded, and no line is cut off."""
+    made = bench(dataset, tmp_path, grids.register(grids.says_goodbye), folds=[2], baselines=[])
+    frame = made.run(executor="processes", show_progress=False)
+    log = (tmp_path / "logs" / frame["trial"][0] / "log.txt").read_text()
+    assert log.rstrip().endswith("goodbye at exit")
+    assert "after its last trial" not in caplog.text

@@ -362,14 +362,3 @@ def test_a_time_limit_and_what_follows_a_failure(synthetic_root, tmp_path):
     assert "Traceback" not in answer.stderr
     assert says in answer.stdout
     assert "failed" in run("runs", "show", tmp_path / "s", "cnn").stdout
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="shells of its own")
-@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-", "<&-"])
-def test_closed_streams_are_nowhere(closed):
-    for arguments in ("backbones", "runs list nowhere"):
-        answer = subprocess.run(
-            ["sh", "-c", f'"{sys.executable}" -m leukemia_dl {arguments} {closed}'], capture_output=True, text=True
-        )
-        assert answer.returncode == (0 if arguments == "backbones" else 1), answer.stderr
-        assert "Traceback" not in answer.stderr

@@ -109,3 +109,10 @@ def wait_for(path: Path, seconds: float = 120.0) -> None:
     while not path.exists():
         assert time.monotonic() < end, f"{path} did not come"
         time.sleep(0.02)
+
+
+def says_goodbye(inputs, weights):
+    import atexit
+
+    atexit.register(lambda: print("goodbye at exit", flush=True))
+    return tiny(inputs, weights)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
-from leukemia_dl.benchmark.cost import PROBED_FROM, Costs, duration, size
+from leukemia_dl.benchmark.cost import Costs, duration, size
 from leukemia_dl.benchmark.executors import Executor, Outcome
 from leukemia_dl.benchmark.grid import Cell
 from leukemia_dl.benchmark.inputs import Cells
@@ -95,7 +95,7 @@ class Driver:
             names = list(dict.fromkeys(task.trial.backbone for task in tasks))
             tasks.sort(key=lambda task: names.index(task.trial.backbone))
             if tasks:
-                self._estimate(tasks, shared)
+                self._tell_expected(tasks)
                 for outcome in self.executor.run(iter(tasks), shared, self):
                     self._take(outcome)
             if self.stopping:
@@ -166,24 +166,9 @@ class Driver:
         started = self._started.get(cell.trial.digest, time.perf_counter())
         self.progress.end(record, time.perf_counter() - started, reused)
 
-    def _estimate(self, tasks: Sequence[Task], shared: Shared) -> None:
-        """Tell how long it will take and how much it will leave, with a few timed steps where nothing is known."""
-        by_backbone: dict[str, list[Task]] = {}
-        for task in tasks:
-            by_backbone.setdefault(task.trial.backbone, []).append(task)
-        unknown = [
-            replace(group[0], probe=True, save_model=False, checkpoints=None, logs=None)
-            for group in by_backbone.values()
-            if len(group) >= PROBED_FROM and self.costs.expected(group[0].trial) is None
-        ]
-        if unknown and self.show:
-            self.progress.write(f"Timing a few steps of {', '.join(task.trial.backbone for task in unknown)} ...")
-        if self.show:
-            for outcome in self.executor.run(iter(unknown), shared, _Quiet(self)):
-                if outcome.record is not None and outcome.record.status == "ok":
-                    self.costs.guess(outcome.task.trial, outcome.record.timings["seconds"])
-        left = self._left()
-        if left:
+    def _tell_expected(self, tasks: Sequence[Task]) -> None:
+        """Write how long the trials should take by earlier ones, and how much they will leave on disk."""
+        if left := self._left():
             parameters = sum(task.spec.parameters or 0 for task in tasks) if self.save_models else 0
             disk = size(len(tasks), parameters) / 1e9
             self.progress.write(f"{left[0].upper()}{left[1:]} on this machine, {disk:.2g} GB of store.")
@@ -201,26 +186,6 @@ class Driver:
         total = max(mean * len(expected) - behind, 1.0)
         rough = "" if len(known) == len(expected) else f" (of {len(expected) - len(known)} trials nothing is known yet)"
         return f"about {duration(total / max(min(self.workers, len(expected)), 1))} left{rough}"
-
-
-@dataclass
-class _Quiet:
-    """Watches timed steps: nothing is shown of them."""
-
-    driver: Driver
-
-    @property
-    def stopping(self) -> bool:
-        return self.driver.stopping
-
-    def begins(self, task: Task, at_once: bool = True) -> Listener:
-        return self
-
-    def step(self, epoch: int, step: int, steps: int, epochs: int) -> None:
-        pass
-
-    def epoch(self, epoch: int, epochs: int, row: Any) -> None:
-        pass
 
 
 def split_by_store(

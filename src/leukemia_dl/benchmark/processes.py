@@ -1,9 +1,10 @@
-"""Trials in processes of their own, one per backbone: started, listened to, stopped and mourned by the driver."""
+"""Trials in separate processes, one process per backbone: the driver starts, follows and stops them."""
 
 from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import pickle
 import queue
@@ -21,11 +22,14 @@ from typing import Any
 from leukemia_dl.benchmark.executors import Outcome, Watcher
 from leukemia_dl.benchmark.runner import Listener, Shared, Task, failed_record
 from leukemia_dl.benchmark.worker import RESULT_FILE, SHARED_FILE, TASK_FILE, TrialLog, packed, packed_task, start
+from leukemia_dl.progress import kept_memory
 from leukemia_dl.training.backends import whole_number
 
 __all__ = ["Processes", "visible_gpus"]
 
+_log = logging.getLogger(__name__)
 _POLL_SECONDS = 0.1
+_END_SECONDS = 5.0  # for a process that has nothing left to do
 
 
 @dataclass(frozen=True)
@@ -55,7 +59,8 @@ class Processes:
     def run(self, tasks: Iterable[Task], shared: Shared, watcher: Watcher) -> Iterator[Outcome]:
         """Yield an outcome for each of `tasks`, which have `shared` in common; `watcher` follows and may stop them."""
         gpus, workers = _gpus_of(shared), self.workers_for(shared)
-        free = [_Slot({"CUDA_VISIBLE_DEVICES": gpus[i % len(gpus)]} if len(gpus) > 1 else {}) for i in range(workers)]
+        kept = {} if gpus or shared.compute.device.startswith("gpu") else kept_memory()
+        free = [_Slot({"CUDA_VISIBLE_DEVICES": gpus[i % len(gpus)]} if len(gpus) > 1 else kept) for i in range(workers)]
         slots, waiting, running = tuple(free), iter(tasks), dict[str, _Trial]()
         events: queue.Queue[str] = queue.Queue()
         folder = Path(tempfile.mkdtemp(prefix="leukemia-dl-"))
@@ -77,7 +82,7 @@ class Processes:
                         running[str(number)] = _Trial(task, listener, shared, folder / str(number), slot, events)
                 if watcher.stopping or not more:
                     for slot in free:
-                        slot.bury()
+                        slot.end()
                 if watcher.stopping:
                     more = False
                     stop_file.touch()
@@ -96,9 +101,11 @@ class Processes:
                     outcome = trial.outcome(shared, stop_file.exists())
                     free.append(trial.slot)
                     yield outcome
+            for slot in slots:
+                slot.end()
         finally:
             for slot in slots:
-                slot.bury()
+                slot.close()
             shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -117,7 +124,7 @@ class _Slot:
     def suits(self, task: Task) -> bool:
         """Whether the process that is there can go on with a task."""
         alive = self.process is not None and self.process.poll() is None
-        return alive and not task.probe and self.key == _key(task)
+        return alive and self.key == _key(task)
 
     def give(self, task: Task, shared: Shared, place: Path, events: queue.Queue[str]) -> bool:
         """Hand a task over, to a new process if need be, and return whether it is an old one.
@@ -129,7 +136,7 @@ class _Slot:
                 self.process.stdin.write(f"{place}\n".encode())
                 self.process.stdin.flush()
             return True
-        self.bury()
+        self.end()
         environment = dict(self.environment)
         if shared.compute.threads is not None:
             environment["NPROC"] = str(shared.compute.threads)  # what JAX goes by
@@ -152,8 +159,20 @@ class _Slot:
             os.killpg(self.process.pid, signal.SIGKILL) if os.name != "nt" else self.process.kill()
         self.process.wait()
 
-    def bury(self) -> None:
-        """End the process, and what it may have left behind; hear its last words."""
+    def end(self) -> None:
+        """Let the process end by itself, so that its log files are complete; kill it after a few seconds."""
+        if self.process is not None and self.process.poll() is None:
+            how = "did not end and was killed"
+            with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+                self.process.stdin.write(b"\n")
+                self.process.stdin.flush()
+                how = f"ended with status {self.process.wait(_END_SECONDS)}"
+            if self.process.returncode != 0:
+                _log.warning("The process %d of %s %s after its last trial.", self.process.pid, self.key[0], how)
+        self.close()
+
+    def close(self) -> None:
+        """Kill the process and what it may have left running, and close its streams."""
         if self.process is None:
             return
         self.kill()
@@ -217,7 +236,7 @@ class _Trial:
         """Run it in a process of its own, if one that has run others before died of it: that may be their fault."""
         if not self.reused or self.too_late or stopping or (self.own / RESULT_FILE).exists():
             return False
-        self.slot.bury()
+        self.slot.close()
         self.started = time.perf_counter()
         self.reused = self.slot.give(self.task, self.shared, self.own, self.events)
         return True
@@ -228,8 +247,8 @@ class _Trial:
         except Exception:  # none, or half of one
             kind, value = "failed", (*self._death(), "")
         shutil.rmtree(self.own, ignore_errors=True)
-        if kind != "done" or value[0].status != "ok" or self.task.probe:
-            self.slot.bury()  # whatever it has come to, the next trial begins afresh
+        if kind != "done" or value[0].status != "ok":
+            self.slot.end()  # the next trial begins in a new process
         if kind == "done":
             return Outcome(self.task, *value)
         if kind == "stopped" and stopping:

@@ -87,7 +87,6 @@ class Task:
         save_model: Whether the trained net is wanted.
         time_limit: Seconds, or None; looked at after every epoch.
         stop_file: Where this file is, the fit stops after the epoch, with KeyboardInterrupt; or None.
-        probe: Whether only a few steps are timed: the record's `timings` hold the `seconds` that it should take.
     """
 
     trial: Trial
@@ -99,7 +98,6 @@ class Task:
     save_model: bool = True
     time_limit: float | None = None
     stop_file: Path | None = None
-    probe: bool = False
 
 
 @dataclass(frozen=True)
@@ -138,8 +136,6 @@ def run_task(task: Task, shared: Shared, listener: Listener) -> tuple[Record, by
         raise KeyboardInterrupt
     images = shared.images[task.size]
     blank = _blank(task.trial, task.split, shared.samples, shared.recipe.for_backbone(task.spec))
-    if task.probe:
-        return _probe(task, shared, blank), None
     fitted, started = list[Pipeline](), time.perf_counter()
 
     def run() -> _Outcome:
@@ -159,15 +155,6 @@ def run_task(task: Task, shared: Shared, listener: Listener) -> tuple[Record, by
     except Exception as error:  # a layer of a plugin that cannot say what it is
         message = f"The net was trained but cannot be saved: {error}. Mend its layers, or run with save_models=False."
         return _failed(blank, type(error).__name__, message, traceback.format_exc(), started), None
-
-
-def _probe(task: Task, shared: Shared, blank: Record) -> Record:
-    from leukemia_dl.benchmark.cost import expected_seconds
-
-    try:
-        return replace(blank, timings={"seconds": expected_seconds(task, shared)})
-    except Exception as error:  # the trial itself will tell
-        return _failed(blank, type(error).__name__, str(error), "", time.perf_counter())
 
 
 def failed_record(task: Task, shared: Shared, failure: tuple[str, str, str], started: float) -> Record:

@@ -2,7 +2,8 @@
 
 Driver and worker share a private folder. `shared.pickle` and `task.pickle` lie there, the worker writes
 `result.pickle`; each line that it prints on its original standard output is an event, as JSON. What the trial itself
-prints goes to its log. The worker ends when its standard input does, so that none outlives its driver.
+prints goes to its log. The worker ends at an empty line on its standard input, and at once where that closes, so that
+none outlives its driver.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import traceback
@@ -26,16 +28,12 @@ from typing import IO, Any, cast
 
 from leukemia_dl import errors
 from leukemia_dl.benchmark.runner import Listener, Shared, Task, run_task
-from leukemia_dl.training.backends import Compute
+from leukemia_dl.training.backends import Compute, prepare
 
 __all__ = ["TrialLog", "main", "packed", "packed_task", "prepare_elsewhere", "run_packed", "start"]
 
 SHARED_FILE, TASK_FILE, RESULT_FILE = "shared.pickle", "task.pickle", "result.pickle"
 _STEP_SECONDS = 0.2
-_PROGRAM = (
-    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from leukemia_dl.benchmark.worker import main; "
-    "main(sys.argv[2], sys.argv[3])"
-)
 
 
 def packed(value: Any, buffers: list[Any] | None = None) -> bytes:
@@ -68,7 +66,7 @@ def packed_task(task: Task) -> bytes:
 def start(folder: Path, task_folder: Path, environment: Mapping[str, str], log: IO[bytes] | int) -> Any:
     """Start a worker; `folder` holds what is shared, `task_folder` its task."""
     return subprocess.Popen(
-        [sys.executable, "-c", _PROGRAM, json.dumps([*map(str, sys.path)]), str(folder), str(task_folder)],
+        _python("main", folder, task_folder),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=log,
@@ -79,25 +77,48 @@ def start(folder: Path, task_folder: Path, environment: Mapping[str, str], log: 
     )
 
 
+def _python(function: str, *arguments: object) -> list[str]:
+    """Return the command that calls a function of this module with arguments as text, in a new process.
+
+    It finds modules where this one does. -P, since with -c alone the current folder would come first: a file json.py in
+    a folder of downloaded images would be run.
+    """
+    program = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from leukemia_dl.benchmark import worker; "
+    program += f"worker.{function}(*sys.argv[2:])"
+    return [sys.executable, "-P", "-c", program, json.dumps([*map(str, sys.path)]), *map(str, arguments)]
+
+
 def prepare_elsewhere(precision: str, compute: Compute) -> None:
     """Try whether trials will find their device, in a process of its own, so that this one starts no backend.
 
     Raises:
         LeukemiaDLError: What `leukemia_dl.training.backends.prepare` raises.
+        BackendError: If the process dies; the message ends in its last line.
     """
-    program = (
-        "import json, sys; sys.path[:] = json.loads(sys.argv[1])\n"
-        "from leukemia_dl.training.backends import Compute, prepare\n"
-        "from leukemia_dl.errors import LeukemiaDLError\n"
-        "try: prepare(sys.argv[2], Compute(**json.loads(sys.argv[3])))\n"
-        "except LeukemiaDLError as error: print(json.dumps([type(error).__name__, str(error)]))"
-    )
-    command = [sys.executable, "-c", program, json.dumps([*map(str, sys.path)]), precision]
-    command.append(json.dumps(asdict(compute)))
-    answer = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
-    if answer:
-        name, message = json.loads(answer.splitlines()[-1])
-        raise getattr(errors, name)(message)
+    with tempfile.TemporaryDirectory() as folder:
+        answer = Path(folder) / "answer.json"  # standard output belongs to whatever is imported
+        command = _python("answer_prepare", answer, precision, json.dumps(asdict(compute)))
+        ended = subprocess.run(command, capture_output=True, check=False)
+        if not answer.exists():
+            lines = ended.stderr.decode("utf-8", "replace").split("\n")
+            said = next((line for line in reversed(lines) if line.strip()), "It printed no error.")
+            raise errors.BackendError(
+                f"The process that looks for the device ended with status {ended.returncode} and no answer: {said} "
+                "Run `leukemia-dl doctor`, or use executor='in-process', to see where it fails."
+            )
+        found = json.loads(answer.read_text(encoding="utf-8"))
+    if found is not None:
+        raise getattr(errors, found[0])(found[1])
+
+
+def answer_prepare(path: str, precision: str, compute: str) -> None:
+    """Call `prepare` and write null, or the name and message of its error, to the file at `path`."""
+    found = None
+    try:
+        prepare(precision, Compute(**json.loads(compute)))
+    except errors.LeukemiaDLError as error:
+        found = [type(error).__name__, str(error)]
+    Path(path).write_text(json.dumps(found), encoding="utf-8")
 
 
 def run_packed(path: list[str], task_content: bytes, shared_content: bytes, buffers: Sequence[Any] = ()) -> Any:
@@ -197,7 +218,7 @@ class _Events:
 def main(folder: str, task_folder: str) -> None:
     """Run tasks, in a process that `start` has started: that of a folder, then those that the driver hands over.
 
-    It ends when the driver ends it, or ends itself.
+    An empty name ends it: as a program ends, so that what was registered with `atexit` runs.
     """
     tasks: queue.Queue[str] = queue.Queue()
     tasks.put(task_folder)
@@ -206,8 +227,8 @@ def main(folder: str, task_folder: str) -> None:
     os.dup2(2, 1)  # whatever a plugin prints belongs to the log
     shared: Shared | None = None
     specs: dict[bytes, Any] = {}
-    while True:
-        place = Path(tasks.get())
+    while name := tasks.get():
+        place = Path(name)
         try:
             if shared is None:
                 shared = pickle.loads((Path(folder) / SHARED_FILE).read_bytes())

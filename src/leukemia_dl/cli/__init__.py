@@ -57,23 +57,11 @@ app.command("download")(data.download)
 app.command("verify")(data.verify)
 
 
-def _fill_closed_streams() -> None:
-    """Open what was closed (`>&-`, a daemon) on nothing: else the next file gets its number, and what is printed."""
-    for number, name in ((0, "stdin"), (1, "stdout"), (2, "stderr")):
-        try:
-            os.fstat(number)
-        except OSError:
-            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
-        if getattr(sys, name) is None:
-            setattr(sys, name, os.fdopen(os.dup(number), "r" if number == 0 else "w"))
-
-
 def main() -> None:
     """Run a command; end in one plain line and exit status 1 for an expected error, 130 for Ctrl-C.
 
     LEUKEMIA_DL_DEBUG=1 shows the traceback instead, for those who look for the cause.
     """
-    _fill_closed_streams()
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     try:
         app()

@@ -15,7 +15,6 @@ from typing import Any
 
 from leukemia_dl.errors import BackendError, SettingsError
 from leukemia_dl.identity import plain_number
-from leukemia_dl.memory import keep_memory
 from leukemia_dl.models.backend import backend_name, quiet_start
 
 __all__ = [
@@ -92,8 +91,7 @@ class Device:
 def prepare(precision: str = "auto", compute: Compute | None = None) -> Device:
     """Import Keras with its backend and say where a fit will run.
 
-    On TensorFlow, GPU memory is taken as it is needed instead of all at once. On a CPU under Linux this process keeps
-    the memory that it has had (`keep_memory`).
+    On TensorFlow, GPU memory is taken as it is needed instead of all at once.
 
     Args:
         precision: "auto", "float32" or "mixed_bfloat16".
@@ -120,8 +118,6 @@ def prepare(precision: str = "auto", compute: Compute | None = None) -> Device:
 
         count = _set_threads(backend, core_count() if threads is None else threads)
         kind, name, has_bfloat16 = _PROBES[backend](device)
-    if kind == "cpu":
-        keep_memory()
     if precision == "mixed_bfloat16" and not has_bfloat16:
         raise SettingsError(
             f"precision='mixed_bfloat16' needs a GPU with bfloat16 (NVIDIA Ampere or later). This runs on {name}. "
