@@ -143,7 +143,7 @@ try:
     ldl.make_splits(final, "holdout")
 except ldl.errors.SplitError as error:
     print(error)
-ldl.load_classifier("runs/c-nmc").predict(final.paths[:3])[["label", "probability_all"]].round(3)
+ldl.load_classifier("runs/c-nmc").predict(final.paths[:3])[["predicted", "probability_all"]].round(3)
 
 # %% [markdown]
 # ## What to report

@@ -93,7 +93,7 @@ reporting.plot_comparison(frame, intervals=ldl.evaluate(predictions))
 # %%
 classifier = ldl.load_classifier("runs/first-benchmark")
 print(classifier)
-classifier.predict(dataset.paths[:3])[["label", "probability_hem", "probability_all"]].round(3)
+classifier.predict(dataset.paths[:3])[["predicted", "probability_hem", "probability_all"]].round(3)
 
 # %% [markdown]
 # ## A page to send

@@ -60,11 +60,11 @@ def test_predict_on_unlabelled_files_of_another_size(finished, synthetic_root, t
     answer = run("predict", store, folder, "--output", output)
     assert answer.returncode == 0, answer.stderr
     frame = pd.read_csv(output)
-    assert list(frame) == ["path", "label", "probability_hem", "probability_all"]
+    assert list(frame) == ["path", "predicted", "probability_hem", "probability_all", "error"]
     assert len(frame) == 2
     assert ((frame["probability_hem"] + frame["probability_all"]).round(6) == 1).all()
     piped = run("predict", store, *sorted(folder.iterdir()))
-    assert piped.stdout.splitlines()[0] == "path,label,probability_hem,probability_all"
+    assert piped.stdout.splitlines()[0] == "path,predicted,probability_hem,probability_all,error"
     assert len(piped.stdout.splitlines()) == 3
 
 
@@ -200,10 +200,45 @@ def test_without_subjects_the_choice_is_named(tmp_path, write_image):
 def test_predict_on_nothing_good(finished, tmp_path):
     store, _ = finished
     assert "no model at" in fails("predict", tmp_path / "none.keras", tmp_path / "bad.bmp")
-    (tmp_path / "bad.bmp").write_bytes(b"BM")
-    assert "bad.bmp" in fails("predict", store, tmp_path / "bad.bmp")
     (tmp_path / "empty").mkdir()
     assert "holds no images" in fails("predict", store, tmp_path / "empty")
+
+
+def test_predict_gives_every_file_a_row_and_says_by_its_exit_status_that_some_failed(
+    finished, synthetic_root, tmp_path
+):
+    """20.23: one unreadable image, a file of a system or a folder called old.png stop nothing."""
+    good = sorted(synthetic_root.rglob("*.bmp"))[:2]
+    for path, name in zip(good, ("cells/1.bmp", "cells/old.png/2.bmp"), strict=True):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, tmp_path / name)
+    (tmp_path / "cells" / "._1.bmp").write_bytes(b"x")
+    whole = run("predict", finished[0], "cells", cwd=tmp_path)
+    assert (whole.returncode, whole.stderr) == (0, "")
+    (tmp_path / "cells" / "bad.bmp").write_bytes(b"BM")
+    answer = run("predict", finished[0], "cells", "gone.bmp", cwd=tmp_path)
+    frame = pd.read_csv(io.StringIO(answer.stdout)).set_index("path")
+    assert list(frame.index) == ["cells/1.bmp", "cells/bad.bmp", "cells/old.png/2.bmp", "gone.bmp"]
+    assert list(frame["error"].isna()) == [True, False, True, False]
+    assert list(frame["predicted"].isna()) == [False, True, False, True]
+    assert answer.returncode == 1
+    assert "2 of 4 images cannot be read" in answer.stderr
+
+
+def test_what_predict_writes_is_not_evaluated_without_the_truth(finished, synthetic_root, tmp_path):
+    """20.1: the predicted class was taken for the true one, and accuracy was 1.000."""
+    run("predict", finished[0], synthetic_root / "C-NMC_Leukemia" / "training_data", "--output", tmp_path / "p.csv")
+    error = fails("evaluate", tmp_path / "p.csv")
+    assert "no column label, the true class" in error
+    assert "predictions.merge(truth[['path', 'label']], on='path')" in error
+    frame = pd.read_csv(tmp_path / "p.csv")
+    truth = pd.DataFrame({"path": frame["path"], "label": [Path(path).parent.name for path in frame["path"]]})
+    joined = frame.merge(truth[["path", "label"]], on="path")
+    joined.to_csv(tmp_path / "joined.csv", index=False)
+    run("evaluate", tmp_path / "joined.csv", "--csv", tmp_path / "metrics.csv")
+    metrics = pd.read_csv(tmp_path / "metrics.csv").set_index("metric")["value"]
+    assert metrics["accuracy"] == pytest.approx((joined["predicted"] == joined["label"]).mean())
+    assert metrics["accuracy"] < 1
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
@@ -283,7 +318,7 @@ def test_a_printed_recipe_is_a_file_to_change_and_run(synthetic_root, tmp_path):
         for flags in ([], ["--uncalibrated"], ["--symmetries"])
     ]
     assert len({frame["probability_all"].iloc[0] for frame in frames}) == 3
-    assert len({frame["label"].iloc[0] for frame in frames[:2]}) == 1
+    assert len({frame["predicted"].iloc[0] for frame in frames[:2]}) == 1
 
 
 def test_the_plan_runs_nothing(finished, synthetic_root, tmp_path):

@@ -55,6 +55,18 @@ def test_a_difference_equals_a_plain_version(metric, statistic):
     assert row["detectable"] == pytest.approx(power * variance**0.5)
 
 
+@pytest.mark.parametrize("metric", ["accuracy", "auroc"])
+def test_images_are_paired_by_their_names_not_by_the_order_of_rows(metric):
+    """Mutant 9: with the rows of one backbone shuffled, McNemar's and DeLong's tests give the same p."""
+    frame = clustered(((20, 30), (25, 15)), distance=0.8).drop(columns="group")
+    other = frame[frame["backbone"] == "other"]
+    shuffled = pd.concat([frame[frame["backbone"] == "one"], other.sample(frac=1, random_state=1)])
+    first, second = compare(frame, metric), compare(shuffled, metric)
+    assert first["test"].iloc[0] in ("McNemar's exact test", "DeLong's test")
+    assert 0 < first["p"].iloc[0] < 1
+    pd.testing.assert_frame_equal(second, first)
+
+
 def test_interval_and_p_agree_at_the_level():
     for seed in range(20):
         (row,) = compare(clustered(SMALL, seed=seed, distance=2.0)).to_dict("records")

@@ -284,6 +284,16 @@ def test_repeated_cells_count_once_if_asked():
         count_once(frame.drop(columns="same_cell"))
 
 
+def test_repeated_cells_count_once_in_each_repeat():
+    """Mutant 14: another draw of the folds predicts every cell again, and both count."""
+    frame = clustered(SMALL, backbones=("net",))
+    frame["same_cell"] = frame["sample"].map({"s0": "x", "s1": "x"})
+    twice = pd.concat([frame.assign(repeat=0), frame.assign(repeat=1)])
+    once = count_once(twice)
+    assert once.groupby("repeat")["sample"].count().tolist() == [len(frame) - 1] * 2
+    assert one(twice, "accuracy", once=True)["seeds"] == 2
+
+
 def test_a_part_with_one_class_only_gets_an_interval_of_that_class():
     frame = clustered(SMALL, ["one"])
     table = evaluate(frame, metrics=["accuracy", "auroc"], by="label").set_index(["label", "metric"])

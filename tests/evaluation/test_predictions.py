@@ -72,7 +72,15 @@ def test_classes_are_in_the_order_of_their_columns():
     assert models(frame_of(["hem"])[[NET + "all", NET + "hem", "label"]])[0].runs[0].labels.tolist() == [1]
 
 
-@pytest.mark.parametrize("column", ["label", NET + "hem", NET + "all"])
+def test_predictions_without_the_truth_are_refused_with_how_to_join_it():
+    """20.1: what `predict` returns is no frame to evaluate, whatever is called predicted in it."""
+    frame = frame_of(["hem", "all", "all"]).rename(columns={"label": "predicted"})
+    for key in ("sample", "path"):
+        with pytest.raises(DataError, match=rf"no column label, the true class.*truth\[\['{key}', 'label'\]\]"):
+            evaluate(frame.assign(**{key: list("abc")}))
+
+
+@pytest.mark.parametrize("column", [NET + "hem", NET + "all"])
 def test_a_missing_column_is_named_with_what_there_is(column):
     frame = frame_of(["hem", "all"], backbone="cnn").drop(columns=column)
     with pytest.raises(DataError, match=rf"column label and a column probability_.*Received: {', '.join(frame)}\."):

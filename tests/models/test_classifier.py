@@ -16,6 +16,7 @@ from leukemia_dl.models.classifier import predict_logits, softmax
 
 keras = pytest.importorskip("keras")
 RNG = np.random.default_rng(0)
+COLUMNS = ["path", "predicted", "probability_hem", "probability_all", "error"]
 IMAGES = RNG.integers(0, 256, (5, 40, 40, 3), dtype=np.uint8)
 
 
@@ -40,10 +41,11 @@ def test_predict_is_softmax_of_the_model_on_the_pipeline(classifier, files):
     pixels = np.stack([classifier.pipeline.load(path) for path in files]).astype("float32")
     logits = np.asarray(classifier.model(pixels, training=False), dtype=float)
     expected = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
-    assert list(frame) == ["path", "label", "probability_hem", "probability_all"]
+    assert list(frame) == COLUMNS
     assert list(frame["path"]) == [str(path) for path in files]
+    assert list(frame["error"]) == [""] * 5
     np.testing.assert_allclose(frame[["probability_hem", "probability_all"]], expected, atol=1e-5)
-    assert list(frame["label"]) == [("hem", "all")[i] for i in expected.argmax(axis=1)]
+    assert list(frame["predicted"]) == [("hem", "all")[i] for i in expected.argmax(axis=1)]
 
 
 def test_every_kind_of_input_gives_the_same_numbers(classifier, files):
@@ -108,7 +110,7 @@ def test_what_is_no_classifier_is_refused(tmp_path):
     with pytest.raises(DataError, match="format 99"):
         ldl.load_classifier(tmp_path / "future.keras")
     with zipfile.ZipFile(tmp_path / "bomb.keras", "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("leukemia_dl.json", " " * (1 << 22))
+        archive.writestr("leukemia_dl.json", " " * (1 << 24))
     with pytest.raises(DataError, match="implausible size"):
         ldl.load_classifier(tmp_path / "bomb.keras")
 
@@ -143,13 +145,43 @@ def test_a_lambda_layer_is_not_run(tmp_path, classifier):
         ldl.load_classifier(evil.save(tmp_path / "evil.keras"))
 
 
-def test_bad_images(classifier, files, tmp_path):
-    with pytest.raises(ImageError, match=r"(?s)1 of 2 images cannot be read.*gone\.png"):
-        classifier.predict([files[0], tmp_path / "gone.png"])
+def test_files_that_cannot_be_read_have_an_error_and_nothing_predicted(classifier, files, tmp_path, caplog):
+    """20.23: an unreadable file gets a row, and does not stop the others."""
+    expected = classifier.predict(files)
     files[1].write_bytes(files[1].read_bytes()[:60])
     files[3].write_bytes(b"")
-    with pytest.raises(ImageError, match=r"(?s)2 of 5 images.*1\.png.*3\.png"):
-        classifier.predict(files)
+    frame = classifier.predict([*files, tmp_path / "gone.png"])
+    good, bad = [0, 2, 4], [1, 3, 5]
+    assert list(frame["path"]) == [*map(str, files), str(tmp_path / "gone.png")]
+    pd.testing.assert_frame_equal(frame.loc[good], expected.loc[good])
+    assert frame.loc[bad, COLUMNS[1:4]].isna().all(axis=None)
+    for name, said in zip(("1.png", "3.png", "gone.png"), frame.loc[bad, "error"], strict=True):
+        assert said.startswith("Cannot read the image")
+        assert name in said
+    assert "3 of 6 images cannot be read" in caplog.text
+    nothing = classifier.predict(files[3])
+    assert (len(nothing), nothing["error"].eq("").any()) == (1, False)
+
+
+def test_a_folder_stands_for_the_images_below_it(classifier, files, caplog):
+    """20.23, 20.18: subfolders are looked into, system files passed over, other files counted in a warning."""
+    folder = files[0].parent
+    (folder / "old.png" / "deeper").mkdir(parents=True)
+    inner = files[4].rename(folder / "old.png" / "deeper" / "4.PNG")
+    for name in ("._0.png", "Thumbs.db", "@eaDir/5.png", "__MACOSX/old.png/._4.png", "notes.txt", "scan.svs", "b.txt"):
+        (folder / name).parent.mkdir(exist_ok=True, parents=True)
+        (folder / name).write_bytes(b"x")
+    frame = classifier.predict(folder)
+    assert list(frame["path"]) == [*map(str, files[:4]), str(inner)]
+    assert list(frame["error"]) == [""] * 5
+    assert "3 files are left out for their suffixes: .svs (1), .txt (2)" in caplog.text
+    pd.testing.assert_frame_equal(classifier.predict([str(folder)]), frame)
+    (folder / "empty").mkdir()
+    with pytest.raises(DataError, match="holds no images"):
+        classifier.predict(folder / "empty")
+
+
+def test_what_is_no_image_is_refused(classifier, files, tmp_path):
     for wrong in (7, [1, 2], [files[0], IMAGES[0]], IMAGES[0, 0], np.zeros((1, 1, 2, 3, 4), np.uint8)):
         with pytest.raises((SettingsError, ImageError)):
             classifier.predict(wrong)
@@ -157,6 +189,61 @@ def test_bad_images(classifier, files, tmp_path):
         classifier.predict(files, batch_size=0)
     with pytest.raises(SettingsError, match=r"\.keras"):
         classifier.save(tmp_path / "model.h5")
+
+
+def a_net(units, activation=None, size=32):
+    inputs = keras.Input((size, size, 3))
+    x = keras.layers.GlobalAveragePooling2D()(keras.layers.Rescaling(1 / 64)(inputs))
+    return keras.Model(inputs, keras.layers.Dense(units, activation)(x))
+
+
+@pytest.mark.parametrize(
+    ("model", "names", "pipeline", "says"),
+    [
+        (lambda: a_net(3), ("a", "b"), 32, "3 outputs for the classes a, b"),
+        (lambda: a_net(1), ("a", "b", "c"), 32, "1 outputs for the classes a, b, c"),
+        (lambda: a_net(2), ("a", "a"), 32, "2 outputs for the classes a, a"),
+        (lambda: a_net(1), ("a",), 32, "1 outputs for the classes a"),
+        (lambda: a_net(2), ("a", "b"), 16, "the pipeline gives 16 pixels, the net takes 32"),
+        (lambda: a_net(2, "softmax"), ("a", "b"), 32, "ends in a softmax, so it gives probabilities"),
+        (lambda: a_net(1, "sigmoid"), ("a", "b"), 32, "ends in a sigmoid, so it gives probabilities"),
+        (lambda: keras.Sequential([a_net(2), keras.layers.Softmax()]), ("a", "b"), 32, "ends in a softmax"),
+        (lambda: keras.Sequential([keras.Input((32, 32, 3)), a_net(2, "softmax")]), ("a", "b"), 32, "in a softmax"),
+        (lambda: keras.Sequential([keras.layers.Dense(2)]), ("a", "b"), 32, "takes \\(batch, size, size, 3\\)"),
+        (lambda: keras.Sequential([keras.Input((32,)), keras.layers.Dense(2)]), ("a", "b"), 32, "the shapes"),
+        (lambda: "net", ("a", "b"), 32, "the shapes"),
+    ],
+)
+def test_a_classifier_whose_parts_do_not_fit_is_refused_when_made(model, names, pipeline, says):
+    """20.29: not with an IndexError, a class that is dropped or probabilities squashed twice at prediction."""
+    with pytest.raises(SettingsError, match=says):
+        ldl.Classifier(model(), names, ldl.Pipeline.default(pipeline, canvas=40))
+
+
+@pytest.mark.parametrize("units", [1, 2])
+@pytest.mark.parametrize("outputs", ["logits", "probabilities"])
+def test_one_or_two_outputs_of_either_kind_give_the_nets_own_probabilities(units, outputs, tmp_path):
+    """20.29: outputs="probabilities" for nets that end in a softmax or a sigmoid; saved with the net."""
+    model = a_net(units, {1: "sigmoid", 2: "softmax"}[units] if outputs == "probabilities" else None)
+    pipeline = ldl.Pipeline.default(32, canvas=40)
+    made = ldl.Classifier(model, ("hem", "all"), pipeline, outputs=outputs)
+    values = np.asarray(model(pipeline(IMAGES).astype("float32")), dtype=float)
+    if outputs == "logits":
+        values = np.exp(values) / np.exp(values).sum(axis=1, keepdims=True) if units == 2 else 1 / (1 + np.exp(-values))
+    for one in (made, ldl.load_classifier(made.save(tmp_path / "model.keras"))):
+        assert one.outputs == outputs
+        np.testing.assert_allclose(one.predict(IMAGES)["probability_all"], values[:, -1], atol=1e-5)
+        views = one.predict(IMAGES, symmetry_average=True)
+        np.testing.assert_allclose(views["probability_hem"] + views["probability_all"], 1)
+
+
+def test_outputs_that_are_no_probabilities_are_refused():
+    """20.29: what is said of the outputs is looked at."""
+    pipeline = ldl.Pipeline.default(32, canvas=40)
+    with pytest.raises(SettingsError, match="no probabilities that sum to 1"):
+        ldl.Classifier(a_net(2), ("a", "b"), pipeline, outputs="probabilities").predict(IMAGES)
+    with pytest.raises(SettingsError, match="outputs must be 'logits' or 'probabilities'"):
+        ldl.Classifier(a_net(2), ("a", "b"), pipeline, outputs="sigmoid")
 
 
 def test_folders_are_made_to_save_into(classifier, tmp_path):
@@ -174,7 +261,7 @@ def test_a_temperature_of_numpy_is_saved_as_a_number(classifier, tmp_path):
 
 
 def test_nothing_gives_an_empty_frame(classifier):
-    assert list(classifier.predict([])) == ["path", "label", "probability_hem", "probability_all"]
+    assert list(classifier.predict([])) == COLUMNS
     assert len(classifier.predict([])) == 0
 
 

@@ -9,14 +9,14 @@ from typing import Annotated
 import typer
 
 from leukemia_dl.cli import options
-from leukemia_dl.errors import DataError, StoreError
+from leukemia_dl.errors import StoreError
 
 __all__ = ["predict"]
 
 
 def predict(
     model: Annotated[Path, typer.Argument(help="A model.keras, or the folder of a trial in a store.")],
-    images: Annotated[list[Path], typer.Argument(help="Image files; a folder stands for the images in it.")],
+    images: Annotated[list[Path], typer.Argument(help="Image files; a folder stands for those in it and below.")],
     output: Annotated[
         Path | None, typer.Option("--output", help="Write a CSV file instead of the screen.", show_default=False)
     ] = None,
@@ -31,9 +31,9 @@ def predict(
 ) -> None:
     """Predict the class of images, with a probability per class. CSV on standard output when that is no terminal.
 
-    For research use only: nothing here is a diagnosis.
+    The exit status is 1 if a file cannot be read; the column error says why. For research use only: nothing here is a
+    diagnosis.
     """
-    files = _files(images)
     if output is not None and not output.absolute().parent.is_dir():
         raise StoreError(f"{output} cannot be written: there is no folder {output.absolute().parent}.")
     from leukemia_dl.models.classifier import load_classifier
@@ -41,7 +41,7 @@ def predict(
 
     prepare(compute=Compute(device))
     frame = load_classifier(model).predict(
-        files, batch_size=batch_size, calibrated=not uncalibrated, symmetry_average=symmetries
+        images, batch_size=batch_size, calibrated=not uncalibrated, symmetry_average=symmetries
     )
     if output is not None:
         try:
@@ -53,18 +53,5 @@ def predict(
         options.print_table(frame, {str(name): ".3f" for name in frame if str(name).startswith("probability_")})
     else:
         frame.to_csv(sys.stdout, index=False, lineterminator="\n")
-
-
-def _files(paths: list[Path]) -> list[Path]:
-    from leukemia_dl.preprocess import IMAGE_SUFFIXES
-
-    files: list[Path] = []
-    for path in paths:
-        if path.is_dir():
-            found = sorted(file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
-            if not found:
-                raise DataError(f"The folder {path} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))}).")
-            files += found
-        else:
-            files.append(path)
-    return files
+    if (frame["error"] != "").any():
+        raise typer.Exit(1)

@@ -96,10 +96,16 @@ def class_names_of(frame: pd.DataFrame) -> tuple[str, ...]:
         kind = "one with columns of several levels" if isinstance(frame, pd.DataFrame) else type(frame).__name__
         raise DataError(f"Expected a DataFrame of predictions. Received: {kind}.")
     names = tuple(str(column)[len(PREFIX) :] for column in frame.columns if str(column).startswith(PREFIX))
-    if len(names) < 2 or "label" not in frame:
+    if len(names) < 2:
         raise DataError(
             "A prediction frame has a column label and a column probability_<class> for each of at least two classes "
             f"(further: backbone, seed, fold, side, sample, group). Received: {', '.join(map(str, frame.columns))}."
+        )
+    if "label" not in frame:
+        key = next((name for name in ("sample", "path") if name in frame), "sample")
+        raise DataError(
+            "The predictions have no column label, the true class, so there is nothing to compare them with. Join it: "
+            f"predictions.merge(truth[[{key!r}, 'label']], on={key!r}), where truth is a table such as Dataset.table."
         )
     if not frame.columns.is_unique:
         twice = frame.columns[frame.columns.duplicated()][0]

@@ -7,9 +7,12 @@ more member of the archive (`leukemia_dl.json`), which Keras ignores; so does th
 from __future__ import annotations
 
 import json
+import logging
 import math
+import os
 import tempfile
 import zipfile
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -22,8 +25,10 @@ from numpy.typing import NDArray
 
 from leukemia_dl.errors import DataError, ImageError, SettingsError, StoreError
 from leukemia_dl.identity import plain_number
+from leukemia_dl.models.archive import MEMBER, load_net, read_settings
 from leukemia_dl.models.backend import backend_name, quiet_start
-from leukemia_dl.preprocess import Pipeline
+from leukemia_dl.preprocess import IMAGE_SUFFIXES, Pipeline
+from leukemia_dl.preprocess.decode import is_system_file
 from leukemia_dl.progress import parallel_map, track
 
 __all__ = [
@@ -31,10 +36,11 @@ __all__ = [
     "symmetric_form",
 ]  # fmt: skip
 
-FORMAT = 1
-_MEMBER = "leukemia_dl.json"
-_MAX_MEMBER_BYTES = 1 << 20
+# What the net's outputs are, and the format of the file that says so: earlier versions read logits only.
+FORMATS = {"logits": 1, "probabilities": 2}
 _CHUNK = 512
+_SUM_TOLERANCE = 0.01
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,12 +48,18 @@ class Classifier:
     """A model with what is needed to use it.
 
     Attributes:
-        model: `keras.Model`, raw RGB (batch, size, size, 3) to logits (batch, classes).
+        model: `keras.Model`, raw RGB (batch, size, size, 3) to (batch, classes).
         class_names: In the order of the logits.
         pipeline: From a file to the pixels that the model takes.
         provenance: What it was trained on and how; JSON values.
         temperature: What logits are divided by before the softmax, so that probabilities are calibrated (Guo et al.
-            2017, arXiv:1706.04599); 1 where none was fitted. What is no number above 0 is a SettingsError.
+            2017, arXiv:1706.04599); 1 where none was fitted.
+        outputs: "logits", or "probabilities" for a net that ends in a softmax or a sigmoid. One output is that of the
+            second of two classes.
+
+    Raises:
+        SettingsError: On creation, if net, classes, pipeline and outputs do not fit together, or the temperature is no
+            number above 0.
     """
 
     model: Any
@@ -55,13 +67,38 @@ class Classifier:
     pipeline: Pipeline
     provenance: Mapping[str, Any] = field(default_factory=dict)
     temperature: float = 1.0
+    outputs: str = "logits"
 
     def __post_init__(self) -> None:
-        """Refuse a temperature that is none."""
+        """Refuse what does not fit together."""
         value = plain_number(self.temperature)
         object.__setattr__(self, "temperature", value)
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
             raise SettingsError(f"temperature must be a number above 0. Received: temperature={value!r}.")
+        if self.outputs not in FORMATS:
+            raise SettingsError(f"outputs must be {' or '.join(map(repr, FORMATS))}. Received: {self.outputs!r}.")
+        object.__setattr__(self, "class_names", tuple(self.class_names))
+        problem = self._problem()
+        if problem:
+            raise SettingsError(f"A classifier's parts do not fit together: {problem}.")
+
+    def _problem(self) -> str:
+        """Return what of net, classes and pipeline does not fit together, or ""."""
+        shapes = [getattr(self.model, name, None) for name in ("input_shape", "output_shape")]
+        taken, made = (shape if isinstance(shape, tuple) else () for shape in shapes)
+        if len(taken) != 4 or taken[1] is None or taken[1:] != (taken[1], taken[1], 3) or len(made) != 2:
+            return f"a net takes (batch, size, size, 3) and gives (batch, classes); this one has the shapes {shapes}"
+        if len(set(self.class_names)) != len(self.class_names) or len(self.class_names) != max(made[1], 2):
+            return f"{made[1]} outputs for the classes {', '.join(map(str, self.class_names))}"
+        if self.pipeline.output_size not in (None, taken[1]):
+            return f"the pipeline gives {self.pipeline.output_size} pixels, the net takes {taken[1]}"
+        last = self.model.layers[-1]
+        while getattr(last, "layers", None):
+            last = last.layers[-1]
+        ends = getattr(getattr(last, "activation", last), "__name__", type(last).__name__).lower()
+        if self.outputs == "logits" and ends in ("softmax", "sigmoid"):
+            return f"the net ends in a {ends}, so it gives probabilities: say outputs='probabilities'"
+        return ""
 
     def __repr__(self) -> str:
         """Name, classes and pipeline."""
@@ -79,52 +116,56 @@ class Classifier:
         """Return a row per image, in the order given.
 
         Args:
-            images: Paths (one, or several), or a Dataset, or a uint8 array (n, height, width, 3) or (height, width, 3)
-                of raw RGB, or a list of such arrays. The classifier's pipeline is applied to all of them.
+            images: Paths (one, or several; a folder stands for the images in it and its subfolders), or a Dataset, or a
+                uint8 array (n, height, width, 3) or (height, width, 3) of raw RGB, or a list of such arrays. The
+                classifier's pipeline is applied to all of them.
             batch_size: Images per step.
             calibrated: Divide logits by `temperature`. False for the probabilities as the net was trained to give them,
-                from which a benchmark's `loss` is computed. The label is the same.
+                from which a benchmark's `loss` is computed. The predicted class is the same.
             symmetry_average: Take the mean over the eight symmetries of each image; eight times the work.
             show_progress: Tell how far it is when it takes long.
 
         Returns:
-            Columns `path` (or `sample` for a Dataset, `image`, the position, for arrays), `label` (the most probable
-            class) and one column of probabilities (float) per class, named `probability_<class>`.
+            Columns `path` (or `sample` for a Dataset, `image`, the position, for arrays), `predicted` (the most
+            probable class), a column of probabilities (float) per class, named `probability_<class>`, and `error`: ""
+            or why the file cannot be read; then nothing is predicted of it, and a warning is logged. The true class
+            is not known here: join a column `label` before `evaluate`.
 
         Raises:
-            ImageError: If files cannot be decoded; up to ten are named, and nothing is predicted.
-            SettingsError: If `images` is none of these, the pipeline gives another size than the net takes, or
-                `batch_size` is below 1.
+            ImageError: If an array is no image.
+            DataError: If a folder holds no images or cannot be listed.
+            SettingsError: If `images` is none of these, the pipeline gives another size than the net takes,
+                `batch_size` is below 1, or what should be probabilities is none.
         """
         column, names, loaders = self._sources(images)
         if batch_size < 1:
             raise SettingsError(f"batch_size must be at least 1. Received: batch_size={batch_size!r}.")
         batch_size = min(batch_size, max(len(loaders), 1))
-        parts: list[NDArray[np.float64]] = []
-        problems: list[str] = []
+        errors = [""] * len(loaders)
+        probabilities = np.full((len(loaders), len(self.class_names)), np.nan)
         # Decoded in chunks, so that memory does not grow with the number of images.
         starts = range(0, len(loaders), _CHUNK)
         for start in track(starts, len(starts), "Predicting", show_progress):
             chunk = parallel_map(self._pixels, loaders[start : start + _CHUNK], "Reading images", show=False)
-            problems += [str(item) for item in chunk if isinstance(item, ImageError)]
-            if not problems:
-                pixels = self._stacked([item for item in chunk if isinstance(item, np.ndarray)])
-                divisor = self.temperature if calibrated else 1.0
-                if symmetry_average:
-                    # A cell has no upright: a net should say the same of all eight, and their mean errs less than each.
-                    views = logits_over_symmetries(self.model, pixels, batch_size)
-                    parts.append(softmax(views / divisor).mean(axis=0))
-                else:
-                    parts.append(softmax(predict_logits(self.model, pixels, batch_size) / divisor))
-        if problems:
-            named = "\n  ".join(problems[:10])
-            more = f"\n  and {len(problems) - 10:,} more" if len(problems) > 10 else ""
-            raise ImageError(f"{len(problems):,} of {len(loaders):,} images cannot be read:\n  {named}{more}")
-        probabilities = np.concatenate(parts) if parts else np.empty((0, len(self.class_names)))
+            read = {row: item for row, item in enumerate(chunk, start) if isinstance(item, np.ndarray)}
+            errors[start : start + len(chunk)] = ["" if isinstance(item, np.ndarray) else str(item) for item in chunk]
+            if read:
+                pixels = self._stacked(list(read.values()))
+                # A cell has no upright: a net should say the same of all eight, and their mean errs less than each.
+                logits = logits_over_symmetries if symmetry_average else predict_logits
+                views = self._as_logits(logits(self.model, pixels, batch_size))
+                views = softmax(views / (self.temperature if calibrated else 1.0))
+                probabilities[list(read)] = views.mean(axis=0) if symmetry_average else views
+        failed = [text for text in errors if text]
+        if failed:
+            message = "%d of %d images cannot be read, as the column error says. The first: %s"
+            _log.warning(message, len(failed), len(errors), failed[0])
         frame = pd.DataFrame({column: names})
-        frame["label"] = [self.class_names[i] for i in probabilities.argmax(axis=1)]
+        best = np.nan_to_num(probabilities).argmax(axis=1)
+        frame["predicted"] = [None if text else self.class_names[i] for text, i in zip(errors, best, strict=True)]
         for position, name in enumerate(self.class_names):
             frame[f"probability_{name}"] = probabilities[:, position]
+        frame["error"] = errors
         return frame
 
     def save(self, path: str | Path) -> Path:
@@ -142,7 +183,7 @@ class Classifier:
         if path.suffix != ".keras":
             raise SettingsError(f"A classifier is saved as a .keras file. Received: {str(path)!r}.")
         settings = {
-            "format": FORMAT,
+            "format": FORMATS[self.outputs],
             "class_names": list(self.class_names),
             "pipeline": self.pipeline.to_dict(),
             "provenance": dict(self.provenance),
@@ -157,7 +198,7 @@ class Classifier:
             # A model of its own: the compiled one would carry its optimizer, twice the size, for nothing.
             keras.Model(self.model.input, self.model.output, name=self.model.name).save(aside)
             with zipfile.ZipFile(aside, "a") as archive:
-                archive.writestr(_MEMBER, json.dumps(settings, indent=1))
+                archive.writestr(MEMBER, json.dumps(settings, indent=1))
             aside.replace(path)
         return path
 
@@ -176,7 +217,8 @@ class Classifier:
             raise SettingsError(f"Pass paths, a Dataset or uint8 arrays. Received: {type(images).__name__}.")
         items = list(images)
         if all(isinstance(item, (str, Path)) for item in items):
-            return "path", [str(item) for item in items], [Path(item) for item in items]
+            files = [file for item in items for file in _files(Path(item))]
+            return "path", [str(file) for file in files], files
         if all(isinstance(item, np.ndarray) for item in items):
             return "image", list(range(len(items))), items
         raise SettingsError("Pass paths or arrays, not a mixture or something else.")
@@ -192,12 +234,23 @@ class Classifier:
         return np.stack(images)
 
     def _pixels(self, source: Any) -> NDArray[np.uint8] | ImageError:
+        if isinstance(source, np.ndarray):
+            return self.pipeline(source)
         try:
-            if isinstance(source, Path):
-                return self.pipeline.load(source)
-            return self.pipeline(source() if callable(source) else source)
+            return self.pipeline.load(source) if isinstance(source, Path) else self.pipeline(source())
         except ImageError as error:
             return error
+
+    def _as_logits(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return logits of the net's outputs; one output is of the second class."""
+        given = self.outputs == "probabilities"
+        if values.shape[-1] == 1:
+            values = np.concatenate([1 - values if given else np.zeros_like(values), values], axis=-1)
+        if not given:
+            return values
+        if (values < 0).any() or (np.abs(values.sum(axis=-1) - 1) > _SUM_TOLERANCE).any():
+            raise SettingsError("The net's outputs are no probabilities that sum to 1: say outputs='logits'.")
+        return np.log(np.maximum(values, np.finfo(np.float64).tiny))
 
 
 def load_classifier(path: str | Path) -> Classifier:
@@ -217,43 +270,27 @@ def load_classifier(path: str | Path) -> Classifier:
     """
     backend_name()
     with quiet_start("import"):
-        import keras
+        import keras  # noqa: F401
 
     file = _model_file(Path(path).expanduser())
+    settings = read_settings(file)
     try:
-        with zipfile.ZipFile(file) as archive:
-            if archive.getinfo(_MEMBER).file_size > _MAX_MEMBER_BYTES:
-                raise DataError(f"{file} carries settings of an implausible size and was not loaded.")
-            settings = json.loads(archive.read(_MEMBER))
-        if settings["format"] != FORMAT:
-            raise DataError(
-                f"{file} has format {settings['format']!r}; this version reads {FORMAT}. Update leukemia-dl."
-            )
+        outputs = next((name for name, number in FORMATS.items() if number == settings["format"]), None)
+        if outputs is None:
+            raise DataError(f"{file} has format {settings['format']!r}, unknown to this version: update leukemia-dl.")
         class_names = tuple(map(str, settings["class_names"]))
         pipeline = Pipeline.from_dict(settings["pipeline"])
         provenance = dict(settings["provenance"])
         temperature = float(settings.get("temperature", 1.0))  # files of version 0.1.0 have none
-    except KeyError as error:
-        raise DataError(
-            f"{file} holds no leukemia_dl classifier ({error}). Pass a model.keras that a benchmark or "
-            "Classifier.save wrote; any other Keras model can be wrapped: Classifier(model, class_names, pipeline)."
-        ) from error
-    except (zipfile.BadZipFile, OSError, ValueError, TypeError, RuntimeError) as error:
+    except (KeyError, ValueError, TypeError) as error:
         if isinstance(error, DataError):
             raise
-        raise DataError(f"{file} is damaged or is no .keras file: {error}.") from error
+        raise DataError(f"{file} is damaged: {type(error).__name__}: {error}.") from error
+    model = load_net(file)
     try:
-        with quiet_start("devices"):  # TensorFlow looks for devices when it needs one first
-            model = keras.saving.load_model(file, compile=False, safe_mode=True)
-    except Exception as error:
-        raise DataError(f"{file} could not be loaded by Keras ({type(error).__name__}: {error}).") from error
-    problem = _mismatch(model, class_names, pipeline)
-    if problem:
-        raise DataError(f"{file} contradicts itself: {problem}. Was it edited by hand?")
-    try:
-        return Classifier(model, class_names, pipeline, provenance, temperature)
+        return Classifier(model, class_names, pipeline, provenance, temperature, outputs)
     except SettingsError as error:
-        raise DataError(f"{file} is damaged: {error}") from error
+        raise DataError(f"{file} contradicts itself. {error} Was it edited by hand?") from error
 
 
 def predict_logits(model: Any, images: Any, batch_size: int) -> NDArray[np.float64]:
@@ -298,13 +335,28 @@ def softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
     return result
 
 
-def _mismatch(model: Any, class_names: tuple[str, ...], pipeline: Pipeline) -> str:
-    """Return what does not fit together, or ""."""
-    if len(set(class_names)) != len(class_names) or len(class_names) != model.output_shape[-1]:
-        return f"{model.output_shape[-1]} outputs for the classes {', '.join(class_names)}"
-    if pipeline.output_size not in (None, model.input_shape[1]):
-        return f"the pipeline gives {pipeline.output_size} pixels, the net takes {model.input_shape[1]}"
-    return ""
+def _files(path: Path) -> list[Path]:
+    """Return a path itself, or the images in a folder and its subfolders, in order."""
+    if not path.is_dir():
+        return [path]
+
+    def refuse(error: OSError) -> None:
+        raise DataError(f"Cannot list the folder {error.filename}: {error.strerror}. Check its permissions.") from error
+
+    images, others = list[Path](), Counter[str]()
+    for parent, inner, names in os.walk(path, onerror=refuse):
+        inner[:] = sorted(name for name in inner if not is_system_file(name))
+        for file in (Path(parent, name) for name in sorted(names) if not is_system_file(name)):
+            if file.suffix.lower() in IMAGE_SUFFIXES:
+                images.append(file)
+            else:
+                others[file.suffix.lower() or "none"] += 1
+    if not images:
+        raise DataError(f"The folder {path} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))}).")
+    if others:
+        named = ", ".join(f"{suffix} ({count:,})" for suffix, count in sorted(others.items()))
+        _log.warning("%s: %d files are left out for their suffixes: %s", path, others.total(), named)
+    return images
 
 
 def _model_file(path: Path) -> Path:
@@ -312,7 +364,8 @@ def _model_file(path: Path) -> Path:
         return path
     if not path.exists():
         raise DataError(f"There is no model at {path}. Pass a .keras file or the folder of a trial.")
-    found = sorted(path.glob("model.keras")) or sorted(path.glob("trials/[!.]*/model.keras"))
+    places = sorted(path.glob("model.keras")) or sorted(path.glob("trials/[!.]*/model.keras"))
+    found = [file for file in places if file.is_file()]
     if len(found) == 1:
         return found[0]
     if not found:

@@ -1,0 +1,99 @@
+"""A `.keras` file is hostile until it is loaded: sizes are bounded before anything is unpacked, built or allocated."""
+
+from __future__ import annotations
+
+import json
+import math
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from leukemia_dl.errors import DataError
+from leukemia_dl.models.backend import quiet_start
+
+__all__ = ["MEMBER", "load_net", "read_settings"]
+
+MEMBER = "leukemia_dl.json"
+_WEIGHTS, _CONFIG = "model.weights.h5", "config.json"
+_MAX_TEXT = 8 << 20  # bytes of any member but the weights; the largest nets of Keras have 2 MB
+_MAX_OBJECTS = 10_000
+_MAX_VALUES = 1 << 28  # per image in the output of one layer: 1 GiB as float32
+
+
+def read_settings(file: Path) -> dict[str, Any]:
+    """Return what this library wrote into a `.keras` file, as it stands there.
+
+    Raises:
+        DataError: If there is nothing of it, the file is damaged, or a member unpacks to an implausible size.
+    """
+    try:
+        with zipfile.ZipFile(file) as archive:
+            on_disk = file.stat().st_size
+            for member in archive.infolist():  # Keras does not compress the weights
+                if member.file_size > (on_disk if member.filename == _WEIGHTS else _MAX_TEXT):
+                    raise DataError(f"{file} was not loaded: {member.filename} in it has an implausible size.")
+            return dict(json.loads(archive.read(MEMBER)))
+    except KeyError as error:
+        raise DataError(
+            f"{file} holds no leukemia_dl classifier ({error}). Pass a model.keras that a benchmark or "
+            "Classifier.save wrote; any other Keras model can be wrapped: Classifier(model, class_names, pipeline)."
+        ) from error
+    except (zipfile.BadZipFile, OSError, ValueError, TypeError, RuntimeError) as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"{file} is damaged or is no .keras file: {error}.") from error
+
+
+def load_net(file: Path) -> Any:
+    """Return the `keras.Model` of a file whose settings were read.
+
+    Raises:
+        DataError: If Keras cannot load it, or the net that it describes is larger than the file or any real one.
+    """
+    import keras
+
+    try:
+        with quiet_start("devices"):  # TensorFlow looks for devices when it needs one first
+            # What a scope without state leaves behind belongs to its thread and goes with it.
+            with ThreadPoolExecutor(1) as pool:
+                pool.submit(_check, file).result()
+            return keras.saving.load_model(file, compile=False, safe_mode=True)
+    except Exception as error:
+        raise DataError(f"{file} could not be loaded by Keras ({type(error).__name__}: {error}).") from error
+
+
+def _check(file: Path) -> None:
+    """Raise DataError unless the net, built without its numbers, has plausible sizes and its weights are there."""
+    import h5py
+    import keras
+
+    on_disk, stored = file.stat().st_size, []
+    with zipfile.ZipFile(file) as archive:
+        config = archive.read(_CONFIG)
+        with archive.open(_WEIGHTS) as member, h5py.File(member) as weights:
+            weights.visititems(lambda _, item: stored.append(item.nbytes if isinstance(item, h5py.Dataset) else 0))
+    if config.count(b'"class_name"') > _MAX_OBJECTS:
+        raise DataError(f"it has more than {_MAX_OBJECTS:,} layers and initializers")
+    with keras.StatelessScope(initialize_variables=False):
+        model = keras.saving.deserialize_keras_object({**json.loads(config), "compile_config": None}, safe_mode=True)
+        if not isinstance(model, keras.Model):
+            raise DataError(f"it holds a {type(model).__name__}, not a model")
+        parameters = sum(math.prod(variable.shape) for variable in model.variables)
+    if max(parameters, sum(stored)) > on_disk:
+        raise DataError(f"a net of {parameters:,} parameters and weights of {sum(stored):,} bytes in {on_disk:,} bytes")
+    largest = max(_outputs(model), default=0)
+    if largest > _MAX_VALUES:
+        raise DataError(f"a layer makes {largest:,} numbers of one image, more than {_MAX_VALUES:,}")
+
+
+def _outputs(model: Any) -> list[int]:
+    """Return how many numbers each layer makes of one image, those of models within it included."""
+    import keras
+
+    found: list[int] = []
+    for layer in model.layers:
+        tensors = [tensor for node in layer._inbound_nodes for tensor in node.output_tensors]
+        found += [math.prod(size or 1 for size in tensor.shape[1:]) for tensor in tensors]
+        found += _outputs(layer) if isinstance(layer, keras.Model) else []
+    return found

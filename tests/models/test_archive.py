@@ -1,0 +1,120 @@
+"""Hostile `.keras` files: each is refused in one plain line before memory is taken or anything is built."""
+
+import io
+import json
+import os
+import resource
+import sys
+import zipfile
+
+import h5py
+import pytest
+
+import leukemia_dl as ldl
+from leukemia_dl.errors import DataError
+
+keras = pytest.importorskip("keras")
+SETTINGS = {"format": 1, "class_names": ["hem", "all"], "pipeline": {"steps": []}, "provenance": {}}
+
+
+def written(path, config, weights=None, **members):
+    """Write a `.keras` file from a configuration and the bytes of its weights."""
+    if weights is None:
+        buffer = io.BytesIO()
+        h5py.File(buffer, "w").close()
+        weights = buffer.getvalue()
+    members = {
+        "leukemia_dl.json": json.dumps(SETTINGS),
+        "config.json": json.dumps(config),
+        "model.weights.h5": weights,
+        "metadata.json": json.dumps({"keras_version": keras.__version__}),
+    } | {name.replace("_json", ".json"): text for name, text in members.items()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in members.items():
+            how = zipfile.ZIP_STORED if name.endswith(".h5") else zipfile.ZIP_DEFLATED
+            archive.writestr(name, content, compress_type=how)
+    return path
+
+
+def net(*layers):
+    """Return the configuration of a net on 8 x 8 pixels that ends in two logits."""
+    ends = keras.layers.GlobalAveragePooling2D(), keras.layers.Dense(2)
+    return keras.saving.serialize_keras_object(keras.Sequential([keras.Input((8, 8, 3)), *layers, *ends]))
+
+
+def changed(config, **values):
+    """Return a configuration whose layers that have one of these settings have another value of it."""
+    text = json.loads(json.dumps(config))
+
+    def walk(part):
+        if isinstance(part, dict):
+            part.update({key: value for key, value in values.items() if key in part})
+            part = part.values()
+        for inner in part if not isinstance(part, (str, int, float, type(None))) else ():
+            walk(inner)
+
+    walk(text)
+    return text
+
+
+CONV = net(keras.layers.Conv2D(4, 3))
+CASES = {
+    "forty million filters": (changed(CONV, filters=40_000_000, build_config=None), "parameters"),
+    "an image of 80,000 pixels": (changed(net(keras.layers.UpSampling2D(2)), size=[10_000, 10_000]), "numbers of one"),
+    "a large layer in a net within": (
+        changed(net(keras.Sequential([keras.Input((8, 8, 3)), keras.layers.UpSampling2D(2)])), size=[10_000, 10_000]),
+        "numbers of one image",
+    ),
+    "a layer": (keras.saving.serialize_keras_object(keras.layers.Dense(2)), "a Dense, not a model"),
+    "no net of images": (changed(net(), class_name="Hashing"), None),
+    "no shape": (
+        keras.saving.serialize_keras_object(keras.Sequential([keras.layers.Conv2D(1 << 20, 3)])),
+        "contradicts itself.*a net takes",
+    ),
+    "ten thousand layers": (
+        net(*[keras.layers.ReLU() for _ in range(3)]) | {"x": [{"class_name": 1}] * 10_000},
+        "10,000",
+    ),
+    "a list": ([], None),
+    "nothing": (None, None),
+    "deep": (json.loads("[" * 500 + "]" * 500), None),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_odd_nets_are_refused_before_they_take_memory(tmp_path, name):
+    """20.38: parameters, outputs and kinds of objects are looked at before anything is built."""
+    config, says = CASES[name]
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(DataError, match=says) as caught:
+        ldl.load_classifier(written(tmp_path / "odd.keras", config))
+    assert "odd.keras" in str(caught.value)
+    scale = 1 if sys.platform == "darwin" else 1024
+    assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * scale < 1 << 30
+
+
+def test_members_that_unpack_to_much_are_not_unpacked(tmp_path):
+    """20.38: the unpacked size of every member is bounded, that of the weights by the file's own size."""
+    for member in ("config_json", "metadata_json", "assets/words.txt"):
+        file = written(tmp_path / "bomb.keras", CONV, **{member: " " * (64 << 20)})
+        with pytest.raises(DataError, match=f"{member.replace('_json', '.json')} in it has an implausible size"):
+            ldl.load_classifier(file)
+
+
+def test_weights_that_say_more_than_the_file_holds_are_not_read(tmp_path):
+    """20.38: a data set in the HDF5 file may have a shape of terabytes in a few bytes."""
+    buffer = io.BytesIO()
+    with h5py.File(buffer, "w") as file:
+        file.create_dataset("layers/conv2d/vars/0", (1 << 40,), "float32", chunks=(1 << 20,), compression="gzip")
+    with pytest.raises(DataError, match="4,398,046,511,104 bytes in"):
+        ldl.load_classifier(written(tmp_path / "sparse.keras", CONV, buffer.getvalue()))
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes")
+def test_a_pipe_in_place_of_a_model_is_not_waited_for(tmp_path):
+    """20.39: only regular files are opened."""
+    os.mkfifo(tmp_path / "model.keras")
+    with pytest.raises(DataError, match=r"holds no model\.keras"):
+        ldl.load_classifier(tmp_path)
+    with pytest.raises(DataError, match=r"holds no model\.keras"):
+        ldl.load_classifier(tmp_path / "model.keras")
