@@ -9,10 +9,8 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 import tempfile
 import zipfile
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -28,7 +26,7 @@ from leukemia_dl.identity import plain_number
 from leukemia_dl.models.archive import MEMBER, load_net, read_settings
 from leukemia_dl.models.backend import backend_name, quiet_start
 from leukemia_dl.preprocess import IMAGE_SUFFIXES, Pipeline
-from leukemia_dl.preprocess.decode import is_system_file
+from leukemia_dl.preprocess.decode import image_files
 from leukemia_dl.progress import parallel_map, track
 
 __all__ = [
@@ -339,24 +337,9 @@ def _files(path: Path) -> list[Path]:
     """Return a path itself, or the images in a folder and its subfolders, in order."""
     if not path.is_dir():
         return [path]
-
-    def refuse(error: OSError) -> None:
-        raise DataError(f"Cannot list the folder {error.filename}: {error.strerror}. Check its permissions.") from error
-
-    images, others = list[Path](), Counter[str]()
-    for parent, inner, names in os.walk(path, onerror=refuse):
-        inner[:] = sorted(name for name in inner if not is_system_file(name))
-        for file in (Path(parent, name) for name in sorted(names) if not is_system_file(name)):
-            if file.suffix.lower() in IMAGE_SUFFIXES:
-                images.append(file)
-            else:
-                others[file.suffix.lower() or "none"] += 1
-    if not images:
+    if not (found := [path / name for name in image_files(path)]):
         raise DataError(f"The folder {path} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))}).")
-    if others:
-        named = ", ".join(f"{suffix} ({count:,})" for suffix, count in sorted(others.items()))
-        _log.warning("%s: %d files are left out for their suffixes: %s", path, others.total(), named)
-    return images
+    return found
 
 
 def _model_file(path: Path) -> Path:

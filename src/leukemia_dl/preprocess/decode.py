@@ -6,6 +6,8 @@ import io
 import logging
 import os
 import sys
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -13,9 +15,18 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFile, ImageOps, JpegImagePlugin, UnidentifiedImageError
 
-from leukemia_dl.errors import ImageError
+from leukemia_dl.errors import DataError, ImageError
 
-__all__ = ["FORMATS", "IMAGE_SUFFIXES", "MAX_PIXELS", "check_image", "decode_image", "is_system_file"]
+__all__ = [
+    "FORMATS",
+    "IMAGE_SUFFIXES",
+    "MAX_PIXELS",
+    "check_image",
+    "decode_image",
+    "image_files",
+    "is_system_file",
+    "warn_left_out",
+]
 
 FORMATS = ("BMP", "PNG", "TIFF", "JPEG", "WEBP")
 IMAGE_SUFFIXES = frozenset({".bmp", ".png", ".tif", ".tiff", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp"})
@@ -26,6 +37,10 @@ MAX_PIXELS = 20_000_000
 _SYSTEM_NAMES = frozenset({
     "@eadir", "@recycle", "@tmp", "#recycle", "#snapshot", "$recycle.bin", "__macosx", "__pycache__", "lost+found",
     "system volume information", "thumbs.db", "ehthumbs.db", "desktop.ini",
+})  # fmt: skip
+_DOCUMENTS = frozenset({
+    ".csv", ".db", ".doc", ".docx", ".htm", ".html", ".ini", ".ipynb", ".json", ".log", ".md", ".pdf", ".py", ".rst",
+    ".toml", ".tsv", ".txt", ".xls", ".xlsx", ".xml", ".yaml", ".yml",
 })  # fmt: skip
 _MOST_SCANS = 30
 """Times that a JPEG of `MAX_PIXELS` may go over its pixels; a smaller one more often, up to 1,000 times."""
@@ -76,6 +91,44 @@ def is_system_file(path: str | Path) -> bool:
     """
     name = os.path.basename(path).lower()  # noqa: PTH119 - called for a hundred thousand files
     return name.startswith(".") or name in _SYSTEM_NAMES
+
+
+def image_files(root: Path) -> list[str]:
+    """Return the images below a folder, by their suffix, as paths relative to it with `/`, in order.
+
+    System files and documents (`.txt`, `.csv`, `.xml` and so on) are passed over; other files, which may be images of
+    a kind that is not read, are counted in a warning.
+
+    Raises:
+        DataError: If a folder cannot be listed.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise DataError(f"Cannot list the folder {error.filename}: {error.strerror}. Check its permissions.") from error
+
+    top = len(os.path.join(root, ""))  # noqa: PTH118 - pathlib takes seconds for a hundred thousand files
+    found: list[str] = []
+    others: list[str] = []
+    for parent, inner, names in os.walk(root, onerror=refuse):
+        inner[:] = sorted(name for name in inner if not is_system_file(name))
+        for name in sorted(names):
+            path = os.path.join(parent, name)[top:].replace(os.sep, "/")  # noqa: PTH118
+            if not is_system_file(name):
+                (found if _suffix(name) in IMAGE_SUFFIXES else others).append(path)
+    warn_left_out(root, others, f"have a suffix that is not read. Read are {', '.join(sorted(IMAGE_SUFFIXES))}")
+    return found
+
+
+def warn_left_out(root: Path, names: Sequence[str], why: str) -> None:
+    """Log one warning of the files, except documents, that a reader leaves out: how many of each suffix, and a name."""
+    if names := [name for name in names if _suffix(name) not in _DOCUMENTS]:
+        counts = Counter(_suffix(name) or "without a suffix" for name in names)
+        kinds = ", ".join(f"{count:,} {ascii(kind)[1:-1]}" for kind, count in counts.most_common())
+        _log.warning("%s: left out %d files (%s; such as %r) that %s", root, len(names), kinds, names[0], why)
+
+
+def _suffix(name: str) -> str:
+    return os.path.splitext(name)[1].lower()  # noqa: PTH122
 
 
 def writable(array: NDArray[np.uint8]) -> NDArray[np.uint8]:
