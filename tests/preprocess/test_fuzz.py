@@ -17,11 +17,12 @@ def fuzz():
 
 
 def test_hostile_files_end_in_pixels_or_our_error(fuzz):
-    found = fuzz.fuzz(3_000, seed=1)
+    """20: the short form of the fuzz figure, with progressive scans, 12-bit and multi-page files."""
+    found = fuzz.fuzz(2_000, seed=1)
     assert found["crashes"] == []
     assert found["memory_mb"] < fuzz.MOST_MEMORY_MB
     kinds = {name.split(":")[0] for name in found["counts"]}
-    assert kinds == {"flips", "cut", "header", "splice", "bomb", "noise"}
+    assert kinds == {"flips", "cut", "header", "splice", "bomb", "noise", "scans"}
     assert sum(count for name, count in found["counts"].items() if name.endswith("pixels")) > 300
 
 
