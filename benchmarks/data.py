@@ -46,7 +46,7 @@ def speed(subjects: int, count: int, rounds: int, folder: Path) -> list[Row]:
     plain = folder / "plain"  # a folder per class, which is all that Keras knows
     loaded = Dataset.load("c_nmc_2019", root)
     loaded = loaded.subset(loaded.labels >= 0)
-    count, pipeline = len(loaded), Pipeline.default(SIZE)
+    count, pipeline = len(loaded), Pipeline.default(SIZE, canvas=450)
     for label in loaded.class_names:
         (plain / label).mkdir(parents=True)
     for path, label in zip(loaded.paths, loaded.table["label"], strict=True):
@@ -99,7 +99,7 @@ import numpy as np
 from leukemia_dl import Dataset, Pipeline
 base = held()
 dataset = Dataset.from_folder(sys.argv[1])
-store = dataset.pixel_store(Pipeline.default(16, canvas=None), show_progress=False)
+store = dataset.pixel_store(Pipeline.default(16), show_progress=False)
 order = np.random.default_rng(0).permutation(len(store))
 for start in range(0, len(store), 32):
     store[order[start:start + 32]]

@@ -218,9 +218,7 @@ def main() -> int:
     for name, count in found["counts"].items():
         print(f"  {name:<22}{count:>9,}")
     print(f"crashes            {len(found['crashes'])}")
-    print(
-        f"slowest {found['slowest']:.3f} s of processor time (at most {SLOWEST_SECONDS:g}): {found['slow']}"
-    )
+    print(f"slowest {found['slowest']:.3f} s of processor time (at most {SLOWEST_SECONDS:g}): {found['slow']}")
     print(f"peak memory above the start {found['memory_mb']:.0f} MB (at most {MOST_MEMORY_MB:,})")
     for crash in found["crashes"][:10]:
         print(f"  {crash}")

@@ -50,8 +50,8 @@ HANGS_SECONDS = 20
 MOST_MEMORY_MB = 2_000
 ODD: tuple[Any, ...] = (
     None, True, -1, 0, 2**31, 40_000_000, 10**19, 1e308, -0.5, "", "x" * 5_000, "../../etc", "\x1b[31m", "=1+1",
-    "\ud800", [], {}, [[[[]]]], [0] * 1_000, [10_000, 10_000], {"a": {"b": []}}, "nan", "Lambda", "Hashing", "Dense", "Conv2D",
-    "UpSampling2D", "ZeroPadding2D", "Embedding", "GRU", "Functional",
+    "\ud800", [], {}, [[[[]]]], [0] * 1_000, [10_000, 10_000], {"a": {"b": []}}, "nan", "Lambda", "Hashing", "Dense",
+    "Conv2D", "UpSampling2D", "ZeroPadding2D", "Embedding", "GRU", "Functional",
 )  # fmt: skip
 
 

@@ -95,8 +95,11 @@ def tensorflow_dataset(paths: tuple[Path, ...], threads: int) -> Iterable[object
 
 
 def reading(cores: int) -> dict[str, Way]:
-    default = Pipeline.default(SIZE)
-    ways = {"ours: Pipeline.default(224)": threaded(default.load), "ours: decode alone": threaded(decode_image)}
+    default = Pipeline.default(SIZE, canvas=450)
+    ways = {
+        "ours: on a canvas, 224": threaded(default.load),
+        "ours: decode alone": threaded(decode_image),
+    }
     ways |= {"Pillow lanczos": threaded(pillow), "Pillow lanczos, reducing_gap=1": threaded(pillow_gap)}
     if util.find_spec("cv2"):
         ways["OpenCV area"] = threaded(opencv_area)

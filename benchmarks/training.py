@@ -59,7 +59,7 @@ def net(name: str, size: int, steps: int, rounds: int, folder: Path, dataset: ld
 
     spec, count, device = ldl.get_backbone(name), steps * BATCH, prepare()
     keras.utils.clear_session()
-    images = dataset.to_numpy(ldl.Pipeline.default(size), show_progress=False)[:count]
+    images = dataset.to_numpy(ldl.Pipeline.default(size, canvas=450), show_progress=False)[:count]
     labels = dataset.labels[:count]
     epochs = rounds + 1
 
@@ -106,7 +106,7 @@ def from_files(name: str, size: int, folder: Path, dataset: ldl.Dataset, rounds:
     def ours() -> None:
         with tempfile.TemporaryDirectory() as cache:
             data = ldl.Dataset.from_folder(folder)
-            store = data.pixel_store(ldl.Pipeline.default(size), folder=cache, show_progress=False)
+            store = data.pixel_store(ldl.Pipeline.default(size, canvas=450), folder=cache, show_progress=False)
             fit(spec, store[:], data.labels, 2, recipe(size, epochs))
 
     plain = Child("plain_fit.py", folder, name, size, 0, epochs)

@@ -35,7 +35,7 @@ dataset.table[["sample", "label", "subject", "group", "fold", "split"]].head(3)
 
 # %% alt="Eight synthetic cells in two rows, four normal ones and four leukemic ones, which are mostly larger"
 classes = [dataset.subset(dataset.labels == label).subset(range(0, 80, 20)) for label in (0, 1)]
-pixels = [part.to_numpy(ldl.Pipeline.default(96), show_progress=False) for part in classes]
+pixels = [part.to_numpy(part.default_pipeline(96), show_progress=False) for part in classes]
 reporting.plot_samples([*pixels[0], *pixels[1]], ["hem"] * 4 + ["all"] * 4, columns=4)
 
 # %% [markdown]

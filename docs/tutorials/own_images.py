@@ -73,7 +73,7 @@ print(*ldl.make_splits(dataset, "kfold"), sep="\n")
 
 # %%
 print(ldl.Dataset.from_dataframe(pd.DataFrame(rows), class_names=["hem", "all"]))
-pixels = dataset.to_numpy(ldl.Pipeline.default(96), show_progress=False)
+pixels = dataset.to_numpy(dataset.default_pipeline(96), show_progress=False)
 print(ldl.Dataset.from_arrays(pixels, dataset.labels, ["hem", "all"], subjects=dataset.table["subject"]))
 
 # %% [markdown]
@@ -115,7 +115,7 @@ print(len(faulty), report.ok, "->", len(clean), again.ok)
 # %% alt="A synthetic cell that fills its file, then the same in the middle of a black canvas, then that at 96 pixels"
 canvas = int(again.images[["height", "width"]].max().max())
 small, large = again.images["height"].agg(["idxmin", "idxmax"])
-on_canvas, padded = ldl.Pipeline.default(96, canvas=canvas), ldl.Pipeline.default(96, canvas=None)
+on_canvas, padded = ldl.Pipeline.default(96, canvas=canvas), ldl.Pipeline.default(96)
 for cell in (clean.decode(small), clean.decode(large)):
     print(cell.shape, f"padded {padded.scale(cell):.3f}, on the canvas {on_canvas.scale(cell):.3f}")
 print("canvas:", canvas)
@@ -138,13 +138,14 @@ on_canvas.show(clean.paths[small])
 #
 # ## A benchmark, and what it is worth
 #
-# Three folds, so that each image is tested once. Give the canvas when you load the data, and a benchmark uses it.
-# Beside the net stand the floors, such as [what the size of a cell alone tells](../explanation/size.md). By default
+# Three folds, so that each image is tested once. The protocol is `kfold` because patients are known. Give the canvas
+# when you load the data, and a benchmark uses it. Beside the net stand the floors, such as
+# [what the size of a cell alone tells](../explanation/size.md). By default
 # several trials run in processes of their own; three nets as small as these need none.
 
 # %%
 dataset = ldl.Dataset.from_csv("cells.csv", class_names=["hem", "all"], canvas=canvas)
-bench = ldl.Benchmark(dataset, ["cnn"], recipe=recipe, protocol="kfold", store="runs/own-images")
+bench = ldl.Benchmark(dataset, ["cnn"], recipe=recipe, store="runs/own-images")
 frame = bench.run(executor="in-process")
 frame[["backbone", "fold", "balanced_accuracy", "auroc", "n_test", "groups_test", "status"]].round(3)
 

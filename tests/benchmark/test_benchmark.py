@@ -285,7 +285,7 @@ def test_preliminary_and_no_val_leak(dataset, tmp_path):
         ({"n_folds": 3}, SettingsError, "n_folds is for the protocol kfold"),
         ({"n_folds": "3", "protocol": "kfold"}, SettingsError, "n_folds"),
         ({"recipe": ldl.Recipe(image_size=64), "backbones": ["inception_v3"]}, SettingsError, "at least 75 x 75"),
-        ({"pipeline": ldl.Pipeline.default(64)}, SettingsError, "make them equal"),
+        ({"pipeline": ldl.Pipeline.default(64, canvas=450)}, SettingsError, "make them equal"),
         ({"protocol": "random"}, SplitError, "allow_leakage"),
     ],
 )
@@ -346,13 +346,13 @@ def test_fields_of_view_make_the_cell_baselines_not_applicable(tmp_path, write_i
 
 def test_stain_is_fitted_on_the_training_images_of_each_split_alone(dataset, tmp_path):
     """And travels with the model, so that predictions on files are those of the benchmark."""
-    pipeline = ldl.Pipeline.default(32).then(Reinhard())
+    pipeline = ldl.Pipeline.default(32, canvas=450).then(Reinhard())
     bench = ldl.Benchmark(
         dataset, ["tiny"], recipe=RECIPE, folds=[0, 2], baselines=[], store=tmp_path, pipeline=pipeline
     )
     frame = bench.run(executor="in-process", show_progress=False)
     assert (frame["status"] == "ok").all(), frame["message"].tolist()
-    plain = ldl.Pipeline.default(32)
+    plain = ldl.Pipeline.default(32, canvas=450)
     targets = []
     for split, trial in zip(bench.splits, frame["trial"], strict=True):
         classifier = ldl.load_classifier(tmp_path / "trials" / trial)

@@ -237,7 +237,7 @@ def test_pixels_are_read_once_for_all_nets(finished, other, monkeypatch):
 
 
 def test_steps_that_were_fitted_travel_with_the_net(dataset, other, tmp_path, monkeypatch):
-    pipeline = ldl.Pipeline.default(32).then(Reinhard())
+    pipeline = ldl.Pipeline.default(32, canvas=450).then(Reinhard())
     bench = ldl.Benchmark(
         dataset, ["tiny"], recipe=grids.RECIPE, folds=[0, 2], baselines=[], store=tmp_path, pipeline=pipeline
     )
@@ -257,7 +257,7 @@ def test_steps_that_were_fitted_travel_with_the_net(dataset, other, tmp_path, mo
 
 def test_images_of_several_sizes_come_together_after_the_whole_pipeline(dataset, other, tmp_path):
     """A step that is fitted before a common size is reached."""
-    pipeline = ldl.Pipeline((Reinhard(), *ldl.Pipeline.default(32).steps))
+    pipeline = ldl.Pipeline((Reinhard(), *ldl.Pipeline.default(32, canvas=450).steps))
     bench = ldl.Benchmark(dataset, ["tiny"], recipe=grids.RECIPE, baselines=[], store=tmp_path, pipeline=pipeline)
     bench.run(executor="in-process", show_progress=False)
     chosen, _ = known(other)

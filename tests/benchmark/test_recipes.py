@@ -103,7 +103,7 @@ def test_averaged_predictions_are_a_row_of_their_own(dataset, tmp_path):
     kinds = [predictions.query("backbone == @name")["probability_all"] for name in ("tiny", "tiny+symmetries")]
     assert not np.allclose(*kinds)
     # The averaged prediction does not change if images are turned: that is what it is for.
-    pixels = images.to_numpy(ldl.Pipeline.default(32), show_progress=False)
+    pixels = images.to_numpy(ldl.Pipeline.default(32, canvas=450), show_progress=False)
     expected = softmax(logits_over_symmetries(classifier.model, pixels, 8)).mean(axis=0)
     for turned in (np.rot90(pixels, axes=(1, 2)), pixels[:, ::-1], np.rot90(pixels, 2, axes=(1, 2))[:, :, ::-1]):
         found = softmax(logits_over_symmetries(classifier.model, turned, 8)).mean(axis=0)
@@ -131,14 +131,14 @@ def test_each_backbone_may_have_its_native_size(dataset, tmp_path):
     assert frame["image_size"].dropna().tolist() == [32, 40]
     for name, size in (("tiny", 32), ("larger", 40)):
         classifier = ldl.load_classifier(tmp_path / "trials" / frame.loc[name, "trial"])
-        assert classifier.pipeline == ldl.Pipeline.default(size)
+        assert classifier.pipeline == ldl.Pipeline.default(size, canvas=450)
         assert classifier.model.input_shape == (None, size, size, 3)
     settings = tomllib.loads((tmp_path / "settings.toml").read_text())
     assert settings["recipe"]["image_size"] == "native"
     assert sorted(settings["pipeline"]) == ["32", "40"]
     # A pipeline of one size fits one of them; a function from sizes fits all.
     with pytest.raises(SettingsError, match="function from the size to a pipeline"):
-        ldl.Benchmark(dataset, ["tiny", "larger"], recipe=recipe, pipeline=ldl.Pipeline.default(32))
+        ldl.Benchmark(dataset, ["tiny", "larger"], recipe=recipe, pipeline=ldl.Pipeline.default(32, canvas=450))
     chosen = ldl.Benchmark(
         dataset, ["tiny", "larger"], recipe=recipe, pipeline=lambda s: ldl.Pipeline.default(s, canvas=400)
     )

@@ -12,7 +12,7 @@ from leukemia_dl.benchmark.runner import _repeatable
 from leukemia_dl.datasets import make_splits
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (30, 9, 9, 3), dtype=np.uint8)
-PIPELINE = Pipeline.default(8, canvas=None)
+PIPELINE = Pipeline.default(8)
 
 
 @pytest.fixture

@@ -56,7 +56,7 @@ def test_the_file_alone_repeats_the_run(dataset, tmp_path):
         {"protocol": ["kfold", "random"], "allow_leakage": True, "folds": "all"},
         {"protocol": "preliminary"},
         {"n_folds": 3, "protocol": ["kfold", "random"], "allow_leakage": True},
-        {"pipeline": ldl.Pipeline.default(32).then(ldl.preprocess.Reinhard())},
+        {"pipeline": ldl.Pipeline.default(32, canvas=450).then(ldl.preprocess.Reinhard())},
         {"recipe": ldl.Recipe.preset("finetune", image_size="native", weights=None, without_weights={"epochs": 1})},
         {"callbacks": "leukemia_dl.training.callbacks:tensorboard"},
         {"callbacks": ldl.training.callbacks.tensorboard},

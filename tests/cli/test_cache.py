@@ -25,7 +25,7 @@ def test_list_and_clear(cache: Path) -> None:
     assert "holds nothing" in run("list")
     assert "Deleted 0" in run("clear")
     images = np.random.default_rng(0).integers(0, 256, (4, 9, 9, 3), dtype=np.uint8)
-    store = Dataset.from_arrays(images, [0, 1, 0, 1], ("hem", "all")).pixel_store(Pipeline.default(8, canvas=None))
+    store = Dataset.from_arrays(images, [0, 1, 0, 1], ("hem", "all")).pixel_store(Pipeline.default(8))
     (cache / "pixels" / f".{store.folder.name}-left").mkdir()
     for name, size in (("features/resnet50-0a1b.npy", 300), ("features/.left.npy", 30), ("compiled/program", 200)):
         (cache / name).parent.mkdir(exist_ok=True)

@@ -229,7 +229,7 @@ def test_to_numpy_names_every_bad_file_at_once(small: Dataset) -> None:
     for row in (1, 4):
         small.paths[row].write_bytes(small.paths[row].read_bytes()[:60])
     with pytest.raises(ImageError, match="2 of 6 images cannot be read") as caught:
-        small.to_numpy(Pipeline.default(4))
+        small.to_numpy(Pipeline.default(4, canvas=450))
     for row in (1, 4):
         assert str(small.paths[row]) in str(caught.value)
 
@@ -239,7 +239,7 @@ def test_to_numpy_names_ten_of_many(tmp_path: Path) -> None:
         (tmp_path / f"{number}.png").write_bytes(b"no image")
     frame = pd.DataFrame({"path": [f"{number}.png" for number in range(14)], "label": ["a", "b"] * 7})
     with pytest.raises(ImageError, match="and 4 more") as caught:
-        Dataset.from_dataframe(frame, root=tmp_path).to_numpy(Pipeline.default(4))
+        Dataset.from_dataframe(frame, root=tmp_path).to_numpy(Pipeline.default(4, canvas=450))
     assert str(caught.value).count("it is none of BMP") == 10
 
 

@@ -23,7 +23,7 @@ from leukemia_dl.datasets.audit import audit
 from leukemia_dl.errors import ImageError, LeukemiaDLError
 from leukemia_dl.preprocess import Pipeline, decode_image
 
-PIPELINE = Pipeline.default(16, canvas=None)
+PIPELINE = Pipeline.default(16)
 LONGEST_SECONDS = 30
 MOST_MEMORY_KB = 600_000
 

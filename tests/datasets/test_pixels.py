@@ -18,7 +18,7 @@ from leukemia_dl.datasets import Dataset, pixels
 from leukemia_dl.errors import DataError, ImageError, SettingsError, StoreError
 from leukemia_dl.preprocess import Pipeline, Reinhard, Resize, Step
 
-PIPELINE = Pipeline.default(24, canvas=None)
+PIPELINE = Pipeline.default(24)
 SIZES = (8, 24, 31, 60)
 
 
@@ -83,11 +83,38 @@ def test_a_changed_file_or_another_pipeline_is_another_store(
     small: Dataset, base: Path, write_image: Callable[..., Path]
 ) -> None:
     first = small.pixel_store(PIPELINE, base)
-    other = small.pixel_store(Pipeline.default(25, canvas=None), base)
+    other = small.pixel_store(Pipeline.default(25), base)
     write_image(small.paths[0], 77, 12)
     changed = Dataset.from_dataframe(small.table).pixel_store(PIPELINE, base)
     assert len({first.folder, other.folder, changed.folder}) == 3
     np.testing.assert_array_equal(changed[0], PIPELINE.load(small.paths[0]))
+
+
+@pytest.mark.parametrize("package", ["leukemia-dl", "pillow", "numpy"])
+def test_another_version_of_what_decodes_is_another_store(
+    small: Dataset, base: Path, monkeypatch: pytest.MonkeyPatch, package: str
+) -> None:
+    """Mutant 15: the versions of Pillow and NumPy are part of what a store is found by."""
+    first, real = small.pixel_store(PIPELINE, base), pixels.metadata.version
+    monkeypatch.setattr(pixels.metadata, "version", lambda name: "0.0" if name == package else real(name))
+    assert small.pixel_store(PIPELINE, base).folder != first.folder
+
+
+def test_pixels_reach_the_disk_before_the_name_does(
+    small: Dataset, base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Mutant 15: every file of a store is synchronised before the store is moved into place."""
+    synced, real = [], os.fsync
+
+    def sync(descriptor: int) -> None:
+        assert not [place for place in base.iterdir() if not place.name.startswith(".")]
+        synced.append(os.fstat(descriptor).st_size)
+        real(descriptor)
+
+    monkeypatch.setattr(pixels.os, "fsync", sync)
+    store = small.pixel_store(PIPELINE, base)
+    assert sorted(synced) == sorted(path.stat().st_size for path in store.folder.iterdir())
+    assert len(synced) == 2
 
 
 def test_a_file_that_changes_while_it_is_read_is_noticed(
@@ -174,7 +201,7 @@ dataset = Dataset.from_folder(sys.argv[1])
 _ = dataset.content_hashes
 resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
 try:
-    dataset.pixel_store(Pipeline.default(64, canvas=None), sys.argv[2])
+    dataset.pixel_store(Pipeline.default(64), sys.argv[2])
 except StoreError as error:
     print(error)
 """
@@ -232,7 +259,7 @@ _OPEN = """
 import sys
 from leukemia_dl.datasets import Dataset
 from leukemia_dl.preprocess import Pipeline
-print(Dataset.from_folder(sys.argv[1]).pixel_store(Pipeline.default(24, canvas=None), sys.argv[2])[:].sum())
+print(Dataset.from_folder(sys.argv[1]).pixel_store(Pipeline.default(24), sys.argv[2])[:].sum())
 """
 
 

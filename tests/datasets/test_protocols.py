@@ -1,11 +1,16 @@
 """Protocols: what each takes, draws, counts and refuses."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
 
 from cohorts import CLEAN, DRAWN, INFO, SIDES, assert_clean, cohort, content_of, names, with_folds
+from leukemia_dl import Benchmark
 from leukemia_dl.datasets import PROTOCOLS, Dataset, make_splits
+from leukemia_dl.datasets.protocols import Pool
+from leukemia_dl.datasets.sources import c_nmc_2019, csv_file, folder, synthetic
 from leukemia_dl.errors import SettingsError, SplitError, UnknownNameError
 
 pytestmark = pytest.mark.usefixtures("contents_from_paths")
@@ -65,7 +70,7 @@ def test_folds_by_default_and_by_choice() -> None:
     assert [split.fold for split in make_splits(dataset)] == [2]
     assert [split.fold for split in make_splits(dataset, folds=[1, 0])] == [1, 0]
     two = with_folds(cohort({"a": [2] * 12, "b": [2] * 12}), folds=2)
-    assert [split.fold for split in make_splits(two)] == [1]
+    assert [split.fold for split in make_splits(two)] == [0, 1]
     for folds in ([3], [0, 0], [], "some", ["0"]):
         with pytest.raises(SettingsError, match=r'`folds` is "all" or some of 0, 1, 2, each once. Received: '):
             make_splits(dataset, folds=folds)
@@ -77,6 +82,55 @@ def test_folds_by_default_and_by_choice() -> None:
             make_splits(dataset, "kfold", n_folds=n_folds)
     with pytest.raises(SettingsError, match="n_folds is for protocol='kfold'"):
         make_splits(dataset, n_folds=3)
+
+
+def test_all_official_folds_unless_the_data_set_names_one() -> None:
+    """20.11: of anybody's folds 0 to 4, `[2]` was tested, because published results of C-NMC 2019 test fold 2."""
+    dataset = with_folds(cohort({"a": [2] * 25, "b": [2] * 25}), folds=5)
+    other = Dataset(dataset.table, dataset.class_names, replace(INFO, test_fold=None))
+    for protocol in (None, "official", "official_clean", "source_v1"):
+        assert [split.fold for split in make_splits(other, protocol)] == [0, 1, 2, 3, 4]
+        assert [split.fold for split in make_splits(dataset, protocol)] == [2]
+    assert [source.INFO.test_fold for source in (c_nmc_2019, synthetic, csv_file, folder)] == [2, 2, None, None]
+
+
+def test_the_default_protocol_follows_from_the_data() -> None:
+    """20.11: the default was for official folds, and failed on every data set without them."""
+    known = cohort({"a": [2] * 15, "b": [2] * 15})
+    sides = known.table["subject"].str[1:].astype(int).mod(5).map({0: "test"}).fillna("train")
+    sided = Dataset(known.table.assign(split=sides), known.class_names, INFO)
+    anonymous = {"subject": pd.NA, "group": pd.NA}
+    for dataset, protocol in (
+        (with_folds(sided), "official_clean"),
+        (sided, "fixed"),
+        (Dataset(sided.table.assign(**anonymous), known.class_names, INFO), "fixed"),
+        (known, "kfold"),
+        (Dataset(known.table.assign(split="train"), known.class_names, INFO), "kfold"),
+    ):
+        found = make_splits(dataset)
+        assert {split.protocol for split in found} == {protocol}
+        assert [split.digest for split in found] == [split.digest for split in make_splits(dataset, protocol)]
+        bench = Benchmark(dataset, ["cnn"])
+        assert (bench.protocols, len(bench.splits)) == ((protocol,), len(found))
+    table = known.table.assign(**anonymous)
+    for missing in (table, table.assign(subject=known.table["subject"].where(known.table.index > 3))):
+        question = r"How is 'made_up' to be split\? It has no official folds, .* (60|4) of its 60 labelled samples .*"
+        with pytest.raises(SplitError, match=question + r"`subject`.*--protocol kfold.*--allow-leakage"):
+            make_splits(Dataset(missing, known.class_names, INFO))
+
+
+def test_val_is_the_first_fold_with_five_groups_of_each_class() -> None:
+    """Mutant 21: without the limit of five, val was the fold with most groups."""
+    found = set()
+    for seed in range(10):
+        pool = Pool(cohort({"a": [2] * 33, "b": [2] * 33}), "holdout", seed)
+        everything = np.arange(len(pool.labels))
+        cuts = pool.parts(everything, 5, "val")
+        fewest = [min(pool.units_per_class(side).min() for side in cut) for cut in cuts]
+        assert min(fewest) >= 5
+        np.testing.assert_array_equal(pool.drawn(everything, "val")[1], cuts[0][1])
+        found.add(fewest[0] == max(fewest))
+    assert found == {True, False}  # the first fold is not always the one with most
 
 
 def test_numbers_of_numpy_are_those_of_python() -> None:
@@ -207,7 +261,7 @@ def test_too_few_groups_or_images_say_what_to_do() -> None:
 def test_official_needs_folds_and_protocols_need_their_name() -> None:
     dataset = cohort({"a": [2] * 9, "b": [2] * 9})
     with pytest.raises(SplitError, match=r"a column `fold`\), at least two, and 'made_up' has none\. ") as caught:
-        make_splits(dataset)
+        make_splits(dataset, "official_clean")
     assert str(caught.value).endswith('choose protocol="kfold" or "holdout" (command line: --protocol kfold).')
     with pytest.raises(UnknownNameError, match=r"no protocol 'k_fold'. Did you mean 'kfold'"):
         make_splits(dataset, "k_fold")

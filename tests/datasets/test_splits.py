@@ -1,6 +1,7 @@
 """Splits: patients and their cells stay on one side, whatever the seed and the order of the rows."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -11,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cohorts import DRAWN, INFO, SIDES, assert_clean, cohort, content_of, names, with_folds
-from leukemia_dl.datasets import Dataset, make_splits
+from leukemia_dl.datasets import Dataset, make_splits, splits
+from leukemia_dl.datasets.protocols import CONTENT_DISJOINT, GROUP_DISJOINT, Draft, Pool
 from leukemia_dl.datasets.sources.c_nmc_2019 import LINKED_SUBJECTS
 from leukemia_dl.errors import SettingsError, SplitError, UnknownNameError
 
@@ -145,6 +147,25 @@ def test_val_is_about_a_fifth_with_as_many_groups_as_can_be() -> None:
         assert len(split.val) / (len(split.val) + len(split.train)) == pytest.approx(0.2, abs=0.05)
         assert split.counts().loc["val", "groups"].min() >= 5
         assert split.flags == ()
+
+
+def test_a_forged_split_is_noticed() -> None:
+    """Mutant 2: train and val are compared, both for samples on two sides and for a promise that is broken."""
+    pool = Pool(cohort({"a": [2] * 9, "b": [2] * 9}), "holdout", 0)
+    rest, test = pool.drawn(np.arange(len(pool.labels)), "test")
+    train, val = pool.drawn(rest, "val")
+    draft = Draft(None, train, test, val, promised=(GROUP_DISJOINT, CONTENT_DISJOINT))
+    _ = splits._checked(pool, draft)
+    with pytest.raises(SplitError, match="put a sample of 'made_up' on two sides"):
+        splits._checked(pool, replace(draft, train=np.append(train, val[0])))
+    cut = np.isin(pool.groups[val], pool.groups[val[:1]])  # one of the two images of a subject goes to train
+    moved = val[cut][:1]
+    with pytest.raises(SplitError, match="broke its promise to be group-disjoint"):
+        splits._checked(pool, replace(draft, train=np.append(train, moved), val=np.setdiff1d(val, moved)))
+    shared = replace(draft, train=np.append(train, moved), val=np.setdiff1d(val, moved), promised=())
+    found = splits._checked(pool, shared)
+    assert found.crossing["group"] == 1
+    assert GROUP_DISJOINT not in found.guarantees
 
 
 def test_a_split_is_read_only_and_prints_shortly() -> None:

@@ -4,7 +4,7 @@ import pandas as pd
 
 from leukemia_dl.datasets import Dataset, DatasetInfo, Split
 
-INFO = DatasetInfo("made_up", "Made up", "none", "nobody")
+INFO = DatasetInfo("made_up", "Made up", "none", "nobody", test_fold=2)
 CLEAN = ("content-disjoint", "group-disjoint", "test-is-not-val")
 DRAWN = ("kfold", "holdout")
 SIDES = ("train", "val", "test")

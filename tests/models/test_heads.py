@@ -105,6 +105,6 @@ def test_a_sigmoid_head_tells_two_classes_apart(tmp_path):
     with pytest.raises(SettingsError, match=r"two classes apart\. Received: 3"):
         build_model(CNN, 32, 3, head=Head(sigmoid=True))
     model = build_model(CNN, 32, 2, head=Head(kind="flatten", sigmoid=True))
-    saved = ldl.Classifier(model, ("a", "b"), ldl.Pipeline.default(32, canvas=None)).save(tmp_path / "m.keras")
+    saved = ldl.Classifier(model, ("a", "b"), ldl.Pipeline.default(32)).save(tmp_path / "m.keras")
     loaded = ldl.load_classifier(saved).model
     np.testing.assert_allclose(loaded.predict_on_batch(IMAGES), model.predict_on_batch(IMAGES), atol=1e-6)

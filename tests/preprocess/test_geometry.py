@@ -92,7 +92,7 @@ def test_crop_is_a_square_around_the_cell_at_its_scale(image: np.ndarray, margin
 
 
 def test_scale_is_what_a_crop_loses_and_the_canvas_keeps(c_nmc_sample: Path) -> None:
-    default, crop = Pipeline.default(90), Pipeline((CropToCell(0.1), Resize(90)))
+    default, crop = Pipeline.default(90, canvas=450), Pipeline((CropToCell(0.1), Resize(90)))
     assert default.keeps_scale
     assert not crop.keeps_scale
     small, large = (np.zeros((450, 450, 3), np.uint8) for _ in range(2))

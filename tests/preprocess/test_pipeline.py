@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
 
+from leukemia_dl.datasets import Dataset, DatasetInfo
 from leukemia_dl.errors import ImageError, SettingsError, UnknownNameError
 from leukemia_dl.preprocess import (
     IMAGE_SUFFIXES,
@@ -33,6 +34,18 @@ PIPELINES = pipelines()
 IMAGES = images()
 
 
+def test_the_default_pipeline_cuts_nothing_off_and_a_data_set_has_a_canvas_or_not() -> None:
+    """20.12: what lay outside the middle 450 pixels of an image was cut off, whatever the data."""
+    field = np.zeros((2_000, 2_000, 3), np.uint8)
+    field[:200, :200] = 180, 90, 200
+    assert Pipeline.default(100)(field)[:9, :9].min() > 60
+    assert not Pipeline.default(100, canvas=450)(field).any()
+    for canvas in (None, 60):
+        info = DatasetInfo("one", "One", "none", "none", canvas=canvas)
+        dataset = Dataset.from_arrays(np.zeros((2, 8, 8, 3), np.uint8), [0, 1], ("a", "b"), info)
+        assert dataset.default_pipeline(32) == Pipeline.default(32, canvas=canvas)
+
+
 @given(pipeline=PIPELINES)
 def test_round_trip_through_json_and_repr(pipeline: Pipeline) -> None:
     again = Pipeline.from_dict(json.loads(json.dumps(pipeline.to_dict())))
@@ -49,17 +62,17 @@ def test_digests_are_equal_exactly_for_equal_pipelines(one: Pipeline, other: Pip
 
 def test_digest_changes_with_every_parameter() -> None:
     variants = [
-        Pipeline.default(96),
-        Pipeline.default(97),
+        Pipeline.default(96, canvas=450),
+        Pipeline.default(97, canvas=450),
         Pipeline.default(96, canvas=600),
-        Pipeline.default(96, canvas=None),
+        Pipeline.default(96),
         Pipeline((CenterOnCanvas(450), Resize(96, "bilinear"))),
         Pipeline((Resize(96), CenterOnCanvas(450))),
         Pipeline.source_v1(),
         Pipeline.decode_only(),
         Pipeline((CropToCell(0.1), Resize(96))),
         Pipeline((CropToCell(0.2), Resize(96))),
-        *(Pipeline.default(96).then(step) for step in NORMALISERS),
+        *(Pipeline.default(96, canvas=450).then(step) for step in NORMALISERS),
     ]
     assert len({variant.digest for variant in variants}) == len(variants)
 
@@ -80,7 +93,7 @@ NORMALISERS = [
 
 def test_digest_is_stable_between_versions() -> None:
     """It names cached pixels: a change here must be meant."""
-    assert Pipeline.default(224).digest.startswith("72a790091b96e018")
+    assert Pipeline.default(224, canvas=450).digest.startswith("72a790091b96e018")
 
 
 @given(pipeline=PIPELINES, image=IMAGES)
@@ -198,12 +211,12 @@ def test_show_draws_every_stage(tmp_path: Path) -> None:
 
 
 def test_presets() -> None:
-    assert repr(Pipeline.default(96)) == (
+    assert repr(Pipeline.default(96, canvas=450)) == (
         "Pipeline(steps=(CenterOnCanvas(size=450), Resize(size=96, method='lanczos')))"
     )
-    assert Pipeline.default(96, canvas=None).steps == (PadToSquare(), Resize(96))
+    assert Pipeline.default(96).steps == (PadToSquare(), Resize(96))
     assert Pipeline.source_v1().steps == (Resize(180, "bilinear"),)
-    sizes = [Pipeline.default(96), Pipeline.source_v1(), Pipeline.decode_only(), Pipeline((PadToSquare(),))]
+    sizes = [Pipeline.default(96, canvas=450), Pipeline.source_v1(), Pipeline.decode_only(), Pipeline((PadToSquare(),))]
     assert [pipeline.output_size for pipeline in sizes] == [96, 180, None, None]
     assert Pipeline((CenterOnCanvas(20), PadToSquare())).output_size == 20
 
@@ -212,9 +225,9 @@ def test_default_keeps_absolute_scale_and_padding_does_not_distort() -> None:
     small, large = np.zeros((450, 450, 3), np.uint8), np.zeros((600, 600, 3), np.uint8)
     small[175:275, 175:275] = 200
     large[250:350, 250:350] = 200
-    np.testing.assert_array_equal(Pipeline.default(90)(small), Pipeline.default(90)(large))
+    np.testing.assert_array_equal(Pipeline.default(90, canvas=450)(small), Pipeline.default(90, canvas=450)(large))
     wide = np.full((30, 60, 3), 200, np.uint8)
-    squared = Pipeline.default(30, canvas=None)(wide)
+    squared = Pipeline.default(30)(wide)
     assert (squared[15] > 190).all()
     assert not squared[:4].any()
 
@@ -222,10 +235,12 @@ def test_default_keeps_absolute_scale_and_padding_does_not_distort() -> None:
 def test_load_is_decode_then_steps(tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (31, 20, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "a.png")
-    np.testing.assert_array_equal(Pipeline.default(16).load(tmp_path / "a.png"), Pipeline.default(16)(pixels))
+    np.testing.assert_array_equal(
+        Pipeline.default(16, canvas=450).load(tmp_path / "a.png"), Pipeline.default(16, canvas=450)(pixels)
+    )
     np.testing.assert_array_equal(Pipeline.decode_only().load(str(tmp_path / "a.png")), pixels)
     with pytest.raises(ImageError, match=r"b\.png: there is no such file"):
-        Pipeline.default(16).load(tmp_path / "b.png")
+        Pipeline.default(16, canvas=450).load(tmp_path / "b.png")
 
 
 def test_threads_share_one_pipeline() -> None:
@@ -266,11 +281,11 @@ def test_no_real_image_fails(shared_data: Path) -> None:
     """Every image that there is, through the default, a crop, and Reinhard; on black it stays black."""
     paths = sorted(path for path in shared_data.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
     assert len(paths) >= 1500
-    pipeline = Pipeline.default(64).then(NORMALISERS[1])
+    pipeline = Pipeline.default(64, canvas=450).then(NORMALISERS[1])
     for path in paths:
         image = decode_image(path)
         result = pipeline(image)
         assert result.shape == (64, 64, 3)
         assert Pipeline((CropToCell(), Resize(16)))(image).shape == (16, 16, 3)
         if is_single_cell(image):
-            assert not result[~Pipeline.default(64)(image).any(axis=-1)].any()
+            assert not result[~Pipeline.default(64, canvas=450)(image).any(axis=-1)].any()

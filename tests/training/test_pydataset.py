@@ -6,7 +6,7 @@ from leukemia_dl.errors import SettingsError
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (11, 9, 9, 3), dtype=np.uint8)
 LABELS = np.arange(11) % 2
-PIPELINE = Pipeline.default(8, canvas=None)
+PIPELINE = Pipeline.default(8)
 
 
 @pytest.fixture

@@ -59,7 +59,7 @@ def chosen_pipeline(
     if pipeline.output_size not in (None, size):
         raise SettingsError(
             f"The pipeline ends in {pipeline.output_size} pixels and the recipe's image_size is {size}: make them "
-            "equal, or pass a function from the size to a pipeline, such as Pipeline.default."
+            "equal, or pass a function from the size to a pipeline, such as dataset.default_pipeline."
         )
     return pipeline
 

@@ -29,6 +29,7 @@ from leukemia_dl.benchmark.stored import write_run
 from leukemia_dl.benchmark.trial import Record, Trial
 from leukemia_dl.benchmark.worker import prepare_elsewhere
 from leukemia_dl.datasets import Dataset
+from leukemia_dl.datasets.protocols import default_protocol
 from leukemia_dl.errors import DamagedRecordError, SettingsError
 from leukemia_dl.identity import plain_number
 from leukemia_dl.models.backend import backend_name
@@ -54,8 +55,9 @@ class Benchmark:
         dataset: What to learn from. Samples without a label are left out.
         backbones: Names of registered backbones; the five built-in architectures by default.
         recipe: Name of a preset, or a `Recipe`.
-        protocol: How the data set is split, see `leukemia_dl.make_splits`; several, such as ["kfold", "random"], to
-            see what a leaky one adds (`leukemia_dl.inflation`).
+        protocol: How the data set is split, see `leukemia_dl.make_splits`; None for what follows from the data set:
+            official folds, given sides, or `kfold`. Several, such as ["kfold", "random"], show what a leaky one adds
+            (`leukemia_dl.inflation`).
         folds: Which folds are the test side in turn; None for the protocol's own default, "all" for all.
         n_folds: How many the protocol "kfold" draws; None for 5, or 3 where patients are few.
         seeds: One trial per seed, each with its own weights, order and augmentation.
@@ -89,7 +91,7 @@ class Benchmark:
         backbones: Sequence[str] | None = None,
         *,
         recipe: str | Recipe = "quick",
-        protocol: str | Sequence[str] = "official_clean",
+        protocol: str | Sequence[str] | None = None,
         folds: Sequence[int] | Literal["all"] | None = None,
         n_folds: int | None = None,
         seeds: Sequence[int] = (0,),
@@ -122,6 +124,7 @@ class Benchmark:
         self.compute = Compute(device, core_count() if threads is None else threads, engine)
         self.source = dataset.source
         self.dataset = dataset.subset(dataset.labels >= 0)
+        protocol = default_protocol(self.dataset) if protocol is None else protocol
         self.protocols = unique_names("protocol", (protocol,) if isinstance(protocol, str) else protocol)
         self.folds, self.n_folds, self.allow_leakage = plain_folds(folds), plain_number(n_folds), allow_leakage
         self.splits = splits_of(self.dataset, self.protocols, folds, allow_leakage, self.n_folds)

@@ -51,13 +51,14 @@ def benchmark(
     stain: options.Stain = None,
     crop: options.Crop = False,
     protocol: Annotated[
-        str,
+        str | None,
         typer.Option(
             help="official, official_clean, preliminary, kfold, holdout, fixed, source_v1 or random; or several, "
             "separated by commas.",
             autocompletion=completion.protocols,
+            show_default="by the data: official_clean, fixed or kfold",
         ),
-    ] = "official_clean",
+    ] = None,
     folds: Annotated[
         str | None, typer.Option(help="Test folds, such as 0,1,2, or all.", show_default="the protocol's own")
     ] = None,
@@ -137,7 +138,7 @@ def benchmark(
         data,
         chosen,
         recipe=asked,
-        protocol=options.names(protocol),
+        protocol=None if protocol is None else options.names(protocol),
         folds=chosen_folds,
         n_folds=n_folds,
         seeds=chosen_seeds,

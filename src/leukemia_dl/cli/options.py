@@ -81,8 +81,18 @@ def pipeline(dataset: Dataset, recipe: Recipe, image_size: int, stain: str | Non
     steps = recipe.pipeline(image_size, dataset.info.canvas)
     if crop:
         steps = Pipeline((CropToCell(), Resize(image_size)))
-    step = stain_step(stain, on_black=dataset.info.canvas is not None)
+    step = stain_step(stain, on_black=stain == "macenko" and _on_black(dataset))
     return steps if step is None else steps.then(step)
+
+
+def _on_black(dataset: Dataset) -> bool:
+    """Return whether most of nine images, taken from all of a data set, show a cell cut out on black."""
+    import numpy as np
+
+    from leukemia_dl.preprocess import is_single_cell
+
+    rows = np.unique(np.linspace(0, len(dataset) - 1, 9).astype(int))
+    return float(np.mean([is_single_cell(dataset.decode(int(row))) for row in rows])) > 0.5
 
 
 def names(text: str) -> list[str]:

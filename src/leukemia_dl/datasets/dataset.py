@@ -18,11 +18,10 @@ from leukemia_dl.datasets.hashes import array_hash, file_hashes
 from leukemia_dl.datasets.info import DatasetInfo
 from leukemia_dl.datasets.pixels import PixelStore, decode_all
 from leukemia_dl.errors import DataError
-from leukemia_dl.preprocess.decode import decode_image
+from leukemia_dl.preprocess import Pipeline, decode_image
 
 if TYPE_CHECKING:
     from leukemia_dl.datasets.audit import AuditReport
-    from leukemia_dl.preprocess import Pipeline
 
 __all__ = ["COLUMNS", "SPLITS", "Dataset", "DatasetInfo"]
 
@@ -298,6 +297,10 @@ class Dataset:
 
         return audit(self, manifest, show_progress)
 
+    def default_pipeline(self, size: int) -> Pipeline:
+        """Return the pipeline of benchmarks to `size` pixels: on the canvas of the data set, if any, or padded."""
+        return Pipeline.default(size, self.info.canvas)
+
     def pixel_store(
         self, pipeline: Pipeline, folder: str | Path | None = None, show_progress: bool = True
     ) -> PixelStore:
@@ -314,14 +317,11 @@ class Dataset:
         return self._arrays[self._table["sample"].iloc[row]].copy() if path is pd.NA else decode_image(path)
 
     def to_numpy(self, pipeline: Pipeline, show_progress: bool = True) -> NDArray[np.uint8]:
-        """Decode all images, in parallel.
+        """Decode all images, in parallel: uint8 (n, height, width, 3), in row order.
 
         Args:
-            pipeline: From files to pixels, such as `Pipeline.default(224)`.
+            pipeline: From files to pixels, such as `dataset.default_pipeline(224)`.
             show_progress: Whether to tell how far it is.
-
-        Returns:
-            uint8, (n, height, width, 3), in row order.
 
         Raises:
             ImageError: If files cannot be decoded (one error names up to ten of them), or the images that the pipeline

@@ -21,6 +21,8 @@ class DatasetInfo:
         url: Where it is described.
         class_names: In label order; empty if they depend on the files.
         canvas: Side in pixels of the canvas that keeps cells at one absolute scale; None if there is no common scale.
+        test_fold: The official fold that published results test; the protocols on official folds test it alone unless
+            others are asked for. None: they test each in turn.
         synthetic: True if the images were drawn by a program; results say so wherever they appear.
         declared: Counts as the authors give them, such as `(("images", 15114), ("subjects", 101))`.
 
@@ -35,6 +37,7 @@ class DatasetInfo:
     url: str = ""
     class_names: tuple[str, ...] = ()
     canvas: int | None = None
+    test_fold: int | None = None
     synthetic: bool = False
     declared: tuple[tuple[str, int], ...] = ()
 

@@ -177,7 +177,7 @@ def decode_all(dataset: Dataset, pipeline: Pipeline, show_progress: bool = True)
         raise ImageError(
             f"The images have {len(shapes)} sizes (height x width), such as "
             f"{' and '.join(f'{h} x {w}' for h, w in shapes[:3])}: add a step that makes them equal, "
-            "as Pipeline.default(size) does."
+            "as dataset.default_pipeline(size) does."
         )
     return np.stack(images)
 

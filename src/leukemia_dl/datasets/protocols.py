@@ -21,7 +21,7 @@ from leukemia_dl.errors import SplitError
 
 __all__ = [
     "CONTENT_DISJOINT", "FEW_GROUPS", "GROUP_DISJOINT", "LEAK", "ON_FOLDS", "PROTOCOLS", "WITH_FOLDS", "Draft",
-    "IntArray", "Pool",
+    "IntArray", "Pool", "default_protocol",
 ]  # fmt: skip
 
 GROUP_DISJOINT = "group-disjoint"
@@ -252,6 +252,26 @@ PROTOCOLS: dict[str, _Protocol] = {
     "source_v1": _source_v1,
 }
 """The protocols by their names; `make_splits` says what they are."""
+
+
+def default_protocol(dataset: Dataset) -> str:
+    """Return the protocol that follows from what a data set gives: official folds, sides, or patients, in this order.
+
+    Raises:
+        SplitError: If it gives none of them, so that only the user can choose.
+    """
+    pool = Pool(dataset, "fixed", 0)
+    if pool.table["fold"].nunique() > 1:
+        return "official_clean"
+    if {"train", "test"} <= set(pool.table["split"].dropna()):
+        return "fixed"
+    if pool.grouped:
+        return "kfold"
+    unknown = int(pool.table["group"].isna().sum())
+    raise SplitError(
+        f"How is {pool.name!r} to be split? It has no official folds, no sides train and test, and {unknown:,} of its "
+        f"{len(pool.table):,} labelled samples have no subject. {pool.ways_out()}"
+    )
 
 
 def _given_folds(pool: Pool) -> Iterator[tuple[int, IntArray, IntArray]]:

@@ -20,6 +20,7 @@ from leukemia_dl.datasets.protocols import (
     Draft,
     IntArray,
     Pool,
+    default_protocol,
 )
 from leukemia_dl.errors import SettingsError, SplitError, unknown_name
 from leukemia_dl.identity import plain_number
@@ -27,8 +28,6 @@ from leukemia_dl.identity import plain_number
 __all__ = ["CONTENT_DISJOINT", "GROUP_DISJOINT", "PROTOCOLS", "TEST_IS_NOT_VAL", "Split", "make_splits"]
 
 TEST_IS_NOT_VAL = "test-is-not-val"
-PUBLISHED_FOLD = 2
-"""The fold of C-NMC's published table, which the protocols on official folds test by default."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -76,7 +75,7 @@ class Split:
 
 def make_splits(
     dataset: Dataset,
-    protocol: str = "official_clean",
+    protocol: str | None = None,
     folds: Sequence[int] | str | None = None,
     seed: int = 0,
     allow_leakage: bool = False,
@@ -105,9 +104,10 @@ def make_splits(
 
     Args:
         dataset: What to split.
-        protocol: One of the above.
-        folds: Which folds to test on; None for fold 2 (of official folds; the last, where there is no 2) or all drawn
-            ones; `"all"` for all.
+        protocol: One of the above; None for `official_clean` if the data set has official folds, else `fixed` if it
+            has sides, else `kfold` if its patients are known.
+        folds: Which folds to test on; None for all, or for the one of official folds that published results of the data
+            set test (`dataset.info.test_fold`, 2 for C-NMC 2019); `"all"` for all.
         seed: Of everything that is drawn.
         allow_leakage: Needed for `random`.
         n_folds: Number of folds to draw, for `kfold` only.
@@ -120,7 +120,8 @@ def make_splits(
     Raises:
         UnknownNameError: If there is no such protocol.
         SettingsError: If folds, seed, n_folds, n_repeats or allow_leakage are none, or do not fit the protocol.
-        SplitError: If the data set has not what the protocol needs: subjects, folds, sides, groups of each class.
+        SplitError: If the data set has not what the protocol needs: subjects, folds, sides, groups of each class; for
+            None, if nothing says how to split it.
 
     Examples:
         >>> import numpy as np
@@ -134,6 +135,7 @@ def make_splits(
     seed, n_folds, n_repeats = plain_number(seed), plain_number(n_folds), plain_number(n_repeats)
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
         raise SettingsError(f"seed must be a whole number of at least 0. Received: {seed!r}.")
+    protocol = default_protocol(dataset) if protocol is None else protocol
     if not isinstance(protocol, str) or protocol not in PROTOCOLS:
         raise unknown_name("protocol", protocol, PROTOCOLS)
     for name, value, default, least in (("n_folds", n_folds, None, 2), ("n_repeats", n_repeats, 1, 1)):
@@ -151,12 +153,14 @@ def make_splits(
         )
     pool = Pool(dataset, protocol, seed, n_folds, n_repeats)
     drafts = {draft.fold: draft for draft in PROTOCOLS[protocol](pool)}
-    return [_checked(pool, drafts[fold]) for fold in _chosen(protocol, folds, list(drafts))]
+    return [_checked(pool, drafts[fold]) for fold in _chosen(protocol, folds, list(drafts), dataset.info.test_fold)]
 
 
-def _chosen(protocol: str, folds: Sequence[int] | str | None, there: list[int | None]) -> list[int | None]:
-    if folds is None and protocol in ON_FOLDS:
-        return [PUBLISHED_FOLD if PUBLISHED_FOLD in there else there[-1]]
+def _chosen(
+    protocol: str, folds: Sequence[int] | str | None, there: list[int | None], published: int | None
+) -> list[int | None]:
+    if folds is None and protocol in ON_FOLDS and published in there:
+        return [published]
     if folds is None or (isinstance(folds, str) and folds == "all"):
         return there
     wanted = whole_numbers(folds)

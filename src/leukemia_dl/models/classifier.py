@@ -227,7 +227,7 @@ class Classifier:
         if wrong:
             raise SettingsError(
                 f"The net takes images of {side} x {side} pixels; {self.pipeline!r} gives the shape {wrong[0]}. "
-                f"Use a pipeline that ends in that size, such as Pipeline.default({side})."
+                f"Use a pipeline that ends in that size, such as dataset.default_pipeline({side})."
             )
         return np.stack(images)
 

@@ -37,7 +37,7 @@ class Pipeline:
 
     Examples:
         >>> import leukemia_dl as ldl
-        >>> pipeline = ldl.Pipeline.default(224)
+        >>> pipeline = ldl.Pipeline.default(224, canvas=450)
         >>> print(pipeline)
         Pipeline(steps=(CenterOnCanvas(size=450), Resize(size=224, method='lanczos')))
         >>> pipeline.output_size, pipeline.keeps_scale
@@ -63,13 +63,15 @@ class Pipeline:
             raise SettingsError(f"A step's fields are numbers, text, and tuples of these. {error}") from None
 
     @classmethod
-    def default(cls, size: int, canvas: int | None = 450) -> Pipeline:
-        """Return the pipeline of the benchmarks: absolute scale kept by a canvas, then an antialiased resize.
+    def default(cls, size: int, canvas: int | None = None) -> Pipeline:
+        """Return a pipeline that pads each image to a square, or puts it on a canvas, and resizes it, antialiased.
+
+        `dataset.default_pipeline(size)` takes the canvas of a data set, if it has one.
 
         Args:
             size: Side of the result in pixels.
-            canvas: Side of the canvas in pixels (`dataset.info.canvas`), or None to pad each image to a square, for
-                data sets without a common scale.
+            canvas: Side of the canvas in pixels, for data sets whose cells have one scale: what lies outside the middle
+                of an image is then cut off. None to pad.
         """
         return cls((PadToSquare() if canvas is None else CenterOnCanvas(canvas), Resize(size)))
 

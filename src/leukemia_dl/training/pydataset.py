@@ -28,7 +28,7 @@ def as_keras(
 
     The store is built if it is not there; every split of the data set reads from the same one.
 
-    `model.fit(as_keras(dataset, Pipeline.default(224), split.train, shuffle=True), epochs=5)`
+    `model.fit(as_keras(dataset, dataset.default_pipeline(224), split.train, shuffle=True), epochs=5)`
 
     Args:
         dataset: Whose images.

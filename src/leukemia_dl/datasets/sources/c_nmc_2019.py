@@ -46,6 +46,7 @@ INFO = DatasetInfo(
     url="https://doi.org/10.7937/tcia.2019.dc64i46r",
     class_names=CLASS_NAMES,
     canvas=450,
+    test_fold=2,
     declared=(
         ("images", 15_114),
         ("subjects", 101),

@@ -21,6 +21,7 @@ INFO = DatasetInfo(
     citation="Drawn by leukemia_dl; no patient's cells. Results on them say nothing about real ones.",
     class_names=CLASS_NAMES,
     canvas=450,
+    test_fold=2,
     synthetic=True,
 )
 _OPTIONS = {
