@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import pickle
 import sys
 from pathlib import Path
 
@@ -60,8 +61,98 @@ def test_a_callback_may_stop_a_fit_and_what_is_left_is_a_whole_model():
     result = fit(SMALL, *TRAIN, 2, recipe, validation=VALIDATION, callbacks=lambda context: [Stop()])
     assert list(result.history["epoch"]) == [1]
     assert result.stopped
-    assert result.notes == ("stopped by a callback after epoch 1 of 5",)
+    assert result.notes == ("stopped by a callback: 1 of 5 epochs",)
     _check_that_the_history_is_of_the_model(result)
+
+
+def test_a_fit_whose_head_phase_was_stopped_counts_as_stopped():
+    """20.24: a callback that stops the head phase counts as stopped, so that val gives no temperature."""
+    patient = keras.callbacks.EarlyStopping("val_loss", patience=0, min_delta=100.0)
+    recipe = dataclasses.replace(RECIPE, head_epochs=4, epochs=1)
+    result = fit(SMALL, *TRAIN, 2, recipe, validation=VALIDATION, callbacks=[patient])
+    assert result.history["phase"].tolist() == ["head", "head", "all"]
+    assert result.stopped
+    assert result.notes == ("stopped by a callback: 3 of 5 epochs",)
+
+
+def test_a_lambda_callback_hears_of_batches():
+    """20.24: `LambdaCallback(on_train_batch_end=...)` was never called where a head was trained by the scan engine."""
+    batches = []
+    callback = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: batches.append(batch))
+    recipe = Recipe(image_size=32, head_epochs=1, epochs=0, batch_size=8)
+    result = fit(SMALL, *TRAIN, 2, recipe, callbacks=[callback])
+    assert result.history["engine"].tolist() == ["keras"]
+    assert batches == [0, 1, 2, 3]
+
+
+WORKING = {
+    "CSVLogger": lambda folder: (keras.callbacks.CSVLogger(folder / "log.csv"),),
+    "Callback": lambda folder: (keras.callbacks.Callback(),),
+    "EarlyStopping": lambda folder: (keras.callbacks.EarlyStopping("val_loss", patience=9),),
+    "History": lambda folder: (keras.callbacks.History(),),
+    "LambdaCallback": lambda folder: (keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: None),),
+    "ModelCheckpoint": lambda folder: (
+        keras.callbacks.ModelCheckpoint(folder / "{epoch}.weights.h5", save_weights_only=True),
+    ),
+    "ProgbarLogger": lambda folder: (keras.callbacks.ProgbarLogger(),),
+    "RemoteMonitor": lambda folder: (keras.callbacks.RemoteMonitor("http://127.0.0.1:9"),),
+    "TensorBoard": lambda folder: (keras.callbacks.TensorBoard(folder / "tensorboard"),),
+    "TerminateOnNaN": lambda folder: (keras.callbacks.TerminateOnNaN(),),
+}
+REFUSED = {
+    "BackupAndRestore": lambda folder: keras.callbacks.BackupAndRestore(folder / "backup"),
+    "CallbackList": lambda folder: keras.callbacks.CallbackList([keras.callbacks.ReduceLROnPlateau()]),
+    "LearningRateScheduler": lambda folder: keras.callbacks.LearningRateScheduler(lambda epoch: 0.1),
+    "ModelCheckpoint": lambda folder: keras.callbacks.ModelCheckpoint(folder / "x.keras"),
+    "OrbaxCheckpoint": lambda folder: object.__new__(keras.callbacks.OrbaxCheckpoint),  # its package is not installed
+    "ReduceLROnPlateau": lambda folder: keras.callbacks.ReduceLROnPlateau(),
+    "SwapEMAWeights": lambda folder: keras.callbacks.SwapEMAWeights(),
+}
+EVERY = sorted(name for name, kind in vars(keras.callbacks).items() if isinstance(kind, type))
+
+
+def test_every_callback_of_keras_is_in_one_of_the_two_tables():
+    """20.24: a callback that a new version of Keras brings has to be looked at."""
+    assert sorted(set(WORKING) | set(REFUSED)) == EVERY
+
+
+@pytest.mark.filterwarnings("ignore:Could not reach RemoteMonitor")
+@pytest.mark.parametrize("name", sorted(WORKING))
+def test_callbacks_that_work(name, tmp_path, recwarn):
+    """20.24: every callback of Keras works in both phases, without a warning, or is refused."""
+    if name == "TensorBoard":
+        pytest.importorskip("tensorboard")
+    result = train(callbacks=list(WORKING[name](tmp_path)))
+    assert result.history["phase"].tolist() == ["head", "all", "all"]
+    assert not result.stopped
+    assert not [
+        str(w.message) for w in recwarn if issubclass(w.category, UserWarning) and "Remote" not in str(w.message)
+    ]
+    if name == "CSVLogger":
+        assert len(pd.read_csv(tmp_path / "log.csv")) == 2  # of the second phase, whose file replaces the first's
+    if name == "ModelCheckpoint":
+        assert sorted(file.name for file in tmp_path.iterdir()) == ["1.weights.h5", "2.weights.h5"]
+
+
+@pytest.mark.parametrize("name", sorted(REFUSED))
+def test_callbacks_that_are_refused_before_the_first_epoch(name, tmp_path):
+    """20.24: `ModelCheckpoint("x.keras")` was a RecursionError; others failed when they acted, or did nothing."""
+    epochs = []
+    made = {"head": [], "all": [REFUSED[name](tmp_path)]}  # the second phase's too, before the first is trained
+    with pytest.raises(SettingsError, match=rf"keras\.callbacks\.{name} cannot be used in a fit: .{{20}}"):
+        train(callbacks=lambda context: made[context.phase], on_epoch=lambda *epoch: epochs.append(epoch))
+    assert not epochs
+
+
+def test_a_callback_that_sets_the_rate_is_told_what_cannot_be_done():
+    """20.24: it was "'function' object has no attribute 'assign'"."""
+
+    class Set(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            self.model.optimizer.learning_rate = 0.1
+
+    with pytest.raises(TypeError, match="LearningRateSchedule"):
+        train(callbacks=[Set()])
 
 
 def test_weights_that_a_callback_puts_back_are_the_result():
@@ -101,6 +192,10 @@ def test_factories_by_name(tmp_path, monkeypatch):
     assert load_factory("my_callbacks:make")(None) == []
     assert load_factory(None) is None
     assert load_factory(load_factory) is load_factory
+    callbacks = [keras.callbacks.History()]
+    assert load_factory(callbacks)(None)[0] is callbacks[0]
+    with pytest.raises(TypeError, match="pass a function of a FitContext"):
+        pickle.dumps(load_factory(callbacks))
     for wrong, says in (
         ("my_callbacks", "module:function"),
         (":make", "module:function"),
@@ -182,3 +277,15 @@ def test_a_benchmark_gives_its_callbacks_a_folder_per_trial(tmp_path, monkeypatc
     assert context.folder == Path(tmp_path, "store", "logs", frame["trial"].iloc[0])
     assert 'callbacks = "my_factory:make"' in (tmp_path / "store" / "settings.toml").read_text()
     assert not (tmp_path / "store" / "unfinished").exists()
+
+    # 20.30: a plain list of callbacks serves the trials of this process; other processes would give it nothing back.
+    history = keras.callbacks.History()
+    bench = ldl.Benchmark(
+        dataset, ["cnn"], recipe=recipe, baselines=[], store=tmp_path / "list", callbacks=[history], seeds=[0, 1]
+    )
+    with pytest.raises(SettingsError, match=r"pass a function of a FitContext that makes it.*executor='in-process'"):
+        bench.run(executor="processes", show_progress=False)
+    frame = bench.run(executor="in-process", show_progress=False)
+    assert frame["flags"].str.endswith("callbacks: History").all()
+    assert len(history.history["val_loss"]) == 2  # of both
+    assert "callbacks that have no name" in (tmp_path / "list" / "settings.toml").read_text()

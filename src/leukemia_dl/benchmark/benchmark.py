@@ -72,8 +72,8 @@ class Benchmark:
             it was; it is not part of what names a trial.
         threads: That one operation on a CPU may use, wherever a trial runs; as many as there are cores by default. Not
             part of what names a trial, but equal results to the bit need equal threads: rows say how many there were.
-        callbacks: Makes Keras callbacks for each fit: a function of a `FitContext`, or its name as "module:function".
-            Not part of what names a trial: what they do to the training is not known here.
+        callbacks: Makes Keras callbacks for each fit: a function of a `FitContext`, its name as "module:function", or,
+            for executor="in-process", a list. Not part of what names a trial: what they do to the training is unknown.
         engine: How batches reach the net; rows say it. This and the rest: `leukemia_dl.training.Compute`.
 
     Raises:
@@ -102,7 +102,7 @@ class Benchmark:
         save_models: bool = True,
         device: str = "auto",
         threads: int | None = None,
-        callbacks: CallbackFactory | str | None = None,
+        callbacks: CallbackFactory | Sequence[Any] | str | None = None,
         engine: str = "auto",
     ) -> None:
         if not isinstance(dataset, Dataset) or not isinstance(recipe, (str, Recipe)):

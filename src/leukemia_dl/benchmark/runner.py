@@ -273,8 +273,10 @@ def _backbone(task: Task, shared: Shared, images: Images, pipeline: Pipeline, li
         temperature = fit_temperature(labels[split.train], softmax(result.out_of_fold))
     device, history = result.device, result.history
     last_phase = history[history["phase"] == history["phase"].iloc[-1]]
-    named = getattr(shared.callbacks, "__qualname__", type(shared.callbacks).__name__)
-    notes = result.notes if shared.callbacks is None else (*result.notes, f"callbacks: {named}")
+    named, notes = getattr(shared.callbacks, "__qualname__", type(shared.callbacks).__name__), result.notes
+    if isinstance(shared.callbacks, list):
+        named = ", ".join(type(item).__name__ for item in shared.callbacks)
+    notes = notes if shared.callbacks is None else (*notes, f"callbacks: {named}")
     row = {
         "epochs": len(result.history),
         "batch_size": result.recipe.batch_size,

@@ -1,9 +1,9 @@
-"""Keras callbacks of one's own in each fit, by a factory; and factories for TensorBoard and MLflow."""
+"""Custom Keras callbacks in each fit, from a factory or a list; and factories for TensorBoard and MLflow."""
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ class FitContext:
         backbone: Its name.
         recipe: The settings as they are for this backbone.
         seed: Of the trial.
-        phase: "head" or "all": the factory is called for each phase, since each is a `fit` of its own.
+        phase: "head" or "all": the factory is called for each phase, before the first epoch of the fit.
         folder: Where logs may be written, one folder per trial, not made yet; None for a fit outside a benchmark.
     """
 
@@ -39,17 +39,35 @@ class FitContext:
 
 CallbackFactory = Callable[[FitContext], Iterable[Any]]
 """Makes Keras callbacks for one phase of a fit."""
+_RATES = "the recipe sets the learning rates: change its learning_rate, head_learning_rate, schedule or warmup"
+_WHOLE = (
+    "it would save the network as one phase trains it, not as it predicts. Benchmark(save_models=True) keeps each "
+    "trained network, and ModelCheckpoint(save_weights_only=True) writes weights"
+)
+_REFUSED = {
+    "BackupAndRestore": "a fit resumes from its own checkpoints",
+    "CallbackList": "pass its callbacks in a plain list",
+    "LearningRateScheduler": _RATES,
+    "ModelCheckpoint": _WHOLE,
+    "OrbaxCheckpoint": _WHOLE,
+    "ReduceLROnPlateau": _RATES,
+    "SwapEMAWeights": "the recipe averages the weights: set its average",
+}
 
 
-def load_factory(factory: CallbackFactory | str | None) -> CallbackFactory | None:
-    """Return the `factory` that was given as an object or as "module:function"; None stays None.
+def load_factory(factory: CallbackFactory | Sequence[Any] | str | None) -> CallbackFactory | None:
+    """Return the `factory` that was given as an object, as "module:function" or as a list of Keras callbacks.
+
+    The callbacks of a list serve every phase of every fit in this process. None stays None.
 
     Raises:
-        SettingsError: If it is neither, or there is no such module or function.
+        SettingsError: If it is none of these, or there is no such module or function.
     """
     if factory is None or callable(factory):
         return factory
-    wanted = 'callbacks must be a function of a FitContext, or its name as "module:function"'
+    if isinstance(factory, (list, tuple)):
+        return _Given(factory)
+    wanted = 'callbacks must be a function of a FitContext, its name as "module:function" or a list of callbacks'
     module, colon, name = factory.partition(":") if isinstance(factory, str) else ("", "", "")
     if not colon or not module or not name:
         raise SettingsError(f"{wanted}. Received: callbacks={factory!r}.")
@@ -61,6 +79,16 @@ def load_factory(factory: CallbackFactory | str | None) -> CallbackFactory | Non
         raise SettingsError(f"{wanted}. {factory!r} is a {type(found).__name__}.")
     result: CallbackFactory = found
     return result
+
+
+class _Given(list[Any]):
+    """A list of Keras callbacks as a factory. It does not travel to other processes: the caller would get none back."""
+
+    def __call__(self, context: FitContext) -> list[Any]:
+        return list(self)
+
+    def __reduce__(self) -> Any:
+        raise TypeError("a list of callbacks serves this process alone; pass a function of a FitContext that makes it")
 
 
 def make_callbacks(factory: CallbackFactory, context: FitContext) -> list[Any]:
@@ -76,6 +104,10 @@ def make_callbacks(factory: CallbackFactory, context: FitContext) -> list[Any]:
         raise SettingsError(
             f"The callbacks factory must return a list of keras.callbacks.Callback objects. Received: {made!r}."
         )
+    for name, reason in _REFUSED.items():
+        found = [item for item in made if isinstance(item, getattr(keras.callbacks, name))]
+        if not all(name == "ModelCheckpoint" and item.save_weights_only for item in found):
+            raise SettingsError(f"keras.callbacks.{name} cannot be used in a fit: {reason}.")
     return list(made)
 
 

@@ -83,5 +83,5 @@ def choose_engine(asked: str, device: Device, images: Any, phase: str, callbacks
 def _hears_batches(callback: Any) -> bool:
     import keras
 
-    plain = keras.callbacks.Callback
-    return any(getattr(type(callback), hook, None) is not getattr(plain, hook) for hook in _BATCH_HOOKS)
+    plain = keras.callbacks.Callback  # `LambdaCallback` puts its functions into the instance
+    return any(getattr(getattr(callback, hook), "__func__", None) is not getattr(plain, hook) for hook in _BATCH_HOOKS)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -90,11 +90,8 @@ class FitResult:
     def _frozen(self, cache: FeatureCache, images: Images) -> tuple[Subset, int, Any]:
         extractor, head = split_at_features(self.model)
         forms = 8 if self.recipe.head_symmetries else 1
-        return (
-            cache.read(extractor, images, self.device, predict_batch_size(self.recipe), forms),
-            forms,
-            head,
-        )
+        batch = predict_batch_size(self.recipe)
+        return cache.read(extractor, images, self.device, batch, forms), forms, head
 
 
 def fit(
@@ -109,7 +106,7 @@ def fit(
     validation: Side | None = None,
     compute: Compute | None = None,
     checkpoints: Path | None = None,
-    callbacks: CallbackFactory | None = None,
+    callbacks: CallbackFactory | Sequence[Any] | None = None,
     folder: Path | None = None,
     features: FeatureCache | None = None,
     nets: Nets | None = None,
@@ -131,7 +128,7 @@ def fit(
         checkpoints: Folder for the state after each epoch. A fit of the same settings, data and seed goes on from what
             it finds there, to the same bits on a CPU. The folder is left; the caller removes it when the result is
             safe.
-        callbacks: Makes further Keras callbacks for each phase, see `FitContext`; None for `recipe.callbacks`.
+        callbacks: Keras callbacks, or what makes them for each phase, see `FitContext`; None for `recipe.callbacks`.
         folder: Where these may write.
         features: Where what frozen backbones make of images is kept, for other fits; None for this one alone.
         nets: Where the built and compiled net is kept, for the next fit of the same backbone and recipe; that one takes
@@ -165,8 +162,9 @@ def fit(
     )  # fmt: skip
     while True:
         try:
+            others = once.made_callbacks(recipe)  # before the first epoch, since one may have to be refused
             stop, curves = once.select_epoch(recipe, (images, labels), groups)
-            training = once.train(recipe, (images, labels), validation, stop)
+            training = once.train(recipe, (images, labels), validation, stop, callbacks=others)
             out_of_fold = None
             if not recipe.epochs and recipe.head == "pooled":
                 out_of_fold = once.out_of_fold(recipe, training, labels, groups)
@@ -185,9 +183,9 @@ def fit(
     if curves is not None:
         history["inner_val_loss"] = curves.mean(axis=0)[history["epoch"] - 1]
         notes.append(f"epoch {stop} of {recipe.total_epochs} selected on {len(curves)} inner folds")
-    stopped = bool(history["epoch"].iloc[-1] < stop)
+    stopped = len(history) < stop
     if stopped:
-        notes.append(f"stopped by a callback after epoch {history['epoch'].iloc[-1]} of {stop}")
+        notes.append(f"stopped by a callback: {len(history)} of {stop} epochs")
     model = training.net.model
     count = len(batchnorm_layers(model)) if recipe.epochs else 0
     seconds = time.perf_counter() - started
@@ -211,7 +209,9 @@ class _Fit:
     on_step: OnStep | None
     on_epoch: OnEpoch | None
 
-    def train(self, recipe: Recipe, train: Side, validation: Side | None, stop: int, inner: str = "") -> Training:
+    def train(
+        self, recipe: Recipe, train: Side, validation: Side | None, stop: int, inner: str = "", callbacks: Any = None
+    ) -> Training:
         """Build and train a net; `inner` names the fold, "2/5", of a training that only helps to choose."""
         net = self.nets.get(self.spec, recipe, self.classes, self.seed, self.device)
         checkpoint = None
@@ -219,22 +219,10 @@ class _Fit:
             name = f"inner-{inner.split('/')[0]}" if inner else "fit"
             checkpoint = (self.checkpoints / f"{name}.npz", self._identity(net.model, recipe, train, validation, stop))
         training = Training(
-            net,
-            recipe,
-            train,
-            validation,
-            self.classes,
-            self.seed,
-            self.device,
-            self.features,
-            self.engine,
-            stop,
-            inner=bool(inner),
-            checkpoint=checkpoint,
-            on_step=self.on_step,
-            on_epoch=self._told(inner),
-            callbacks=None if inner else self._callbacks(recipe),
-        )
+            net, recipe, train, validation, self.classes, self.seed, self.device, self.features, self.engine, stop,
+            inner=bool(inner), checkpoint=checkpoint, on_step=self.on_step, on_epoch=self._told(inner),
+            callbacks=callbacks or {},
+        )  # fmt: skip
         training.run()
         return training
 
@@ -295,11 +283,11 @@ class _Fit:
             return told
         return lambda epoch, row: told(epoch, row | {"inner_fold": inner})
 
-    def _callbacks(self, recipe: Recipe) -> Callable[[str], list[Any]] | None:
-        factory = self.callbacks
-        if factory is None:
-            return None
-        return lambda phase: make_callbacks(factory, FitContext(self.spec.name, recipe, self.seed, phase, self.folder))
+    def made_callbacks(self, recipe: Recipe) -> dict[str, list[Any]]:
+        """Return the user's Keras callbacks by phase."""
+        phases = [name for name, epochs in (("head", recipe.head_epochs), ("all", recipe.epochs)) if epochs]
+        contexts = [FitContext(self.spec.name, recipe, self.seed, phase, self.folder) for phase in phases]
+        return {} if self.callbacks is None else {c.phase: make_callbacks(self.callbacks, c) for c in contexts}
 
 
 def _check(side: Side, classes: int, recipe: Recipe, groups: NDArray[np.int64] | None = None) -> None:

@@ -99,8 +99,15 @@ def build_optimizer(recipe: Recipe, learning_rate: float, rates: Mapping[str, fl
         def averages(self) -> list[Any]:
             return list(self._averages)
 
+    class Rates(keras.optimizers.schedules.LearningRateSchedule):  # type: ignore[misc]
+        def __call__(self, step: Any) -> Any:
+            return made[0].rate()
+
+        def get_config(self) -> dict[str, Any]:
+            return {}
+
     made: list[Any] = []
-    made.append(LayerwiseAdamW(learning_rate=lambda: made[0].rate()))
+    made.append(LayerwiseAdamW(learning_rate=Rates()))
     return made[0]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -77,7 +77,7 @@ class Training:
         checkpoint: File of the state, and what identifies this fit; or None.
         on_step: Called with (epoch, step, steps), epochs of both phases counted from 0.
         on_epoch: Called with the epoch, from 1, and its row.
-        callbacks: Given the phase's name, returns further Keras callbacks.
+        callbacks: The user's Keras callbacks, by phase.
         rows: The history.
     """
 
@@ -95,7 +95,7 @@ class Training:
     checkpoint: tuple[Path, str] | None = None
     on_step: Callable[[int, int, int], None] | None = None
     on_epoch: Callable[[int, dict[str, Any]], None] | None = None
-    callbacks: Callable[[str], list[Any]] | None = None
+    callbacks: Mapping[str, list[Any]] = field(default_factory=dict)
     rows: list[dict[str, Any]] = field(default_factory=list)
     _features: Subset | None = field(default=None, init=False)
     _resumed: FitState | None = field(default=None, init=False)
@@ -226,7 +226,7 @@ class Training:
         def look(last: bool) -> dict[str, float]:
             # Inner folds are compared epoch by epoch: there the last one is looked at as the others are.
             whole = last and not self.inner
-            if not whole and self.validation is None and self.callbacks is None:
+            if not whole and self.validation is None and not self.callbacks:
                 return {}  # nobody looks
             part = images if whole else images[batches.sample(_BATCHNORM_IMAGES)]
             size = min(max(_BATCHNORM_IMAGES, recipe.batch_size), 4 * recipe.batch_size)
@@ -282,7 +282,7 @@ class Training:
             # Batches are handed out ahead of their training, also some of an epoch that never comes.
             batches.on_step = lambda epoch, step: report(before + epoch, step, batches.steps) if epoch < stop else None
 
-        others = self.callbacks(phase) if self.callbacks else []
+        others = self.callbacks.get(phase, [])
         engine = choose_engine(self.engine, self.device, batches.images, phase, others)
         training, averages = self, optimizer.averages()
         own: list[NDArray[Any]] = []
