@@ -153,6 +153,18 @@ def test_each_axis_is_drawn_for_itself():
     assert not one[:, PARAMETERS.index("down")].any()
 
 
+def test_no_two_axes_are_drawn_the_same():
+    """20, mutant 19: the shift to the right is not that downwards, and the two stains do not change together."""
+    drawn = ALL.draw(np.zeros((50, 3), np.uint8), seed=0, epoch=0)
+    shares = {
+        name: drawn[:, PARAMETERS.index(name)] / np.abs(drawn[:, PARAMETERS.index(name)]).max()
+        for name in PARAMETERS[2:9]
+    }
+    for name, column in shares.items():
+        for other in set(shares) - {name}:
+            assert np.abs(column - shares[other]).max() > 0.5, (name, other)
+
+
 def test_the_training_model_shares_weights_and_stays_compiled():
     inputs = keras.Input((6, 6, 3))
     model = keras.Model(inputs, keras.layers.Dense(2)(keras.layers.Flatten()(inputs)), name="m")

@@ -247,3 +247,16 @@ def test_what_a_killed_process_has_left_is_deleted_by_the_next(extractor, tmp_pa
         file.write_bytes(b"x" * 10)
     FeatureCache(tmp_path).read(extractor, IMAGES[:4], prepare(), 8)
     assert [file.exists() for file in (left, alive, elsewhere)] == [False, True, True]
+
+
+def test_another_precision_device_or_version_computes_anew(extractor, computed, tmp_path):
+    """20, mutant 18: what a backend computes with is part of what names the features."""
+    cache, device = FeatureCache(tmp_path), prepare()
+    images = IMAGES[:4].copy()
+    images.flags.writeable = False
+    for changes in ({}, {"dtype_policy": "mixed_bfloat16"}, {"name": "another"}, {"threads": device.threads + 1}):
+        cache.read(extractor, images, dataclasses.replace(device, **changes), 4)
+    assert computed == [4, 4, 4, 4]
+    cache.read(extractor, images, device, 4)
+    assert computed == [4, 4, 4, 4]
+    assert len(feature_files(tmp_path)) == 4

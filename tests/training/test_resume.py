@@ -6,9 +6,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-pytest.importorskip("keras")
+from discs import IMAGES, LABELS, SMALL
+from leukemia_dl.training import Recipe, fit
+
+keras = pytest.importorskip("keras")
 HELPERS = Path(__file__).parents[1] / "helpers"
 PROGRAM = """
 import hashlib, sys
@@ -68,3 +72,24 @@ def test_after_kill_9_in_either_phase_it_goes_on_to_the_same_bits(tmp_path):
     assert third[0] > 4, "it began from the start"
     # A fit that has ended does nothing more.
     assert outcome(tmp_path) == (uninterrupted, [])
+
+
+def test_a_file_of_weights_that_was_replaced_starts_afresh(tmp_path):
+    """20, mutant 6: a checkpoint of a fit from other weights under the same name is not resumed."""
+    file, sides = tmp_path / "start.weights.h5", (IMAGES[:16], LABELS[:16])
+    recipe = Recipe(image_size=32, head_epochs=1, epochs=0, batch_size=8, weights=str(file), head_learning_rate=0.1)
+
+    def trained(**where):
+        result = fit(SMALL, *sides, 2, recipe, **where)
+        return result.history["loss"].tolist(), result.model.get_weights()
+
+    inputs = keras.Input((32, 32, 3))
+    model = keras.Model(inputs, SMALL.build(inputs, None))
+    model.save_weights(file)
+    first, _ = trained(checkpoints=tmp_path / "checkpoints")
+    model.set_weights([array + 0.5 for array in model.get_weights()])
+    model.save_weights(file)
+    (expected, expected_weights), (found, weights) = trained(), trained(checkpoints=tmp_path / "checkpoints")
+    assert found == expected != first
+    for array, wanted in zip(weights, expected_weights, strict=True):
+        np.testing.assert_array_equal(array, wanted)
