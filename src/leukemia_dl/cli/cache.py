@@ -21,6 +21,7 @@ def show() -> None:
     import pandas as pd
 
     from leukemia_dl.datasets import cache_dir
+    from leukemia_dl.datasets.hashes import HASH_FILE
     from leukemia_dl.datasets.pixels import stores
     from leukemia_dl.training.features import feature_files
 
@@ -41,17 +42,10 @@ def show() -> None:
     if compiled:
         size = sum(file.stat().st_size for file in compiled)
         rows.append({"name": "compiled", "images": 0, "pixels": "-", "MB": size / 1e6, "made by": "XLA"})
-    hashes = cache_dir() / "hashes.sqlite"
+    hashes = cache_dir() / HASH_FILE
     if hashes.is_file():
-        rows.append(
-            {
-                "name": hashes.name,
-                "images": 0,
-                "pixels": "-",
-                "MB": hashes.stat().st_size / 1e6,
-                "made by": "hashes of files",
-            }
-        )
+        size = hashes.stat().st_size
+        rows.append({"name": hashes.name, "images": 0, "pixels": "-", "MB": size / 1e6, "made by": "hashes of files"})
     if not rows:
         typer.echo(f"{cache_dir()} holds nothing.")
         return

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
+import json
 import logging
-import sqlite3
 import stat
 import time
-from collections.abc import Iterable, Iterator
-from functools import partial
+from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,18 +19,20 @@ from leukemia_dl.datasets.cache import cache_dir
 from leukemia_dl.errors import DataError
 from leukemia_dl.progress import parallel_map, track
 
-__all__ = ["Stamp", "array_hash", "file_hashes", "stamp", "tried_hashes"]
+__all__ = ["HASH_FILE", "Stamp", "array_hash", "file_hashes", "stamp", "tried_hashes"]
 
 Stamp = tuple[str, int, int, int]
 """Path, size in bytes, time of the last change of the content and of the file's entry (which no user can set back, so
 that files that change places are noticed), in nanoseconds: equal as long as a file was not touched."""
 
-_FILE = "hashes.sqlite"
+HASH_FILE = "hashes.jsonl"
+"""In the cache folder: a line `[path, size, changed, moved, sha256]` per file, to which any process appends."""
 _CHUNK = 500
+_T = TypeVar("_T")
 # A file that changes twice within a tick of the clock keeps its stamp: so young ones are not remembered on disk.
 _SETTLED_NS = 2_000_000_000
 _log = logging.getLogger(__name__)
-_unusable: set[Path] = set()
+_unusable: set[Path] = set()  # cache folders that were warned of
 
 
 def stamp(path: str) -> Stamp:
@@ -62,48 +64,43 @@ def file_hashes(paths: list[str], show: bool = True) -> list[str]:
     Raises:
         DataError: If a file cannot be read or is no regular file.
     """
-    return list(track(_hashes(paths), len(paths), "Hashing files", show))
+    found: list[str] = []
+    for content in track(_hashes(paths), len(paths), "Hashing files", show):
+        if isinstance(content, DataError):
+            raise content
+        found.append(content)
+    return found
 
 
 def tried_hashes(paths: list[str], show: bool = True) -> list[str | DataError]:
     """Do what `file_hashes` does, with the error in place of the hash of a file that cannot be read."""
-
-    def each() -> Iterator[str | DataError]:
-        for start in range(0, len(paths), _CHUNK):
-            chunk = paths[start : start + _CHUNK]
-            try:
-                yield from file_hashes(chunk, show=False)
-            except DataError:  # find out which
-                yield from map(_tried, chunk)
-
-    return list(track(each(), len(paths), "Hashing files", show))
+    return list(track(_hashes(paths), len(paths), "Hashing files", show))
 
 
-def _tried(path: str) -> str | DataError:
+def _hashes(paths: list[str]) -> Iterator[str | DataError]:
+    """Yield hashes in order. In chunks: little is lost if the process is killed, and little memory taken."""
+    file = cache_dir() / HASH_FILE
+    known = _remembered(file)
+    for start in range(0, len(paths), _CHUNK):
+        keys = [_tried(stamp, path) for path in paths[start : start + _CHUNK]]
+        read: dict[Stamp, str | DataError] = {}
+
+        def into(key: Stamp, read: dict[Stamp, str | DataError] = read) -> None:
+            read[key] = _tried(_read, key)
+
+        try:
+            parallel_map(into, sorted({key for key in keys if isinstance(key, tuple)} - known.keys()), "", show=False)
+        finally:  # what was read before Ctrl-C need not be read again
+            _remember(file, read)
+        for key in keys:
+            yield key if isinstance(key, DataError) else read[key] if key in read else known[key]
+
+
+def _tried(function: Callable[..., _T], argument: object) -> _T | DataError:
     try:
-        return file_hashes([path], show=False)[0]
+        return function(argument)
     except DataError as error:
         return error
-
-
-def _hashes(paths: list[str]) -> Iterator[str]:
-    """Yield hashes in order. In chunks: little is lost if the process is killed, and little memory taken."""
-    with contextlib.closing(_Memory()) as memory:
-        for start in range(0, len(paths), _CHUNK):
-            stamps = [stamp(path) for path in paths[start : start + _CHUNK]]
-            known = memory.recall(stamps)
-            read: dict[Stamp, str] = {}
-            missing = sorted({key for key in stamps if key not in known})
-            try:
-                parallel_map(partial(_read_into, read), missing, "", show=False)
-            finally:  # what was read before an error or Ctrl-C need not be read again
-                memory.keep(read)
-            known |= read
-            yield from (known[key] for key in stamps)
-
-
-def _read_into(read: dict[Stamp, str], key: Stamp) -> None:
-    read[key] = _read(key)
 
 
 def _read(key: Stamp) -> str:
@@ -122,56 +119,34 @@ def _unreadable(path: str, error: OSError | ValueError) -> DataError:
     return DataError(f"Cannot read {path}: {reason}. Was it moved since the data set was loaded?")
 
 
-class _Memory:
-    """The file in the cache folder. It is an aid: whatever is wrong with it is logged, and it remembers nothing."""
-
-    def __init__(self) -> None:
-        self._connection: sqlite3.Connection | None = None
-        with self._aid():
-            folder = cache_dir()
-            folder.mkdir(parents=True, exist_ok=True)
-            if folder in _unusable:
-                return
-            self._connection = sqlite3.connect(folder / _FILE, timeout=2.0)
-            # As bytes: a name need not be UTF-8.
-            self._connection.execute(
-                "CREATE TABLE IF NOT EXISTS files (path BLOB PRIMARY KEY, size INTEGER NOT NULL, "
-                "changed INTEGER NOT NULL, moved INTEGER NOT NULL, sha256 TEXT NOT NULL)"
-            )
-
-    @contextlib.contextmanager
-    def _aid(self) -> Iterator[None]:
+@cache
+def _remembered(file: Path) -> dict[Stamp, str]:
+    """Return the hashes that are in the file, read once per process. It is an aid: damaged lines are passed over."""
+    known: dict[Stamp, str] = {}
+    try:
+        lines = file.read_bytes().splitlines() if file.is_file() else []
+    except OSError:
+        lines = []
+    for line in lines:
         try:
-            yield
-        except (sqlite3.Error, OSError) as error:
-            _log.warning("Hashes are not remembered, since %s in %s cannot be used: %s", _FILE, cache_dir(), error)
-            _unusable.add(cache_dir())  # not tried again: waiting for a lock takes seconds
-            self.close()
-
-    def recall(self, stamps: Iterable[Stamp]) -> dict[Stamp, str]:
-        found: dict[Stamp, str] = {}
-        with self._aid():
-            if self._connection is not None:
-                for key in set(stamps):
-                    query = "SELECT sha256 FROM files WHERE path = ? AND size = ? AND changed = ? AND moved = ?"
-                    row = self._connection.execute(query, (_bytes(key[0]), *key[1:])).fetchone()
-                    if row is not None:
-                        found[key] = str(row[0])
-        return found
-
-    def keep(self, hashes: dict[Stamp, str]) -> None:
-        settled = time.time_ns() - _SETTLED_NS
-        rows = [(_bytes(key[0]), *key[1:], digest) for key, digest in hashes.items() if max(key[2:]) < settled]
-        with self._aid():
-            if rows and self._connection is not None:
-                with self._connection:
-                    self._connection.executemany("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?)", rows)
-
-    def close(self) -> None:
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
+            path, size, changed, moved, digest = json.loads(line)
+            known[path, size, changed, moved] = str(digest)
+        except (ValueError, TypeError):  # half a line, of a process that was killed
+            continue
+    return known
 
 
-def _bytes(path: str) -> bytes:
-    return path.encode("utf-8", "surrogateescape")
+def _remember(file: Path, read: dict[Stamp, str | DataError]) -> None:
+    settled = time.time_ns() - _SETTLED_NS
+    new = {key: text for key, text in read.items() if isinstance(text, str) and max(key[2:]) < settled}
+    if not new:
+        return
+    _remembered(file).update(new)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with file.open("a", encoding="ascii") as opened:
+            opened.write("".join(json.dumps([*key, text]) + "\n" for key, text in new.items()))
+    except OSError as error:
+        if file.parent not in _unusable:
+            _log.warning("Hashes are not remembered, since %s cannot be written: %s", file, error)
+        _unusable.add(file.parent)
