@@ -52,6 +52,25 @@ def test_real_sample_by_name(c_nmc_sample, c_nmc_manifest):
     assert "other_content" not in answer.stdout
 
 
+def test_a_part_of_a_manifest(c_nmc_sample, c_nmc_manifest):
+    """20.22: --manifest has --partial, as verify has."""
+    manifest = ["--manifest", c_nmc_manifest / "sha256.tsv"]
+    answer = run(c_nmc_sample, "--dataset", "c_nmc_2019", *manifest, "--partial")
+    assert "missing_file" not in answer.stdout
+    answer = run(c_nmc_sample, "--dataset", "c_nmc_2019", "--partial")
+    assert answer.returncode == 1
+    assert "--partial says how to read a manifest: pass --manifest FILE too" in answer.stderr
+
+
+def test_a_class_is_left_out(tmp_path, write_image):
+    """20.32: --drop-class NAME."""
+    for number in range(30):
+        write_image(tmp_path / ("hem", "all", "odd")[number % 3] / f"{number}.png", number, 32)
+    answer = run(tmp_path, "--drop-class", "odd")
+    assert answer.returncode == 0, answer.stderr
+    assert "20 images, classes all, hem" in answer.stdout
+
+
 def test_options_of_the_data_set(tmp_path, write_image):
     for number in range(20):
         write_image(tmp_path / ("hem" if number % 2 else "all") / f"{number}.png", number, 32)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from leukemia_dl.datasets import Dataset, DatasetInfo
 from leukemia_dl.datasets.dataset import COLUMNS
-from leukemia_dl.errors import DataError, ImageError, SettingsError
+from leukemia_dl.errors import DataError, ImageError, SettingsError, UnknownNameError
 from leukemia_dl.preprocess import Pipeline
 
 INFO = DatasetInfo("cells", "Cells", "none", "nobody")
@@ -193,6 +193,7 @@ def test_fingerprint_knows_everything_else(small: Dataset, write_image: Callable
                 ("group", "x"),
                 ("fold", 1),
                 ("split", "train"),
+                ("same_cell", "x"),
             ]
         ),
     ]
@@ -266,3 +267,32 @@ def test_a_series_as_mask_is_taken_by_its_index(small: Dataset) -> None:
     assert chosen.table["sample"].tolist() == small.subset(small.labels == 0).table["sample"].tolist()
     with pytest.raises(DataError, match="as mask has the index of `table`, 0 to"):
         small.subset(shuffled.set_index("sample")["label"] == small.class_names[0])
+
+
+def test_classes_can_be_left_out_and_the_source_remembers(tmp_path: Path, write_image: Callable[..., Path]) -> None:
+    """20.32: by a method or when loading; what `source` says loads the same data again."""
+    for name in ("a/1.png", "b/1.png", "c/1.png", "c/2.png"):
+        write_image(tmp_path / name, len(name))
+    loaded = Dataset.load("folder", tmp_path, drop_classes=["b"])
+    assert loaded.class_names == ("a", "c")
+    assert loaded.table["label"].tolist() == ["a", "c", "c"]
+    assert loaded.labels.tolist() == [0, 1, 1]
+    dropped = Dataset.load("folder", tmp_path).drop_classes(["b"])
+    assert dropped.source == loaded.source
+    source = dropped.source
+    assert source is not None
+    again = Dataset.load(source["name"], source["root"], **source["options"])
+    assert again.fingerprint == dropped.fingerprint
+    with pytest.raises(UnknownNameError, match=r"There is no class 'B'\. Did you mean 'b'"):
+        Dataset.load("folder", tmp_path, drop_classes="B")
+    with pytest.raises(DataError, match="at least two different class names"):
+        loaded.drop_classes(["a"])
+
+
+def test_counts_of_the_whole_are_not_declared_for_a_part() -> None:
+    """20.22: a subset keeps the declared numbers that are still its own."""
+    images = np.zeros((4, 4, 4, 3), np.uint8)
+    info = DatasetInfo("d", "D", "x", "y", declared=(("images", 4), ("train", 2), ("test", 2)))
+    whole = Dataset.from_arrays(images, [0, 1, 0, 1], ("a", "b"), info, splits=["train", "train", "test", "test"])
+    assert whole.subset([0, 1, 2]).info.declared == (("train", 2),)
+    assert whole.subset([3, 2, 1, 0]).info.declared == info.declared

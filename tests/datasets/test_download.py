@@ -15,6 +15,7 @@ import time
 import zipfile
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from leukemia_dl.datasets import Dataset
@@ -88,6 +89,17 @@ def test_the_real_sample_is_not_complete(c_nmc_sample, tmp_path):
     path = shutil.make_archive(str(tmp_path / "a"), "gztar", c_nmc_sample.parent)
     with pytest.raises(DataError, match="is not complete"):
         download("c_nmc_2019", tmp_path / "to", archive=path, show_progress=False)
+
+
+def test_an_image_too_many_is_not_the_published_data_set(c_nmc_tree, tmp_path):
+    """Mutant 16: more than declared is as wrong as less."""
+    dataset = Dataset.load("c_nmc_2019", root=c_nmc_tree)
+    check_counts(dataset)
+    table = dataset.table
+    extra = table.iloc[[-1]].assign(sample="final/one_more")
+    more = Dataset(pd.concat([table, extra]), dataset.class_names, dataset.info)
+    with pytest.raises(DataError, match=r"images: 15,115 of 15,114; final: 2,587 of 2,586"):
+        check_counts(more)
 
 
 def test_a_bad_archive_leaves_nothing(tmp_path):

@@ -188,6 +188,18 @@ def test_links_are_followed_inside_only(files, tmp_path):
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes on this system")
+def test_a_link_to_a_folder_of_a_similar_name_leads_outside(tmp_path):
+    """Mutant 17: `data2` is not inside `data`."""
+    for name in ("data", "data2"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.bmp").write_bytes(b"a")
+    manifest = listing(tmp_path / "data", tmp_path / "list.txt")
+    (tmp_path / "data" / "a.bmp").unlink()
+    (tmp_path / "data" / "a.bmp").symlink_to(tmp_path / "data2" / "a.bmp")
+    report = verify(tmp_path / "data", manifest)
+    assert statuses(report) == {"a.bmp": ("unreadable", "a link leads out of the root; it was not followed")}
+
+
 def test_what_is_no_file_is_not_read(files, tmp_path):
     manifest = listing(files, tmp_path / "list.txt")
     for name in ("a/0.bmp", "a/2.bmp", "b/1.bmp"):

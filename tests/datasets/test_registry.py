@@ -40,7 +40,7 @@ def test_unknown_name_and_option() -> None:
         Dataset.load("c_nmc", root="x")
     with pytest.raises(SettingsError, match=r"'synthetic' has no option 'subject'. Known: subjects \(number of"):
         Dataset.load("synthetic", subject=4)
-    with pytest.raises(SettingsError, match=r"'c_nmc_2019' has no option 'canvas'. Known: none"):
+    with pytest.raises(SettingsError, match=r"'c_nmc_2019' has no option 'canvas'. Known: drop_classes"):
         Dataset.load("c_nmc_2019", root="x", canvas=4)
 
 

@@ -30,6 +30,7 @@ def benchmark(
     dataset: options.DatasetName = "synthetic",
     root: options.Root = None,
     option: options.DatasetOptions = None,
+    drop_class: options.DropClasses = None,
     backbones: Annotated[
         str | None,
         typer.Option(
@@ -133,7 +134,7 @@ def benchmark(
     chosen_seeds = options.whole_numbers(seeds, "--seeds")
     chosen = options.names(backbones) if backbones is not None else None
     _check_backbones(chosen, asked)
-    data = options.load_dataset(dataset, root, option or [])
+    data = options.load_dataset(dataset, root, option or [], drop_class)
     bench = Benchmark(
         data,
         chosen,

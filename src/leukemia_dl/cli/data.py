@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from leukemia_dl.cli import options
-from leukemia_dl.errors import DataError, StoreError
+from leukemia_dl.errors import DataError, SettingsError, StoreError
 
 __all__ = ["audit", "download", "verify"]
 
@@ -19,9 +19,11 @@ def audit(
     root: Annotated[Path, typer.Argument(help="Folder (or CSV file) of the data set.", show_default=False)],
     dataset: options.DatasetName = _FOLDER,
     option: options.DatasetOptions = None,
+    drop_class: options.DropClasses = None,
     manifest: Annotated[
         Path | None, typer.Option(help="What there should be: lines of sha256, size, path.", show_default=False)
     ] = None,
+    partial: Annotated[bool, typer.Option("--partial", help="Only some files of --manifest need to be there.")] = False,
     csv: Annotated[Path | None, typer.Option(help="Write all findings to this file.", show_default=False)] = None,
 ) -> None:
     """Look for damaged, odd, blank, identical and doubled images, thin classes, and counts that differ.
@@ -30,10 +32,12 @@ def audit(
     """
     from leukemia_dl.datasets.audit import audit as look
 
+    if partial and manifest is None:
+        raise SettingsError("--partial says how to read a manifest: pass --manifest FILE too.")
     if csv is not None and not csv.absolute().parent.is_dir():
         raise StoreError(f"--csv {csv} cannot be written: there is no folder {csv.absolute().parent}. Make it first.")
     try:
-        data = options.load_dataset(dataset, root, option or [])
+        data = options.load_dataset(dataset, root, option or [], drop_class)
     except DataError as error:
         if dataset != _FOLDER:
             raise
@@ -42,7 +46,7 @@ def audit(
             "c_nmc_2019 or --dataset csv; `leukemia-dl datasets` lists them."
         ) from error
     typer.echo(f"{data!r}, read as --dataset {dataset}")
-    report = look(data, manifest=manifest)
+    report = look(data, manifest=manifest, partial=partial)
     typer.echo(str(report))
     if csv is not None:
         try:

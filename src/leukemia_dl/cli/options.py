@@ -29,6 +29,9 @@ DatasetOptions = Annotated[
     list[str] | None,
     typer.Option("--option", "-o", metavar="KEY=VALUE", help="Option of the data set, such as subjects=60."),
 ]
+DropClasses = Annotated[
+    list[str] | None, typer.Option("--drop-class", metavar="NAME", help="Leave a class out; may be given again.")
+]
 RecipeName = Annotated[
     str,
     typer.Option(
@@ -123,13 +126,17 @@ def key_values(pairs: Iterable[str], option: str) -> dict[str, Any]:
     return result
 
 
-def load_dataset(name: str, root: Path | None, options: Iterable[str]) -> Dataset:
-    """Load a data set as the options --dataset, --root and --option say."""
+def load_dataset(
+    name: str, root: Path | None, options: Iterable[str], drop_classes: list[str] | None = None
+) -> Dataset:
+    """Load a data set as the options --dataset, --root, --option and --drop-class say."""
     from leukemia_dl.datasets import Dataset
 
     values = key_values(options, "--option")
     for key in {"name", "root"} & set(values):
         raise SettingsError(f"--option {key}=... is given as {'--dataset' if key == 'name' else '--root'}.")
+    if drop_classes:
+        values["drop_classes"] = drop_classes
     return Dataset.load(name, root=root, **values)
 
 

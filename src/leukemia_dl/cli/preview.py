@@ -19,6 +19,7 @@ def preview(
     dataset: options.DatasetName = "synthetic",
     root: options.Root = None,
     option: options.DatasetOptions = None,
+    drop_class: options.DropClasses = None,
     recipe: options.RecipeName = "quick",
     set_: options.Changes = None,
     image_size: options.ImageSize = None,
@@ -43,7 +44,7 @@ def preview(
         raise SettingsError(f"--output must end in .png. Received: {output}.")
     if not 1 <= images <= 100:
         raise SettingsError(f"--images must be from 1 to 100. Received: {images}.")
-    data = options.load_dataset(dataset, root, option or [])
+    data = options.load_dataset(dataset, root, option or [], drop_class)
     order = generator(0, "preview").permutation(len(data))
     labels = data.labels[order]
     of_class = [order[labels == code] for code in range(len(data.class_names))]

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from leukemia_dl.datasets.dataset import SPLITS
+from leukemia_dl.datasets.columns import SPLITS
 from leukemia_dl.datasets.hashes import array_hash, tried_hashes
 from leukemia_dl.datasets.same_cells import CellKey, cell_key, likeness_of_rows, same_cells
 from leukemia_dl.errors import DataError
@@ -31,6 +31,8 @@ _FEW_IMAGES = 10
 _FEW_GROUPS = 5
 _ALL_PAIRS = 20  # Of a larger set of equal images, each is paired with one of them only.
 _SHOWN = 3
+_COPIES = "copies of an image that were turned, mirrored, recoloured, resized or stored again with loss"
+_SAME_CELL = "one cell in files that differ, where images are not single cells on exactly black background"
 # Named in full, as in dataset.py: arrow cannot hold file names that are not UTF-8.
 _TEXT = pd.StringDtype("python")
 _FLAGS = ("single_cell", "empty_mask", "touches_border", "blank")
@@ -63,6 +65,12 @@ class AuditReport:
         """Whether there is no finding of severity "error"."""
         return not (self.findings["severity"] == "error").any()
 
+    @property
+    def not_checked(self) -> tuple[str, ...]:
+        """What the audit does not look for in these images, so that no finding says nothing about it."""
+        others = int((~self.images["single_cell"].fillna(False)).sum())
+        return (_COPIES, f"{_SAME_CELL} ({others:,} of {len(self.images):,} images)") if others else (_COPIES,)
+
     def __repr__(self) -> str:
         return f"<AuditReport {self._headline()}>"
 
@@ -75,13 +83,19 @@ class AuditReport:
                 lines.append(f"    {who}: {row.detail}" if who else f"    {row.detail}")
             if len(rows) > _SHOWN:
                 lines.append(f"    and {len(rows) - _SHOWN:,} more")
+        lines += [f"Not checked: {what}" for what in self.not_checked]
         # Names of files are a stranger's: nothing in them may steer a terminal.
         return "\n".join("".join(c if c.isprintable() else "?" for c in line) for line in lines)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return all of it as plain values for JSON: name, ok, and a list of rows for each of the three frames."""
+        """Return all of it as plain values for JSON: name, ok, not_checked, and a list of rows for each frame."""
         frames = {"findings": self.findings, "images": self.images, "counts": self.counts}
-        return {"name": self.name, "ok": self.ok, **{key: _plain(frame) for key, frame in frames.items()}}
+        return {
+            "name": self.name,
+            "ok": self.ok,
+            "not_checked": list(self.not_checked),
+            **{key: _plain(frame) for key, frame in frames.items()},
+        }
 
     def _headline(self) -> str:
         found = self.findings["severity"].value_counts()
@@ -89,7 +103,9 @@ class AuditReport:
         return f"{self.name!r}: {len(self.images):,} images, {numbers}"
 
 
-def audit(dataset: Dataset, manifest: str | Path | None = None, show_progress: bool = True) -> AuditReport:
+def audit(
+    dataset: Dataset, manifest: str | Path | None = None, show_progress: bool = True, partial: bool = False
+) -> AuditReport:
     """Look at every image of a data set, and for what its samples share.
 
     Each file is hashed (unless its hash is remembered) and decoded once, by threads; those that may show the same cell
@@ -98,7 +114,7 @@ def audit(dataset: Dataset, manifest: str | Path | None = None, show_progress: b
     Kinds of findings: `unreadable`; `odd_size` (within its split), `mixed_sizes`, `odd_mode`; `blank`, `no_cell`;
     `identical_files`, byte for byte; `same_cell`, in files that differ, for single cells on exactly black background
     only (see `same_cells.likeness`); `few_images`, `few_subjects`, `no_subjects`, `subject_of_several_classes`,
-    `alike_subjects`; `count`, which differs from the declared one; `missing_file`, `other_content` and
+    `count`, which differs from the declared one; `missing_file`, `other_content` and
     `not_in_manifest`.
 
     A pair of equal images is an error if their labels differ, or their sides or folds as the authors give them, and for
@@ -110,6 +126,7 @@ def audit(dataset: Dataset, manifest: str | Path | None = None, show_progress: b
         dataset: Any data set.
         manifest: What there should be, for `datasets.manifest.read_manifest`; found by the ends of paths.
         show_progress: Whether to tell how far it is.
+        partial: Whether only some of the manifest's files need to be there: none is then a `missing_file`.
 
     Returns:
         The report; its `ok` says whether there is no error among the findings.
@@ -146,7 +163,7 @@ def audit(dataset: Dataset, manifest: str | Path | None = None, show_progress: b
     counts = _counts(dataset)
     _balance(found, table, counts)
     if expected is not None:
-        _compare(found, expected, paths, contents)
+        _compare(found, expected, paths, contents, partial)
     return AuditReport(dataset.info.name, found.frame(), images, counts)
 
 
@@ -317,14 +334,11 @@ def _balance(found: _Findings, table: pd.DataFrame, counts: pd.DataFrame) -> Non
         if labels.nunique() > 1:
             numbers = ", ".join(f"{n:,} {label}" for label, n in labels.value_counts().items())
             found.add("subject_of_several_classes", "note", f"subject {subject} has {numbers}")
-    subjects = pd.Series(table["subject"].dropna().unique(), dtype="object")
-    for _, alike in subjects.groupby(subjects.str.strip().str.casefold()):
-        if len(alike) > 1:
-            names = ", ".join(map(repr, alike))
-            found.add("alike_subjects", "warning", f"{names} differ in case or spaces only: are they one patient?")
 
 
-def _compare(found: _Findings, expected: pd.DataFrame, paths: list[str | None], contents: list[str | None]) -> None:
+def _compare(
+    found: _Findings, expected: pd.DataFrame, paths: list[str | None], contents: list[str | None], partial: bool
+) -> None:
     """Find each file in the manifest by the end of its path; the manifest's outermost folder may have another name."""
     hashes: dict[str, str] = dict(zip(expected["path"], expected["sha256"], strict=True))
     top = next(iter(hashes)).split("/")[0] + "/"
@@ -344,7 +358,7 @@ def _compare(found: _Findings, expected: pd.DataFrame, paths: list[str | None], 
         missing.discard(name)
         if contents[row] not in (None, hashes[name]):
             found.add("other_content", "error", f"its SHA-256 is not that of {name} in the manifest", row)
-    for name in sorted(missing):
+    for name in () if partial else sorted(missing):
         found.add("missing_file", "error", f"{name} is in the manifest, but not in the data set")
 
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,22 +13,17 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from leukemia_dl import identity
+from leukemia_dl.datasets.columns import COLUMNS, SPLITS, TEXT, counted, typed
 from leukemia_dl.datasets.hashes import array_hash, file_hashes
 from leukemia_dl.datasets.info import DatasetInfo
 from leukemia_dl.datasets.pixels import PixelStore, decode_all
-from leukemia_dl.errors import DataError
+from leukemia_dl.errors import DataError, unknown_name
 from leukemia_dl.preprocess import Pipeline, decode_image
 
 if TYPE_CHECKING:
     from leukemia_dl.datasets.audit import AuditReport
 
 __all__ = ["COLUMNS", "SPLITS", "Dataset", "DatasetInfo"]
-
-COLUMNS = ("sample", "path", "label", "subject", "group", "field", "cell", "fold", "split", "same_cell")
-SPLITS = ("train", "val", "test", "preliminary", "final")
-# Named in full: what "string" means depends on the version of pandas and on whether pyarrow is installed, and arrow
-# cannot hold file names that are not UTF-8.
-_TEXT = pd.StringDtype("python")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -63,7 +57,7 @@ class Dataset:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "class_names", tuple(self.class_names))
-        object.__setattr__(self, "_table", _typed(self._table))
+        object.__setattr__(self, "_table", typed(self._table))
         self._check()
 
     @classmethod
@@ -267,9 +261,37 @@ class Dataset:
                 f"Received: {chosen.dtype} {chosen.shape}."
             )
         names = self.class_names if class_names is None else tuple(class_names)
-        part = Dataset(self._table.iloc[chosen.astype(np.int64)], names, self.info, self._arrays)
+        table, info = self._table.iloc[chosen.astype(np.int64)], self.info
+        if info.declared:  # those of the whole say nothing about a part
+            whole, left = counted(self._table), counted(table)
+            same = tuple(item for item in info.declared if whole.get(item[0]) == left.get(item[0]))
+            info = replace(info, declared=same)
+        part = Dataset(table, names, info, self._arrays)
         if "content_hashes" in self.__dict__:
             part.__dict__["content_hashes"] = tuple(self.content_hashes[row] for row in chosen)
+        return part
+
+    def drop_classes(self, names: Sequence[str]) -> Dataset:
+        """Return the data set without the images of some classes; images without a label stay.
+
+        `source` keeps the names, so that a benchmark's settings load the same data again.
+
+        Args:
+            names: Classes that are left out; at least two others are needed.
+
+        Raises:
+            UnknownNameError: If there is no such class.
+            DataError: If fewer than two classes are left.
+        """
+        for name in names:
+            if name not in self.class_names:
+                raise unknown_name("class", name, self.class_names)
+        kept = tuple(name for name in self.class_names if name not in names)
+        part = self.subset(~self._table["label"].isin(names).to_numpy(bool), kept)
+        if self.source is not None:
+            options = dict(self.source["options"])
+            options["drop_classes"] = [*options.get("drop_classes", ()), *names]
+            object.__setattr__(part, "source", {**self.source, "options": options})
         return part
 
     def merge(self, other: Dataset, label_map: Mapping[str, str] | None = None) -> Dataset:
@@ -291,11 +313,13 @@ class Dataset:
 
         return merge(self, other, label_map or {})
 
-    def audit(self, manifest: str | Path | None = None, show_progress: bool = True) -> AuditReport:
-        """Return what of the images could mislead; see `datasets.audit.audit` for `manifest` and `show_progress`."""
+    def audit(
+        self, manifest: str | Path | None = None, show_progress: bool = True, partial: bool = False
+    ) -> AuditReport:
+        """Return an audit; see `datasets.audit.audit` for `manifest`, `show_progress` and `partial`."""
         from leukemia_dl.datasets.audit import audit
 
-        return audit(self, manifest, show_progress)
+        return audit(self, manifest, show_progress, partial)
 
     def default_pipeline(self, size: int) -> Pipeline:
         """Return the pipeline of benchmarks to `size` pixels: on the canvas of the data set, if any, or padded."""
@@ -331,7 +355,7 @@ class Dataset:
 
     def summary(self) -> pd.DataFrame:
         """Return a row per split and fold: images, one column per class, unlabelled, subjects, groups (all int64)."""
-        sides = [self._table["split"].fillna("-"), self._table["fold"].astype(_TEXT).fillna("-")]
+        sides = [self._table["split"].fillna("-"), self._table["fold"].astype(TEXT).fillna("-")]
         counts = {"images": pd.Series(1, self._table.index)}
         own = ("images", "unlabelled", "subjects", "groups")
         for label, name in enumerate(self.class_names):
@@ -372,29 +396,3 @@ class Dataset:
         if groups.duplicated().any():
             subject = groups[groups.duplicated()].iloc[0]
             raise DataError(f"{where} has the subject {subject!r} in two groups. A group is made of whole subjects.")
-
-
-def _typed(table: pd.DataFrame) -> pd.DataFrame:
-    """Return exactly `COLUMNS`, with their dtypes, absolute paths, and `group` filled from `subject`."""
-    table = table.reindex(columns=list(COLUMNS)).reset_index(drop=True)
-    for column in COLUMNS:
-        if column == "fold":
-            table[column] = _whole_numbers(table[column])
-        elif table[column].dtype != _TEXT:
-            table[column] = table[column].convert_dtypes().astype(_TEXT)
-    # Not resolve(), which follows links: two links to one file are two samples.
-    paths = [path if path is pd.NA else os.path.abspath(path) for path in table["path"]]  # noqa: PTH100
-    table["path"] = pd.array(paths, dtype=_TEXT)
-    for column in ("subject", "group"):
-        table[column] = table[column].mask(table[column].str.strip() == "")  # nobody is called so
-    table["group"] = table["group"].fillna(table["subject"])
-    return table
-
-
-def _whole_numbers(column: pd.Series[Any]) -> pd.Series[Any]:
-    try:
-        return pd.to_numeric(column).astype("Int64")
-    except (TypeError, ValueError, OverflowError) as error:
-        raise DataError(
-            f"Folds are whole numbers. Received: {sorted(map(str, column.dropna().unique()))[:5]}."
-        ) from error

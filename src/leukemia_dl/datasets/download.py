@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from leukemia_dl.datasets.archives import require_space, unpack
+from leukemia_dl.datasets.columns import counted
 from leukemia_dl.datasets.dataset import Dataset
 from leukemia_dl.datasets.verify import VerifyReport, verify
 from leukemia_dl.errors import DataError, LeukemiaDLError, unknown_name
@@ -110,10 +111,7 @@ def check_counts(dataset: Dataset) -> None:
     Raises:
         DataError: If they differ; it names each.
     """
-    table = dataset.table
-    found = {"images": len(table), "subjects": int(table["subject"].nunique())}
-    found |= {f"fold {fold}": int(count) for fold, count in table["fold"].value_counts().items()}
-    found |= {str(split): int(count) for split, count in table["split"].value_counts().items()}
+    found = counted(dataset.table)
     declared = dict(dataset.info.declared)
     wrong = [
         f"{what}: {found.get(what, 0):,} of {count:,}"

@@ -12,7 +12,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-from leukemia_dl.datasets.dataset import COLUMNS, Dataset, DatasetInfo
+from leukemia_dl.datasets.columns import COLUMNS, one_spelling
+from leukemia_dl.datasets.dataset import Dataset, DatasetInfo
 from leukemia_dl.errors import DataError, SettingsError
 from leukemia_dl.preprocess.decode import check_image
 
@@ -70,8 +71,9 @@ def read_frame(
     if not len(table):
         raise DataError(f"{where} has no rows. Each names one image by its path and label.")
     labels = table["label"].convert_dtypes().astype("object")
-    labels = labels.map(str, na_action="ignore")
-    names = tuple(sorted(labels.dropna().unique())) if class_names is None else class_list(class_names)
+    wanted = () if class_names is None else class_list(class_names)
+    labels = one_spelling(labels.map(str, na_action="ignore"), "classes", wanted)
+    names = tuple(sorted(labels.dropna().unique())) if class_names is None else wanted
     unknown = labels[labels.notna() & ~labels.isin(names)]
     if len(unknown):
         raise DataError(

@@ -11,6 +11,7 @@ import pandas as pd
 
 from leukemia_dl.datasets.cache import user_path
 from leukemia_dl.datasets.dataset import Dataset, DatasetInfo
+from leukemia_dl.datasets.frames import class_list
 from leukemia_dl.errors import PluginError, SettingsError, unknown_name
 from leukemia_dl.identity import plain_number
 from leukemia_dl.plugins import Provided, collect
@@ -23,6 +24,7 @@ BUILTIN = tuple(
 )
 
 
+_DROPPED = "classes to leave out, such as ['basophil']"
 _UNDECLARED = {False: "yours", True: "as many as asked for"}  # images, by whether they are drawn
 
 
@@ -76,12 +78,11 @@ def load_dataset(name: str, root: str | Path | None = None, **options: Any) -> D
     It raises UnknownNameError, SettingsError and DataError, as said there.
     """
     source, options = get_source(name), {key: plain_number(value) for key, value in options.items()}
+    dropped = options.pop("drop_classes", ())
     unknown = sorted(set(options) - set(source.options))
     if unknown:
-        known = "; ".join(f"{key} ({text})" for key, text in source.options.items())
-        raise SettingsError(
-            f"The data set {name!r} has no option {', '.join(map(repr, unknown))}. Known: {known or 'none'}."
-        )
+        known = "; ".join(f"{key} ({text})" for key, text in {**source.options, "drop_classes": _DROPPED}.items())
+        raise SettingsError(f"The data set {name!r} has no option {', '.join(map(repr, unknown))}. Known: {known}.")
     if root is None and source.needs_root:
         raise SettingsError(
             f"The data set {name!r} is read from a place of yours: pass root=PATH (command line: --root PATH)."
@@ -89,7 +90,7 @@ def load_dataset(name: str, root: str | Path | None = None, **options: Any) -> D
     place = {} if root is None else {"root": str(user_path(root, "root"))}
     dataset = source.load(None if root is None else Path(root), **options)
     object.__setattr__(dataset, "source", {"name": name, **place, "options": options})
-    return dataset
+    return dataset.drop_classes(class_list(dropped)) if dropped else dataset
 
 
 def list_datasets() -> list[str]:

@@ -104,7 +104,12 @@ def _dataset_of(run: StoredRun, dataset: Dataset | None, root: str | Path | None
         _log.warning("The report has no images: %s", " ".join(str(error).split()))
         return None, "they are not, or not readable, where the run has read them"
     if dataset.fingerprint != said["fingerprint"] and root is not None:
-        raise DataError(f"The data set at {root} has other contents, labels or groups than the one of the store.")
+        raise DataError(
+            f"The data set at {root} has other contents, labels or groups than the one of the store: "
+            f"{len(dataset):,} labelled images of {', '.join(dataset.class_names)} where {said.get('samples')} of "
+            f"{', '.join(run.class_names)} are expected. If images or classes were left out after loading, pass the "
+            "same data set: write_report(store, dataset=dataset)."
+        )
     if dataset.fingerprint != said["fingerprint"]:
         _log.warning("The report has no images: those of %s are not the ones that the trials were run on", place)
         return None, "those that are there have other contents, labels or groups"
@@ -266,7 +271,7 @@ def _audit_summary(found: dict[str, Any] | None) -> dict[str, Any] | None:
     shown = kinds.head(_FINDINGS).to_dict("records")
     for row in shown:
         row["detail"] = pages.without_paths(str(row["detail"]))
-    return {"counted": counted, "findings": shown, "all": len(kinds)}
+    return {"counted": counted, "findings": shown, "all": len(kinds), "not_checked": found.get("not_checked", [])}
 
 
 def _splits(results: pd.DataFrame, labelled: int) -> list[dict[str, Any]]:

@@ -49,10 +49,6 @@ def read_csv(
     except (pd.errors.ParserError, pd.errors.ParserWarning, ValueError) as error:
         raise DataError(f"{path} cannot be read as CSV: {error}. {_FORM}.") from error
     frame = frame.apply(lambda column: column.str.strip()).mask(lambda cells: cells == "")
-    for name in frame.columns:
-        if str(name).strip().lower() in ("subject", "group"):
-            # Nobody is called so: taken for a name, all unknown patients would be one.
-            frame[name] = frame[name].mask(frame[name].isin(["NA", "N/A", "NaN", "nan", "None", "null"]))
     labels = [name for name in frame.columns if str(name).strip().lower() == "label"]
     for name in labels:
         if frame[name].isna().any():

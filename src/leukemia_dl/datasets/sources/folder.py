@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from leukemia_dl.datasets.columns import name_key, one_spelling
 from leukemia_dl.datasets.dataset import Dataset, DatasetInfo
 from leukemia_dl.datasets.folders import folders_in, image_files, require_folder
 from leukemia_dl.datasets.frames import CANVAS, class_list, on_canvas
@@ -64,6 +65,7 @@ def read_folder(root: str | Path, class_names: Sequence[str] | None = None, canv
         places = "; ".join(f"{count:,} {place}" for place, count in left_out.items())
         _log.warning("%s: left out %d images that are in no class folder: %s", root, left_out.total(), places)
     frame = pd.DataFrame(rows, columns=["sample", "path", "label", "split", "fold"])
+    frame["label"] = one_spelling(frame["label"], "classes", wanted or ())
     found = sorted(frame["label"].unique())
     tops = [folder.name for folder in folders_in(root)]
     _check(root, tops, found, wanted, inside, left_out.total())
@@ -83,10 +85,11 @@ def _level_of_classes(root: Path, inside: _Inside, wanted: Sequence[str] | None)
     """
     tops = sorted(inside)
     parts = [top for top in tops if _part(top)]
-    counts = Counter(name for top in parts or tops for name in inside[top] if name)
-    inner, repeated = sorted(counts), [name for name, count in counts.items() if count > 1]
-    if wanted is not None and set(wanted) in (set(tops), set(inner)):
-        return int(set(wanted) != set(tops))
+    inner = sorted({name for top in parts or tops for name in inside[top]} - {""})
+    counts = Counter(key for top in parts or tops for key in _keys(inside[top] - {""}))
+    repeated = [key for key, count in counts.items() if count > 1]
+    if wanted is not None and _keys(wanted) in (_keys(tops), _keys(inner)):
+        return int(_keys(wanted) != _keys(tops))
     exact = [top for top in parts if top.lower() in SIDES or _FOLD.fullmatch(top)]
     single = len(inner) > 1 and sum(inside[top] != {""} for top in parts) == 1
     if inner and parts and (repeated or exact or (single and parts == tops)):
@@ -105,6 +108,10 @@ def _level_of_classes(root: Path, inside: _Inside, wanted: Sequence[str] | None)
             "where the outer ones are sides or folds, call them train, val and test, or fold_0, fold_1 and so on."
         )
     return 0
+
+
+def _keys(names: Iterable[str]) -> set[str]:
+    return {name_key(name) for name in names}
 
 
 @cache

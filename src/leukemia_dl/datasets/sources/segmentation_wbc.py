@@ -11,6 +11,7 @@ import csv
 import logging
 import re
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -105,8 +106,9 @@ def read_segmentation_wbc(root: Path, part: int | str | None = None) -> Dataset:
         )
     if len(images) < declared:
         _log.warning("%s: %d of the %d images of part %d are there", chosen.images, len(images), declared, number)
+    info = replace(INFO, declared=(("images", declared),))
     rows = [(f"{number}/{image:03d}", str(path), labels.get(image)) for image, path in sorted(images.items())]
-    return Dataset(pd.DataFrame(rows, columns=["sample", "path", "label"]), CLASS_NAMES, INFO)
+    return Dataset(pd.DataFrame(rows, columns=["sample", "path", "label"]), CLASS_NAMES, info)
 
 
 def _choose(root: Path, part: int | None) -> _Part:
