@@ -1,6 +1,7 @@
 """The command, run as a person would: a fresh process, its output and its exit status."""
 
 import io
+import os
 import shutil
 import subprocess
 import sys
@@ -223,6 +224,42 @@ def test_predict_gives_every_file_a_row_and_says_by_its_exit_status_that_some_fa
     assert list(frame["predicted"].isna()) == [False, True, False, True]
     assert answer.returncode == 1
     assert "2 of 4 images cannot be read" in answer.stderr
+
+
+def test_redirected_output_takes_every_character(finished, synthetic_root, tmp_path):
+    """20.31: CSV is UTF-8 whatever the encoding of the stream; what else is printed never raises."""
+    folder = tmp_path / "细胞-\u202e"
+    folder.mkdir()
+    cell = shutil.copy(next(synthetic_root.rglob("*.bmp")), folder / "ячейка.bmp")
+    command = [sys.executable, "-m", "leukemia_dl", "predict", finished[0], cell, folder / "нет.bmp"]
+    narrow = {**os.environ, "PYTHONIOENCODING": "cp1252"}
+    answer = subprocess.run(list(map(str, command)), capture_output=True, env=narrow)
+    assert answer.returncode == 1
+    frame = pd.read_csv(io.BytesIO(answer.stdout), encoding="utf-8")
+    assert list(frame["path"]) == [str(cell), str(folder / "нет.bmp")]
+    assert b"\\u043d\\u0435\\u0442.bmp" in answer.stderr
+    audited = run("audit", folder, PYTHONIOENCODING="cp1252")
+    assert audited.returncode == 1
+    assert audited.stderr.count("Error: ") == 1
+    assert "Traceback" not in audited.stderr
+    assert "│" not in run("datasets", PYTHONIOENCODING="cp1252").stdout
+
+
+def test_csv_holds_names_as_they_are_or_quoted_for_spreadsheets(finished, synthetic_root, tmp_path):
+    """20.40: CSV is data for programs; --safe-csv quotes formulas and spells out control characters."""
+    names = ["=cmd|x!A1.bmp", "@sum.bmp", "-1.bmp", "es\x1b[31mc.bmp", "li\nne.bmp", "plain.bmp"]
+    for name in names:
+        shutil.copy(next(synthetic_root.rglob("*.bmp")), tmp_path / name)
+    plain = run("predict", finished[0], "--", *names, cwd=tmp_path)
+    assert list(pd.read_csv(io.StringIO(plain.stdout))["path"]) == names
+    assert run("predict", finished[0], "--safe-csv", "--output", "p.csv", "--", *names, cwd=tmp_path).returncode == 0
+    quoted = ["'=cmd|x!A1.bmp", "'@sum.bmp", "'-1.bmp", "es\\x1b[31mc.bmp", "li\\nne.bmp", "plain.bmp"]
+    assert list(pd.read_csv(tmp_path / "p.csv")["path"]) == quoted
+    missing = run("predict", finished[0], "es\x1b[31mc.png", "--output", "p.csv", cwd=tmp_path)
+    assert "\x1b" not in missing.stderr + missing.stdout
+    assert "--output no/p.csv cannot be written: there is no folder" in fails(
+        "predict", finished[0], "plain.bmp", "--output", "no/p.csv", cwd=tmp_path
+    )
 
 
 def test_what_predict_writes_is_not_evaluated_without_the_truth(finished, synthetic_root, tmp_path):

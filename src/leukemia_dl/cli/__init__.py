@@ -5,6 +5,7 @@ Only typer is imported at the top, so that `--help` answers at once.
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import sys
@@ -13,7 +14,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from leukemia_dl.cli import benchmark, cache, data, evaluate, inventory, predict, preview, report, runs
+from leukemia_dl.cli import benchmark, cache, data, evaluate, inventory, options, predict, preview, report, runs
 from leukemia_dl.errors import LeukemiaDLError
 
 __all__ = ["app", "main"]
@@ -32,6 +33,14 @@ class _Stoppable(TyperGroup):
             return super().invoke(ctx)
         except KeyboardInterrupt:
             raise _Stopped from None
+
+
+class _Printable(logging.Formatter):
+    """Warnings name files, whose names may drive a terminal."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line."""
+        return options.printable(super().format(record))
 
 
 app = typer.Typer(
@@ -62,13 +71,17 @@ def main() -> None:
 
     LEUKEMIA_DL_DEBUG=1 shows the traceback instead, for those who look for the cause.
     """
-    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+    for stream in (sys.stdout, sys.stderr):  # characters outside their encoding are spelled out
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    logging.basicConfig(level=logging.WARNING)
+    logging.root.handlers[0].setFormatter(_Printable("%(levelname)s: %(message)s"))
     try:
         app()
     except LeukemiaDLError as error:
         if os.environ.get("LEUKEMIA_DL_DEBUG"):
             raise
-        sys.stderr.write(f"Error: {error}\n")
+        sys.stderr.write(options.printable(f"Error: {error}\n"))
         sys.exit(1)
     except (KeyboardInterrupt, _Stopped):
         sys.stderr.write("\nStopped. What was finished is kept; the same command goes on from there.\n")
@@ -81,7 +94,7 @@ def main() -> None:
         # Names that are too long, a disk that is full: the machine's answer, which needs no traceback.
         if os.environ.get("LEUKEMIA_DL_DEBUG"):
             raise
-        sys.stderr.write(f"Error: {error.strerror or error}: {error.filename or 'no file named'}\n")
+        sys.stderr.write(options.printable(f"Error: {error.strerror or error}: {error.filename or 'no file named'}\n"))
         sys.exit(1)
 
 

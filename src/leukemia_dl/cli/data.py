@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from leukemia_dl.cli import options
-from leukemia_dl.errors import DataError, SettingsError, StoreError
+from leukemia_dl.errors import DataError, SettingsError
 
 __all__ = ["audit", "download", "verify"]
 
@@ -24,7 +24,11 @@ def audit(
         Path | None, typer.Option(help="What there should be: lines of sha256, size, path.", show_default=False)
     ] = None,
     partial: Annotated[bool, typer.Option("--partial", help="Only some files of --manifest need to be there.")] = False,
-    csv: Annotated[Path | None, typer.Option(help="Write all findings to this file.", show_default=False)] = None,
+    csv: Annotated[
+        Path | None,
+        typer.Option(help="Write all findings to this file.", show_default=False, callback=options.in_folder),
+    ] = None,
+    safe_csv: options.SafeCsv = False,
 ) -> None:
     """Look for damaged, odd, blank, identical and doubled images, thin classes, and counts that differ.
 
@@ -34,8 +38,6 @@ def audit(
 
     if partial and manifest is None:
         raise SettingsError("--partial says how to read a manifest: pass --manifest FILE too.")
-    if csv is not None and not csv.absolute().parent.is_dir():
-        raise StoreError(f"--csv {csv} cannot be written: there is no folder {csv.absolute().parent}. Make it first.")
     try:
         data = options.load_dataset(dataset, root, option or [], drop_class)
     except DataError as error:
@@ -49,11 +51,7 @@ def audit(
     report = look(data, manifest=manifest, partial=partial)
     typer.echo(str(report))
     if csv is not None:
-        try:
-            # Names that are not UTF-8 are written with their bytes spelt out.
-            report.findings.to_csv(csv, index=False, lineterminator="\n", errors="backslashreplace")
-        except OSError as error:
-            raise StoreError(f"--csv {csv} cannot be written: {error.strerror or error}.") from error
+        options.write_csv(report.findings, csv, safe_csv)
         typer.echo(f"Findings: {csv}")
     if not report.ok:
         raise typer.Exit(1)

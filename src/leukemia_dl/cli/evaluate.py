@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from leukemia_dl.cli import completion, options
-from leukemia_dl.errors import DataError, SettingsError, StoreError, unknown_name
+from leukemia_dl.errors import DataError, SettingsError, unknown_name
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -42,14 +42,16 @@ def evaluate(
     ] = None,
     once: Annotated[bool, typer.Option("--once", help="Count images of one cell (column same_cell) once.")] = False,
     csv: Annotated[
-        Path | None, typer.Option(help="Write every metric with its interval to this file.", show_default=False)
+        Path | None,
+        typer.Option(
+            help="Write every metric with its interval to this file.", show_default=False, callback=options.in_folder
+        ),
     ] = None,
+    safe_csv: options.SafeCsv = False,
 ) -> None:
     """Rank backbones with intervals over groups of patients, and say which of them differ."""
     from leukemia_dl import evaluation
 
-    if csv is not None and not csv.absolute().parent.is_dir():
-        raise StoreError(f"--csv {csv} cannot be written: there is no folder {csv.absolute().parent}. Make it first.")
     if csv is not None and csv.exists() and predictions.exists() and csv.samefile(_file(predictions)):
         raise SettingsError(f"--csv {csv} is the file of predictions itself: give another name.")
     frame, costs = _read(predictions)
@@ -78,11 +80,7 @@ def evaluate(
         for sentence in told["sentence"]:
             typer.echo(f"- {sentence}")
     if csv is not None:
-        everything = evaluation.evaluate(frame, **settings)
-        try:
-            everything.to_csv(csv, index=False, lineterminator="\n", compression=None)
-        except OSError as error:
-            raise StoreError(f"--csv {csv} cannot be written: {error.strerror or error}.") from error
+        options.write_csv(evaluation.evaluate(frame, **settings), csv, safe_csv)
         typer.echo(f"\nEvery metric: {csv}")
 
 

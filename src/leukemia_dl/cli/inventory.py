@@ -25,7 +25,7 @@ def backbones(csv: CsvOption = False) -> None:
 
     frame = backbone_table()
     if csv:
-        typer.echo(frame.to_csv(index=False, lineterminator="\n"), nl=False)
+        options.write_csv(frame)
         return
     shown = frame[["backbone", "title", "parameters", "native_size", "min_size", "weights", "plugin", "version"]]
     options.print_table(shown, {"parameters": ","})
@@ -37,7 +37,7 @@ def datasets(csv: CsvOption = False) -> None:
 
     frame = dataset_table()
     if csv:
-        typer.echo(frame.to_csv(index=False, lineterminator="\n"), nl=False)
+        options.write_csv(frame)
     else:
         options.print_table(frame)
 

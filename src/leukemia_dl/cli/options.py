@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from leukemia_dl.cli import completion
-from leukemia_dl.errors import SettingsError, unknown_name
+from leukemia_dl.errors import SettingsError, StoreError, unknown_name
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -19,7 +19,10 @@ if TYPE_CHECKING:
     from leukemia_dl.preprocess import Pipeline, Step
     from leukemia_dl.training.recipe import Recipe
 
-__all__ = ["key_values", "load_dataset", "names", "pipeline", "print_table", "recipe", "stain_step", "whole_numbers"]
+__all__ = [
+    "in_folder", "key_values", "load_dataset", "names", "pipeline", "print_table", "printable", "recipe", "stain_step",
+    "whole_numbers", "write_csv",
+]  # fmt: skip
 
 DatasetName = Annotated[
     str, typer.Option(help="Name of a data set, see `leukemia-dl datasets`.", autocompletion=completion.datasets)
@@ -48,6 +51,9 @@ ImageSize = Annotated[int | None, typer.Option(help="Short for --set image_size=
 Stain = Annotated[
     str | None,
     typer.Option(help="Normalise stain: reinhard or macenko.", show_default="no", autocompletion=completion.stains),
+]
+SafeCsv = Annotated[
+    bool, typer.Option("--safe-csv", help="Quote in the CSV what a spreadsheet would run as a formula.")
 ]
 Crop = Annotated[bool, typer.Option("--crop", help="Crop to the cell; its absolute size is then lost.")]
 
@@ -140,6 +146,48 @@ def load_dataset(
     return Dataset.load(name, root=root, **values)
 
 
+def in_folder(param: typer.CallbackParam, value: Path | None) -> Path | None:
+    """Return the value of an option that names a file to write, if the folder for it is there."""
+    if value is not None and not value.absolute().parent.is_dir():
+        option, folder = param.opts[0], value.absolute().parent
+        raise StoreError(f"{option} {value} cannot be written: there is no folder {folder}. Make it first.")
+    return value
+
+
+def write_csv(frame: pd.DataFrame, file: Path | None = None, safe: bool = False) -> None:
+    """Write a frame as CSV in UTF-8 to a file, or to standard output whatever its encoding.
+
+    Args:
+        frame: The frame; bytes of file names that are not UTF-8 are spelled out.
+        file: None for standard output.
+        safe: Whether text that a spreadsheet would run as a formula begins with an apostrophe, and control characters
+            are spelled out; otherwise text stays as it is.
+
+    Raises:
+        StoreError: If the file cannot be written.
+    """
+    if safe:
+        frame = frame.map(lambda value: _quoted(value) if isinstance(value, str) else value)
+    data = frame.to_csv(index=False, lineterminator="\n").encode("utf-8", "backslashreplace")
+    if file is None:
+        typer.echo(data, nl=False)
+        return
+    try:
+        file.write_bytes(data)
+    except OSError as error:
+        raise StoreError(f"{file} cannot be written: {error.strerror or error}.") from error
+
+
+def printable(text: str) -> str:
+    """Return a text with control characters, which may drive a terminal, spelled out; lines stay lines."""
+    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
+
+
+def _quoted(text: str) -> str:
+    text = printable(text).replace("\n", "\\n").replace("\t", "\\t")
+    return f"'{text}" if text.lstrip().startswith(("=", "+", "-", "@")) else text
+
+
 def print_table(frame: pd.DataFrame, formats: Mapping[str, str] | None = None, title: str = "") -> None:
     """Print a frame as a table on standard output, in full width where the output is no terminal."""
     import sys
@@ -156,7 +204,7 @@ def print_table(frame: pd.DataFrame, formats: Mapping[str, str] | None = None, t
     for row in frame.itertuples(index=False):
         cells = []
         for name, value in zip(frame.columns, row, strict=True):
-            cells.append(Text("" if pd.isna(value) else format(value, (formats or {}).get(str(name), ""))))
+            cells.append(Text("" if pd.isna(value) else printable(format(value, (formats or {}).get(str(name), "")))))
         table.add_row(*cells)
     console = Console() if sys.stdout.isatty() else Console(width=200)
     console.print(table)

@@ -9,7 +9,6 @@ from typing import Annotated
 import typer
 
 from leukemia_dl.cli import options
-from leukemia_dl.errors import StoreError
 
 __all__ = ["predict"]
 
@@ -18,8 +17,12 @@ def predict(
     model: Annotated[Path, typer.Argument(help="A model.keras, or the folder of a trial in a store.")],
     images: Annotated[list[Path], typer.Argument(help="Image files; a folder stands for those in it and below.")],
     output: Annotated[
-        Path | None, typer.Option("--output", help="Write a CSV file instead of the screen.", show_default=False)
+        Path | None,
+        typer.Option(
+            "--output", help="Write a CSV file instead of the screen.", show_default=False, callback=options.in_folder
+        ),
     ] = None,
+    safe_csv: options.SafeCsv = False,
     batch_size: Annotated[int, typer.Option(help="Images per step.")] = 32,
     uncalibrated: Annotated[
         bool, typer.Option("--uncalibrated", help="Leave out the temperature that calibrates probabilities.")
@@ -34,8 +37,6 @@ def predict(
     The exit status is 1 if a file cannot be read; the column error says why. For research use only: nothing here is a
     diagnosis.
     """
-    if output is not None and not output.absolute().parent.is_dir():
-        raise StoreError(f"{output} cannot be written: there is no folder {output.absolute().parent}.")
     from leukemia_dl.models.classifier import load_classifier
     from leukemia_dl.training.backends import Compute, prepare
 
@@ -44,14 +45,11 @@ def predict(
         images, batch_size=batch_size, calibrated=not uncalibrated, symmetry_average=symmetries
     )
     if output is not None:
-        try:
-            frame.to_csv(output, index=False, lineterminator="\n", errors="surrogateescape")
-        except OSError as error:
-            raise StoreError(f"{output} cannot be written: {error.strerror or error}.") from error
+        options.write_csv(frame, output, safe_csv)
         typer.echo(f"{len(frame):,} predictions written to {output}")
     elif sys.stdout.isatty():
         options.print_table(frame, {str(name): ".3f" for name in frame if str(name).startswith("probability_")})
     else:
-        frame.to_csv(sys.stdout, index=False, lineterminator="\n")
+        options.write_csv(frame, safe=safe_csv)
     if (frame["error"] != "").any():
         raise typer.Exit(1)
