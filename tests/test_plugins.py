@@ -25,6 +25,7 @@ for row in ldl.plugin_problems().itertuples():
 """
 
 
+HOOK = "from leukemia_dl import hookimpl\n@hookimpl\ndef leukemia_dl_"
 ODD_HOOK = """
 import leukemia_dl as l
 @l.hookimpl
@@ -51,7 +52,8 @@ def python(tmp_path):
     def python(code, **environment):
         import os
 
-        env = {**os.environ, "PYTHONPATH": str(tmp_path), **environment}
+        path = os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("PYTHONPATH")]))
+        env = {**os.environ, "PYTHONPATH": path, **environment}
         return subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, env=env)
 
     return python
@@ -97,17 +99,43 @@ def test_a_broken_plugin_is_reported_and_hides_nobody(install, python, source, s
     assert "zzz-good" not in answer.stdout
 
 
-def test_a_clash_names_both_sides(install, python):
+def test_two_plugins_with_one_name_leave_the_others_listed(install, python):
+    """20.41: neither is used, a lookup names both, and everything else is listed."""
     install("one", GOOD)
     install("two", GOOD, version="3.4")
-    answer = python("import leukemia_dl as ldl; ldl.list_backbones()")
-    assert "PluginError" in answer.stderr
-    assert "'tiny'" in answer.stderr
-    assert "one 1.2" in answer.stderr
-    assert "two 3.4" in answer.stderr
+    install("zzz", GOOD.replace('"tiny"', '"other"'))
+    answer = python("import leukemia_dl as ldl; print(*ldl.list_backbones()); ldl.get_backbone('tiny')")
+    assert answer.stdout == "cnn inception_v3 other resnet50 source_cnn vgg16 xception\n", answer.stderr
+    said = "two provides 'tiny' (leukemia_dl_backbones), as one 1.2 does. Neither is used: uninstall one of them"
+    assert said in answer.stderr.splitlines()[-1]
 
 
-HOOK = "from leukemia_dl import hookimpl\n@hookimpl\ndef leukemia_dl_"
+@pytest.mark.parametrize(("kind", "name"), [("backbones", "vgg16"), ("datasets", "folder")])
+def test_a_plugin_does_not_take_the_name_of_a_built_in(install, python, kind, name):
+    """20.41: the built-in one is used, and the plugin is named in a warning."""
+    source = GOOD.replace('"tiny"', '"vgg16"')
+    if kind == "datasets":
+        source = f"{HOOK}datasets():\n    import leukemia_dl as l\n"
+        source += "    yield l.DatasetSource('folder', print, l.DatasetInfo('folder', 'Mine', 'none', 'me'))"
+    install("thief", source)
+    table = {"backbones": "backbone_table", "datasets": "dataset_table"}[kind]
+    answer = python(f"import leukemia_dl as ldl; print(*ldl.{table}()['plugin'].unique())\n{PRINT}")
+    assert answer.stdout.splitlines()[0] == "leukemia-dl"
+    said = f"provides {name!r} (leukemia_dl_{kind}), as leukemia-dl"
+    assert said in answer.stdout.splitlines()[-1]
+    assert "That of leukemia-dl is used" in answer.stderr
+
+
+@pytest.mark.parametrize(
+    "where", ["import time; time.sleep({})", ODD_HOOK.format("import time; time.sleep({}); return ()")]
+)
+def test_a_plugin_that_takes_long_is_named_while_it_does(install, python, where):
+    """20.41: a plugin that hangs at import or in a hook is named, with the way to do without it."""
+    install("aaa-slow", where.format(1))
+    program = "from leukemia_dl import plugins; plugins._PATIENCE_SECONDS = 0.2\n"
+    answer = python(program + "import leukemia_dl as ldl; print(*ldl.list_backbones())")
+    assert answer.stdout.startswith("cnn "), answer.stderr
+    assert "Plugin aaa-slow (entry point aaa_slow) has been loading for 0.2 s." in answer.stderr
 
 
 def test_problems_are_told_without_a_look_up(install, python):
@@ -123,7 +151,7 @@ def test_problems_are_told_without_a_look_up(install, python):
     answer = python(code)
     assert [line.split(": ")[0] for line in answer.stdout.splitlines()] == [
         "aaa | aaa | leukemia_dl_backbones raised ZeroDivisionError",
-        "two | two | Two plugins provide 'tiny' (leukemia_dl_backbones)",
+        "two | two | provides 'tiny' (leukemia_dl_backbones), as one 1.2 does. Neither is used",
         "bbb | bbb | leukemia_dl_datasets raised PluginError",
     ], answer.stderr
 
@@ -154,8 +182,16 @@ def test_the_doctor_names_plugins_and_tells_a_problem_once(install, python):
     assert (answer.stdout + answer.stderr).count("no luck") == 1
 
 
-@pytest.mark.parametrize("where", ["import sys; sys.exit(0)", ODD_HOOK.format("raise SystemExit('bye')")])
+ENDS = (
+    "import sys; sys.exit(0)",
+    "import os; os._exit(0)",
+    "class Odd(BaseException): pass\n    raise Odd('SystemExit')",
+)
+
+
+@pytest.mark.parametrize("where", [*ENDS[:2], *map(ODD_HOOK.format, ENDS)])
 def test_a_plugin_that_ends_the_process_does_not(install, python, where):
+    """20.41: nor by `os._exit`, or an exception that `except Exception` does not catch."""
     install("aaa-exits", where)
     answer = python(PRINT)
     assert answer.stdout.startswith("cnn,"), (answer.stdout, answer.stderr)

@@ -8,8 +8,8 @@
 # ## A file that says it all
 #
 # Every job has to ask for the same grid, so it is written down once. `threads` is the number of threads of one
-# operation on a CPU. Set it to the number of cores that a job will get; otherwise the file has the number of this
-# machine. With equal threads the results on CPUs of one model are equal to the bit, wherever a trial runs.
+# operation on a CPU; without it each job takes as many as its machine has cores. With equal threads the results on CPUs
+# of one model are equal to the bit, wherever a trial runs.
 
 # %%
 import subprocess
@@ -148,10 +148,11 @@ bench.results()[["backbone", "seed", "accuracy", "loss", "balanced_accuracy", "s
 # from leukemia_dl.benchmark import Ray
 #
 # bench = ldl.Benchmark.from_toml("cluster.toml")
-# frame = bench.run(executor=Ray(num_cpus=2))  # per trial; address= of a cluster, or RAY_ADDRESS, or a new one here
+# frame = bench.run(executor=Ray(num_cpus=2, address="auto"))  # cores per trial; the cluster of this machine
 # ```
 #
-# On the command line that is `--executor ray`. A trial takes a GPU if the cluster has any (`num_gpus`). Trials of a
+# Without `address` Ray starts on this machine alone. On the command line that is `--executor ray`, and
+# `--executor ray:ADDRESS` for a cluster. A trial takes a GPU if the cluster has any (`num_gpus`). Trials of a
 # node that is lost are run again on another. Where nodes share no folders, `Ray(shared_folders=False)` sends the pixels
 # through Ray; a trial that is interrupted then begins from its first epoch.
 #

@@ -17,7 +17,8 @@ A plugin is a module with one or two functions marked `@hookimpl`, named by an e
     def leukemia_dl_backbones():
         yield BackboneSpec(name="mynet", build=build, native_size=64, min_size=8, scaling="unit")
 
-Each plugin loads on its own: one that fails is a warning and a row of `plugin_problems()`, and hides nobody else.
+Each plugin loads on its own: one that fails is a warning and a row of `plugin_problems()`, and hides no other. One that
+takes long is named in a warning while it does.
 """
 
 from __future__ import annotations
@@ -28,10 +29,11 @@ import importlib.metadata
 import logging
 import os
 import sys
-from collections.abc import Iterable, Sequence
+import threading
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import pluggy
 
@@ -40,7 +42,10 @@ from leukemia_dl.errors import PluginError
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["PROJECT", "Provided", "collect", "forget", "hookimpl", "hookspec", "installed_version", "plugin_problems"]
+__all__ = [
+    "PROJECT", "Provided", "collect", "forget", "hookimpl", "hookspec", "installed_version", "plugin_problems",
+    "problems_with",
+]  # fmt: skip
 
 PROJECT = "leukemia_dl"
 DISTRIBUTION = "leukemia-dl"
@@ -48,6 +53,7 @@ hookspec = pluggy.HookspecMarker(PROJECT)
 hookimpl = pluggy.HookimplMarker(PROJECT)
 """Marks a plugin's function as one of the hooks `leukemia_dl_backbones` and `leukemia_dl_datasets`."""
 _log = logging.getLogger(__name__)
+_PATIENCE_SECONDS = 5.0
 # Who asks which hook, and by which function. Named, as plugins are, and not imported: they stand above this module.
 _REGISTRIES = (("leukemia_dl.models.registry", "list_backbones"), ("leukemia_dl.datasets.registry", "list_datasets"))
 
@@ -104,8 +110,8 @@ def collect(hook: str, kind: type, builtin: Sequence[str] = ()) -> list[Provided
         kind: What a hook must yield; a plugin that yields something else is reported as one with a problem.
         builtin: Module names of our own plugins. An error in one of these is raised: it is a bug.
 
-    Raises:
-        PluginError: If two plugins yield the same name; the message names both.
+    A built-in record keeps its name if a plugin yields the same one. A name that two plugins yield is left out, as it
+    is not known which one is meant. Both are problems that name both sides.
     """
     provided: list[Provided] = []
     for name in builtin:
@@ -118,28 +124,31 @@ def collect(hook: str, kind: type, builtin: Sequence[str] = ()) -> list[Provided
         if not hasattr(plugin.module, hook):
             continue
         try:
-            with contextlib.redirect_stdout(sys.stderr):  # a table or a list that a program reads is no place for it
+            with _guarded(plugin.distribution, plugin.entry_point):
                 records = list(getattr(plugin.module, hook)())
             for record in records:
                 if not isinstance(record, kind):
                     raise PluginError(
                         f"{hook} must yield leukemia_dl.{kind.__name__} records. Received: {type(record)!r}."
                     )
-        except (Exception, SystemExit) as error:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
             _report(plugin.distribution, plugin.entry_point, f"{hook} raised {type(error).__name__}: {error}")
             continue
         provided += [Provided(record, plugin.distribution, plugin.version, plugin.entry_point) for record in records]
     seen: dict[str, Provided] = {}
+    unclear = set()
     for item in provided:
-        other = seen.setdefault(item.record.name, item)
-        if other is not item:
-            clash = (
-                f"Two plugins provide {item.record.name!r} ({hook}): {other.plugin} {other.version} and "
-                f"{item.plugin} {item.version}. Uninstall one of them, or have its author choose another name."
-            )
-            _report(item.plugin, item.entry_point, clash, logging.DEBUG)  # it is raised, which is loud enough
-            raise PluginError(clash)
-    return [seen[name] for name in sorted(seen)]
+        name = item.record.name
+        other = seen.setdefault(name, item)
+        if other is item:
+            continue
+        used = f"That of {DISTRIBUTION} is used" if not other.entry_point else "Neither is used"
+        unclear |= {name} if other.entry_point else set()
+        clash = f"provides {name!r} ({hook}), as {other.plugin} {other.version} does. {used}: uninstall one of them, or"
+        _report(item.plugin, item.entry_point, f"{clash} have its author choose another name.")
+    return [seen[name] for name in sorted(set(seen) - unclear)]
 
 
 def plugin_problems() -> pd.DataFrame:
@@ -150,10 +159,19 @@ def plugin_problems() -> pd.DataFrame:
     import pandas as pd
 
     for registry, listing in _REGISTRIES:
-        with contextlib.suppress(PluginError):  # of two with one name: noted where it was raised
-            getattr(importlib.import_module(registry), listing)()
+        getattr(importlib.import_module(registry), listing)()
     columns = ["plugin", "entry_point", "problem"]
     return pd.DataFrame([[p.plugin, p.entry_point, p.problem] for p in _problems], columns=columns, dtype="str")
+
+
+def problems_with(name: str) -> str:
+    """Return what an error says of plugins where `name` is not known: the problems with it, or who has any; or ""."""
+    frame = plugin_problems()
+    about = frame[frame["problem"].str.contains(repr(name), regex=False)]
+    if len(about):
+        return " ".join(f"{row.plugin} {row.problem}" for row in about.itertuples())
+    failed = ", ".join(sorted(set(frame["plugin"])))
+    return f"Plugins with problems (see leukemia-dl doctor): {failed}." if failed else ""
 
 
 def forget() -> None:
@@ -172,14 +190,36 @@ def _third_party() -> tuple[_Plugin, ...]:
         distribution = point.dist.name if point.dist else "unknown"
         version = point.dist.version if point.dist else "unknown"
         try:
-            with contextlib.redirect_stdout(sys.stderr):
+            with _guarded(distribution, point.name):
                 module = point.load()
             _check_hooks(module)
-        except (Exception, SystemExit) as error:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
             _report(distribution, point.name, f"could not be loaded: {type(error).__name__}: {error}")
             continue
         found.append(_Plugin(module, distribution, version, point.name))
     return tuple(found)
+
+
+@contextlib.contextmanager
+def _guarded(plugin: str, entry_point: str) -> Iterator[None]:
+    """Run code of a plugin, which prints into no table, is named while it takes long, and cannot end the process."""
+
+    def refuse(status: int) -> NoReturn:
+        raise SystemExit(f"os._exit({status})")
+
+    text = "Plugin %s (entry point %s) has been loading for %g s. LEUKEMIA_DL_DISABLE_PLUGINS=1 leaves plugins out."
+    timer = threading.Timer(_PATIENCE_SECONDS, _log.warning, (text, plugin, entry_point, _PATIENCE_SECONDS))
+    timer.daemon, leave = True, os._exit
+    timer.start()
+    os._exit = refuse
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    finally:
+        os._exit = leave
+        timer.cancel()
 
 
 def _check_hooks(module: Any) -> None:
@@ -196,11 +236,11 @@ def _check_hooks(module: Any) -> None:
         raise PluginError("it has no function marked with leukemia_dl.hookimpl.")
 
 
-def _report(plugin: str, entry_point: str, problem: str, level: int = logging.WARNING) -> None:
+def _report(plugin: str, entry_point: str, problem: str) -> None:
     entry = Problem(plugin, entry_point, problem)
     if entry not in _problems:
         _problems.append(entry)
-        _log.log(level, "Plugin %s (entry point %s) %s", plugin, entry_point, problem)
+        _log.warning("Plugin %s (entry point %s) %s", plugin, entry_point, problem)
 
 
 def installed_version(distribution: str) -> str:

@@ -19,6 +19,7 @@ from leukemia_dl.benchmark import InProcess, Processes, Submitted
 from leukemia_dl.benchmark.processes import visible_gpus
 from leukemia_dl.errors import BackendError, SettingsError
 from leukemia_dl.models import registry
+from leukemia_dl.training.backends import core_count
 
 HELPERS = Path(__file__).parents[1] / "helpers"
 
@@ -113,6 +114,19 @@ def test_an_executor_of_concurrent_futures_gives_the_same_table(dataset, tmp_pat
         made.run(executor=pool, show_progress=False)
     assert (tmp_path / "results.csv").read_bytes() == expected
     assert not (tmp_path / "unfinished").exists()
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity") or core_count() < 2, reason="needs two cores to choose from")
+def test_threads_are_those_of_the_machine_of_the_trial(dataset, tmp_path):
+    """20.13: the number of cores of this process is neither sent to workers nor written into the settings."""
+    one_core = {min(os.sched_getaffinity(0))}
+    made = bench(dataset, tmp_path, folds=[2], baselines=[])
+    with ProcessPoolExecutor(
+        1, mp_context=get_context("spawn"), initializer=os.sched_setaffinity, initargs=(0, one_core)
+    ) as pool:
+        frame = made.run(executor=pool, show_progress=False)
+    assert list(frame["threads"]) == [1]
+    assert "\nthreads =" not in (tmp_path / "settings.toml").read_text()
 
 
 def test_a_pool_that_breaks_is_a_failed_row(dataset, tmp_path):

@@ -109,3 +109,32 @@ def test_it_says_how_to_install_ray(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ldl.errors.SettingsError, match="pip install 'leukemia-dl"):
         Ray()
+
+
+def test_it_starts_on_this_machine_and_imports_nothing_from_the_current_folder(
+    synthetic_root, tmp_path, hostile_folder
+):
+    """20.43 and 20.36: without an address no cluster is joined that the machine names."""
+    folder, seen = hostile_folder
+    script = tmp_path / "script.py"
+    script.write_text(f"""
+import sys
+sys.path.insert(0, {str(HELPERS)!r})
+import grids
+import leukemia_dl as ldl
+bench = ldl.Benchmark(grids.dataset({str(synthetic_root)!r}), grids.register(grids.tiny), recipe=grids.RECIPE,
+    baselines=[], store={str(tmp_path / "store")!r}, folds=[2])
+print(*bench.run(executor="ray", show_progress=False)["status"])
+""")
+    environment = os.environ | {"RAY_ADDRESS": "127.0.0.1:1", "RAY_USAGE_STATS_ENABLED": "0"}
+    ran = subprocess.run([sys.executable, script], capture_output=True, text=True, cwd=folder, env=environment)
+    assert ran.stdout.split() == ["ok"], ran.stderr
+    assert seen() == []
+
+
+def test_a_cluster_needs_its_address():
+    """20.43: the address of a cluster is part of the executor's name."""
+    from leukemia_dl.benchmark.arguments import executor_of
+
+    assert executor_of("ray", None, 1)._address is None
+    assert executor_of("ray:10.0.0.1:6379", None, 1)._address == "10.0.0.1:6379"

@@ -22,7 +22,7 @@ def executor_of(executor: Any, workers: int | None, trials: int) -> Executor:
     """Return the executor that a user has named.
 
     Args:
-        executor: "auto" (processes from two trials on), "in-process", "processes", "ray", or an object.
+        executor: "auto" (processes from two trials on), "in-process", "processes", "ray", "ray:ADDRESS", or an object.
         workers: Of processes.
         trials: How many there are to run.
 
@@ -33,15 +33,15 @@ def executor_of(executor: Any, workers: int | None, trials: int) -> Executor:
         executor = "processes" if trials > 1 or workers is not None else "in-process"
     if executor == "processes":
         return Processes(workers)
-    known = executor in ("in-process", "ray") if isinstance(executor, str) else True
+    known = not isinstance(executor, str) or executor == "in-process" or executor.partition(":")[0] == "ray"
     if workers is not None and known:
         raise SettingsError(f"workers belongs to executor='processes'. Received: executor={executor!r}.")
     if executor == "in-process":
         return InProcess()
-    if executor == "ray":
+    if isinstance(executor, str) and known:
         from leukemia_dl.benchmark.ray_executor import Ray
 
-        return Ray()
+        return Ray(address=executor.partition(":")[2] or None)
     if isinstance(executor, (InProcess, Processes, Submitted)):
         return executor
     return Submitted(executor)

@@ -36,7 +36,7 @@ from leukemia_dl.models.backend import backend_name
 from leukemia_dl.models.build import check_size, weights_identity
 from leukemia_dl.models.registry import find_backbone
 from leukemia_dl.preprocess import Pipeline
-from leukemia_dl.training.backends import Compute, core_count, prepare
+from leukemia_dl.training.backends import Compute, prepare
 from leukemia_dl.training.callbacks import CallbackFactory, load_factory
 from leukemia_dl.training.recipe import Recipe
 
@@ -70,8 +70,8 @@ class Benchmark:
         save_models: Keep each trained net in the store, as `model.keras`.
         device: "auto" for the first GPU where there is one, else the CPU; "cpu", "gpu" or "gpu:1". Rows say which kind
             it was; it is not part of what names a trial.
-        threads: That one operation on a CPU may use, wherever a trial runs; as many as there are cores by default. Not
-            part of what names a trial, but equal results to the bit need equal threads: rows say how many there were.
+        threads: Threads of one operation on a CPU, wherever a trial runs; None for as many as the machine of each trial
+            has cores. Not part of the trial's name, but equal bits need equal threads: rows say how many there were.
         callbacks: Makes Keras callbacks for each fit: a function of a `FitContext`, its name as "module:function", or,
             for executor="in-process", a list. Not part of what names a trial: what they do to the training is unknown.
         engine: How batches reach the net; rows say it. This and the rest: `leukemia_dl.training.Compute`.
@@ -121,7 +121,7 @@ class Benchmark:
         self.pipelines = {size: chosen_pipeline(pipeline, self.recipe, size, dataset.info.canvas) for size in sizes}
         self.callbacks = self.recipe.callbacks if callbacks is None else callbacks
         load_factory(self.callbacks)
-        self.compute = Compute(device, core_count() if threads is None else threads, engine)
+        self.compute = Compute(device, threads, engine)
         self.source = dataset.source
         self.dataset = dataset.subset(dataset.labels >= 0)
         protocol = default_protocol(self.dataset) if protocol is None else protocol
@@ -189,7 +189,7 @@ class Benchmark:
             existing: "reuse" finished trials of the store, or "rerun" all. Failed ones are always run again.
             on_error: "continue" with the next trial, the failed one being a row with its error; or "raise".
             executor: "in-process"; "processes", one per backbone, which give their memory back and take no other trial
-                with them if they die; "auto", the latter from two trials on; "ray"; or an object: one of
+                with them if they die; "auto", the latter from two trials on; "ray", "ray:ADDRESS"; or an object: one of
                 `leukemia_dl.benchmark.InProcess`, `Processes`, `Ray`, or anything with `submit(function, argument)`.
             workers: How many processes at a time; one per GPU, or one, by default. More than one on one GPU or on the
                 same cores is slower per trial.

@@ -128,8 +128,8 @@ class Submitted:
         """Take the object."""
         if not callable(getattr(executor, "submit", None)):
             raise SettingsError(
-                "executor must be 'auto', 'in-process', 'processes', 'ray', or an object with submit(function, "
-                f"argument). Received: {executor!r}."
+                "executor must be 'auto', 'in-process', 'processes', 'ray', 'ray:ADDRESS', or an object with "
+                f"submit(function, argument). Received: {executor!r}."
             )
         if isinstance(executor, ThreadPoolExecutor):
             raise SettingsError(

@@ -25,14 +25,14 @@ class Ray(Submitted):
     again: finished trials are in the store.
 
     Args:
-        num_cpus: Cores that a trial takes; None for all of the smallest node. How many threads it uses is said by
-            `Benchmark(threads=...)`.
+        num_cpus: Cores that Ray reserves for a trial; None for all of the smallest node. `Benchmark(threads=...)` sets
+            how many threads it uses, by default as many as its node has cores.
         num_gpus: GPUs that a trial takes, parts such as 0.5 included; None for one if the cluster has any, else none.
         shared_folders: Whether every node sees the store and the cache folder under the same paths. If not, pixels are
             sent once through Ray's object store, and an interrupted trial begins from its first epoch.
         max_retries: How often a trial is run again whose process or node was lost.
-        address: Of the cluster; None for the one that this process is connected to, or RAY_ADDRESS, or a new one on
-            this machine.
+        address: Of a cluster, or "auto" for the one that this machine names (RAY_ADDRESS); None for a new one on this
+            machine. A process that is connected to a cluster already stays connected to it.
 
     Raises:
         SettingsError: If Ray is not installed (extra `ray`).
@@ -66,9 +66,12 @@ class Ray(Submitted):
     def _needs(self) -> tuple[float, float]:
         """Connect, and return the cores and GPUs of a trial."""
         import ray
+        from ray.job_config import JobConfig
 
         if not ray.is_initialized():
-            ray.init(address=self._address, log_to_driver=False, include_dashboard=False)
+            # Otherwise Ray puts the current folder onto the path of its workers, before all others.
+            config = JobConfig(_client_job=True)
+            ray.init(self._address or "local", job_config=config, log_to_driver=False, include_dashboard=False)
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         cores = min((node["CPU"] for node in nodes if node.get("CPU")), default=1.0)
         gpus = 1.0 if any(node.get("GPU") for node in nodes) else 0.0

@@ -61,8 +61,7 @@ class Shared:
         samples: The data set's table.
         images: By size in pixels.
         recipe: As it was asked for, for all backbones.
-        compute: What each trial may use of its machine. Sums depend on the threads in their last bits, so their number
-            is one for all trials.
+        compute: What each trial may use of its machine.
         callbacks: Makes Keras callbacks, or None.
     """
 

@@ -89,7 +89,8 @@ def benchmark(
     executor: Annotated[
         str,
         typer.Option(
-            help="Where trials run: in-process, processes, ray; auto: processes from two trials on.",
+            help="Where trials run: in-process, processes, ray (on this machine) or ray:ADDRESS of a cluster; auto: "
+            "processes from two trials on.",
             autocompletion=completion.executors,
         ),
     ] = "auto",
@@ -105,7 +106,7 @@ def benchmark(
     ] = None,
     on_error: Annotated[str, typer.Option(help="When a trial fails: continue with the next, or raise.")] = "continue",
     threads: Annotated[
-        int | None, typer.Option(help="Threads of one operation on a CPU.", show_default="as many as cores")
+        int | None, typer.Option(help="Threads of one operation on a CPU.", show_default="the cores of each machine")
     ] = None,
     engine: Annotated[
         str, typer.Option(help="How batches reach a net: keras (its fit), scan (whole epochs on the device), auto.")
@@ -164,9 +165,9 @@ def _check_run(executor: str, workers: int | None, shard: str | None, on_error: 
         ("--executor", executor, completion.EXECUTORS),
         ("--on-error", on_error, ("continue", "raise")),
     ):
-        if value not in allowed:
+        if value not in allowed and not (option == "--executor" and value.startswith("ray:")):
             raise SettingsError(f"{option} must be one of {', '.join(allowed)}. Received: {value!r}.")
-    if executor != "ray" or workers is not None:  # Ray itself would be started by this
+    if not executor.startswith("ray") or workers is not None:  # Ray itself would be started by this
         executor_of(executor, workers, 2)
     check_shard(shard)
 

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from leukemia_dl.cli import options
-from leukemia_dl.errors import LeukemiaDLError, PluginError
+from leukemia_dl.errors import LeukemiaDLError
 
 __all__ = ["backbones", "datasets", "doctor", "recipes"]
 
@@ -139,11 +139,7 @@ def _tell_plugins() -> bool:
     from leukemia_dl.models.registry import backbone_table
     from leukemia_dl.plugins import DISTRIBUTION, plugin_problems
 
-    try:
-        tables = [backbone_table().rename(columns={"backbone": "name"}), dataset_table()]
-    except PluginError as error:  # two plugins with one name
-        typer.echo(f"Plugins       PROBLEM: {error}")
-        return True
+    tables = [backbone_table().rename(columns={"backbone": "name"}), dataset_table()]
     found = pd.concat([table[["plugin", "version", "name"]] for table in tables])
     others = found[found["plugin"] != DISTRIBUTION].groupby(["plugin", "version"])["name"]
     told = [f"{plugin} {version} ({', '.join(names)})" for (plugin, version), names in others]

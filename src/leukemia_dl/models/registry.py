@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from leukemia_dl.errors import PluginError, unknown_name
 from leukemia_dl.models.spec import BackboneSpec
-from leukemia_dl.plugins import Provided, collect, plugin_problems
+from leukemia_dl.plugins import Provided, collect, problems_with
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -58,9 +58,7 @@ def find_backbone(name: str) -> Provided:
     """
     provided = {item.record.name: item for item in _provided()}
     if name not in provided:
-        failed = sorted(set(plugin_problems()["plugin"]))
-        hint = f"Plugins with problems (see leukemia-dl doctor): {', '.join(failed)}." if failed else ""
-        raise unknown_name("backbone", name, provided, hint)
+        raise unknown_name("backbone", name, provided, problems_with(name))
     return provided[name]
 
 
