@@ -27,7 +27,7 @@ def test_list_and_clear(cache: Path) -> None:
     images = np.random.default_rng(0).integers(0, 256, (4, 9, 9, 3), dtype=np.uint8)
     store = Dataset.from_arrays(images, [0, 1, 0, 1], ("hem", "all")).pixel_store(Pipeline.default(8))
     (cache / "pixels" / f".{store.folder.name}-left").mkdir()
-    for name, size in (("features/resnet50-0a1b.npy", 300), ("features/.left.npy", 30), ("compiled/program", 200)):
+    for name, size in (("features/resnet50-0a1b.npy", 300), ("features/.left.npy", 30)):
         (cache / name).parent.mkdir(exist_ok=True)
         (cache / name).write_bytes(b"x" * size)
     (cache / "synthetic-0").mkdir()
@@ -35,12 +35,12 @@ def test_list_and_clear(cache: Path) -> None:
     shown = run("list")
     for text in (store.folder.name, "8x8", "PadToSquare, Resize", "incomplete or damaged", "synthetic-0"):
         assert text in shown
-    for text in ("resnet50-0a1b.npy", "features of a frozen", ".left.npy", "incomplete", "compiled", "XLA"):
+    for text in ("resnet50-0a1b.npy", "features of a frozen", ".left.npy", "incomplete"):
         assert text in shown
     assert shown.count(".left.npy") == 1
-    assert "Deleted 4 of the folders" in run("clear")
+    assert "Pixels and features: 0.0 GB of at most 20 GB (LEUKEMIA_DL_CACHE_LIMIT)" in shown  # 20.42
+    assert "Deleted 3 of the folders" in run("clear")
     assert not (cache / "features").exists()
-    assert not (cache / "compiled").exists()
     assert [place.name for place in cache.iterdir() if place.name.startswith("synthetic")] == ["synthetic-0"]
     assert list((cache / "pixels").iterdir()) == []
     assert "Deleted 1" in run("clear", "--synthetic")

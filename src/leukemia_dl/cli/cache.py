@@ -10,9 +10,17 @@ import typer
 from leukemia_dl.cli import options
 from leukemia_dl.errors import StoreError
 
-__all__ = ["app"]
+__all__ = ["app", "limit_line"]
 
 app = typer.Typer(help="List or clear what can be made again; LEUKEMIA_DL_CACHE chooses the folder.")
+
+
+def limit_line() -> str:
+    """Return how much of the cache's limit is taken, in words."""
+    from leukemia_dl.datasets.cache import cache_limit, cache_use
+
+    taken = sum(size for _, size, _ in cache_use()) / 1e9
+    return f"Pixels and features: {taken:,.1f} GB of at most {cache_limit() / 1e9:g} GB (LEUKEMIA_DL_CACHE_LIMIT)"
 
 
 @app.command("list")
@@ -38,10 +46,6 @@ def show() -> None:
     for file in feature_files(cache_dir() / "features"):
         by = "features of a frozen backbone" if not file.name.startswith(".") else "incomplete"
         rows.append({"name": file.name, "images": 0, "pixels": "-", "MB": file.stat().st_size / 1e6, "made by": by})
-    compiled = [file for file in (cache_dir() / "compiled").rglob("*") if file.is_file()]
-    if compiled:
-        size = sum(file.stat().st_size for file in compiled)
-        rows.append({"name": "compiled", "images": 0, "pixels": "-", "MB": size / 1e6, "made by": "XLA"})
     hashes = cache_dir() / HASH_FILE
     if hashes.is_file():
         size = hashes.stat().st_size
@@ -50,13 +54,14 @@ def show() -> None:
         typer.echo(f"{cache_dir()} holds nothing.")
         return
     options.print_table(pd.DataFrame(rows), {"images": ",", "MB": ",.1f"}, title=str(cache_dir()))
+    typer.echo(limit_line())
 
 
 @app.command("clear")
 def clear(
     synthetic: Annotated[bool, typer.Option("--synthetic", help="The drawn synthetic cells, too.")] = False,
 ) -> None:
-    """Delete decoded images, features and compiled programs; they are made again when they are needed.
+    """Delete decoded images and features; they are made again when they are needed.
 
     Do not run it beside a benchmark.
     """
@@ -64,7 +69,7 @@ def clear(
     from leukemia_dl.datasets.pixels import stores
 
     places = [place for place, _, _ in stores()]
-    places += [place for name in ("features", "compiled") if (place := cache_dir() / name).is_dir()]
+    places += [place] if (place := cache_dir() / "features").is_dir() else []
     places += sorted(cache_dir().glob("synthetic-*")) if synthetic else []
     freed = 0
     for place in places:

@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from leukemia_dl.cli import options
+from leukemia_dl.cli.cache import limit_line
 from leukemia_dl.errors import LeukemiaDLError
 
 __all__ = ["backbones", "datasets", "doctor", "recipes"]
@@ -73,6 +74,7 @@ def doctor() -> None:
             typer.echo(f"{name:<14}not installed")
     fine = _check_backend()
     fine &= _check_folders()
+    typer.echo(f"              {limit_line()}")
     problems = _tell_plugins()
     ready = "Ready, but for the plugins named above." if problems else "Ready."
     typer.echo(ready if fine else "Not ready: see above.")

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from leukemia_dl import identity
-from leukemia_dl.datasets.cache import cache_dir, user_path
+from leukemia_dl.datasets.cache import cache_dir, in_use, make_room, user_path
 from leukemia_dl.datasets.hashes import Stamp, array_hash, file_hashes, stamp
 from leukemia_dl.errors import DataError, ImageError, SettingsError, StoreError
 from leukemia_dl.preprocess import Pipeline, Step
@@ -107,6 +107,7 @@ class PixelStore:
             images = _mapped(place, index)
         if images is None:
             raise StoreError(f"The pixel store {place} was changed or removed while it was opened. Try again.")
+        in_use(place)
         return cls(place, images, rows.astype(np.int64))
 
     def __len__(self) -> int:
@@ -139,6 +140,7 @@ class PixelStore:
 
 
 def _reopened(folder: Path, rows: NDArray[np.int64]) -> PixelStore:
+    in_use(folder)
     try:
         return PixelStore(folder, np.load(folder / _PIXELS, mmap_mode="r", allow_pickle=False), rows)
     except OSError as error:
@@ -228,6 +230,7 @@ def _build(
 ) -> None:
     """Write a store aside, from the row that has each content `first`, and move it into place."""
     aside = place.parent / f".{place.name}-{uuid.uuid4().hex[:8]}"
+    make_room(place, int(np.prod(index["shape"])))
     with _space(place.parent, int(np.prod(index["shape"]))):
         place.parent.mkdir(parents=True, exist_ok=True)
         _sweep(place.parent)

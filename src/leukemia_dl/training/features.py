@@ -18,6 +18,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from leukemia_dl.datasets.cache import in_use, make_room
 from leukemia_dl.identity import digest
 from leukemia_dl.models.classifier import predict_in_batches, symmetric_form
 from leukemia_dl.training.backends import Device
@@ -160,6 +161,7 @@ def _mapped(path: Path, shape: tuple[int, int]) -> NDArray[np.float32] | None:
             intact = hashlib.file_digest(file, "sha256").hexdigest() == said
         found: NDArray[np.float32] = np.load(path, mmap_mode="r", allow_pickle=False)
         if intact and found.dtype == np.float32 and found.shape == shape:
+            in_use(path)
             return found
     except Exception as error:  # numpy's reader of headers raises about anything
         _log.debug("%s: %s", path, error)
@@ -171,6 +173,7 @@ def _write(path: Path, shape: tuple[int, int], batches: Iterator[NDArray[np.floa
     """Write a file aside, flush it to the disk and move it in place: at any moment it is absent or complete."""
     path.parent.mkdir(parents=True, exist_ok=True)
     _sweep(path.parent)
+    make_room(path, int(np.prod(shape)) * 4)
     aside = path.with_name(f".{path.stem}-{platform.node()}-{os.getpid()}-{uuid.uuid4().hex[:8]}.npy")
     try:
         with aside.open("xb") as file:
