@@ -177,10 +177,10 @@ def test_progressive_jpegs_of_thousands_of_scans_are_refused() -> None:
     """20.37: a small JPEG of 3,000 scans hung the decoder for minutes."""
     bomb = progressive(4_400, 3_000)
     assert len(bomb) < 250_000
-    with pytest.raises(ImageError, match=r"it has 3,010 scans, more than the 30 allowed at its size"):
+    with pytest.raises(ImageError, match=r"it has 3,010 scans or colour profiles, more than 500: save it anew"):
         decode_image(bomb)
-    with pytest.raises(ImageError, match="more than the 1,000 allowed"):
-        decode_image(progressive(8, 1_000))
+    with pytest.raises(ImageError, match="it has 60 scans, too many for its size"):
+        decode_image(progressive(4_400, 50))
     for fine in (progressive(4_400, 0), progressive(450, 100)):
         assert np.ptp(decode_image(fine), axis=(0, 1)).max() == 0
 
@@ -190,7 +190,7 @@ def test_files_that_make_the_decoder_work_again_and_again_are_refused() -> None:
     png = encoded(Image.new("RGB", (4, 4)), "PNG")
     packed = b"a\0\0" + zlib.compress(b"\0" * 1_000_000)
     profile = struct.pack(">I", len(packed)) + b"iCCP" + packed + struct.pack(">I", zlib.crc32(b"iCCP" + packed))
-    with pytest.raises(ImageError, match="many colour profiles"):
+    with pytest.raises(ImageError, match="900 scans or colour profiles"):
         decode_image(png[:33] + profile * 900 + png[33:])
     assert decode_image(png[:33] + profile + png[33:]).shape == (4, 4, 3)
     levels = np.zeros((40, 40), np.uint16)

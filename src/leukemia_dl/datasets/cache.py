@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
-import math
 import os
 import shutil
 import time
@@ -13,10 +11,6 @@ from pathlib import Path
 from leukemia_dl.errors import DataError, SettingsError
 
 __all__ = ["cache_dir", "cache_limit", "cache_use", "in_use", "make_room", "user_path"]
-
-_LIMIT_GB = "20"
-_IN_USE_SECONDS = 86_400
-_log = logging.getLogger(__name__)
 
 
 def user_path(path: str | Path, name: str = "") -> Path:
@@ -51,16 +45,11 @@ def cache_limit() -> float:
     Raises:
         SettingsError: If the variable is no number of at least 0; `inf` means no limit.
     """
-    text = os.environ.get("LEUKEMIA_DL_CACHE_LIMIT") or _LIMIT_GB
-    try:
-        limit = float(text) * 1e9
-    except ValueError:
-        limit = math.nan
-    if not limit >= 0:
-        raise SettingsError(
-            f"LEUKEMIA_DL_CACHE_LIMIT is a size in GB, such as {_LIMIT_GB}, or inf. Received: {text!r}."
-        )
-    return limit
+    text = os.environ.get("LEUKEMIA_DL_CACHE_LIMIT") or "20"
+    with contextlib.suppress(ValueError):
+        if (limit := float(text)) >= 0:
+            return limit * 1e9
+    raise SettingsError(f"LEUKEMIA_DL_CACHE_LIMIT is a size in GB, such as 20, or inf. Received: {text!r}.")
 
 
 def cache_use() -> list[tuple[float, int, Path]]:
@@ -68,7 +57,7 @@ def cache_use() -> list[tuple[float, int, Path]]:
     found = []
     for place in (*cache_dir().glob("pixels/[!.]*"), *cache_dir().glob("features/[!.]*.npy")):
         with contextlib.suppress(OSError):  # another process deletes it
-            parts = list(place.iterdir()) if place.is_dir() else [place]
+            parts = place.iterdir() if place.is_dir() else [place]
             found.append((place.lstat().st_mtime, sum(part.lstat().st_size for part in parts), place))
     return sorted(found)
 
@@ -80,24 +69,26 @@ def in_use(place: Path) -> None:
 
 
 def make_room(place: Path, needed: int) -> None:
-    """Delete what was not used for longest, until `needed` bytes more at `place` are within the limit of the cache.
+    """Keep the cache within its limit when `needed` bytes are to be written at `place`; one outside it has no limit.
 
-    What was used within a day is kept, since a process elsewhere may go back to it; nothing is deleted if `place` is
-    outside the cache folder.
+    What was not used for longest is deleted first, but nothing that was used within a day: a process elsewhere may go
+    back to it. What killed processes have left beside `place` is deleted when it is a day old.
     """
-    if cache_dir() not in place.parents:
-        return
-    kept = cache_use()
+    yesterday = time.time() - 86_400
+    for left in place.parent.glob(".*"):
+        with contextlib.suppress(OSError):
+            if left.lstat().st_mtime < yesterday:
+                _delete(left)
+    kept = cache_use() if cache_dir() in place.parents else []
     over = sum(size for _, size, _ in kept) + needed - cache_limit()
     for used, size, old in kept:
-        if over <= 0 or time.time() - used < _IN_USE_SECONDS:
+        if over <= 0 or used > yesterday:
             break
-        aside = old.with_name(f".old-{old.name}")  # at any moment it is whole or not there
+        over -= size
         with contextlib.suppress(OSError):
-            old.rename(aside)
-            shutil.rmtree(aside) if aside.is_dir() else aside.unlink()
+            _delete(old.rename(old.with_name(f".old-{old.name}")))  # at any moment it is whole or not there
             old.with_name(f"{old.name}.sha256").unlink(missing_ok=True)
-            over -= size
-            _log.info("Deleted %s from the cache, %.1f MB, to stay within its limit", old, size / 1e6)
-    if over > 0:
-        _log.info("The cache is %.1f GB above its limit: everything in it was used within a day", over / 1e9)
+
+
+def _delete(place: Path) -> None:
+    shutil.rmtree(place) if place.is_dir() else place.unlink()

@@ -10,7 +10,6 @@ import logging
 import os
 import shutil
 import threading
-import time
 import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -38,7 +37,6 @@ _CHUNK = 32
 # Below this, starting processes takes longer than it saves.
 _FEW = 1_000
 _NAMED = 10
-_ABANDONED_SECONDS = 86_400
 # Numpy parses the header as Python, which Python 3.11 gets wrong in several threads, now and then (SystemError).
 _ONE_AT_A_TIME = threading.Lock()
 _log = logging.getLogger(__name__)
@@ -233,7 +231,6 @@ def _build(
     make_room(place, int(np.prod(index["shape"])))
     with _space(place.parent, int(np.prod(index["shape"]))):
         place.parent.mkdir(parents=True, exist_ok=True)
-        _sweep(place.parent)
         try:
             aside.mkdir()
             _reserve(aside / _PIXELS, tuple(index["shape"]))
@@ -253,14 +250,6 @@ def _build(
                 aside.rename(place)
         finally:
             shutil.rmtree(aside, ignore_errors=True)
-
-
-def _sweep(base: Path) -> None:
-    """Delete what processes that were killed have left; nobody builds for a day."""
-    for place in base.iterdir():
-        with contextlib.suppress(OSError):
-            if place.name.startswith(".") and time.time() - place.stat().st_mtime > _ABANDONED_SECONDS:
-                shutil.rmtree(place, ignore_errors=True)
 
 
 @contextlib.contextmanager

@@ -4,14 +4,7 @@ Deterministic and pure numpy; inputs are never changed.
 Knows nothing of data sets, networks or random augmentation (see `leukemia_dl.training`).
 """
 
-from leukemia_dl.preprocess.colour import (
-    GIEMSA,
-    combine_stains,
-    lab_to_rgb,
-    optical_density,
-    rgb_to_lab,
-    separate_stains,
-)
+from leukemia_dl.preprocess.colour import GIEMSA, lab_to_rgb, optical_density, rgb_to_lab
 from leukemia_dl.preprocess.decode import IMAGE_SUFFIXES, MAX_PIXELS, decode_image
 from leukemia_dl.preprocess.foreground import (
     bounding_box,
@@ -38,7 +31,7 @@ from leukemia_dl.preprocess.steps import Step
 
 __all__ = [
     "GIEMSA", "IMAGE_SUFFIXES", "MAX_PIXELS", "CenterOnCanvas", "CropToCell", "Macenko", "PadToSquare", "Pipeline",
-    "Reinhard", "Resize", "Step", "bounding_box", "center_on_canvas", "combine_stains", "crop_to_cell", "decode_image",
-    "foreground_mask", "foreground_pixels", "is_single_cell", "lab_to_rgb", "mask_colour", "measure_quality",
-    "optical_density", "pad_to_square", "quality_frame", "resize", "rgb_to_lab", "separate_stains", "silhouette",
+    "Reinhard", "Resize", "Step", "bounding_box", "center_on_canvas", "crop_to_cell", "decode_image", "foreground_mask",
+    "foreground_pixels", "is_single_cell", "lab_to_rgb", "mask_colour", "measure_quality", "optical_density",
+    "pad_to_square", "quality_frame", "resize", "rgb_to_lab", "silhouette",
 ]  # fmt: skip

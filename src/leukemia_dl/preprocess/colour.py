@@ -10,11 +10,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from leukemia_dl.errors import ImageError, SettingsError
 from leukemia_dl.identity import plain_number
-from leukemia_dl.preprocess.decode import check_image
 
-__all__ = [
-    "GIEMSA", "LIGHT", "combine_stains", "lab_to_rgb", "optical_density", "rgb_to_lab", "separate_stains",
-]  # fmt: skip
+__all__ = ["GIEMSA", "LIGHT", "lab_to_rgb", "optical_density", "rgb_to_lab"]
 
 LIGHT = 256.0
 """Grey level, plus one, of unstained glass: with it, white has optical density 0 and black one of ln 256 = 5.5."""
@@ -90,42 +87,6 @@ def optical_density(pixels: NDArray[np.uint8], light: float = LIGHT) -> NDArray[
     table = -np.log((np.arange(256) + 1) / _checked(light))
     density: NDArray[np.float64] = table[_three(pixels, np.uint8)]
     return density
-
-
-def separate_stains(image: NDArray[np.uint8], stains: ArrayLike = GIEMSA, light: float = LIGHT) -> NDArray[np.float64]:
-    """Return how much of each stain is in each pixel (Ruifrok and Johnston 2001), in units of optical density.
-
-    Args:
-        image: uint8, (h, w, 3).
-        stains: Two directions in optical density (2, 3), of any length; a third, the residual, is put at right angles
-            to both, so that nothing of the image is lost. Or three (3, 3).
-        light: See `optical_density`.
-
-    Returns:
-        float64, (h, w, 3): the first stain, the second, and the third or residual.
-
-    Raises:
-        SettingsError: If the directions are not independent, or `light` is no number above 0.
-        ImageError: If the image is none.
-
-    Examples:
-        >>> import numpy as np
-        >>> from leukemia_dl import preprocess
-        >>> image = np.full((1, 1, 3), (68, 28, 78), np.uint8)
-        >>> preprocess.separate_stains(image).round(2)  # methylene blue, eosin, residual
-        array([[[1.42, 1.65, 0.45]]])
-    """
-    return optical_density(check_image(image), light) @ np.linalg.inv(stain_matrix(stains))
-
-
-def combine_stains(
-    concentrations: NDArray[np.float64], stains: ArrayLike = GIEMSA, light: float = LIGHT
-) -> NDArray[np.uint8]:
-    """Undo `separate_stains`, given its `concentrations`, float (h, w, 3), and the same `stains` and `light`.
-
-    Returns uint8 (h, w, 3), rounded; what is outside 0..255 is clipped. Raises the errors of `separate_stains`.
-    """
-    return density_to_rgb(_three(concentrations, np.floating) @ stain_matrix(stains), light)
 
 
 def density_to_rgb(density: NDArray[np.float64], light: float = LIGHT) -> NDArray[np.uint8]:

@@ -9,11 +9,11 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageFile, ImageOps, JpegImagePlugin, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from leukemia_dl.errors import DataError, ImageError
 
@@ -42,11 +42,8 @@ _DOCUMENTS = frozenset({
     ".csv", ".db", ".doc", ".docx", ".htm", ".html", ".ini", ".ipynb", ".json", ".log", ".md", ".pdf", ".py", ".rst",
     ".toml", ".tsv", ".txt", ".xls", ".xlsx", ".xml", ".yaml", ".yml",
 })  # fmt: skip
-_MOST_SCANS = 30
-"""Times that a JPEG of `MAX_PIXELS` may go over its pixels; a smaller one more often, up to 1,000 times."""
-_MOST_TILES = 100_000
-_MOST_LAYERS = 5  # Of the tiles of a TIFF over one another: a plane per channel.
-_MOST_PROFILES = 8  # Of a PNG, which may have one; each costs a megabyte to unpack.
+_MOST_SCANS, _MOST_REPEATS = 30, 500  # of a JPEG of `MAX_PIXELS`, and of a smaller one
+_MOST_TILES, _MOST_LAYERS = 100_000, 5  # of a TIFF: a layer of tiles per channel
 _DEEP = 0xFFFF
 _DEPTHS = frozenset(2**bits - 1 for bits in range(9, 16))
 _BLOCK = 1 << 20
@@ -64,10 +61,9 @@ def decode_image(source: str | Path | bytes) -> NDArray[np.uint8]:
     black (the background of segmented cells), CMYK is converted and an EXIF orientation applied. Of a file with
     several frames the first is taken.
 
-    Levels of 9 to 15 bits in a 16-bit TIFF are scaled by their own range if BitsPerSample, MaxSampleValue or
-    SMaxSampleValue (4095 for 12 bits) states it. Without such a tag the range is taken for 16 bits; an image whose
-    levels all lie in the lowest sixteenth of it is logged, as a warning the first time in a process and at level DEBUG
-    then.
+    Levels of 9 to 15 bits in a 16-bit TIFF are scaled by the range that BitsPerSample, MaxSampleValue or
+    SMaxSampleValue (4095 for 12 bits) states. Without such a tag, an image in the lowest sixteenth of 16 bits is
+    logged, as a warning the first time in a process and at level DEBUG then.
 
     Args:
         source: Path of a BMP, PNG, TIFF, JPEG or WebP file, or the bytes of one.
@@ -140,12 +136,11 @@ def decode_shared(source: str | Path | bytes) -> NDArray[np.uint8]:
     """Do what `decode_image` does, without the last copy: the array may be read-only."""
     name = f"<{len(source):,} bytes>" if isinstance(source, bytes) else str(source)
     try:
-        _bound_profiles(source)
+        repeats = _repeats(source)
+        if repeats > _MOST_REPEATS:
+            raise _Refused(f"it has {repeats:,} scans or colour profiles, more than {_MOST_REPEATS}: save it anew")
         with Image.open(_opened(source), formats=FORMATS) as image:
-            width, height = image.size
-            if width * height > MAX_PIXELS:
-                raise _Refused(f"it has {width:,} x {height:,} pixels, more than the {MAX_PIXELS:,} allowed: cut it")
-            _bound_work(image, source)
+            _bound_work(image, repeats)
             deep = image.format != "BMP" and any(part in str(image.tile) for part in (";16", ";12"))
             image.decodermaxblock = _BLOCK
             image.load()
@@ -187,11 +182,6 @@ class _Refused(Exception):
     """Why we do not even try."""
 
 
-def _stream(source: str | Path | bytes) -> BinaryIO:
-    opened = _opened(source)
-    return opened if isinstance(opened, io.BytesIO) else opened.open("rb")
-
-
 def _opened(source: str | Path | bytes) -> Path | io.BytesIO:
     if isinstance(source, bytes):
         return io.BytesIO(source)
@@ -204,39 +194,32 @@ def _opened(source: str | Path | bytes) -> Path | io.BytesIO:
     return path
 
 
-def _occurrences(source: str | Path | bytes, marker: bytes) -> int:
-    """Return how often `marker` is in a file, without holding more of it than a block."""
-    count, kept = 0, b""
-    with _stream(source) as file:
+def _repeats(source: str | Path | bytes) -> int:
+    """Return how many scans a JPEG has, or colour profiles a PNG: each takes a moment, in however small a file."""
+    opened, count, kept, marker = _opened(source), 0, b"", b""
+    with opened if isinstance(opened, io.BytesIO) else opened.open("rb") as file:
         while block := file.read(_BLOCK):
+            marker = marker or {b"\xff\xd8": b"\xff\xda", b"\x89P": b"iCCP"}.get(block[:2], b"")
+            if not marker:
+                break
             count += (kept + block).count(marker)
             kept = block[1 - len(marker) :]
     return count
 
 
-def _bound_profiles(source: str | Path | bytes) -> None:
-    """Refuse a PNG of thousands of colour profiles, all of which Pillow would unpack when it opens the file."""
-    with _stream(source) as file:
-        if file.read(4) != b"\x89PNG":
-            return
-    if _occurrences(source, b"iCCP") > _MOST_PROFILES:
-        raise _Refused("it has many colour profiles, where a PNG has one: save it anew")
-
-
-def _bound_work(image: ImageFile.ImageFile, source: str | Path | bytes) -> None:
-    """Refuse what takes long to decode although its file is small and its pixels are few."""
-    area = image.width * image.height
-    if isinstance(image, JpegImagePlugin.JpegImageFile):
-        scans, most = _occurrences(source, b"\xff\xda"), min(_MOST_SCANS * MAX_PIXELS // area, 1_000)
-        if scans > most:
-            raise _Refused(f"it has {scans:,} scans, more than the {most:,} allowed at its size: save it anew")
-    tags = getattr(image, "tag_v2", {})
-    if tags.get(284) == 2 and max(tags.get(258, (8,))) > 8 and image.tile[0].codec_name == "raw":
-        raise _Refused("it keeps each 16-bit channel apart, which Pillow misreads: save it with interleaved channels")
-    tiles: list[Any] = image.tile
+def _bound_work(image: ImageFile.ImageFile, repeats: int) -> None:
+    """Refuse what takes long to decode although its file is small, and what Pillow misreads."""
+    area, tiles, tags = image.width * image.height, list[Any](image.tile), getattr(image, "tag_v2", {})
+    if area > MAX_PIXELS:
+        size = f"{image.width:,} x {image.height:,}"
+        raise _Refused(f"it has {size} pixels, more than the {MAX_PIXELS:,} allowed: cut it")
+    if repeats * area > _MOST_SCANS * MAX_PIXELS:
+        raise _Refused(f"it has {repeats:,} scans, too many for its size: save it anew")
     covered = sum((right - left) * (bottom - top) for _, (left, top, right, bottom), *_ in tiles)
     if len(tiles) > _MOST_TILES or covered > _MOST_LAYERS * area:
         raise _Refused(f"it has {len(tiles):,} strips or tiles, too many for its size: save it anew")
+    if tags.get(284) == 2 and max(tags.get(258, (8,))) > 8 and tiles[0].codec_name == "raw":
+        raise _Refused("it keeps each 16-bit channel apart, which Pillow misreads: save it with interleaved channels")
 
 
 def _orient(image: Image.Image, name: str) -> None:
@@ -263,14 +246,9 @@ def _to_8_bits(image: Image.Image, source: str | Path | bytes, name: str) -> Ima
     if largest > top or (not grey and (image.mode != "RGB" or tags.get(284) == 2)):
         top = _DEEP
     if top == _DEEP and 0 < largest <= _DEEP // 16:
-        _log.log(
-            logging.DEBUG if _warned else logging.WARNING,
-            "%s has 16 bits per channel and no level above %s of 65,535, as 12-bit cameras write it: it is read as it "
-            "is, nearly black. Save such files with 8 bits, or as TIFF with the tag MaxSampleValue=4095. Further ones "
-            "are logged at level DEBUG.",
-            name,
-            f"{largest:,}",
-        )
+        said = f"{name} has 16 bits per channel and no level above {largest:,} of 65,535, as 12-bit cameras write: it "
+        said += "comes out nearly black. Save it with 8 bits, or as TIFF with the tag MaxSampleValue=4095."
+        _log.log(logging.DEBUG if _warned else logging.WARNING, "%s Further ones: at level DEBUG.", said)
         _warned.add("dark")
     if not grey and top == _DEEP:
         return image

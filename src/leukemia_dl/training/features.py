@@ -6,8 +6,6 @@ import contextlib
 import hashlib
 import logging
 import os
-import platform
-import time
 import uuid
 import weakref
 from collections import OrderedDict
@@ -35,7 +33,6 @@ __all__ = ["FeatureCache", "feature_files"]
 
 # Arrays that are held: the training, validation and test images of one fit.
 _HELD = 3
-_ABANDONED_SECONDS = 86_400
 _log = logging.getLogger(__name__)
 OnBatch = Callable[[int, int], None]
 
@@ -172,9 +169,8 @@ def _mapped(path: Path, shape: tuple[int, int]) -> NDArray[np.float32] | None:
 def _write(path: Path, shape: tuple[int, int], batches: Iterator[NDArray[np.float32]]) -> None:
     """Write a file aside, flush it to the disk and move it in place: at any moment it is absent or complete."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    _sweep(path.parent)
     make_room(path, int(np.prod(shape)) * 4)
-    aside = path.with_name(f".{path.stem}-{platform.node()}-{os.getpid()}-{uuid.uuid4().hex[:8]}.npy")
+    aside = path.with_name(f".{path.stem}-{uuid.uuid4().hex[:8]}.npy")
     try:
         with aside.open("xb") as file:
             _reserve(file, int(np.prod(shape)) * 4)
@@ -197,28 +193,6 @@ def _write(path: Path, shape: tuple[int, int], batches: Iterator[NDArray[np.floa
 
 def _checksum(path: Path) -> Path:
     return path.with_name(f"{path.name}.sha256")
-
-
-def _sweep(folder: Path) -> None:
-    """Delete what killed processes have left: those of this machine that are no more, and whatever is a day old."""
-    for left in folder.glob(".*.npy"):
-        machine, _, pid = left.name.rsplit("-", 1)[0].rpartition("-")
-        with contextlib.suppress(OSError):
-            old = time.time() - left.stat().st_mtime > _ABANDONED_SECONDS
-            if old or (machine.endswith(f"-{platform.node()}") and pid.isdigit() and not _lives(int(pid))):
-                left.unlink()
-
-
-def _lives(pid: int) -> bool:
-    if os.name == "nt":
-        return True
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        pass  # somebody else's
-    return True
 
 
 def _reserve(file: IO[bytes], size: int) -> None:
