@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -80,6 +81,9 @@ def _check(file: Path) -> None:
         if not isinstance(model, keras.Model):
             raise DataError(f"it holds a {type(model).__name__}, not a model")
         parameters = sum(math.prod(variable.shape) for variable in model.variables)
+    for name in (model.name, *(f"a{layer.name}" for layer in model.layers)):
+        if not re.fullmatch(r"[A-Za-z0-9.][\w.\\/>-]*", name, re.ASCII):
+            raise DataError(f"{name!a} is no name that TensorFlow can use for a net or a layer")
     if max(parameters, sum(stored)) > on_disk:
         raise DataError(f"a net of {parameters:,} parameters and weights of {sum(stored):,} bytes in {on_disk:,} bytes")
     largest = max(_outputs(model), default=0)
