@@ -160,7 +160,6 @@ def test_names_that_are_not_utf_8_or_hide_behind_a_null(tmp_path):
     [
         ("a", "a"),
         ("a", "A"),
-        ("x/a", "X/b"),
         ("a", "a/b"),
         ("a/b", "a"),
         ("a", "a."),
@@ -178,7 +177,7 @@ def test_names_that_collide(tmp_path, names, kind):
         else contextlib.nullcontext()
     ):
         content = zip_of(members) if kind == "zip" else tar_of(members)
-    assert " collide." in attempt(tmp_path, content)
+    assert "was not unpacked" in attempt(tmp_path, content)
 
 
 LINKS = [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.GNUTYPE_SPARSE]
@@ -232,7 +231,7 @@ def test_a_bomb_that_lies_about_its_size(tmp_path):
     lying = bytearray(short)
     for i in place:
         lying[i + 8 : i + 12] = struct.pack("<L", 16)
-    assert "15 bytes instead of 16" in attempt(tmp_path, bytes(lying))
+    assert "'short' is cut off" in attempt(tmp_path, bytes(lying))
 
 
 def header(name, size, kind=b"0"):

@@ -1,14 +1,9 @@
-"""Unpack archives of strangers: member by member, within bounds, completely or not at all.
-
-Only folders and regular files come out, so nothing is left for the filters of `tarfile` to mend; and the bytes are
-counted as they are written, since what a header says of its size may be a lie.
-"""
+"""Unpack archives of strangers: within bounds, completely or not at all. Only folders and regular files come out."""
 
 from __future__ import annotations
 
 import bz2
 import gzip
-import io
 import lzma
 import os
 import re
@@ -18,7 +13,7 @@ import tarfile
 import tempfile
 import unicodedata
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -29,13 +24,16 @@ from leukemia_dl.progress import track
 __all__ = ["require_space", "unpack"]
 
 _BLOCK = 2**20
-_TAR_BLOCK = 512
 _FREE_RATIO = 2**26  # below these bytes no ratio is too high: a few blank images compress a thousandfold
 _FORBIDDEN = re.compile(r'[\\:<>"|?*\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]')
-_DEVICES = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)  # what Windows takes them for
+_DEVICES = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)  # as Windows reads these names
 _MAX_NAME = 2_000  # characters; Linux allows 4,096 bytes for a whole path
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2)
-_ENCRYPTED = 0x1 | 0x40 | 0x2000
+_PACKED: dict[bytes, Callable[[IO[bytes]], Any]] = {
+    b"\x1f\x8b": lambda file: gzip.GzipFile(fileobj=file),
+    b"BZh": bz2.BZ2File,
+    b"\xfd7zXZ\x00": lzma.LZMAFile,
+}
 _ALLOWED = "Allowed: .zip, .tar, .tar.gz, .tar.bz2, .tar.xz"
 
 
@@ -83,10 +81,20 @@ def unpack(
     try:
         content = aside / "content"  # not `aside` itself, which only its owner may enter
         content.mkdir()
-        writer = _Writer(content, max_bytes, max_files, max(_FREE_RATIO, max_ratio * archive.stat().st_size))
+        bounds = _Bounds(max_bytes, max_files, max(_FREE_RATIO, max_ratio * archive.stat().st_size))
         with archive.open("rb") as file:
-            for _ in track(_percents(_members(file, archive, writer)), 100, "Unpacking (percent)", show_progress):
-                pass
+            if zipfile.is_zipfile(file):
+                with zipfile.ZipFile(file) as opened:
+                    members = _checked_zip(opened, bounds)
+                    require_space(content, bounds.total)
+                    for member in track(members, len(members), "Unpacking", show_progress):
+                        written = Path(opened.extract(member, content))
+                        if written.is_file() and written.stat().st_size != member.file_size:
+                            raise DataError(f"the member {member.filename[:100]!a} is cut off. Fetch it again.")
+            else:
+                require_space(content, archive.stat().st_size)
+                for _ in track(_tar(file, archive, content, bounds), 100, "Unpacking (percent)", show_progress):
+                    pass
         if target.exists():
             target.rmdir()  # it is empty; os.replace on Windows wants it gone
         os.replace(content, target)  # noqa: PTH105
@@ -121,168 +129,85 @@ def require_space(folder: Path, needed: int) -> None:
         )
 
 
-class _Writer:
-    """Writes members below a folder, and refuses what breaks a rule."""
+class _Bounds:
+    """Refuses members that break a rule, before they are written."""
 
-    def __init__(self, folder: Path, max_bytes: int, max_files: int, max_unpacked: float) -> None:
-        self.folder, self.max_bytes, self.max_files, self.max_unpacked = folder, max_bytes, max_files, max_unpacked
-        self.written = self.members = 0
-        self._seen: dict[tuple[str, ...], tuple[tuple[str, ...], bool]] = {}
+    def __init__(self, max_bytes: int, max_files: int, max_unpacked: float) -> None:
+        self.max_bytes, self.max_files, self.max_unpacked = max_bytes, max_files, max_unpacked
+        self.total = self.members = 0
+        self._seen: set[str] = set()
 
-    def check_bytes(self, count: int) -> None:
-        if count > self.max_bytes:
-            raise DataError(f"it holds more than {self.max_bytes:,} bytes. Raise max_bytes if you trust it.")
-        if count > self.max_unpacked:
-            raise DataError(f"it blows up to over {count:,} bytes, as bombs do. Raise max_ratio if you trust it.")
-
-    def place(self, name: str, folder: bool) -> Path:
-        """Return where a member goes, or raise; folders above it are made."""
+    def check(self, name: str, size: int, is_folder: bool, is_plain: bool) -> None:
         self.members += 1
+        self.total += size
+        if not is_plain:
+            raise DataError(f"the member {name[:100]!a} is a link or device. Only files are allowed.")
         if self.members > self.max_files:
             raise DataError(f"it holds more than {self.max_files:,} members. Raise max_files if you trust it.")
-        parts = tuple(part for part in name.split("/") if part not in ("", "."))
-        wrong = len(name) > _MAX_NAME or name.startswith("/") or _FORBIDDEN.search(name) or (not parts and not folder)
-        if wrong or any(map(_is_no_name, parts)):
+        if self.total > self.max_bytes:
+            raise DataError(f"it holds more than {self.max_bytes:,} bytes. Raise max_bytes if you trust it.")
+        if self.total > self.max_unpacked:
+            raise DataError(f"it blows up to over {self.total:,} bytes, as bombs do. Raise max_ratio if you trust it.")
+        parts = [part for part in name.split("/") if part not in ("", ".")]
+        wrong = len(name) > _MAX_NAME or name.startswith("/") or _FORBIDDEN.search(name) or not (parts or is_folder)
+        if wrong or any(_folded(p) == "" or len(p.encode()) > 255 or _DEVICES.fullmatch(p) for p in parts):
             raise DataError(
                 f"the member {name[:100]!a} has a name that is not allowed: no leading `/`, no `..`, no backslash, "
                 'no drive letter, none of < > : " | ? *, no control characters, UTF-8 only.'
             )
-        for depth in range(1, len(parts) + 1):
-            here, is_file = parts[:depth], depth == len(parts) and not folder
-            key = tuple(map(_folded, here))
-            # A folder may come as often as it likes, under one spelling; a file once.
-            old = self._seen.setdefault(key, (here, is_file))
-            if old[0] is not here and (is_file or old != (here, False)):
-                raise DataError(f"the members {'/'.join(old[0])!a} and {name[:100]!a} collide.")
-        return self.folder.joinpath(*parts)
-
-    def write(self, name: str, size: int, source: IO[bytes]) -> Iterator[None]:
-        """Write a file, yielding after each block."""
-        path, done = self.place(name, folder=False), 0
-        self.check_bytes(self.written + size)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("xb") as file:
-            while block := source.read(_BLOCK):
-                done += len(block)
-                self.written += len(block)
-                self.check_bytes(self.written)
-                file.write(block)
-                yield
-        if done != size:
-            raise DataError(f"the member {name[:100]!a} has {done:,} bytes instead of {size:,}. Fetch it again.")
+        key = "/".join(map(_folded, parts))
+        if key in self._seen and not is_folder:
+            raise DataError(f"two members are one file on some systems, {name[:100]!a}. Rename one of them.")
+        self._seen.add(key)
 
 
-class _Bounded(io.RawIOBase):
-    """A decompressed tar: read forwards only, in small pieces, and never more than the writer allows.
+def _checked_zip(opened: zipfile.ZipFile, bounds: _Bounds) -> list[zipfile.ZipInfo]:
+    """Return the members if all are allowed; zipfile itself never writes more than the size that is stated."""
+    for member in opened.infolist():
+        is_plain = stat.S_IFMT(member.external_attr >> 16) in (0, stat.S_IFREG, stat.S_IFDIR)
+        # The name as it is written: zipfile cuts it at a null character, and would hide one.
+        bounds.check(member.orig_filename, member.file_size, member.is_dir(), is_plain)
+        if member.compress_type not in _METHODS:
+            raise DataError(f"the member {member.filename[:100]!a} is packed by an unknown method. {_ALLOWED}.")
+    return opened.infolist()
 
-    `tarfile` reads the long names in its headers at once and believes the sizes that they state, negative ones too.
-    """
 
-    def __init__(self, stream: IO[bytes], writer: _Writer) -> None:
-        self._stream, self._writer, self.position, self.last = stream, writer, 0, b""
+class _InBlocks:
+    """A decompressed tar, of which `tarfile` may read small pieces only: it believes the sizes that headers state."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream, self.seek, self.tell, self.last = stream, stream.seek, stream.tell, b""
 
     def read(self, size: int = -1) -> bytes:
         if not 0 <= size <= _BLOCK:
             raise DataError("a header claims an impossible size.")
         self.last = self._stream.read(size)
-        self._advance(self.position + len(self.last))
         return self.last
 
-    def seek(self, position: int, whence: int = 0) -> int:
-        if whence != 0 or position < self.position:
-            raise DataError("a header leads backwards.")
-        while self.position < position and self.read(min(_BLOCK, position - self.position)):
-            pass
-        return self.position
 
-    def tell(self) -> int:
-        return self.position
-
-    def _advance(self, position: int) -> None:
-        self.position = position
-        # Headers and padding take up to three blocks for each member, as a rule; long names some more.
-        self._writer.check_bytes(max(0, position - 8 * _TAR_BLOCK * (self._writer.members + 64)))
-
-
-def _percents(fractions: Iterator[float]) -> Iterator[int]:
-    shown = 0
-    for fraction in fractions:
-        while shown < min(100, int(100 * fraction)):
-            shown += 1
-            yield shown
-
-
-def _members(file: IO[bytes], archive: Path, writer: _Writer) -> Iterator[float]:
-    """Write all members, yielding the fraction that is done."""
-    head = file.read(_TAR_BLOCK)
+def _tar(file: IO[bytes], archive: Path, content: Path, bounds: _Bounds) -> Iterator[int]:
+    """Write the members of a tar, yielding once per percent."""
     file.seek(0)
-    opened: Any
-    if head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
-        yield from _zip(file, writer)
-        return
-    if head.startswith(b"\x1f\x8b"):
-        opened = gzip.GzipFile(fileobj=file)
-    elif head.startswith(b"BZh"):
-        opened = bz2.BZ2File(file)
-    elif head.startswith(b"\xfd7zXZ\x00"):
-        opened = lzma.LZMAFile(file)  # noqa: SIM115
-    elif head[257:262] == b"ustar" or archive.suffix.lower() == ".tar":
-        opened = file
-    else:
+    head, size, shown = file.read(512), archive.stat().st_size, 0
+    file.seek(0)
+    unpacked = next((opener(file) for magic, opener in _PACKED.items() if head.startswith(magic)), None)
+    if unpacked is None and head[257:262] != b"ustar" and archive.suffix.lower() != ".tar":
         raise DataError(f"it is no archive that can be read. {_ALLOWED}.")
-    yield from _tar(file, opened, writer)
-
-
-def _zip(file: IO[bytes], writer: _Writer) -> Iterator[float]:
-    with zipfile.ZipFile(file) as opened:
-        members = opened.infolist()
-        declared = sum(member.file_size for member in members)
-        writer.check_bytes(declared)
-        require_space(writer.folder, declared)
-        for member in members:
-            kind = stat.S_IFMT(member.external_attr >> 16)
-            if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
-                raise DataError(f"the member {member.filename[:100]!a} is a link or device. Only files are allowed.")
-            if member.flag_bits & _ENCRYPTED:
-                raise DataError(f"the member {member.filename[:100]!a} is encrypted. Unpack it yourself.")
-            if member.compress_type not in _METHODS:
-                raise DataError(f"the member {member.filename[:100]!a} is packed by an unknown method. {_ALLOWED}.")
-            # The name as it is written: zipfile cuts it at a null character, and would hide one.
-            name = member.orig_filename
-            if name.endswith("/"):
-                writer.place(name, folder=True).mkdir(parents=True, exist_ok=True)
-                continue
-            with opened.open(member) as source:
-                for _ in writer.write(name, member.file_size, source):
-                    yield writer.written / max(1, declared)
-
-
-def _tar(file: IO[bytes], stream: IO[bytes], writer: _Writer) -> Iterator[float]:
-    total = max(1, os.fstat(file.fileno()).st_size)
-    require_space(writer.folder, total)
-    bounded: Any = _Bounded(stream, writer)
-    opened: Any
-    with tarfile.open(fileobj=bounded, mode="r:", encoding="utf-8") as opened:
+    stream: Any = _InBlocks(unpacked or file)
+    with tarfile.open(fileobj=stream, mode="r:", encoding="utf-8") as opened:
         for member in opened:
-            opened.members.clear()  # or it keeps every header in memory
-            if member.isdir():
-                writer.place(member.name, folder=True).mkdir(parents=True, exist_ok=True)
-                continue
-            source = opened.extractfile(member) if member.isreg() and not member.issparse() else None
-            if source is None:
-                raise DataError(f"the member {member.name[:100]!a} is a link or device. Only files are allowed.")
-            for _ in writer.write(member.name, member.size, source):
-                yield file.tell() / total
+            opened.members.clear()  # type: ignore[attr-defined]  # or it keeps every header in memory
+            is_plain = member.isdir() or (member.isreg() and not member.issparse())
+            bounds.check(member.name, 0 if member.isdir() else member.size, member.isdir(), is_plain)
+            opened.extract(member, content, set_attrs=False, filter="data")
+            while shown < 100 * file.tell() // max(1, size):
+                shown += 1
+                yield shown
         # tarfile takes a damaged header for the end, in silence; the end is a block of zeros.
-        if len(bounded.last) != _TAR_BLOCK or any(bounded.last):
+        if len(stream.last) != tarfile.BLOCKSIZE or any(stream.last):
             raise DataError("it is damaged or ends too early. Fetch it again.")
-        while bounded.read(_BLOCK):  # to the end, where the checksum of a compressed file is
+        while stream.read(_BLOCK):  # to the end, where the checksum of a compressed file is
             pass
-
-
-def _is_no_name(part: str) -> bool:
-    """Say whether a folder or file can't be called so on some system; dots alone, such as `..`, fold to nothing."""
-    return _folded(part) == "" or len(part.encode()) > 255 or _DEVICES.fullmatch(part) is not None
 
 
 def _folded(part: str) -> str:
