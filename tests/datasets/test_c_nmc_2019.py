@@ -1,6 +1,7 @@
 """C-NMC 2019 in every layout that is around, with subjects, labels and linked sets exactly right."""
 
 import logging
+import runpy
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -276,3 +277,20 @@ def test_linked_sets_hold_every_identical_pair(c_nmc_tree: Path, c_nmc_manifest:
     for one, other in names.itertuples(index=False):
         assert one.subject == other.subject or groups[one.subject] == groups[other.subject]
         assert one.label == other.label
+
+
+LINKED = {
+    ("51", "78"): 86, ("20", "21"): 71, ("51", "75"): 59, ("H10", "H3"): 27,
+    ("H2", "H5"): 17, ("H2", "H6"): 10, ("H2", "H7"): 9, ("H2", "H4"): 7,
+}  # fmt: skip
+
+
+def test_the_boxes_show_which_subjects_are_linked(c_nmc_manifest: Path) -> None:
+    script = Path(__file__).parents[2] / "benchmarks" / "linked_subjects.py"
+    linked_by_boxes = runpy.run_path(str(script))["linked_by_boxes"]
+    boxes = pd.read_csv(c_nmc_manifest / "bounding_boxes.csv")
+    found = linked_by_boxes(boxes)
+    assert dict(zip(zip(found["subject"], found["other"], strict=True), found["shared"], strict=True)) == LINKED
+    assert list(found["shared"]) == sorted(LINKED.values(), reverse=True)
+    chance = linked_by_boxes(boxes, at_least=1)
+    assert set(chance["shared"][len(LINKED) :]) == {1}, "any other two share one box at most"

@@ -1,18 +1,10 @@
-"""One cell in files that differ: by their pixels, and by the boxes of C-NMC."""
+"""One cell in files that differ, by their pixels."""
 
 import numpy as np
-import pandas as pd
 import pytest
 
 from cells import draw_cell
 from leukemia_dl.datasets.same_cells import cell_key, likeness, same_cells
-from leukemia_dl.datasets.sources.c_nmc_2019_evidence import linked_by_boxes
-from leukemia_dl.errors import DataError, SettingsError
-
-LINKED = {
-    ("51", "78"): 86, ("20", "21"): 71, ("51", "75"): 59, ("H10", "H3"): 27,
-    ("H2", "H5"): 17, ("H2", "H6"): 10, ("H2", "H7"): 9, ("H2", "H4"): 7,
-}  # fmt: skip
 
 
 @pytest.mark.parametrize("number", range(5))
@@ -57,26 +49,3 @@ def test_only_likely_images_are_decoded_again():
     assert asked == [], "same box and area, other colours"
     assert cell_key(np.full((32, 32, 3), 200, np.uint8)) is None
     assert cell_key(np.zeros((32, 32, 3), np.uint8)) is None
-
-
-def test_the_boxes_show_which_subjects_of_c_nmc_are_linked(c_nmc_manifest):
-    boxes = pd.read_csv(c_nmc_manifest / "bounding_boxes.csv")
-    found = linked_by_boxes(boxes)
-    assert dict(zip(zip(found["subject"], found["other"], strict=True), found["shared"], strict=True)) == LINKED
-    assert list(found["shared"]) == sorted(LINKED.values(), reverse=True)
-    chance = linked_by_boxes(boxes, at_least=1)
-    assert set(chance["shared"][len(LINKED) :]) == {1}, "any other two share one box at most"
-
-
-def test_linked_by_boxes_counts_boxes_with_their_labels():
-    names = ["UID_1_1_1_all.bmp", "UID_1_2_1_all.bmp", "UID_2_1_1_all.bmp", "UID_h3_1_1_hem.bmp", "UID_H3_2_1_hem.bmp"]
-    boxes = pd.DataFrame({"file_name": names, "x": 1, "y": 2, "width": [3, 3, 3, 3, 4], "height": 5})
-    found = linked_by_boxes(boxes, at_least=1)
-    assert found.to_dict("records") == [{"subject": "1", "other": "2", "shared": 1}], "twice in one subject is once"
-    assert len(linked_by_boxes(boxes)) == 0
-    with pytest.raises(DataError, match="Missing: height"):
-        linked_by_boxes(boxes.drop(columns="height"))
-    with pytest.raises(DataError, match=r"UID_11_10_1_all.bmp. Received: 'x.bmp'"):
-        linked_by_boxes(boxes.assign(file_name="x.bmp"))
-    with pytest.raises(SettingsError, match="at_least"):
-        linked_by_boxes(boxes, at_least=0)

@@ -132,7 +132,8 @@ class Dataset:
         """Return the data set of a table.
 
         Args:
-            frame: Columns `path` and `label` (NA: not known), and of the class's other columns those that are known.
+            frame: Columns `path` and `label` (NA: not known), and of the class's other columns those that are known,
+                in upper or lower case. Without `sample` the ids are the paths below `root`, with forward slashes.
             root: Folder that relative paths start from; None for the working directory.
             class_names: In label order; None for the labels found, sorted.
             canvas: As in `from_folder`.

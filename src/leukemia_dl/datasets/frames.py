@@ -33,25 +33,9 @@ def read_frame(
     where: str = "The table",
     canvas: int | None = None,
 ) -> Dataset:
-    """Make a data set of a table.
+    """Do what `Dataset.from_dataframe` says; class names may also be one text, separated by commas.
 
-    Args:
-        frame: Columns `path` and `label`, and if wanted `sample`, `subject`, `group`, `field`, `cell`, `fold`,
-            `split` and `same_cell` (upper and lower case are the same). Others are ignored. A missing label means: not
-            known.
-        root: Folder that relative paths start from; None for the working directory.
-        class_names: In label order, as a sequence or separated by commas; None for the labels found, sorted.
-        info: What to say about it.
-        where: Beginning of error messages.
-        canvas: Side in pixels of a common one; None for that of `info`.
-
-    Returns:
-        The data set. Without a column `sample` the ids are the paths below `root`, with forward slashes; if some file
-        is not below it, those below the folder that is common to all files.
-
-    Raises:
-        DataError: If a column is missing or there twice, a file does not exist or is named twice, a label is not among
-            `class_names`, there are no rows, or the labels are all the same. Rows are counted from 1, without a header.
+    `info` is what to say about the data set, `where` the beginning of error messages, which count rows from 1.
     """
     info = on_canvas(info, canvas)
     table = frame.rename(columns={name: str(name).strip().lower() for name in frame.columns})
