@@ -1,9 +1,10 @@
 """Why some subjects of C-NMC 2019 are taken for one: their cells have the same bounding boxes.
 
-    python benchmarks/linked_subjects.py bounding_boxes.csv      (a row per training image: file_name, x, y, width, height)
+    python benchmarks/linked_subjects.py bounding_boxes.csv
 
-Cells lie anywhere in a frame of 450 pixels and are 100 to 440 wide, so two cells with the same four numbers are rare: two
-subjects share one box at most, unless they share cells; then it is seven or more.
+The file has a row per training image: file_name, x, y, width, height. Cells lie anywhere in a frame of 450 pixels and
+are 100 to 440 wide, so two cells with the same four numbers are rare: two subjects share one box at most, unless they
+share cells; then it is seven or more.
 """
 
 import argparse
