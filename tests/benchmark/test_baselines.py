@@ -39,6 +39,14 @@ def test_fields_of_view_have_no_cell_size():
     assert "0% of the images show a single cell" in reason
 
 
+def test_cells_on_the_train_side_alone_are_not_enough():
+    """20, mutant 11: images without a cell on the test side make a baseline of cells not applicable."""
+    cells = CellMeasures(np.arange(8) < 6, SIZE, np.zeros((8, 6)))
+    p, reason = predict_baseline("cell_size", LABELS, TRAIN, PREDICT, 2, lambda: cells)
+    assert len(p) == 0
+    assert "75% of the images show a single cell" in reason
+
+
 def test_unknown_names():
     assert [check_baseline(name) for name in BASELINES] == list(BASELINES)
     with pytest.raises(UnknownNameError, match="Did you mean 'cell_size'"):

@@ -282,8 +282,8 @@ def test_a_net_that_is_not_there_is_a_row_that_says_so(dataset, other, tmp_path,
     assert list(frame["backbone"]) == ["tiny"] * 3 + ["raises"] * 3 + ["majority", "cell_size", "cell_colour"]
     assert list(frame["status"]) == ["failed"] * 6 + ["ok"] * 3
     assert list(frame["exception"][:4]) == ["StoreError", "StoreError", "DamagedRecordError", "PluginError"]
-    assert frame["message"][0].startswith("The trained net is not in the store: run with save_models=True")
-    assert "model.keras is damaged" in frame["message"][1]
+    assert frame["message"][0].startswith("model.keras is not there: run with save_models=True")
+    assert "model.keras has another checksum" in frame["message"][1]
     assert "is damaged" in frame["message"][2]
     assert (frame["traceback"] != "").tolist() == [False] * 3 + [True] * 3 + [False] * 3
     assert frame.loc[:5, ["accuracy", "temperature", "loss_calibrated"]].isna().all(axis=None)

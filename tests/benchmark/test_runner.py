@@ -7,8 +7,11 @@ import numpy as np
 import pytest
 
 from leukemia_dl import Benchmark, Dataset, Pipeline, PixelStore, Recipe, load_classifier
+from leukemia_dl.benchmark import runner
 from leukemia_dl.benchmark.inputs import read_images
+from leukemia_dl.benchmark.maintenance import verify
 from leukemia_dl.benchmark.runner import _repeatable
+from leukemia_dl.benchmark.store import Store
 from leukemia_dl.datasets import make_splits
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (30, 9, 9, 3), dtype=np.uint8)
@@ -56,6 +59,54 @@ def test_images_in_memory_are_benchmarked_and_predicted(dataset: Dataset, tmp_pa
     from_rows, from_arrays = classifier.predict(dataset), classifier.predict(IMAGES)
     np.testing.assert_allclose(from_rows["probability_all"], from_arrays["probability_all"], atol=1e-6)
     assert from_rows["sample"].tolist() == [str(i) for i in range(30)]
+
+
+def test_a_damaged_net_is_trained_again_by_the_next_run(dataset, tmp_path, caplog):
+    """20.42: the next run compares each net with its checksum, says which is damaged and trains it anew."""
+    recipe = Recipe.preset("quick", image_size=32, epochs=1)
+    settings = {"backbones": ["cnn"], "baselines": [], "protocol": "holdout", "recipe": recipe, "store": tmp_path}
+    first = Benchmark(dataset, **settings).run(executor="in-process", show_progress=False)
+    net = tmp_path / "trials" / first["trial"][0] / "model.keras"
+    whole = net.read_bytes()
+    net.write_bytes(whole[:-1] + b"x")
+    with caplog.at_level(logging.WARNING):
+        assert Benchmark(dataset, save_models=False, **settings).plan()["status"].tolist() == ["ok"]
+        again = Benchmark(dataset, **settings).run(executor="in-process", show_progress=False)
+    assert caplog.text.count("model.keras has another checksum than SHA256SUMS says. The trial runs again.") >= 1
+    assert again["status"].tolist() == ["ok"]
+    assert load_classifier(tmp_path).predict(IMAGES).shape[0] == 30
+    assert verify(Store(tmp_path)) == {}
+
+
+def stops(context):
+    import keras
+
+    class Stop(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            self.model.stop_training = True
+
+    return [Stop()]
+
+
+def test_a_fit_gets_the_groups_of_its_training_images_and_one_that_was_stopped_has_no_temperature(
+    dataset, tmp_path, monkeypatch
+):
+    """20, mutants 1 and 5: patients reach `fit`, and val is not used twice."""
+    given, real = [], runner.fit
+    monkeypatch.setattr(runner, "fit", lambda *values, **more: given.append(more) or real(*values, **more))
+    dataset = Dataset.from_arrays(IMAGES, np.arange(30) % 2, ("hem", "all"), subjects=[f"p{i // 3}" for i in range(30)])
+    recipe = Recipe.preset("quick", image_size=32, epochs=3)
+    settings = {"backbones": ["cnn"], "baselines": [], "protocol": "holdout", "recipe": recipe}
+    for name, callbacks in (("whole", None), ("stopped", stops)):
+        bench = Benchmark(dataset, store=tmp_path / name, callbacks=callbacks, **settings)
+        row = bench.run(executor="in-process", show_progress=False).iloc[0]
+        assert (row["status"], row["epochs"]) == ("ok", 1 if callbacks else 3)
+        if callbacks:
+            assert np.isnan(row["temperature"])
+        (split,) = bench.splits
+        codes = given[-1]["groups"]
+        subjects = dataset.table["group"].to_numpy()[split.train]
+        assert len(set(zip(codes.tolist(), subjects, strict=True))) == len(set(codes.tolist())) == len(set(subjects))
 
 
 @pytest.mark.parametrize(

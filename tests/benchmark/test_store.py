@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import leukemia_dl.benchmark.store as store_module
+from leukemia_dl.benchmark import files
 from leukemia_dl.benchmark.files import read_sums, sha256_of
 from leukemia_dl.benchmark.store import Store
 from leukemia_dl.benchmark.trial import Record, Trial
@@ -201,7 +202,7 @@ def test_a_store_of_another_format_is_refused_at_once_and_a_damaged_one_is_not(s
     path.write_text("[" * 100_000)
     store.create()
     path.write_text('{"format": 1}')
-    with pytest.raises(StoreError, match="format 1; this version reads 3"):
+    with pytest.raises(StoreError, match="format 1; this version reads 4"):
         store.create()
 
 
@@ -232,17 +233,17 @@ def test_checksums_are_those_of_sha256sum(store):
 
 def test_a_model_that_is_gone_is_no_damage(store):
     folder = store.write(RECORD, model=b"model")
-    assert store.has_model(TRIAL)
+    assert store.has_model(TRIAL.folder)
     (folder / "model.keras").unlink()
-    assert not store.has_model(TRIAL)
+    assert not store.has_model(TRIAL.folder)
     assert store.read(TRIAL) is not None
-    assert not Store(store.root / "nowhere").has_model(TRIAL)
+    assert not Store(store.root / "nowhere").has_model(TRIAL.folder)
 
 
 def test_another_format_is_refused(store):
     path = store.write(RECORD) / "record.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 1}))
-    with pytest.raises(StoreError, match="format 1; this version reads 3"):
+    with pytest.raises(StoreError, match="format 1; this version reads 4"):
         store.read(TRIAL)
 
 
@@ -279,6 +280,65 @@ def test_text_files_are_replaced_whole(store):
     store.write_text("results.csv", "b\n")
     assert (store.root / "results.csv").read_bytes() == b"b\n"
     assert sorted(path.name for path in store.root.iterdir()) == ["results.csv", "trials"]
+
+
+def test_a_text_file_that_cannot_be_written_leaves_the_old_one(store, monkeypatch):
+    """20, mutant 12: a full disk leaves the results of before."""
+    store.write_text("results.csv", "a\n")
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(StoreError, match="No space left on device"):
+        store.write_text("results.csv", "b\n")
+    assert (store.root / "results.csv").read_bytes() == b"a\n"
+    assert sorted(path.name for path in store.root.iterdir()) == ["results.csv", "trials"]
+
+
+def test_what_is_not_a_regular_file_is_damage_and_is_not_waited_for(store, monkeypatch):
+    """20.39: a pipe in the place of any file of a record hangs nothing."""
+    monkeypatch.setattr(store_module, "_LOOKS", 1)
+    folder = store.write(RECORD, model=b"model")
+    for name in ("record.json", "history.csv", "probabilities.npz", "SHA256SUMS"):
+        content = (folder / name).read_bytes()
+        (folder / name).unlink()
+        os.mkfifo(folder / name)
+        for arrays in (True, False):
+            with pytest.raises(DamagedRecordError, match=f"{name} is not a regular file"):
+                store.read(TRIAL, arrays)
+        store.create()
+        (folder / name).unlink()
+        (folder / name).write_bytes(content)
+    (folder / "model.keras").unlink()
+    os.mkfifo(folder / "model.keras")
+    assert store.model_problem(TRIAL.folder) == "model.keras is not there"
+    assert store.read(TRIAL) is not None
+
+
+@pytest.mark.parametrize("name", ["record.json", "history.csv", "probabilities.npz", "SHA256SUMS"])
+def test_a_file_that_is_too_large_is_not_read(store, name, monkeypatch):
+    """20.39: a sparse file of 5 GB is refused by its size."""
+    monkeypatch.setattr(store_module, "_LOOKS", 1)
+    with (store.write(RECORD) / name).open("r+b") as file:
+        file.truncate(5 * 10**9)
+    with pytest.raises(DamagedRecordError, match=rf"{name} has more than [\d,]+ bytes"):
+        store.read(TRIAL, arrays=False)
+
+
+def test_predictions_that_unpack_to_gigabytes_are_not_unpacked(store, monkeypatch):
+    """20.39: the unpacked size of predictions is bounded by the number of samples that the record counts."""
+    monkeypatch.setattr(store_module, "_LOOKS", 1)
+    folder = store.write(RECORD)
+    arrays = {name: getattr(RECORD, name) for name in ("sides", "samples", "labels", "averaged")}
+    np.savez_compressed(folder / "probabilities.npz", probabilities=np.zeros((3_000_000, 1)), **arrays)
+    rewrite(folder, {})
+    with pytest.raises(DamagedRecordError, match=r"unpacks to 24,000,\d+ bytes, too many for 0 samples"):
+        store.read(TRIAL)
+    rewrite(folder, {"row": {"n_test": 10**12}})
+    monkeypatch.setattr(files, "_MOST_ARRAY_BYTES", 2**24)
+    with pytest.raises(DamagedRecordError, match="too many"):
+        store.read(TRIAL)
 
 
 def test_two_writers_of_one_trial_never_fail(store):

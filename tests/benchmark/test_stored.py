@@ -1,5 +1,6 @@
 """A run as its store knows it, beside the benchmark that made it."""
 
+import os
 import shutil
 
 import pandas as pd
@@ -7,8 +8,9 @@ import pytest
 
 import leukemia_dl as ldl
 import stores
+from leukemia_dl.benchmark import grid
 from leukemia_dl.benchmark.stored import read_run, run_of
-from leukemia_dl.errors import StoreError
+from leukemia_dl.errors import SettingsError, StoreError
 
 
 @pytest.fixture(scope="module")
@@ -27,24 +29,100 @@ def test_it_knows_the_grid_and_what_is_missing(made):
     run = read_run(made.store.root)
     plan = made.plan()
     assert run.grid["trial"].tolist() == plan["trial"].tolist()
-    assert run.missing["trial"].tolist() == plan.loc[plan["status"] == "to do", "trial"].tolist()
+    missing = run.grid.loc[~run.grid["trial"].isin(run.results["trial"]), "trial"]
+    assert missing.tolist() == plan.loc[plan["status"] == "to do", "trial"].tolist()
     assert run.others == 0
     assert run.class_names == ["hem", "all"]
 
 
-def test_trials_of_another_benchmark_are_counted_but_not_shown(tmp_path):
-    dataset = stores.cells()
-    stores.made_up(tmp_path, dataset, ["cnn"])
-    stores.made_up(tmp_path, dataset, ["cnn", "vgg16"], seeds=[1])
-    run = read_run(tmp_path)
-    assert run.others == 1
-    assert set(run.results["seed"].dropna()) == {1}
+def sweep(store, *rates, **settings):
+    """Return benchmarks of one net in one store that differ in their learning rate only."""
+    recipes = [ldl.Recipe.preset("quick", image_size=32, epochs=3, learning_rate=rate) for rate in rates]
+    return [stores.made_up(store, stores.cells(), ["cnn"], recipe=recipe, **settings) for recipe in recipes]
+
+
+def test_a_second_benchmark_replaces_no_file_of_the_first(tmp_path):
+    """20.2: each benchmark of a store keeps its own settings, grid and samples, and a reader asks which is meant."""
+    first = stores.made_up(tmp_path, stores.cells(), ["cnn"])
+    folder = run_of(first).folder
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert sorted(before) == ["grid.csv", "samples.csv", "settings.toml"]
+    second = stores.made_up(tmp_path, stores.cells(80), ["vgg16"], recipe="quick", seeds=[1])
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    with pytest.raises(StoreError, match=r"holds 2 benchmarks. Give the folder of one instead: ") as asked:
+        read_run(tmp_path)
+    with pytest.raises(StoreError, match="holds 2 benchmarks"):  # of two data sets, so never together
+        read_run(tmp_path, together=True)
+    for bench in (first, second):
+        assert f"{run_of(bench).folder} (4 trials of made_up; " in str(asked.value)
+        run = read_run(run_of(bench).folder)
+        assert run.text == bench.to_toml()
+        pd.testing.assert_frame_equal(run.results, bench.results())
+        assert len(run.samples) == len(bench.dataset)
+        assert run.others == 4
+
+
+def test_a_benchmark_that_is_part_of_another_needs_no_choice(tmp_path):
+    """20.2: a benchmark that was extended by seeds is read as a whole, whichever was run last."""
+    for seeds in ([0], [0, 1], [1]):
+        stores.made_up(tmp_path, stores.cells(), ["cnn"], seeds=seeds)
+    assert set(read_run(tmp_path).results["seed"].dropna()) == {0, 1}
+    assert read_run(tmp_path).others == 0
+
+
+def test_trials_that_differ_in_a_setting_are_told_apart(tmp_path):
+    """20.7: a sweep of the learning rate in one store gives rows with different `changes` and different names."""
+    usual, fast = sweep(tmp_path, 1e-3, 0.01)
+    assert usual.results().set_index("backbone").loc["cnn", "changes"] == "image_size=32"
+    assert fast.results().set_index("backbone").loc["cnn", "changes"] == "image_size=32, learning_rate=0.01"
+    assert (fast.results().set_index("backbone")["changes"].drop("cnn") == "").all()
+    run = read_run(tmp_path, together=True)
+    nets = ["cnn (image_size=32)", "cnn (image_size=32, learning_rate=0.01)"]
+    for frame in (run.results, run.predictions, run.timings, run.grid):
+        found = frame.loc[frame["backbone"].str.startswith("cnn"), "backbone"]
+        assert sorted(found.unique()) == nets
+        assert set(frame["backbone"]) - set(nets) == {"majority", "cell_size", "cell_colour"}
+    assert set(run.histories["backbone"]) == set(nets)
+    board = ldl.leaderboard(run.predictions, results=run.results, timings=run.timings).set_index("backbone")
+    assert board.loc[nets, "trials"].tolist() == [1, 1]
+    assert board.loc[nets, "changes"].tolist() == ["image_size=32", "image_size=32, learning_rate=0.01"]
+
+
+def test_recipes_are_told_apart_by_their_names(tmp_path):
+    """20.7: trials of two recipes that differ in nothing else that is listed are named by their recipes."""
+    for name in ("quick", "from_scratch"):
+        stores.made_up(tmp_path, stores.cells(), ["cnn"], recipe=name)
+    found = set(read_run(tmp_path, together=True).predictions["backbone"])
+    assert {"cnn (quick)", "cnn (from_scratch)"} < found
+
+
+def test_trials_that_cannot_be_told_apart_are_not_read_together(tmp_path, monkeypatch):
+    """20.10: trials of another version of Keras are never mixed with those of this one in one table."""
+    stores.made_up(tmp_path, stores.cells(), ["cnn"])
+    monkeypatch.setattr(grid, "installed_version", {"keras": "9.9"}.get)
+    stores.made_up(tmp_path, stores.cells(), ["cnn"])
+    with pytest.raises(StoreError, match="holds 2 benchmarks"):
+        read_run(tmp_path, together=True)
+
+
+def test_a_record_with_another_digest_than_the_grid_is_left_out(made, tmp_path):
+    """20, mutant 7: a record of another trial in the folder of one is not shown."""
+    copy = tmp_path / "copy"
+    shutil.copytree(made.store.root, copy)
+    path = stores.run_folder(copy) / "grid.csv"
+    run = read_run(copy)
+    trial = run.results["trial"].iloc[-1]
+    digest = run.grid.set_index("trial").loc[trial, "digest"]
+    path.write_text(path.read_text().replace(digest, "0" * 64))
+    assert trial not in set(read_run(copy).results["trial"])
+    assert len(read_run(copy).results) == len(run.results) - 1
+    assert trial in set(read_run(copy).grid["trial"])
 
 
 def test_names_may_be_anything(tmp_path):
-    """A patient called NA, a comma, a quotation mark, a byte that is no UTF-8."""
+    """A patient called NaN-1, a comma, a quotation mark, a byte that is no UTF-8."""
     dataset = stores.cells(40, 8)
-    strange = {"P0": "NA", "P1": 'a,"b"', "P2": "half \udcff", "P3": " spaces "}
+    strange = {"P0": "NaN-1", "P1": 'a,"b"', "P2": "half \udcff", "P3": "two words"}
     table = dataset.table
     for column in ("subject", "group"):
         table[column] = table[column].replace(strange)
@@ -86,9 +164,10 @@ def test_a_plan_writes_nothing_and_a_run_writes_first(tmp_path):
 def test_what_is_damaged_is_refused(made, tmp_path, file, old, new):
     copy = tmp_path / "copy"
     shutil.copytree(made.store.root, copy)
-    text = (copy / file).read_text()
+    path = stores.run_folder(copy) / file
+    text = path.read_text()
     assert old in text
-    (copy / file).write_text(text.replace(old, new, 1))
+    path.write_text(text.replace(old, new, 1))
     with pytest.raises(StoreError, match=r"settings\.toml, grid\.csv or samples\.csv is damaged"):
         read_run(copy)
 
@@ -96,12 +175,32 @@ def test_what_is_damaged_is_refused(made, tmp_path, file, old, new):
 def test_a_trial_of_other_classes_or_images_is_left_out(made, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(made.store.root, copy)
-    samples = copy / "samples.csv"
+    samples = stores.run_folder(copy) / "samples.csv"
     lines = samples.read_text().splitlines()
     samples.write_text("\n".join(lines[:40]) + "\n")
     run = read_run(copy)
     assert (run.results["status"] != "ok").all()
-    settings = copy / "settings.toml"
+    settings = samples.with_name("settings.toml")
     samples.write_text("\n".join(lines) + "\n")
     settings.write_text(settings.read_text().replace('"all",', '"all",\n    "more",'))
     assert (read_run(copy).results["status"] != "ok").all()
+
+
+@pytest.mark.parametrize("name", ["settings.toml", "grid.csv", "samples.csv"])
+def test_the_files_of_a_benchmark_are_regular_and_not_too_large(made, tmp_path, name):
+    """20.39: a pipe or a sparse file of gigabytes as settings, grid or samples is refused at once."""
+    shutil.copytree(made.store.root, tmp_path / "copy")
+    path = stores.run_folder(tmp_path / "copy") / name
+    with path.open("r+b") as file:
+        file.truncate(5 * 10**9)
+    with pytest.raises(StoreError, match="grids is larger than"):  # of all benchmarks together
+        read_run(tmp_path / "copy")
+    with pytest.raises(StoreError, match=rf"is damaged \({name} has more than"):
+        read_run(path.parent)
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(StoreError, match=rf"is damaged \({name} is not a regular file"):
+        read_run(tmp_path / "copy")
+    if name == "settings.toml":
+        with pytest.raises(SettingsError, match="is not a regular file"):
+            ldl.Benchmark.from_toml(path)

@@ -12,14 +12,14 @@ from leukemia_dl.benchmark.trial import Trial
 TRIAL = Trial(
     kind="backbone", backbone="cnn", plugin="leukemia-dl", plugin_version="0.1.0", weights=None, dataset="d", split="s",
     pipeline={"steps": [{"step": "Resize", "size": 96}]}, recipe={"epochs": 3, "name": "quick"}, seed=0,
-    backend="tensorflow", protocol="official_clean", fold=2,
+    backend="tensorflow", protocol="official_clean", fold=2, versions={"results": 1, "keras": "3.15.0"},
 )  # fmt: skip
 # Of TRIAL; it names folders in the stores of users.
-GOLDEN = "ecec9c1087959555"
+GOLDEN = "2647d897a10ec357"
 OTHER = {
     "kind": "baseline", "backbone": "vgg16", "plugin": "other", "plugin_version": "2", "weights": "imagenet",
     "dataset": "e", "split": "t", "pipeline": {"steps": []}, "recipe": None, "seed": 1, "backend": "jax",
-    "protocol": "kfold", "fold": None,
+    "protocol": "kfold", "fold": None, "versions": {"results": 2, "keras": "3.15.0"},
 }  # fmt: skip
 
 
@@ -70,7 +70,7 @@ TRIALS = st.builds(
     Trial, kind=st.sampled_from(["backbone", "baseline"]), backbone=TEXTS, plugin=TEXTS, plugin_version=TEXTS,
     weights=st.none() | TEXTS, dataset=TEXTS, split=TEXTS, pipeline=RECIPES, recipe=st.none() | RECIPES,
     seed=st.none() | st.integers(0, 2**32 - 1), backend=st.none() | TEXTS, protocol=TEXTS,
-    fold=st.none() | st.integers(0, 9),
+    fold=st.none() | st.integers(0, 9), versions=RECIPES,
 )  # fmt: skip
 
 

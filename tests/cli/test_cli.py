@@ -46,7 +46,7 @@ def test_benchmark_tells_and_leaves_everything(finished):
     left = {path.name for path in store.iterdir()}
     assert left == {
         "results.csv", "timings.csv", "predictions.csv", "settings.toml", "trials", "comparison.png",
-        "learning_curves.png", "samples.png", "logs", "grid.csv", "samples.csv",
+        "learning_curves.png", "samples.png", "logs", "grids",
     }  # fmt: skip
     assert (pd.read_csv(store / "results.csv")["status"] == "ok").all()
     assert set(pd.read_csv(store / "predictions.csv")["side"]) == {"val", "test"}

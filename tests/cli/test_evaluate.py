@@ -5,6 +5,7 @@ from typer.testing import CliRunner
 
 import leukemia_dl as ldl
 import stores
+from leukemia_dl.benchmark.stored import run_of
 from leukemia_dl.cli import app
 from leukemia_dl.errors import DataError, SettingsError, StoreError, UnknownNameError
 from predictions import clustered
@@ -39,15 +40,53 @@ def test_the_table_and_a_sentence_per_pair_are_printed(run, file):
     assert "best of 3 on this side" in output
 
 
-def test_a_store_is_read_with_its_costs(run, file):
-    pd.DataFrame({"backbone": ["cnn", "vgg16"], "parameters": [1234, 5678], "status": "ok"}).to_csv(
-        file.with_name("results.csv"), index=False
+def test_a_store_is_read_with_its_costs(run, tmp_path):
+    stores.made_up(tmp_path, stores.cells(), ["cnn", "vgg16"])
+    output = run(tmp_path)
+    assert "4000" in output  # parameters of cnn
+    assert "15" in output  # seconds of vgg16
+
+
+def test_records_are_the_truth_and_exports_are_not_read(run, tmp_path):
+    """20.2: after a second run in Python, `evaluate STORE` shows its trials too, whatever predictions.csv holds."""
+    first = stores.made_up(tmp_path, stores.cells(), ["cnn"])
+    first.predictions().to_csv(tmp_path / "predictions.csv", index=False)
+    for name in ("results", "timings"):
+        (tmp_path / f"{name}.csv").write_text("backbone,parameters,fit_seconds,status\ncnn,77777,88888,failed\n")
+    both = stores.made_up(tmp_path, stores.cells(), ["cnn"], seeds=[0, 1], learned=0.1)
+    output = run(tmp_path)
+    expected = ldl.leaderboard(both.predictions()).set_index("backbone")["accuracy"]
+    (row,) = [line for line in output.splitlines() if "│ cnn " in line]
+    assert [cell.strip() for cell in row.split("│")][3:6] == [f"{expected['cnn']:.3f}", "2", "2"]  # trials, seeds
+    assert not any(text in output for text in ("77777", "88888", "failed"))
+
+
+def test_costs_and_flags_are_of_the_trials_that_are_evaluated(run, tmp_path):
+    """20.2: neither failures nor costs of other benchmarks or protocols of a store are shown."""
+    dataset = stores.cells()
+    stores.made_up(tmp_path, dataset, ["cnn"], recipe="quick", seeds=[0, 1], failed=[1])
+    good = stores.made_up(tmp_path, dataset, ["cnn"], recipe="from_scratch", protocol=["holdout", "kfold"], failed=[4])
+    assert "1 failed" in run(tmp_path / "grids" / grid_of("quick", tmp_path))
+    folder = tmp_path / "grids" / grid_of("from_scratch", tmp_path)
+    assert "failed" not in run(folder, "--protocol", "holdout")
+    assert "1 failed" in run(folder, "--protocol", "kfold")
+    assert folder.name in str(run_of(good).folder)
+
+
+def grid_of(recipe, store):
+    return next(
+        p.name for p in (store / "grids").iterdir() if f'name = "{recipe}"' in (p / "settings.toml").read_text()
     )
-    pd.DataFrame({"backbone": ["cnn"], "fit_seconds": [77.0]}).to_csv(file.with_name("timings.csv"), index=False)
-    output = run(file.parent)
-    assert "1234" in output
-    assert "77" in output
-    assert "1234" not in run(file)
+
+
+def test_a_sweep_in_one_store_is_evaluated_with_a_row_per_setting(run, tmp_path):
+    """20.7: two learning rates in one store are two rows that can be told apart."""
+    for rate in (0.003, 0.01):
+        recipe = ldl.Recipe.preset("quick", learning_rate=rate)
+        stores.made_up(tmp_path, stores.cells(), ["cnn"], recipe=recipe)
+    output = " ".join(run(tmp_path).split())
+    assert "cnn (learning_rate=0.003)" in output
+    assert "cnn (learning_rate=0.01)" in output
 
 
 def test_one_of_several_protocols_is_chosen(run, tmp_path):

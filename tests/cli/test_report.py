@@ -42,7 +42,7 @@ def test_a_data_set_that_has_moved_is_found_by_root(finished, synthetic_root, tm
     store, _ = finished
     copy = tmp_path / "sent"
     shutil.copytree(store, copy)
-    settings = copy / "settings.toml"
+    settings = stores.run_folder(copy) / "settings.toml"
     settings.write_text(settings.read_text().replace(f'root = "{synthetic_root}', 'root = "/nowhere'))
     answer = run("report", copy, "--output", tmp_path / "without.html", "--no-cards")
     assert answer.returncode == 0, answer.stderr

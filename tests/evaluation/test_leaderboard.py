@@ -12,7 +12,7 @@ HEM, ALL = "probability_hem", "probability_all"
 BEST = "best of {} on this side: its value is optimistic"
 FEW = "fewer than 5 groups: 4 of class hem, 4 of class all; 64 of 96 images"
 COLUMNS = ["rank", "backbone", "kind", "accuracy", "low", "high", "better_than", "trials", "seeds", "images", "groups"]
-COLUMNS += ["parameters", "fit_seconds", "images_per_second", "estimand", "flags"]
+COLUMNS += ["parameters", "fit_seconds", "images_per_second", "changes", "estimand", "flags"]
 
 
 def rows_of(backbone, skill, random=0, folds=(0,), seeds=(0,), kind="backbone"):

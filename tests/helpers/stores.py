@@ -1,5 +1,8 @@
 """Stores of benchmarks whose trials were not run but made up: any grid, any outcome, in seconds."""
 
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 
@@ -28,6 +31,12 @@ def cells(count=120, subjects=24, classes=("hem", "all"), size=16, seed=0, title
     return ldl.Dataset.from_arrays(images, labels, list(classes), info, samples=names, subjects=who)
 
 
+def run_folder(store):
+    """Return the folder of the only benchmark in a store."""
+    (folder,) = (Path(store) / "grids").iterdir()
+    return folder
+
+
 def made_up(store, dataset, backbones=("cnn", "vgg16"), *, failed=(), missing=(), learned=1.5, **settings):
     """Write a store as a benchmark leaves it, with probabilities drawn at random around the labels.
 
@@ -49,7 +58,8 @@ def made_up(store, dataset, backbones=("cnn", "vgg16"), *, failed=(), missing=()
                 raise MemoryError("no memory for <b>this</b> one")
             return _outcome(cell, blank.labels, len(dataset.class_names), random, learned)
 
-        bench.store.write(runner._recorded(blank, cell.split, run)[0])
+        record = runner._recorded(blank, cell.split, run)[0]
+        bench.store.write(replace(record, row={**record.row, "changes": cell.changes}))
     return bench
 
 

@@ -76,7 +76,7 @@ def test_what_is_not_there_is_refused(made, tmp_path):
 
 def test_a_card_names_no_folder_and_is_written_into_the_store_only(tmp_path):
     made = stores.made_up(tmp_path / "s", stores.cells(), ["cnn"])
-    settings = tmp_path / "s" / "settings.toml"
+    settings = stores.run_folder(tmp_path / "s") / "settings.toml"
     settings.write_text(settings.read_text().replace("[recipe]", '[recipe]\nweights = "/home/alice/w.h5"'))
     text = model_card(tmp_path / "s", made.results()["trial"][0])
     assert "alice" not in text

@@ -138,7 +138,7 @@ def test_equal_stores_give_equal_pages(finished, tmp_path):
 def test_without_the_data_set_it_says_what_is_missing_and_why(finished, tmp_path):
     store, _, _ = finished
     page = write(store, path=tmp_path / "a.html")
-    assert "the data set was not loaded by its name" in page.text
+    assert "the data set was not loaded by its name from a folder" in page.text
     assert "Every image was looked at" in page.text  # as the store knows
     assert len(page.images) == 9 + 8  # without samples, and images of errors
     copy = tmp_path / "copy"
@@ -225,11 +225,11 @@ def test_what_is_no_store_is_refused(tmp_path, finished):
     shutil.copytree(finished[0], store)
     with pytest.raises(StoreError, match="there is no folder"):
         write_report(store, path=tmp_path / "not" / "there.html")
-    (store / "grid.csv").write_text("a,b\n1,2\n")
+    (stores.run_folder(store) / "grid.csv").write_text("a,b\n1,2\n")
     with pytest.raises(StoreError, match="is damaged"):
         write_report(store)
-    (store / "grid.csv").unlink()
-    with pytest.raises(StoreError, match=r"it has no grid.csv"):
+    (stores.run_folder(store) / "grid.csv").unlink()
+    with pytest.raises(StoreError, match=r"grid.csv cannot be read: No such file"):
         write_report(store)
 
 
@@ -334,6 +334,29 @@ def test_a_wrong_root_is_an_error_and_nothing_is_drawn_there(tmp_path):
     assert not (tmp_path / "cells").exists()
 
 
+def test_a_report_draws_and_fetches_nothing(tmp_path, monkeypatch):
+    """20.39: settings without a root, of cells that are not in the cache, leave the report without images."""
+    monkeypatch.setenv("LEUKEMIA_DL_CACHE", str(tmp_path / "cache"))
+    sizes = {"subjects": 12, "images": 72, "preliminary_images": 12, "final_images": 2}
+    dataset = ldl.Dataset.load("synthetic", **sizes)
+    stores.made_up(tmp_path / "store", dataset, ["cnn"])
+    assert "not readable, where the run has read them" not in write(tmp_path / "store").text
+    settings = stores.run_folder(tmp_path / "store") / "settings.toml"
+    for old, new in (("images = 72", "images = 3000"), ("images = 3000", "images = 72")):
+        settings.write_text(settings.read_text().replace(old, new, 1))
+        assert ("not readable, where the run has read them" in write(tmp_path / "store").text) == (new != "images = 72")
+    shutil.rmtree(tmp_path / "cache")
+    assert "not readable, where the run has read them" in write(tmp_path / "store").text
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_report_names_what_differs_from_the_preset(tmp_path):
+    """20.7: the report's leaderboard says which settings were changed."""
+    recipe = ldl.Recipe.preset("quick", learning_rate=0.01)
+    stores.made_up(tmp_path, stores.cells(), ["cnn"], recipe=recipe)
+    assert "cnnlearning_rate=0.01" in write(tmp_path).text.replace(" ", "")
+
+
 def test_who_called_an_image_what_is_counted_by_class(tmp_path):
     dataset = stores.cells(200, 40, classes=list("abcd"))
     stores.made_up(tmp_path, dataset, seeds=[0, 1, 2], learned=0.3)
@@ -379,7 +402,7 @@ def test_a_store_that_cannot_keep_the_audit_is_reported_on(tmp_path):
 def test_a_step_whose_module_is_not_here_costs_one_figure(tmp_path):
     dataset = stores.cells()
     stores.made_up(tmp_path, dataset)
-    settings = tmp_path / "settings.toml"
+    settings = stores.run_folder(tmp_path) / "settings.toml"
     text = settings.read_text(encoding="utf-8")
     settings.write_text(text.replace('step = "CenterOnCanvas"', 'step = "<b>MyStep"'), encoding="utf-8")
     page = page_of(write_report(tmp_path, dataset=dataset, show_progress=False))

@@ -17,9 +17,11 @@ from leukemia_dl.errors import unknown_name
 from leukemia_dl.preprocess import foreground_mask, is_single_cell, mask_colour, silhouette
 from leukemia_dl.progress import parallel_map
 
-__all__ = ["BASELINES", "CellMeasures", "check_baseline", "measure_cells", "predict_baseline"]
+__all__ = ["BASELINES", "FITTED_BY", "CellMeasures", "check_baseline", "measure_cells", "predict_baseline"]
 
 BASELINES = ("majority", "cell_size", "cell_colour")
+# Distributions whose version changes what a baseline predicts.
+FITTED_BY = {"cell_size": ("scikit-learn",), "cell_colour": ("scikit-learn",)}
 # Images are measured as they are in their files, so at absolute scale. One in fifty may fail to show a single cell.
 _SINGLE_CELL_SHARE = 0.98
 

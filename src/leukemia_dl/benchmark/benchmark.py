@@ -23,7 +23,7 @@ from leukemia_dl.benchmark.grid import Cell, check_shard, grid, shard_of, splits
 from leukemia_dl.benchmark.inputs import Cells, Samples, read_images
 from leukemia_dl.benchmark.processes import Processes
 from leukemia_dl.benchmark.runner import Shared
-from leukemia_dl.benchmark.settings import read_settings, settings_of, write_settings
+from leukemia_dl.benchmark.settings import read_settings, settings_of
 from leukemia_dl.benchmark.store import Store
 from leukemia_dl.benchmark.stored import write_run
 from leukemia_dl.benchmark.trial import Record, Trial
@@ -316,7 +316,7 @@ class Benchmark:
         """
         text = settings_of(self)
         if path is not None:
-            write_settings(Path(path), text)
+            Store(Path(path).parent).write_text(Path(path).name, text)
         return text
 
     @classmethod
@@ -348,8 +348,9 @@ class Benchmark:
     @cached_property
     def _grid(self) -> list[Cell]:
         backbones = {name: (found, self.recipes[name], self._weights[name]) for name, found in self._found.items()}
-        where = (backend_name(), self.pipelines)
-        return grid(self.dataset.fingerprint, self.splits, backbones, self.baselines, self.seeds, *where)
+        usual = {size: self.recipe.pipeline(size, self.dataset.info.canvas) for size in self.pipelines}
+        axes = (self.dataset.fingerprint, self.splits, backbones, self.baselines, self.seeds)
+        return grid(*axes, backend_name(), self.pipelines, usual)
 
     @cached_property
     def _used(self) -> NDArray[np.int64]:
@@ -364,7 +365,7 @@ class Benchmark:
             prepare_elsewhere(self.recipe.precision, self.compute)
 
     def _status(self, record: Record) -> str:
-        lacks_model = record.status == "ok" and not is_kept(self.store, record, self.save_models)
+        lacks_model = record.status == "ok" and not is_kept(self.store, record, self.save_models, False)
         return "no model" if lacks_model else record.status
 
     def _look(self, trial: Trial) -> Record | str:

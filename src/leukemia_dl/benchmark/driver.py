@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from leukemia_dl.benchmark.cost import Costs, duration, size
@@ -13,6 +13,7 @@ from leukemia_dl.benchmark.executors import Executor, Outcome
 from leukemia_dl.benchmark.grid import Cell
 from leukemia_dl.benchmark.inputs import Cells
 from leukemia_dl.benchmark.interrupt import Interruptible
+from leukemia_dl.benchmark.maintenance import remove_leftovers
 from leukemia_dl.benchmark.progress import GridProgress
 from leukemia_dl.benchmark.runner import Listener, Shared, Task, run_baseline
 from leukemia_dl.benchmark.store import Store
@@ -28,11 +29,20 @@ _MESSAGE_RERUN = "Stopping after this epoch; Ctrl-C again stops at once. Trials 
 _MESSAGE = "Stopping after this epoch; Ctrl-C again stops at once. Either way the next run goes on from there."
 
 
-def is_kept(store: Store, record: Record | None, wants_model: bool) -> bool:
-    """Whether the store holds all that is asked for of a trial: its result, and its model if models are saved."""
+def is_kept(store: Store, record: Record | None, wants_model: bool, compare: bool = True) -> bool:
+    """Return whether the store holds the result of a trial and, if it is wanted, its net.
+
+    `compare` compares the net with its checksum; a damaged one is named in a warning.
+    """
     if record is None or record.status == "failed":
         return False
-    return not wants_model or record.trial.kind == "baseline" or store.has_model(record.trial)
+    if not wants_model or record.trial.kind == "baseline":
+        return True
+    name = record.trial.folder
+    problem = store.model_problem(name, compare)
+    if problem and store.has_model(name):
+        _log.warning("%s: %s. The trial runs again.", store.trials / name, problem)
+    return not problem
 
 
 @dataclass
@@ -78,6 +88,7 @@ class Driver:
             TrainingError: If a trial failed and that is to be raised.
             StoreError: If a record cannot be written.
         """
+        remove_leftovers()
         self._open = {cell.trial.digest: cell for cell in to_do}
         self.costs = Costs(self.store.records(arrays=False))
         protocols = len({cell.trial.protocol for cell in self.cells}) > 1
@@ -138,7 +149,7 @@ class Driver:
         self._finish(self._open[trial.digest], outcome.record, outcome.model)
 
     def _finish(self, cell: Cell, record: Record, model: bytes | None) -> None:
-        folder = self.store.folder(cell.trial)
+        record, folder = replace(record, row={**record.row, "changes": cell.changes}), self.store.folder(cell.trial)
         if not self._has_better(record, model):
             self.store.write(record, model)
         if record.exception not in _GONE_ON_WITH:
@@ -159,7 +170,7 @@ class Driver:
         if record.status == "failed":
             _log.warning("%s failed now; its earlier result is kept: %s", record.trial.folder, record.error)
             return True
-        return self.existing == "reuse" and model is None and self.store.has_model(record.trial)
+        return self.existing == "reuse" and model is None and self.store.has_model(record.trial.folder)
 
     def _close(self, cell: Cell, record: Record, reused: bool = False) -> None:
         del self._open[cell.trial.digest]

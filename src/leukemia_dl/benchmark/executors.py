@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
+from leukemia_dl.benchmark.maintenance import temporary_prefix
 from leukemia_dl.benchmark.runner import Listener, Shared, Task, failed_record, run_task
 from leukemia_dl.benchmark.trial import Record
 from leukemia_dl.benchmark.worker import TrialLog, packed, run_packed
@@ -77,7 +78,7 @@ class InProcess:
 
     def run(self, tasks: Iterable[Task], shared: Shared, watcher: Watcher) -> Iterator[Outcome]:
         """Yield an outcome for each of `tasks`, which have `shared` in common; `watcher` follows and may stop them."""
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory(prefix=temporary_prefix()) as folder:
             stop_file = Path(folder) / "stop"
             for task in tasks:
                 if watcher.stopping:

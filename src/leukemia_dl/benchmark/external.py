@@ -13,7 +13,6 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from leukemia_dl.benchmark.baselines import CellMeasures, measure_cells
-from leukemia_dl.benchmark.files import MODEL_FILE, read_sums, sha256_of
 from leukemia_dl.benchmark.frames import CALIBRATED, WATCHED, prediction_frame, result_frame
 from leukemia_dl.benchmark.grid import Cell
 from leukemia_dl.benchmark.inputs import Cells, Images, Samples, read_images
@@ -205,15 +204,9 @@ class _Test:
     def _classifier(self, record: Record) -> Classifier:
         """Load the net of a trial; an error says why there is none."""
         store, trial = self.bench.store, record.trial
-        if not store.has_model(trial):
-            raise StoreError("The trained net is not in the store: run with save_models=True, which makes it again.")
-        folder = store.folder(trial)
-        if sha256_of(folder / MODEL_FILE) != read_sums(folder)[MODEL_FILE]:
-            raise StoreError(
-                f"{folder / MODEL_FILE} is damaged: its checksum is another than when it was written. Delete {folder} "
-                "and run with save_models=True, which makes it again."
-            )
-        return load_classifier(folder)
+        if problem := store.model_problem(trial.folder):
+            raise StoreError(f"{problem}: run with save_models=True, which trains the net again.")
+        return load_classifier(store.folder(trial))
 
     def _images_of(self, pipeline: Pipeline, stored: Pipeline) -> Images:
         """Return the pixels after the part of a net's pipeline that is equal for all splits, read once."""

@@ -15,6 +15,7 @@ import io
 import json
 import os
 import re
+import stat
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -28,11 +29,13 @@ from leukemia_dl.benchmark.trial import WHOLE_NUMBERS, Record, Status, Trial
 from leukemia_dl.errors import StoreError
 
 __all__ = [
-    "DAMAGE", "FORMAT", "MODEL_FILE", "SUMS_FILE", "check_format", "pack", "read_sums", "sha256_of", "sync",
-    "unpack", "write_file",
+    "DAMAGE", "FORMAT", "MODEL_FILE", "MOST_BYTES", "SUMS_FILE", "check_format", "open_file", "pack", "read_file",
+    "read_sums", "sha256_of", "sync", "unpack", "write_file",
 ]  # fmt: skip
 
-FORMAT = 3
+FORMAT = 4
+# Of a file of text; of predictions: in all, and per sample (names of 1,000 characters, 200 classes).
+MOST_BYTES, _MOST_ARRAY_BYTES, _SAMPLE_BYTES = 16 * 2**20, 2**29, 8 * 2**10
 MODEL_FILE = "model.keras"
 SUMS_FILE = "SHA256SUMS"
 RECORD_FILE, HISTORY_FILE, PREDICTIONS_FILE, TRACEBACK_FILE = (
@@ -88,7 +91,7 @@ def unpack(folder: Path, arrays: bool = True) -> Record | None:
         OSError: If a file cannot be read, and one of `DAMAGE` for content that makes no sense.
     """
     try:
-        content = (folder / RECORD_FILE).read_bytes()
+        content = read_file(folder / RECORD_FILE)
     except FileNotFoundError:
         if folder.is_dir() and (folder / SUMS_FILE).exists():
             raise ValueError(f"{RECORD_FILE} is missing") from None
@@ -100,7 +103,7 @@ def unpack(folder: Path, arrays: bool = True) -> Record | None:
         if name == MODEL_FILE:
             continue
         if name not in files:
-            files[name] = (folder / name).read_bytes()
+            files[name] = read_file(folder / name, _MOST_ARRAY_BYTES if name == PREDICTIONS_FILE else MOST_BYTES)
         if hashlib.sha256(files[name]).hexdigest() != expected:
             raise ValueError(f"{name} has another checksum than {SUMS_FILE} says")
     metrics, averaged = (
@@ -109,6 +112,7 @@ def unpack(folder: Path, arrays: bool = True) -> Record | None:
     )
     more: dict[str, Any] = {}
     if arrays:
+        _check_size(files[PREDICTIONS_FILE], saved["row"])
         with np.load(io.BytesIO(files[PREDICTIONS_FILE]), allow_pickle=False) as found:
             more = {name: found[name] for name in _ARRAYS}
         if HISTORY_FILE in files:
@@ -151,7 +155,7 @@ def read_sums(folder: Path) -> dict[str, str]:
         ValueError: If the file is not whole.
         OSError: If it cannot be read.
     """
-    text = (folder / SUMS_FILE).read_text(encoding="ascii")
+    text = read_file(folder / SUMS_FILE).decode("ascii")
     found = {}
     for line in text.splitlines():
         match = _SUM.fullmatch(line)
@@ -163,9 +167,27 @@ def read_sums(folder: Path) -> dict[str, str]:
     return found
 
 
+def open_file(path: Path) -> io.FileIO:
+    """Open a regular file of a store; ValueError if it is a pipe, device or folder, OSError if it cannot be opened."""
+    # Without O_NONBLOCK the opening of a pipe waits for its writer.
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise ValueError(f"{path.name} is not a regular file")
+    return io.FileIO(descriptor)
+
+
+def read_file(path: Path, most: int = MOST_BYTES) -> bytes:
+    """Return the content of a regular file of a store; ValueError if it has more than `most` bytes, or see above."""
+    with open_file(path) as file:
+        if os.fstat(file.fileno()).st_size > most:
+            raise ValueError(f"{path.name} has more than {most:,} bytes")
+        return file.readall()
+
+
 def sha256_of(path: Path) -> str:
-    """Return the SHA-256 of a file as hexadecimal digits."""
-    with path.open("rb") as file:
+    """Return the SHA-256 of a regular file as hexadecimal digits."""
+    with open_file(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -191,6 +213,15 @@ def sync(folder: Path) -> None:
 def _without_nan(metrics: Mapping[str, float]) -> dict[str, float | None]:
     """JSON knows no NaN."""
     return {name: None if np.isnan(value) else float(value) for name, value in metrics.items()}
+
+
+def _check_size(content: bytes, row: Mapping[str, Any]) -> None:
+    """Raise ValueError if predictions would take more memory than those of as many samples as a row counts."""
+    count = sum(int(row.get(name) or 0) for name in ("n_val", "n_test"))
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        size = sum(member.file_size for member in archive.infolist())
+    if size > min(MOST_BYTES + max(count, 0) * _SAMPLE_BYTES, _MOST_ARRAY_BYTES):
+        raise ValueError(f"{PREDICTIONS_FILE} unpacks to {size:,} bytes, too many for {count:,} samples")
 
 
 def _check(record: Record, arrays: bool) -> None:

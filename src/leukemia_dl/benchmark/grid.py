@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from leukemia_dl.benchmark.trial import Trial
+from leukemia_dl.benchmark.baselines import FITTED_BY
+from leukemia_dl.benchmark.trial import RESULTS_VERSION, Trial
 from leukemia_dl.datasets import Dataset, Split, make_splits
 from leukemia_dl.datasets.protocols import WITH_FOLDS
 from leukemia_dl.errors import SettingsError
 from leukemia_dl.identity import CanonicalDict
 from leukemia_dl.models.spec import BackboneSpec
-from leukemia_dl.plugins import DISTRIBUTION, Provided
+from leukemia_dl.plugins import DISTRIBUTION, Provided, installed_version
 from leukemia_dl.preprocess import Pipeline
 from leukemia_dl.training.recipe import Recipe
 
-__all__ = ["Cell", "check_shard", "grid", "shard_of", "splits_of"]
+__all__ = ["Cell", "changes_of", "check_shard", "grid", "shard_of", "splits_of"]
 
 T = TypeVar("T")
 
@@ -31,12 +33,14 @@ class Cell:
         split: Its split.
         size: Side of its images in pixels.
         spec: Its backbone; None for a baseline.
+        changes: Settings that differ from the preset of its recipe; "" for none.
     """
 
     trial: Trial
     split: Split
     size: int
     spec: BackboneSpec | None = None
+    changes: str = ""
 
 
 def grid(
@@ -47,6 +51,7 @@ def grid(
     seeds: Sequence[int],
     backend: str,
     pipelines: Mapping[int, Pipeline],
+    usual: Mapping[int, Pipeline],
 ) -> list[Cell]:
     """Return the cells: by split, then backbone and seed, then baseline.
 
@@ -58,13 +63,18 @@ def grid(
         seeds: One trial of a backbone for each.
         backend: Of Keras.
         pipelines: By size in pixels.
+        usual: Pipelines of the recipe and the data set, by size, from which `pipelines` may differ.
     """
     largest = max(pipelines)
     steps = {size: CanonicalDict(pipeline.to_dict()) for size, pipeline in pipelines.items()}
     recipes = {
         name: CanonicalDict(recipe.to_dict() | {"weights": weights}) for name, (_, recipe, weights) in backbones.items()
     }
-    ours = version(DISTRIBUTION)
+    changes = {
+        name: changes_of(recipe, found.record, pipelines[int(recipe.image_size)], usual[int(recipe.image_size)])
+        for name, (found, recipe, _) in backbones.items()
+    }
+    versions = {name: installed_version(name) for name in ("keras", backend, "scikit-learn")}
     cells = []
     for split in splits:
         where: dict[str, Any] = {"split": split.digest, "protocol": split.protocol, "fold": split.fold}
@@ -76,30 +86,55 @@ def grid(
                     kind="backbone",
                     backbone=name,
                     plugin=found.plugin,
-                    plugin_version=found.version,
+                    plugin_version=None if found.plugin == DISTRIBUTION else found.version,
                     weights=weights,
                     recipe=recipes[name],
                     seed=seed,
                     backend=backend,
                     pipeline=steps[size],
+                    versions={"results": RESULTS_VERSION, **{key: versions[key] for key in ("keras", backend)}},
                     **where,
                 )
-                cells.append(Cell(trial, split, size, found.record))
+                cells.append(Cell(trial, split, size, found.record, changes[name]))
         for name in baselines:
             trial = Trial(
                 kind="baseline",
                 backbone=name,
                 plugin=DISTRIBUTION,
-                plugin_version=ours,
+                plugin_version=None,
                 weights=None,
                 recipe=None,
                 seed=None,
                 backend=None,
-                pipeline=steps[largest],
+                pipeline=None,
+                versions={"results": RESULTS_VERSION, **{key: versions[key] for key in FITTED_BY.get(name, ())}},
                 **where,
             )
             cells.append(Cell(trial, split, largest))
     return cells
+
+
+def changes_of(recipe: Recipe, spec: BackboneSpec, pipeline: Pipeline, usual: Pipeline) -> str:
+    """Return the settings of a recipe for a backbone that differ from its preset: "learning_rate=0.01, rotation=20".
+
+    A recipe that is not named after a preset is compared with the defaults of `Recipe`, and a `pipeline` with the
+    `usual` one of the recipe and the data set.
+    """
+    preset = Recipe.preset(recipe.name) if recipe.name in Recipe.presets() else Recipe()
+    with contextlib.suppress(SettingsError):  # the preset alone does not suit the backbone
+        preset = preset.for_backbone(spec)
+    before = preset.to_dict()
+    changed = {name: value for name, value in recipe.to_dict().items() if value != before[name]}
+    if "weights" in changed:
+        changed["weights"] = Path(recipe.weights or "random").name
+    if pipeline != usual:
+        changed["pipeline"] = " + ".join(map(repr, pipeline.steps))
+    skipped = ("name", "without_weights")
+    return ", ".join(
+        f"{name}={f'{value:g}' if isinstance(value, float) else value}"
+        for name, value in changed.items()
+        if name not in skipped
+    )
 
 
 def splits_of(

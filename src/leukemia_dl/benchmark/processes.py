@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from leukemia_dl.benchmark.executors import Outcome, Watcher
+from leukemia_dl.benchmark.maintenance import temporary_prefix
 from leukemia_dl.benchmark.runner import Listener, Shared, Task, failed_record
 from leukemia_dl.benchmark.worker import RESULT_FILE, SHARED_FILE, TASK_FILE, TrialLog, packed, packed_task, start
 from leukemia_dl.progress import kept_memory
@@ -63,7 +64,7 @@ class Processes:
         free = [_Slot({"CUDA_VISIBLE_DEVICES": gpus[i % len(gpus)]} if len(gpus) > 1 else kept) for i in range(workers)]
         slots, waiting, running = tuple(free), iter(tasks), dict[str, _Trial]()
         events: queue.Queue[str] = queue.Queue()
-        folder = Path(tempfile.mkdtemp(prefix="leukemia-dl-"))
+        folder = Path(tempfile.mkdtemp(prefix=temporary_prefix()))
         stop_file, number, more = folder / "stop", 0, True
         try:
             (folder / SHARED_FILE).write_bytes(packed(shared))

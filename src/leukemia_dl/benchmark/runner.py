@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from leukemia_dl.benchmark.baselines import CellMeasures, predict_baseline
 from leukemia_dl.benchmark.environment import environment
 from leukemia_dl.benchmark.inputs import Images, Samples
+from leukemia_dl.benchmark.maintenance import temporary_prefix
 from leukemia_dl.benchmark.trial import Record, Trial
 from leukemia_dl.datasets import Split, cache_dir
 from leukemia_dl.errors import TimeLimitError
@@ -26,6 +27,7 @@ from leukemia_dl.evaluation import apply_temperature, fit_temperature, score
 from leukemia_dl.models.build import most_readers
 from leukemia_dl.models.classifier import Classifier, predict_logits, softmax
 from leukemia_dl.models.spec import BackboneSpec
+from leukemia_dl.plugins import installed_version
 from leukemia_dl.preprocess import Pipeline
 from leukemia_dl.training.backends import Compute, prepare
 from leukemia_dl.training.callbacks import CallbackFactory
@@ -149,7 +151,7 @@ def run_task(task: Task, shared: Shared, listener: Listener) -> tuple[Record, by
     temperature = record.metrics.get("temperature", 1.0)
     classifier = Classifier(outcome.model, shared.samples.class_names, fitted[0], provenance, temperature)
     try:
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory(prefix=temporary_prefix()) as folder:
             return record, Path(classifier.save(Path(folder) / "model.keras")).read_bytes()
     except Exception as error:  # a layer of a plugin that cannot say what it is
         message = f"The net was trained but cannot be saved: {error}. Mend its layers, or run with save_models=False."
@@ -368,11 +370,11 @@ def _row(trial: Trial, split: Split, samples: Samples, recipe: Recipe | None) ->
     row["dropped"] = split.dropped
     row |= {f"crossing_{what}": count for what, count in split.crossing.items()}
     row["guarantees"] = "; ".join(sorted(split.guarantees))
-    kept = Pipeline.from_dict(dict(trial.pipeline)).keeps_scale
+    kept = trial.pipeline is None or Pipeline.from_dict(dict(trial.pipeline)).keeps_scale
     row["flags"] = _joined([*split.flags, "" if kept else "cells are cropped to: their size is not seen"])
     row |= dict.fromkeys(("parameters", "backend", "device", "precision", "threads", "engine"))
     row["deterministic"] = True
-    return row | {"plugin": trial.plugin, "plugin_version": trial.plugin_version}
+    return row | {"plugin": trial.plugin, "plugin_version": trial.plugin_version or installed_version(trial.plugin)}
 
 
 def _joined(parts: Iterable[str]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import sys
@@ -11,8 +10,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from leukemia_dl.benchmark.files import read_file
 from leukemia_dl.datasets import Dataset
-from leukemia_dl.errors import DataError, LeukemiaDLError, SettingsError, StoreError
+from leukemia_dl.errors import DataError, LeukemiaDLError, SettingsError
 from leukemia_dl.models.backend import backend_name
 from leukemia_dl.models.registry import THIS_PROCESS, find_backbone
 from leukemia_dl.plugins import installed_version
@@ -22,7 +22,7 @@ from leukemia_dl.training.recipe import Recipe
 if TYPE_CHECKING:
     from leukemia_dl.benchmark.benchmark import Benchmark
 
-__all__ = ["read_settings", "settings_of", "write_settings"]
+__all__ = ["read_settings", "settings_of"]
 
 _BENCHMARK = (
     "backbones", "baselines", "protocol", "folds", "n_folds", "seeds", "allow_leakage", "save_models", "device",
@@ -71,21 +71,8 @@ def settings_of(bench: Benchmark) -> str:
         | {name: found for name in _VERSIONED if (found := installed_version(name)) != "unknown"},
     }
     head = "".join(f"# {line}\n" for line in comments)
-    return head + tomli_w.dumps({name: _without_none(part) for name, part in settings.items()})
-
-
-def write_settings(path: Path, text: str) -> None:
-    """Write them to a file, aside first."""
-    path = path.expanduser()
-    aside = path.with_name(f".{path.name}-{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        aside.write_text(text, encoding="utf-8", errors="backslashreplace")
-        aside.replace(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            aside.unlink(missing_ok=True)
-        raise StoreError(f"{path} cannot be written: {error.strerror or error}.") from error
+    text = head + tomli_w.dumps({name: _without_none(part) for name, part in settings.items()})
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def read_settings(path: Path, dataset: Dataset | None, root: str | Path | None) -> tuple[Dataset, dict[str, Any]]:
@@ -101,7 +88,7 @@ def read_settings(path: Path, dataset: Dataset | None, root: str | Path | None) 
         DataError: If the data set is not that of the file.
     """
     try:
-        content = tomllib.loads(path.expanduser().read_text(encoding="utf-8"))
+        content = tomllib.loads(read_file(path.expanduser()).decode())
     except OSError as error:
         raise SettingsError(f"{path} cannot be read: {error.strerror or error}.") from error
     except ValueError as error:

@@ -1,10 +1,8 @@
 """The store: one folder per trial, written aside and moved in place, so that what is there is always whole.
 
-STORE/settings.toml              what was asked for, in full
-STORE/grid.csv                   the trials that this makes
-STORE/samples.csv                the subject and group of each image
-STORE/results.csv                a row per trial; equal between equal runs, rebuilt from the trials
-STORE/timings.csv                seconds, machine and versions of each trial
+STORE/grids/DIGEST/              a benchmark: settings.toml, grid.csv (its trials), samples.csv (patients of images)
+STORE/settings.toml, *.csv       exports for the user, never read back: settings of the last run; results.csv, a row
+                                 per trial, equal between equal runs; timings.csv, seconds, machine and versions
 STORE/trials/NAME-DIGEST/        the record of a trial, see `files`
 STORE/unfinished/NAME-DIGEST/    checkpoints of a fit that has not ended
 STORE/logs/NAME-DIGEST/          log.txt, and what callbacks write
@@ -32,9 +30,12 @@ from leukemia_dl.benchmark.files import (
     DAMAGE,
     FORMAT,
     MODEL_FILE,
+    SUMS_FILE,
     check_format,
     pack,
+    read_file,
     read_sums,
+    sha256_of,
     sync,
     unpack,
     write_file,
@@ -91,7 +92,7 @@ class Store:
             # Now, and not when the tables are written after hours of training. Damage is the business of `take`.
             found = FORMAT
             with contextlib.suppress(OSError, *DAMAGE):
-                found = json.loads(file.read_bytes())["format"]
+                found = json.loads(read_file(file))["format"]
             if found != FORMAT:
                 check_format(file.parent, found)
 
@@ -193,17 +194,21 @@ class Store:
             if record is not None:
                 yield record
 
-    def has_model(self, trial: Trial) -> bool:
-        """Whether the trained net of a trial was kept and is there."""
-        return self.has_model_of(trial.folder)
+    def has_model(self, name: str) -> bool:
+        """Return whether the trained net in a folder of `trials` was kept and is there."""
+        return not self.model_problem(name, compare=False)
 
-    def has_model_of(self, name: str) -> bool:
-        """Whether the trained net in that folder was kept and is there."""
+    def model_problem(self, name: str, compare: bool = True) -> str:
+        """Return why the trained net in a folder of `trials` cannot be used, or ""; `compare` reads it for that."""
         folder = self.trials / name
         try:
-            return MODEL_FILE in read_sums(folder) and (folder / MODEL_FILE).is_file()
-        except (OSError, ValueError):
-            return False
+            expected = read_sums(folder).get(MODEL_FILE)
+            if expected is None or not (folder / MODEL_FILE).is_file():
+                return f"{MODEL_FILE} is not there"
+            whole = not compare or sha256_of(folder / MODEL_FILE) == expected
+        except (OSError, ValueError) as error:
+            return f"{MODEL_FILE} cannot be read: {error}"
+        return "" if whole else f"{MODEL_FILE} has another checksum than {SUMS_FILE} says"
 
     def write(self, record: Record, model: bytes | None = None) -> Path:
         """Keep what a trial left, in place of an earlier record of it, and return its folder.
@@ -242,6 +247,7 @@ class Store:
         path = self.root / name
         aside = path.with_name(f".{path.name}-{uuid.uuid4().hex[:8]}")
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
             write_file(aside, content)
             aside.replace(path)
         except OSError as error:

@@ -15,7 +15,11 @@ from numpy.typing import NDArray
 
 from leukemia_dl.identity import canonical_json
 
-__all__ = ["WHOLE_NUMBERS", "Record", "Status", "Trial"]
+__all__ = ["RESULTS_VERSION", "WHOLE_NUMBERS", "Record", "Status", "Trial"]
+
+# Part of every trial's digest in place of this library's version. Raise it with a change after which equal settings
+# give other numbers, and with no other.
+RESULTS_VERSION = 1
 
 # Columns of a row.
 WHOLE_NUMBERS = (
@@ -35,31 +39,34 @@ class Trial:
         kind: "backbone" or "baseline".
         backbone: Its name.
         plugin: Distribution that provides it.
-        plugin_version: Of that distribution.
+        plugin_version: Of that distribution; None for this library, of which `versions` holds the results version.
         weights: None, a name, or "sha256:..." of a file.
         dataset: Fingerprint of the data set.
         split: Digest of the split.
-        pipeline: `Pipeline.to_dict()`.
+        pipeline: `Pipeline.to_dict()`; None for a baseline, which reads the files as they are.
         recipe: `Recipe.to_dict()`; None for a baseline.
         seed: None for a baseline, which draws nothing.
         backend: Keras backend; None for a baseline.
         protocol: Name of the split's protocol; in the folder's name, and part of `split` already.
         fold: Of the split, if it has one; likewise.
+        versions: Of what computes: `RESULTS_VERSION` as "results", Keras and the backend; scikit-learn for a baseline
+            that is fitted.
     """
 
     kind: Literal["backbone", "baseline"]
     backbone: str
     plugin: str
-    plugin_version: str
+    plugin_version: str | None
     weights: str | None
     dataset: str
     split: str
-    pipeline: Mapping[str, Any]
+    pipeline: Mapping[str, Any] | None
     recipe: Mapping[str, Any] | None
     seed: int | None
     backend: str | None
     protocol: str
     fold: int | None
+    versions: Mapping[str, Any] = field(default_factory=dict)
 
     @cached_property
     def digest(self) -> str:

@@ -226,15 +226,17 @@ def _run(bench: Any, how: dict[str, Any], with_report: bool) -> None:
     _announce(bench)
     frame = bench.run(**how)
     _print_results(bench, frame)
+    from leukemia_dl.benchmark.stored import run_of
     from leukemia_dl.reporting import write_model_cards, write_pictures, write_report
 
     pictures = write_pictures(bench)
     # Of several jobs, the one that ends last has all to report on.
     waits = how["shard"] is not None and _left(bench) > 0
-    report = write_report(bench.store.root, dataset=bench.dataset) if with_report and not waits else None
-    cards = write_model_cards(bench.store.root) if report is not None else []
+    folder = run_of(bench).folder  # the store may hold other benchmarks
+    report = write_report(folder, dataset=bench.dataset) if with_report and not waits else None
+    cards = write_model_cards(folder) if report is not None else []
     typer.echo(f"Store:    {bench.store.root}")
-    typer.echo("Results:  results.csv, timings.csv, predictions.csv, settings.toml, trials/")
+    typer.echo("Results:  results.csv, timings.csv, predictions.csv, settings.toml, grids/, trials/")
     typer.echo(f"Pictures: {', '.join(path.name for path in pictures)}")
     if with_report:
         typer.echo(f"Report:   {'when all parts are done' if report is None else report}")

@@ -13,9 +13,10 @@ from leukemia_dl.errors import DataError, SettingsError, unknown_name
 if TYPE_CHECKING:
     import pandas as pd
 
+    from leukemia_dl.benchmark.stored import StoredRun
+
 __all__ = ["evaluate"]
 
-_FILE = "predictions.csv"
 _NAMES = ("protocol", "sample", "subject", "group", "same_cell", "label", "backbone", "kind", "side")
 
 
@@ -52,13 +53,13 @@ def evaluate(
     """Rank backbones with intervals over groups of patients, and say which of them differ."""
     from leukemia_dl import evaluation
 
-    if csv is not None and csv.exists() and predictions.exists() and csv.samefile(_file(predictions)):
+    if csv is not None and csv.exists() and predictions.exists() and csv.samefile(predictions):
         raise SettingsError(f"--csv {csv} is the file of predictions itself: give another name.")
-    frame, costs = _read(predictions)
+    frame, run = _read(predictions)
     frame = _of_protocol(frame, protocol)
     frame = evaluation.count_once(frame) if once else frame
     settings: dict[str, Any] = {"level": level, "estimand": estimand, "side": side}
-    table = evaluation.leaderboard(frame, metric, **costs, **settings)
+    table = evaluation.leaderboard(frame, metric, **_costs(run, frame), **settings)
     hidden = {"flags", "estimand", "kind", "images", "groups"}
     shown = [name for name in table if not (table[name].isna() | table[name].eq("")).all() and name not in hidden]
     formats = dict.fromkeys(table.select_dtypes("float").columns, ".3f") | {
@@ -95,46 +96,30 @@ def _of_protocol(frame: pd.DataFrame, name: str | None) -> pd.DataFrame:
     return frame[frame["protocol"] == name]
 
 
-def _file(path: Path) -> Path:
-    path = path.expanduser()
-    return path / _FILE if path.is_dir() else path
-
-
-def _read(path: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """Return predictions, and of a store also what is known of costs."""
+def _read(path: Path) -> tuple[pd.DataFrame, StoredRun | None]:
+    """Return the predictions in a file, or those of a store's records with what the store knows of their trials."""
     import pandas as pd
 
-    file = _file(path)
-    if not file.is_file() and path.expanduser().is_dir():
+    file = path.expanduser()
+    if file.is_dir():
         from leukemia_dl.benchmark.stored import read_run
 
-        run = read_run(path)  # of a benchmark in Python, which leaves no such file
+        run = read_run(file, together=True)
         if len(run.predictions):
-            return run.predictions, {"results": run.results, "timings": run.timings}
+            return run.predictions, run
         raise DataError(f"The store {path} holds no predictions: no trial was finished.")
     if not file.is_file():
-        raise DataError(f"There is no file {file}. Give a CSV file of predictions, or a store, which holds {_FILE}.")
+        raise DataError(f"There is no file {file}. Give a CSV file of predictions, or the folder of a store.")
     try:
         # A class may be called NA or None: only what is empty is missing.
-        frame = pd.read_csv(file, dtype=dict.fromkeys(_NAMES, str), keep_default_na=False, na_values=[""])
+        return pd.read_csv(file, dtype=dict.fromkeys(_NAMES, str), keep_default_na=False, na_values=[""]), None
     except Exception as error:  # pandas, its parsers and its decompressors raise about anything
         raise DataError(f"{file} cannot be read as CSV: {' '.join(str(error).split())}") from error
-    costs = {}
-    for name in ("results", "timings"):
-        beside = file.with_name(f"{name}.csv")
-        if path.expanduser().is_dir() and beside.is_file():
-            try:
-                costs[name] = _checked(pd.read_csv(beside))
-            except Exception as error:
-                typer.echo(f"{beside.name} is left out: {' '.join(str(error).split())}", err=True)
-    return frame, costs
 
 
-def _checked(table: pd.DataFrame) -> pd.DataFrame:
-    """Return a table of results or timings whose columns of costs are numbers."""
-    if "backbone" not in table:
-        raise DataError("it has no column backbone")
-    for name in ("parameters", "fit_seconds", "predict_images_per_second"):
-        if name in table:
-            table[name] = table[name].astype(float)
-    return table
+def _costs(run: StoredRun | None, frame: pd.DataFrame) -> dict[str, Any]:
+    """Return the results and timings of the protocols that are evaluated; none of other benchmarks in the store."""
+    if run is None:
+        return {}
+    results = run.results[run.results["protocol"].isin(frame["protocol"])]
+    return {"results": results, "timings": run.timings[run.timings["trial"].isin(results["trial"])]}

@@ -31,7 +31,7 @@ def show_all(store: StoreFolder) -> None:
     for entry in found:
         said = {**entry.record.metrics, **entry.record.timings} if entry.record else {}
         row: dict[str, Any] = {"trial": entry.name, "status": entry.status}
-        row["recipe"] = (entry.record.row.get("recipe") or "") if entry.record else ""
+        row |= {name: (entry.record.row.get(name) or "") if entry.record else "" for name in ("recipe", "changes")}
         row |= {name: float(said.get(name, "nan")) for name in ("accuracy", "loss", "seconds")}
         row["finished"] = said.get("finished", "")
         rows.append(row | {"size": f"{_size(entry.size):>8}", "model": "yes" if entry.model else "no"})
@@ -66,7 +66,7 @@ def show(
         raise typer.Exit(1)
     facts = record.trial.to_dict()
     facts["dataset"] = " ".join(filter(None, (record.row.get("dataset"), facts["dataset"])))
-    facts["pipeline"] = ", ".join(str(step.get("step")) for step in facts["pipeline"].get("steps", []))
+    facts["pipeline"] = ", ".join(str(step.get("step")) for step in (facts["pipeline"] or {}).get("steps", []))
     facts["recipe"] = ", ".join(f"{name} {value}" for name, value in (facts["recipe"] or {}).items())
     counts = {name: value for name, value in record.row.items() if name not in facts and name != "flags"}
     _print_facts(record.trial.folder, {"digest": record.trial.digest, "status": record.status, **facts, **counts})
@@ -111,17 +111,15 @@ def verify(store: StoreFolder) -> None:
     """Compare every file of every trial with its checksum, trained nets included; exit status 1 if one is damaged."""
     from leukemia_dl.benchmark import maintenance
 
-    found = maintenance.verify(maintenance.open_store(store))
-    for finding in found.findings:
-        typer.echo(
-            f"{finding.name}: {finding.problem}" if finding.damaged else f"note: {finding.name}: {finding.problem}"
-        )
-    counted = f"{_count(found.records, 'record')}, {_count(found.files, 'file')}, {_size(found.size)}"
-    if not found.damaged:
-        typer.echo(f"OK: {counted}")
+    opened = maintenance.open_store(store)
+    damaged, count = maintenance.verify(opened), _count(len(opened.names()), "record")
+    for name, problem in damaged.items():
+        typer.echo(f"{name}: {problem}")
+    if not damaged:
+        typer.echo(f"OK: {count}")
         return
-    typer.echo(f"DAMAGED: {found.damaged:,} of {counted}")
-    typer.echo("The same benchmark, run again, puts damaged records into quarantine and their trials run anew.")
+    typer.echo(f"DAMAGED: {len(damaged):,} of {count}")
+    typer.echo("Run the same benchmark again: it runs the trials of these records anew.")
     raise typer.Exit(1)
 
 
@@ -134,7 +132,7 @@ def gc(
         bool, typer.Option("--models", help="The trained nets, too; only a run with --no-models does without them.")
     ] = False,
 ) -> None:
-    """List, or delete, what is not needed: half-written records, checkpoints of finished trials, the quarantine."""
+    """List, or delete: records and fits that were not finished and not touched for a day, and the quarantine."""
     import pandas as pd
 
     from leukemia_dl.benchmark import maintenance

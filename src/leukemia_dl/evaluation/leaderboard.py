@@ -42,7 +42,7 @@ def leaderboard(
         frame: The prediction frame, see `evaluate`.
         metric: The one metric, to be chosen before the results are seen. Where none is better (`prevalence`,
             calibration's slope and intercept) there are no ranks.
-        results: `Benchmark.results()`, for parameters and for trials that failed.
+        results: `Benchmark.results()`, for parameters, changed settings and trials that failed.
         timings: `Benchmark.timings()`, for seconds.
         level: Of the intervals and comparisons.
         estimand: "models" or "procedure", see `evaluate`.
@@ -51,7 +51,8 @@ def leaderboard(
     Returns:
         A row per backbone and baseline that has predictions, best first: `rank, backbone, kind, <metric>, low, high`
         (or `low_image_level, high_image_level`), `better_than, trials, seeds, images, groups, parameters, fit_seconds`
-        (mean of the trials), `images_per_second` (predicting), `estimand`, `flags`.
+        (mean of the trials), `images_per_second` (predicting), `changes` (to the preset of the recipe), `estimand`,
+        `flags`.
 
     Raises:
         DataError: If the frame is not one of predictions.
@@ -77,10 +78,13 @@ def leaderboard(
         given = next((one for one in (results, timings) if one is not None and source in one), None)
         known = given.groupby("backbone")[source].agg(how) if given is not None else pd.Series(dtype=float)
         table[column] = table["backbone"].map(known).astype("Int64" if column == "parameters" else "float64")
+    rows = results if results is not None and "changes" in results else pd.DataFrame(columns=["backbone", "changes"])
+    changes = dict(zip(rows["backbone"], rows["changes"], strict=True))
+    table["changes"] = [changes.get(name, "") for name in table["backbone"]]
     table["flags"] = _flags(table, chosen, results)
     ends = [name for name in table if str(name).startswith(("low", "high"))]
     front = ["rank", "backbone", "kind", "value", *ends, "better_than", "trials", "seeds", "images", "groups"]
-    return table[[*front, *_COSTS, "estimand", "flags"]].rename(columns={"value": metric})
+    return table[[*front, *_COSTS, "changes", "estimand", "flags"]].rename(columns={"value": metric})
 
 
 def _trials(chosen: pd.DataFrame) -> pd.Series:

@@ -106,7 +106,7 @@ def _card(run: StoredRun, trial: str) -> str:
         "metrics": _metrics(own),
         "worst": _worst_groups(test),
         "timing": _plain(timings[timings["trial"] == trial].iloc[0]),
-        "has_model": run.store.has_model_of(trial),
+        "has_model": run.store.has_model(trial),
         "version": pages.version(),
     }
     return pages.render_markdown("model_card.md", context)

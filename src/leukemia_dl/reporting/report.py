@@ -13,10 +13,12 @@ import numpy as np
 import pandas as pd
 from jinja2 import UndefinedError
 
-from leukemia_dl.benchmark.settings import write_settings
+from leukemia_dl.benchmark.files import read_file
+from leukemia_dl.benchmark.store import Store
 from leukemia_dl.benchmark.stored import StoredRun, read_run
 from leukemia_dl.datasets import Dataset
 from leukemia_dl.datasets.cache import user_path
+from leukemia_dl.datasets.sources.synthetic import synthetic_folder
 from leukemia_dl.errors import DataError, LeukemiaDLError, StoreError, UnknownNameError
 from leukemia_dl.evaluation import published_results
 from leukemia_dl.progress import track
@@ -29,6 +31,7 @@ __all__ = ["REPORT_FILE", "write_report"]
 
 REPORT_FILE, _AUDIT_FILE = "report.html", "audit.json"
 _MOST_FIGURES, _ERRORS, _FINDINGS = 20, 12, 25
+_AUDIT_BYTES = 128 * 2**20
 _COLUMNS = ("accuracy", "loss", "balanced_accuracy", "auroc")
 _UNCORRECTED = ", not one of the comparisons that were corrected for their number"
 # What records and files that no benchmark wrote may lead to.
@@ -79,24 +82,25 @@ def write_report(
         ) from error
     # A name of a file that is not UTF-8 stays what it is behind a backslash.
     text = text.encode("utf-8", "backslashreplace").decode("utf-8")
-    if target is None:
-        return run.store.write_text(REPORT_FILE, text)
-    write_settings(target, text)
-    return target
+    target = run.store.root / REPORT_FILE if target is None else target
+    return Store(target.parent).write_text(target.name, text)
 
 
 def _dataset_of(run: StoredRun, dataset: Dataset | None, root: str | Path | None) -> tuple[Dataset | None, str]:
     """Return the labelled data set of a run, or None and why it cannot be had, without names of folders."""
     said = run.settings["dataset"]
-    place = root or said.get("root")
-    if dataset is None and place is None and "options" not in said:
-        return None, "the data set was not loaded by its name, so that it cannot be loaded again"
+    place, options = root or said.get("root"), dict(said.get("options", {}))
     try:
-        # A data set that is drawn where it is not there is not wanted at somebody else's address.
-        if dataset is None and place is not None and not _is_there(str(said["name"]), user_path(place)):
+        if dataset is None and place is None and said["name"] == "synthetic" and "options" in said:
+            cohort = {name: value for name, value in options.items() if name not in ("workers", "show_progress")}
+            place = synthetic_folder(**cohort)
+        if dataset is None and place is None:
+            return None, "the data set was not loaded by its name from a folder, so that it cannot be loaded again"
+        # A report reads what is there. It draws and fetches nothing, whatever the settings of a store ask for.
+        if dataset is None and not _is_there(str(said["name"]), user_path(place)):
             raise DataError(f"The data set {said['name']!r} is not at {place}.")
         if dataset is None:
-            dataset = Dataset.load(str(said["name"]), root=place, **said.get("options", {}))
+            dataset = Dataset.load(str(said["name"]), root=place, **options)
         dataset = dataset.subset(dataset.labels >= 0)
     except (LeukemiaDLError, OSError, TypeError, ValueError) as error:
         if root is not None:
@@ -125,7 +129,7 @@ def _audit(run: StoredRun, dataset: Dataset | None, show: bool) -> dict[str, Any
     """Return the audit of a data set, which the store keeps: it takes as long as reading every image."""
     path, fingerprint = run.store.root / _AUDIT_FILE, run.settings["dataset"]["fingerprint"]
     try:
-        known = json.loads(path.read_text(encoding="utf-8"))
+        known = json.loads(read_file(path, _AUDIT_BYTES))
         if known["fingerprint"] == fingerprint:
             found = dict(known["audit"])
             _areas(found), _audit_summary(found), [row["name"] for row in found["counts"]]

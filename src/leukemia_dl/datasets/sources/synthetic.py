@@ -51,16 +51,21 @@ def read_synthetic(
         DataError: If `root` holds something else or cannot be written.
     """
     from leukemia_dl.datasets.synthetic import SyntheticCohort, write_dataset
-    from leukemia_dl.datasets.synthetic.cohort import GENERATOR_VERSION
 
     if workers is not None and (isinstance(workers, bool) or not isinstance(workers, int) or workers < 1):
         raise SettingsError(f"workers must be a whole number of at least 1. Received: {workers!r}.")
     cohort = SyntheticCohort(**settings)
-    root = None if root is None else user_path(root)
-    if root is None:
-        root = cache_dir() / f"synthetic-{identity.digest([GENERATOR_VERSION, dataclasses.asdict(cohort)])[:12]}"
+    root = synthetic_folder(**settings) if root is None else user_path(root)
     # Its subjects H2 and H4, say, are two people: the linked names of C-NMC mean nothing here.
     return read_c_nmc(write_dataset(root, cohort, workers=workers, show_progress=show_progress), INFO, linked=())
+
+
+def synthetic_folder(**settings: int) -> Path:
+    """Return the folder in the cache for cells drawn with these fields of `SyntheticCohort`, drawn or not."""
+    from leukemia_dl.datasets.synthetic.cohort import GENERATOR_VERSION, SyntheticCohort
+
+    values = dataclasses.asdict(SyntheticCohort(**settings))
+    return cache_dir() / f"synthetic-{identity.digest([GENERATOR_VERSION, values])[:12]}"
 
 
 @hookimpl

@@ -1,0 +1,88 @@
+"""Which trials a benchmark asks for, what names them, and what their recipes changed."""
+
+import dataclasses
+
+import pytest
+
+import leukemia_dl as ldl
+import stores
+from leukemia_dl.benchmark import grid
+from leukemia_dl.benchmark.grid import changes_of
+
+DATASET = stores.cells(60, 12)
+
+
+def plan(store, **settings):
+    settings = {"recipe": stores.RECIPE, "protocol": "holdout", **settings}
+    return ldl.Benchmark(DATASET, ["cnn"], store=store, **settings)
+
+
+def digests(store, **settings):
+    return plan(store, **settings).plan().set_index("backbone")["digest"].to_dict()
+
+
+def test_versions_that_compute_name_a_trial_and_that_of_this_library_does_not(tmp_path, monkeypatch):
+    """20.10: a release of this library keeps every trial, a new Keras or backend makes new ones."""
+    versions = {"leukemia-dl": "1.0", "keras": "3.1", "tensorflow": "2.1", "jax": "0.9", "scikit-learn": "1.8"}
+    monkeypatch.setattr(grid, "installed_version", versions.__getitem__)
+    before = digests(tmp_path)
+    versions["leukemia-dl"] = "1.1"
+    assert digests(tmp_path) == before
+    backend = plan(tmp_path)._grid[0].trial.backend
+    for name, changed in (("keras", {"cnn"}), (backend, {"cnn"}), ("scikit-learn", {"cell_size", "cell_colour"})):
+        old = digests(tmp_path)
+        versions[name] += ".9"
+        assert {key for key, value in digests(tmp_path).items() if value != old[key]} == changed
+    monkeypatch.setattr(grid, "RESULTS_VERSION", grid.RESULTS_VERSION + 1)
+    assert not set(digests(tmp_path).values()) & set(before.values())
+
+
+def test_a_plugin_keeps_its_own_version(tmp_path, monkeypatch):
+    """20.10: the version of the plugin that provides a backbone names its trials."""
+    spec = dataclasses.replace(ldl.get_backbone("cnn"), name="of_a_script")
+    ldl.register_backbone(spec, replace=True)
+    (trial,) = [cell.trial for cell in ldl.Benchmark(
+        DATASET, ["of_a_script"], recipe=stores.RECIPE, protocol="holdout", baselines=[], store=tmp_path
+    )._grid]  # fmt: skip
+    assert trial.plugin == "this process"
+    assert trial.plugin_version.startswith("source ")
+    assert plan(tmp_path)._grid[0].trial.plugin_version is None
+
+
+def test_a_baseline_is_named_by_what_it_uses_only(tmp_path):
+    """20.10: `majority` is one trial in a store with two image sizes, recipes and pipelines, not two."""
+    first = digests(tmp_path)
+    other = digests(tmp_path, recipe=ldl.Recipe(image_size=64), pipeline=ldl.Pipeline.source_v1)
+    assert first.pop("cnn") != other.pop("cnn")
+    assert first == other
+    (trial, *_) = [cell.trial for cell in plan(tmp_path)._grid if cell.spec is None]
+    assert (trial.pipeline, trial.recipe, trial.backend, trial.seed) == (None, None, None, None)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "expected"),
+    [
+        (ldl.Recipe.preset("quick"), ""),
+        (ldl.Recipe.preset("quick", learning_rate=0.01, rotation=20), "learning_rate=0.01, rotation=20"),
+        # `cnn` has no weights: what replaces them in the preset is no change, and what replaces that is one.
+        (ldl.Recipe.preset("finetune"), ""),
+        (ldl.Recipe.preset("finetune", epochs=5), "epochs=5"),
+        (ldl.Recipe.preset("linear_probe", epochs=2, weights=None), "weights=random, epochs=2"),
+        (ldl.Recipe(name="mine", batch_size=8), "batch_size=8"),
+    ],
+)
+def test_changes_are_those_to_the_preset_as_it_is_for_the_backbone(recipe, expected):
+    """20.7: `changes` holds each setting that differs from the preset, and no other."""
+    spec = ldl.get_backbone("cnn")
+    recipe = recipe.for_backbone(spec)
+    usual = recipe.pipeline(int(recipe.image_size), None)
+    found = changes_of(recipe, spec, usual, usual)
+    assert sorted(found.split(", ")) == sorted(expected.split(", "))
+
+
+def test_another_pipeline_is_a_change_and_a_file_of_weights_is_named_without_its_folder(tmp_path):
+    """20.7: trials that differ in the preprocessing only are told apart too."""
+    recipe = ldl.Recipe.preset("finetune", weights=str(tmp_path / "w.h5"))
+    spec, usual = ldl.get_backbone("vgg16"), ldl.Pipeline.decode_only()
+    found = changes_of(recipe.for_backbone(spec), spec, usual.then(ldl.preprocess.PadToSquare()), usual)
+    assert found == "weights=w.h5, pipeline=PadToSquare()"
