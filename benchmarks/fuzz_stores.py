@@ -196,7 +196,7 @@ def read(folder: Path, report: bool = False) -> list[Callable[[], object]]:
 
     def frames() -> None:
         run = read_run(folder)
-        parts = (run.results, run.timings, run.histories, run.predictions, run.missing)
+        parts = (run.results, run.timings, run.histories, run.predictions)
         assert run.others + sum(map(len, parts)) >= 0
 
     ways: list[Callable[[], object]] = [

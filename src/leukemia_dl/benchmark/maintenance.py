@@ -27,7 +27,6 @@ __all__ = ["Entry", "Item", "delete", "entries", "find_trial", "items", "open_st
 
 # Seconds: what was touched since then may be in use.
 _DAY = 86_400.0
-_NEAR = 5
 _TEMPORARY = "leukemia-dl-"
 Kind = Literal["unfinished", "quarantined", "failed", "model"]
 
@@ -115,9 +114,9 @@ def find_trial(store: Store, text: str) -> str:
     if len(found) == 1:
         return found[0]
     if found:
-        more = ", ..." if len(found) > _NEAR else ""
+        more = ", ..." if len(found) > 5 else ""
         raise SettingsError(
-            f"{len(found)} trials begin with {text!r}: {', '.join(found[:_NEAR])}{more}. Give more of the name, or "
+            f"{len(found)} trials begin with {text!r}: {', '.join(found[:5])}{more}. Give more of the name, or "
             "the beginning of the digest at its end."
         )
     raise UnknownNameError(

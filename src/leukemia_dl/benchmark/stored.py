@@ -185,7 +185,7 @@ def read_run(folder: str | Path, together: bool = False) -> StoredRun:
     store = Store(root.parent.parent if alone else root)
     # The settings are written last: a folder without them is being written.
     folders = [path for path in ([root] if alone else paths_in(root / GRIDS)) if (path / SETTINGS_FILE).exists()]
-    if sum(file.stat().st_size for path in folders for file in path.iterdir()) > _ALL_BYTES and not alone:
+    if sum(file.lstat().st_size for path in folders for file in path.iterdir()) > _ALL_BYTES and not alone:
         raise StoreError(f"{root / GRIDS} is larger than {_ALL_BYTES:,} bytes. Give the folder of one benchmark there.")
     if not folders:
         raise StoreError(
