@@ -74,7 +74,7 @@ def doctor() -> None:
             typer.echo(f"{name:<14}not installed")
     fine = _check_backend()
     fine &= _check_folders()
-    typer.echo(f"              {limit_line()}")
+    typer.echo(f"{'Cache limit':<14}{limit_line()}")
     problems = _tell_plugins()
     ready = "Ready, but for the plugins named above." if problems else "Ready."
     typer.echo(ready if fine else "Not ready: see above.")
