@@ -76,7 +76,28 @@ def decode_image(source: str | Path | bytes) -> NDArray[np.uint8]:
             cannot be decoded, or is made to take long (a JPEG of thousands of scans, a TIFF whose strips overlap). The
             message names the file and the reason.
     """
-    return writable(decode_shared(source))
+    name = f"<{len(source):,} bytes>" if isinstance(source, bytes) else str(source)
+    try:
+        repeats = _repeats(source)
+        if repeats > _MOST_REPEATS:
+            raise _Refused(f"it has {repeats:,} scans or colour profiles, more than {_MOST_REPEATS}: save it anew")
+        with Image.open(_opened(source), formats=FORMATS) as image:
+            _bound_work(image, repeats)
+            deep = image.format != "BMP" and any(part in str(image.tile) for part in (";16", ";12"))
+            image.decodermaxblock = _BLOCK
+            image.load()
+            _orient(image, name)
+            return _to_rgb(_to_8_bits(image, source, name) if deep else image)
+    except _Refused as error:
+        reason = str(error)
+        cause: Exception | None = None
+    except UnidentifiedImageError as error:
+        reason, cause = f"it is none of {', '.join(FORMATS)}, or of a kind that cannot be read", error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        reason, cause = f"it has more than the {MAX_PIXELS:,} pixels allowed", error
+    except Exception as error:  # a damaged file makes Pillow's decoders raise about anything
+        reason, cause = f"it is damaged or cut off ({_first_line(error)})", error
+    raise ImageError(f"Cannot read the image {name}: {reason}.") from cause
 
 
 def is_system_file(path: str | Path) -> bool:
@@ -125,37 +146,6 @@ def warn_left_out(root: Path, names: Sequence[str], why: str) -> None:
 
 def _suffix(name: str) -> str:
     return os.path.splitext(name)[1].lower()  # noqa: PTH122
-
-
-def writable(array: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Return the array, or a copy of one that is read-only."""
-    return array if array.flags.writeable else array.copy()
-
-
-def decode_shared(source: str | Path | bytes) -> NDArray[np.uint8]:
-    """Do what `decode_image` does, without the last copy: the array may be read-only."""
-    name = f"<{len(source):,} bytes>" if isinstance(source, bytes) else str(source)
-    try:
-        repeats = _repeats(source)
-        if repeats > _MOST_REPEATS:
-            raise _Refused(f"it has {repeats:,} scans or colour profiles, more than {_MOST_REPEATS}: save it anew")
-        with Image.open(_opened(source), formats=FORMATS) as image:
-            _bound_work(image, repeats)
-            deep = image.format != "BMP" and any(part in str(image.tile) for part in (";16", ";12"))
-            image.decodermaxblock = _BLOCK
-            image.load()
-            _orient(image, name)
-            return _to_rgb(_to_8_bits(image, source, name) if deep else image)
-    except _Refused as error:
-        reason = str(error)
-        cause: Exception | None = None
-    except UnidentifiedImageError as error:
-        reason, cause = f"it is none of {', '.join(FORMATS)}, or of a kind that cannot be read", error
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        reason, cause = f"it has more than the {MAX_PIXELS:,} pixels allowed", error
-    except Exception as error:  # a damaged file makes Pillow's decoders raise about anything
-        reason, cause = f"it is damaged or cut off ({_first_line(error)})", error
-    raise ImageError(f"Cannot read the image {name}: {reason}.") from cause
 
 
 def check_image(image: Any, batch: bool = False) -> NDArray[np.uint8]:
@@ -274,7 +264,7 @@ def _to_rgb(image: Image.Image) -> NDArray[np.uint8]:
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", rgba.size, (0, 0, 0, 255)), rgba)
-    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"), dtype=np.uint8)
+    return np.array(image if image.mode == "RGB" else image.convert("RGB"), dtype=np.uint8)
 
 
 def _first_line(error: Exception) -> str:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from leukemia_dl import identity
 from leukemia_dl.errors import ImageError, SettingsError, unknown_name
 from leukemia_dl.notebook import for_notebooks
-from leukemia_dl.preprocess.decode import check_image, decode_image, decode_shared, writable
+from leukemia_dl.preprocess.decode import check_image, decode_image
 from leukemia_dl.preprocess.geometry import CenterOnCanvas, PadToSquare, Resize
 from leukemia_dl.preprocess.steps import STEPS, Step
 
@@ -159,7 +159,7 @@ class Pipeline:
             ImageError: If it cannot be decoded; the message names the file.
             SettingsError: If a step was not fitted.
         """
-        return writable(self._one(decode_shared(path)))
+        return self._one(decode_image(path))
 
     @property
     def output_size(self) -> int | None:
