@@ -250,7 +250,7 @@ def _try(found: dict[str, Any], what: str, ways: list[Callable[[], object]], lim
     for way in ways:
         started, outcome = time.process_time(), "read"
         try:
-            with _in_time(HANGS_SECONDS), warnings.catch_warnings():
+            with _in_time(HANGS_SECONDS * (1 if limit == SLOWEST_SECONDS else 20)), warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 way()
         except LeukemiaDLError:
@@ -285,7 +285,7 @@ def fuzz(
         for number in range(stores):
             rng = np.random.default_rng([seed, 0, number])
             if watch:
-                faulthandler.dump_traceback_later(5 * HANGS_SECONDS, exit=True)
+                faulthandler.dump_traceback_later(25 * HANGS_SECONDS, exit=True)
             shutil.copytree(whole, copy)
             done = [spoil(rng, copy, megabytes) for _ in range(int(rng.integers(1, 3)))]
             for trial in copy.glob("trials/*") if rng.random() < 0.7 else ():
@@ -300,7 +300,7 @@ def fuzz(
         for number in range(models):
             rng = np.random.default_rng([seed, 1, number])
             if watch:
-                faulthandler.dump_traceback_later(5 * HANGS_SECONDS, exit=True)
+                faulthandler.dump_traceback_later(25 * HANGS_SECONDS, exit=True)
             kind, content = spoiled_model(rng, megabytes)
             file = Path(folder) / "hostile.keras"
             file.write_bytes(content)
