@@ -77,7 +77,15 @@ INTERNAL = {
     "leukemia_dl.datasets.archives": ("require_space",),
     "leukemia_dl.datasets.audit": ("SEVERITIES",),
     "leukemia_dl.datasets.verify": ("STATUSES",),
-    "leukemia_dl.plugins": ("PROJECT", "Provided", "collect", "forget", "hookspec", "installed_version"),
+    "leukemia_dl.plugins": (
+        "PROJECT",
+        "Provided",
+        "collect",
+        "forget",
+        "hookspec",
+        "installed_version",
+        "problems_with",
+    ),
     "leukemia_dl.training.callbacks": ("make_callbacks",),
 }
 WHAT_TO_DO = (
