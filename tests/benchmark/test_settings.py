@@ -219,3 +219,16 @@ def test_no_wrong_type_anywhere_ends_in_a_traceback(dataset, tmp_path, monkeypat
             except ldl.errors.LeukemiaDLError:
                 refused += 1
     assert refused > 100
+
+
+def test_a_class_that_was_left_out_is_left_out_again(tmp_path, write_image):
+    """20.32: the settings remember classes that were left out, and `report --root` reads the same images."""
+    for number in range(30):
+        write_image(tmp_path / "cells" / ("hem", "all", "odd")[number % 3] / f"{number}.png", number, 32)
+    dataset = ldl.Dataset.load("folder", tmp_path / "cells").drop_classes(["odd"])
+    bench = ldl.Benchmark(dataset, ["cnn"], protocol="random", allow_leakage=True, store=tmp_path / "store")
+    bench.to_toml(tmp_path / "settings.toml")
+    (tmp_path / "cells").rename(tmp_path / "moved")
+    again = ldl.Benchmark.from_toml(tmp_path / "settings.toml", root=tmp_path / "moved")
+    assert again.dataset.class_names == ("all", "hem")
+    assert again.dataset.fingerprint == bench.dataset.fingerprint

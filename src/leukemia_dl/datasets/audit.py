@@ -76,6 +76,10 @@ class AuditReport:
 
     def __str__(self) -> str:
         lines = [f"Audit of {self._headline()}"]
+        for of, rows in self.counts[self.counts["of"].isin(["class", "split", "fold"])].groupby("of", sort=False):
+            lines.append(
+                f"  {of}: " + ", ".join(f"{name} {count:,}" for _, name, count in rows[["name", "count"]].itertuples())
+            )
         for (severity, kind), rows in self.findings.groupby(["severity", "kind"], sort=False):
             lines.append(f"  {severity}: {kind}, {len(rows):,}")
             for row in rows.head(_SHOWN).itertuples():

@@ -82,8 +82,8 @@ def one_spelling(names: pd.Series[Any], what: str, wanted: Sequence[str] = ()) -
     if several := [key for key, spellings in found.items() if len(spellings) > 1]:
         example = ", ".join(map(repr, found[several[0]]))
         _log.warning(
-            "%d %s have several spellings, such as %s: each is taken for one (%r), since the spellings differ in case, "
-            "spaces or a trailing .0 only", *(len(several), what, example, chosen[several[0]])
+            "%s with several spellings: %d, such as %s, which are taken for one (%r). Spellings that differ in case, "
+            "spaces or a trailing .0 only are one name", *(what.capitalize(), len(several), example, chosen[several[0]])
         )  # fmt: skip
     return names.map(lambda name: chosen[name_key(name)], na_action="ignore")
 
