@@ -71,6 +71,19 @@ def test_na_is_no_patient(folder: Path) -> None:
     assert table["label"].tolist() == ["hem", "NA"]  # a class may be called so
 
 
+def test_rows_of_system_files_are_left_out(
+    folder: Path, write_image: Callable[..., Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    """20.18: a table that a script made of all files names thumbnails and copies too."""
+    names = ["images/0.png", "images/1.png", "images/@eaDir/2.png", "images/._0.png", ".ipynb_checkpoints/3.png"]
+    for number, name in enumerate(names):
+        write_image(folder / name, number)
+    rows = [f"{name},{'ab'[number % 2]}" for number, name in enumerate(names)]
+    dataset = Dataset.from_csv(save(folder, "\n".join(["path,label", *rows])))
+    assert dataset.table["sample"].tolist() == names[:2]
+    assert "left out 3 rows that name hidden or system files, such as 'images/@eaDir/2.png'" in caplog.text
+
+
 def test_root_and_absolute_paths_give_the_same_ids(folder: Path) -> None:
     inner = folder / "tables"
     inner.mkdir()

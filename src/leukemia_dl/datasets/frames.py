@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from leukemia_dl.datasets.columns import COLUMNS, one_spelling
 from leukemia_dl.datasets.dataset import Dataset, DatasetInfo
 from leukemia_dl.errors import DataError, SettingsError
-from leukemia_dl.preprocess.decode import check_image
+from leukemia_dl.preprocess.decode import check_image, is_system_file
 
 __all__ = ["CANVAS", "class_list", "merge", "on_canvas", "read_arrays", "read_frame"]
 
@@ -74,7 +74,12 @@ def read_frame(
     table["path"] = paths = _absolute(table["path"], start, where)
     if "sample" not in table:
         table["sample"] = _ids(paths, start)
-    return Dataset(table, names, info)
+    below = _ids(paths, Path(os.path.commonpath([str(Path(path).parent) for path in paths])))
+    hidden = np.array([any(map(is_system_file, name.split("/"))) for name in below])
+    if hidden.any():
+        example = below[int(hidden.argmax())]
+        _log.warning("%s: left out %d rows that name hidden or system files, such as %r", where, hidden.sum(), example)
+    return Dataset(table[~hidden], names, info)
 
 
 def on_canvas(info: DatasetInfo, canvas: int | None) -> DatasetInfo:
