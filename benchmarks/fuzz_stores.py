@@ -175,10 +175,11 @@ def spoil(rng: np.random.Generator, folder: Path, megabytes: int) -> str:
         path.write_bytes(bomb(megabytes))
     elif kind == "sparse":
         os.truncate(path, 5_000_000_000)
-    elif kind == "copy":
+    elif kind == "copy" and path.parent != folder:
         target = path.parent.parent / f"{path.parent.name}-copy"
-        shutil.copytree(path.parent, target, symlinks=True, dirs_exist_ok=True, copy_function=shutil.copyfile)
-    else:
+        with contextlib.suppress(OSError):  # there is a pipe in it
+            shutil.copytree(path.parent, target, symlinks=True, dirs_exist_ok=True, copy_function=shutil.copyfile)
+    elif kind != "copy":
         path.unlink()
         if kind == "fifo":
             os.mkfifo(path)
