@@ -64,7 +64,6 @@ def rows(short: bool) -> Iterable[Row]:
         "scikit-learn": lambda: by_scikit_learn(one),
         "pairs": lambda: compare(five, metric="balanced_accuracy"),
         "scikit-learn, five": lambda: one_metric_by_scikit_learn(five),
-        "bootstrap": lambda: evaluate(one, method="bootstrap", replicates=200 if short else 2_000),
     }
     taken = in_turn(ways, 1 if short else 5, warm=0 if short else 1)
     theirs, note = taken["scikit-learn"], "theirs: the metrics without each group, without intervals"
@@ -72,5 +71,4 @@ def rows(short: bool) -> Iterable[Row]:
     return [
         compared(f"{where}: every metric, jackknife", taken["intervals"], theirs, 1, "runs/s", note=note),
         compared("the same: five backbones, one metric", taken["pairs"], taken["scikit-learn, five"], 1, "runs/s"),
-        compared("the same: bootstrap, 2,000 replicates", taken["bootstrap"], theirs, 1, "runs/s"),
     ]

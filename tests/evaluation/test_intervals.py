@@ -1,5 +1,3 @@
-import re
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -193,40 +191,6 @@ def test_leaving_out_holds_the_class_shares():
     found = values(model.runs[0], resampling.leave_one_out, ["prevalence"])["prevalence"]
     assert found == pytest.approx(np.full(11, sum(SMALL[0]) / sum(map(sum, SMALL))))
     assert ((resampling.leave_one_out == 0).sum(axis=1) == 1).all()
-    drawn = resampling.bootstrap(200, np.random.default_rng(0))
-    found = values(model.runs[0], drawn, ["prevalence"])["prevalence"]
-    assert found == pytest.approx(np.full(200, sum(SMALL[0]) / sum(map(sum, SMALL))))
-
-
-def test_the_bootstrap_is_close_called_what_it_is_and_repeatable():
-    frame = clustered(backbones=["one"])
-    row, again = (one(frame, "accuracy", method="bootstrap", replicates=1000) for _ in range(2))
-    jackknife = one(frame, "accuracy")
-    assert row["method"] == "group bootstrap, percentile (anticonservative)"
-    assert row["standard_error"] == pytest.approx(jackknife["standard_error"], rel=0.25)
-    assert jackknife["low"] - 0.03 < row["low"] < row["value"] < row["high"] < jackknife["high"] + 0.03
-    assert (row["low"], row["high"]) == (again["low"], again["high"])
-    assert one(frame, "accuracy", method="bootstrap", seed=1)["low"] != row["low"]
-
-
-def test_the_bootstrap_of_the_procedure_stays_within_the_bounds_of_a_metric():
-    frame = clustered(SMALL, ["one"], seeds=(0, 1), distance=5.0)
-    odd = frame["seed"].eq(1) & frame["label"].eq("all")
-    frame.loc[odd, ["probability_hem", "probability_all"]] = [0.9, 0.1]
-    table = evaluate(frame, method="bootstrap", estimand="procedure", replicates=300).set_index("metric")
-    for name in ("accuracy", "balanced_accuracy", "auroc", "sensitivity"):
-        assert 0 <= table.loc[name, "low"] <= table.loc[name, "high"] <= 1
-    assert (table.loc[["loss", "brier"], "low"] >= 0).all()
-
-
-def test_replicates_that_are_undefined_are_counted():
-    frame = clustered(SMALL, ["one"])
-    positive = frame["group"].isin(["g1", "g7"])
-    frame["probability_all"] = np.where(positive, 0.9, 0.1)
-    frame["probability_hem"] = 1 - frame["probability_all"]
-    assert re.match(
-        r"undefined in \d+ of the replicates", one(frame, "ppv", method="bootstrap", replicates=300)["reason"]
-    )
 
 
 def test_a_higher_level_is_wider_and_every_interval_holds_its_value():
@@ -247,11 +211,6 @@ def test_the_order_of_rows_does_not_matter():
     other_way = evaluate(shuffled).sort_values(["backbone", "metric"], ignore_index=True)
     for column in ("value", "low", "high", "standard_error"):
         np.testing.assert_allclose(one_way[column], other_way[column], rtol=1e-6)
-    drawn = [
-        evaluate(f, metrics="auroc", method="bootstrap", replicates=200).set_index("backbone")
-        for f in (frame, shuffled)
-    ]
-    assert drawn[1].loc["other", "low"] == pytest.approx(drawn[0].loc["other", "low"])
 
 
 def test_quartiles_of_a_measure_are_evaluated_by_themselves():
@@ -323,12 +282,9 @@ def test_a_baseline_has_no_seeds_to_spread():
         ({"metrics": "acc"}, "no metric 'acc'"),
         ({"level": 95}, "level must be a number"),
         ({"level": 0.2}, "level must be a number"),
-        ({"method": "bca"}, "'jackknife', 'bootstrap'"),
         ({"estimand": "truth"}, "'models', 'procedure'"),
         ({"by": "area"}, "no column 'area'"),
         ({"by": "metric"}, "column 'metric' of its own"),
-        ({"replicates": 5}, "replicates must be"),
-        ({"seed": -1}, "seed must be"),
         ({"metrics": []}, "at least one"),
         ({"side": ["test"]}, "side must be"),
     ],

@@ -8,10 +8,9 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from leukemia_dl.errors import DataError, SettingsError
-from leukemia_dl.evaluation.intervals import Resampling, Spread, between_seeds, bounds, moved, resampling_of
+from leukemia_dl.evaluation.intervals import Resampling, Spread, between_seeds, bounds, resampling_of
 from leukemia_dl.evaluation.metrics import METRICS, Metric, metric, values, why_undefined
 from leukemia_dl.evaluation.predictions import Model, class_names_of, models_of, select_side, tidy
 
@@ -21,16 +20,10 @@ __all__ = [
 ]  # fmt: skip
 
 Estimand = Literal["models", "procedure"]
-Method = Literal["jackknife", "bootstrap"]
 ESTIMANDS = {
     "models": "these fitted models on new {units}",
     "procedure": "the learning procedure: a mean over seeds, on new {units}",
 }
-_METHODS = {
-    "jackknife": "delete-one-{unit} jackknife",
-    "bootstrap": "{unit} bootstrap, percentile (anticonservative)",
-}
-_REPLICATES_AT_ONCE = 250
 _COLUMNS = (
     "backbone", "metric", "value", "low", "high", "low_image_level", "high_image_level", "standard_error",
     "degrees_of_freedom", "seeds", "seed_sd", "images", "groups", "prevalence", "method", "estimand", "reason",
@@ -72,11 +65,8 @@ def evaluate(
     by: str | None = None,
     once: bool = False,
     level: float = 0.95,
-    method: Method = "jackknife",
     estimand: Estimand = "models",
     side: str = "test",
-    replicates: int = 2_000,
-    seed: int = 0,
 ) -> pd.DataFrame:
     """Return every metric of every backbone with an interval that takes groups of subjects as what is independent.
 
@@ -93,14 +83,10 @@ def evaluate(
             such as `cell_area`. Each part is evaluated by itself.
         once: Count images that show one cell (column `same_cell`) once, by their first prediction in each run.
         level: Of the intervals.
-        method: "jackknife": see `leukemia_dl.evaluation.intervals`. "bootstrap": the percentile bootstrap of groups
-            within classes, which is anticonservative with few groups.
         estimand: What the interval is about. "models": these fitted models, on new groups. "procedure": the mean over
             seeds of the learning procedure on these training data, so that the spread between seeds enters; two seeds
             (or repeats) are needed.
         side: Which rows of the column `side`.
-        replicates: Of the bootstrap.
-        seed: Of the bootstrap.
 
     Returns:
         A row per backbone (and part) and metric: `backbone, metric, value`, then `low, high`, or `low_image_level,
@@ -125,19 +111,13 @@ def evaluate(
     """
     frame = tidy(frame)
     names, class_names = metrics_of(metrics), class_names_of(frame)
-    check_choice("method", method, get_args(Method))
     check_choice("estimand", estimand, get_args(Estimand))
     check_level(level)
-    check_whole("replicates", replicates, 100, 1_000_000)
-    check_whole("seed", seed, 0, 2**32 - 1)
     chosen = count_once(select_side(frame, side)) if once else select_side(frame, side)
     rows: list[dict[str, Any]] = []
     for part, inside in _parts(chosen, by):
         for model in models_of(inside, side):
-            resampling = resampling_of([model])
-            drawn = _bootstrap(model, resampling, names, replicates, seed) if method == "bootstrap" else None
-            found = rows_of(model, names, class_names, level, estimand, drawn)
-            rows += [({by: part} if by else {}) | row for row in found]
+            rows += [({by: part} if by else {}) | row for row in rows_of(model, names, class_names, level, estimand)]
     return pd.DataFrame(rows).astype({"groups": "Int64"})
 
 
@@ -185,20 +165,15 @@ def check_whole(name: str, value: object, lowest: int, highest: int) -> None:
 
 
 def rows_of(
-    model: Model,
-    names: Sequence[str],
-    class_names: tuple[str, ...],
-    level: float,
-    estimand: str = "models",
-    drawn: dict[str, NDArray[np.float64]] | None = None,
+    model: Model, names: Sequence[str], class_names: tuple[str, ...], level: float, estimand: str = "models"
 ) -> list[dict[str, Any]]:
-    """Return the rows of `evaluate` for one model: by the jackknife, or from values drawn by the bootstrap."""
+    """Return the rows of `evaluate` for one model."""
     resampling = resampling_of([model])
     found = Estimates(model, resampling, names)
     rows = []
     for name in names:
-        interval = _interval(model, resampling, found, metric(name), class_names, level, estimand, drawn)
-        facts = _facts(model, found, name, "jackknife" if drawn is None else "bootstrap", estimand)
+        interval = _interval(model, resampling, found, metric(name), class_names, level, estimand)
+        facts = _facts(model, found, name, estimand)
         why = {"reason": interval.pop("reason")}
         rows.append({"backbone": model.name, "metric": name, "value": found.value(name)} | interval | facts | why)
     return rows
@@ -212,13 +187,11 @@ def _interval(
     class_names: tuple[str, ...],
     level: float,
     estimand: str,
-    drawn: dict[str, NDArray[np.float64]] | None,
 ) -> dict[str, Any]:
     ends = ("low", "high") if model.by_group else ("low_image_level", "high_image_level")
     nothing = dict.fromkeys((*ends, "standard_error", "degrees_of_freedom"), float("nan"))
     value, left_out = found.value(what.name), found.left_out[what.name]
-    seeds, undefined = found.between_seeds(what.name), 0
-    why = ""
+    seeds, why = found.between_seeds(what.name), ""
     if np.isnan(value):
         why = next(
             why_undefined(what.name, run, class_names)
@@ -239,21 +212,9 @@ def _interval(
     if estimand == "procedure" and seeds is not None:
         spread = spread + seeds
     error = {"standard_error": spread.variance**0.5, "degrees_of_freedom": spread.df if spread.variance else np.nan}
-    if drawn is not None:
-        sample = drawn[what.name]
-        if estimand == "procedure" and seeds is not None:
-            noise = np.sqrt(seeds.variance) * np.random.default_rng(0).standard_normal(len(sample))
-            sample = moved(what, sample, noise)
-        undefined = int(np.isnan(sample).sum())
-        low, high = np.nanquantile(sample, [(1 - level) / 2, (1 + level) / 2])
-        error = {"standard_error": float(np.nanstd(sample, ddof=1)), "degrees_of_freedom": np.nan}
-    else:
-        low, high = bounds(what, value, spread, level, min(n for n in resampling.groups_per_class if n))
-    notes = [_seeds_differ(model), f"undefined in {undefined:,} of the replicates" if undefined else ""]
-    if not np.isfinite([low, high]).all():
-        notes = ["at 0, which bounds nothing"]
-    reason = "; ".join(filter(None, notes))
-    return dict(zip(ends, (float(low), float(high)), strict=True)) | error | {"reason": reason}
+    low, high = bounds(what, value, spread, level, min(n for n in resampling.groups_per_class if n))
+    reason = _seeds_differ(model) if np.isfinite([low, high]).all() else "at 0, which bounds nothing"
+    return dict(zip(ends, (low, high), strict=True)) | error | {"reason": reason}
 
 
 def _seeds_differ(model: Model) -> str:
@@ -262,7 +223,7 @@ def _seeds_differ(model: Model) -> str:
     return "" if same else f"the seeds have predicted different images: {', '.join(f'{n:,}' for n in counts)}"
 
 
-def _facts(model: Model, found: Estimates, name: str, method: str, estimand: str) -> dict[str, Any]:
+def _facts(model: Model, found: Estimates, name: str, estimand: str) -> dict[str, Any]:
     unit = "group" if model.by_group else "image"
     run = model.runs[0]
     return {
@@ -271,21 +232,9 @@ def _facts(model: Model, found: Estimates, name: str, method: str, estimand: str
         "images": model.images,
         "groups": len(model.units) if model.by_group else pd.NA,
         "prevalence": float((run.labels == 1).mean()) if run.probabilities.shape[1] == 2 else float("nan"),
-        "method": _METHODS[method].format(unit=unit),
+        "method": f"delete-one-{unit} jackknife",
         "estimand": ESTIMANDS[estimand].format(units=unit + "s"),
     }
-
-
-def _bootstrap(
-    model: Model, resampling: Resampling, names: Sequence[str], replicates: int, seed: int
-) -> dict[str, NDArray[np.float64]]:
-    random = np.random.default_rng(seed)
-    parts: list[dict[str, NDArray[np.float64]]] = []
-    for first in range(0, replicates, _REPLICATES_AT_ONCE):
-        weights = resampling.bootstrap(min(_REPLICATES_AT_ONCE, replicates - first), random)
-        per_run = [values(run, weights, names) for run in resampling.in_blocks(model)]
-        parts.append({name: np.mean([run[name] for run in per_run], axis=0) for name in names})
-    return {name: np.concatenate([part[name] for part in parts]) for name in names}
 
 
 def _parts(frame: pd.DataFrame, by: str | None) -> list[tuple[Any, pd.DataFrame]]:

@@ -1,4 +1,4 @@
-"""Intervals over groups of subjects: the delete-one-group jackknife, and the group bootstrap beside it.
+"""Intervals over groups of subjects by the delete-one-group jackknife.
 
 Cells of one patient are alike, so 3,553 images of 28 groups are far fewer than 3,553 independent ones: an interval that
 takes images as independent holds the truth in a tenth to a third of the cases where it says 95 %. What is left out at a
@@ -28,7 +28,7 @@ from scipy.special import expit, logit
 from leukemia_dl.evaluation.metrics import Metric
 from leukemia_dl.evaluation.predictions import Model, Run
 
-__all__ = ["FEWEST_GROUPS", "Resampling", "Spread", "between_seeds", "bounds", "moved", "resampling_of"]
+__all__ = ["FEWEST_GROUPS", "Resampling", "Spread", "between_seeds", "bounds", "resampling_of"]
 
 FEWEST_GROUPS = 5
 # Above, units are left out in blocks: leaving out one image of a hundred thousand at a time tells no more.
@@ -98,16 +98,6 @@ class Resampling:
             total = total + Spread(variance, max(effective - 1, _SMALLEST_DF))
         return total
 
-    def bootstrap(self, replicates: int, random: np.random.Generator) -> NDArray[np.float64]:
-        """Return weights (replicates, blocks) of a bootstrap of blocks within their strata, whose shares are held."""
-        drawn = np.zeros((replicates, len(self.sizes)))
-        for stratum in range(int(self.stratum.max()) + 1):
-            inside = np.flatnonzero(self.stratum == stratum)
-            times = random.multinomial(len(inside), np.full(len(inside), 1 / len(inside)), replicates)
-            sizes = self.sizes[inside]
-            drawn[:, inside] = times * (sizes.sum() / (times @ sizes))[:, None]
-        return drawn
-
     def too_few(self, metric: Metric, class_names: tuple[str, ...], unit: str) -> str:
         """Return why a metric gets no interval: fewer than five units in a class that it depends on; "" if none."""
         needed = range(len(class_names)) if metric.classes is None else [metric.classes]
@@ -174,25 +164,15 @@ def bounds(metric: Metric, value: float, spread: Spread, level: float, fewest: i
     if error == 0:
         return value, value
     reach = float(stats.t.ppf((1 + level) / 2, spread.df)) * error
-    low, high = moved(metric, np.array([value, value]), np.array([-reach, reach]))
-    return float(low), float(high)
-
-
-def moved(metric: Metric, values: NDArray[np.float64], by: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return values of a metric that are moved, on its scale, by as much as a small change `by` would be there."""
     if metric.scale == "linear":
-        return values + by
-    with np.errstate(divide="ignore", invalid="ignore"):
-        if metric.scale == "log":
-            found = np.where(values > 0, values * np.exp(np.clip(by / values, -700.0, 700.0)), values)
-        else:
-            width = metric.highest - metric.lowest
-            share = (values - metric.lowest) / width
-            inside = (share > 0) & (share < 1)
-            ends = expit(logit(share) + by / width / (share * (1 - share)))
-            found = np.where(inside, metric.lowest + width * ends, values)
-    result: NDArray[np.float64] = found
-    return result
+        return value - reach, value + reach
+    if metric.scale == "log":
+        return value * float(np.exp(-min(reach / value, 700.0))), value * float(np.exp(min(reach / value, 700.0)))
+    width = metric.highest - metric.lowest
+    share = (value - metric.lowest) / width
+    reach /= width * share * (1 - share)
+    low, high = metric.lowest + width * expit(logit(share) + np.array([-reach, reach]))
+    return float(low), float(high)
 
 
 def between_seeds(values: NDArray[np.float64]) -> Spread:
