@@ -88,7 +88,7 @@ def test_equal_predictions_do_not_differ():
     frame = clustered(SMALL, ["one"])
     (row,) = compare(pd.concat([frame, frame.assign(backbone="copy")])).to_dict("records")
     assert (row["difference"], row["p"], row["p_sign_flip"], row["low"], row["high"]) == (0, 1, 1, 0, 0)
-    assert "these data do not tell from none" in row["sentence"]
+    assert "not significant at the 5% level" in row["sentence"]
 
 
 def test_a_large_difference_is_found_and_said():
@@ -104,11 +104,11 @@ def test_a_large_difference_is_found_and_said():
     assert row["sentence"].startswith(
         f"On 136 images of 11 groups of patients, balanced accuracy is 1.000 for one and {value:.3f} for other: a "
     )
-    assert row["sentence"].endswith(": one is better, at a level of 5%.")
+    assert row["sentence"].endswith(": one is better at the 5% level.")
     turned, level = compare(frame, "loss", level=0.9).iloc[0], 0.1
     assert turned["difference"] < 0
     assert turned["p_holm"] <= level
-    assert "one is better, at a level of 10%" in turned["sentence"]
+    assert "one is better at the 10% level" in turned["sentence"]
 
 
 def test_holm_is_over_all_pairs_of_backbones_and_the_primary_metric_only():
@@ -123,7 +123,7 @@ def test_holm_is_over_all_pairs_of_backbones_and_the_primary_metric_only():
     rest = table[table["role"] == "descriptive"]
     assert rest["p_holm"].isna().all()
     assert rest["p"].notna().all()
-    assert rest["sentence"].str.contains("not one of the comparisons").all()
+    assert rest["sentence"].str.endswith(", without correction for multiple comparisons.").all()
     assert confirmatory["sentence"].str.contains("Holm's correction for 3 pairs").all()
 
 
@@ -173,7 +173,7 @@ def test_seeds_are_averaged_and_the_procedure_is_less_certain():
     assert against["standard_error"] == pytest.approx((fixed["standard_error"] ** 2 + seeds) ** 0.5)
     (alone,) = compare(frame[frame["seed"] == 0], estimand="procedure").to_dict("records")
     assert "one seed" in alone["reason"]
-    assert "they cannot be compared: one seed" in alone["sentence"]
+    assert alone["sentence"].startswith("Not testable, one seed: ")
 
 
 def test_the_sentence_counts_the_seeds_of_nets():
@@ -270,15 +270,18 @@ def test_a_pair_without_an_image_in_common_is_a_row_that_says_so():
     table = compare(apart)
     assert list(table["reason"]) == ["", "no image in common", "no image in common"]
     assert table["p"].notna().tolist() == [True, False, False]
-    assert table["sentence"].iloc[1] == "one and third have no image in common: they cannot be compared."
+    assert table["sentence"].iloc[1] == "Not testable: one and third have no image in common."
     assert table["p_holm"].iloc[0] == table["p"].iloc[0]
 
 
-def test_fewer_than_five_groups_give_no_test_and_the_reason():
+def test_fewer_than_five_groups_give_no_test_and_the_reason_first():
+    """20.3: the sentence begins with the reason and the number of groups, and has no verdict."""
     (row,) = compare(clustered(((5, 9, 12, 30), SMALL[1]))).to_dict("records")
     assert np.isnan(row["p"])
     assert row["reason"] == "fewer than 5 groups: 4 of class all"
-    assert row["reason"] in row["sentence"]
+    sentence = "Not testable, fewer than 5 groups: 4 of class all. On 108 images of 9 groups of patients, accuracy is "
+    shown = f"{row['value_first']:.3f} for one and {row['value_second']:.3f} for other."
+    assert row["sentence"] == sentence + shown
 
 
 def test_predictions_of_different_data_are_refused():

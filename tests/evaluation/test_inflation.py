@@ -78,7 +78,7 @@ def test_a_difference_that_is_known():
     assert row["sentence"] == (
         "On 136 images of 11 groups of patients, accuracy of cnn is 1.000 under the protocol random and 0.838 under "
         f"official_clean: a difference of +0.162 (95% interval {row['low']:+.3f} to {row['high']:+.3f}; "
-        f"p {'= ' + format(row['p'], '.3f')[1:] if row['p'] >= 0.001 else '< .001'} by the jackknife over groups; "
+        f"p {'= ' + format(row['p'], '.3f') if row['p'] >= 0.001 else '< 0.001'} by the jackknife over groups; "
         "descriptive)."
     )
 

@@ -10,7 +10,8 @@ from leukemia_dl.evaluation import compare, evaluate, leaderboard
 
 HEM, ALL = "probability_hem", "probability_all"
 BEST = "best of {} on this side: its value is optimistic"
-FEW = "fewer than 5 groups: 4 of class hem, 4 of class all; 64 of 96 images"
+FEW = "fewer than 5 groups: 4 of class hem, 4 of class all"
+AGAINST = f"not testable against the others, {FEW}"
 COLUMNS = ["rank", "backbone", "kind", "accuracy", "low", "high", "better_than", "trials", "seeds", "images", "groups"]
 COLUMNS += ["parameters", "fit_seconds", "images_per_second", "changes", "estimand", "flags"]
 
@@ -130,10 +131,11 @@ def test_an_incomplete_grid_is_flagged():
     folds = joined(rows_of("whole", 2.0), rows_of("part", 0.5, 1, folds=(0, 2)), rows_of("floor", 0.2, kind="baseline"))
     board = leaderboard(folds).set_index("backbone")
     assert board["flags"].to_dict() == {
-        "whole": BEST.format(2),
-        "part": f"{FEW}; incomplete: 2 of 3 trials",
+        "whole": f"{AGAINST}; 32 images are left out that not all runs have",
+        "part": f"{FEW}; 64 of 96 images; incomplete: 2 of 3 trials",
         "floor": "",
     }
+    assert board["rank"].isna().all()
     assert board["trials"].to_dict() == {"whole": 3, "part": 2, "floor": 3}
     seeds = joined(rows_of("whole", 2.0, seeds=(0, 1)), rows_of("part", 0.5, 1), rows_of("floor", 0.2, kind="baseline"))
     board = leaderboard(seeds).set_index("backbone")
@@ -148,10 +150,11 @@ def test_failed_trials_are_counted_beside_the_other_flags():
     rows = [{"backbone": name, "status": status} for name, several in states.items() for status in several]
     board = leaderboard(frame, results=pd.DataFrame(rows)).set_index("backbone")
     assert board["flags"].to_dict() == {
-        "a": f"2 failed; {BEST.format(3)}",
-        "b": f"{FEW}; incomplete: 2 of 3 trials; 1 failed",
+        "a": f"2 failed; {BEST.format(2)}",
+        "b": f"{FEW}; 64 of 96 images; incomplete: 2 of 3 trials; 1 failed",
         "c": "",
     }
+    assert board["rank"].fillna(0).to_dict() == {"a": 1, "b": 0, "c": 2}
 
 
 def test_costs_are_taken_from_results_and_timings():
@@ -216,8 +219,8 @@ def test_what_cannot_be_shown_is_refused():
 
 def test_backbones_that_have_finished_other_folds_are_flagged_and_not_refused():
     board = leaderboard(joined(rows_of("a", 1.0, folds=(0, 1)), rows_of("b", 0.5, 1, folds=(2,)))).set_index("backbone")
-    assert board["rank"].tolist() == [1, 1]
-    assert board.loc["a", "flags"] == f"{FEW.split(';')[0]}; incomplete: 2 of 3 trials; {BEST.format(2)}"
+    assert board["rank"].isna().all()
+    assert board.loc["a", "flags"] == f"{FEW}; incomplete: 2 of 3 trials"
     assert board.loc["b", "flags"].endswith("32 of 64 images; incomplete: 1 of 3 trials")
 
 
@@ -246,3 +249,16 @@ def test_an_undefined_value_has_no_rank_and_is_not_optimistic():
     board = leaderboard(frame, "sensitivity")
     assert board["rank"].isna().all()
     assert set(board["flags"]) == {"defined for two classes; with more see balanced_accuracy, macro_f1 and ece"}
+
+
+def test_where_nothing_can_be_tested_there_is_no_rank_and_the_reason_comes_first():
+    """20.3: fewer than five groups of a class give no rank and no `better_than`, however far apart the values are."""
+    few = joined(rows_of("a", 3.0, folds=(0, 1)), rows_of("b", -3.0, 1, folds=(0, 1)))
+    floor = rows_of("floor", 0.0, 2, folds=(0, 1), kind="baseline", seeds=(None,))
+    board = leaderboard(joined(few, floor))
+    assert board["accuracy"].tolist() == sorted(board["accuracy"], reverse=True)
+    assert board["rank"].isna().all()
+    assert board["better_than"].tolist() == ["", "", ""]
+    assert board["flags"].tolist() == [FEW] * 3
+    alone = leaderboard(rows_of("a", 3.0, folds=(0, 1)))
+    assert alone[["rank", "flags"]].to_numpy().tolist() == [[pd.NA, FEW]]

@@ -19,8 +19,9 @@ from leukemia_dl.evaluation.intervals import Resampling, Spread, resampling_of
 from leukemia_dl.evaluation.metrics import metric as find_metric
 from leukemia_dl.evaluation.predictions import Model, class_names_of, models_of, tidy
 
-__all__ = ["compare", "holm", "seeds_in_words", "sign_flip_test"]
+__all__ = ["UNCORRECTED", "compare", "holm", "p_in_words", "seeds_in_words", "sign_flip_test"]
 
+UNCORRECTED = ", without correction for multiple comparisons"
 _FLIPS, _SIGNS_AT_ONCE = 20_000, 5_000_000
 _POWER = 0.8
 _COLUMNS = (
@@ -64,7 +65,7 @@ def compare(
     Returns:
         A row per pair and metric: `first, second, metric, value_first, value_second, difference, low, high,
         standard_error, degrees_of_freedom, p, p_holm, p_sign_flip, test, detectable` (the difference that would be
-        found with a power of 80 %), `images, groups, seeds, role` ("confirmatory" or "descriptive"), `estimand,
+        detected with a power of 80 %), `images, groups, seeds, role` ("confirmatory" or "descriptive"), `estimand,
         sentence, reason`.
 
     Raises:
@@ -82,8 +83,8 @@ def compare(
         >>> both["probability_all"] = 1 - both["probability_hem"]
         >>> print(ldl.compare(both)["sentence"][0])  # doctest: +NORMALIZE_WHITESPACE
         On 40 images of 20 groups of patients, accuracy is 0.750 for cnn and 0.825 for vgg16: a difference of -0.075
-        (95% interval of this pair alone -0.196 to +0.046; p = .193 by the jackknife over groups), which these data do
-        not tell from none; one of 0.168 would be found with a power of 80%.
+        (95% interval of this pair alone -0.196 to +0.046; p = 0.193 by the jackknife over groups), not significant
+        at the 5% level; a difference of 0.168 would be detected with a power of 80%.
     """
     frame = tidy(frame)
     primary, class_names = find_metric(metric).name, class_names_of(frame)
@@ -263,38 +264,33 @@ def _image_level(pair: _Pair, name: str) -> dict[str, Any]:
 
 
 def _sentence(row: dict[str, Any], level: float, pairs: int, by_group: bool) -> str:
-    """Return what a paper could print."""
+    """Return the result of a comparison as a sentence; where nothing could be tested the reason comes first."""
     title = row["metric"].replace("_", " ").replace("auroc", "AUROC")
     where = f"On {row['images']:,} images" + (f" of {row['groups']} groups of patients" if by_group else "")
     runs = zip((row["first"], row["second"]), row["seeds"].split(", "), row["kinds"], strict=True)
     where += seeds_in_words({name: int(count) for name, count, kind in runs if kind != "baseline"})
     shown = f"{title} is {row['value_first']:.3f} for {row['first']} and {row['value_second']:.3f} for {row['second']}"
     if not row["images"]:
-        return f"{row['first']} and {row['second']} have no image in common: they cannot be compared."
+        return f"Not testable: {row['first']} and {row['second']} have no image in common."
     if np.isnan(row["p"]):
-        return f"{where}, {shown}; they cannot be compared: {row['reason']}."
+        return f"Not testable, {row['reason']}. {where}, {shown}."
     corrected = not np.isnan(row["p_holm"])
-    p = f"p {_p(row['p'])} by {row['test']}" + (", spread between seeds included" if row["procedure"] else "")
-    p += (
-        f", {_p(row['p_holm']).removeprefix('= ')} after Holm's correction for {pairs} pairs"
-        if corrected and pairs > 1
-        else ""
-    )
+    p = f"p {p_in_words(row['p'])} by {row['test']}" + (", spread between seeds included" if row["procedure"] else "")
+    if corrected and pairs > 1:
+        p += f", {p_in_words(row['p_holm']).removeprefix('= ')} after Holm's correction for {pairs} pairs"
     text = (
         f"{where}, {shown}: a difference of {row['difference']:+.3f} ({100 * level:g}% interval of this pair alone "
         f"{row['low']:+.3f} to {row['high']:+.3f}; {p})"
     )
     if not corrected:
-        text += ", not one of the comparisons that were corrected for their number"
+        text += UNCORRECTED
     elif row["p_holm"] > 1 - level:
-        text += (
-            f", which these data do not tell from none; one of {row['detectable']:.3f} would be found with a power of "
-            f"{_POWER:.0%}"
-        )
+        text += f", not significant at the {100 * (1 - level):.3g}% level; a difference of {row['detectable']:.3f} "
+        text += f"would be detected with a power of {_POWER:.0%}"
     elif find_metric(row["metric"]).better:
         high = find_metric(row["metric"]).better == "high"
         better = row["first"] if (row["difference"] > 0) == high else row["second"]
-        text += f": {better} is better, at a level of {100 * (1 - level):.3g}%"
+        text += f": {better} is better at the {100 * (1 - level):.3g}% level"
     return text + (". Images are taken as independent, which makes such results too certain." if not by_group else ".")
 
 
@@ -308,5 +304,6 @@ def seeds_in_words(counts: Mapping[str, int]) -> str:
     return ", " + " and ".join(f"{count} seed{'s' * (count > 1)} of {name}" for name, count in counts.items())
 
 
-def _p(p: float) -> str:
-    return "< .001" if p < 0.001 else "= 1" if p > 0.9995 else f"= {p:.3f}".replace("0.", ".")
+def p_in_words(p: float) -> str:
+    """Return a p value with its relation, such as "= 0.030"."""
+    return "< 0.001" if p < 0.001 else "= 1" if p > 0.9995 else f"= {p:.3f}"

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from leukemia_dl.errors import DataError, SettingsError, unknown_name
-from leukemia_dl.evaluation.comparisons import compare, seeds_in_words
+from leukemia_dl.evaluation.comparisons import compare, p_in_words, seeds_in_words
 from leukemia_dl.evaluation.evaluate import Estimand
 from leukemia_dl.evaluation.metrics import metric as find_metric
 from leukemia_dl.evaluation.predictions import class_names_of, models_of, protocols_of, select_side, tidy
@@ -113,7 +113,8 @@ def _sentence(row: dict[str, Any], found: dict[Any, Any], level: float, estimand
     if np.isnan(row["p"]):
         return f"{text}, of which no interval can be given: {found['reason']}."
     low, high = (row[end if by_group else f"{end}_image_level"] for end in ("low", "high"))
-    p = "< .001" if row["p"] < 0.001 else "= 1" if row["p"] > 0.9995 else f"= {row['p']:.3f}".replace("0.", ".")
-    p += f" by {found['test']}" + (", spread between seeds included" if estimand == "procedure" else "")
+    p = f"{p_in_words(row['p'])} by {found['test']}" + (
+        ", spread between seeds included" if estimand == "procedure" else ""
+    )
     text += f" ({100 * level:g}% interval {low:+.3f} to {high:+.3f}; p {p}; descriptive)."
     return text if by_group else text + " Images are taken as independent, which makes such results too certain."

@@ -34,9 +34,11 @@ def leaderboard(
 ) -> pd.DataFrame:
     """Return the backbones in the order of one metric, with baselines among them.
 
-    `rank` is one more than the number of backbones that are better beyond doubt (`compare`, after Holm's correction):
-    those that the data cannot tell apart share a rank. Baselines, and what is undefined, have none; `better_than` names
-    every row, baselines included, that a backbone is better than at the same level (for baselines without correction).
+    `rank` is one more than the number of backbones that are significantly better (`compare`, after Holm's correction),
+    so that backbones without a significant difference may share a rank. Where nothing can be tested, as with fewer than
+    five groups of a class, there is no rank, and `flags` begins with the reason. Baselines, and undefined values, have
+    none either. `better_than` names every row, baselines included, that a backbone is better than at the same level
+    (for baselines without correction).
 
     Args:
         frame: The prediction frame, see `evaluate`.
@@ -59,17 +61,26 @@ def leaderboard(
         SettingsError: If the metric does not exist.
     """
     what, frame = find_metric(metric), tidy(frame)
-    table = evaluate(frame, metrics=metric, level=level, estimand=estimand, side=side)
+    settings: dict[str, Any] = {"level": level, "estimand": estimand, "side": side}
+    table = evaluate(frame, metrics=metric, **settings)
     chosen = select_side(frame, side)
     table["kind"] = table["backbone"].map(chosen.groupby("backbone")["kind"].first())
     table["trials"] = table["backbone"].map(_trials(chosen).map(len)).astype(int)
-    better = _better_than(frame, table, metric, what.better, level, estimand, side)
+    pairs = compare(frame, metric, **settings).to_dict("records") if len(table) > 1 and "sample" in frame else []
+    better = _better_than(pairs, what.better, level)
     table["better_than"] = table["backbone"].map(lambda name: ", ".join(better.get(name, [])))
-    comparable = len(table) == 1 or "sample" in frame
-    ranked = comparable & (table["kind"] == "backbone") & table["value"].notna() & (what.better != "")
-    nets = set(table.loc[ranked, "backbone"])
+    nets = set(table.loc[(table["kind"] == "backbone") & table["value"].notna(), "backbone"])
+    untested = {frozenset((row["first"], row["second"])): row["reason"] for row in pairs if np.isnan(row["p"])}
+    ranked = _testable(nets, set(untested)) if what.better and (len(table) == 1 or "sample" in frame) else set()
+    ends = [name for name in table if str(name).startswith(("low", "high"))]
+    if len(nets) == 1:  # without a pair to test its own interval decides
+        ranked &= set(table.loc[table[ends[0]].notna(), "backbone"])
     ranks = [
-        1 + sum(name in better.get(other, []) for other in nets) if name in nets else pd.NA
+        1 + sum(name in better.get(other, []) for other in nets) if name in ranked else pd.NA
+        for name in table["backbone"]
+    ]
+    table["untested"] = [
+        "" if name in ranked else next((why for pair, why in untested.items() if name in pair and pair <= nets), "")
         for name in table["backbone"]
     ]
     table["rank"] = pd.Series(ranks, dtype="Int64")
@@ -82,7 +93,6 @@ def leaderboard(
     changes = dict(zip(rows["backbone"], rows["changes"], strict=True))
     table["changes"] = [changes.get(name, "") for name in table["backbone"]]
     table["flags"] = _flags(table, chosen, results)
-    ends = [name for name in table if str(name).startswith(("low", "high"))]
     front = ["rank", "backbone", "kind", "value", *ends, "better_than", "trials", "seeds", "images", "groups"]
     return table[[*front, *_COSTS, "changes", "estimand", "flags"]].rename(columns={"value": metric})
 
@@ -97,13 +107,17 @@ def _trials(chosen: pd.DataFrame) -> pd.Series:
     return pd.Series(found, dtype=object)
 
 
-def _better_than(
-    frame: pd.DataFrame, table: pd.DataFrame, metric: str, better: str, level: float, estimand: Estimand, side: str
-) -> dict[str, list[str]]:
+def _testable(nets: set[str], untested: set[frozenset[str]]) -> set[str]:
+    """Return the nets whose pairs were all tested, once those with the most untested pairs are left out in turn."""
+    while any(pair <= nets for pair in untested):
+        counts = {name: sum(name in pair and pair <= nets for pair in untested) for name in nets}
+        nets = {name for name in nets if counts[name] < max(counts.values())}
+    return nets
+
+
+def _better_than(pairs: list[dict[Any, Any]], better: str, level: float) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
-    if len(table) < 2 or not better or "sample" not in frame:
-        return found
-    for row in compare(frame, metric, level=level, estimand=estimand, side=side).to_dict("records"):
+    for row in pairs if better else ():
         p = row["p"] if np.isnan(row["p_holm"]) else row["p_holm"]
         if p <= 1 - level and row["difference"]:
             pair = (row["first"], row["second"])
@@ -123,8 +137,11 @@ def _flags(table: pd.DataFrame, chosen: pd.DataFrame, results: pd.DataFrame | No
         failed = results[results["status"] == "failed"].groupby("backbone").size().to_dict()
     flags = []
     unnamed = "" if len(table) == 1 or "sample" in chosen else "not compared: there is no column sample"
-    for name, why, images in zip(table["backbone"], table["reason"], table["images"], strict=True):
+    columns = (table[name] for name in ("backbone", "reason", "untested", "images"))
+    for name, why, untested, images in zip(*columns, strict=True):
         notes = [note for note in (why, unnamed) if note]
+        if untested and not why:
+            notes.append(f"not testable against the others, {untested}")
         if images < most:
             notes.append(f"{images:,} of {most:,} images")
         if name in nets and len(trials[name]) < len(grid):
