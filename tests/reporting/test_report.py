@@ -95,7 +95,7 @@ def test_a_finished_run_is_told_in_full(finished):
     assert "could not be drawn" not in said
     assert "The lines that begin with # say what is needed besides." in said  # the data are no file's
     for sentence in ldl.compare(predictions)["sentence"]:
-        assert sentence.split(", not one of the")[0] in said
+        assert sentence.removesuffix(", without correction for multiple comparisons.") in said
     assert "missing" not in said.replace("missing data", "")
     # Eleven figures, a curve for each of the eight nets, and the images of twelve errors.
     assert len(page.images) == 10 + 8 + 12

@@ -26,6 +26,7 @@ class Answers:
         protocol: Its name.
         apart: Whether it keeps patients apart; None if nothing is known of them.
         asked: Names of the backbones and floors of which there should be trials.
+        inapplicable: Names of the floors that these images do not allow, such as `cell_size` without a single cell.
         predictions: Its part of the prediction frame.
         intervals: `evaluate`; empty if there is nothing to evaluate.
         leaderboard: Likewise.
@@ -36,6 +37,7 @@ class Answers:
     protocol: str
     apart: bool | None
     asked: list[str]
+    inapplicable: set[str]
     predictions: pd.DataFrame
     intervals: pd.DataFrame = field(default_factory=pd.DataFrame)
     leaderboard: pd.DataFrame = field(default_factory=pd.DataFrame)
@@ -61,7 +63,8 @@ def answers_of(run: StoredRun, areas: dict[str, float] | None = None) -> list[An
         if len(rows) and rows["groups_test"].notna().all():
             apart = all(GROUP_DISJOINT in str(said).split("; ") for said in rows["guarantees"])
         asked = list(dict.fromkeys(run.grid.loc[run.grid["protocol"] == name, "backbone"]))
-        found.append(_answers(run, Answers(str(name), apart, asked, part), rows))
+        inapplicable = set(rows.loc[rows["status"] == "not_applicable", "backbone"]) if len(rows) else set()
+        found.append(_answers(run, Answers(str(name), apart, asked, inapplicable, part), rows))
     return found
 
 

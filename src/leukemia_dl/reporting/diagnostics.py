@@ -30,6 +30,7 @@ from leukemia_dl.reporting.style import (
     ends_of,
     figure_of,
     grid_of,
+    has_intervals,
     head,
 )
 
@@ -148,7 +149,8 @@ def plot_reliability(predictions: pd.DataFrame, title: str = "", *, level: float
         bare(panel)
     what = f"class {names[1]}" if len(names) == 2 else "the predicted class being right"
     figure.supylabel("Share in which it was so", fontsize="medium")
-    note = f"across: probability of {what}; dotted: as it should be; line: {level:.0%} interval; grey: share of images"
+    line = f"line: {level:.0%} interval; " if has_intervals(found) else ""
+    note = f"across: probability of {what}; dotted: as it should be; {line}grey: share of images"
     head(figure, title, note)
     return figure
 
@@ -267,7 +269,8 @@ def plot_cost(leaderboard: pd.DataFrame, cost: str = "fit_seconds", ax: Axes | N
     axes.set_ylabel(LABELS.get(metric, metric))
     bare(axes)
     if ax is None:
-        head(figure, title, "line: interval; dashed: floors that no net was needed for")
+        line = "line: interval; " if has_intervals(rows) else ""
+        head(figure, title, f"{line}dashed: floors that no net was needed for")
     return figure
 
 
@@ -318,7 +321,9 @@ def plot_errors_by_size(
     for text in legend.get_texts():
         text.set_parse_math(False)
     if ax is None:
-        head(figure, title, f"line: {level:.0%} interval, where each class has five groups")
+        unit = "groups" if "low" in found else "images"
+        line = f"line: {level:.0%} interval, where each class has five {unit}"
+        head(figure, title, line if has_intervals(found) else f"no intervals: no part has five {unit} of each class")
     return figure
 
 
@@ -354,7 +359,8 @@ def _ranked(frame: pd.DataFrame, curves: pd.DataFrame, metric: str, title: str, 
     positive = f"positive: {names[1]}" if len(names) == 2 else "mean of one class against the rest"
     figure.supylabel("Sensitivity" if roc else "Precision", fontsize="medium")
     across, area = ("false positive rate", "AUROC") if roc else ("recall", "average precision")
-    note = f"across: {across}; {positive}; band: {level:.0%} at each point; number: {area}"
+    band = f"; band: {level:.0%} at each point" if has_intervals(curves) else ""
+    note = f"across: {across}; {positive}{band}; number: {area}"
     head(figure, title, note)
     return figure
 

@@ -12,10 +12,12 @@ import pandas as pd
 
 from leukemia_dl.benchmark.stored import StoredRun
 from leukemia_dl.datasets import Dataset
+from leukemia_dl.evaluation import class_names_of
 from leukemia_dl.identity import generator
 from leukemia_dl.preprocess import Pipeline
 from leukemia_dl.reporting import diagnostics, plots
 from leukemia_dl.reporting.answers import METRIC, Answers, inflation_of
+from leukemia_dl.text import printable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -86,13 +88,15 @@ def drawings(run: StoredRun, answers: list[Answers], dataset: Dataset | None) ->
 def _title(run: StoredRun, protocol: str) -> str:
     said = run.settings["dataset"]
     title = f"{said['title']}, {protocol}, recipe {run.settings['recipe']['name']}"
-    title = "".join(c if c.isprintable() else "?" for c in title)  # an SVG with a control character is none
+    title = printable(title, kept="")  # an SVG with a control character is none
     title = title if len(title) <= _LONGEST else f"{title[:_LONGEST]}..."
     return title + (" (synthetic cells, not real ones)" if said.get("synthetic") else "")
 
 
 def _of_protocol(one: Answers, title: str) -> Iterator[Drawing]:
     frame, name = one.predictions, one.protocol
+    two = len(class_names_of(frame)) == 2
+    found = "the positive class" if two else "a class, each against the rest and averaged,"
 
     def drawing(
         key: str, heading: str, caption: str, alt: str, draw: Callable[..., Figure], data: pd.DataFrame
@@ -101,16 +105,16 @@ def _of_protocol(one: Answers, title: str) -> Iterator[Drawing]:
 
     yield drawing(
         "roc", "ROC curves",
-        "How many of the positive class are found at each rate of false alarms; the dotted line is chance.",
+        f"How many images of {found} are found at each rate of false alarms; the dotted line is chance.",
         _values("AUROC", one.intervals, "auroc"), diagnostics.plot_roc, frame,
     )  # fmt: skip
     yield drawing(
         "precision_recall", "Precision and recall",
-        "How many alarms are right when so many of the positive class are found; dotted: alarms at random.",
+        f"How many alarms are right when so many images of {found} are found{'; dotted: alarms at random' * two}.",
         _values("Average precision", one.intervals, "auprc"), diagnostics.plot_precision_recall, frame,
     )  # fmt: skip
     yield drawing(
-        "confusion", "Confusion", "What each class is called. On the diagonal: recall.",
+        "confusion", "Confusion", "Share of each class (row) that is predicted as each class. The diagonal is recall.",
         _values("Balanced accuracy", one.intervals, "balanced_accuracy"), diagnostics.plot_confusion, frame,
     )  # fmt: skip
     yield drawing(
@@ -134,7 +138,7 @@ def _of_protocol(one: Answers, title: str) -> Iterator[Drawing]:
     if "cell_area" in frame and frame.loc[frame["side"] == "test", "cell_area"].notna().any():
         yield drawing(
             "errors_by_size", "Errors and the size of cells",
-            "Leukemic cells are larger on average. A net that errs on small cancer cells may have learned size alone.",
+            "A net whose errors gather among small or large cells may have learned the size of a cell alone.",
             "Share of wrong predictions in four parts of the images, from small cells to large ones.",
             diagnostics.plot_errors_by_size, frame,
         )  # fmt: skip

@@ -15,7 +15,7 @@ import pandas as pd
 
 from leukemia_dl.benchmark.stored import StoredRun, read_run
 from leukemia_dl.errors import LeukemiaDLError, StoreError, UnknownNameError, unknown_name
-from leukemia_dl.evaluation import evaluate
+from leukemia_dl.evaluation import class_names_of, evaluate
 from leukemia_dl.models.registry import get_backbone
 from leukemia_dl.preprocess import Pipeline
 from leukemia_dl.reporting import pages
@@ -25,8 +25,8 @@ __all__ = ["CARDS", "model_card", "write_model_cards"]
 
 CARDS = "cards"
 _log = logging.getLogger(__name__)
-_METRICS = ("accuracy", "loss", "balanced_accuracy", "sensitivity", "specificity", "auroc", "auprc", "brier", "ece",
-            "calibration_slope", "calibration_intercept")  # fmt: skip
+_OF_ANY_CLASSES = ("accuracy", "loss", "balanced_accuracy", "auroc", "auprc", "brier", "ece")
+_METRICS = (*_OF_ANY_CLASSES, "sensitivity", "specificity", "calibration_slope", "calibration_intercept")
 
 
 def write_model_cards(store: str | Path) -> list[Path]:
@@ -49,7 +49,7 @@ def write_model_cards(store: str | Path) -> list[Path]:
         except (LeukemiaDLError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
             _log.warning("No card for %s: %s: %s", name, type(error).__name__, error)  # the others have theirs
             continue
-        paths.append(run.store.write_text(f"{CARDS}/{name}.md", text.encode("utf-8", "backslashreplace").decode()))
+        paths.append(run.store.write_text(f"{CARDS}/{name}.md", text))
     return paths
 
 
@@ -104,6 +104,7 @@ def _card(run: StoredRun, trial: str) -> str:
         "pipeline": _pipeline(settings["pipeline"].get(size)),
         "backbone": _backbone(str(row["backbone"])),
         "metrics": _metrics(own),
+        "unit": "images, taken as independent" if own["group"].isna().any() else "groups of patients",
         "worst": _worst_groups(test),
         "timing": _plain(timings[timings["trial"] == trial].iloc[0]),
         "has_model": run.store.has_model(trial),
@@ -122,11 +123,11 @@ def _backbone(name: str) -> dict[str, Any]:
 
 
 def _metrics(own: pd.DataFrame) -> list[dict[str, Any]]:
-    found = evaluate(own, metrics=_METRICS)
+    found = evaluate(own, metrics=_METRICS if len(class_names_of(own)) == 2 else _OF_ANY_CLASSES)
     low, high = ends_of(found)
     return [
         {"name": row["metric"], "value": row["value"], "low": row[low], "high": row[high], "why": row["reason"],
-         "unit": "groups of patients" if low == "low" else "images, taken as independent"}
+         "known": not pd.isna(row[low])}
         for row in found.to_dict("records")
     ]  # fmt: skip
 

@@ -17,6 +17,7 @@ from PIL import Image
 
 from leukemia_dl.plugins import DISTRIBUTION, installed_version
 from leukemia_dl.reporting.style import TRAIN_COLOUR, VAL_COLOUR
+from leukemia_dl.text import printable
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -36,7 +37,7 @@ _SVG: dict[str, Any] = {"format": "svg", "metadata": {"Date": None, "Creator": N
 
 
 def render(template: str, context: dict[str, Any]) -> str:
-    """Return a page: a template of `templates`, in which every text from outside is escaped.
+    """Return a page: a template of `templates`, in which markup and control characters of texts are escaped.
 
     Style and script are inside, and the page's policy names them by their SHA-256: no other script runs in it, and
     nothing is fetched.
@@ -51,7 +52,7 @@ class Raw(str):
 
 
 def render_markdown(template: str, context: dict[str, Any]) -> str:
-    """Return a page in Markdown; in texts from outside what would be markup is escaped."""
+    """Return a page in Markdown, in which markup and control characters of texts are escaped."""
     return _environment(markdown=True).get_template(template).render(**context)
 
 
@@ -119,7 +120,8 @@ def without_paths(text: str) -> str:
 def settings_without_paths(text: str) -> str:
     """Return settings in which folders and files of the machine that they were made on are `...`: pages are sent."""
     hidden = re.sub(r'^(root|store|files) = ".*"$', r'\1 = "..."', text, flags=re.MULTILINE)
-    weights = re.sub(r'^weights = ".*(?:[/\\]).*"$', 'weights = "..."', hidden, flags=re.MULTILINE)
+    # Up to the first slash only: with two `.*` the time would grow with the square of the number of slashes.
+    weights = re.sub(r'^weights = "[^/\\\n]*[/\\].*"$', 'weights = "..."', hidden, flags=re.MULTILINE)
     return without_paths(weights)
 
 
@@ -143,9 +145,14 @@ def _address(kind: str, content: bytes) -> str:
 
 def _escaped(value: Any) -> Any:
     if isinstance(value, Raw):
-        return value.replace("```", "'''")
+        return printable(value.replace("```", "'''"))
     text = " ".join(str(value).split()) if isinstance(value, str) and value.strip() else str(value)
+    text = printable(text)
     return re.sub(r"([\\`*_{}\[\]<>#|~])", r"\\\1", text)
+
+
+def _shown(value: Any) -> Any:
+    return printable(value) if isinstance(value, str) else value
 
 
 @cache
@@ -154,7 +161,7 @@ def _environment(markdown: bool = False) -> Environment:
 
     made = Environment(
         loader=FunctionLoader(_resource), autoescape=not markdown, undefined=StrictUndefined, trim_blocks=True,
-        lstrip_blocks=True, keep_trailing_newline=True, finalize=_escaped if markdown else None,
+        lstrip_blocks=True, keep_trailing_newline=True, finalize=_escaped if markdown else _shown,
     )  # fmt: skip
     made.filters |= {"shown": as_text, "anchor": anchor}
     return made

@@ -22,6 +22,7 @@ from leukemia_dl.reporting.style import (
     bare,
     by_protocol,
     ends_of,
+    has_intervals,
     head,
     new_figure,
 )
@@ -71,7 +72,8 @@ def plot_comparison(
     note = "bar: mean over trials; dot: one trial; grey: floors that no net was needed for"
     if spans is not None:
         unit = "groups" if "low" in spans else "images, taken as independent"
-        note = f"bar: all folds together, mean of seeds; line: its interval over {unit}; dot: one trial; grey: floors"
+        line = f"line: its interval over {unit}" if has_intervals(spans) else "no intervals: too few to estimate them"
+        note = f"bar: all folds together, mean of seeds; {line}; dot: one trial; grey: floors"
     if len(parts) > 1:
         note += "; protocols may have other test images: compare within one"
     head(figure, title, note)
@@ -147,7 +149,7 @@ def plot_inflation(table: pd.DataFrame, title: str = "") -> Figure:
     for text in legend.get_texts():
         text.set_parse_math(False)
     floors = (rows["kind"] == "baseline").to_numpy(bool)
-    ends = rows[["low", "high"] if "low" in rows else ["low_image_level", "high_image_level"]].to_numpy(float)
+    ends = rows[[*ends_of(rows)]].to_numpy(float)
     right.axvline(0, color="black", lw=1)
     right.hlines(places, ends[:, 0], ends[:, 1], colors=np.where(floors, FLOOR_COLOUR, "black").tolist(), lw=1.5)
     for place, difference, floor in zip(places, differences, floors, strict=True):
@@ -165,7 +167,7 @@ def plot_inflation(table: pd.DataFrame, title: str = "") -> Figure:
     counts = sorted({int(count) for count in rows["images"]})
     on = f"{counts[0]:,}" if len(counts) == 1 else f"{counts[0]:,} to {counts[-1]:,}"
     line = f"line: interval over {'groups' if grouped else 'images, taken as independent'}"
-    if not np.isfinite(ends).any():
+    if not has_intervals(rows):
         line = f"no interval: {rows['reason'].iloc[0]}"
     note = f"On the {on} images that both have predicted. Right: {line}; grey: floors; descriptive"
     head(figure, f"{title}\n{what}" if title else what, note)

@@ -21,6 +21,7 @@ from leukemia_dl.datasets.cache import user_path
 from leukemia_dl.datasets.sources.synthetic import synthetic_folder
 from leukemia_dl.errors import DataError, LeukemiaDLError, StoreError, UnknownNameError
 from leukemia_dl.evaluation import published_results
+from leukemia_dl.evaluation.comparisons import UNCORRECTED
 from leukemia_dl.progress import track
 from leukemia_dl.reporting import pages
 from leukemia_dl.reporting.answers import METRIC, Answers, answers_of, worst_errors
@@ -33,7 +34,6 @@ REPORT_FILE, _AUDIT_FILE = "report.html", "audit.json"
 _MOST_FIGURES, _ERRORS, _FINDINGS = 20, 12, 25
 _AUDIT_BYTES = 128 * 2**20
 _COLUMNS = ("accuracy", "loss", "balanced_accuracy", "auroc")
-_UNCORRECTED = ", not one of the comparisons that were corrected for their number"
 # What records and files that no benchmark wrote may lead to.
 _ODD = (ArithmeticError, AttributeError, LookupError, TypeError, UndefinedError, ValueError)
 _log = logging.getLogger(__name__)
@@ -80,8 +80,6 @@ def write_report(
         raise StoreError(
             f"{run.store.root} holds what no benchmark writes: {type(error).__name__}: {error}."
         ) from error
-    # A name of a file that is not UTF-8 stays what it is behind a backslash.
-    text = text.encode("utf-8", "backslashreplace").decode("utf-8")
     target = run.store.root / REPORT_FILE if target is None else target
     return Store(target.parent).write_text(target.name, text)
 
@@ -224,35 +222,49 @@ def _summary(one: Answers) -> dict[str, Any]:
     if one.problem:
         return {"protocol": one.protocol, "apart": one.apart, "sentences": [f"Nothing can be said: {one.problem}."]}
     nets = board[board["kind"] == "backbone"]
-    if len(nets):
-        first = nets[nets["rank"] == 1] if nets["rank"].notna().any() else nets.iloc[:1]
+    ranked, unranked = nets[nets["rank"].notna()], nets[nets["rank"].isna()]
+    for why, rows in unranked.groupby(unranked["flags"].str.split("; ").str[0], sort=False):
+        of = "" if rows["groups"].isna().any() else f" ({_count(rows['groups'].max(), 'group')} of patients in all)"
+        values = [f"{row['backbone']} {row[METRIC]:.3f}" for row in rows.to_dict("records")]
+        sentences.append(
+            f"Not testable, {why.removeprefix('not testable ')}{of}. Accuracy on the test side, without a rank or a "
+            f"verdict: {_listed(values)}."
+        )
+    if len(ranked):
+        first = ranked[ranked["rank"] == ranked["rank"].min()]
         best = first.to_dict("records")[0]
         sentences.append(
             f"Highest accuracy of a net on the test side: {best['backbone']}, {_value(best, METRIC, ends)}."
         )
         if len(first) > 1:
-            tied = _listed(first["backbone"].iloc[1:].tolist())
-            sentences.append(f"These data cannot tell it apart from {tied}.")
+            sentences.append(f"Not significantly different from it: {_listed(first['backbone'].tolist()[1:])}.")
     without = sorted(set(one.asked) - set(board["backbone"]))
-    if without:
-        sentences.append(f"Without any finished trial: {_listed(without)}.")
-    for floor in board[board["kind"] == "baseline"].to_dict("records"):
-        beaten = zip(nets["backbone"], nets["better_than"], strict=True)
-        over = [name for name, worse in beaten if floor["backbone"] in worse.split(", ")]
-        text = f"The floor {floor['backbone']} reaches {_value(floor, METRIC, ends)}"
-        if not len(nets):
-            text += "; there is no net to compare with it"
-        elif not over:
-            above = floor[METRIC] >= nets[METRIC].max()
-            text += ", which no net exceeds" if above else "; these data show no net to be better"
-        else:
-            text += f"; better than it at the 5% level, each pair by itself: {_listed(over)}"
-        sentences.append(text + ".")
+    sentences += [f"Not applicable to these images: {name}." for name in without if name in one.inapplicable]
+    if unfinished := [name for name in without if name not in one.inapplicable]:
+        sentences.append(f"Without any finished trial: {_listed(unfinished)}.")
+    sentences += [_beside(floor, nets, one, ends) for floor in board[board["kind"] == "baseline"].to_dict("records")]
     if one.apart is None:
         sentences.append("Nothing is known of patients: whether they are on both sides cannot be told.")
     elif not one.apart:
         sentences.append("This protocol lets patients be on both sides: its figures are too high for new patients.")
     return {"protocol": one.protocol, "apart": one.apart, "sentences": sentences}
+
+
+def _beside(floor: Mapping[Any, Any], nets: pd.DataFrame, one: Answers, ends: tuple[str, str]) -> str:
+    """Return what is known of nets beside a baseline, without a verdict where no pair could be tested."""
+    name, text = floor["backbone"], f"The floor {floor['backbone']} reaches {_value(floor, METRIC, ends)}"
+    pairs = one.comparisons
+    tested = [] if pairs.empty else pairs.loc[pairs["p"].notna(), ["first", "second"]].to_numpy().tolist()
+    beaten = zip(nets["backbone"], nets["better_than"], strict=True)
+    over = [net for net, worse in beaten if name in worse.split(", ")]
+    if nets.empty:
+        text += "; there is no net to compare with it"
+    elif over:
+        text += f"; better than it at the 5% level, each pair by itself: {_listed(over)}"
+    elif any(name in pair and {*pair} & {*nets["backbone"]} for pair in tested):
+        above = floor[METRIC] >= nets[METRIC].max()
+        text += ", which no net exceeds" if above else "; no net is significantly better"
+    return f"{text}."
 
 
 def _counts(run: StoredRun, dataset: Dataset | None, found: dict[str, Any] | None) -> list[dict[str, Any]]:
@@ -300,14 +312,22 @@ def _board(one: Answers) -> dict[str, Any]:
         cells = [_interval(spans[row["backbone"], metric], ends_of(one.intervals)) for metric in _COLUMNS]
         known = {str(key): None if pd.isna(value) else value for key, value in row.items()}
         rows.append(known | {"cells": cells})
-    pairs = one.comparisons
-    told = {
-        role: pairs.loc[pairs["role"] == role, "sentence"].tolist() if len(pairs) else []
-        for role in ("confirmatory", "descriptive")
-    }
-    told = {role: [one.replace(_UNCORRECTED, "") for one in sentences] for role, sentences in told.items()}
-    units = "groups of patients" if "low" in one.leaderboard else "images, taken as independent"
-    return {"protocol": one.protocol, "rows": rows, "problem": one.problem, "columns": _COLUMNS, "units": units, **told}
+    told: dict[str, list[str]] = {"confirmatory": [], "descriptive": []}
+    untested: dict[str, list[str]] = {}
+    for pair in one.comparisons.to_dict("records"):
+        if np.isnan(pair["p"]):
+            untested.setdefault(pair["reason"], []).append(f"{pair['first']} and {pair['second']}")
+        else:
+            told[pair["role"]].append(pair["sentence"].replace(UNCORRECTED, ""))
+    if len(untested) == 1 and not any(told.values()):
+        untested = dict.fromkeys(untested, ["every pair of rows"])
+    optional = ("rank", "parameters", "fit_seconds", "images_per_second", "better_than", "flags")
+    return {
+        "protocol": one.protocol, "rows": rows, "problem": one.problem, "columns": _COLUMNS, "untested": untested,
+        "units": "groups of patients" if "low" in one.leaderboard else "images, taken as independent",
+        "filled": {name for name in optional if any(row[name] not in (None, "") for row in rows)},
+        "spans": any(cell["low"] is not None for row in rows for cell in row["cells"]), **told,
+    }  # fmt: skip
 
 
 def _errors(one: Answers, dataset: Dataset | None) -> dict[str, Any]:

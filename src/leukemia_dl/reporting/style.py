@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import itertools
+import logging
 import textwrap
+import unicodedata
+import warnings
 from collections.abc import Iterable, Sequence
+from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
 
 import pandas as pd
@@ -13,10 +19,15 @@ from leukemia_dl.notebook import for_notebooks
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.backend_bases import RendererBase
     from matplotlib.figure import Figure
 
-__all__ = ["LABELS", "bare", "by_protocol", "colours_of", "ends_of", "figure_of", "grid_of", "head", "new_figure"]
+__all__ = [
+    "LABELS", "bare", "by_protocol", "colours_of", "ends_of", "figure_of", "grid_of", "has_intervals", "head",
+    "new_figure",
+]  # fmt: skip
 
+_log = logging.getLogger(__name__)
 # Okabe and Ito's palette. Floors are grey, so that they recede.
 BLUE, ORANGE, GREEN, PURPLE, SKY, YELLOW = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00"
 NET_COLOUR, FLOOR_COLOUR, TRAIN_COLOUR, VAL_COLOUR = BLUE, "#9A9A9A", BLUE, ORANGE
@@ -38,7 +49,58 @@ def new_figure(width: float, height: float) -> Figure:
     """Return a figure of that size in inches that belongs to no window."""
     from matplotlib.figure import Figure
 
-    return for_notebooks(Figure(figsize=(width, height), layout="constrained", dpi=130))
+    figure = for_notebooks(Figure(figsize=(width, height), layout="constrained", dpi=130))
+    figure.draw = functools.partial(_draw, figure)  # type: ignore[method-assign]
+    return figure
+
+
+def _draw(figure: Figure, renderer: RendererBase) -> None:
+    """Draw a figure with fonts that have the characters of its texts, and without a warning for each of them."""
+    from matplotlib.text import Text
+
+    texts: list[Any] = figure.findobj(Text)
+    found = _fonts_for("".join(sorted({c for text in texts for c in text.get_text() if ord(c) > 127})))
+    for text in texts if found else ():
+        text.set_fontfamily([name for name in text.get_fontfamily() if name not in found] + found)
+    noisy = logging.getLogger("matplotlib.font_manager")  # a line for each weight that a font has not
+    level = noisy.level
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)
+        noisy.setLevel(logging.ERROR)
+        try:
+            type(figure).draw(figure, renderer)
+        finally:
+            noisy.setLevel(level)
+
+
+@cache
+def _fonts_for(characters: str) -> list[str]:
+    """Return installed fonts for the characters that the usual font lacks; log those that no font has."""
+    from matplotlib.font_manager import FontProperties, findfont, fontManager
+    from matplotlib.ft2font import FT2Font
+
+    def lacking(path: str, wanted: str) -> set[str]:
+        with contextlib.suppress(OSError, RuntimeError):
+            font = FT2Font(path)
+            return {c for c in wanted if not font.get_char_index(ord(c))}
+        return set(wanted)
+
+    missing, found = lacking(findfont(FontProperties()), characters), list[str]()
+    entries = [font for font in fontManager.ttflist if font.style == "normal" and "Last Resort" not in font.name]
+    lacks = {font.name: lacking(font.fname, characters) for font in entries} if missing else {}
+    while missing and len(missing & lacks[best := min(lacks, key=lambda name: len(missing & lacks[name]))]) < len(
+        missing
+    ):
+        found.append(best)
+        missing &= lacks[best]
+    if missing:
+        _warn_of(unicodedata.name(min(missing), "unnamed").split()[0])
+    return found
+
+
+@cache
+def _warn_of(script: str) -> None:
+    _log.warning("No installed font has %s characters: figures show boxes in their place. Install one.", script)
 
 
 def figure_of(ax: Axes | None, width: float, height: float) -> tuple[Figure, Axes]:
@@ -95,6 +157,11 @@ def colours_of(names: Iterable[str]) -> dict[str, str]:
 def ends_of(table: pd.DataFrame) -> tuple[str, str]:
     """Return the columns of an interval: of groups, or of images where nothing is known of subjects."""
     return ("low", "high") if "low" in table else ("low_image_level", "high_image_level")
+
+
+def has_intervals(table: pd.DataFrame) -> bool:
+    """Return whether any row of a table has an interval."""
+    return bool(table[ends_of(table)[0]].notna().any())
 
 
 def by_protocol(frame: pd.DataFrame) -> list[pd.DataFrame]:
