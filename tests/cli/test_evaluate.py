@@ -40,6 +40,19 @@ def test_the_table_and_a_sentence_per_pair_are_printed(run, file):
     assert "best of 3 on this side" in output
 
 
+def test_where_nothing_can_be_tested_the_reason_is_the_first_line(run, tmp_path):
+    """20.3: no rank, no interval and no verdict with fewer than five groups; the reason and their number come first."""
+    clustered(((5, 9, 12), (7, 3)), ["cnn", "vgg16"]).to_csv(tmp_path / "few.csv", index=False)
+    first, *rest = run(tmp_path / "few.csv").splitlines()
+    reason = "fewer than 5 groups: 2 of class hem, 3 of class all"
+    assert first == f"Not testable, {reason} (36 images of 5 groups of patients): no ranks and no intervals."
+    output = "\n".join(rest)
+    assert "accuracy, side test, without intervals" in output
+    assert f"\n- Not testable, {reason}. On 36 images of 5 groups of patients, accuracy is" in output
+    for verdict in ("rank", "intervals are", "best of", "better"):
+        assert verdict not in output
+
+
 def test_a_store_is_read_with_its_costs(run, tmp_path):
     stores.made_up(tmp_path, stores.cells(), ["cnn", "vgg16"])
     output = run(tmp_path)
@@ -57,7 +70,7 @@ def test_records_are_the_truth_and_exports_are_not_read(run, tmp_path):
     output = run(tmp_path)
     expected = ldl.leaderboard(both.predictions()).set_index("backbone")["accuracy"]
     (row,) = [line for line in output.splitlines() if "│ cnn " in line]
-    assert [cell.strip() for cell in row.split("│")][3:6] == [f"{expected['cnn']:.3f}", "2", "2"]  # trials, seeds
+    assert [cell.strip() for cell in row.split("│")][2:5] == [f"{expected['cnn']:.3f}", "2", "2"]  # trials, seeds
     assert not any(text in output for text in ("77777", "88888", "failed"))
 
 

@@ -154,7 +154,20 @@ def test_names_are_no_formulas_and_fifteen_classes_fit(plot, tmp_path):
 
 @pytest.mark.parametrize("plot", OF_FRAME)
 def test_one_class_alone_draws_what_there_is(plot, tmp_path):
-    plot(FRAME[FRAME["label"] == "all"]).savefig(tmp_path / "a.png")
+    figure = plot(FRAME[FRAME["label"] == "all"])
+    figure.savefig(tmp_path / "a.png")
+    if plot is plot_subjects:
+        assert sum(len(part.get_offsets()) for part in figure.axes[0].collections) == 2 * len(SMALL[0])
+        return
+    assert titles(figure) == ["one", "other"]
+    for axes in figure.axes:
+        texts = [text.get_text() for text in axes.texts]
+        if plot in (plot_roc, plot_precision_recall):
+            assert texts == ["not defined"]
+        elif plot is plot_confusion:
+            assert [text == "none" for text in texts] == [True, True, False, False]
+        else:
+            assert (axes.lines[1].get_ydata() == 1).all()
 
 
 def test_what_is_no_prediction_or_no_result_is_refused():

@@ -1,5 +1,7 @@
 """What a page may not say: folders of the machine that it was made on."""
 
+import time
+
 import pytest
 
 from leukemia_dl.reporting import pages
@@ -17,6 +19,14 @@ from leukemia_dl.reporting import pages
 )
 def test_folders_of_a_machine_are_left_out_of_texts(text, shown):
     assert pages.without_paths(text) == shown
+
+
+@pytest.mark.parametrize("piece", ["/", "\\", "/a", '"/', "~/", "C:/", "/a//", " /"])
+def test_hiding_folders_takes_time_in_proportion_to_the_text(piece):
+    """20.40: 400,000 slashes in a setting took minutes, since the time grew with their square."""
+    started = time.process_time()
+    pages.settings_without_paths('weights = "' + 400_000 * piece + "\n")
+    assert time.process_time() - started < 10
 
 
 def test_settings_name_no_folder():

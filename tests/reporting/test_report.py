@@ -16,6 +16,7 @@ from leukemia_dl.benchmark.stored import read_run
 from leukemia_dl.datasets import splits
 from leukemia_dl.errors import DataError, StoreError
 from leukemia_dl.reporting import write_model_cards, write_report
+from leukemia_dl.reporting.answers import answers_of, worst_errors
 
 FIFTEEN = [f"class {i}" for i in range(15)]
 NASTY = "<script>alert(1)</script>"
@@ -89,9 +90,16 @@ def test_a_finished_run_is_told_in_full(finished):
         assert heading in said
     predictions = read_run(store).predictions
     board = ldl.leaderboard(predictions).set_index("backbone")
-    for name in ("cnn", "vgg16", "majority"):
-        assert f"{board.loc[name, 'accuracy']:.3f}" in said
-        assert f"[{board.loc[name, 'low']:.3f}, {board.loc[name, 'high']:.3f}]" in said
+    spans = ldl.evaluate(predictions).set_index(["backbone", "metric"])
+    rows = re.findall(r"<tr[^>]*>\s*<td.*?</tr>", path.read_text(), re.DOTALL)
+    for name in ("cnn", "vgg16"):
+        (row,) = [row for row in rows if f'<th scope="row">{name}</th>' in row]
+        shown = [f"{board.loc[name, 'accuracy']:.3f}"]
+        for metric in ("accuracy", "loss", "balanced_accuracy", "auroc"):
+            value, low, high = spans.loc[(name, metric), ["value", "low", "high"]]
+            shown.append(f"{value:.3f} [{low:.3f}, {high:.3f}]")
+        cells = [re.sub("<.*?>", "", cell) for cell in re.findall(r"<td.*?</td>", row)]
+        assert cells[1:5] == shown[1:]
     assert "could not be drawn" not in said
     assert "The lines that begin with # say what is needed besides." in said  # the data are no file's
     for sentence in ldl.compare(predictions)["sentence"]:
@@ -376,6 +384,102 @@ def test_who_called_an_image_what_is_counted_by_class(tmp_path):
         assert said[f"probability_{called}"].mean() == pytest.approx(float(share), abs=0.006)
         wrong = rows[rows["called"] != label]["called"].value_counts()
         assert wrong.max() == len(said)
+
+
+def test_nets_are_counted_on_the_test_side_only(tmp_path):
+    """With several folds an image of one net's test side is on another's val side, which is no test."""
+    dataset = stores.cells(200, 40)
+    stores.made_up(tmp_path, dataset, protocol="kfold", folds="all", seeds=[0, 1], learned=0.3)
+    run = read_run(tmp_path)
+    table = worst_errors(answers_of(run)[0], 50)
+    frame = run.predictions[run.predictions["kind"] == "backbone"]
+    assert (frame["side"] == "val").any()
+    assert set(table["nets"]) == {4}  # two backbones, two seeds
+    tested = frame[frame["side"] == "test"].set_index("sample")
+    called = np.where(tested["probability_all"] > tested["probability_hem"], "all", "hem")
+    wrong = (called != tested["label"]).groupby(level=0).sum()
+    assert table.set_index("sample")["wrong"].to_dict() == wrong[table["sample"]].to_dict()
+
+
+def test_where_nothing_can_be_tested_the_reason_comes_first(tmp_path):
+    """20.3: fewer than five groups give the reason, the number of groups and values, but no rank and no verdict."""
+    stores.made_up(tmp_path, stores.cells(200, 16))
+    page = write(tmp_path)
+    board = ldl.leaderboard(read_run(tmp_path).predictions).set_index("backbone")
+    values = " and ".join(
+        f"{name} {board.loc[name, 'accuracy']:.3f}" for name in board.index if name in ("cnn", "vgg16")
+    )
+    answer = page.text[page.text.index("Recipe made-up;") :].partition("seed.")[2].lstrip()
+    assert answer.startswith(
+        "Not testable, fewer than 5 groups: 2 of class hem, 2 of class all (4 groups of patients in all). "
+        f"Accuracy on the test side, without a rank or a verdict: {values}."
+    )
+    assert f"The floor majority reaches {board.loc['majority', 'accuracy']:.3f}." in answer
+    results = page.text[page.text.index("Results, protocol holdout") :]
+    assert (
+        results.split("\n")[1]
+        == "Not testable, fewer than 5 groups: 2 of class hem, 2 of class all: every pair of rows."
+    )
+    for verdict in (
+        "Highest accuracy",
+        "significant",
+        "no net exceeds",
+        "Rank",
+        "Better than",
+        "95%",
+        "Comparisons in",
+    ):
+        assert verdict not in page.text
+    (card, *_) = write_model_cards(tmp_path)
+    assert "No interval can be given: fewer than 5 groups: 2 of class hem, 2 of class all." in card.read_text()
+    assert "95 %" not in card.read_text()
+
+
+def test_a_net_that_cannot_be_tested_is_named_beside_those_that_can(tmp_path):
+    """20.3: one net without a common image has no rank; the others keep theirs."""
+    stores.made_up(tmp_path, stores.cells(400, 24), ["cnn", "vgg16", "resnet50"], protocol="kfold", folds=[0, 1, 2])
+    gone = [path for path in (tmp_path / "trials").glob("vgg16-*") if "fold0" not in path.name]
+    for path in gone:
+        shutil.rmtree(path)
+    text = write(tmp_path).text
+    assert "Not testable, fewer than 5 groups: " in text
+    assert "without a rank or a verdict: vgg16 " in text
+    assert "Highest accuracy of a net on the test side: " in text
+
+
+def test_four_classes_have_no_positive_one_and_no_empty_columns(tmp_path):
+    """20.33: captions of four classes name no positive class, and only what is known has a column."""
+    dataset = stores.cells(400, 80, classes=["benign", "early", "pre", "pro"])
+    stores.made_up(tmp_path, dataset, protocol="kfold", folds="all")
+    page = write(tmp_path, dataset=dataset)
+    assert "positive class" not in page.text
+    assert "each against the rest and averaged" in page.text
+    assert "Declared" not in page.text
+    assert "95% intervals over groups of patients" in page.text
+    (card, *_) = write_model_cards(tmp_path)
+    assert "sensitivity" not in card.read_text().partition("## Performance")[2].partition("##")[0]
+
+
+def test_a_baseline_that_the_images_do_not_allow_is_not_unfinished(tmp_path):
+    """20.33: a trial that is not applicable is finished."""
+    stores.made_up(tmp_path, stores.cells())
+    (folder,) = (tmp_path / "trials").glob("cell_size-*")
+    records.rewrite(folder, {"status": "not_applicable", "message": "no image shows a single cell", "metrics": {}})
+    text = write(tmp_path).text
+    assert "Not applicable to these images: cell_size." in text
+    assert "Without any finished trial" not in text
+    assert "not finished" not in text
+
+
+def test_control_characters_of_names_are_escaped(tmp_path):
+    """20.40: neither ESC nor right-to-left overrides reach the report or a card."""
+    dataset = stores.cells(title="gnp\u202e \x1b]0;x\x07")  # samples are named by its first four letters
+    stores.made_up(tmp_path, dataset, learned=0.0)
+    page = write_report(tmp_path, dataset=dataset, show_progress=False).read_text()
+    assert re.search(r"<bdi>gnp\\u202e-\d+</bdi>", page)
+    for text in (page, *(path.read_text() for path in write_model_cards(tmp_path))):
+        assert not set(text) & {"\x1b", "\x07", "\u202e"}
+        assert "gnp\\u202e \\x1b]0;x\\x07" in re.sub(r"\\([\\\]])", r"\1", text)  # as Markdown shows it
 
 
 def test_odd_records_cost_no_page(tmp_path):

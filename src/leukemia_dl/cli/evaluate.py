@@ -66,9 +66,14 @@ def evaluate(
         "fit_seconds": ".0f",
         "images_per_second": ".0f",
     }
-    options.print_table(table[shown], formats, title=f"{metric}, side {side}, {100 * level:g}% intervals")
+    known = bool({"low", "low_image_level"} & {*shown})
+    title = f"{metric}, side {side}, " + (f"{100 * level:g}% intervals" if known else "without intervals")
     groups = "" if table["groups"].isna().all() else f" of {table['groups'].max():,} groups of patients"
-    typer.echo(f"{table['images'].max():,} images{groups}; intervals are of {table['estimand'].iloc[0]}")
+    on = f"{table['images'].max():,} images{groups}"
+    if not known and table["rank"].isna().all():
+        typer.echo(f"Not testable, {table['flags'].iloc[0]} ({on}): no ranks and no intervals.")
+    options.print_table(table[shown], formats, title=title)
+    typer.echo(on + (f"; intervals are of {table['estimand'].iloc[0]}" if known else ""))
     if len(names := evaluation.class_names_of(frame)) == 2:
         typer.echo(f"positive class: {names[1]} (the last column probability_...)")
     for name, flags in zip(table["backbone"], table["flags"], strict=True):

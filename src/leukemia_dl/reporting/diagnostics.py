@@ -32,6 +32,7 @@ from leukemia_dl.reporting.style import (
     grid_of,
     has_intervals,
     head,
+    legend_above,
 )
 
 if TYPE_CHECKING:
@@ -179,34 +180,17 @@ def plot_subjects(predictions: pd.DataFrame, ax: Axes | None = None, title: str 
     random = np.random.default_rng(0)
     table["class"] = table["label"].where(table["label"].notna(), "several")
     largest = float(table["images"].max())
+    handles = []
     for place, name in enumerate([*names, "several"]):
         rows = table[table["class"] == name]
         if rows.empty:
             continue
         down = rows["backbone"].map(backbones.index).to_numpy(float) + random.uniform(-0.28, 0.28, len(rows))
-        size = 12 + 130 * rows["images"] / largest
-        colour, marker = looks.get(name, FLOOR_COLOUR), _MARKERS[place % len(_MARKERS)]
-        axes.scatter(
-            1 - rows["error_share"],
-            down,
-            size,
-            color=colour,
-            marker=marker,
-            alpha=0.6,
-            lw=0.5,
-            ec="black",
-            rasterized=len(table) > _MANY_DOTS,
-        )
-    handles = [
-        Line2D([], [], ls="", marker=_MARKERS[place % len(_MARKERS)], color=looks.get(name, FLOOR_COLOUR), label=name)
-        for place, name in enumerate([*names, "several"])
-        if (table["class"] == name).any()
-    ]
-    legend = axes.legend(
-        handles=handles, loc="lower left", bbox_to_anchor=(0, 1), ncols=6, frameon=False, fontsize="small"
-    )
-    for text in legend.get_texts():
-        text.set_parse_math(False)
+        look: dict[str, Any] = {"color": looks.get(name, FLOOR_COLOUR), "marker": _MARKERS[place % len(_MARKERS)]}
+        dots: dict[str, Any] = {"alpha": 0.6, "lw": 0.5, "ec": "black", "rasterized": len(table) > _MANY_DOTS}
+        axes.scatter(1 - rows["error_share"], down, 12 + 130 * rows["images"] / largest, **look, **dots)
+        handles.append(Line2D([], [], ls="", label=name, **look))
+    legend_above(axes, 6, handles=handles)
     axes.set_yticks(range(len(backbones)), backbones, parse_math=False)
     axes.set_xlabel("Share of a group's images that are classified right")
     axes.set_xlim(-0.03, 1.03)
@@ -317,9 +301,7 @@ def plot_errors_by_size(
     axes.set_ylabel("Share of wrong predictions")
     axes.set_ylim(0, None)
     bare(axes, "y")
-    legend = axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=4, frameon=False, fontsize="small")
-    for text in legend.get_texts():
-        text.set_parse_math(False)
+    legend_above(axes, 4)
     if ax is None:
         unit = "groups" if "low" in found else "images"
         line = f"line: {level:.0%} interval, where each class has five {unit}"

@@ -15,7 +15,7 @@ import pandas as pd
 
 from leukemia_dl.benchmark.stored import StoredRun, read_run
 from leukemia_dl.errors import LeukemiaDLError, StoreError, UnknownNameError, unknown_name
-from leukemia_dl.evaluation import class_names_of, evaluate
+from leukemia_dl.evaluation import class_names_of, evaluate, group_table
 from leukemia_dl.models.registry import get_backbone
 from leukemia_dl.preprocess import Pipeline
 from leukemia_dl.reporting import pages
@@ -105,7 +105,7 @@ def _card(run: StoredRun, trial: str) -> str:
         "backbone": _backbone(str(row["backbone"])),
         "metrics": _metrics(own),
         "unit": "images, taken as independent" if own["group"].isna().any() else "groups of patients",
-        "worst": _worst_groups(test),
+        "worst": _worst_groups(own),
         "timing": _plain(timings[timings["trial"] == trial].iloc[0]),
         "has_model": run.store.has_model(trial),
         "version": pages.version(),
@@ -132,18 +132,12 @@ def _metrics(own: pd.DataFrame) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def _worst_groups(test: pd.DataFrame) -> list[dict[str, Any]]:
-    """Return accuracies of the three groups of patients on which it is lowest."""
-    if test.empty or test["group"].isna().any():
-        return []
-    columns = [name for name in test if str(name).startswith("probability_")]
-    called = test[columns].to_numpy(float).argmax(axis=1)
-    names = [str(name).removeprefix("probability_") for name in columns]
-    right = pd.Series([names[code] for code in called], index=test.index) == test["label"]
-    table = right.groupby(test["group"]).agg(["mean", "size"]).sort_values("mean", kind="stable").head(3)
+def _worst_groups(own: pd.DataFrame) -> list[dict[str, Any]]:
+    """Return accuracies of the three groups of patients on which it is lowest; none if groups are not known."""
+    table = group_table(own).head(3) if own["group"].notna().all() else pd.DataFrame()
     return [
-        {"group": str(name), "accuracy": float(row["mean"]), "images": int(row["size"])}
-        for name, row in table.iterrows()
+        {"group": row["group"], "accuracy": 1 - row["error_share"], "images": row["images"]}
+        for row in table.to_dict("records")
     ]
 
 

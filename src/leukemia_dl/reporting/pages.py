@@ -147,12 +147,7 @@ def _escaped(value: Any) -> Any:
     if isinstance(value, Raw):
         return printable(value.replace("```", "'''"))
     text = " ".join(str(value).split()) if isinstance(value, str) and value.strip() else str(value)
-    text = printable(text)
-    return re.sub(r"([\\`*_{}\[\]<>#|~])", r"\\\1", text)
-
-
-def _shown(value: Any) -> Any:
-    return printable(value) if isinstance(value, str) else value
+    return re.sub(r"([\\`*_{}\[\]<>#|~])", r"\\\1", printable(text))
 
 
 @cache
@@ -161,7 +156,7 @@ def _environment(markdown: bool = False) -> Environment:
 
     made = Environment(
         loader=FunctionLoader(_resource), autoescape=not markdown, undefined=StrictUndefined, trim_blocks=True,
-        lstrip_blocks=True, keep_trailing_newline=True, finalize=_escaped if markdown else _shown,
+        lstrip_blocks=True, keep_trailing_newline=True, finalize=_escaped if markdown else printable,
     )  # fmt: skip
     made.filters |= {"shown": as_text, "anchor": anchor}
     return made

@@ -24,6 +24,7 @@ from leukemia_dl.reporting.style import (
     ends_of,
     has_intervals,
     head,
+    legend_above,
     new_figure,
 )
 
@@ -145,9 +146,7 @@ def plot_inflation(table: pd.DataFrame, title: str = "") -> Figure:
         # The first is larger, so that equal values are seen to be two.
         left.plot(values[:, column], places, marker, color=colour, label=name, markersize=9 - 4 * column)
     left.set_xlabel(label)
-    legend = left.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, frameon=False, fontsize="small")
-    for text in legend.get_texts():
-        text.set_parse_math(False)
+    legend_above(left, 2)
     floors = (rows["kind"] == "baseline").to_numpy(bool)
     ends = rows[[*ends_of(rows)]].to_numpy(float)
     right.axvline(0, color="black", lw=1)

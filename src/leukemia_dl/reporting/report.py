@@ -320,7 +320,7 @@ def _board(one: Answers) -> dict[str, Any]:
         else:
             told[pair["role"]].append(pair["sentence"].replace(UNCORRECTED, ""))
     if len(untested) == 1 and not any(told.values()):
-        untested = dict.fromkeys(untested, ["every pair of rows"])
+        untested = {reason: ["every pair of rows"] for reason in untested}
     optional = ("rank", "parameters", "fit_seconds", "images_per_second", "better_than", "flags")
     return {
         "protocol": one.protocol, "rows": rows, "problem": one.problem, "columns": _COLUMNS, "untested": untested,

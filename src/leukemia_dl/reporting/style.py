@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "LABELS", "bare", "by_protocol", "colours_of", "ends_of", "figure_of", "grid_of", "has_intervals", "head",
-    "new_figure",
+    "legend_above", "new_figure",
 ]  # fmt: skip
 
 _log = logging.getLogger(__name__)
@@ -62,15 +62,9 @@ def _draw(figure: Figure, renderer: RendererBase) -> None:
     found = _fonts_for("".join(sorted({c for text in texts for c in text.get_text() if ord(c) > 127})))
     for text in texts if found else ():
         text.set_fontfamily([name for name in text.get_fontfamily() if name not in found] + found)
-    noisy = logging.getLogger("matplotlib.font_manager")  # a line for each weight that a font has not
-    level = noisy.level
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)
-        noisy.setLevel(logging.ERROR)
-        try:
-            type(figure).draw(figure, renderer)
-        finally:
-            noisy.setLevel(level)
+        type(figure).draw(figure, renderer)
 
 
 @cache
@@ -79,22 +73,19 @@ def _fonts_for(characters: str) -> list[str]:
     from matplotlib.font_manager import FontProperties, findfont, fontManager
     from matplotlib.ft2font import FT2Font
 
-    def lacking(path: str, wanted: str) -> set[str]:
-        with contextlib.suppress(OSError, RuntimeError):
+    usual, missing, found = FT2Font(findfont(FontProperties())), set(characters), list[str]()
+    missing -= {c for c in missing if usual.get_char_index(ord(c))}
+    for path, name, style in sorted({(font.fname, font.name, font.style) for font in fontManager.ttflist}):
+        if not missing or style != "normal" or name == usual.family_name or "Last Resort" in name:
+            continue
+        with contextlib.suppress(OSError, RuntimeError):  # no font any more
             font = FT2Font(path)
-            return {c for c in wanted if not font.get_char_index(ord(c))}
-        return set(wanted)
-
-    missing, found = lacking(findfont(FontProperties()), characters), list[str]()
-    entries = [font for font in fontManager.ttflist if font.style == "normal" and "Last Resort" not in font.name]
-    lacks = {font.name: lacking(font.fname, characters) for font in entries} if missing else {}
-    while missing and len(missing & lacks[best := min(lacks, key=lambda name: len(missing & lacks[name]))]) < len(
-        missing
-    ):
-        found.append(best)
-        missing &= lacks[best]
+            if known := {c for c in missing if font.get_char_index(ord(c))}:
+                found, missing = [*found, name], missing - known
     if missing:
         _warn_of(unicodedata.name(min(missing), "unnamed").split()[0])
+    if found:  # not every font has every weight, which is no news
+        logging.getLogger("matplotlib.font_manager").addFilter(lambda record: "font weight" not in record.getMessage())
     return found
 
 
@@ -140,6 +131,13 @@ def head(figure: Figure, title: str, note: str = "") -> None:
         figure.suptitle(title, fontsize="medium", fontweight="bold", **keywords)
     if note:
         figure.supxlabel(note, fontsize="small", color="#555555", **keywords)
+
+
+def legend_above(axes: Axes, columns: int, **settings: Any) -> None:
+    """Write a legend above axes, in which no name is a formula."""
+    place: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (0, 1), "frameon": False, "fontsize": "small"}
+    for text in axes.legend(ncols=columns, **place, **settings).get_texts():
+        text.set_parse_math(False)
 
 
 def bare(axes: Axes, grid: Literal["both", "x", "y"] = "both") -> None:
