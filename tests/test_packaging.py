@@ -1,5 +1,6 @@
 """What `pip install` brings: built here, looked into, and used in an environment that does not know the repository."""
 
+import ast
 import re
 import subprocess
 import sys
@@ -133,3 +134,28 @@ def test_the_constraints_name_versions_only():
     lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
     assert sum("==" in line for line in lines) > 100
     assert all(line.startswith("#") or re.fullmatch(r"[A-Za-z0-9._-]+==[0-9A-Za-z.+]+", line) for line in lines)
+
+
+def test_scikit_learn_is_one_whose_shuffled_grouped_folds_are_right():
+    """20.34: before 1.8 StratifiedGroupKFold with shuffle drew other, wrong folds; constraints.txt keeps to it too."""
+    (floor,) = re.findall(r"scikit-learn>=(\d+)\.(\d+)", " ".join(PROJECT["dependencies"]))
+    (fixed,) = re.findall(r"^scikit-learn==(\d+)\.(\d+)", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
+    assert (1, 8) <= tuple(map(int, floor)) <= tuple(map(int, fixed))
+
+
+def test_the_group_docs_has_what_the_tutorials_import():
+    """20.35: `make docs` works as the first target of a fresh clone, without the packages of `make test`."""
+    groups = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["dependency-groups"]
+    known = {re.split(r"[^\w-]", name)[0] for name in [*PROJECT["dependencies"], *groups["docs"]]}
+    known |= {"leukemia_dl", *sys.stdlib_module_names}
+    imported = set()
+    for path in [*(ROOT / "docs").rglob("*.py"), *(ROOT / "docs").rglob("*.md")]:
+        text = path.read_text(encoding="utf-8")
+        code = [text] if path.suffix == ".py" else re.findall(r"```python exec.*?\n(.*?)```", text, re.DOTALL)
+        for node in (node for part in code for node in ast.walk(ast.parse(part))):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                imported.add(node.module.split(".")[0])
+    assert "hypothesis" in imported
+    assert {{"PIL": "pillow", "sklearn": "scikit-learn"}.get(name, name) for name in imported} <= known

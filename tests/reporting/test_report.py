@@ -196,7 +196,7 @@ def test_a_damaged_trial_is_missing(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "data", "says"),
     [
-        ({"backbones": ["cnn"], "baselines": []}, {}, "Highest accuracy of a net on the test side: cnn"),
+        ({"backbones": ["cnn"], "baselines": []}, {}, "without a rank or a verdict: cnn"),
         ({"failed": range(5)}, {}, "Nothing can be said: no trial was finished."),
         ({"missing": range(5)}, {}, "5 of 5 trials are missing"),
         ({"protocol": "random", "allow_leakage": True}, {"subjects": 0}, "Nothing is known of patients"),
