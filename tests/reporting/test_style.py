@@ -21,7 +21,7 @@ def drawn(names, path):
 
 @pytest.fixture
 def fresh():
-    style._warn_of.cache_clear()
+    style._warned.clear()
     style._fonts_for.cache_clear()
 
 

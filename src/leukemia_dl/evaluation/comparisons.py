@@ -105,7 +105,7 @@ def compare(
     for row, corrected in zip(confirmatory, holm([row["p"] for row in confirmatory]), strict=True):
         row |= {"p_holm": corrected, "role": "confirmatory"}
     for row in rows:
-        row["sentence"] = _sentence(row, level, len(confirmatory), models[0].by_group)
+        row["sentence"] = _sentence(row, level, len(confirmatory), models[0].by_group, estimand)
     result = pd.DataFrame(rows)[list(_COLUMNS)]
     ends = {} if models[0].by_group else {"low": "low_image_level", "high": "high_image_level"}
     return result.rename(columns=ends).astype({"groups": "Int64"})
@@ -173,17 +173,13 @@ def _paired(first: Model, second: Model) -> _Pair:
 def _row(pair: _Pair, name: str, class_names: tuple[str, ...], level: float, estimand: str) -> dict[str, Any]:
     first, second, resampling = pair.first, pair.second, pair.resampling
     unit = "group" if first.by_group else "image"
+    row = _blank(pair, name) | {"estimand": ESTIMANDS[estimand].format(units=unit + "s")}
     if resampling is None:
-        return _blank(pair, name) | {"estimand": ESTIMANDS[estimand].format(units=unit + "s")}
+        return row
     found = [Estimates(model, resampling, [name]) for model in (first, second)]
-    row = _blank(pair, name) | {
-        "procedure": estimand == "procedure",
-        "value_first": found[0].value(name),
-        "value_second": found[1].value(name),
-        "difference": found[0].value(name) - found[1].value(name),
-        "estimand": ESTIMANDS[estimand].format(units=unit + "s"),
-        "reason": f"{pair.left_out} images are left out that not all runs have" if pair.left_out else "",
-    }
+    row |= {"value_first": found[0].value(name), "value_second": found[1].value(name)}
+    row["difference"] = row["value_first"] - row["value_second"]
+    row["reason"] = f"{pair.left_out} images are left out that not all runs have" if pair.left_out else ""
     why = resampling.too_few(find_metric(name), class_names, unit)
     left_out = found[0].left_out[name] - found[1].left_out[name]
     if not why and np.isnan([row["difference"], *left_out]).any():
@@ -205,18 +201,10 @@ def _row(pair: _Pair, name: str, class_names: tuple[str, ...], level: float, est
 def _blank(pair: _Pair, name: str) -> dict[str, Any]:
     first, second = pair.first, pair.second
     return dict.fromkeys(_COLUMNS, float("nan")) | {
-        "first": first.name,
-        "second": second.name,
-        "kinds": (first.kind, second.kind),
-        "procedure": False,
-        "metric": name,
-        "test": "",
-        "images": len(first.runs[0].samples),
-        "groups": len(first.units) if first.by_group else pd.NA,
-        "seeds": f"{len(first.runs)}, {len(second.runs)}",
-        "role": "descriptive",
-        "reason": "no image in common",
-    }
+        "first": first.name, "second": second.name, "kinds": (first.kind, second.kind), "metric": name, "test": "",
+        "images": len(first.runs[0].samples), "groups": len(first.units) if first.by_group else pd.NA,
+        "seeds": f"{len(first.runs)}, {len(second.runs)}", "role": "descriptive", "reason": "no image in common",
+    }  # fmt: skip
 
 
 def _test(difference: float, spread: Spread, level: float) -> dict[str, Any]:
@@ -227,25 +215,17 @@ def _test(difference: float, spread: Spread, level: float) -> dict[str, Any]:
         return {"low": 0.0, "high": 0.0, "standard_error": 0.0, "p": 1.0, "detectable": 0.0}
     quantile = float(stats.t.ppf((1 + level) / 2, spread.df))
     return {
-        "low": difference - quantile * error,
-        "high": difference + quantile * error,
-        "standard_error": error,
-        "degrees_of_freedom": spread.df,
-        "p": float(2 * stats.t.sf(abs(difference) / error, spread.df)),
+        "low": difference - quantile * error, "high": difference + quantile * error, "standard_error": error,
+        "degrees_of_freedom": spread.df, "p": float(2 * stats.t.sf(abs(difference) / error, spread.df)),
         "detectable": (quantile + float(stats.t.ppf(_POWER, spread.df))) * error,
-    }
+    }  # fmt: skip
 
 
 def _per_unit_gain(pair: _Pair) -> NDArray[np.float64]:
     """Return per unit by how many images the first is right more often, means over seeds."""
-
-    def hits(model: Model) -> NDArray[np.float64]:
-        count = len(model.units)
-        right = [np.bincount(run.unit, run.predicted == run.labels, count) for run in model.runs]
-        result: NDArray[np.float64] = np.mean(right, axis=0)
-        return result
-
-    return hits(pair.first) - hits(pair.second)
+    count, models = len(pair.first.units), (pair.first, pair.second)
+    hits = [[np.bincount(run.unit, run.predicted == run.labels, count) for run in model.runs] for model in models]
+    return np.asarray(np.mean(hits[0], axis=0) - np.mean(hits[1], axis=0))
 
 
 def _image_level(pair: _Pair, name: str) -> dict[str, Any]:
@@ -263,7 +243,7 @@ def _image_level(pair: _Pair, name: str) -> dict[str, Any]:
     return {}
 
 
-def _sentence(row: dict[str, Any], level: float, pairs: int, by_group: bool) -> str:
+def _sentence(row: dict[str, Any], level: float, pairs: int, by_group: bool, estimand: str) -> str:
     """Return the result of a comparison as a sentence; where nothing could be tested the reason comes first."""
     title = row["metric"].replace("_", " ").replace("auroc", "AUROC")
     where = f"On {row['images']:,} images" + (f" of {row['groups']} groups of patients" if by_group else "")
@@ -275,7 +255,7 @@ def _sentence(row: dict[str, Any], level: float, pairs: int, by_group: bool) -> 
     if np.isnan(row["p"]):
         return f"Not testable, {row['reason']}. {where}, {shown}."
     corrected = not np.isnan(row["p_holm"])
-    p = f"p {p_in_words(row['p'])} by {row['test']}" + (", spread between seeds included" if row["procedure"] else "")
+    p = f"p {p_in_words(row['p'])} by {row['test']}" + ", spread between seeds included" * (estimand == "procedure")
     if corrected and pairs > 1:
         p += f", {p_in_words(row['p_holm']).removeprefix('= ')} after Holm's correction for {pairs} pairs"
     text = (

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from leukemia_dl.errors import DataError, SettingsError
-from leukemia_dl.evaluation.intervals import Resampling, Spread, between_seeds, bounds, resampling_of
+from leukemia_dl.evaluation.intervals import Resampling, Spread, bounds, resampling_of
 from leukemia_dl.evaluation.metrics import METRICS, Metric, metric, values, why_undefined
 from leukemia_dl.evaluation.predictions import Model, class_names_of, models_of, select_side, tidy
 
@@ -48,8 +48,9 @@ class Estimates:
 
     def between_seeds(self, name: str) -> Spread | None:
         """Return the spread that seeds add to the mean; none for a baseline, which has no seed; None if unknown."""
-        if len(self.per_seed[name]) > 1:
-            return between_seeds(self.per_seed[name])
+        found = self.per_seed[name]
+        if len(found) > 1:
+            return Spread(float(found.var(ddof=1)) / len(found), len(found) - 1.0)
         return Spread(0.0, np.inf) if self.kind == "baseline" else None
 
     def seed_sd(self, name: str) -> float:
@@ -118,7 +119,8 @@ def evaluate(
     for part, inside in _parts(chosen, by):
         for model in models_of(inside, side):
             rows += [({by: part} if by else {}) | row for row in rows_of(model, names, class_names, level, estimand)]
-    return pd.DataFrame(rows).astype({"groups": "Int64"})
+    table = pd.DataFrame(rows).astype({"groups": "Int64"})
+    return table[[name for name in ([by] if by else []) + [*_COLUMNS] if name in table]]
 
 
 def count_once(frame: pd.DataFrame) -> pd.DataFrame:
@@ -169,13 +171,20 @@ def rows_of(
 ) -> list[dict[str, Any]]:
     """Return the rows of `evaluate` for one model."""
     resampling = resampling_of([model])
-    found = Estimates(model, resampling, names)
+    found, run = Estimates(model, resampling, names), model.runs[0]
+    unit = "group" if model.by_group else "image"
+    facts = {
+        "seeds": len(model.runs),
+        "images": model.images,
+        "groups": len(model.units) if model.by_group else pd.NA,
+        "prevalence": float((run.labels == 1).mean()) if run.probabilities.shape[1] == 2 else float("nan"),
+        "method": f"delete-one-{unit} jackknife",
+        "estimand": ESTIMANDS[estimand].format(units=unit + "s"),
+    }
     rows = []
     for name in names:
-        interval = _interval(model, resampling, found, metric(name), class_names, level, estimand)
-        facts = _facts(model, found, name, estimand)
-        why = {"reason": interval.pop("reason")}
-        rows.append({"backbone": model.name, "metric": name, "value": found.value(name)} | interval | facts | why)
+        one = {"backbone": model.name, "metric": name, "value": found.value(name), "seed_sd": found.seed_sd(name)}
+        rows.append(one | facts | _interval(model, resampling, found, metric(name), class_names, level, estimand))
     return rows
 
 
@@ -221,20 +230,6 @@ def _seeds_differ(model: Model) -> str:
     counts = [len(run.samples) for run in model.runs]
     same = not model.named or all(set(run.samples) == set(model.runs[0].samples) for run in model.runs[1:])
     return "" if same else f"the seeds have predicted different images: {', '.join(f'{n:,}' for n in counts)}"
-
-
-def _facts(model: Model, found: Estimates, name: str, estimand: str) -> dict[str, Any]:
-    unit = "group" if model.by_group else "image"
-    run = model.runs[0]
-    return {
-        "seeds": len(model.runs),
-        "seed_sd": found.seed_sd(name),
-        "images": model.images,
-        "groups": len(model.units) if model.by_group else pd.NA,
-        "prevalence": float((run.labels == 1).mean()) if run.probabilities.shape[1] == 2 else float("nan"),
-        "method": f"delete-one-{unit} jackknife",
-        "estimand": ESTIMANDS[estimand].format(units=unit + "s"),
-    }
 
 
 def _parts(frame: pd.DataFrame, by: str | None) -> list[tuple[Any, pd.DataFrame]]:

@@ -28,7 +28,7 @@ from scipy.special import expit, logit
 from leukemia_dl.evaluation.metrics import Metric
 from leukemia_dl.evaluation.predictions import Model, Run
 
-__all__ = ["FEWEST_GROUPS", "Resampling", "Spread", "between_seeds", "bounds", "resampling_of"]
+__all__ = ["FEWEST_GROUPS", "Resampling", "Spread", "bounds", "resampling_of"]
 
 FEWEST_GROUPS = 5
 # Above, units are left out in blocks: leaving out one image of a hundred thousand at a time tells no more.
@@ -173,8 +173,3 @@ def bounds(metric: Metric, value: float, spread: Spread, level: float, fewest: i
     reach /= width * share * (1 - share)
     low, high = metric.lowest + width * expit(logit(share) + np.array([-reach, reach]))
     return float(low), float(high)
-
-
-def between_seeds(values: NDArray[np.float64]) -> Spread:
-    """Return the spread of a mean over seeds (seeds,) that the seeds themselves add."""
-    return Spread(float(values.var(ddof=1)) / len(values), len(values) - 1.0)

@@ -89,7 +89,7 @@ def _pipeline(steps: Any) -> Any:
 
 def _card(run: StoredRun, trial: str) -> str:
     results, settings = run.results, run.settings
-    row = _plain(results[(results["trial"] == trial) & (results["averaging"] != "8 symmetries")].iloc[0])
+    (row,) = pages.plain_rows(results[(results["trial"] == trial) & (results["averaging"] != "8 symmetries")])
     timings = run.timings
     predictions = run.predictions
     own = predictions[(predictions["trial"] == trial) & (predictions["kind"] == "backbone")]
@@ -106,7 +106,7 @@ def _card(run: StoredRun, trial: str) -> str:
         "metrics": _metrics(own),
         "unit": "images, taken as independent" if own["group"].isna().any() else "groups of patients",
         "worst": _worst_groups(own),
-        "timing": _plain(timings[timings["trial"] == trial].iloc[0]),
+        "timing": pages.plain_rows(timings[timings["trial"] == trial])[0],
         "has_model": run.store.has_model(trial),
         "version": pages.version(),
     }
@@ -135,16 +135,9 @@ def _metrics(own: pd.DataFrame) -> list[dict[str, Any]]:
 def _worst_groups(own: pd.DataFrame) -> list[dict[str, Any]]:
     """Return accuracies of the three groups of patients on which it is lowest; none if groups are not known."""
     table = group_table(own).head(3) if own["group"].notna().all() else pd.DataFrame()
-    return [
-        {"group": row["group"], "accuracy": 1 - row["error_share"], "images": row["images"]}
-        for row in table.to_dict("records")
-    ]
+    return [row | {"accuracy": 1 - row["error_share"]} for row in pages.plain_rows(table)]
 
 
 def _nameless(value: Any) -> Any:
     """Return a setting; of a file only its name, since a card is sent to others."""
     return re.split(r"[/\\]", value)[-1] if isinstance(value, str) else value
-
-
-def _plain(row: pd.Series[Any]) -> dict[str, Any]:
-    return {str(name): None if pd.isna(value) else value for name, value in row.items()}

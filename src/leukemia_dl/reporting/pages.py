@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = [
-    "Raw", "Sketch", "anchor", "as_text", "render", "render_markdown", "settings_without_paths", "svg", "thumbnail",
-    "version", "without_paths",
+    "Raw", "Sketch", "anchor", "as_text", "plain_rows", "render", "render_markdown", "settings_without_paths", "svg",
+    "thumbnail", "version", "without_paths",
 ]  # fmt: skip
 
 _THUMBNAIL = 144
@@ -110,6 +110,12 @@ def as_text(value: Any, form: str = ".3f") -> str:
     if value is None or value != value:
         return "–"
     return format(value, form)
+
+
+def plain_rows(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """Return the rows of a table, None for what is missing."""
+    rows = table.to_dict("records")
+    return [{str(key): None if pd.isna(value) else value for key, value in row.items()} for row in rows]
 
 
 def without_paths(text: str) -> str:

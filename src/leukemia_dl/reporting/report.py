@@ -233,9 +233,7 @@ def _summary(one: Answers) -> dict[str, Any]:
     if len(ranked):
         first = ranked[ranked["rank"] == ranked["rank"].min()]
         best = first.to_dict("records")[0]
-        sentences.append(
-            f"Highest accuracy of a net on the test side: {best['backbone']}, {_value(best, METRIC, ends)}."
-        )
+        sentences.append(f"Highest accuracy of a net on the test side: {best['backbone']}, {_value(best, ends)}.")
         if len(first) > 1:
             sentences.append(f"Not significantly different from it: {_listed(first['backbone'].tolist()[1:])}.")
     without = sorted(set(one.asked) - set(board["backbone"]))
@@ -252,18 +250,14 @@ def _summary(one: Answers) -> dict[str, Any]:
 
 def _beside(floor: Mapping[Any, Any], nets: pd.DataFrame, one: Answers, ends: tuple[str, str]) -> str:
     """Return what is known of nets beside a baseline, without a verdict where no pair could be tested."""
-    name, text = floor["backbone"], f"The floor {floor['backbone']} reaches {_value(floor, METRIC, ends)}"
-    pairs = one.comparisons
-    tested = [] if pairs.empty else pairs.loc[pairs["p"].notna(), ["first", "second"]].to_numpy().tolist()
+    text = f"The floor {floor['backbone']} reaches {_value(floor, ends)}"
+    names = {floor["backbone"], *nets["backbone"]}
+    tested = [{row["first"], row["second"]} for row in one.comparisons.to_dict("records") if not np.isnan(row["p"])]
     beaten = zip(nets["backbone"], nets["better_than"], strict=True)
-    over = [net for net, worse in beaten if name in worse.split(", ")]
-    if nets.empty:
-        text += "; there is no net to compare with it"
-    elif over:
+    if over := [net for net, worse in beaten if floor["backbone"] in worse.split(", ")]:
         text += f"; better than it at the 5% level, each pair by itself: {_listed(over)}"
-    elif any(name in pair and {*pair} & {*nets["backbone"]} for pair in tested):
-        above = floor[METRIC] >= nets[METRIC].max()
-        text += ", which no net exceeds" if above else "; no net is significantly better"
+    elif any(floor["backbone"] in pair <= names for pair in tested):
+        text += "; no net is significantly better"
     return f"{text}."
 
 
@@ -298,20 +292,16 @@ def _splits(results: pd.DataFrame, labelled: int) -> list[dict[str, Any]]:
     table["n_unused"] = labelled - table[["n_train", "n_val", "n_test", "dropped"]].fillna(0).sum(axis=1)
     names = [name for name in table if str(name).startswith(("n_", "groups_", "crossing_"))]
     names += ["protocol", "fold", "dropped", "guarantees", "flags"]
-    return [
-        {str(key): None if pd.isna(value) else value for key, value in row.items()}
-        for row in table[names].to_dict("records")
-    ]
+    return pages.plain_rows(table[names])
 
 
 def _board(one: Answers) -> dict[str, Any]:
     """Return the leaderboard of a protocol, with intervals of further metrics, and the comparisons in words."""
     rows: list[dict[str, Any]] = []
     spans = {(row["backbone"], row["metric"]): row for row in one.intervals.to_dict("records")}
-    for row in one.leaderboard.to_dict("records"):
+    for row in pages.plain_rows(one.leaderboard):
         cells = [_interval(spans[row["backbone"], metric], ends_of(one.intervals)) for metric in _COLUMNS]
-        known = {str(key): None if pd.isna(value) else value for key, value in row.items()}
-        rows.append(known | {"cells": cells})
+        rows.append(row | {"cells": cells})
     told: dict[str, list[str]] = {"confirmatory": [], "descriptive": []}
     untested: dict[str, list[str]] = {}
     for pair in one.comparisons.to_dict("records"):
@@ -332,7 +322,7 @@ def _board(one: Answers) -> dict[str, Any]:
 
 def _errors(one: Answers, dataset: Dataset | None) -> dict[str, Any]:
     """Return the images that most nets get wrong, with the images."""
-    rows = worst_errors(one, _ERRORS).to_dict("records")
+    rows = pages.plain_rows(worst_errors(one, _ERRORS))
     place = {} if dataset is None else {name: row for row, name in enumerate(dataset.table["sample"])}
     for row in rows:
         row["image"] = None
@@ -341,9 +331,8 @@ def _errors(one: Answers, dataset: Dataset | None) -> dict[str, Any]:
                 row["image"] = pages.thumbnail(dataset.decode(place[row["sample"]]))
             except LeukemiaDLError as error:  # it was readable when the nets saw it
                 _log.warning("%s", error)
-    plain = [{key: None if pd.isna(value) else value for key, value in row.items()} for row in rows]
     tested = len(one.predictions) > 0 and bool((one.predictions["kind"] == "backbone").any())
-    return {"protocol": one.protocol, "rows": plain, "tested": tested}
+    return {"protocol": one.protocol, "rows": rows, "tested": tested}
 
 
 def _trials(run: StoredRun, show: bool) -> Iterable[dict[str, Any]]:
@@ -352,16 +341,15 @@ def _trials(run: StoredRun, show: bool) -> Iterable[dict[str, Any]]:
     known = results.set_index("trial") if len(results) else results
     curves = dict(list(run.histories.groupby("trial"))) if len(run.histories) else {}
     sketch = pages.Sketch()
-    for cell in track(run.grid.to_dict("records"), len(run.grid), "Drawing trials", show):
-        row = {str(key): None if pd.isna(value) else value for key, value in cell.items()}
-        record = known.loc[cell["trial"]] if len(results) and cell["trial"] in known.index else None
+    for row in track(pages.plain_rows(run.grid), len(run.grid), "Drawing trials", show):
+        record = known.loc[row["trial"]] if len(results) and row["trial"] in known.index else None
         row |= {"status": "missing", "message": "", "accuracy": None, "loss": None, "curve": None}
         if record is not None:
             row["status"] = record["status"]
             row["message"] = pages.without_paths(": ".join(filter(None, (record["exception"], record["message"]))))
             row |= {name: None if pd.isna(record[name]) else float(record[name]) for name in ("accuracy", "loss")}
-        if cell["trial"] in curves:
-            row["curve"] = sketch(curves[cell["trial"]])
+        if row["trial"] in curves:
+            row["curve"] = sketch(curves[row["trial"]])
         yield row
 
 
@@ -375,7 +363,7 @@ def _environments(timings: pd.DataFrame) -> list[dict[str, Any]]:
     known = (nets if len(nets) else known).astype(object)
     known = known.where(known.notna(), "")
     counted = known.groupby(names, sort=False).size().reset_index(name="trials")
-    return [{str(key): value for key, value in row.items()} for row in counted.to_dict("records")]
+    return pages.plain_rows(counted)
 
 
 def _published(name: str) -> list[dict[str, Any]]:
@@ -390,19 +378,13 @@ def _published(name: str) -> list[dict[str, Any]]:
 def _interval(row: Mapping[Any, Any], ends: tuple[str, str]) -> dict[str, Any]:
     low, high = (float(row[end]) for end in ends)
     # Shares of classes are held, so that an interval of the majority's accuracy would have no width.
-    known = bool(np.isfinite([low, high]).all()) and low < high
-    value = float(row["value"])
-    return {
-        "value": value if np.isfinite(value) else None,
-        "low": low if known else None,
-        "high": high if known else None,
-    }
+    ends_known = {"low": low, "high": high} if low < high else {"low": None, "high": None}
+    return {"value": None if np.isnan(row["value"]) else float(row["value"])} | ends_known
 
 
-def _value(row: Mapping[Any, Any], metric: str, ends: tuple[str, str]) -> str:
-    low, high = (float(row[end]) for end in ends)
-    known = np.isfinite([low, high]).all() and low < high
-    return f"{row[metric]:.3f}" + (f" (95% interval {low:.3f} to {high:.3f})" if known else "")
+def _value(row: Mapping[Any, Any], ends: tuple[str, str]) -> str:
+    low, high = (row[end] for end in ends)
+    return f"{row[METRIC]:.3f}" + (f" (95% interval {low:.3f} to {high:.3f})" if low < high else "")
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -28,6 +28,7 @@ __all__ = [
 ]  # fmt: skip
 
 _log = logging.getLogger(__name__)
+_warned: set[str] = set()
 # Okabe and Ito's palette. Floors are grey, so that they recede.
 BLUE, ORANGE, GREEN, PURPLE, SKY, YELLOW = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00"
 NET_COLOUR, FLOOR_COLOUR, TRAIN_COLOUR, VAL_COLOUR = BLUE, "#9A9A9A", BLUE, ORANGE
@@ -83,15 +84,13 @@ def _fonts_for(characters: str) -> list[str]:
             if known := {c for c in missing if font.get_char_index(ord(c))}:
                 found, missing = [*found, name], missing - known
     if missing:
-        _warn_of(unicodedata.name(min(missing), "unnamed").split()[0])
+        script = unicodedata.name(min(missing), "unnamed").split()[0]
+        if script not in _warned:
+            _log.warning("No installed font has %s characters: figures show boxes in their place. Install one.", script)
+        _warned.add(script)
     if found:  # not every font has every weight, which is no news
         logging.getLogger("matplotlib.font_manager").addFilter(lambda record: "font weight" not in record.getMessage())
     return found
-
-
-@cache
-def _warn_of(script: str) -> None:
-    _log.warning("No installed font has %s characters: figures show boxes in their place. Install one.", script)
 
 
 def figure_of(ax: Axes | None, width: float, height: float) -> tuple[Figure, Axes]:
