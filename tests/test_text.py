@@ -19,7 +19,6 @@ from leukemia_dl.text import printable
         ("half \ud800", "half \\ud800"),
         ("line\n\tnext", "line\n\tnext"),
         ("正常 é \u200d", "正常 é \u200d"),
-        (None, None),
     ],
 )
 def test_control_and_direction_characters_are_escaped(text, shown):

@@ -1,14 +1,13 @@
 """Text from files and plugins, such as names and messages, made safe to show."""
 
 import unicodedata
-from typing import Any
 
 __all__ = ["printable"]
 
 
-def printable(text: Any, kept: str = "\n\t") -> Any:
+def printable(text: str, kept: str = "\n\t") -> str:
     r"""Return a text whose control, direction and surrogate characters are escaped but `kept`: "\x1b" for ESC."""
-    if not isinstance(text, str) or text.isprintable():
+    if text.isprintable():
         return text
     # Joiners shape words of several scripts and emoji.
     unusual = set(text) - {*kept, "\u200c", "\u200d"}

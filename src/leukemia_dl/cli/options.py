@@ -11,6 +11,7 @@ import typer
 
 from leukemia_dl.cli import completion
 from leukemia_dl.errors import SettingsError, StoreError, unknown_name
+from leukemia_dl.text import printable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -178,13 +179,8 @@ def write_csv(frame: pd.DataFrame, file: Path | None = None, safe: bool = False)
         raise StoreError(f"{file} cannot be written: {error.strerror or error}.") from error
 
 
-def printable(text: str) -> str:
-    """Return a text with control characters, which may drive a terminal, spelled out; lines stay lines."""
-    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
-
-
 def _quoted(text: str) -> str:
-    text = printable(text).replace("\n", "\\n").replace("\t", "\\t")
+    text = printable(text, kept="")
     return f"'{text}" if text.lstrip().startswith(("=", "+", "-", "@")) else text
 
 

@@ -19,6 +19,7 @@ from leukemia_dl.errors import DataError
 from leukemia_dl.preprocess.decode import FORMATS, IMAGE_SUFFIXES
 from leukemia_dl.preprocess.quality import measure_quality
 from leukemia_dl.progress import parallel_map
+from leukemia_dl.text import printable
 
 if TYPE_CHECKING:
     from leukemia_dl.datasets.dataset import Dataset
@@ -89,7 +90,7 @@ class AuditReport:
                 lines.append(f"    and {len(rows) - _SHOWN:,} more")
         lines += [f"Not checked: {what}" for what in self.not_checked]
         # Names of files are a stranger's: nothing in them may steer a terminal.
-        return "\n".join("".join(c if c.isprintable() else "?" for c in line) for line in lines)
+        return "\n".join(printable(line, kept="") for line in lines)
 
     def to_dict(self) -> dict[str, Any]:
         """Return all of it as plain values for JSON: name, ok, not_checked, and a list of rows for each frame."""

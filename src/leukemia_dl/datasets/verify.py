@@ -18,6 +18,7 @@ from leukemia_dl.datasets.hashes import tried_hashes
 from leukemia_dl.datasets.manifest import read_manifest
 from leukemia_dl.errors import DataError
 from leukemia_dl.preprocess.decode import is_system_file
+from leukemia_dl.text import printable
 
 __all__ = ["STATUSES", "VerifyReport", "verify"]
 
@@ -62,12 +63,12 @@ class VerifyReport:
 
     def __str__(self) -> str:
         said = ", ".join(f"{count:,} {status}" for status, count in self.counts.items() if count or status == "ok")
-        lines = [f"{'OK' if self.ok else 'NOT OK'}: {said} in {_shown(str(self.root))}"]
+        lines = [f"{'OK' if self.ok else 'NOT OK'}: {said} in {printable(str(self.root), kept='')}"]
         told = self.files["status"] != "ok"
         if self.partial:  # thousands may be missing, and may be so; those that were renamed are still of interest
             told &= (self.files["status"] != "missing") | (self.files["detail"] != "")
         for path, status, detail in self.files[told].head(_SHOWN).astype(object).to_numpy():
-            lines.append(f"  {status:<10} {_shown(path)}{f' ({detail})' if detail else ''}")
+            lines.append(f"  {status:<10} {printable(path, kept='')}{f' ({detail})' if detail else ''}")
         if told.sum() > _SHOWN:
             lines.append(f"  and {told.sum() - _SHOWN:,} more")
         return "\n".join(lines)
@@ -127,8 +128,8 @@ def verify(root: str | Path, manifest: str | Path, show_progress: bool = True, p
     for name in candidates:
         if olds := waiting.get(str(found[name])):
             old = olds.pop()
-            files[old] = _File("missing", f"renamed to {_shown(name)}")
-            files[name] = _File("extra", f"renamed from {_shown(old)}")
+            files[old] = _File("missing", f"renamed to {printable(name, kept='')}")
+            files[name] = _File("extra", f"renamed from {printable(old, kept='')}")
     columns = {"path": list(files), "status": [f.status for f in files.values()]}
     return VerifyReport(
         base, pd.DataFrame(columns | {"detail": [f.detail for f in files.values()]}, dtype=_TEXT), partial
@@ -212,8 +213,3 @@ def _size(path: Path) -> int | None:
 
 def _reason(error: Exception) -> str:
     return str(getattr(error, "strerror", None) or error)
-
-
-def _shown(text: str) -> str:
-    """Return a name that does a terminal no harm: file names may hold control characters."""
-    return text if text.isprintable() else ascii(text)

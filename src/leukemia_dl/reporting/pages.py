@@ -162,7 +162,8 @@ def _environment(markdown: bool = False) -> Environment:
 
     made = Environment(
         loader=FunctionLoader(_resource), autoescape=not markdown, undefined=StrictUndefined, trim_blocks=True,
-        lstrip_blocks=True, keep_trailing_newline=True, finalize=_escaped if markdown else printable,
+        lstrip_blocks=True, keep_trailing_newline=True,
+        finalize=_escaped if markdown else lambda value: printable(value) if isinstance(value, str) else value,
     )  # fmt: skip
     made.filters |= {"shown": as_text, "anchor": anchor}
     return made
