@@ -137,8 +137,7 @@ def _flags(table: pd.DataFrame, chosen: pd.DataFrame, results: pd.DataFrame | No
         failed = results[results["status"] == "failed"].groupby("backbone").size().to_dict()
     flags = []
     unnamed = "" if len(table) == 1 or "sample" in chosen else "not compared: there is no column sample"
-    columns = (table[name] for name in ("backbone", "reason", "untested", "images"))
-    for name, why, untested, images in zip(*columns, strict=True):
+    for name, why, untested, images in table[["backbone", "reason", "untested", "images"]].to_numpy():
         notes = [note for note in (why, unnamed) if note]
         if untested and not why:
             notes.append(f"not testable against the others, {untested}")

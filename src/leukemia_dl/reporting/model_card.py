@@ -17,6 +17,7 @@ from leukemia_dl.benchmark.stored import StoredRun, read_run
 from leukemia_dl.errors import LeukemiaDLError, StoreError, UnknownNameError, unknown_name
 from leukemia_dl.evaluation import class_names_of, evaluate, group_table
 from leukemia_dl.models.registry import get_backbone
+from leukemia_dl.plugins import DISTRIBUTION, installed_version
 from leukemia_dl.preprocess import Pipeline
 from leukemia_dl.reporting import pages
 from leukemia_dl.reporting.style import ends_of
@@ -90,25 +91,27 @@ def _pipeline(steps: Any) -> Any:
 def _card(run: StoredRun, trial: str) -> str:
     results, settings = run.results, run.settings
     (row,) = pages.plain_rows(results[(results["trial"] == trial) & (results["averaging"] != "8 symmetries")])
-    timings = run.timings
-    predictions = run.predictions
-    own = predictions[(predictions["trial"] == trial) & (predictions["kind"] == "backbone")]
-    size = str(row["image_size"])
+    own = run.predictions[(run.predictions["trial"] == trial) & (run.predictions["kind"] == "backbone")]
     test = own[own["side"] == "test"]
     context = {
         "row": row,
         "trial": pages.Raw(trial),
         "dataset": settings["dataset"],
         "classes": [(name, int((test["label"] == name).sum())) for name in run.class_names],
-        "recipe": {name: _nameless(value) for name, value in settings["recipe"].items() if name != "name"},
-        "pipeline": _pipeline(settings["pipeline"].get(size)),
+        # Of a file only its name, since a card is sent to others.
+        "recipe": {
+            name: re.split(r"[/\\]", value)[-1] if isinstance(value, str) else value
+            for name, value in settings["recipe"].items()
+            if name != "name"
+        },
+        "pipeline": _pipeline(settings["pipeline"].get(str(row["image_size"]))),
         "backbone": _backbone(str(row["backbone"])),
         "metrics": _metrics(own),
         "unit": "images, taken as independent" if own["group"].isna().any() else "groups of patients",
         "worst": _worst_groups(own),
-        "timing": pages.plain_rows(timings[timings["trial"] == trial])[0],
+        "timing": pages.plain_rows(run.timings[run.timings["trial"] == trial])[0],
         "has_model": run.store.has_model(trial),
-        "version": pages.version(),
+        "version": installed_version(DISTRIBUTION),
     }
     return pages.render_markdown("model_card.md", context)
 
@@ -136,8 +139,3 @@ def _worst_groups(own: pd.DataFrame) -> list[dict[str, Any]]:
     """Return accuracies of the three groups of patients on which it is lowest; none if groups are not known."""
     table = group_table(own).head(3) if own["group"].notna().all() else pd.DataFrame()
     return [row | {"accuracy": 1 - row["error_share"]} for row in pages.plain_rows(table)]
-
-
-def _nameless(value: Any) -> Any:
-    """Return a setting; of a file only its name, since a card is sent to others."""
-    return re.split(r"[/\\]", value)[-1] if isinstance(value, str) else value

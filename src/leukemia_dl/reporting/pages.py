@@ -15,7 +15,6 @@ import pandas as pd
 from numpy.typing import NDArray
 from PIL import Image
 
-from leukemia_dl.plugins import DISTRIBUTION, installed_version
 from leukemia_dl.reporting.style import TRAIN_COLOUR, VAL_COLOUR
 from leukemia_dl.text import printable
 
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Raw", "Sketch", "anchor", "as_text", "plain_rows", "render", "render_markdown", "settings_without_paths", "svg",
-    "thumbnail", "version", "without_paths",
+    "thumbnail", "without_paths",
 ]  # fmt: skip
 
 _THUMBNAIL = 144
@@ -129,11 +128,6 @@ def settings_without_paths(text: str) -> str:
     # Up to the first slash only: with two `.*` the time would grow with the square of the number of slashes.
     weights = re.sub(r'^weights = "[^/\\\n]*[/\\].*"$', 'weights = "..."', hidden, flags=re.MULTILINE)
     return without_paths(weights)
-
-
-def version() -> str:
-    """Return this library's version."""
-    return installed_version(DISTRIBUTION)
 
 
 def _drawn(figure: Figure) -> bytes:

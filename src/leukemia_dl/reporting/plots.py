@@ -162,10 +162,10 @@ def plot_inflation(table: pd.DataFrame, title: str = "") -> Figure:
         bare(axes, "x")
         axes.margins(x=0.08)
     what = f"{label} under {leaky}, beside {honest} on the same images"
-    grouped = "low" in rows
+    units = "groups" if "low" in rows else "images, taken as independent"
     counts = sorted({int(count) for count in rows["images"]})
     on = f"{counts[0]:,}" if len(counts) == 1 else f"{counts[0]:,} to {counts[-1]:,}"
-    line = f"line: interval over {'groups' if grouped else 'images, taken as independent'}"
+    line = f"line: interval over {units}"
     if not has_intervals(rows):
         line = f"no interval: {rows['reason'].iloc[0]}"
     note = f"On the {on} images that both have predicted. Right: {line}; grey: floors; descriptive"

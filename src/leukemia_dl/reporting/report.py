@@ -22,10 +22,11 @@ from leukemia_dl.datasets.sources.synthetic import synthetic_folder
 from leukemia_dl.errors import DataError, LeukemiaDLError, StoreError, UnknownNameError
 from leukemia_dl.evaluation import published_results
 from leukemia_dl.evaluation.comparisons import UNCORRECTED
+from leukemia_dl.plugins import DISTRIBUTION, installed_version
 from leukemia_dl.progress import track
 from leukemia_dl.reporting import pages
 from leukemia_dl.reporting.answers import METRIC, Answers, answers_of, worst_errors
-from leukemia_dl.reporting.figures import Drawing, drawings
+from leukemia_dl.reporting.figures import drawings
 from leukemia_dl.reporting.style import ends_of
 
 __all__ = ["REPORT_FILE", "write_report"]
@@ -165,7 +166,7 @@ def _page(run: StoredRun, dataset: Dataset | None, why: str, found: dict[str, An
     figures, left_out = [], [one.heading + f" ({one.protocol})" for one in planned if one not in kept]
     for one in track([one for one in planned if one in kept], len(kept), "Drawing figures", show):
         try:
-            figures.append(_figure(one))
+            figures.append(vars(one) | {"name": pages.anchor(one.name), "image": pages.svg(one.draw())})
         except (LeukemiaDLError, *_ODD) as error:  # one odd record should not cost the page
             _log.warning("%s: %s: %s", one.heading, type(error).__name__, error)
             left_out.append(f"{one.heading}, which could not be drawn: {' '.join(str(error).split())}")
@@ -174,7 +175,7 @@ def _page(run: StoredRun, dataset: Dataset | None, why: str, found: dict[str, An
         "title": said["title"],
         "synthetic": bool(said.get("synthetic")),
         "made": time.strftime("%Y-%m-%d"),
-        "version": pages.version(),
+        "version": installed_version(DISTRIBUTION),
         "dataset": said,
         "class_names": run.class_names,
         "no_dataset": why,
@@ -196,13 +197,6 @@ def _page(run: StoredRun, dataset: Dataset | None, why: str, found: dict[str, An
     for board in context["boards"]:
         board["figures"] = [figure for figure in figures if figure["protocol"] == board["protocol"]]
     return pages.render("report.html", context)
-
-
-def _figure(one: Drawing) -> dict[str, str]:
-    return {
-        "name": pages.anchor(one.name), "heading": one.heading, "caption": one.caption, "alt": one.alt,
-        "image": pages.svg(one.draw()), "protocol": one.protocol,
-    }  # fmt: skip
 
 
 def _question(run: StoredRun) -> str:
