@@ -2,7 +2,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import sklearn.metrics as sk
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 from scipy.special import expit, logit
@@ -38,6 +38,7 @@ def by_hand(frame, statistic, level=0.95):
         part = (m - 1) / m * sum((value - mean) ** 2 for value in without)
         variance += part
         parts.append((part, sum(sizes) ** 2 / sum(n * n for n in sizes) - 1))
+    assume(variance > 0)
     df = variance**2 / sum(part**2 / d for part, d in parts)
     value = statistic(frame)
     reach = stats.t.ppf((1 + level) / 2, df) * variance**0.5 / (value * (1 - value))
