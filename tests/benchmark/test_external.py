@@ -105,6 +105,34 @@ def test_a_row_per_net_and_floor_in_the_columns_of_the_results(finished, results
     pd.testing.assert_frame_equal(finished.results(), own)
 
 
+def test_foreign_images_and_unknown_patients_are_flagged_in_every_row(small, tmp_path, caplog):
+    """20.21: smears given to nets of cut-out cells, and unknown patients, are flagged beside the numbers."""
+    random = np.random.default_rng(0)
+    for row in range(6):
+        (tmp_path / CLASSES[row % 2]).mkdir(exist_ok=True)
+        pixels = random.integers(1, 256, (300, 300, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / CLASSES[row % 2] / f"{row}.png")
+    smears = ldl.Dataset.from_folder(tmp_path)
+    caplog.clear()
+    frame = small.evaluate_on(smears, show_progress=False)
+    unlike = "6 of 6 images do not show a cell cut out on black, unlike the training images"
+    assert set(frame["flags"]) == {f"patients unknown in folder; {unlike}"}
+    assert caplog.text.count(unlike) == 1
+
+
+def test_patients_unknown_to_the_benchmark_stay_unknown_elsewhere(dataset, other, tmp_path):
+    """20.21: the flag of the benchmark's own rows is repeated."""
+    table = dataset.table[["path", "label", "sample"]]
+    bench = ldl.Benchmark(
+        ldl.Dataset.from_dataframe(table), [], protocol="random", allow_leakage=True, store=tmp_path / "s",
+        baselines=["majority"],
+    )  # fmt: skip
+    bench.run(show_progress=False)
+    assert set(bench.results()["flags"]) == {"patients unknown: one may be on several sides"}
+    flags = bench.evaluate_on(other, MAP, show_progress=False)["flags"]
+    assert set(flags) == {"patients unknown: one may be on several sides"}
+
+
 def test_metrics_are_those_of_each_saved_net_by_itself(finished, results, other):
     chosen, truth = known(other)
     codes = np.array([CLASSES.index(name) for name in truth])

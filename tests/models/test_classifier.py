@@ -117,7 +117,14 @@ def test_what_is_no_classifier_is_refused(tmp_path):
 
 @pytest.mark.parametrize(
     "change",
-    [{"class_names": ["a", "a"]}, {"class_names": ["a", "b", "c"]}, {"pipeline": {"steps": []}}, {"class_names": 7}],
+    [
+        {"class_names": ["a", "a"]},
+        {"class_names": ["a", "b", "c"]},
+        {"pipeline": {"steps": []}},
+        {"class_names": 7},
+        {"provenance": {"images": {"on_black": 1, "size": "large"}}},
+        {"provenance": {"images": [1]}},
+    ],
 )
 def test_settings_that_do_not_fit_the_net_are_refused(classifier, tmp_path, change):
     import json
@@ -179,6 +186,29 @@ def test_a_folder_stands_for_the_images_below_it(classifier, files, caplog):
     (folder / "empty").mkdir()
     with pytest.raises(DataError, match="holds no images"):
         classifier.predict(folder / "empty")
+
+
+def test_images_unlike_the_training_images_are_counted_in_a_warning(classifier, tmp_path, caplog):
+    """20.21: a smear given to a net of cut-out cells, or 300 pixels to a net of 120, is said."""
+    cell = np.zeros((120, 120, 3), np.uint8)
+    cell[30:90, 40:80] = 150
+    trained = dataclasses.replace(classifier, provenance={"images": {"on_black": 1.0, "size": [50, 75]}})
+    for one in (trained, ldl.load_classifier(trained.save(tmp_path / "model.keras")), classifier):
+        caplog.clear()
+        one.predict([cell, np.pad(cell, ((90, 90), (90, 90), (0, 0)))])
+        assert caplog.text == ""  # the same cell in a larger frame
+        one.predict([cell, np.kron(cell, np.ones((3, 3, 1), np.uint8)), *IMAGES[:3]])
+        said = [record.getMessage().split(":")[0] for record in caplog.records]
+        expected = [
+            "3 of 5 images do not show a cell cut out on black, unlike the training images",
+            "1 of 2 cells are 180 to 180 pixels across, those of the training images 50 to 75",
+        ]
+        assert said == ([] if one is classifier else expected)
+    smears = dataclasses.replace(classifier, provenance={"images": {"on_black": 0.0, "size": [120, 120]}})
+    caplog.clear()
+    smears.predict([cell, *RNG.integers(1, 256, (2, 300, 300, 3), dtype=np.uint8)])
+    assert "1 of 3 images show a cell cut out on black" in caplog.text
+    assert "2 of 2 images are 300 to 300 pixels across, those of the training images 120 to 120" in caplog.text
 
 
 def test_what_is_no_image_is_refused(classifier, files, tmp_path):

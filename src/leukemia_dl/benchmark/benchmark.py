@@ -228,7 +228,8 @@ class Benchmark:
         # Outside the trials: what cannot be decoded is an error of the data, not of a backbone.
         sizes = sorted({cell.size for cell in to_do if cell.spec is not None})
         images = {size: read_images(self.dataset, self._used, self.pipelines[size], show_progress) for size in sizes}
-        shared = Shared(Samples.of(self.dataset), images, self.recipe, self.compute, load_factory(self.callbacks))
+        samples = Samples.of(self.dataset, self._used if sizes and self.save_models else None)
+        shared = Shared(samples, images, self.recipe, self.compute, load_factory(self.callbacks))
         driver = Driver(
             store=self.store,
             cells=cells,

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from leukemia_dl.benchmark.baselines import CellMeasures, measure_cells
 from leukemia_dl.benchmark.frames import CALIBRATED, WATCHED, prediction_frame, result_frame
 from leukemia_dl.benchmark.grid import Cell
-from leukemia_dl.benchmark.inputs import Cells, Images, Samples, read_images
+from leukemia_dl.benchmark.inputs import Cells, Images, Samples, looks_of, read_images
 from leukemia_dl.benchmark.runner import Shared, Task, failed_record, run_baseline
 from leukemia_dl.benchmark.trial import Record
 from leukemia_dl.datasets import Dataset, Split
@@ -24,6 +24,7 @@ from leukemia_dl.errors import DamagedRecordError, DataError, SettingsError, Sto
 from leukemia_dl.evaluation import apply_temperature, score
 from leukemia_dl.models.classifier import Classifier, load_classifier, logits_over_symmetries, predict_logits, softmax
 from leukemia_dl.preprocess import Pipeline
+from leukemia_dl.preprocess.appearance import differences, summary
 from leukemia_dl.progress import track
 from leukemia_dl.training.backends import prepare
 from leukemia_dl.training.phases import predict_batch_size
@@ -85,7 +86,8 @@ def evaluate_on(bench: Benchmark, other: Dataset, label_map: LabelMap | None, sh
     temperature that was fitted on the benchmark's val side. Floors are fitted again, on the train side of each split.
 
     What is not known of another data set is NA: the val side's columns, and cells and groups that cross.
-    `crossing_identical` is how many of the images are, byte for byte, on the train side; `flags` says so, and
+    `crossing_identical` is how many of the images are, byte for byte, on the train side; `flags` says so, whether
+    patients are unknown, and how the images look unlike the benchmark's (a hundred of each are looked at);
     `guarantees` has "content-disjoint" where none is on the train or val side. That no patient is on both sides cannot
     be verified.
 
@@ -271,10 +273,18 @@ class _Test:
         ]
         return CellMeasures(*parts)
 
+    @cached_property
+    def _unlike(self) -> list[str]:
+        known = summary(looks_of(self.bench.dataset, self.bench._used))
+        found = differences(looks_of(self.other, np.arange(len(self.other))), known)
+        for difference in found:
+            _log.warning("%s: %s", self.other.info.name, difference)
+        return found
+
     def _of_elsewhere(self, cell: Cell, record: Record) -> Record:
         """Return a record whose samples and row are those of the other data set."""
         if cell.split.digest not in self._facts:
-            self._facts[cell.split.digest] = _facts(self.bench.dataset, self.other, cell.split)
+            self._facts[cell.split.digest] = _facts(self.bench.dataset, self.other, cell.split, self._unlike)
         facts = self._facts[cell.split.digest]
         synthetic = self.bench.dataset.info.synthetic or self.other.info.synthetic
         return replace(
@@ -286,7 +296,7 @@ class _Test:
         )
 
 
-def _facts(dataset: Dataset, other: Dataset, split: Split) -> dict[str, Any]:
+def _facts(dataset: Dataset, other: Dataset, split: Split, unlike: list[str]) -> dict[str, Any]:
     """Return what is known of another data set as the test side of a split: what crosses, and no more than that."""
     contents, known = np.array(other.content_hashes), np.array(dataset.content_hashes)
     shared = {side: int(np.isin(contents, known[getattr(split, side)]).sum()) for side in ("train", "val")}
@@ -297,6 +307,8 @@ def _facts(dataset: Dataset, other: Dataset, split: Split) -> dict[str, Any]:
     ]
     for flag in flags:
         _log.warning("%s: %s", other.info.name, flag)
+    flags += [flag for flag in split.flags if flag.startswith("patients unknown")]
+    flags += [*([] if other.has_subjects else [f"patients unknown in {other.info.name}"]), *unlike]
     guarantees = [] if any(shared.values()) else [CONTENT_DISJOINT]
     guarantees += [] if shared["val"] else [TEST_IS_NOT_VAL]
     return {

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -15,10 +16,13 @@ from leukemia_dl.benchmark.baselines import CellMeasures, measure_cells
 from leukemia_dl.datasets import Dataset, PixelStore, Split
 from leukemia_dl.errors import StoreError
 from leukemia_dl.preprocess import Pipeline
+from leukemia_dl.preprocess.appearance import Look, look_of, summary
+from leukemia_dl.progress import parallel_map
 from leukemia_dl.training.batches import Subset
 
-__all__ = ["Cells", "Images", "Samples", "read_images"]
+__all__ = ["Cells", "Images", "Samples", "looks_of", "read_images"]
 
+_LOOKED_AT = 100
 _log = logging.getLogger(__name__)
 
 
@@ -33,6 +37,7 @@ class Samples:
         ids: Of each row (n,).
         labels: Class indices (n,).
         groups: A number per group of subjects (n,); None where subjects are not known.
+        looks: How the images look, for the record in a saved net; empty where nobody looked.
     """
 
     name: str
@@ -41,14 +46,16 @@ class Samples:
     ids: NDArray[np.str_]
     labels: NDArray[np.int64]
     groups: NDArray[np.int64] | None
+    looks: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, dataset: Dataset) -> Samples:
-        """Return those of a data set."""
+    def of(cls, dataset: Dataset, looked_at: NDArray[np.int64] | None = None) -> Samples:
+        """Return those of a data set, with how some rows look."""
         table = dataset.table
         groups = pd.factorize(table["group"])[0].astype(np.int64) if dataset.has_subjects else None
         ids = table["sample"].to_numpy(dtype=np.str_)
-        return cls(dataset.info.name, dataset.info.synthetic, dataset.class_names, ids, dataset.labels, groups)
+        looks = {} if looked_at is None else summary(looks_of(dataset, looked_at))
+        return cls(dataset.info.name, dataset.info.synthetic, dataset.class_names, ids, dataset.labels, groups, looks)
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,6 +114,12 @@ def read_images(dataset: Dataset, used: NDArray[np.int64], pipeline: Pipeline, s
     position = np.full(len(dataset), -1)
     position[used] = np.arange(len(used))
     return Images(_stored(dataset.subset(used), stored, show_progress), position, stored, per_split)
+
+
+def looks_of(dataset: Dataset, rows: NDArray[np.int64]) -> list[Look]:
+    """Return how up to a hundred of some rows of a data set, evenly spaced, look."""
+    chosen = rows[np.linspace(0, len(rows) - 1, min(len(rows), _LOOKED_AT)).astype(int)]
+    return parallel_map(lambda row: look_of(dataset.decode(int(row))), chosen, "Looking at images", show=False)
 
 
 class Cells:

@@ -147,7 +147,7 @@ def run_task(task: Task, shared: Shared, listener: Listener) -> tuple[Record, by
     if outcome is None or not task.save_model:
         return record, None
     provenance = {"trial": task.trial.to_dict(), "digest": task.trial.digest, "dataset": shared.samples.name}
-    provenance["metrics"] = dict(record.metrics)
+    provenance |= {"metrics": dict(record.metrics), "images": dict(shared.samples.looks)}
     temperature = record.metrics.get("temperature", 1.0)
     classifier = Classifier(outcome.model, shared.samples.class_names, fitted[0], provenance, temperature)
     try:

@@ -26,7 +26,8 @@ from leukemia_dl.identity import plain_number
 from leukemia_dl.models.archive import MEMBER, load_net, read_settings
 from leukemia_dl.models.backend import backend_name, quiet_start
 from leukemia_dl.preprocess import IMAGE_SUFFIXES, Pipeline
-from leukemia_dl.preprocess.decode import image_files
+from leukemia_dl.preprocess.appearance import Look, differences, look_of
+from leukemia_dl.preprocess.decode import decode_shared, image_files
 from leukemia_dl.progress import parallel_map, track
 
 __all__ = [
@@ -49,7 +50,8 @@ class Classifier:
         model: `keras.Model`, raw RGB (batch, size, size, 3) to (batch, classes).
         class_names: In the order of the logits.
         pipeline: From a file to the pixels that the model takes.
-        provenance: What it was trained on and how; JSON values.
+        provenance: What it was trained on and how; JSON values. By `images` in it (`on_black`, the share of images of a
+            cell cut out on black, and `size`, the smallest and largest in pixels) `predict` warns of unlike images.
         temperature: What logits are divided by before the softmax, so that probabilities are calibrated (Guo et al.
             2017, arXiv:1706.04599); 1 where none was fitted.
         outputs: "logits", or "probabilities" for a net that ends in a softmax or a sigmoid. One output is that of the
@@ -139,16 +141,17 @@ class Classifier:
         if batch_size < 1:
             raise SettingsError(f"batch_size must be at least 1. Received: batch_size={batch_size!r}.")
         batch_size = min(batch_size, max(len(loaders), 1))
-        errors = [""] * len(loaders)
+        errors, looks = [""] * len(loaders), list[Look]()
         probabilities = np.full((len(loaders), len(self.class_names)), np.nan)
         # Decoded in chunks, so that memory does not grow with the number of images.
         starts = range(0, len(loaders), _CHUNK)
         for start in track(starts, len(starts), "Predicting", show_progress):
             chunk = parallel_map(self._pixels, loaders[start : start + _CHUNK], "Reading images", show=False)
-            read = {row: item for row, item in enumerate(chunk, start) if isinstance(item, np.ndarray)}
-            errors[start : start + len(chunk)] = ["" if isinstance(item, np.ndarray) else str(item) for item in chunk]
+            read = {row: item for row, item in enumerate(chunk, start) if not isinstance(item, ImageError)}
+            errors[start : start + len(chunk)] = [str(item) if isinstance(item, ImageError) else "" for item in chunk]
             if read:
-                pixels = self._stacked(list(read.values()))
+                pixels = self._stacked([image for image, _ in read.values()])
+                looks += [look for _, look in read.values()]
                 # A cell has no upright: a net should say the same of all eight, and their mean errs less than each.
                 logits = logits_over_symmetries if symmetry_average else predict_logits
                 views = self._as_logits(logits(self.model, pixels, batch_size))
@@ -158,6 +161,8 @@ class Classifier:
         if failed:
             message = "%d of %d images cannot be read, as the column error says. The first: %s"
             _log.warning(message, len(failed), len(errors), failed[0])
+        for difference in differences(looks, self.provenance["images"]) if self.provenance.get("images") else ():
+            _log.warning("%s: what the net makes of them may mean nothing", difference)
         frame = pd.DataFrame({column: names})
         best = np.nan_to_num(probabilities).argmax(axis=1)
         frame["predicted"] = [None if text else self.class_names[i] for text, i in zip(errors, best, strict=True)]
@@ -231,13 +236,12 @@ class Classifier:
             )
         return np.stack(images)
 
-    def _pixels(self, source: Any) -> NDArray[np.uint8] | ImageError:
-        if isinstance(source, np.ndarray):
-            return self.pipeline(source)
+    def _pixels(self, source: Any) -> tuple[NDArray[np.uint8], Look] | ImageError:
         try:
-            return self.pipeline.load(source) if isinstance(source, Path) else self.pipeline(source())
+            image = source() if callable(source) else decode_shared(source) if isinstance(source, Path) else source
         except ImageError as error:
             return error
+        return self.pipeline(image), look_of(image)
 
     def _as_logits(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return logits of the net's outputs; one output is of the second class."""
@@ -279,6 +283,9 @@ def load_classifier(path: str | Path) -> Classifier:
         class_names = tuple(map(str, settings["class_names"]))
         pipeline = Pipeline.from_dict(settings["pipeline"])
         provenance = dict(settings["provenance"])
+        if known := provenance.get("images"):
+            smallest, largest = map(int, known["size"])
+            provenance["images"] = {"on_black": float(known["on_black"]), "size": [smallest, largest]}
         temperature = float(settings.get("temperature", 1.0))  # files of version 0.1.0 have none
     except (KeyError, ValueError, TypeError) as error:
         if isinstance(error, DataError):
