@@ -239,9 +239,11 @@ class Classifier:
     def _pixels(self, source: Any) -> tuple[NDArray[np.uint8], Look] | ImageError:
         try:
             image = source() if callable(source) else decode_shared(source) if isinstance(source, Path) else source
+            return self.pipeline(image), look_of(image)
         except ImageError as error:
+            if isinstance(source, np.ndarray):
+                raise
             return error
-        return self.pipeline(image), look_of(image)
 
     def _as_logits(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return logits of the net's outputs; one output is of the second class."""
