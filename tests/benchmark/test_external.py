@@ -118,16 +118,17 @@ def test_foreign_images_and_unknown_patients_are_flagged_in_every_row(small, tmp
     unlike = "6 of 6 images do not show a cell cut out on black, unlike the training images"
     assert set(frame["flags"]) == {f"patients unknown in folder; {unlike}"}
     assert caplog.text.count(unlike) == 1
+    known = ldl.load_classifier(small.store.root).provenance["images"]
+    assert known["on_black"] == 1
+    assert 0 < known["size"][0] < known["size"][1] < 450
 
 
 def test_patients_unknown_to_the_benchmark_stay_unknown_elsewhere(dataset, other, tmp_path):
     """20.21: the flag of the benchmark's own rows is repeated."""
-    table = dataset.table[["path", "label", "sample"]]
-    bench = ldl.Benchmark(
-        ldl.Dataset.from_dataframe(table), [], protocol="random", allow_leakage=True, store=tmp_path / "s",
-        baselines=["majority"],
-    )  # fmt: skip
-    bench.run(show_progress=False)
+    unknown = ldl.Dataset.from_dataframe(dataset.table[["path", "label", "sample"]], class_names=CLASSES)
+    options = {"protocol": "random", "allow_leakage": True, "baselines": ["majority"], "store": tmp_path / "s"}
+    bench = ldl.Benchmark(unknown, ["tiny"], recipe=grids.RECIPE, **options)
+    bench.run(executor="in-process", show_progress=False)
     assert set(bench.results()["flags"]) == {"patients unknown: one may be on several sides"}
     flags = bench.evaluate_on(other, MAP, show_progress=False)["flags"]
     assert set(flags) == {"patients unknown: one may be on several sides"}
