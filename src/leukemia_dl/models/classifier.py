@@ -27,7 +27,7 @@ from leukemia_dl.models.archive import MEMBER, load_net, read_settings
 from leukemia_dl.models.backend import backend_name, quiet_start
 from leukemia_dl.preprocess import IMAGE_SUFFIXES, Pipeline
 from leukemia_dl.preprocess.appearance import Look, differences, look_of
-from leukemia_dl.preprocess.decode import decode_shared, image_files
+from leukemia_dl.preprocess.decode import decode_image, image_files
 from leukemia_dl.progress import parallel_map, track
 
 __all__ = [
@@ -238,7 +238,7 @@ class Classifier:
 
     def _pixels(self, source: Any) -> tuple[NDArray[np.uint8], Look] | ImageError:
         try:
-            image = source() if callable(source) else decode_shared(source) if isinstance(source, Path) else source
+            image = source() if callable(source) else decode_image(source) if isinstance(source, Path) else source
             return self.pipeline(image), look_of(image)
         except ImageError as error:
             if isinstance(source, np.ndarray):
