@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from leukemia_dl.datasets.columns import SPLITS
+from leukemia_dl.datasets.columns import SPLITS, TEXT
 from leukemia_dl.datasets.hashes import array_hash, tried_hashes
 from leukemia_dl.datasets.same_cells import CellKey, cell_key, likeness_of_rows, same_cells
 from leukemia_dl.errors import DataError
@@ -34,8 +34,6 @@ _ALL_PAIRS = 20  # Of a larger set of equal images, each is paired with one of t
 _SHOWN = 3
 _COPIES = "copies of an image that were turned, mirrored, recoloured, resized or stored again with loss"
 _SAME_CELL = "one cell in files that differ, where images are not single cells on exactly black background"
-# Named in full, as in dataset.py: arrow cannot hold file names that are not UTF-8.
-_TEXT = pd.StringDtype("python")
 _FLAGS = ("single_cell", "empty_mask", "touches_border", "blank")
 _MEASURES = ("focus", "brightness", "dark", "saturated", "foreground")
 _IMAGES = ("sample", "readable", "height", "width", "mode", "blank", "single_cell", *_MEASURES)
@@ -210,7 +208,7 @@ def _image_frame(table: pd.DataFrame, looks: list[_Look]) -> pd.DataFrame:
     frame = pd.DataFrame(rows, columns=[*_IMAGES, "empty_mask", "touches_border", "sha256", "problem"], dtype=object)
     types: dict[str, Any] = dict.fromkeys(_FLAGS, "boolean") | dict.fromkeys(_MEASURES, "float64")
     types |= {"readable": "bool", "height": "Int64", "width": "Int64"}
-    return frame.astype(dict.fromkeys(frame.columns, _TEXT) | types)
+    return frame.astype(dict.fromkeys(frame.columns, TEXT) | types)
 
 
 class _Findings:
@@ -240,7 +238,7 @@ class _Findings:
         self._rows.append((kind, severity, self._samples[one], self._samples[two], detail))
 
     def frame(self) -> pd.DataFrame:
-        frame = pd.DataFrame(self._rows, columns=["kind", "severity", "sample", "other", "detail"], dtype=_TEXT)
+        frame = pd.DataFrame(self._rows, columns=["kind", "severity", "sample", "other", "detail"], dtype=TEXT)
         order = frame["severity"].map({name: rank for rank, name in enumerate(SEVERITIES)})
         return frame.loc[order.sort_values(kind="stable").index].reset_index(drop=True)
 

@@ -22,14 +22,9 @@ from leukemia_dl.plugins import hookimpl
 
 INFO = DatasetInfo("folder", "A folder per class", licence="yours", citation="yours")
 SIDES = {
-    "train": "train",
-    "training": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "test": "test",
+    "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test",
     "testing": "test",
-}
+}  # fmt: skip
 _WORDS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")  # TestA: Test, A; TEST_SIMPLE: TEST, SIMPLE
 _FOLD = re.compile(r"fold[ _-]?(\d{1,3})", re.IGNORECASE | re.ASCII)
 _WANTED = "a folder per class with images in it, such as ROOT/hem/1.bmp and ROOT/all/2.bmp"
