@@ -129,11 +129,10 @@ def changes_of(recipe: Recipe, spec: BackboneSpec, pipeline: Pipeline, usual: Pi
         changed["weights"] = Path(recipe.weights or "random").name
     if pipeline != usual:
         changed["pipeline"] = " + ".join(map(repr, pipeline.steps))
-    skipped = ("name", "without_weights")
     return ", ".join(
         f"{name}={f'{value:g}' if isinstance(value, float) else value}"
         for name, value in changed.items()
-        if name not in skipped
+        if name not in ("name", "without_weights")
     )
 
 

@@ -27,7 +27,6 @@ __all__ = ["Entry", "Item", "delete", "entries", "find_trial", "items", "open_st
 
 # Seconds: what was touched since then may be in use.
 _DAY = 86_400.0
-_TEMPORARY = "leukemia-dl-"
 Kind = Literal["unfinished", "quarantined", "failed", "model"]
 
 
@@ -206,14 +205,14 @@ def paths_in(folder: Path) -> list[Path]:
 
 def temporary_prefix() -> str:
     """Return how the names of temporary folders of this process begin, by which the next run knows whose they are."""
-    return f"{_TEMPORARY}{os.getpid()}-"
+    return f"leukemia-dl-{os.getpid()}-"
 
 
 def remove_leftovers() -> None:
     """Remove temporary folders, older than a day, of runs whose process was killed."""
     if os.name == "nt":  # where signal 0 ends a process
         return
-    for path in Path(tempfile.gettempdir()).glob(f"{_TEMPORARY}*-*"):
+    for path in Path(tempfile.gettempdir()).glob("leukemia-dl-*-*"):
         with contextlib.suppress(OSError, ValueError):
             try:
                 os.kill(int(path.name.split("-")[2]), 0)
