@@ -59,6 +59,28 @@ def test_the_head_goes_on_from_where_the_first_phase_left_it():
     assert result.batchnorm_layers == 1
 
 
+@pytest.mark.parametrize("shift", [0.0, 0.1])
+def test_finetuning_goes_on_from_the_head_under_the_statistics_of_the_weights(tmp_path, shift):
+    """20.14: BatchNorm of loaded weights stays as it is, so that the second phase begins where the first one ended."""
+    inputs = keras.Input((32, 32, 3))
+    bare = keras.Model(inputs, SMALL.build(inputs, None))
+    mean, variance = np.linspace(-0.4, 0.4, 8), np.linspace(0.02, 3.0, 8)  # of no images of ours
+    bare.layers[-1].moving_mean.assign(mean)
+    bare.layers[-1].moving_variance.assign(variance)
+    bare.save_weights(tmp_path / "small.weights.h5")
+    recipe = Recipe(
+        image_size=32, weights=str(tmp_path / "small.weights.h5"), head_epochs=20, head_learning_rate=0.03, epochs=2,
+        learning_rate=1e-6, batch_size=8, dropout=0.0, shift=shift,
+    )  # fmt: skip
+    result = fit(SMALL, *TRAIN, 2, recipe, validation=VALIDATION)
+    head, last = result.history[result.history["phase"] == "head"], result.history.iloc[-1]
+    assert last["val_loss"] == pytest.approx(head["val_loss"].iloc[-1], rel=1e-2)
+    assert result.batchnorm_layers == 0
+    (norm,) = (layer for layer in result.model.layers if isinstance(layer, keras.layers.BatchNormalization))
+    np.testing.assert_array_equal(keras.ops.convert_to_numpy(norm.moving_mean), mean.astype(np.float32))
+    np.testing.assert_array_equal(keras.ops.convert_to_numpy(norm.moving_variance), variance.astype(np.float32))
+
+
 def test_the_averaged_weights_are_the_result():
     plain = fit(SMALL, *TRAIN, 2, QUICK, seed=5)
     averaged = fit(SMALL, *TRAIN, 2, dataclasses.replace(QUICK, average=0.9), seed=5, validation=VALIDATION)
@@ -100,6 +122,17 @@ def test_an_epoch_is_selected_on_inner_folds_and_all_groups_are_trained_on():
     # Of a recipe with two phases, those of the second are chosen among.
     both = fit(SMALL, *TRAIN, 2, dataclasses.replace(recipe, head_epochs=2, epochs=1), groups=GROUPS)
     assert list(both.history["phase"]) == ["head", "head", "all"]
+
+
+def test_the_selected_epoch_is_one_of_the_last_phase_also_where_the_head_alone_was_better():
+    """Mutant 3: the second phase is spoiled by its rate, so that the lowest inner loss is one of the head's epochs."""
+    recipe = dataclasses.replace(QUICK, select_epoch=True, head_epochs=2, learning_rate=5.0, warmup=0.0)
+    told = []
+    result = fit(SMALL, *TRAIN, 2, recipe, groups=GROUPS, on_epoch=lambda epoch, row: told.append(row))
+    inner = pd.DataFrame([row for row in told if "inner_fold" in row])
+    curve = inner.groupby("epoch")["val_loss"].mean()
+    assert curve.idxmin() <= 2
+    assert result.history["epoch"].iloc[-1] == curve[curve.index > 2].idxmin()
 
 
 def hungry(most, of_tensorflow=False):

@@ -6,6 +6,7 @@ numbers: Keras's own random layers draw others on each backend, and most of them
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
@@ -195,10 +196,12 @@ def training_model(model: Any, settings: Augmentation) -> Any:
     """
     import keras
 
+    once = functools.cache(fused)  # compiled anew in each call of a net that is not compiled itself otherwise
+
     class Augment(keras.layers.Layer):  # type: ignore[misc]
         def call(self, inputs: Any) -> Any:
             images, parameters = inputs
-            return keras.ops.stop_gradient(augment(images, parameters, settings, fused))
+            return keras.ops.stop_gradient(augment(images, parameters, settings, once))
 
         def compute_output_shape(self, shapes: Any) -> Any:
             return shapes[0]

@@ -183,7 +183,15 @@ class Batches:
         inputs = images if parameters is None else (images, parameters)
         return (inputs, labels) if self.weights is None else (inputs, labels, self.weights[labels])
 
-    def sample(self, count: int) -> NDArray[np.int64]:
-        """Return `count` row numbers, or all there are, drawn once for this seed: labels may lie in runs."""
+    def sample(self, count: int) -> tuple[Subset, NDArray[np.float32] | None]:
+        """Return `count` images, or all there are, in an order drawn once for this seed: labels may lie in runs.
+
+        Beside them the parameters that turn and mirror each image if epochs do, and change nothing else; None without
+        augmentation.
+        """
         rows = generator(self._seed, "sample").permutation(len(self.labels))[:count]
-        return np.sort(rows)
+        parameters = None
+        if self._augmentation is not None and self._background is not None:
+            turned = Augmentation(symmetries=self._augmentation.symmetries)
+            parameters = turned.draw(self._background, self._seed, -1)[rows]  # as in no epoch of training
+        return Subset.of(self.images, rows), parameters

@@ -17,19 +17,27 @@ from leukemia_dl.models.build import all_layers
 __all__ = ["batchnorm_layers", "reestimate_batchnorm"]
 
 
-def reestimate_batchnorm(model: Any, images: Any, batch_size: int, forward: Callable[[Any], Any] | None = None) -> int:
+def reestimate_batchnorm(
+    model: Any,
+    images: Any,
+    batch_size: int,
+    forward: Callable[[Any], Any] | None = None,
+    parameters: NDArray[np.float32] | None = None,
+) -> int:
     """Replace the moving mean and variance of every trainable BatchNormalization layer by those over `images`.
 
     Batches are run in training mode and their statistics pooled exactly: the mean of means, and the mean of variances
     plus the variance of means. Frozen layers keep theirs.
 
     Args:
-        model: A `keras.Model` that takes raw pixels.
-        images: uint8 or float (n, height, width, 3), or a `Subset` of such.
+        model: A `keras.Model` that takes raw pixels, or with `parameters` a `training_model`.
+        images: uint8 or float (n, height, width, 3), or a `Subset` of such, in random order: in a batch of one class
+            the statistics of deeper layers are others.
         batch_size: Images per batch, about: batches are of equal size, and a remainder of fewer images than there are
             batches is left out. Large ones come closer to what the net does in use.
         forward: Runs a batch in training mode, `training_pass(model)` used for nothing else; None to run it uncompiled,
             which is quicker where it is done once or twice on a CPU.
+        parameters: Of the augmentation of each image, as `Augmentation.draw` returns them; None for images as they are.
 
     Returns:
         The number of layers changed.
@@ -46,25 +54,28 @@ def reestimate_batchnorm(model: Any, images: Any, batch_size: int, forward: Call
     own = {id(variable) for layer in layers for variable in layer.variables}
     others = [variable for variable in model.non_trainable_variables if id(variable) not in own]
     before = [np.array(keras.ops.convert_to_numpy(variable)) for variable in others]
-    sums = [_Moments() for _ in layers]
+    sums: list[Any] = [0.0] * len(layers)  # of the means and of the mean squares of the batches
     try:
         for layer in layers:
             # The "moving" average then is the batch's own value. Read when the layer is called, or traced.
             layer.momentum = 0.0
         for start in range(0, batches * size, size):
             batch = keras.ops.convert_to_tensor(images[start : start + size])
+            if parameters is not None:
+                batch = [batch, keras.ops.convert_to_tensor(parameters[start : start + size])]
             model(batch, training=True) if forward is None else forward(batch)
-            for layer, moments in zip(layers, sums, strict=True):
-                moments.add(_numpy(layer.moving_mean), _numpy(layer.moving_variance))
+            for number, layer in enumerate(layers):
+                mean = _numpy(layer.moving_mean)
+                sums[number] += np.stack([mean, _numpy(layer.moving_variance) + mean**2])
     finally:
         for layer, momentum in zip(layers, momenta, strict=True):
             layer.momentum = momentum
         for variable, value in zip(others, before, strict=True):
             variable.assign(value)
-    for layer, moments in zip(layers, sums, strict=True):
-        mean, variance = moments.pooled()
-        layer.moving_mean.assign(mean)
-        layer.moving_variance.assign(variance)
+    for layer, total in zip(layers, sums, strict=True):
+        mean, square = total / batches
+        layer.moving_mean.assign(mean.astype(np.float32))
+        layer.moving_variance.assign(np.maximum(square - mean**2, 0.0).astype(np.float32))
     return len(layers)
 
 
@@ -74,25 +85,6 @@ def batchnorm_layers(model: Any) -> list[Any]:
 
     kind = keras.layers.BatchNormalization
     return [layer for layer in all_layers(model) if isinstance(layer, kind) and layer.trainable and layer.momentum < 1]
-
-
-class _Moments:
-    """Mean and variance of a whole from those of parts of equal size."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self.mean: Any = 0.0
-        self.second: Any = 0.0
-
-    def add(self, mean: NDArray[np.float64], variance: NDArray[np.float64]) -> None:
-        self.count += 1
-        self.mean = self.mean + mean
-        self.second = self.second + variance + mean**2
-
-    def pooled(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        mean = self.mean / self.count
-        variance = np.maximum(self.second / self.count - mean**2, 0.0)
-        return mean.astype(np.float32), variance.astype(np.float32)
 
 
 def _numpy(variable: Any) -> NDArray[np.float64]:

@@ -48,7 +48,7 @@ class FitResult:
             `val_accuracy` where there is a val side (plain), `seconds`; where an epoch was selected, `inner_val_loss`,
             the curve it was chosen by.
         device: Where it ran.
-        batchnorm_layers: How many had their statistics re-estimated.
+        batchnorm_layers: How many had their statistics re-estimated; 0 with loaded weights, which keep theirs.
         notes: What differs from what was asked for, in words.
         seconds: Build, training and validation together; the first step, with its compilation, is in it.
         stopped: Whether a callback ended it early.

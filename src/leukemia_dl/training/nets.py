@@ -14,6 +14,7 @@ from leukemia_dl.models.build import build_model, weights_identity
 from leukemia_dl.models.heads import apply_head, split_at_features
 from leukemia_dl.models.spec import BackboneSpec
 from leukemia_dl.training.backends import Device
+from leukemia_dl.training.batchnorm import batchnorm_layers
 from leukemia_dl.training.recipe import Recipe
 
 __all__ = ["Compiled", "Net", "Nets", "as_numpy", "assign"]
@@ -109,7 +110,7 @@ def _built(spec: BackboneSpec, recipe: Recipe, classes: int, seed: int, device: 
     import keras
 
     keras.utils.set_random_seed(named_seed(seed, "fit"))
-    return build_model(
+    model = build_model(
         spec,
         int(recipe.image_size),
         classes,
@@ -119,6 +120,11 @@ def _built(spec: BackboneSpec, recipe: Recipe, classes: int, seed: int, device: 
         scaling=None if recipe.scaling == "backbone" else recipe.scaling,
         dtype_policy=device.dtype_policy,
     )
+    if recipe.weights is not None:
+        # Under other statistics than those of the weights a head that was trained on their features would not fit.
+        for layer in batchnorm_layers(model):
+            layer.trainable = False
+    return model
 
 
 def _new_head(head: Any, recipe: Recipe, classes: int, seed: int) -> Any:

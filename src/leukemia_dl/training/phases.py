@@ -222,17 +222,18 @@ class Training:
             rates = rates_by_layer(model, recipe.rate_at_input)
             optimizer = build_optimizer(recipe, recipe.learning_rate, rates, average=recipe.average)
             self.net.phases["all"] = self._compiled(net, optimizer)
+        net = self.net.phases["all"].net
 
         def look(last: bool) -> dict[str, float]:
             # Inner folds are compared epoch by epoch: there the last one is looked at as the others are.
             whole = last and not self.inner
             if not whole and self.validation is None and not self.callbacks:
                 return {}  # nobody looks
-            part = images if whole else images[batches.sample(_BATCHNORM_IMAGES)]
+            part, turned = batches.sample(len(labels) if whole else _BATCHNORM_IMAGES)
             size = min(max(_BATCHNORM_IMAGES, recipe.batch_size), 4 * recipe.batch_size)
             if self.net.forward is None and self.device.kind != "cpu" and self.device.backend != "torch":
-                self.net.forward = training_pass(model)
-            reestimate_batchnorm(model, part, size, self.net.forward)
+                self.net.forward = training_pass(net)
+            reestimate_batchnorm(net, part, size, self.net.forward, turned)
             return self._validate(model, self.validation)
 
         self._train_phase("all", self.net.phases["all"], batches, recipe.epochs, stop, look)

@@ -42,7 +42,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "head_epochs": 20,
         "epochs": 20,
         "batch_size": 32,
-        "learning_rate": 3e-4,
+        "learning_rate": 1e-3,
         "rate_at_input": 0.02,
         "weight_decay": 1e-2,
         "label_smoothing": 0.05,

@@ -57,7 +57,7 @@ class Recipe(Augmentation):
 
     A fit has two phases, and either may have no epochs. In the first the backbone is frozen, and the head is trained on
     its features, which are computed once, of images as they are. In the second everything is trained, on augmented
-    images.
+    images, but for BatchNorm layers of loaded weights: these keep gain, offset and statistics.
 
     Attributes:
         name: Of the preset it comes from.
