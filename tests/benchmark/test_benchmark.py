@@ -98,7 +98,7 @@ def test_calibrated_columns_follow_from_the_val_side(finished):
     part = predictions[predictions["trial"] == row["trial"]]
     labels = part["label"].map(bench.dataset.class_names.index).to_numpy()
     p, test = part[columns].to_numpy(), part["side"].eq("test").to_numpy()
-    temperature = fit_temperature(labels[~test], p[~test])
+    temperature = fit_temperature(labels[~test], p[~test], part["group"].to_numpy()[~test])
     assert row["temperature"] == pytest.approx(temperature)
     softened = score(labels[test], apply_temperature(p[test], temperature))
     for name in ("loss", "brier", "ece"):
@@ -173,7 +173,7 @@ def test_a_saved_model_gives_the_predictions_of_its_trial(finished):
     again = classifier.predict(chosen, calibrated=False, show_progress=False)
     np.testing.assert_allclose(again["probability_all"], part["probability_all"], atol=1e-5)
     # The temperature of the row travels in the file.
-    assert classifier.temperature == frame.loc[frame["backbone"] == "tiny", "temperature"].iloc[0] != 1
+    assert classifier.temperature == frame.loc[frame["backbone"] == "tiny", "temperature"].iloc[0]
     calibrated = classifier.predict(chosen, show_progress=False)["probability_all"]
     odds = np.log(part["probability_all"] / part["probability_hem"]).to_numpy() / classifier.temperature
     np.testing.assert_allclose(calibrated, 1 / (1 + np.exp(-odds)), atol=1e-5)

@@ -11,7 +11,7 @@ import grids
 import leukemia_dl as ldl
 from leukemia_dl.benchmark import external
 from leukemia_dl.errors import DataError, ImageError, SettingsError, StoreError
-from leukemia_dl.evaluation import apply_temperature, fit_temperature, score
+from leukemia_dl.evaluation import apply_temperature, calibration, fit_temperature, score
 from leukemia_dl.models import registry
 from leukemia_dl.preprocess import Reinhard
 
@@ -55,7 +55,9 @@ def finished(dataset, tmp_path_factory):
     grids.register(grids.tiny)
     store = tmp_path_factory.mktemp("run") / "store"
     bench = ldl.Benchmark(dataset, ["tiny"], recipe=AVERAGED, folds=[0, 2], seeds=[0, 1], store=store)
-    bench.run(executor="in-process", show_progress=False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(calibration, "FEWEST_GROUPS", 1)  # the data set is small: see what follows from a temperature
+        bench.run(executor="in-process", show_progress=False)
     return bench
 
 
@@ -101,7 +103,8 @@ def test_a_row_per_net_and_floor_in_the_columns_of_the_results(finished, results
     assert results[["n_val", "groups_val", "val_loss", "crossing_group", "crossing_same_cell"]].isna().all(axis=None)
     assert (results["crossing_identical"] == 0).all()
     assert (results["guarantees"] == "content-disjoint; test-is-not-val").all()
-    assert (results["flags"] == "").all()
+    assert results["flags"].str.fullmatch("(temperature stays 1: .+)?").all()
+    assert ((results["temperature"] == 1) == (results["flags"] != "")).all()
     pd.testing.assert_frame_equal(finished.results(), own)
 
 
@@ -211,7 +214,8 @@ def test_images_that_were_trained_on_are_counted_and_said(small, dataset):
         (flags,) = set(rows["flags"])
         assert flags == (
             f"{len(split.train)} of the {count} images are, byte for byte, on the train side; "
-            f"{len(split.val)} of the {count} images are, byte for byte, on the val side"
+            f"{len(split.val)} of the {count} images are, byte for byte, on the val side; "
+            "temperature stays 1: fewer than 5 groups of a class"
         )
         assert set(rows["guarantees"]) == {""}
     # On the test side of each net it says what it said there.

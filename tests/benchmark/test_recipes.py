@@ -14,7 +14,8 @@ import pytest
 import grids
 import leukemia_dl as ldl
 from leukemia_dl.errors import SettingsError
-from leukemia_dl.evaluation import fit_temperature, score
+from leukemia_dl.evaluation import score
+from leukemia_dl.evaluation.calibration import choose_temperature
 from leukemia_dl.models import registry
 from leukemia_dl.models.classifier import logits_over_symmetries, softmax
 
@@ -152,16 +153,16 @@ def test_a_linear_probe_takes_its_temperature_from_inner_folds(dataset, tmp_path
     seen = []
     import leukemia_dl.benchmark.runner as runner
 
-    def watched(labels, probabilities):
-        seen.append(len(labels))
-        return fit_temperature(labels, probabilities)
+    def watched(labels, probabilities, groups):
+        seen.append((len(labels), len(groups)))
+        return choose_temperature(labels, probabilities, groups)
 
-    monkeypatch.setattr(runner, "fit_temperature", watched)
+    monkeypatch.setattr(runner, "choose_temperature", watched)
     bench = ldl.Benchmark(dataset, ["tiny"], recipe=recipe, folds=[2], baselines=[], store=tmp_path / "store")
     frame = bench.run(executor="in-process", show_progress=False)
     assert frame["status"].tolist() == ["ok"], frame["message"].tolist()
     row = frame.iloc[0]
-    assert seen == [row["n_train"]], "the val side was looked at"
+    assert seen == [(row["n_train"], row["n_train"])], "the val side was looked at"
     assert np.isfinite(row["temperature"])
     assert row["weights"].startswith("sha256:")
     # The backbone is that of the file, to the bit.

@@ -8,9 +8,10 @@ import pytest
 
 from leukemia_dl import Benchmark, Dataset, Pipeline, PixelStore, Recipe, load_classifier
 from leukemia_dl.benchmark import runner
-from leukemia_dl.benchmark.inputs import read_images
+from leukemia_dl.benchmark.baselines import CellMeasures
+from leukemia_dl.benchmark.inputs import Samples, read_images
 from leukemia_dl.benchmark.maintenance import verify
-from leukemia_dl.benchmark.runner import _repeatable
+from leukemia_dl.benchmark.runner import _repeatable, run_baseline
 from leukemia_dl.benchmark.store import Store
 from leukemia_dl.datasets import make_splits
 
@@ -107,6 +108,25 @@ def test_a_fit_gets_the_groups_of_its_training_images_and_one_that_was_stopped_h
         codes = given[-1]["groups"]
         subjects = dataset.table["group"].to_numpy()[split.train]
         assert len(set(zip(codes.tolist(), subjects, strict=True))) == len(set(codes.tolist())) == len(set(subjects))
+
+
+@pytest.mark.parametrize(("patients", "says"), [(60, ""), (12, "temperature stays 1: fewer than 5 groups of a class")])
+def test_a_temperature_that_val_cannot_support_stays_one_and_the_row_says_why(patients, says, tmp_path):
+    """20.4: a temperature of 99.99994 of a tiny val side was saved with the net, without a word."""
+    random = np.random.default_rng(1)
+    shown = random.normal(size=(240, 3))
+    labels = (shown[:, 0] + random.normal(size=240) > 0).astype(int)
+    images = random.integers(0, 256, (240, 9, 9, 3), dtype=np.uint8)
+    subjects = [f"p{row % patients}" for row in range(240)]
+    noisy = Dataset.from_arrays(images, labels, ("hem", "all"), subjects=subjects)
+    bench = Benchmark(noisy, ["cnn"], protocol="holdout", baselines=["cell_colour"], store=tmp_path)
+    (cell,) = (cell for cell in bench._grid if cell.spec is None)
+    measures = CellMeasures(np.ones(240, bool), shown, shown)
+    record = run_baseline(cell.trial, cell.split, Samples.of(noisy), lambda: measures)
+    assert record.status == "ok", record.message
+    assert [flag for flag in record.row["flags"].split("; ") if "temperature" in flag] == ([says] if says else [])
+    assert (record.metrics["temperature"] == 1) == bool(says)
+    assert (record.metrics["loss"] == record.metrics["loss_calibrated"]) == bool(says)
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,12 @@ from sklearn.linear_model import LogisticRegression
 
 from leukemia_dl.errors import DataError, SettingsError
 from leukemia_dl.evaluation import apply_temperature, calibrate, evaluate, fit_temperature, score
+from leukemia_dl.evaluation.calibration import choose_temperature
 from leukemia_dl.evaluation.metrics import values
 from leukemia_dl.evaluation.predictions import Run
 from predictions import scored
+
+HALVES = np.arange(10) % 2
 
 
 def drawn(n, slope, intercept, seed):
@@ -122,17 +125,47 @@ def test_each_fitted_model_gets_the_temperature_of_its_val_side():
 
 
 def test_probabilities_that_say_nothing_keep_the_temperature_of_one():
-    assert fit_temperature(np.array([0, 1]), np.full((2, 2), 0.5)) == 1.0
+    assert choose_temperature(HALVES, np.full((10, 2), 0.5)) == (1.0, "predictions do not differ between classes")
 
 
 def test_predictions_that_are_all_right_tell_no_temperature():
-    right = np.array([[0.9, 0.1], [0.2, 0.8], [0.4, 0.6]])
-    assert fit_temperature(np.array([0, 1, 1]), right) == 1.0
-    assert fit_temperature(np.array([0, 1, 0]), right) > 0.1
-    tied = np.array([[0.9, 0.1], [0.2, 0.8], [0.5, 0.5]])
-    assert fit_temperature(np.array([0, 1, 0]), tied) == 1.0
-    three = np.array([[0.5, 0.3, 0.2], [0.1, 0.2, 0.7]])
-    assert fit_temperature(np.array([0, 2]), three) == 1.0
+    right = np.where(HALVES[:, None] == [0, 1], 0.7, 0.3)
+    assert choose_temperature(HALVES, right) == (1.0, "no prediction is wrong")
+    assert 0.1 < fit_temperature(HALVES, np.concatenate([right[-1:], right[:-1]])) < 90
+    tied = right.copy()
+    tied[0] = 0.5
+    assert fit_temperature(HALVES, tied) == 1.0
+    three = np.where(np.arange(15)[:, None] % 3 == [0, 1, 2], 0.5, 0.25)
+    assert fit_temperature(np.arange(15) % 3, three) == 1.0
+
+
+def test_a_side_that_cannot_support_a_temperature_keeps_one():
+    """20.4: a temperature of 99.99994 was fitted to a tiny val side, and made every prediction 0.49 or 0.51."""
+    confident = np.tile([[0.95, 0.05], [0.05, 0.95], [0.05, 0.95], [0.95, 0.05]], (10, 1))
+    labels = np.tile([0, 1, 0, 1], 10)  # right and wrong by turns: the best temperature lies at its bound
+    assert choose_temperature(labels, confident) == (1.0, "the loss still falls at the bound")
+    useful = confident.copy()
+    useful[2:36:4] = useful[2:36:4, ::-1]  # most of what was wrong is right now
+    assert fit_temperature(labels, useful) > 1.5
+    few = np.arange(40) // 10  # four patients, with images of both classes
+    assert choose_temperature(labels, useful, few) == (1.0, "fewer than 5 groups of a class")
+    assert choose_temperature(labels, useful, np.arange(40) // 8)[0] == fit_temperature(labels, useful)
+    assert choose_temperature(labels[:9], useful[:9])[1] == "fewer than 5 images of a class"
+    third = np.concatenate([useful, np.full((40, 1), 1e-3)], axis=1)  # a class without an image
+    assert fit_temperature(labels, third / third.sum(axis=1, keepdims=True)) == 1.0
+
+
+def test_calibrate_follows_the_rule_of_the_runner_and_says_where_it_changes_nothing(caplog):
+    """20.4: the same rule in `evaluation.calibrate`, by groups where they are known."""
+    labels, p, _ = drawn(80, 1.0, 0.0, seed=0)
+    sharp = np.stack([1 - expit(3 * logit(p[:, 1])), expit(3 * logit(p[:, 1]))], axis=1)
+    frame = pd.DataFrame(sharp, columns=["probability_a", "probability_b"]).assign(label=np.where(labels, "b", "a"))
+    frame = frame.assign(side=["val", "test"] * 40, sample=[f"s{i}" for i in range(80)])
+    assert (calibrate(frame)["temperature"] > 1.3).all()
+    found = calibrate(frame.assign(group=np.arange(80) // 20))
+    assert (found["temperature"] == 1).all()
+    assert found["probability_a"].tolist() == pytest.approx(sharp[1::2, 0])
+    assert "1 of 1 models stays 1: fewer than 5 groups of a class" in caplog.text
 
 
 @pytest.mark.parametrize("temperature", [0, -1, np.nan, np.inf])

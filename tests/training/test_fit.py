@@ -1,5 +1,7 @@
 import dataclasses
 import math
+import re
+import time
 
 import numpy as np
 import pytest
@@ -8,7 +10,8 @@ import leukemia_dl as ldl
 from discs import IMAGES, LABELS
 from leukemia_dl.errors import DataError, SettingsError, TrainingError
 from leukemia_dl.models.classifier import predict_logits
-from leukemia_dl.training import Recipe, fit
+from leukemia_dl.training import Compute, Recipe, fit
+from leukemia_dl.training.fit import _unconverged
 
 keras = pytest.importorskip("keras")
 RECIPE = Recipe(image_size=32, epochs=3, batch_size=8, learning_rate=3e-3)
@@ -110,3 +113,64 @@ def test_bfloat16_needs_a_gpu_that_has_it(result):
         pytest.skip("this machine has a GPU")
     with pytest.raises(SettingsError, match=r"mixed_bfloat16.*This runs on"):
         fit(CNN, IMAGES, LABELS, 2, dataclasses.replace(RECIPE, precision="mixed_bfloat16"))
+
+
+@pytest.mark.parametrize(("engine", "phases"), [("keras", (0, 2)), ("auto", (2, 0)), ("auto", (1, 1))])
+def test_building_and_compiling_count_as_preparing(engine, phases):
+    """20.5: `fit_seconds` held building and compiling for the first trial of a process only (2.6 : 1 : 1)."""
+    slept = []
+
+    class Slow(keras.layers.Layer):
+        def call(self, inputs):
+            time.sleep(0.5)  # when it is built and traced; a compiled step does not come here
+            slept.append(0.5)
+            return inputs
+
+    def build(inputs, weights):
+        return Slow()(keras.layers.Conv2D(4, 5, strides=2)(inputs))
+
+    spec = ldl.BackboneSpec(name="slow", build=build, scaling="unit", native_size=32, min_size=8)
+    recipe = dataclasses.replace(RECIPE, head_epochs=phases[0], epochs=phases[1])
+    validation = (IMAGES[32:], LABELS[32:])
+    found = fit(spec, IMAGES[:32], LABELS[:32], 2, recipe, validation=validation, compute=Compute(engine=engine))
+    assert sum(slept) >= 1.0
+    assert sum(slept) <= found.prepare_seconds < found.seconds
+
+
+def scaled(factor):
+    """Return a spec whose features are as small as those of an untrained net may be."""
+
+    def build(inputs, weights):
+        return keras.layers.Rescaling(factor)(keras.layers.Conv2D(4, 5, strides=2, activation="relu")(inputs))
+
+    return ldl.BackboneSpec(name="scaled", build=build, scaling="unit", native_size=32, min_size=8)
+
+
+def test_a_head_that_has_not_converged_is_flagged():
+    """20.6: a linear probe on features of a small scale ended at the loss of guessing, with status ok."""
+    probe = Recipe(image_size=32, head_epochs=12, epochs=0, batch_size=8, head_learning_rate=1e-2, dropout=0.0)
+    (note,) = (note for note in fit(scaled(1e-5), IMAGES, LABELS, 2, probe).notes if "converged" in note)
+    assert re.fullmatch(r"not converged: the training loss \(0\.69\d\) is that of guessing \(0\.693\)", note)
+    converged = dataclasses.replace(probe, head_epochs=60, head_learning_rate=0.1)
+    result = fit(scaled(10.0), IMAGES, LABELS, 2, converged)
+    assert result.history["loss"].iloc[-1] < 0.6
+    assert not [note for note in result.notes if "converged" in note]
+
+
+@pytest.mark.parametrize(
+    ("losses", "shares", "balance", "says"),
+    [
+        ([0.705, 0.691, 0.691], [0.5, 0.5], "none", "(0.691) is that of guessing (0.693)"),
+        ([0.6, 0.5, 0.4], [0.5, 0.5], "none", "still fell (0.600, 0.500, 0.400)"),
+        ([0.69, 0.4, 0.31, 0.30, 0.299], [0.5, 0.5], "none", ""),
+        ([0.4, 0.324], [0.9, 0.1], "none", "(0.324) is that of guessing (0.325)"),
+        ([0.4, 0.324], [0.9, 0.1], "weights", ""),
+        ([0.71, 0.69], [0.9, 0.1], "batches", "is that of guessing (0.693)"),
+        ([1.2, 1.1, 1.09], [0.5, 0.25, 0.25, 0.0], "weights", "is that of guessing (1.099)"),
+        ([0.02, 0.01, 0.001], [0.5, 0.5], "none", ""),
+    ],
+)
+def test_when_a_training_curve_is_not_converged(losses, shares, balance, says):
+    """20.6: the rule, on curves."""
+    found = _unconverged(np.array(losses), dataclasses.replace(RECIPE, class_balance=balance), np.array(shares))
+    assert [says in note for note in found] == ([True] if says else [])

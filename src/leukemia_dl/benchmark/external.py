@@ -13,15 +13,14 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from leukemia_dl.benchmark.baselines import CellMeasures, measure_cells
-from leukemia_dl.benchmark.frames import CALIBRATED, WATCHED, prediction_frame, result_frame
+from leukemia_dl.benchmark.frames import CALIBRATED, WATCHED, metrics_of, prediction_frame, result_frame
 from leukemia_dl.benchmark.grid import Cell
 from leukemia_dl.benchmark.inputs import Cells, Images, Samples, looks_of, read_images
-from leukemia_dl.benchmark.runner import Shared, Task, failed_record, run_baseline
+from leukemia_dl.benchmark.runner import UNFITTED, Shared, Task, failed_record, run_baseline
 from leukemia_dl.benchmark.trial import Record
 from leukemia_dl.datasets import Dataset, Split
 from leukemia_dl.datasets.splits import CONTENT_DISJOINT, TEST_IS_NOT_VAL
 from leukemia_dl.errors import DamagedRecordError, DataError, SettingsError, StoreError
-from leukemia_dl.evaluation import apply_temperature, score
 from leukemia_dl.models.classifier import Classifier, load_classifier, logits_over_symmetries, predict_logits, softmax
 from leukemia_dl.preprocess import Pipeline
 from leukemia_dl.preprocess.appearance import differences, summary
@@ -186,22 +185,10 @@ class _Test:
             logits, views = self._logits(classifier, images, min(batch, len(self.other)), recipe.symmetry_average)
         except Exception as error:
             return _failed(record, error)
-        labels = self.other.labels
         temperature = classifier.temperature if "temperature" in record.metrics else None
-        plain = softmax(logits)
-        calibrated = None if temperature is None else apply_temperature(plain, temperature)
-        record = replace(
-            record,
-            probabilities=plain,
-            metrics=_metrics(labels, plain, temperature, calibrated),
-            averaged=np.empty((0, 0)),
-            metrics_averaged={},
-        )
-        if views is None:
-            return record
-        averaged = softmax(views).mean(axis=0)
-        calibrated = None if temperature is None else softmax(views / temperature).mean(axis=0)
-        return replace(record, averaged=averaged, metrics_averaged=_metrics(labels, averaged, temperature, calibrated))
+        plain, sides = softmax(logits), np.full(len(logits), "test")
+        scores = metrics_of(self.other.labels, sides, plain, views, temperature)
+        return replace(record, probabilities=plain, **scores)
 
     def _classifier(self, record: Record) -> Classifier:
         """Load the net of a trial; an error says why there is none."""
@@ -287,9 +274,11 @@ class _Test:
             self._facts[cell.split.digest] = _facts(self.bench.dataset, self.other, cell.split, self._unlike)
         facts = self._facts[cell.split.digest]
         synthetic = self.bench.dataset.info.synthetic or self.other.info.synthetic
+        unfitted = [flag for flag in record.row.get("flags", "").split("; ") if flag.startswith(UNFITTED)]
+        flags = "; ".join(filter(None, [facts["flags"], *unfitted]))
         return replace(
             record,
-            row={**record.row, **facts, "synthetic": synthetic},
+            row={**record.row, **facts, "synthetic": synthetic, "flags": flags},
             sides=np.full(len(self.other), "test"),
             samples=self.other.table["sample"].to_numpy(dtype=np.str_),
             labels=self.other.labels,
@@ -353,20 +342,6 @@ def _relabelled(bench: Benchmark, other: Dataset, label_map: LabelMap | None) ->
     if table.empty:
         raise DataError(f"{names} has no image with a label that is a class of the benchmark: {there}.")
     return replace(other, _table=table, class_names=classes, source=None)
-
-
-def _metrics(
-    labels: NDArray[np.int64],
-    probabilities: NDArray[np.float64],
-    temperature: float | None,
-    calibrated: NDArray[np.float64] | None,
-) -> dict[str, float]:
-    metrics = score(labels, probabilities)
-    if temperature is not None and calibrated is not None:
-        after = score(labels, calibrated)
-        metrics |= {"temperature": temperature}
-        metrics |= {f"{name}_calibrated": after[name] for name in ("loss", "brier", "ece")}
-    return metrics
 
 
 def _failed(record: Record, error: Exception) -> Record:

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from leukemia_dl.benchmark.trial import WHOLE_NUMBERS, Record
-from leukemia_dl.evaluation import METRICS
+from leukemia_dl.evaluation import METRICS, apply_temperature, score
+from leukemia_dl.models.classifier import softmax
 
-__all__ = ["history_frame", "prediction_frame", "result_frame", "timing_frame"]
+__all__ = ["history_frame", "metrics_of", "prediction_frame", "result_frame", "timing_frame"]
 
 CALIBRATED = ("temperature", "loss_calibrated", "brier_calibrated", "ece_calibrated")
 WATCHED = ("val_accuracy", "val_loss", "val_balanced_accuracy")
@@ -102,3 +105,40 @@ def _joined(parts: list[pd.DataFrame]) -> pd.DataFrame:
     if not parts:
         return pd.DataFrame()
     return pd.concat(parts, ignore_index=True).astype({"fold": "Int64", "seed": "Int64"})
+
+
+def metrics_of(
+    labels: NDArray[np.int64],
+    sides: NDArray[np.str_],
+    probabilities: NDArray[np.float64],
+    views: NDArray[np.float64] | None,
+    temperature: float | None,
+) -> dict[str, Any]:
+    """Return a record's `metrics`, and `averaged` probabilities with their `metrics_averaged`.
+
+    Args:
+        labels: Class indices (n,).
+        sides: "val" or "test" (n,).
+        probabilities: (n, classes).
+        views: Logits of the eight symmetries (8, n, classes); None if they are not averaged.
+        temperature: That of the network, as it travels in the saved model; None for no calibrated metrics.
+    """
+    test, val = sides == "test", sides == "val"
+
+    def measured(plain: NDArray[np.float64], calibrated: NDArray[np.float64] | None) -> dict[str, Any]:
+        metrics = score(labels[test], plain[test])
+        watched = score(labels[val], plain[val]) if val.any() else {}
+        metrics |= {
+            f"val_{name}": watched[name] for name in ("accuracy", "loss", "balanced_accuracy") if name in watched
+        }
+        if calibrated is not None:
+            after = score(labels[test], calibrated[test])
+            metrics |= {f"{name}_calibrated": after[name] for name in ("loss", "brier", "ece")}
+        return metrics if temperature is None else metrics | {"temperature": temperature}
+
+    found = measured(probabilities, None if temperature is None else apply_temperature(probabilities, temperature))
+    if views is None:
+        return {"metrics": found, "metrics_averaged": {}, "averaged": np.empty((0, 0))}
+    averaged = softmax(views).mean(axis=0)
+    calibrated = None if temperature is None else softmax(views / temperature).mean(axis=0)
+    return {"metrics": found, "metrics_averaged": measured(averaged, calibrated), "averaged": averaged}

@@ -18,12 +18,13 @@ from numpy.typing import NDArray
 
 from leukemia_dl.benchmark.baselines import CellMeasures, predict_baseline
 from leukemia_dl.benchmark.environment import environment
+from leukemia_dl.benchmark.frames import metrics_of
 from leukemia_dl.benchmark.inputs import Images, Samples
 from leukemia_dl.benchmark.maintenance import temporary_prefix
 from leukemia_dl.benchmark.trial import Record, Trial
 from leukemia_dl.datasets import Split, cache_dir
 from leukemia_dl.errors import TimeLimitError
-from leukemia_dl.evaluation import apply_temperature, fit_temperature, score
+from leukemia_dl.evaluation.calibration import choose_temperature
 from leukemia_dl.models.build import most_readers
 from leukemia_dl.models.classifier import Classifier, predict_logits, softmax
 from leukemia_dl.models.spec import BackboneSpec
@@ -37,9 +38,10 @@ from leukemia_dl.training.nets import Nets
 from leukemia_dl.training.phases import predict_batch_size
 from leukemia_dl.training.recipe import Recipe
 
-__all__ = ["Listener", "Shared", "Task", "failed_record", "run_baseline", "run_task"]
+__all__ = ["UNFITTED", "Listener", "Shared", "Task", "failed_record", "run_baseline", "run_task"]
 
 _TIMED_BATCHES = 4
+UNFITTED = "temperature stays 1"
 # Folds and seeds of one backbone share a net, compiled once, for as long as this process lives.
 _nets = Nets()
 _features = lru_cache(maxsize=1)(FeatureCache)
@@ -109,7 +111,7 @@ class _Outcome:
     history: pd.DataFrame = field(default_factory=pd.DataFrame)
     views: NDArray[np.float64] | None = None
     notes: tuple[str, ...] = ()
-    temperature: float | None = None
+    temperature: tuple[float, str] | None = None
     stopped: bool = False
     model: Any = None
     reason: str = ""
@@ -125,7 +127,7 @@ def run_baseline(trial: Trial, split: Split, samples: Samples, measures: Callabl
         )
         return _Outcome(found, reason=reason)
 
-    return _recorded(_blank(trial, split, samples, None), split, run)[0]
+    return _recorded(_blank(trial, split, samples, None), split, samples, run)[0]
 
 
 def run_task(task: Task, shared: Shared, listener: Listener) -> tuple[Record, bytes | None]:
@@ -143,7 +145,7 @@ def run_task(task: Task, shared: Shared, listener: Listener) -> tuple[Record, by
         fitted.append(images.pipeline(task.split))
         return _backbone(task, shared, images, fitted[0], listener)
 
-    record, outcome = _recorded(blank, task.split, run)
+    record, outcome = _recorded(blank, task.split, shared.samples, run)
     if outcome is None or not task.save_model:
         return record, None
     provenance = {"trial": task.trial.to_dict(), "digest": task.trial.digest, "dataset": shared.samples.name}
@@ -189,36 +191,29 @@ def _printable(text: str) -> str:
     return re.sub(r"\x1b\[[0-9;]*m", "", text).encode("utf-8", "backslashreplace").decode("utf-8")
 
 
-def _recorded(blank: Record, split: Split, run: Callable[[], _Outcome]) -> tuple[Record, _Outcome | None]:
+def _recorded(
+    blank: Record, split: Split, samples: Samples, run: Callable[[], _Outcome]
+) -> tuple[Record, _Outcome | None]:
     """Run, score, and return the full record; without an outcome if that failed."""
-    started, sides, labels = time.perf_counter(), blank.sides, blank.labels
+    started = time.perf_counter()
     try:
-        outcome = run()
-        metrics, metrics_averaged, averaged = {}, {}, np.empty((0, 0))
+        outcome, scores, notes = run(), dict[str, Any](), list[str]()
         if not outcome.reason:
-            plain, temperature = outcome.probabilities, outcome.temperature
-            if temperature is None:
-                temperature = _temperature_of_val(labels, plain, sides, split, outcome)
-            calibrated = None if temperature is None else apply_temperature(plain, temperature)
-            metrics = _metrics(labels, plain, sides, temperature, calibrated)
-            if outcome.views is not None:
-                # The temperature is that of the net, as it travels in the saved model.
-                averaged = softmax(outcome.views).mean(axis=0)
-                calibrated = None if temperature is None else softmax(outcome.views / temperature).mean(axis=0)
-                metrics_averaged = _metrics(labels, averaged, sides, temperature, calibrated)
+            fitted = outcome.temperature or _temperature_of_val(blank, split, samples, outcome)
+            temperature, why = fitted or (None, "")
+            notes += [f"{UNFITTED}: {why}"] if why else []
+            scores = metrics_of(blank.labels, blank.sides, outcome.probabilities, outcome.views, temperature)
     except (Exception, SystemExit) as error:
         return _failed(blank, type(error).__name__, str(error), traceback.format_exc(), started), None
     return replace(
         blank,
         status="not_applicable" if outcome.reason else "ok",
-        row={**blank.row, **outcome.row, "flags": _joined([blank.row["flags"], *outcome.notes])},
-        metrics=metrics,
-        metrics_averaged=metrics_averaged,
+        row={**blank.row, **outcome.row, "flags": _joined([blank.row["flags"], *outcome.notes, *notes])},
         timings={**environment(started), **outcome.timings},
         history=outcome.history,
         probabilities=outcome.probabilities,
-        averaged=averaged,
         message=outcome.reason,
+        **scores,
     ), outcome
 
 
@@ -271,7 +266,8 @@ def _backbone(task: Task, shared: Shared, images: Images, pipeline: Pipeline, li
     views = result.logits_over_symmetries(predict) if result.recipe.symmetry_average else None
     temperature = None
     if result.out_of_fold is not None:
-        temperature = fit_temperature(labels[split.train], softmax(result.out_of_fold))
+        known = None if groups is None else groups[split.train]
+        temperature = choose_temperature(labels[split.train], softmax(result.out_of_fold), known)
     device, history = result.device, result.history
     last_phase = history[history["phase"] == history["phase"].iloc[-1]]
     named, notes = getattr(shared.callbacks, "__qualname__", type(shared.callbacks).__name__), result.notes
@@ -290,8 +286,9 @@ def _backbone(task: Task, shared: Shared, images: Images, pipeline: Pipeline, li
         "deterministic": _repeatable(result),
     }
     timings = {
+        "prepare_seconds": result.prepare_seconds,
         # After an interruption the epochs before it count too.
-        "fit_seconds": max(result.seconds, float(result.history["seconds"].sum())),
+        "fit_seconds": max(result.seconds, float(result.history["seconds"].sum())) - result.prepare_seconds,
         "seconds_per_epoch": float(last_phase["seconds"].min()),
         "predict_seconds": seconds * len(predict) / timed,
         "predict_images_per_second": timed / seconds,
@@ -308,37 +305,13 @@ def _repeatable(result: FitResult) -> bool:
     return result.device.kind == "cpu" and not sums
 
 
-def _temperature_of_val(
-    labels: NDArray[np.int64],
-    probabilities: NDArray[np.float64],
-    sides: NDArray[np.str_],
-    split: Split,
-    outcome: _Outcome,
-) -> float | None:
+def _temperature_of_val(blank: Record, split: Split, samples: Samples, outcome: _Outcome) -> tuple[float, str] | None:
     """Return the temperature that fits the val side best; None if val is the test side, or was used to choose."""
-    val = sides == "val"
     if np.intersect1d(split.val, split.test).size or outcome.stopped:
         return None
-    return fit_temperature(labels[val], probabilities[val])
-
-
-def _metrics(
-    labels: NDArray[np.int64],
-    probabilities: NDArray[np.float64],
-    sides: NDArray[np.str_],
-    temperature: float | None,
-    calibrated: NDArray[np.float64] | None,
-) -> dict[str, float]:
-    """Return the metrics of the test side, those that are watched of val, and those of calibrated probabilities."""
-    test, val = sides == "test", sides == "val"
-    metrics = score(labels[test], probabilities[test])
-    watched = score(labels[val], probabilities[val])
-    metrics |= {f"val_{name}": watched[name] for name in ("accuracy", "loss", "balanced_accuracy")}
-    if temperature is not None and calibrated is not None:
-        after = score(labels[test], calibrated[test])
-        metrics |= {"temperature": temperature}
-        metrics |= {f"{name}_calibrated": after[name] for name in ("loss", "brier", "ece")}
-    return metrics
+    groups = None if samples.groups is None else samples.groups[split.val]
+    val = blank.sides == "val"
+    return choose_temperature(blank.labels[val], outcome.probabilities[val], groups)
 
 
 def _blank(trial: Trial, split: Split, samples: Samples, recipe: Recipe | None) -> Record:

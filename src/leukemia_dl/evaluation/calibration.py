@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import numbers
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,9 +15,9 @@ from scipy.special import expit
 
 from leukemia_dl.errors import DataError
 from leukemia_dl.evaluation.choices import CHOSEN, chosen_elsewhere
-from leukemia_dl.evaluation.predictions import PREFIX, Run, as_arrays, class_names_of, tidy
+from leukemia_dl.evaluation.predictions import FEWEST_GROUPS, PREFIX, Run, as_arrays, class_names_of, groups_of, tidy
 
-__all__ = ["apply_temperature", "calibrate", "calibration_fits", "fit_temperature"]
+__all__ = ["apply_temperature", "calibrate", "calibration_fits", "choose_temperature", "fit_temperature"]
 
 _CLIP = 1e-15
 # Weighted predictions that are held at once: few enough for a processor's cache.
@@ -26,6 +28,7 @@ _QUICK_STEPS, _CAREFUL_STEPS = 8, 100
 # Where Newton's method without care has gone that far, it is lost.
 _FAR = 1e6
 _ROUNDING = 1e-12
+_log = logging.getLogger(__name__)
 
 
 def calibration_fits(run: Run, weights: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
@@ -171,7 +174,9 @@ def _solved(
     return result[..., 0]
 
 
-def fit_temperature(labels: NDArray[np.int64], probabilities: NDArray[np.float64]) -> float:
+def fit_temperature(
+    labels: NDArray[np.int64], probabilities: NDArray[np.float64], groups: NDArray[Any] | None = None
+) -> float:
     """Return the temperature T that makes softmax(log(probabilities) / T) fit best: the least cross-entropy.
 
     Above 1 the predictions were too confident. Fit it on predictions that were not trained on and are not the test
@@ -180,31 +185,44 @@ def fit_temperature(labels: NDArray[np.int64], probabilities: NDArray[np.float64
     Args:
         labels: True class indices (n,).
         probabilities: (n, classes), rows that sum to 1.
+        groups: The group (patient) of each image (n,); None if unknown: then images are counted.
 
     Returns:
-        A number between .01 and 100; 1.0 where the predictions tell none: they do not differ between classes, or none
-        is wrong, and the loss would fall for ever with the temperature.
+        A number between 0.01 and 100; 1.0 where these predictions do not determine it: fewer than 5 groups of a class,
+        no difference between classes, no wrong prediction, or a loss that still falls at the bound.
 
     Raises:
         DataError: If shapes, labels or probabilities are not as said.
     """
+    return choose_temperature(labels, probabilities, groups)[0]
+
+
+def choose_temperature(
+    labels: NDArray[np.int64], probabilities: NDArray[np.float64], groups: NDArray[Any] | None = None
+) -> tuple[float, str]:
+    """Return the temperature as `fit_temperature` does, and the reason where it stays 1.0; "" where it was fitted."""
     from scipy.optimize import minimize_scalar
     from scipy.special import logsumexp
 
     labels, probabilities = as_arrays(labels, probabilities)
+    units = np.arange(len(labels)) if groups is None else np.asarray(groups)
+    if min(len(set(units[labels == code])) for code in range(probabilities.shape[1])) < FEWEST_GROUPS:
+        return 1.0, f"fewer than {FEWEST_GROUPS} {'images' if groups is None else 'groups'} of a class"
     logits = np.log(np.clip(probabilities, _CLIP, 1.0))
     logits -= logits.mean(axis=1, keepdims=True)
     own = logits[np.arange(len(labels)), labels]
     others = np.where(np.arange(logits.shape[1]) == labels[:, None], -np.inf, logits).max(axis=1)
-    if not np.abs(logits).max() > 1e-12 or (own >= others).all():
-        return 1.0
+    if not np.abs(logits).max() > 1e-12:
+        return 1.0, "predictions do not differ between classes"
+    if (own >= others).all():
+        return 1.0, "no prediction is wrong"
 
     # In the inverse temperature the loss is convex, so what is found is the minimum.
     def loss(inverse: float) -> float:
         return float((logsumexp(inverse * logits, axis=1) - inverse * own).mean())
 
-    found = minimize_scalar(loss, bounds=(0.01, 100.0), method="bounded", options={"xatol": 1e-8})
-    return float(1.0 / found.x)
+    found = minimize_scalar(loss, bounds=(0.01, 100.0), method="bounded", options={"xatol": 1e-8}).x
+    return (float(1.0 / found), "") if 0.0101 < found < 99.0 else (1.0, "the loss still falls at the bound")
 
 
 def calibrate(frame: pd.DataFrame, *, fitted_on: str = "val", side: str = "test") -> pd.DataFrame:
@@ -226,14 +244,20 @@ def calibrate(frame: pd.DataFrame, *, fitted_on: str = "val", side: str = "test"
         DataError: If a side is missing for a model, or an image is on both sides of one.
     """
     frame = tidy(frame).drop(columns="temperature", errors="ignore")
-    names = class_names_of(frame)
+    names, reasons = class_names_of(frame), list[str]()
     columns = [PREFIX + name for name in names]
 
     def choose(rows: pd.DataFrame) -> float:
-        labels = pd.Index(names).get_indexer(pd.Index(rows["label"]))
-        return fit_temperature(labels.astype(np.int64), rows[columns].to_numpy(dtype=np.float64))
+        labels = pd.Index(names).get_indexer(pd.Index(rows["label"])).astype(np.int64)
+        fitted, reason = choose_temperature(labels, rows[columns].to_numpy(dtype=np.float64), groups_of(rows))
+        reasons.append(reason)
+        return fitted
 
     found = chosen_elsewhere(frame, fitted_on, side, choose).rename(columns={CHOSEN: "temperature"})
+    if kept := list(filter(None, reasons)):
+        _log.warning(
+            "The temperature of %d of %d models stays 1: %s", len(kept), len(reasons), "; ".join(sorted({*kept}))
+        )
     for _, rows in found.groupby("temperature").groups.items():
         softened = apply_temperature(found.loc[rows, columns].to_numpy(dtype=np.float64), found["temperature"][rows[0]])
         found.loc[rows, columns] = softened

@@ -9,9 +9,9 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from leukemia_dl.evaluation.evaluate import check_level, check_whole
-from leukemia_dl.evaluation.intervals import FEWEST_GROUPS, bounds, resampling_of
+from leukemia_dl.evaluation.intervals import bounds, resampling_of
 from leukemia_dl.evaluation.metrics import Metric
-from leukemia_dl.evaluation.predictions import Model, Run, models_of, tidy
+from leukemia_dl.evaluation.predictions import FEWEST_GROUPS, Model, Run, models_of, tidy
 
 __all__ = ["precision_recall_curves", "reliability_curves", "roc_curves"]
 

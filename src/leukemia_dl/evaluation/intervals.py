@@ -26,11 +26,10 @@ from scipy import stats
 from scipy.special import expit, logit
 
 from leukemia_dl.evaluation.metrics import Metric
-from leukemia_dl.evaluation.predictions import Model, Run
+from leukemia_dl.evaluation.predictions import FEWEST_GROUPS, Model, Run
 
-__all__ = ["FEWEST_GROUPS", "Resampling", "Spread", "bounds", "resampling_of"]
+__all__ = ["Resampling", "Spread", "bounds", "resampling_of"]
 
-FEWEST_GROUPS = 5
 # Above, units are left out in blocks: leaving out one image of a hundred thousand at a time tells no more.
 _MOST_UNITS = 400
 _SMALLEST_DF = 1e-2

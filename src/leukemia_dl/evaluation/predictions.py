@@ -13,11 +13,15 @@ from numpy.typing import NDArray
 
 from leukemia_dl.errors import DataError, SettingsError
 
-__all__ = ["PREFIX", "Model", "Run", "as_arrays", "class_names_of", "models_of", "protocols_of", "select_side", "tidy"]
+__all__ = [
+    "FEWEST_GROUPS", "PREFIX", "Model", "Run", "as_arrays", "class_names_of", "groups_of", "models_of", "protocols_of",
+    "select_side", "tidy",
+]  # fmt: skip
 
 _log = logging.getLogger(__name__)
 
 PREFIX = "probability_"
+FEWEST_GROUPS = 5
 KINDS = ("backbone", "baseline", "averaged")
 # Probabilities that were rounded to a few digits by another program are taken as they are.
 _SUM_TOLERANCE = 1e-2 + 1e-9
@@ -198,7 +202,7 @@ def models_of(frame: pd.DataFrame, side: str = "test", only: Iterable[str] | Non
     labels = pd.Index(names).get_indexer(pd.Index(chosen["label"])).astype(np.int64)
     probabilities = chosen[[PREFIX + name for name in names]].to_numpy(dtype=np.float64)
     _check_probabilities(labels, probabilities)
-    groups = _groups(chosen)
+    groups = groups_of(chosen)
     named = "sample" in chosen
     samples = chosen["sample"].to_numpy(dtype=object) if named else np.array([f"row {i}" for i in chosen.index], object)
     folds = pd.factorize(chosen["fold"])[0] if "fold" in chosen else np.zeros(len(chosen), np.int64)
@@ -320,7 +324,7 @@ def _check_samples(frame: pd.DataFrame) -> None:
         )
 
 
-def _groups(frame: pd.DataFrame) -> NDArray[np.object_] | None:
+def groups_of(frame: pd.DataFrame) -> NDArray[np.object_] | None:
     """Return the group of each row; None where nothing is known of subjects."""
     known = [name for name in ("group", "subject") if name in frame and frame[name].notna().any()]
     if not known:

@@ -118,8 +118,10 @@ def tensorboard(context: FitContext) -> list[Any]:
     """
     import keras
 
-    _require("tensorboard", "tensorboard")
-    return [keras.callbacks.TensorBoard(str(_folder(context, "tensorboard") / context.phase), write_graph=False)]
+    _require("tensorboard")
+    if context.folder is None:
+        raise SettingsError("tensorboard needs a folder to write to. Pass fit(..., folder=...), or run a Benchmark.")
+    return [keras.callbacks.TensorBoard(str(context.folder / "tensorboard" / context.phase), write_graph=False)]
 
 
 def mlflow(context: FitContext) -> list[Any]:
@@ -131,7 +133,7 @@ def mlflow(context: FitContext) -> list[Any]:
     """
     import keras
 
-    _require("mlflow", "mlflow")
+    _require("mlflow")
     import mlflow as library
 
     class Log(keras.callbacks.Callback):  # type: ignore[misc]
@@ -149,12 +151,6 @@ def mlflow(context: FitContext) -> list[Any]:
     return [Log()]
 
 
-def _folder(context: FitContext, what: str) -> Path:
-    if context.folder is None:
-        raise SettingsError(f"{what} needs a folder to write to. Pass fit(..., folder=...), or run a Benchmark.")
-    return context.folder / what
-
-
-def _require(module: str, extra: str) -> None:
+def _require(module: str) -> None:
     if importlib.util.find_spec(module) is None:
-        raise SettingsError(f"{module} is not installed. Install it: pip install 'leukemia-dl[{extra}]'.")
+        raise SettingsError(f"{module} is not installed. Install it: pip install 'leukemia-dl[{module}]'.")

@@ -26,12 +26,15 @@ from leukemia_dl.training.callbacks import CallbackFactory, FitContext, load_fac
 from leukemia_dl.training.features import FeatureCache
 from leukemia_dl.training.fingerprints import array_fingerprint, backend_fingerprint, net_fingerprint, shapes
 from leukemia_dl.training.folds import inner_folds
-from leukemia_dl.training.nets import Nets
+from leukemia_dl.training.nets import Nets, Stopwatch
 from leukemia_dl.training.phases import HEAD_BATCH, Images, Side, Training, predict_batch_size
 from leukemia_dl.training.recipe import Recipe
 
 __all__ = ["FitResult", "fit"]
 
+# Shares of the loss of guessing: a training loss above the first has learned nothing; over two epochs it may fall by
+# the second.
+_GUESSING, _FALLING = 0.97, 0.05
 OnStep = Callable[[int, int, int], None]
 OnEpoch = Callable[[int, dict[str, Any]], None]
 
@@ -50,7 +53,9 @@ class FitResult:
         device: Where it ran.
         batchnorm_layers: How many had their statistics re-estimated; 0 with loaded weights, which keep theirs.
         notes: What differs from what was asked for, in words.
-        seconds: Build, training and validation together; the first step, with its compilation, is in it.
+        seconds: Build, training and validation together.
+        prepare_seconds: Those of them that went into building and compiling, up to the end of the first step, and into
+            the features of a frozen backbone: what a later fit may find done.
         stopped: Whether a callback ended it early.
         out_of_fold: Logits (n, classes) of the training images, each by a head that did not see its group; None unless
             the recipe trains a pooled head alone.
@@ -64,6 +69,7 @@ class FitResult:
     batchnorm_layers: int
     notes: tuple[str, ...]
     seconds: float
+    prepare_seconds: float = 0.0
     stopped: bool = False
     out_of_fold: NDArray[np.float64] | None = None
     features: FeatureCache | None = None
@@ -154,11 +160,14 @@ def fit(
         _check(validation, classes, recipe)
     started = time.perf_counter()
     compute = compute or Compute()
-    found = prepare(recipe.precision, compute)
+    preparing = Stopwatch()
+    with preparing:
+        found = prepare(recipe.precision, compute)
     factory = load_factory(recipe.callbacks if callbacks is None else callbacks)
     cache, nets = features or FeatureCache(), nets or Nets()
     once = _Fit(
-        spec, classes, seed, found, checkpoints, factory, folder, cache, nets, compute.engine, on_step, on_epoch
+        spec, classes, seed, found, checkpoints, factory, folder, cache, nets, compute.engine, on_step, on_epoch,
+        preparing,
     )  # fmt: skip
     while True:
         try:
@@ -188,8 +197,12 @@ def fit(
         notes.append(f"stopped by a callback: {len(history)} of {stop} epochs")
     model = training.net.model
     count = len(batchnorm_layers(model)) if recipe.epochs else 0
-    seconds = time.perf_counter() - started
-    return FitResult(model, recipe, history, found, count, tuple(notes), seconds, stopped, out_of_fold, cache)
+    shares = np.bincount(labels, minlength=classes) / len(labels)
+    notes += _unconverged(history["loss"][history["phase"] == history["phase"].iloc[-1]].to_numpy(), recipe, shares)
+    seconds, prepared = time.perf_counter() - started, once.preparing.seconds
+    return FitResult(
+        model, recipe, history, found, count, tuple(notes), seconds, prepared, stopped, out_of_fold, cache
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -208,12 +221,14 @@ class _Fit:
     engine: str
     on_step: OnStep | None
     on_epoch: OnEpoch | None
+    preparing: Stopwatch
 
     def train(
         self, recipe: Recipe, train: Side, validation: Side | None, stop: int, inner: str = "", callbacks: Any = None
     ) -> Training:
         """Build and train a net; `inner` names the fold, "2/5", of a training that only helps to choose."""
-        net = self.nets.get(self.spec, recipe, self.classes, self.seed, self.device)
+        with self.preparing:
+            net = self.nets.get(self.spec, recipe, self.classes, self.seed, self.device)
         checkpoint = None
         if self.checkpoints is not None:
             name = f"inner-{inner.split('/')[0]}" if inner else "fit"
@@ -221,7 +236,7 @@ class _Fit:
         training = Training(
             net, recipe, train, validation, self.classes, self.seed, self.device, self.features, self.engine, stop,
             inner=bool(inner), checkpoint=checkpoint, on_step=self.on_step, on_epoch=self._told(inner),
-            callbacks=callbacks or {},
+            callbacks=callbacks or {}, preparing=self.preparing,
         )  # fmt: skip
         training.run()
         return training
@@ -288,6 +303,17 @@ class _Fit:
         phases = [name for name, epochs in (("head", recipe.head_epochs), ("all", recipe.epochs)) if epochs]
         contexts = [FitContext(self.spec.name, recipe, self.seed, phase, self.folder) for phase in phases]
         return {} if self.callbacks is None else {c.phase: make_callbacks(self.callbacks, c) for c in contexts}
+
+
+def _unconverged(losses: NDArray[np.float64], recipe: Recipe, shares: NDArray[np.float64]) -> list[str]:
+    """Return a note if the training losses of the last phase end at those of guessing, or still fall; else none."""
+    shares = shares[shares > 0] if recipe.class_balance == "none" else np.full(np.count_nonzero(shares), 1.0)
+    guessing = -float((shares / shares.sum() * np.log(shares / shares.sum())).sum())
+    last = [f"{loss:.3f}" for loss in losses[-3:]]
+    if losses[-1] > _GUESSING * guessing:
+        return [f"not converged: the training loss ({last[-1]}) is that of guessing ({guessing:.3f})"]
+    falls = len(losses) > 2 and losses[-3] > losses[-2] > losses[-1] and losses[-3] - losses[-1] > _FALLING * guessing
+    return [f"not converged: the training loss still fell ({', '.join(last)})"] if falls else []
 
 
 def _check(side: Side, classes: int, recipe: Recipe, groups: NDArray[np.int64] | None = None) -> None:

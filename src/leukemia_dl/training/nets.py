@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +18,19 @@ from leukemia_dl.training.backends import Device
 from leukemia_dl.training.batchnorm import batchnorm_layers
 from leukemia_dl.training.recipe import Recipe
 
-__all__ = ["Compiled", "Net", "Nets", "as_numpy", "assign"]
+__all__ = ["Compiled", "Net", "Nets", "Stopwatch", "as_numpy", "assign"]
+
+
+class Stopwatch:
+    """Adds up the seconds that are spent inside it."""
+
+    seconds = 0.0
+
+    def __enter__(self) -> None:
+        self._began = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        self.seconds += time.perf_counter() - self._began
 
 
 @dataclass(eq=False)

@@ -25,7 +25,7 @@ from leukemia_dl.training.batchnorm import reestimate_batchnorm
 from leukemia_dl.training.checkpoints import FitState, read_checkpoint, write_checkpoint
 from leukemia_dl.training.engines import choose_engine
 from leukemia_dl.training.features import FeatureCache
-from leukemia_dl.training.nets import Compiled, Net, as_numpy, assign
+from leukemia_dl.training.nets import Compiled, Net, Stopwatch, as_numpy, assign
 from leukemia_dl.training.optimizer import build_loss, build_optimizer, class_weights, rates_by_layer
 from leukemia_dl.training.recipe import Recipe
 from leukemia_dl.training.scan import training_pass
@@ -78,6 +78,7 @@ class Training:
         on_step: Called with (epoch, step, steps), epochs of both phases counted from 0.
         on_epoch: Called with the epoch, from 1, and its row.
         callbacks: The user's Keras callbacks, by phase.
+        preparing: Adds up the seconds of compiling, and of computing features.
         rows: The history.
     """
 
@@ -96,6 +97,7 @@ class Training:
     on_step: Callable[[int, int, int], None] | None = None
     on_epoch: Callable[[int, dict[str, Any]], None] | None = None
     callbacks: Mapping[str, list[Any]] = field(default_factory=dict)
+    preparing: Stopwatch = field(default_factory=Stopwatch)
     rows: list[dict[str, Any]] = field(default_factory=list)
     _features: Subset | None = field(default=None, init=False)
     _resumed: FitState | None = field(default=None, init=False)
@@ -147,7 +149,8 @@ class Training:
         extractor, _ = split_at_features(self.net.model)
         size, told = predict_batch_size(self.recipe), self.on_step
         on_batch = None if told is None else lambda batch, batches: told(0, batch, batches)
-        return self.features.read(extractor, images, self.device, size, self._forms, on_batch)
+        with self.preparing:
+            return self.features.read(extractor, images, self.device, size, self._forms, on_batch)
 
     @property
     def _forms(self) -> int:
@@ -173,7 +176,7 @@ class Training:
             part = (Subset.of(features, every_form(rows, self._forms)), self.train[1][rows])
             inner = Training(
                 net, self.recipe, part, None, self.classes, self.seed, self.device, self.features, self.engine,
-                self.stop,
+                self.stop, preparing=self.preparing,
             )  # fmt: skip
             inner._fit_head(net.model, part, None)
             yield net.model
@@ -242,13 +245,10 @@ class Training:
         import keras
 
         # Variables made inside the first step would have TensorFlow trace it twice: half a minute for a deep net.
-        optimizer.build(net.trainable_variables)
-        net.compile(
-            optimizer=optimizer,
-            loss=build_loss(self.recipe, self.classes),
-            metrics=[keras.metrics.SparseCategoricalAccuracy(name="accuracy")],
-            jit_compile=self.device.jit_compile,
-        )
+        with self.preparing:
+            optimizer.build(net.trainable_variables)
+            loss, metrics = build_loss(self.recipe, self.classes), [keras.metrics.SparseCategoricalAccuracy("accuracy")]
+            net.compile(optimizer=optimizer, loss=loss, metrics=metrics, jit_compile=self.device.jit_compile)
         return Compiled(net, optimizer)
 
     def _train_phase(
@@ -320,7 +320,7 @@ class Training:
                 if not ends:
                     training._settle(phase, epoch + 1, optimizer)
 
-        engine.train(compiled, batches, done, stop, [Look(), *others, Settle()])
+        self.preparing.seconds += engine.train(compiled, batches, done, stop, [Look(), *others, Settle()])
         if others and self.rows:
             # They may have stopped it, or put other weights in place at its very end.
             self.rows[-1] |= look(True)
@@ -359,6 +359,9 @@ class Training:
         if side is None:
             return {}
         size = predict_batch_size(self.recipe) if net is self.net.model else HEAD_BATCH
+        if net.predict_function is None:  # Keras compiles it in the first prediction
+            with self.preparing:
+                predict_logits(net, side[0][:1], size)
         logits, labels = predict_logits(net, side[0], size), side[1]
         peak = logits.max(axis=1)
         log_sum = peak + np.log(np.exp(logits - peak[:, None]).sum(axis=1))

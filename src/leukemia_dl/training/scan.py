@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import weakref
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -35,11 +36,11 @@ class ScanEpoch:
 
     name: str = "scan"
 
-    def train(self, compiled: Compiled, batches: Batches, begin: int, end: int, callbacks: list[Any]) -> None:
-        """Train from epoch `begin` (from 0) to before `end`."""
+    def train(self, compiled: Compiled, batches: Batches, begin: int, end: int, callbacks: list[Any]) -> float:
+        """Train from epoch `begin` (from 0) to before `end`; return the seconds of copying images and compiling."""
         import keras
 
-        net, size = compiled.net, batches.batch_size
+        net, size, began = compiled.net, batches.batch_size, time.perf_counter()
         if size not in compiled.epochs:  # that of another fold, if it has fewer images than a batch
             _build_metrics(net, batches)
             compiled.epochs[size] = _EPOCHS[keras.backend.backend()](net, size)
@@ -48,6 +49,17 @@ class ScanEpoch:
         images = _on_device(base)
         # As long for every fold of these images, so that one program serves them all.
         length = max(len(base) // size, batches.steps) * size
+
+        def arguments(epoch: int) -> tuple[Any, ...]:
+            drawn = batches.epoch(epoch)
+            labels = batches.labels[drawn.order]
+            weights = None if batches.weights is None else _padded(batches.weights[labels], length)
+            parameters = None if drawn.parameters is None else _padded(drawn.parameters, length)
+            rows = _padded((drawn.rows if whole is None else whole.rows[drawn.rows]).astype(np.int32), length)
+            return images, rows, _padded(labels, length), weights, parameters
+
+        compiled.epochs[size](*arguments(begin), 0)  # an epoch of no steps, to compile it
+        prepared = time.perf_counter() - began
         told = keras.callbacks.CallbackList(
             callbacks, add_history=True, model=net, epochs=end, steps=batches.steps, verbose=0
         )
@@ -59,17 +71,13 @@ class ScanEpoch:
             told.on_epoch_begin(epoch)
             if batches.on_step:
                 batches.on_step(epoch, 0)
-            drawn = batches.epoch(epoch)
-            labels = batches.labels[drawn.order]
-            weights = None if batches.weights is None else _padded(batches.weights[labels], length)
-            parameters = None if drawn.parameters is None else _padded(drawn.parameters, length)
-            rows = _padded((drawn.rows if whole is None else whole.rows[drawn.rows]).astype(np.int32), length)
-            compiled.epochs[size](images, rows, _padded(labels, length), weights, parameters, batches.steps)
+            compiled.epochs[size](*arguments(epoch), batches.steps)
             logs = {name: float(value) for name, value in net.get_metrics_result().items()}
             told.on_epoch_end(epoch, logs)
             if net.stop_training:
                 break
         told.on_train_end(logs)
+        return prepared
 
 
 def _epoch_of_tensorflow(net: Any, size: int) -> Any:
