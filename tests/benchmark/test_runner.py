@@ -1,12 +1,14 @@
 import logging
 import pickle
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from leukemia_dl import Benchmark, Dataset, Pipeline, PixelStore, Recipe, load_classifier
+import grids
+from leukemia_dl import BackboneSpec, Benchmark, Dataset, Pipeline, PixelStore, Recipe, load_classifier
 from leukemia_dl.benchmark import runner
 from leukemia_dl.benchmark.baselines import CellMeasures
 from leukemia_dl.benchmark.inputs import Samples, read_images
@@ -14,6 +16,8 @@ from leukemia_dl.benchmark.maintenance import verify
 from leukemia_dl.benchmark.runner import _repeatable, run_baseline
 from leukemia_dl.benchmark.store import Store
 from leukemia_dl.datasets import make_splits
+from leukemia_dl.errors import PluginError, SettingsError
+from leukemia_dl.models import registry
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (30, 9, 9, 3), dtype=np.uint8)
 PIPELINE = Pipeline.default(8)
@@ -149,3 +153,26 @@ def test_a_row_says_whether_equal_settings_give_equal_bits(backend, device, read
         model=keras.Model(inputs, outputs),
     )
     assert _repeatable(result) is repeatable
+
+
+def test_a_spec_is_taken_as_a_backbone_and_a_keras_model_is_refused(dataset, tmp_path, monkeypatch):
+    """20.30: `Benchmark(data, [spec])` works; `Benchmark(data, [keras_model])` says what to pass instead."""
+    keras = pytest.importorskip("keras")
+    monkeypatch.setattr(registry, "_registered", {})
+    spec = BackboneSpec(name="mine", build=grids.tiny, scaling="unit", native_size=32, min_size=8)
+    recipe = Recipe.preset("quick", image_size=32, epochs=1)
+    bench = Benchmark(dataset, ["vgg16", spec], protocol="holdout", store=tmp_path, recipe=recipe)
+    assert bench.backbones == ("vgg16", "mine")
+    assert Benchmark(dataset, [spec, "mine"][:1], protocol="holdout", store=tmp_path, recipe=recipe).backbones == (
+        "mine",
+    )
+    changed = replace(spec, native_size=48)  # as when a cell of a notebook is run again
+    assert Benchmark(dataset, [changed], protocol="holdout", store=tmp_path)._found["mine"].record == changed
+    with pytest.raises(PluginError, match="'vgg16' is provided by leukemia-dl"):
+        Benchmark(dataset, [replace(spec, name="vgg16")])
+    inputs = keras.Input((8, 8, 3))
+    model = keras.Model(inputs, inputs)
+    with pytest.raises(PluginError, match=r"Received: Functional. For a Keras model pass BackboneSpec\(name="):
+        Benchmark(dataset, [model])
+    with pytest.raises(SettingsError, match=r"write \['vgg16'\]"):
+        Benchmark(dataset, "vgg16")

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from PIL import Image, ImageFilter
 
+from leukemia_dl.datasets import Dataset
 from leukemia_dl.errors import ImageError, SettingsError
 from leukemia_dl.preprocess import decode_image, measure_quality, quality_frame
 from leukemia_dl.testing.strategies import images
@@ -74,6 +75,14 @@ def test_a_frame_of_files_and_arrays(tmp_path):
     assert len(quality_frame(str(tmp_path / "good.png"))) == 1
     with pytest.raises(SettingsError, match="Received: int"):
         quality_frame(3)
+
+
+def test_a_data_set_of_arrays_is_measured():
+    """20.30: it raised "has images that are arrays, not files"."""
+    dataset = Dataset.from_arrays(np.stack([cell(), cell(9)]), [0, 1], ("hem", "all"))
+    frame = quality_frame(dataset, show_progress=False)
+    assert frame["focus"].tolist() == [measure_quality(image)["focus"] for image in (cell(), cell(9))]
+    assert list(frame.index) == [0, 1]
 
 
 @pytest.mark.parametrize(("names", "came"), [(5, "names=5"), (["a", "b"], "2 names and 1 images")])

@@ -5,9 +5,11 @@ import gc
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 from discs import IMAGES, LABELS, SMALL, counting
-from leukemia_dl.errors import SettingsError
+from leukemia_dl.cli import app
+from leukemia_dl.errors import BackendError, SettingsError
 from leukemia_dl.training import Compute, Nets, Recipe, Subset, fit
 from leukemia_dl.training.backends import Device
 from leukemia_dl.training.engines import KerasFit, choose_engine
@@ -246,3 +248,26 @@ def test_images_on_the_device_live_no_longer_than_those_in_memory():
     del fixed
     gc.collect()
     assert not scan._copied
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "default"),
+    [
+        ("image_data_format", "channels_first", "channels_last"),
+        ("floatx", "float16", "float32"),
+        ("max_epochs", 1, None),
+        ("max_steps_per_epoch", 2, None),
+    ],
+)
+def test_settings_of_keras_that_change_a_fit_are_refused(name, value, default):
+    """20.9: channels_first of keras.json trained a wrong net under the same trial name; float16 failed cryptically."""
+    change = getattr(keras.config, f"set_{name}")
+    change(value)
+    try:
+        with pytest.raises(BackendError, match=rf"Keras is set to {name}='?{value}'?; this library needs .*set_{name}"):
+            fit(SMALL, IMAGES, LABELS, 2, QUICK)
+        told = CliRunner().invoke(app, ["doctor"])
+    finally:
+        change(default)
+    assert told.exit_code == 1
+    assert f"PROBLEM: Keras is set to {name}=" in told.output

@@ -34,7 +34,8 @@ from leukemia_dl.errors import DamagedRecordError, SettingsError
 from leukemia_dl.identity import plain_number
 from leukemia_dl.models.backend import backend_name
 from leukemia_dl.models.build import check_size, weights_identity
-from leukemia_dl.models.registry import find_backbone
+from leukemia_dl.models.registry import find_backbone, names_of
+from leukemia_dl.models.spec import BackboneSpec
 from leukemia_dl.preprocess import Pipeline
 from leukemia_dl.training.backends import Compute, prepare
 from leukemia_dl.training.callbacks import CallbackFactory, load_factory
@@ -53,7 +54,8 @@ class Benchmark:
 
     Args:
         dataset: What to learn from. Samples without a label are left out.
-        backbones: Names of registered backbones; the five built-in architectures by default.
+        backbones: Names of registered backbones, or a `BackboneSpec`, which is registered; by default the five built-in
+            architectures.
         recipe: Name of a preset, or a `Recipe`.
         protocol: How the data set is split, see `leukemia_dl.make_splits`; None for what follows from the data set:
             official folds, given sides, or `kfold`. Several, such as ["kfold", "random"], show what a leaky one adds
@@ -88,7 +90,7 @@ class Benchmark:
     def __init__(
         self,
         dataset: Dataset,
-        backbones: Sequence[str] | None = None,
+        backbones: Sequence[str | BackboneSpec] | None = None,
         *,
         recipe: str | Recipe = "quick",
         protocol: str | Sequence[str] | None = None,
@@ -109,7 +111,7 @@ class Benchmark:
             given = f"{type(dataset).__name__} and recipe={recipe!r}"
             raise SettingsError(f"Benchmark takes a Dataset, and a Recipe or the name of a preset. Received: {given}.")
         self.recipe = Recipe.preset(recipe) if isinstance(recipe, str) else recipe
-        self.backbones = unique_names("backbones", DEFAULT_BACKBONES if backbones is None else backbones)
+        self.backbones = unique_names("backbones", DEFAULT_BACKBONES if backbones is None else names_of(backbones))
         self.baselines = tuple(check_baseline(name) for name in unique_names("baselines", baselines, empty=True))
         self.seeds = checked_seeds(seeds)
         self._found = {name: find_backbone(name) for name in self.backbones}

@@ -355,7 +355,10 @@ def _model_file(path: Path) -> Path:
     if path.is_file():
         return path
     if not path.exists():
-        raise DataError(f"There is no model at {path}. Pass a .keras file or the folder of a trial.")
+        raise DataError(
+            f"There is no model at {path}. Pass a .keras file or the folder of a trial, such as "
+            f"'runs/STORE/trials/{path.name}'; for a row of results: bench.store.root / 'trials' / row.trial."
+        )
     places = sorted(path.glob("model.keras")) or sorted(path.glob("trials/[!.]*/model.keras"))
     found = [file for file in places if file.is_file()]
     if len(found) == 1:

@@ -15,7 +15,15 @@ from leukemia_dl.plugins import Provided, collect, problems_with
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["THIS_PROCESS", "backbone_table", "find_backbone", "get_backbone", "list_backbones", "register_backbone"]
+__all__ = [
+    "THIS_PROCESS",
+    "backbone_table",
+    "find_backbone",
+    "get_backbone",
+    "list_backbones",
+    "names_of",
+    "register_backbone",
+]
 
 BUILTIN = tuple(
     f"leukemia_dl.models.builtin.{name}"
@@ -48,6 +56,20 @@ def register_backbone(spec: BackboneSpec, *, replace: bool = False) -> BackboneS
         raise PluginError(f"{spec.name!r} is provided by {item.plugin} {item.version}: {way_out}.")
     _registered[spec.name] = spec
     return spec
+
+
+def names_of(backbones: Any) -> Any:
+    """Return the names of a list of names and specs, which are registered; PluginError for anything else in it."""
+    for item in backbones if isinstance(backbones, (list, tuple)) else ():
+        if isinstance(item, BackboneSpec) and all(item != known.record for known in _provided()):
+            register_backbone(item, replace=True)
+        elif not isinstance(item, (str, BackboneSpec)):
+            raise PluginError(
+                f"backbones must be names or BackboneSpec objects. Received: {type(item).__name__}. For a Keras model "
+                "pass BackboneSpec(name=..., build=..., scaling=..., native_size=..., min_size=...), where "
+                "build(inputs, weights) calls its layers on inputs and returns a feature map."
+            )
+    return [getattr(item, "name", item) for item in backbones] if isinstance(backbones, (list, tuple)) else backbones
 
 
 def find_backbone(name: str) -> Provided:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from leukemia_dl.errors import ImageError, SettingsError
+from leukemia_dl.errors import DataError, ImageError, SettingsError
 from leukemia_dl.preprocess.decode import check_image, decode_image
 from leukemia_dl.preprocess.foreground import bounding_box, foreground_mask
 from leukemia_dl.progress import parallel_map
@@ -86,7 +86,10 @@ def quality_frame(images: Any, names: Sequence[Any] | None = None, show_progress
 
     if isinstance(images, (str, Path)):
         images = [images]
-    images = getattr(images, "paths", images)
+    try:
+        images = getattr(images, "paths", images)
+    except DataError:  # a Dataset of arrays
+        images = [images.decode(row) for row in range(len(images))]
     if not isinstance(images, Iterable):
         raise SettingsError(f"Pass a Dataset, or files or arrays. Received: {type(images).__name__}.")
     items = list(images)

@@ -114,8 +114,7 @@ def prepare(precision: str = "auto", compute: Compute | None = None) -> Device:
                     "is imported, or start a new process."
                 )
             os.environ["KERAS_TORCH_DEVICE"] = "cpu"  # Keras reads it when it is imported
-        import keras  # noqa: F401
-
+        _check_settings()
         count = _set_threads(backend, core_count() if threads is None else threads)
         kind, name, has_bfloat16 = _PROBES[backend](device)
     if precision == "mixed_bfloat16" and not has_bfloat16:
@@ -127,6 +126,26 @@ def prepare(precision: str = "auto", compute: Compute | None = None) -> Device:
     # XLA on a CPU under TensorFlow is up to 3.7 times slower (Xception); under torch it has open bugs; JAX is XLA.
     jit: bool | str = False if backend == "torch" or (backend == "tensorflow" and kind == "cpu") else "auto"
     return Device(backend, kind, name, policy, jit, count)
+
+
+def _check_settings() -> None:
+    """Refuse settings of Keras that make another network, or a shorter fit, than a recipe says."""
+    import keras
+
+    wanted = {
+        "image_data_format": "channels_last",
+        "floatx": "float32",
+        "max_epochs": None,
+        "max_steps_per_epoch": None,
+    }
+    for name, value in wanted.items():
+        found = getattr(keras.config, name)()
+        if found != value:
+            raise BackendError(
+                f"Keras is set to {name}={found!r}; this library needs {value!r}. Correct it in keras.json (in "
+                "KERAS_HOME, or ~/.keras) or the environment variables KERAS_*, or call "
+                f"keras.config.set_{name}({value!r})."
+            )
 
 
 def core_count() -> int:
