@@ -264,7 +264,7 @@ def test_settings_of_keras_that_change_a_fit_are_refused(name, value, default):
     change = getattr(keras.config, f"set_{name}")
     change(value)
     try:
-        with pytest.raises(BackendError, match=rf"Keras is set to {name}='?{value}'?; this library needs .*set_{name}"):
+        with pytest.raises(BackendError, match=rf"Keras is set to {name}='?{value}'?; it has to be .*set_{name}"):
             fit(SMALL, IMAGES, LABELS, 2, QUICK)
         told = CliRunner().invoke(app, ["doctor"])
     finally:

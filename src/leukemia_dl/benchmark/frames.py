@@ -108,20 +108,13 @@ def _joined(parts: list[pd.DataFrame]) -> pd.DataFrame:
 
 
 def metrics_of(
-    labels: NDArray[np.int64],
-    sides: NDArray[np.str_],
-    probabilities: NDArray[np.float64],
-    views: NDArray[np.float64] | None,
-    temperature: float | None,
-) -> dict[str, Any]:
+    labels: NDArray[np.int64], sides: NDArray[np.str_], probabilities: NDArray[np.float64],
+    views: NDArray[np.float64] | None, temperature: float | None,
+) -> dict[str, Any]:  # fmt: skip
     """Return a record's `metrics`, and `averaged` probabilities with their `metrics_averaged`.
 
-    Args:
-        labels: Class indices (n,).
-        sides: "val" or "test" (n,).
-        probabilities: (n, classes).
-        views: Logits of the eight symmetries (8, n, classes); None if they are not averaged.
-        temperature: That of the network, as it travels in the saved model; None for no calibrated metrics.
+    The averages are over `views`, logits of the eight symmetries (8, n, classes), or None. `temperature` is that of the
+    network, as it travels in the saved model; None for no calibrated metrics.
     """
     test, val = sides == "test", sides == "val"
 

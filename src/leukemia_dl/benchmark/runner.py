@@ -81,9 +81,6 @@ class Task:
     """A backbone's trial, with what is needed to run it in any process.
 
     Attributes:
-        trial: The trial.
-        split: Its split.
-        spec: Its backbone.
         size: Side of the images in pixels.
         checkpoints: Folder for the state of the unfinished fit; None for none.
         logs: Folder of its log, where callbacks may write; None for none.
@@ -161,14 +158,7 @@ def run_task(task: Task, shared: Shared, listener: Listener) -> tuple[Record, by
 
 
 def failed_record(task: Task, shared: Shared, failure: tuple[str, str, str], started: float) -> Record:
-    """Return the record of a trial that failed outside of `run_task`.
-
-    Args:
-        task: The trial.
-        shared: Likewise.
-        failure: Name of the exception, its message and its traceback.
-        started: When, as `time.perf_counter()` counts.
-    """
+    """Return the record of a trial that failed outside of `run_task`: with exception, message and traceback."""
     blank = _blank(task.trial, task.split, shared.samples, shared.recipe.for_backbone(task.spec))
     failed = _failed(blank, *failure, started)
     # That of this process says nothing of the one that ran it.
@@ -235,24 +225,14 @@ def _backbone(task: Task, shared: Shared, images: Images, pipeline: Pipeline, li
             raise TimeLimitError(f"It took longer than the limit of {task.time_limit:g} s.")
 
     train, val, predict = images.sides(pipeline, split.train, split.val, np.concatenate([split.val, split.test]))
+    groups = None if groups is None else groups[split.train]
+    features = _features(cache_dir() / "features") if shared.recipe.for_backbone(task.spec).weights else None
     result = fit(
-        task.spec,
-        train,
-        labels[split.train],
-        len(shared.samples.class_names),
-        shared.recipe,
-        seed=task.trial.seed or 0,
-        groups=None if groups is None else groups[split.train],
-        validation=(val, labels[split.val]),
-        compute=shared.compute,
-        checkpoints=task.checkpoints,
-        callbacks=shared.callbacks,
-        folder=task.logs,
-        features=_features(cache_dir() / "features") if shared.recipe.for_backbone(task.spec).weights else None,
-        nets=_nets,
-        on_step=lambda epoch, step, steps: listener.step(epoch, step, steps, epochs),
-        on_epoch=on_epoch,
-    )
+        task.spec, train, labels[split.train], len(shared.samples.class_names), shared.recipe,
+        seed=task.trial.seed or 0, groups=groups, validation=(val, labels[split.val]), compute=shared.compute,
+        checkpoints=task.checkpoints, callbacks=shared.callbacks, folder=task.logs, features=features, nets=_nets,
+        on_step=lambda epoch, step, steps: listener.step(epoch, step, steps, epochs), on_epoch=on_epoch,
+    )  # fmt: skip
     clock = time.perf_counter()
     logits = result.logits(predict)
     timed, seconds = len(predict), time.perf_counter() - clock
@@ -266,30 +246,20 @@ def _backbone(task: Task, shared: Shared, images: Images, pipeline: Pipeline, li
     views = result.logits_over_symmetries(predict) if result.recipe.symmetry_average else None
     temperature = None
     if result.out_of_fold is not None:
-        known = None if groups is None else groups[split.train]
-        temperature = choose_temperature(labels[split.train], softmax(result.out_of_fold), known)
+        temperature = choose_temperature(labels[split.train], softmax(result.out_of_fold), groups)
     device, history = result.device, result.history
-    last_phase = history[history["phase"] == history["phase"].iloc[-1]]
-    named, notes = getattr(shared.callbacks, "__qualname__", type(shared.callbacks).__name__), result.notes
-    if isinstance(shared.callbacks, list):
-        named = ", ".join(type(item).__name__ for item in shared.callbacks)
-    notes = notes if shared.callbacks is None else (*notes, f"callbacks: {named}")
+    given = shared.callbacks
+    named = [type(item).__name__ for item in given] if isinstance(given, list) else [getattr(given, "__qualname__", "")]
+    notes = result.notes if given is None else (*result.notes, f"callbacks: {', '.join(named) or type(given).__name__}")
     row = {
-        "epochs": len(result.history),
-        "batch_size": result.recipe.batch_size,
-        "parameters": int(result.model.count_params()),
-        "backend": device.backend,
-        "device": device.kind,
-        "precision": device.dtype_policy,
-        "threads": device.threads,
-        "engine": str(history["engine"].iloc[-1]),
-        "deterministic": _repeatable(result),
-    }
+        "epochs": len(history), "batch_size": result.recipe.batch_size, "parameters": int(result.model.count_params()),
+        "backend": device.backend, "device": device.kind, "precision": device.dtype_policy, "threads": device.threads,
+        "engine": str(history["engine"].iloc[-1]), "deterministic": _repeatable(result),
+    }  # fmt: skip
     timings = {
         "prepare_seconds": result.prepare_seconds,
         # After an interruption the epochs before it count too.
         "fit_seconds": max(result.seconds, float(result.history["seconds"].sum())) - result.prepare_seconds,
-        "seconds_per_epoch": float(last_phase["seconds"].min()),
         "predict_seconds": seconds * len(predict) / timed,
         "predict_images_per_second": timed / seconds,
         "device_name": device.name,

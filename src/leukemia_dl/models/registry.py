@@ -66,8 +66,7 @@ def names_of(backbones: Any) -> Any:
         elif not isinstance(item, (str, BackboneSpec)):
             raise PluginError(
                 f"backbones must be names or BackboneSpec objects. Received: {type(item).__name__}. For a Keras model "
-                "pass BackboneSpec(name=..., build=..., scaling=..., native_size=..., min_size=...), where "
-                "build(inputs, weights) calls its layers on inputs and returns a feature map."
+                "pass BackboneSpec(name=..., build=f(inputs, weights), scaling=..., native_size=..., min_size=...)."
             )
     return [getattr(item, "name", item) for item in backbones] if isinstance(backbones, (list, tuple)) else backbones
 

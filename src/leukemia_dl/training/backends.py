@@ -142,9 +142,8 @@ def _check_settings() -> None:
         found = getattr(keras.config, name)()
         if found != value:
             raise BackendError(
-                f"Keras is set to {name}={found!r}; this library needs {value!r}. Correct it in keras.json (in "
-                "KERAS_HOME, or ~/.keras) or the environment variables KERAS_*, or call "
-                f"keras.config.set_{name}({value!r})."
+                f"Keras is set to {name}={found!r}; it has to be {value!r}. Correct it in ~/.keras/keras.json or in "
+                f"the environment variables KERAS_*, or call keras.config.set_{name}({value!r})."
             )
 
 
@@ -195,11 +194,7 @@ def feed(batches: Callable[[], Iterator[tuple[Any, Any]]], example: tuple[Any, A
     """Return what `model.fit` should be given for an endless stream of (inputs, labels).
 
     On TensorFlow that is a tf.data set with its autotuner off: with plain numpy or a generator `fit` often sits idle
-    for seconds after its last batch.
-
-    Args:
-        batches: Makes the iterator.
-        example: A batch; all have its shapes and dtypes.
+    for seconds after its last batch. `example` is a batch; all batches have its shapes and dtypes.
     """
     if backend_name() != "tensorflow":
         return batches()

@@ -40,14 +40,9 @@ class KerasFit:
                     ends.append(time.perf_counter())
 
         compiled.net.fit(
-            feed(lambda: batches.stream(begin), batches.example()),
-            epochs=end,
-            initial_epoch=begin,
-            steps_per_epoch=batches.steps,
-            callbacks=[*callbacks, FirstStep()],
-            verbose=0,
-            shuffle=False,
-        )
+            feed(lambda: batches.stream(begin), batches.example()), epochs=end, initial_epoch=begin,
+            steps_per_epoch=batches.steps, callbacks=[*callbacks, FirstStep()], verbose=0, shuffle=False,
+        )  # fmt: skip
         return ends[0] - began if ends else 0.0
 
 

@@ -27,7 +27,7 @@ from leukemia_dl.training.fingerprints import (
     is_fixed,
     net_fingerprint,
     weights_fingerprint,
-)
+)  # fmt: skip
 
 __all__ = ["FeatureCache", "feature_files"]
 
@@ -57,14 +57,9 @@ class FeatureCache:
         self._known: dict[int, tuple[weakref.ref[Any], list[Any]]] = {}
 
     def read(
-        self,
-        extractor: Any,
-        images: Any,
-        device: Device,
-        batch_size: int,
-        forms: int = 1,
+        self, extractor: Any, images: Any, device: Device, batch_size: int, forms: int = 1,
         on_batch: OnBatch | None = None,
-    ) -> Subset:
+    ) -> Subset:  # fmt: skip
         """Return the features of images, computed now or earlier.
 
         Of a `Subset`, all images of its base are computed: another fold is another part of the same.

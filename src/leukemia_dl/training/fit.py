@@ -278,19 +278,10 @@ class _Fit:
 
     def _identity(self, model: Any, recipe: Recipe, train: Side, validation: Side | None, stop: int) -> str:
         """Return what two fits have in common that may go on from each other's checkpoints."""
-        return digest(
-            {
-                "backbone": self.spec.name,
-                "recipe": recipe.to_dict() | {"weights": weights_identity(self.spec, recipe.weights)},
-                "classes": self.classes,
-                "seed": self.seed,
-                "stop": stop,
-                "net": net_fingerprint(model) or shapes(model),
-                "sides": [array_fingerprint(*side) for side in (train, validation) if side is not None],
-                "backend": backend_fingerprint(self.device),
-                "engine": self.engine,
-            }
-        )
+        sides = [array_fingerprint(*side) for side in (train, validation) if side is not None]
+        weights, known = weights_identity(self.spec, recipe.weights), net_fingerprint(model) or shapes(model)
+        where = [backend_fingerprint(self.device), self.engine]
+        return digest([self.spec.name, recipe.to_dict(), weights, self.classes, self.seed, stop, known, sides, where])
 
     def _told(self, inner: str) -> OnEpoch | None:
         told = self.on_epoch

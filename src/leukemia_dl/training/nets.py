@@ -123,16 +123,11 @@ def _built(spec: BackboneSpec, recipe: Recipe, classes: int, seed: int, device: 
     import keras
 
     keras.utils.set_random_seed(named_seed(seed, "fit"))
+    scaling = None if recipe.scaling == "backbone" else recipe.scaling
     model = build_model(
-        spec,
-        int(recipe.image_size),
-        classes,
-        weights=recipe.weights,
-        head=recipe.head_settings,
-        head_seed=named_seed(seed, "head"),
-        scaling=None if recipe.scaling == "backbone" else recipe.scaling,
-        dtype_policy=device.dtype_policy,
-    )
+        spec, int(recipe.image_size), classes, weights=recipe.weights, head=recipe.head_settings,
+        head_seed=named_seed(seed, "head"), scaling=scaling, dtype_policy=device.dtype_policy,
+    )  # fmt: skip
     if recipe.weights is not None:
         # Under other statistics than those of the weights a head that was trained on their features would not fit.
         for layer in batchnorm_layers(model):

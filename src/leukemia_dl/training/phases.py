@@ -42,6 +42,8 @@ HEAD_BATCH = 256
 _log = logging.getLogger(__name__)
 Images = NDArray[Any] | Subset
 Side = tuple[Images, NDArray[np.int64]]
+# Given whether the epoch is the last, brings statistics up to date and returns validation metrics.
+_Look = Callable[[bool], dict[str, float]]
 
 
 def predict_batch_size(recipe: Recipe) -> int:
@@ -63,14 +65,8 @@ class Training:
 
     Attributes:
         net: Its model, pixels to logits, is trained in place.
-        recipe: As it is for this backbone.
         train: uint8 images and class indices.
-        validation: Likewise, watched after each epoch; or None.
-        classes: Number of classes.
-        seed: Of order and augmentation.
-        device: Where it runs.
-        features: Of frozen backbones.
-        engine: "auto", "keras" or "scan".
+        validation: The same of the val side, watched after each epoch; or None.
         inner: Whether it only helps to choose an epoch.
         stop: Epochs of both phases to run; fewer than the recipe's where an epoch was selected. The rates are those of
             the whole.
@@ -79,7 +75,6 @@ class Training:
         on_epoch: Called with the epoch, from 1, and its row.
         callbacks: The user's Keras callbacks, by phase.
         preparing: Adds up the seconds of compiling, and of computing features.
-        rows: The history.
     """
 
     net: Net
@@ -252,24 +247,9 @@ class Training:
         return Compiled(net, optimizer)
 
     def _train_phase(
-        self,
-        phase: str,
-        compiled: Compiled,
-        batches: Batches,
-        epochs: int,
-        stop: int,
-        look: Callable[[bool], dict[str, float]],
+        self, phase: str, compiled: Compiled, batches: Batches, epochs: int, stop: int, look: _Look
     ) -> None:
-        """Train one phase up to epoch `stop`.
-
-        Args:
-            phase: Its name.
-            compiled: What is fitted to the batches.
-            batches: Inputs and labels.
-            epochs: Of this phase in the recipe, which its rates go by.
-            stop: Epochs of this phase, from its beginning.
-            look: Given whether the epoch is the last, brings statistics up to date and returns validation metrics.
-        """
+        """Train one phase up to its epoch `stop`, at the rates of as many `epochs` as the recipe has of it."""
         import keras
 
         done, net, optimizer = 0, compiled.net, compiled.optimizer
