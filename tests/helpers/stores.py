@@ -58,7 +58,7 @@ def made_up(store, dataset, backbones=("cnn", "vgg16"), *, failed=(), missing=()
                 raise MemoryError("no memory for <b>this</b> one")
             return _outcome(cell, blank.labels, len(dataset.class_names), random, learned)
 
-        record = runner._recorded(blank, cell.split, run)[0]
+        record = runner._recorded(blank, cell.split, samples, run)[0]
         bench.store.write(replace(record, row={**record.row, "changes": cell.changes}))
     return bench
 
