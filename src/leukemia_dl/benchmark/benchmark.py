@@ -54,8 +54,7 @@ class Benchmark:
 
     Args:
         dataset: What to learn from. Samples without a label are left out.
-        backbones: Names of registered backbones, or a `BackboneSpec`, which is registered; by default the five built-in
-            architectures.
+        backbones: Names of backbones, or specs, which are registered; by default the five built-in architectures.
         recipe: Name of a preset, or a `Recipe`.
         protocol: How the data set is split, see `leukemia_dl.make_splits`; None for what follows from the data set:
             official folds, given sides, or `kfold`. Several, such as ["kfold", "random"], show what a leaky one adds
