@@ -61,7 +61,7 @@ def test_a_callback_may_stop_a_fit_and_what_is_left_is_a_whole_model():
     result = fit(SMALL, *TRAIN, 2, recipe, validation=VALIDATION, callbacks=lambda context: [Stop()])
     assert list(result.history["epoch"]) == [1]
     assert result.stopped
-    assert result.notes == ("stopped by a callback: 1 of 5 epochs",)
+    assert result.notes[0] == "stopped by a callback: 1 of 5 epochs"
     _check_that_the_history_is_of_the_model(result)
 
 
@@ -72,7 +72,7 @@ def test_a_fit_whose_head_phase_was_stopped_counts_as_stopped():
     result = fit(SMALL, *TRAIN, 2, recipe, validation=VALIDATION, callbacks=[patient])
     assert result.history["phase"].tolist() == ["head", "head", "all"]
     assert result.stopped
-    assert result.notes == ("stopped by a callback: 3 of 5 epochs",)
+    assert result.notes[0] == "stopped by a callback: 3 of 5 epochs"
 
 
 def test_a_lambda_callback_hears_of_batches():
