@@ -73,8 +73,8 @@ class Benchmark:
             it was; it is not part of what names a trial.
         threads: Threads of one operation on a CPU, wherever a trial runs; None for as many as the machine of each trial
             has cores. Not part of the trial's name, but equal bits need equal threads: rows say how many there were.
-        callbacks: Makes Keras callbacks for each fit: a function of a `FitContext`, its name as "module:function", or,
-            for executor="in-process", a list. Not part of what names a trial: what they do to the training is unknown.
+        callbacks: A function of a `FitContext` that makes Keras callbacks, its name as "module:function", or, for
+            executor="in-process", a list. Not part of what names a trial, since their effect is unknown.
         engine: How batches reach the net; rows say it. This and the rest: `leukemia_dl.training.Compute`.
 
     Raises:
