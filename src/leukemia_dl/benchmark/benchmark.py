@@ -35,7 +35,6 @@ from leukemia_dl.identity import plain_number
 from leukemia_dl.models.backend import backend_name
 from leukemia_dl.models.build import check_size, weights_identity
 from leukemia_dl.models.registry import find_backbone, names_of
-from leukemia_dl.models.spec import BackboneSpec
 from leukemia_dl.preprocess import Pipeline
 from leukemia_dl.training.backends import Compute, prepare
 from leukemia_dl.training.callbacks import CallbackFactory, load_factory
@@ -89,7 +88,7 @@ class Benchmark:
     def __init__(
         self,
         dataset: Dataset,
-        backbones: Sequence[str | BackboneSpec] | None = None,
+        backbones: Sequence[Any] | None = None,
         *,
         recipe: str | Recipe = "quick",
         protocol: str | Sequence[str] | None = None,
