@@ -176,8 +176,9 @@ for row in frame.itertuples():
 
 # %% [markdown]
 # A package that cannot be imported, or yields something else than `BackboneSpec`, is a row of `ldl.plugin_problems()`
-# and a line of `leukemia-dl backbones` and `leukemia-dl doctor`; every other plugin works. Two packages that give one
-# name to two backbones are an error that names both: uninstall one. [What else can go wrong](../guides/plugins.md).
+# and a line of `leukemia-dl backbones` and `leukemia-dl doctor`; every other plugin works. Of two packages
+# that give one name to two backbones neither is used, which a warning says: uninstall one.
+# [What else can go wrong](../guides/plugins.md).
 #
 # ## Publish it
 #

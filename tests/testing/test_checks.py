@@ -115,6 +115,22 @@ def test_batchnorm_inside_a_composite_layer_passes_and_other_statistics_do_not()
         module.check_statistics(net(lambda: [convolution(), Composite(OwnNorm())]))
 
 
+def test_features_of_any_scale_pass():
+    """20.27: random features of some stock nets, such as MobileNetV2, are about 1e-10; their head learns too."""
+    tiny = net(lambda: [convolution(), keras.layers.Rescaling(1e-10)])
+    for check in (module.check_gradients, module.check_freezing):
+        check(tiny)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["MobileNetV2", "EfficientNetV2B0", "DenseNet121"])
+def test_a_stock_net_passes(name):
+    """20.27: the documentation's own example passes every check."""
+    build = ldl.models.application(name)
+    keras.utils.clear_session()
+    check_backbone(ldl.BackboneSpec(name="stock", build=build, scaling="tf", native_size=224, min_size=32))
+
+
 WRONG = {
     "check_parameters": (net(lambda: [convolution()], parameters=5), "5 parameters are declared, and there are 112"),
     "check_flat": (
