@@ -42,7 +42,7 @@ RECORD_FILE, HISTORY_FILE, PREDICTIONS_FILE, TRACEBACK_FILE = (
     "record.json", "history.csv", "probabilities.npz", "traceback.txt",
 )  # fmt: skip
 DAMAGE = (
-    ValueError, KeyError, TypeError, AttributeError, EOFError, RecursionError, MemoryError, OverflowError, zlib.error,
+    ValueError, KeyError, TypeError, AttributeError, EOFError, RuntimeError, MemoryError, OverflowError, zlib.error,
     zipfile.BadZipFile,
 )  # fmt: skip
 _ARRAYS = ("sides", "samples", "labels", "probabilities", "averaged")
