@@ -6,6 +6,7 @@ import pytest
 
 import leukemia_dl as ldl
 from leukemia_dl.errors import PluginError, SettingsError
+from leukemia_dl.models.applications import application
 from leukemia_dl.testing import BACKBONE_CHECKS, check_backbone, parametrize_with_checks
 from leukemia_dl.testing import checks as module
 
@@ -126,7 +127,7 @@ def test_features_of_any_scale_pass():
 @pytest.mark.parametrize("name", ["MobileNetV2", "EfficientNetV2B0", "DenseNet121"])
 def test_a_stock_net_passes(name):
     """20.27: the documentation's own example passes every check."""
-    build = ldl.models.application(name)
+    build = application(name)
     keras.utils.clear_session()
     check_backbone(ldl.BackboneSpec(name="stock", build=build, scaling="tf", native_size=224, min_size=32))
 
