@@ -118,9 +118,10 @@ def test_statistics_of_deeper_layers_do_not_depend_on_the_order_of_the_images():
     deeper = batchnorm_layers(model)[1]
     found = np.array(deeper.moving_variance)
     reestimate_batchnorm(model, images, 192)
-    np.testing.assert_allclose(found, np.asarray(deeper.moving_variance), rtol=0.1)
+    together = np.array(deeper.moving_variance)
     reestimate_batchnorm(model, images, 64)
-    assert np.abs(np.asarray(deeper.moving_variance) / found - 1).max() > 0.3
+    in_runs = np.array(deeper.moving_variance)
+    assert np.abs(found / together - 1).max() < 0.2 * np.abs(in_runs / together - 1).max()
 
 
 def test_the_last_statistics_are_of_all_training_images_as_they_are_augmented():
