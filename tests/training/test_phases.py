@@ -126,9 +126,11 @@ def test_an_epoch_is_selected_on_inner_folds_and_all_groups_are_trained_on():
 
 def test_the_selected_epoch_is_one_of_the_last_phase_also_where_the_head_alone_was_better():
     """Mutant 3: the second phase is spoiled by its rate, so that the lowest inner loss is one of the head's epochs."""
-    recipe = dataclasses.replace(QUICK, select_epoch=True, head_epochs=2, learning_rate=5.0, warmup=0.0)
+    spoiled = {"learning_rate": 9.0, "warmup": 0.0, "schedule": "constant"}
+    recipe = dataclasses.replace(QUICK, select_epoch=True, head_epochs=2, **spoiled)
+    labels, groups = np.random.default_rng(0).integers(0, 2, 16).repeat(2), np.arange(16).repeat(2)  # nothing to learn
     told = []
-    result = fit(SMALL, *TRAIN, 2, recipe, groups=GROUPS, on_epoch=lambda epoch, row: told.append(row))
+    result = fit(SMALL, IMAGES[:32], labels, 2, recipe, groups=groups, on_epoch=lambda epoch, row: told.append(row))
     inner = pd.DataFrame([row for row in told if "inner_fold" in row])
     curve = inner.groupby("epoch")["val_loss"].mean()
     assert curve.idxmin() <= 2
