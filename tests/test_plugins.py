@@ -54,7 +54,8 @@ def python(tmp_path):
 
         path = os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("PYTHONPATH")]))
         env = {**os.environ, "PYTHONPATH": path, **environment}
-        return subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, env=env)
+        command = [sys.executable, "-c", textwrap.dedent(code)]
+        return subprocess.run(command, capture_output=True, text=True, env=env, cwd=tmp_path)
 
     return python
 
@@ -214,3 +215,62 @@ def test_a_source_without_its_record_is_a_problem(install, python):
     answer = python("import leukemia_dl as l; print(len(l.dataset_table())); print(l.plugin_problems()['problem'][0])")
     assert answer.stdout.startswith("6\n"), answer.stderr
     assert "and a DatasetInfo" in answer.stdout
+
+
+OWN_LAYER = """
+from leukemia_dl import BackboneSpec, hookimpl
+
+def build(inputs, weights):
+    import keras
+    import own_layers
+    return own_layers.Twice()(keras.layers.Conv2D(4, 3, strides=4, activation="relu")(inputs))
+
+@hookimpl
+def leukemia_dl_backbones():
+    yield BackboneSpec(name="twice", build=build, scaling="unit", native_size=32, min_size=8)
+"""
+LAYERS = """
+import keras
+
+{}
+class Twice(keras.layers.Layer):
+    def call(self, x):
+        return 2 * x
+"""
+
+
+def test_a_net_with_a_layer_of_a_plugin_loads_in_a_new_process(install, python, tmp_path):
+    """20.25: the plugin that the file names registers its layers; without it the error says what to install."""
+    pytest.importorskip("keras")
+    install("leukemia-dl-twice", OWN_LAYER)
+    (tmp_path / "own_layers.py").write_text(LAYERS.format("@keras.saving.register_keras_serializable('twice')"))
+    made = python("""
+        import leukemia_dl as ldl
+        from leukemia_dl.models import Classifier, build_model
+        from leukemia_dl.testing.checks import check_saving
+        spec = ldl.get_backbone("twice")
+        check_saving(spec)
+        trial = {"backbone": "twice", "plugin": "leukemia-dl-twice", "plugin_version": "1.2"}
+        Classifier(build_model(spec, 16, 2), ("a", "b"), ldl.Pipeline.default(16), {"trial": trial}).save("net.keras")
+    """)
+    assert made.returncode == 0, made.stderr
+    load = "import leukemia_dl as ldl; print(ldl.load_classifier('net.keras').model.name)"
+    assert python(load).stdout == "twice\n"
+    said = python(load, LEUKEMIA_DL_DISABLE_PLUGINS="1").stderr.splitlines()[-1]
+    assert "If it has layers of its backbone 'twice', install leukemia-dl-twice 1.2." in said
+
+
+def test_a_layer_that_no_new_process_knows_is_found_by_the_checks(install, python, tmp_path):
+    """20.25: `check_saving` loads in a new process: a layer that only this process registers does not pass."""
+    pytest.importorskip("keras")
+    install("leukemia-dl-twice", OWN_LAYER)
+    (tmp_path / "own_layers.py").write_text(LAYERS.format(""))
+    answer = python("""
+        import keras, own_layers
+        keras.saving.register_keras_serializable("here")(own_layers.Twice)
+        import leukemia_dl as ldl
+        from leukemia_dl.testing.checks import check_saving
+        check_saving(ldl.get_backbone("twice"))
+    """)
+    assert "AssertionError: twice: a saved classifier does not load in a new process: " in answer.stderr, answer.stderr
+    assert "Twice" in answer.stderr.splitlines()[-1]

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 import leukemia_dl as ldl
 from leukemia_dl import Recipe
-from leukemia_dl.errors import DataError, SettingsError, UnknownNameError
+from leukemia_dl.errors import DataError, SettingsError, UnknownNameError, WeightsError
 from leukemia_dl.identity import digest
+from leukemia_dl.models.build import weights_identity
 
 
 def test_a_preset_and_changes_to_it():
@@ -188,6 +189,33 @@ def test_a_recipe_can_be_copied_and_sent_and_equal_settings_are_one():
     assert 'callbacks = "module:function"' in recipe.to_toml()
     native = Recipe(weights="imagenet", without_weights={"image_size": "native"})
     assert native.for_backbone(ldl.get_backbone("cnn")).image_size == 128
+
+
+def test_backbones_with_weights_of_their_own_names_can_be_compared(tmp_path):
+    """20.26: each backbone's default, or a mapping; a name with a dot is a name where the backbone offers it."""
+    vgg16, cnn = (ldl.get_backbone(name) for name in ("vgg16", "cnn"))
+    plugin = dataclasses.replace(cnn, name="plugin", weights=("own.v1", "own.v2"))
+    every = Recipe.preset("finetune", weights="pretrained")
+    assert [every.for_backbone(spec).weights for spec in (vgg16, cnn, plugin)] == ["imagenet", None, "own.v1"]
+    assert every.for_backbone(cnn).head_epochs == 0
+    assert every.for_backbone(plugin).head_epochs == 20
+    assert digest(every.for_backbone(vgg16).to_dict()) == digest(
+        Recipe.preset("finetune").for_backbone(vgg16).to_dict()
+    )
+    mapped = Recipe.preset("finetune", weights={"vgg16": "random", "plugin": "own.v2"})
+    assert [mapped.for_backbone(spec).weights for spec in (vgg16, plugin)] == [None, "own.v2"]
+    assert weights_identity(plugin, mapped.for_backbone(plugin).weights) == "own.v2"
+    with pytest.raises(SettingsError, match=r"weights says nothing of cnn\. .*Add it: 'pretrained', 'random', no name"):
+        mapped.for_backbone(cnn)
+    with pytest.raises(WeightsError, match=r"Allowed: None, 'own.v1', 'own.v2', .*weights='pretrained', or a mapping"):
+        weights_identity(plugin, Recipe.preset("finetune").for_backbone(plugin).weights)
+    path = tmp_path / "mapped.toml"
+    path.write_text(mapped.to_toml() + "callbacks = 'module:function'\n")
+    assert Recipe.from_toml(path) == mapped
+    assert Recipe.from_toml(path).callbacks == "module:function"
+    for wrong in (5, 0, {"cnn": 5}, ["imagenet"]):
+        with pytest.raises(SettingsError, match="weights must be None, a name or a path, as str, or a mapping"):
+            Recipe(weights=wrong)
 
 
 def test_a_head_on_features_of_random_weights_is_refused():

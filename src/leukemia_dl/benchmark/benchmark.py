@@ -116,7 +116,9 @@ class Benchmark:
         self.recipes = {name: self.recipe.for_backbone(found.record) for name, found in self._found.items()}
         for name, found in self._found.items():
             check_size(found.record, int(self.recipes[name].image_size))
-        self._weights = {n: weights_identity(f.record, self.recipes[n].weights) for n, f in self._found.items()}
+        self._weights = {
+            n: weights_identity(f.record, self.recipes[n].weights_for(f.record)) for n, f in self._found.items()
+        }
         sizes = sorted({int(recipe.image_size) for recipe in self.recipes.values()})
         self.pipelines = {size: chosen_pipeline(pipeline, self.recipe, size, dataset.info.canvas) for size in sizes}
         self.callbacks = self.recipe.callbacks if callbacks is None else callbacks

@@ -1,4 +1,4 @@
-"""How long a grid takes, from finished trials, and how much it leaves on disk."""
+"""How long a grid takes, from finished trials."""
 
 from __future__ import annotations
 
@@ -8,9 +8,7 @@ from collections.abc import Iterable
 from leukemia_dl.benchmark.trial import Record, Trial
 from leukemia_dl.identity import canonical_json
 
-__all__ = ["Costs", "duration", "size"]
-
-_MODEL_BYTES_PER_PARAMETER, _RECORD_BYTES = 4, 50_000
+__all__ = ["Costs", "duration"]
 
 
 class Costs:
@@ -36,11 +34,6 @@ class Costs:
 
 def _key(trial: Trial) -> tuple[str, str]:
     return trial.backbone, canonical_json(trial.recipe)
-
-
-def size(trials: int, parameters: int) -> int:
-    """Return about how many bytes the records of trials take; `parameters` is the sum of those of kept nets."""
-    return trials * _RECORD_BYTES + parameters * _MODEL_BYTES_PER_PARAMETER
 
 
 def duration(seconds: float) -> str:

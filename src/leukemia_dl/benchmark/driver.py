@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from leukemia_dl.benchmark.cost import Costs, duration, size
+from leukemia_dl.benchmark.cost import Costs, duration
 from leukemia_dl.benchmark.executors import Executor, Outcome
 from leukemia_dl.benchmark.grid import Cell
 from leukemia_dl.benchmark.inputs import Cells
@@ -106,7 +106,8 @@ class Driver:
             names = list(dict.fromkeys(task.trial.backbone for task in tasks))
             tasks.sort(key=lambda task: names.index(task.trial.backbone))
             if tasks:
-                self._tell_expected(tasks)
+                if left := self._left():
+                    self.progress.write(f"{left[0].upper()}{left[1:]} on this machine.")
                 for outcome in self.executor.run(iter(tasks), shared, self):
                     self._take(outcome)
             if self.stopping:
@@ -176,13 +177,6 @@ class Driver:
         del self._open[cell.trial.digest]
         started = self._started.get(cell.trial.digest, time.perf_counter())
         self.progress.end(record, time.perf_counter() - started, reused)
-
-    def _tell_expected(self, tasks: Sequence[Task]) -> None:
-        """Write how long the trials should take by earlier ones, and how much they will leave on disk."""
-        if left := self._left():
-            parameters = sum(task.spec.parameters or 0 for task in tasks) if self.save_models else 0
-            disk = size(len(tasks), parameters) / 1e9
-            self.progress.write(f"{left[0].upper()}{left[1:]} on this machine, {disk:.2g} GB of store.")
 
     def _left(self) -> str:
         """Return how long what is open should take, or "" where that is not known."""

@@ -126,7 +126,7 @@ def changes_of(recipe: Recipe, spec: BackboneSpec, pipeline: Pipeline, usual: Pi
     before = preset.to_dict()
     changed = {name: value for name, value in recipe.to_dict().items() if value != before[name]}
     if "weights" in changed:
-        changed["weights"] = Path(recipe.weights or "random").name
+        changed["weights"] = Path(recipe.weights_for(spec) or "random").name
     if pipeline != usual:
         changed["pipeline"] = " + ".join(map(repr, pipeline.steps))
     return ", ".join(

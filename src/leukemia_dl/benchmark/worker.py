@@ -30,7 +30,7 @@ from leukemia_dl import errors
 from leukemia_dl.benchmark.runner import Listener, Shared, Task, run_task
 from leukemia_dl.training.backends import Compute, prepare
 
-__all__ = ["TrialLog", "main", "packed", "packed_task", "prepare_elsewhere", "run_packed", "start"]
+__all__ = ["TrialLog", "main", "packed", "packed_task", "prepare_elsewhere", "python_command", "run_packed", "start"]
 
 SHARED_FILE, TASK_FILE, RESULT_FILE = "shared.pickle", "task.pickle", "result.pickle"
 _STEP_SECONDS = 0.2
@@ -66,7 +66,7 @@ def packed_task(task: Task) -> bytes:
 def start(folder: Path, task_folder: Path, environment: Mapping[str, str], log: IO[bytes] | int) -> Any:
     """Start a worker; `folder` holds what is shared, `task_folder` its task."""
     return subprocess.Popen(
-        _python("main", folder, task_folder),
+        python_command(__name__, "main", folder, task_folder),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=log,
@@ -77,14 +77,14 @@ def start(folder: Path, task_folder: Path, environment: Mapping[str, str], log: 
     )
 
 
-def _python(function: str, *arguments: object) -> list[str]:
-    """Return the command that calls a function of this module with arguments as text, in a new process.
+def python_command(module: str, function: str, *arguments: object) -> list[str]:
+    """Return the command that calls a function of a module with arguments as text, in a new process.
 
     It finds modules where this one does. -P, since with -c alone the current folder would come first: a file json.py in
     a folder of downloaded images would be run.
     """
-    program = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from leukemia_dl.benchmark import worker; "
-    program += f"worker.{function}(*sys.argv[2:])"
+    program = f"import json, sys; sys.path[:] = json.loads(sys.argv[1]); from {module} import {function}; "
+    program += f"{function}(*sys.argv[2:])"
     return [sys.executable, "-P", "-c", program, json.dumps([*map(str, sys.path)]), *map(str, arguments)]
 
 
@@ -96,8 +96,8 @@ def prepare_elsewhere(precision: str, compute: Compute) -> None:
         BackendError: If the process dies; the message ends in its last line.
     """
     with tempfile.TemporaryDirectory() as folder:
-        answer = Path(folder) / "answer.json"  # standard output belongs to whatever is imported
-        command = _python("answer_prepare", answer, precision, json.dumps(asdict(compute)))
+        answer = Path(folder) / "answer.pickle"  # standard output belongs to whatever is imported
+        command = python_command(__name__, "answer_prepare", answer, precision, json.dumps(asdict(compute)))
         ended = subprocess.run(command, capture_output=True, check=False)
         if not answer.exists():
             lines = ended.stderr.decode("utf-8", "replace").split("\n")
@@ -106,19 +106,18 @@ def prepare_elsewhere(precision: str, compute: Compute) -> None:
                 f"The process that looks for the device ended with status {ended.returncode} and no answer: {said} "
                 "Run `leukemia-dl doctor`, or use executor='in-process', to see where it fails."
             )
-        found = json.loads(answer.read_text(encoding="utf-8"))
-    if found is not None:
-        raise getattr(errors, found[0])(found[1])
+        if (found := pickle.loads(answer.read_bytes())) is not None:
+            raise found
 
 
 def answer_prepare(path: str, precision: str, compute: str) -> None:
-    """Call `prepare` and write null, or the name and message of its error, to the file at `path`."""
+    """Call `prepare` and write its error, or None, to the file at `path`."""
     found = None
     try:
         prepare(precision, Compute(**json.loads(compute)))
     except errors.LeukemiaDLError as error:
-        found = [type(error).__name__, str(error)]
-    Path(path).write_text(json.dumps(found), encoding="utf-8")
+        found = error
+    Path(path).write_bytes(pickle.dumps(found))
 
 
 def run_packed(path: list[str], task_content: bytes, shared_content: bytes, buffers: Sequence[Any] = ()) -> Any:

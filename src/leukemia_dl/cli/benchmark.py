@@ -45,7 +45,8 @@ def benchmark(
     weights: Annotated[
         str | None,
         typer.Option(
-            help="Short for --set weights=...: imagenet (downloads), an .h5 file, or random.",
+            help="Short for --set weights=...: pretrained (downloads), random, a name, an .h5 file, or one for each "
+            "backbone: vgg16=imagenet,cnn=random.",
             show_default="the recipe's",
         ),
     ] = None,

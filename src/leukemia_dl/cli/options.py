@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -24,6 +25,8 @@ __all__ = [
     "in_folder", "key_values", "load_dataset", "names", "pipeline", "print_table", "printable", "recipe", "stain_step",
     "whole_numbers", "write_csv",
 ]  # fmt: skip
+
+_BY_BACKBONE = "{0}(,{0})*".format("[a-z0-9][a-z0-9_.-]*=[^,=]+")
 
 DatasetName = Annotated[
     str, typer.Option(help="Name of a data set, see `leukemia-dl datasets`.", autocompletion=completion.datasets)
@@ -65,6 +68,9 @@ def recipe(name: str, pairs: Iterable[str] | None, **changes: Any) -> Recipe:
 
     given = {key: value for key, value in changes.items() if value is not None}
     listed = key_values(pairs or [], "--set")
+    for changed in (given, listed):
+        if re.fullmatch(_BY_BACKBONE, str(changed.get("weights"))):
+            changed["weights"] = dict(pair.split("=", 1) for pair in changed["weights"].split(","))
     for key in given.keys() & listed.keys():
         raise SettingsError(f"--set {key}=... and --{key.replace('_', '-')} say the same thing: give one of them.")
     if name.endswith(".toml"):

@@ -150,7 +150,8 @@ def _twin_with_weights(spec: BackboneSpec, image_size: int, weights: str | Path)
 def _weights_file(spec: BackboneSpec, weights: str | Path) -> Path:
     path = Path(weights).expanduser()
     named = ", ".join(repr(name) for name in spec.weights)
-    allowed = f"Allowed: None, {named + ', ' if named else ''}or the path of an .h5 file."
+    allowed = f"Allowed: None, {named + ', ' if named else ''}or the path of an .h5 file; in a recipe also "
+    allowed += "weights='pretrained', or a mapping such as {'vgg16': 'imagenet', 'cnn': 'random'}."
     if not path.is_file():
         raise WeightsError(f"{spec.name} has no weights {str(weights)!r}, and no such file is there. {allowed}")
     if path.suffix.lower() not in _WEIGHTS_SUFFIXES:

@@ -25,6 +25,7 @@ from leukemia_dl.errors import DataError, ImageError, SettingsError, StoreError
 from leukemia_dl.identity import plain_number
 from leukemia_dl.models.archive import MEMBER, load_net, read_settings
 from leukemia_dl.models.backend import backend_name, quiet_start
+from leukemia_dl.models.registry import register_layers
 from leukemia_dl.preprocess import IMAGE_SUFFIXES, Pipeline
 from leukemia_dl.preprocess.appearance import Look, differences, look_of
 from leukemia_dl.preprocess.decode import decode_image, image_files
@@ -293,7 +294,11 @@ def load_classifier(path: str | Path) -> Classifier:
         if isinstance(error, DataError):
             raise
         raise DataError(f"{file} is damaged: {type(error).__name__}: {error}.") from error
-    model = load_net(file)
+    lacking = register_layers(provenance.get("trial", {}))
+    try:
+        model = load_net(file)
+    except DataError as error:
+        raise DataError(f"{error} {lacking}".strip()) from error
     try:
         return Classifier(model, class_names, pipeline, provenance, temperature, outputs)
     except SettingsError as error:

@@ -10,20 +10,15 @@ from typing import TYPE_CHECKING, Any, cast
 
 from leukemia_dl.errors import PluginError, unknown_name
 from leukemia_dl.models.spec import BackboneSpec
-from leukemia_dl.plugins import Provided, collect, problems_with
+from leukemia_dl.plugins import DISTRIBUTION, Provided, collect, problems_with
 
 if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = [
-    "THIS_PROCESS",
-    "backbone_table",
-    "find_backbone",
-    "get_backbone",
-    "list_backbones",
-    "names_of",
-    "register_backbone",
-]
+    "THIS_PROCESS", "backbone_table", "find_backbone", "get_backbone", "list_backbones", "names_of",
+    "register_backbone", "register_layers",
+]  # fmt: skip
 
 BUILTIN = tuple(
     f"leukemia_dl.models.builtin.{name}"
@@ -94,6 +89,26 @@ def get_backbone(name: str) -> BackboneSpec:
     """
     spec: BackboneSpec = find_backbone(name).record
     return spec
+
+
+def register_layers(record: Any) -> str:
+    """Build the backbone that a trial's `record` names once, so that Keras knows layers of its plugin.
+
+    Returns how to get the backbone if it is not here, or "".
+    """
+    import keras
+
+    name, plugin = (record.get(key) if isinstance(record, dict) else None for key in ("backbone", "plugin"))
+    if plugin in (None, DISTRIBUTION):
+        return ""
+    try:
+        found = next(item.record for item in _provided() if (item.record.name, item.plugin) == (name, plugin))
+        found.build(keras.Input((found.min_size, found.min_size, 3)), None)
+    except Exception as error:
+        way = "register it first" if plugin == THIS_PROCESS else f"install {plugin} {record.get('plugin_version')}"
+        said = "" if isinstance(error, StopIteration) else f" Its builder raised {type(error).__name__}: {error}"
+        return f"If it has layers of its backbone {name!r}, {way}.{said}"
+    return ""
 
 
 def list_backbones() -> list[str]:

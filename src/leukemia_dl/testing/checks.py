@@ -12,8 +12,12 @@ Each check builds small nets on random pixels; nothing is downloaded.
 
 from __future__ import annotations
 
+import pickle
+import re
+import subprocess
 import tempfile
 import warnings
+import zipfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -179,15 +183,30 @@ def check_mixed_precision(spec: BackboneSpec) -> None:
 
 
 def check_saving(spec: BackboneSpec) -> None:
-    """A saved classifier loads with `safe_mode=True` and predicts the same."""
+    """A saved classifier loads with `safe_mode=True` and predicts the same; own layers load in a new process too."""
+    from leukemia_dl.benchmark.worker import packed, python_command
+
     model, images = _net(spec), _images(spec)
     classifier = Classifier(model, ("one", "other"), Pipeline.default(images.shape[1], canvas=None))
     before = np.asarray(model.predict_on_batch(images))
-    with tempfile.TemporaryDirectory() as folder:
-        loaded = load_classifier(classifier.save(Path(folder) / "model.keras"))
-        after = np.asarray(loaded.model.predict_on_batch(images))
+    with tempfile.TemporaryDirectory() as name:
+        file = classifier.save(Path(name) / "model.keras")
+        after = np.asarray(load_classifier(file).model.predict_on_batch(images))
+        with zipfile.ZipFile(file) as archive:
+            modules = re.findall(r'"module": "([^".]*)', archive.read("config.json").decode())
+        if set(modules) - {"keras", "builtins"}:
+            (Path(name) / "spec.pickle").write_bytes(packed(spec))
+            ended = subprocess.run(python_command(__name__, "load_elsewhere", name), capture_output=True, check=False)
+            said = ended.stderr.decode("utf-8", "replace").strip().rpartition("\n")[2]
+            _hold(spec, ended.returncode == 0, f"a saved classifier does not load in a new process: {said}")
     gap = float(np.abs(after - before).max())
     _hold(spec, gap <= 1e-4 * (1 + float(np.abs(before).max())), f"saved and loaded, logits differ by {gap:.2g}")
+
+
+def load_elsewhere(name: str) -> None:
+    """Load the classifier in the folder `name`, after its backbone was built: for `check_saving`, in a new process."""
+    build_model(spec := pickle.loads((Path(name) / "spec.pickle").read_bytes()), spec.min_size, 2)
+    load_classifier(Path(name) / "model.keras")
 
 
 BACKBONE_CHECKS: tuple[Check, ...] = (

@@ -152,7 +152,9 @@ def fit(
         TrainingError: If the loss stops being a number.
     """
     asked, recipe = recipe, recipe.for_backbone(spec)
-    notes = [f"no {asked.weights} weights: from random ones"] if asked.weights and not recipe.weights else []
+    notes = (
+        [f"no {wanted} weights: from random ones"] if (wanted := asked.weights_for(spec)) and not recipe.weights else []
+    )
     if not recipe.weights and not recipe.epochs:
         notes.append("a head on features of random weights")
     _check((images, labels), classes, recipe, groups)
@@ -279,7 +281,8 @@ class _Fit:
     def _identity(self, model: Any, recipe: Recipe, train: Side, validation: Side | None, stop: int) -> str:
         """Return what two fits have in common that may go on from each other's checkpoints."""
         sides = [array_fingerprint(*side) for side in (train, validation) if side is not None]
-        weights, known = weights_identity(self.spec, recipe.weights), net_fingerprint(model) or shapes(model)
+        weights = weights_identity(self.spec, recipe.weights_for(self.spec))
+        known = net_fingerprint(model) or shapes(model)
         where = [backend_fingerprint(self.device), self.engine]
         return digest([self.spec.name, recipe.to_dict(), weights, self.classes, self.seed, stop, known, sides, where])
 

@@ -98,7 +98,7 @@ class Nets:
             SettingsError, WeightsError, PluginError: As `build_model`.
         """
         # Two nets that differ in anything that is part of the compiled step must not be taken for each other.
-        weights = weights_identity(spec, recipe.weights)
+        weights = weights_identity(spec, recipe.weights_for(spec))
         key = (spec, dataclasses.replace(recipe, callbacks=None, name="any"), weights, classes, device)
         if self._net is None or key != self._key:
             self._key = self._net = None  # first, since two at a time may be more than fits
@@ -116,7 +116,7 @@ class Nets:
 def _all_given(spec: BackboneSpec, recipe: Recipe) -> bool:
     """Return whether weights leave nothing of the backbone random: a plugin may add layers to what it fetches."""
     ours = getattr(spec.build, "__module__", "").startswith("leukemia_dl.models.")
-    return recipe.weights_is_file or (recipe.weights is not None and ours)
+    return recipe.weights is not None and (ours or recipe.weights not in spec.weights)
 
 
 def _built(spec: BackboneSpec, recipe: Recipe, classes: int, seed: int, device: Device) -> Any:
@@ -125,7 +125,7 @@ def _built(spec: BackboneSpec, recipe: Recipe, classes: int, seed: int, device: 
     keras.utils.set_random_seed(named_seed(seed, "fit"))
     scaling = None if recipe.scaling == "backbone" else recipe.scaling
     model = build_model(
-        spec, int(recipe.image_size), classes, weights=recipe.weights, head=recipe.head_settings,
+        spec, int(recipe.image_size), classes, weights=recipe.weights_for(spec), head=recipe.head_settings,
         head_seed=named_seed(seed, "head"), scaling=scaling, dtype_policy=device.dtype_policy,
     )  # fmt: skip
     if recipe.weights is not None:

@@ -61,8 +61,8 @@ class Recipe(Augmentation):
 
     Attributes:
         name: Of the preset it comes from.
-        weights: None or "random" for random ones, a name such as "imagenet" (fetched by Keras), or the path of an .h5
-            file.
+        weights: None or "random" for random ones; "pretrained" for the first name that each backbone offers; a name as
+            "imagenet" (fetched by Keras); the path of an .h5 file; or a mapping from each backbone to one of these.
         without_weights: Settings that replace these where there are no weights: for a backbone that offers none by
             name, such as `cnn`, or if `weights` is None. There is no first phase then.
         image_size: Side in pixels of what the nets see; "native" for each backbone's own, so that sizes differ.
@@ -113,7 +113,7 @@ class Recipe(Augmentation):
     """
 
     name: str = "custom"
-    weights: str | None = None
+    weights: str | Mapping[str, str] | None = field(default=None, hash=False)
     without_weights: Mapping[str, Any] = field(default_factory=dict, hash=False)
     image_size: int | Literal["native"] = 96
     scaling: HeadScaling = "backbone"
@@ -149,8 +149,15 @@ class Recipe(Augmentation):
             raise SettingsError(f"name must be a str, not empty. Received: name={self.name!r}.")
         if self.weights == "random":  # TOML and the command line know no None
             object.__setattr__(self, "weights", None)
-        if self.weights is not None and not isinstance(self.weights, str):
-            raise SettingsError(f"weights must be None, a name or a path, as str. Received: weights={self.weights!r}.")
+        given = self.weights
+        if isinstance(given, Mapping):
+            object.__setattr__(self, "weights", dict(given))
+        texts = [*given, *given.values()] if isinstance(given, Mapping) else [given]
+        if given is not None and not all(isinstance(text, str) for text in texts):
+            raise SettingsError(
+                "weights must be None, a name or a path, as str, or a mapping from each backbone to one. "
+                f"Received: weights={given!r}."
+            )
         for name, smallest in _WHOLE.items():
             self._check_whole(name, getattr(self, name), smallest)
         if self.image_size != "native":
@@ -195,14 +202,16 @@ class Recipe(Augmentation):
         Raises:
             SettingsError: If only the head would be trained, on features of random weights, without `weights=None`.
         """
-        changes: dict[str, Any] = {"without_weights": {}}
-        lacking = self.weights is not None and not self.weights_is_file and not spec.weights
-        if lacking or (self.weights is None and self.without_weights):
+        weights = self.weights_for(spec)
+        changes: dict[str, Any] = {"weights": weights, "without_weights": {}}
+        # A text with a dot or a folder is a path, unless the backbone has weights of that name.
+        lacking = weights is not None and not spec.weights and str(Path(weights)) == Path(weights).stem
+        if lacking or (weights is None and self.without_weights):
             changes |= {"weights": None, "head_epochs": 0, **self.without_weights, "without_weights": {}}
             if not changes.get("epochs", self.epochs):
                 raise SettingsError(
                     f"The recipe {self.name!r} trains a head on the features of a frozen backbone, and {spec.name} has "
-                    f"no {repr(self.weights) if self.weights else 'pretrained'} weights: its features would be random. "
+                    f"no {repr(weights) if weights else 'pretrained'} weights: its features would be random. "
                     f"Leave {spec.name} out, pass an .h5 file as weights, or a recipe that trains all layers, such as "
                     "'finetune'."
                 )
@@ -210,10 +219,23 @@ class Recipe(Augmentation):
             changes["image_size"] = spec.native_size
         return dataclasses.replace(self, **changes)
 
-    @property
-    def weights_is_file(self) -> bool:
-        """Whether `weights` says a path, and not a name."""
-        return self.weights is not None and str(Path(self.weights)) != Path(self.weights).stem
+    def weights_for(self, spec: BackboneSpec) -> str | None:
+        """Return what `weights` says for the backbone `spec`: None, a name or a path.
+
+        Raises:
+            SettingsError: If it is a mapping without this backbone.
+        """
+        asked = self.weights
+        if isinstance(asked, Mapping):
+            if spec.name not in asked:
+                raise SettingsError(
+                    f"weights says nothing of {spec.name}. Received: {asked!r}. Add it: 'pretrained', 'random', "
+                    f"{', '.join(map(repr, spec.weights)) or 'no name'}, or the path of an .h5 file."
+                )
+            asked = asked[spec.name]
+        if asked == "pretrained" and spec.weights:
+            return spec.weights[0]
+        return None if asked == "random" else asked
 
     def pipeline(self, size: int, canvas: int | None) -> Pipeline:
         """Return the preprocessing that `resize` says, to `size` x `size` pixels; `canvas` is the data set's."""
@@ -267,6 +289,7 @@ class Recipe(Augmentation):
         """Return the settings as plain JSON values, without `callbacks`: what a trial is named by."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         del values["callbacks"]
+        values["weights"] = dict(self.weights) if isinstance(self.weights, Mapping) else self.weights
         return values | {"without_weights": dict(self.without_weights)}
 
     @classmethod
@@ -294,11 +317,11 @@ class Recipe(Augmentation):
         import tomli_w
 
         settings = self.to_dict() | {"callbacks": self.callbacks}
-        del settings["without_weights"]
-        text = tomli_w.dumps({name: value for name, value in settings.items() if value is not None})
-        if self.without_weights:
-            # In one line and not as a table, which would take in every line that is added below it.
-            text += f"without_weights = {{ {', '.join(tomli_w.dumps(self.without_weights).splitlines())} }}\n"
+        tables = {name: value for name, value in settings.items() if isinstance(value, Mapping)}
+        text = tomli_w.dumps({n: value for n, value in settings.items() if n not in tables and value is not None})
+        for name, table in tables.items():
+            if table:  # in one line and not as a table, which would take in every line that is added below it
+                text += f"{name} = {{ {', '.join(tomli_w.dumps(table).splitlines())} }}\n"
         return text
 
     @staticmethod
