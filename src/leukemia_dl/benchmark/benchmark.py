@@ -114,11 +114,10 @@ class Benchmark:
         self.seeds = checked_seeds(seeds)
         self._found = {name: find_backbone(name) for name in self.backbones}
         self.recipes = {name: self.recipe.for_backbone(found.record) for name, found in self._found.items()}
+        self._weights = {}
         for name, found in self._found.items():
             check_size(found.record, int(self.recipes[name].image_size))
-        self._weights = {
-            n: weights_identity(f.record, self.recipes[n].weights_for(f.record)) for n, f in self._found.items()
-        }
+            self._weights[name] = weights_identity(found.record, self.recipes[name].weights_for(found.record))
         sizes = sorted({int(recipe.image_size) for recipe in self.recipes.values()})
         self.pipelines = {size: chosen_pipeline(pipeline, self.recipe, size, dataset.info.canvas) for size in sizes}
         self.callbacks = self.recipe.callbacks if callbacks is None else callbacks

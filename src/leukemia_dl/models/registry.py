@@ -20,10 +20,7 @@ __all__ = [
     "register_backbone", "register_layers",
 ]  # fmt: skip
 
-BUILTIN = tuple(
-    f"leukemia_dl.models.builtin.{name}"
-    for name in ("cnn", "inception_v3", "resnet50", "source_cnn", "vgg16", "xception")
-)
+BUILTIN = tuple(f"leukemia_dl.models.builtin.{name}" for name in ("cnn", "keras_nets", "source_cnn"))
 THIS_PROCESS = "this process"
 """The plugin of backbones that a script or notebook has registered."""
 _DEPTH = 5

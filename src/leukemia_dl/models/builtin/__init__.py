@@ -1,4 +1,4 @@
-"""The built-in backbones: one file each, each a plugin like anybody's.
+"""The built-in backbones, provided by the hook that plugins use.
 
-Their shared builder for architectures that Keras ships is in `models/applications.py`.
+The builder for architectures that Keras ships is in `models/applications.py`.
 """
