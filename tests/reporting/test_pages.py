@@ -31,6 +31,6 @@ def test_hiding_folders_takes_time_in_proportion_to_the_text(piece):
 
 def test_settings_name_no_folder():
     said = pages.settings_without_paths(
-        'root = "/a/b"\nfiles = "../c"\nweights = "../alice/w.h5"\nurl = "https://a.org/b"\n'
+        'root = "/a/b"\nfiles = "../c"\nweights = "../alice/w.h5"\nurl = "https://a.org/b"\nvgg16 = "bob/v.hdf5"\n'
     )
-    assert said == 'root = "..."\nfiles = "..."\nweights = "..."\nurl = "https://a.org/b"\n'
+    assert said == 'root = "..."\nfiles = "..."\nweights = "..."\nurl = "https://a.org/b"\nvgg16 = "..."\n'

@@ -157,10 +157,7 @@ class Benchmark:
         costs = Costs(record for record in found if isinstance(record, Record))
         rows = [
             {
-                "backbone": cell.trial.backbone,
-                "protocol": cell.trial.protocol,
-                "fold": cell.trial.fold,
-                "seed": cell.trial.seed,
+                **{name: getattr(cell.trial, name) for name in ("backbone", "protocol", "fold", "seed")},
                 "status": self._status(record) if isinstance(record, Record) else record,
                 "seconds": costs.expected(cell.trial),
                 "trial": cell.trial.folder,
