@@ -11,7 +11,8 @@ from discs import IMAGES, LABELS, SMALL
 from leukemia_dl.models.build import build_model
 from leukemia_dl.models.classifier import predict_logits, softmax, symmetric_form
 from leukemia_dl.models.heads import split_at_features
-from leukemia_dl.training import Nets, Recipe, fit
+from leukemia_dl.plugins import DISTRIBUTION
+from leukemia_dl.training import Nets, Recipe, fingerprints, fit
 from leukemia_dl.training.backends import prepare
 from leukemia_dl.training.batches import Subset
 from leukemia_dl.training.features import FeatureCache, feature_files
@@ -245,7 +246,7 @@ def test_what_a_killed_process_has_left_is_deleted_by_the_next(extractor, tmp_pa
     assert [file.exists() for file in (left, alive)] == [False, True]
 
 
-def test_another_precision_device_or_version_computes_anew(extractor, computed, tmp_path):
+def test_another_precision_device_or_version_computes_anew(extractor, computed, tmp_path, monkeypatch):
     """20, mutant 18: what a backend computes with is part of what names the features."""
     cache, device = FeatureCache(tmp_path), prepare()
     images = IMAGES[:4].copy()
@@ -256,3 +257,9 @@ def test_another_precision_device_or_version_computes_anew(extractor, computed, 
     cache.read(extractor, images, device, 4)
     assert computed == [4, 4, 4, 4]
     assert len(feature_files(tmp_path)) == 4
+    known = fingerprints.installed_version
+    for count, changed in enumerate((DISTRIBUTION, "keras", device.backend), 5):
+        versions = {changed: "another"}
+        monkeypatch.setattr(fingerprints, "installed_version", lambda name, v=versions: v.get(name, known(name)))
+        cache.read(extractor, images, device, 4)
+        assert computed == [4] * count, changed
