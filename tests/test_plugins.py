@@ -124,7 +124,7 @@ def test_a_plugin_does_not_take_the_name_of_a_built_in(install, python, kind, na
     assert answer.stdout.splitlines()[0] == "leukemia-dl"
     said = f"provides {name!r} (leukemia_dl_{kind}), as leukemia-dl"
     assert said in answer.stdout.splitlines()[-1]
-    assert "That of leukemia-dl is used" in answer.stderr
+    assert "The one of leukemia-dl is used" in answer.stderr
 
 
 @pytest.mark.parametrize(

@@ -176,9 +176,9 @@ for row in frame.itertuples():
 
 # %% [markdown]
 # A package that cannot be imported, or yields something else than `BackboneSpec`, is a row of `ldl.plugin_problems()`
-# and a line of `leukemia-dl backbones` and `leukemia-dl doctor`; every other plugin works. Of two packages
-# that give one name to two backbones neither is used, which a warning says: uninstall one.
-# [What else can go wrong](../guides/plugins.md).
+# and a line of `leukemia-dl backbones` and `leukemia-dl doctor`; every other plugin works. If two packages
+# provide backbones of the same name, neither is used, and a warning names both: uninstall one.
+# [Other problems of plugins](../guides/plugins.md).
 #
 # ## Publish it
 #

@@ -8,8 +8,8 @@
 # ## A file that says it all
 #
 # Every job has to ask for the same grid, so it is written down once. `threads` is the number of threads of one
-# operation on a CPU; without it each job takes as many as its machine has cores. With equal threads the results on CPUs
-# of one model are equal to the bit, wherever a trial runs.
+# operation on a CPU; without it each job takes as many as its machine has cores. With equal threads, results on CPUs of
+# the same model are equal to the bit, wherever a trial runs.
 
 # %%
 import subprocess
@@ -151,7 +151,7 @@ bench.results()[["backbone", "seed", "accuracy", "loss", "balanced_accuracy", "s
 # frame = bench.run(executor=Ray(num_cpus=2, address="auto"))  # cores per trial; the cluster of this machine
 # ```
 #
-# Without `address` Ray starts on this machine alone. On the command line that is `--executor ray`, and
+# Without `address` Ray starts on this machine alone. On the command line use `--executor ray`, or
 # `--executor ray:ADDRESS` for a cluster. A trial takes a GPU if the cluster has any (`num_gpus`). Trials of a
 # node that is lost are run again on another. Where nodes share no folders, `Ray(shared_folders=False)` sends the pixels
 # through Ray; a trial that is interrupted then begins from its first epoch.

@@ -95,8 +95,8 @@ frame.loc[frame["recipe"].notna(), columns].round(3)
 # %% [markdown]
 # `loss` is always that of the probabilities as the net gives them; `ece` is how far they are from what happens, on
 # average. Compare each with its neighbour: **calibration need not help.** A temperature of a few patients fits these
-# patients (with fewer than five of a class it stays 1), and it cannot shift: `finetune` counts the classes alike
-# (`class_balance`), so that its probabilities are those of classes equally frequent, which they are not on the test
+# patients (with fewer than five of a class it stays 1), and it cannot shift: `finetune` gives the classes equal weight
+# (`class_balance`), so that its probabilities hold for equally frequent classes, which they are not on the test
 # side.
 #
 # `calibrate` does the same with any predictions: one temperature per fitted net, from val. The curves are before, and

@@ -113,13 +113,13 @@ except ldl.errors.SettingsError as error:
 #
 # ## Several GPUs
 #
-# Each GPU gets a trial of its own: from two trials on, `run()` does this. A single trial uses one GPU; where a batch
+# Each GPU runs its own trial: `run()` does this from two trials on. A single trial uses one GPU; where a batch
 # does not fit into its memory, use a smaller batch.
 #
 # ## How fast is it?
 #
 # With JAX on a GPU whole epochs run as one compiled function, with the images on the device where they take no more
-# than .3 of its memory; `engine` in the row says `scan`. To measure your GPU, beside Keras's `fit` and a
+# than 0.30 of its memory; `engine` in the row says `scan`. To measure your GPU, beside Keras's `fit` and a
 # PyTorch loop, in a clone of the repository:
 #
 # ```console needs="a GPU"

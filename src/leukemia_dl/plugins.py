@@ -17,8 +17,8 @@ A plugin is a module with one or two functions marked `@hookimpl`, named by an e
     def leukemia_dl_backbones():
         yield BackboneSpec(name="mynet", build=build, native_size=64, min_size=8, scaling="unit")
 
-Each plugin loads on its own: one that fails is a warning and a row of `plugin_problems()`, and hides no other. One that
-takes long is named in a warning while it does.
+Each plugin loads on its own: one that fails is a warning and a row of `plugin_problems()`, and does not
+hide the others. A warning names a plugin that takes long to load.
 """
 
 from __future__ import annotations
@@ -110,8 +110,8 @@ def collect(hook: str, kind: type, builtin: Sequence[str] = ()) -> list[Provided
         kind: What a hook must yield; a plugin that yields something else is reported as one with a problem.
         builtin: Module names of our own plugins. An error in one of these is raised: it is a bug.
 
-    A built-in record keeps its name if a plugin yields the same one. A name that two plugins yield is left out, as it
-    is not known which one is meant. Both are problems that name both sides.
+    A built-in record keeps its name if a plugin yields the same name. A name that two plugins yield is left out, since
+    the user may mean either. Both cases are problems that name both providers.
     """
     provided: list[Provided] = []
     for name in builtin:
@@ -144,7 +144,7 @@ def collect(hook: str, kind: type, builtin: Sequence[str] = ()) -> list[Provided
         other = seen.setdefault(name, item)
         if other is item:
             continue
-        used = f"That of {DISTRIBUTION} is used" if not other.entry_point else "Neither is used"
+        used = f"The one of {DISTRIBUTION} is used" if not other.entry_point else "Neither is used"
         unclear |= {name} if other.entry_point else set()
         clash = f"provides {name!r} ({hook}), as {other.plugin} {other.version} does. {used}: uninstall one of them, or"
         _report(item.plugin, item.entry_point, f"{clash} have its author choose another name.")
@@ -165,7 +165,7 @@ def plugin_problems() -> pd.DataFrame:
 
 
 def problems_with(name: str) -> str:
-    """Return what an error says of plugins where `name` is not known: the problems with it, or who has any; or ""."""
+    """Return a hint for an unknown `name`: the problems with this name, else the plugins with problems; or ""."""
     frame = plugin_problems()
     about = frame[frame["problem"].str.contains(repr(name), regex=False)]
     if len(about):
@@ -204,14 +204,16 @@ def _third_party() -> tuple[_Plugin, ...]:
 
 @contextlib.contextmanager
 def _guarded(plugin: str, entry_point: str) -> Iterator[None]:
-    """Run code of a plugin, which prints into no table, is named while it takes long, and cannot end the process."""
+    """Run code of a plugin: it prints to stderr, is named in a warning if it takes long, and cannot end the process."""
 
     def refuse(status: int) -> NoReturn:
+        if os.getpid() != own:  # in a child that the plugin forked
+            leave(status)
         raise SystemExit(f"os._exit({status})")
 
     text = "Plugin %s (entry point %s) has been loading for %g s. LEUKEMIA_DL_DISABLE_PLUGINS=1 leaves plugins out."
     timer = threading.Timer(_PATIENCE_SECONDS, _log.warning, (text, plugin, entry_point, _PATIENCE_SECONDS))
-    timer.daemon, leave = True, os._exit
+    timer.daemon, leave, own = True, os._exit, os.getpid()
     timer.start()
     os._exit = refuse
     try:

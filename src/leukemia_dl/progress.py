@@ -121,7 +121,7 @@ def kept_memory() -> dict[str, str]:
 @contextlib.contextmanager
 def _safe_path() -> Iterator[None]:
     """Start Python processes without the current folder in front of their path, where `-m` and `-c` would put it."""
-    before = os.environ.get("PYTHONSAFEPATH", "")  # an empty one is as none
+    before = os.environ.get("PYTHONSAFEPATH", "")  # an empty value counts as unset
     os.environ["PYTHONSAFEPATH"] = "1"
     try:
         yield

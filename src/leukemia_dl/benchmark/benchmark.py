@@ -55,9 +55,9 @@ class Benchmark:
         dataset: What to learn from. Samples without a label are left out.
         backbones: Names of backbones, or specs, which are registered; by default the five built-in architectures.
         recipe: Name of a preset, or a `Recipe`.
-        protocol: How the data set is split, see `leukemia_dl.make_splits`; None for what follows from the data set:
-            official folds, given sides, or `kfold`. Several, such as ["kfold", "random"], show what a leaky one adds
-            (`leukemia_dl.inflation`).
+        protocol: How the data set is split, see `leukemia_dl.make_splits`; None for its official folds if there are
+            any, else its given sides, else `kfold`. Several, such as ["kfold", "random"], show how much a protocol
+            with leakage adds (`leukemia_dl.inflation`).
         folds: Which folds are the test side in turn; None for the protocol's own default, "all" for all.
         n_folds: How many the protocol "kfold" draws; None for 5, or 3 where patients are few.
         seeds: One trial per seed, each with its own weights, order and augmentation.
@@ -71,9 +71,9 @@ class Benchmark:
         device: "auto" for the first GPU where there is one, else the CPU; "cpu", "gpu" or "gpu:1". Rows say which kind
             it was; it is not part of what names a trial.
         threads: Threads of one operation on a CPU, wherever a trial runs; None for as many as the machine of each trial
-            has cores. Not part of the trial's name, but equal bits need equal threads: rows say how many there were.
+            has cores. Not part of the trial's name, but results equal to the bit need equal threads: rows have them.
         callbacks: A function of a `FitContext` that makes Keras callbacks, its name as "module:function", or, for
-            executor="in-process", a list. Not part of what names a trial, since their effect is unknown.
+            executor="in-process", a list. Not part of the trial's name, since their effect is unknown.
         engine: How batches reach the net; rows say it. This and the rest: `leukemia_dl.training.Compute`.
 
     Raises:

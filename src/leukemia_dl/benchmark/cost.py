@@ -1,4 +1,4 @@
-"""How long a grid takes, from finished trials."""
+"""Estimate how long a grid takes, from finished trials."""
 
 from __future__ import annotations
 

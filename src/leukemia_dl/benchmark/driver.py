@@ -32,7 +32,7 @@ _MESSAGE = "Stopping after this epoch; Ctrl-C again stops at once. Either way th
 def is_kept(store: Store, record: Record | None, wants_model: bool, compare: bool = True) -> bool:
     """Return whether the store holds the result of a trial and, if it is wanted, its net.
 
-    `compare` compares the net with its checksum; a damaged one is named in a warning.
+    With `compare` the net is compared with its checksum, and a warning names a damaged net.
     """
     if record is None or record.status == "failed":
         return False

@@ -85,8 +85,8 @@ def evaluate_on(bench: Benchmark, other: Dataset, label_map: LabelMap | None, sh
     temperature that was fitted on the benchmark's val side. Floors are fitted again, on the train side of each split.
 
     What is not known of another data set is NA: the val side's columns, and cells and groups that cross.
-    `crossing_identical` is how many of the images are, byte for byte, on the train side; `flags` says so, whether
-    patients are unknown, and how the images look unlike the benchmark's (a hundred of each are looked at);
+    `crossing_identical` is how many of the images are, byte for byte, on the train side; `flags` says so, and also
+    whether patients are unknown and how the images look unlike the benchmark's (100 images of each are compared);
     `guarantees` has "content-disjoint" where none is on the train or val side. That no patient is on both sides cannot
     be verified.
 

@@ -34,7 +34,7 @@ __all__ = [
 ]  # fmt: skip
 
 FORMAT = 4
-# Of a file of text; of predictions: in all, and per sample (names of 1,000 characters, 200 classes).
+# Limits in bytes: of a text file, of all predictions, of predictions per sample (a long name, 200 classes).
 MOST_BYTES, _MOST_ARRAY_BYTES, _SAMPLE_BYTES = 16 * 2**20, 2**29, 8 * 2**10
 MODEL_FILE = "model.keras"
 SUMS_FILE = "SHA256SUMS"
@@ -178,7 +178,7 @@ def open_file(path: Path) -> io.FileIO:
 
 
 def read_file(path: Path, most: int = MOST_BYTES) -> bytes:
-    """Return the content of a regular file of a store; ValueError if it has more than `most` bytes, or see above."""
+    """Return the content of a file that `open_file` opens; ValueError if it has more than `most` bytes."""
     with open_file(path) as file:
         if os.fstat(file.fileno()).st_size > most:
             raise ValueError(f"{path.name} has more than {most:,} bytes")
@@ -216,7 +216,7 @@ def _without_nan(metrics: Mapping[str, float]) -> dict[str, float | None]:
 
 
 def _check_size(content: bytes, row: Mapping[str, Any]) -> None:
-    """Raise ValueError if predictions would take more memory than those of as many samples as a row counts."""
+    """Raise ValueError if predictions unpack to more bytes than the number of samples in `row` can need."""
     count = sum(int(row.get(name) or 0) for name in ("n_val", "n_test"))
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         size = sum(member.file_size for member in archive.infolist())

@@ -113,8 +113,8 @@ def metrics_of(
 ) -> dict[str, Any]:  # fmt: skip
     """Return a record's `metrics`, and `averaged` probabilities with their `metrics_averaged`.
 
-    The averages are over `views`, logits of the eight symmetries (8, n, classes), or None. `temperature` is that of the
-    network, as it travels in the saved model; None for no calibrated metrics.
+    The averages are over `views`, the logits of the eight symmetries (8, n, classes), or None. `temperature` is the
+    network's own, which the saved model holds; None for no calibrated metrics.
     """
     test, val = sides == "test", sides == "val"
 

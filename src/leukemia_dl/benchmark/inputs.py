@@ -37,7 +37,7 @@ class Samples:
         ids: Of each row (n,).
         labels: Class indices (n,).
         groups: A number per group of subjects (n,); None where subjects are not known.
-        looks: How the images look, for the record in a saved net; empty where nobody looked.
+        looks: How the images look, for the record in a saved net; empty if no image was examined.
     """
 
     name: str
@@ -50,7 +50,7 @@ class Samples:
 
     @classmethod
     def of(cls, dataset: Dataset, looked_at: NDArray[np.int64] | None = None) -> Samples:
-        """Return those of a data set, with how some rows look."""
+        """Return the samples of a data set, with a summary of how the rows `looked_at` look."""
         table = dataset.table
         groups = pd.factorize(table["group"])[0].astype(np.int64) if dataset.has_subjects else None
         ids = table["sample"].to_numpy(dtype=np.str_)
@@ -117,7 +117,7 @@ def read_images(dataset: Dataset, used: NDArray[np.int64], pipeline: Pipeline, s
 
 
 def looks_of(dataset: Dataset, rows: NDArray[np.int64]) -> list[Look]:
-    """Return how up to a hundred of some rows of a data set, evenly spaced, look."""
+    """Return how images of a data set look: those of up to 100 of `rows`, evenly spaced."""
     chosen = rows[np.linspace(0, len(rows) - 1, min(len(rows), _LOOKED_AT)).astype(int)]
     return parallel_map(lambda row: look_of(dataset.decode(int(row))), chosen, "Looking at images", show=False)
 

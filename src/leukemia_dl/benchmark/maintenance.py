@@ -1,4 +1,4 @@
-"""Looking after a store: what it holds, whether that is whole, and what of it can be deleted.
+"""Maintain a store: list its trials, verify them, and delete files that are not needed.
 
 Nothing here follows a symbolic link to delete, so that nothing outside the store is ever touched.
 """
@@ -25,7 +25,7 @@ from leukemia_dl.progress import track
 __all__ = ["Entry", "Item", "delete", "entries", "find_trial", "items", "open_store", "paths_in",
            "remove_leftovers", "temporary_prefix", "verify"]  # fmt: skip
 
-# Seconds: what was touched since then may be in use.
+# In seconds: a file that was touched more recently may be in use.
 _DAY = 86_400.0
 Kind = Literal["unfinished", "quarantined", "failed", "model"]
 
@@ -124,16 +124,16 @@ def find_trial(store: Store, text: str) -> str:
 
 
 def verify(store: Store) -> dict[str, str]:
-    """Return what is wrong, by folder, after comparing every file with its checksum, nets included."""
+    """Compare every file with its checksum, nets included, and return the problem of each damaged folder."""
     names = store.names()
     # One after the other: Python 3.11 parses the headers of arrays wrongly in several threads, now and then.
     found = {name: _problem(store, name) for name in track(names, len(names), "Checking records")}
-    # A running benchmark replaces a whole folder by another: look again at what seems damaged.
+    # A running benchmark replaces a whole folder by another: check a folder that seems damaged again.
     return {name: problem for name in found if found[name] and (problem := _problem(store, name))}
 
 
 def _problem(store: Store, name: str) -> str:
-    """Return what is wrong with a trial's folder, or ""."""
+    """Return the problem of a trial's folder, or ""."""
     try:
         record = store.read_folder(name)
     except DamagedRecordError as error:
@@ -148,12 +148,12 @@ def _problem(store: Store, name: str) -> str:
 
 
 def items(store: Store, failed: bool = False, models: bool = False) -> list[Item]:
-    """Return what can be deleted: unfinished records and fits that were not touched for a day, and the quarantine.
+    """Return items to delete: unfinished records and fits that were not touched within a day, and the quarantine.
 
     Args:
         store: The store.
-        failed: Failed records and their logs, too.
-        models: The nets that were kept, too. A benchmark that keeps nets trains such trials again when it is run again.
+        failed: Whether to add failed records and their logs.
+        models: Whether to add saved nets. A benchmark that keeps nets trains these trials again when it is run again.
     """
     kept = {path for path, _ in store.displaced()}  # the next run puts them back
     begun = [path for path in paths_in(store.trials) if path.name.startswith(".") and path not in kept]
@@ -204,12 +204,12 @@ def paths_in(folder: Path) -> list[Path]:
 
 
 def temporary_prefix() -> str:
-    """Return how the names of temporary folders of this process begin, by which the next run knows whose they are."""
+    """Return the prefix of this process's temporary folders, which holds its number for `remove_leftovers`."""
     return f"leukemia-dl-{os.getpid()}-"
 
 
 def remove_leftovers() -> None:
-    """Remove temporary folders, older than a day, of runs whose process was killed."""
+    """Remove temporary folders that are older than a day and whose process no longer exists."""
     if os.name == "nt":  # where signal 0 ends a process
         return
     for path in Path(tempfile.gettempdir()).glob("leukemia-dl-*-*"):
@@ -230,7 +230,7 @@ def _touched(path: Path) -> float:
 
 
 def _stats(path: Path) -> Iterator[os.stat_result]:
-    """Yield the state of a path and of all that lies below it; what goes meanwhile is left out."""
+    """Yield the status of a path and of every path below it, except those that are deleted meanwhile."""
     below = (Path(place) / name for place, folders, files in os.walk(path) for name in (*folders, *files))
     for each in (path, *below):
         with contextlib.suppress(OSError):

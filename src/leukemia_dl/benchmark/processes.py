@@ -81,12 +81,12 @@ class Processes:
                         slot = next((slot for slot in free if slot.suits(task)), free[0])
                         free.remove(slot)
                         running[str(number)] = _Trial(task, listener, shared, folder / str(number), slot, events)
-                if watcher.stopping or not more:
-                    for slot in free:
-                        slot.end()
                 if watcher.stopping:
                     more = False
                     stop_file.touch()
+                if not more:
+                    for slot in free:
+                        slot.end()
                 ended = [key for key, trial in running.items() if trial.has_ended()]
                 with contextlib.suppress(queue.Empty):
                     wait = 0.0 if ended else _POLL_SECONDS
@@ -285,5 +285,5 @@ def visible_gpus() -> list[str]:
 
 
 def _gpus_of(shared: Shared) -> list[str]:
-    """Return the GPUs that trials are shared out among; none where one is chosen."""
+    """Return the GPUs among which trials are divided; none if the user chose one GPU."""
     return visible_gpus() if shared.compute.device in ("auto", "gpu") else []

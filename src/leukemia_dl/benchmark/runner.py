@@ -158,7 +158,7 @@ def run_task(task: Task, shared: Shared, listener: Listener) -> tuple[Record, by
 
 
 def failed_record(task: Task, shared: Shared, failure: tuple[str, str, str], started: float) -> Record:
-    """Return the record of a trial that failed outside of `run_task`: with exception, message and traceback."""
+    """Return the record of a trial that failed outside `run_task`: `failure` is exception, message and traceback."""
     blank = _blank(task.trial, task.split, shared.samples, shared.recipe.for_backbone(task.spec))
     failed = _failed(blank, *failure, started)
     # That of this process says nothing of the one that ran it.

@@ -199,7 +199,7 @@ class Store:
         return not self.model_problem(name, compare=False)
 
     def model_problem(self, name: str, compare: bool = True) -> str:
-        """Return why the trained net in a folder of `trials` cannot be used, or ""; `compare` reads it for that."""
+        """Return why the trained net in a folder of `trials` cannot be used, or ""; `compare` checks its checksum."""
         folder = self.trials / name
         try:
             expected = read_sums(folder).get(MODEL_FILE)

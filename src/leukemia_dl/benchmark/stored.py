@@ -148,7 +148,7 @@ def run_of(bench: Benchmark) -> StoredRun:
 
 
 def write_run(bench: Benchmark) -> None:
-    """Write the settings, grid and samples of a benchmark into a folder of its own in grids/, named by its trials.
+    """Write the settings, grid and samples of a benchmark into its folder in grids/, which is named by its trials.
 
     Another benchmark in the same store has another folder. `settings.toml` in the store is a copy for the user, of the
     benchmark that ran last, which is never read back.
@@ -167,15 +167,15 @@ def write_run(bench: Benchmark) -> None:
 def read_run(folder: str | Path, together: bool = False) -> StoredRun:
     """Return the benchmark that a store was made for, finished or not.
 
-    A benchmark whose trials are all part of another one in the store does not count by itself.
+    A benchmark whose trials are all part of another benchmark in the store is ignored.
 
     Args:
         folder: A store, or one folder of its grids/.
-        together: Whether to return several benchmarks on one data set as one, backbones being named by what differs.
+        together: Whether to combine several benchmarks on one data set; names of backbones then say how they differ.
 
     Raises:
-        StoreError: If the folder is no store, or holds several benchmarks that are not to be, or cannot be, put
-            together; it names the folder of each.
+        StoreError: If the folder is no store, or holds several benchmarks and `together` is False or they cannot be
+            combined; the message names the folder of each.
     """
     try:
         root = Path(folder).expanduser().absolute()
@@ -223,7 +223,7 @@ def _read(store: Store, folder: Path) -> StoredRun:
 
 
 def _joined(runs: Sequence[StoredRun]) -> StoredRun | None:
-    """Return several benchmarks as one; None if they are of different data, or trials could not be told apart."""
+    """Return several benchmarks as one; None if their data differ, or trials could not be distinguished."""
     if len({(run.settings["dataset"]["fingerprint"], *run.class_names) for run in runs}) > 1:
         return None
     grid = pd.concat([run.grid for run in runs]).drop_duplicates("digest").reset_index(drop=True)

@@ -17,8 +17,8 @@ from leukemia_dl.identity import canonical_json
 
 __all__ = ["RESULTS_VERSION", "WHOLE_NUMBERS", "Record", "Status", "Trial"]
 
-# Part of every trial's digest in place of this library's version. Raise it with a change after which equal settings
-# give other numbers, and with no other.
+# Part of every trial's digest in place of this library's version. Increase it only with a change after which equal
+# settings give different numbers.
 RESULTS_VERSION = 1
 
 # Columns of a row.
@@ -49,8 +49,8 @@ class Trial:
         backend: Keras backend; None for a baseline.
         protocol: Name of the split's protocol; in the folder's name, and part of `split` already.
         fold: Of the split, if it has one; likewise.
-        versions: Of what computes: `RESULTS_VERSION` as "results", Keras and the backend; scikit-learn for a baseline
-            that is fitted.
+        versions: Of the software that computes: `RESULTS_VERSION` as "results", Keras and the backend; scikit-learn for
+            a baseline that is fitted.
     """
 
     kind: Literal["backbone", "baseline"]

@@ -2,8 +2,8 @@
 
 Driver and worker share a private folder. `shared.pickle` and `task.pickle` lie there, the worker writes
 `result.pickle`; each line that it prints on its original standard output is an event, as JSON. What the trial itself
-prints goes to its log. The worker ends at an empty line on its standard input, and at once where that closes, so that
-none outlives its driver.
+prints goes to its log. The worker ends at an empty line on its standard input, and at once if the input is closed, so
+that no worker outlives its driver.
 """
 
 from __future__ import annotations
@@ -80,8 +80,8 @@ def start(folder: Path, task_folder: Path, environment: Mapping[str, str], log: 
 def python_command(module: str, function: str, *arguments: object) -> list[str]:
     """Return the command that calls a function of a module with arguments as text, in a new process.
 
-    It finds modules where this one does. -P, since with -c alone the current folder would come first: a file json.py in
-    a folder of downloaded images would be run.
+    The new process has this one's module path. Without -P the current folder would come first, and a file json.py in a
+    folder of downloaded images would be executed.
     """
     program = f"import json, sys; sys.path[:] = json.loads(sys.argv[1]); from {module} import {function}; "
     program += f"{function}(*sys.argv[2:])"
@@ -96,7 +96,7 @@ def prepare_elsewhere(precision: str, compute: Compute) -> None:
         BackendError: If the process dies; the message ends in its last line.
     """
     with tempfile.TemporaryDirectory() as folder:
-        answer = Path(folder) / "answer.pickle"  # standard output belongs to whatever is imported
+        answer = Path(folder) / "answer.pickle"  # not standard output, where imported modules may print
         command = python_command(__name__, "answer_prepare", answer, precision, json.dumps(asdict(compute)))
         ended = subprocess.run(command, capture_output=True, check=False)
         if not answer.exists():
@@ -217,7 +217,7 @@ class _Events:
 def main(folder: str, task_folder: str) -> None:
     """Run tasks, in a process that `start` has started: that of a folder, then those that the driver hands over.
 
-    An empty name ends it: as a program ends, so that what was registered with `atexit` runs.
+    An empty name ends the process normally, so that functions registered with `atexit` run.
     """
     tasks: queue.Queue[str] = queue.Queue()
     tasks.put(task_folder)

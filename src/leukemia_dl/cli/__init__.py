@@ -36,10 +36,10 @@ class _Stoppable(TyperGroup):
 
 
 class _Printable(logging.Formatter):
-    """Warnings name files, whose names may drive a terminal."""
+    """Escapes control characters in warnings, since names of files may hold them."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return the line."""
+        """Return the line of a record."""
         return options.printable(super().format(record))
 
 

@@ -16,7 +16,7 @@ app = typer.Typer(help="List or clear what can be made again; LEUKEMIA_DL_CACHE 
 
 
 def limit_line() -> str:
-    """Return how much of the cache's limit is taken, in words."""
+    """Return a sentence on how much of the cache limit is used."""
     from leukemia_dl.datasets.cache import cache_limit, cache_use
 
     taken = sum(size for _, size, _ in cache_use()) / 1e9

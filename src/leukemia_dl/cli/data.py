@@ -23,7 +23,7 @@ def audit(
     manifest: Annotated[
         Path | None, typer.Option(help="What there should be: lines of sha256, size, path.", show_default=False)
     ] = None,
-    partial: Annotated[bool, typer.Option("--partial", help="Only some files of --manifest need to be there.")] = False,
+    partial: Annotated[bool, typer.Option("--partial", help="Allow files of --manifest to be missing.")] = False,
     csv: Annotated[
         Path | None,
         typer.Option(help="Write all findings to this file.", show_default=False, callback=options.in_folder),

@@ -37,7 +37,7 @@ DatasetOptions = Annotated[
     typer.Option("--option", "-o", metavar="KEY=VALUE", help="Option of the data set, such as subjects=60."),
 ]
 DropClasses = Annotated[
-    list[str] | None, typer.Option("--drop-class", metavar="NAME", help="Leave a class out; may be given again.")
+    list[str] | None, typer.Option("--drop-class", metavar="NAME", help="Leave a class out; repeat it for others.")
 ]
 RecipeName = Annotated[
     str,
@@ -57,7 +57,7 @@ Stain = Annotated[
     typer.Option(help="Normalise stain: reinhard or macenko.", show_default="no", autocompletion=completion.stains),
 ]
 SafeCsv = Annotated[
-    bool, typer.Option("--safe-csv", help="Quote in the CSV what a spreadsheet would run as a formula.")
+    bool, typer.Option("--safe-csv", help="Quote text in the CSV that a spreadsheet would run as a formula.")
 ]
 Crop = Annotated[bool, typer.Option("--crop", help="Crop to the cell; its absolute size is then lost.")]
 
@@ -102,7 +102,7 @@ def pipeline(dataset: Dataset, recipe: Recipe, image_size: int, stain: str | Non
 
 
 def _on_black(dataset: Dataset) -> bool:
-    """Return whether most of nine images, taken from all of a data set, show a cell cut out on black."""
+    """Return whether most of nine images of a data set, evenly spaced, show a cell cut out on black."""
     import numpy as np
 
     from leukemia_dl.preprocess import is_single_cell

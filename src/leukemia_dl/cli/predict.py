@@ -15,7 +15,7 @@ __all__ = ["predict"]
 
 def predict(
     model: Annotated[Path, typer.Argument(help="A model.keras, or the folder of a trial in a store.")],
-    images: Annotated[list[Path], typer.Argument(help="Image files; a folder stands for those in it and below.")],
+    images: Annotated[list[Path], typer.Argument(help="Image files; a folder stands for the images in it and below.")],
     output: Annotated[
         Path | None,
         typer.Option(

@@ -132,7 +132,7 @@ def gc(
         bool, typer.Option("--models", help="The trained nets, too; only a run with --no-models does without them.")
     ] = False,
 ) -> None:
-    """List, or delete: records and fits that were not finished and not touched for a day, and the quarantine."""
+    """List, or delete, unfinished records and fits that were not touched within a day, and the quarantine."""
     import pandas as pd
 
     from leukemia_dl.benchmark import maintenance

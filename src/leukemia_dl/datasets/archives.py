@@ -1,4 +1,4 @@
-"""Unpack archives of strangers: within bounds, completely or not at all. Only folders and regular files come out."""
+"""Unpack untrusted archives: within bounds, completely or not at all. Only folders and regular files come out."""
 
 from __future__ import annotations
 

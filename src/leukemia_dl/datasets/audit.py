@@ -66,7 +66,7 @@ class AuditReport:
 
     @property
     def not_checked(self) -> tuple[str, ...]:
-        """What the audit does not look for in these images, so that no finding says nothing about it."""
+        """Problems that the audit does not look for in these images."""
         others = int((~self.images["single_cell"].fillna(False)).sum())
         return (_COPIES, f"{_SAME_CELL} ({others:,} of {len(self.images):,} images)") if others else (_COPIES,)
 
@@ -129,7 +129,7 @@ def audit(
         dataset: Any data set.
         manifest: What there should be, for `datasets.manifest.read_manifest`; found by the ends of paths.
         show_progress: Whether to tell how far it is.
-        partial: Whether only some of the manifest's files need to be there: none is then a `missing_file`.
+        partial: Whether files of the manifest may be missing: there is then no finding `missing_file`.
 
     Returns:
         The report; its `ok` says whether there is no error among the findings.

@@ -1,4 +1,4 @@
-"""The folder for what can be made again (synthetic cells, decoded pixels, features) and its limit."""
+"""The folder for files that can be made again (synthetic cells, decoded pixels, features), and its size limit."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from pathlib import Path
 from leukemia_dl.errors import DataError, SettingsError
 
 __all__ = ["cache_dir", "cache_limit", "cache_use", "in_use", "make_room", "user_path"]
+
+_UNFINISHED = ".*-" + 8 * "[0-9a-f]" + "*"  # in a folder of the user nothing else may be deleted
 
 
 def user_path(path: str | Path, name: str = "") -> Path:
@@ -53,7 +55,7 @@ def cache_limit() -> float:
 
 
 def cache_use() -> list[tuple[float, int, Path]]:
-    """Return when each pixel store and file of features was used last, its bytes and its path; the oldest first."""
+    """Return (time of last use, bytes, path) of each pixel store and file of features, the oldest first."""
     found = []
     for place in (*cache_dir().glob("pixels/[!.]*"), *cache_dir().glob("features/[!.]*.npy")):
         with contextlib.suppress(OSError):  # another process deletes it
@@ -69,13 +71,13 @@ def in_use(place: Path) -> None:
 
 
 def make_room(place: Path, needed: int) -> None:
-    """Keep the cache within its limit when `needed` bytes are to be written at `place`; one outside it has no limit.
+    """Keep the cache within its limit when `needed` bytes are to be written at `place`; other folders have no limit.
 
-    What was not used for longest is deleted first, but nothing that was used within a day: a process elsewhere may go
-    back to it. What killed processes have left beside `place` is deleted when it is a day old.
+    The files that were not used for longest are deleted first, but none that was used within a day: another process may
+    use it again. Unfinished files of killed processes beside `place` are deleted when they are a day old.
     """
     yesterday = time.time() - 86_400
-    for left in place.parent.glob(".*"):
+    for left in place.parent.glob(_UNFINISHED):
         with contextlib.suppress(OSError):
             if left.lstat().st_mtime < yesterday:
                 _delete(left)
@@ -86,7 +88,7 @@ def make_room(place: Path, needed: int) -> None:
             break
         over -= size
         with contextlib.suppress(OSError):
-            _delete(old.rename(old.with_name(f".old-{old.name}")))  # at any moment it is whole or not there
+            _delete(old.rename(old.with_name(f".{old.name}-00000000")))  # at any moment it is whole or not there
             old.with_name(f"{old.name}.sha256").unlink(missing_ok=True)
 
 

@@ -21,7 +21,7 @@ SPLITS = ("train", "val", "test", "preliminary", "final")
 # cannot hold file names that are not UTF-8.
 TEXT = pd.StringDtype("python")
 UNKNOWN_PATIENTS = frozenset({"-", "?", "#n/a", "<na>", "n/a", "na", "nan", "none", "null", "unknown"})
-"""Words, in lower case, that name no patient: taken for names, all unknown patients would be one."""
+"""Words, in lower case, for an unknown patient. Taken as names, they would make all unknown patients one."""
 _POINT_ZERO = re.compile(r"(\d+)\.0+", re.ASCII)
 _log = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ def counted(table: pd.DataFrame) -> dict[str, int]:
 
 
 def name_key(name: str) -> str:
-    """Return what is equal for two spellings of one name: they differ in case, spaces or a trailing `.0` only."""
+    """Return a key that is equal for spellings of a name that differ only in case, spaces or a trailing `.0`."""
     text = " ".join(unicodedata.normalize("NFC", name).casefold().split())
     return found[1] if (found := _POINT_ZERO.fullmatch(text)) else text
 
@@ -66,9 +66,9 @@ def one_spelling(names: pd.Series[Any], what: str, wanted: Sequence[str] = ()) -
 
     Args:
         names: Text; NA stays.
-        what: Of what they are names, for the warning: "classes".
-        wanted: Spellings that are kept; of others the most frequent one. Two that have one key are told apart, and
-            nothing is changed.
+        what: The kind of the names, for the warning: "classes".
+        wanted: Spellings that are kept; for other keys the most frequent spelling is kept. If two of `wanted` have the
+            same key, nothing is changed.
     """
     chosen = {name_key(name): name for name in wanted}
     if len(chosen) < len(wanted):

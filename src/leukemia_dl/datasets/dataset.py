@@ -84,7 +84,7 @@ class Dataset:
     ) -> Dataset:
         """Return the data set of a folder per class; nothing is known of patients then.
 
-        Folders whose names say a side (`train`, `TestA`, `validation_set`) or a fold (`fold_0`) may hold a folder per
+        Folders named after a side (`train`, `TestA`, `validation_set`) or a fold (`fold_0`) may hold a folder per
         class, or be in each; they make the column `split` or `fold`. Subfolders are searched too. Images that are in no
         class folder, and files whose suffix is not in `IMAGE_SUFFIXES`, are left out with a warning.
 
@@ -263,7 +263,7 @@ class Dataset:
             )
         names = self.class_names if class_names is None else tuple(class_names)
         table, info = self._table.iloc[chosen.astype(np.int64)], self.info
-        if info.declared:  # those of the whole say nothing about a part
+        if info.declared:  # counts of the whole data set do not hold for a part
             whole, left = counted(self._table), counted(table)
             same = tuple(item for item in info.declared if whole.get(item[0]) == left.get(item[0]))
             info = replace(info, declared=same)

@@ -35,7 +35,7 @@ def read_frame(
 ) -> Dataset:
     """Do what `Dataset.from_dataframe` says; class names may also be one text, separated by commas.
 
-    `info` is what to say about the data set, `where` the beginning of error messages, which count rows from 1.
+    `info` describes the data set, and `where` begins the error messages, which count rows from 1.
     """
     info = on_canvas(info, canvas)
     table = frame.rename(columns={name: str(name).strip().lower() for name in frame.columns})

@@ -32,7 +32,7 @@ _T = TypeVar("_T")
 # A file that changes twice within a tick of the clock keeps its stamp: so young ones are not remembered on disk.
 _SETTLED_NS = 2_000_000_000
 _log = logging.getLogger(__name__)
-_unusable: set[Path] = set()  # cache folders that were warned of
+_unusable: set[Path] = set()  # cache folders that a warning has named
 
 
 def stamp(path: str) -> Stamp:
@@ -121,7 +121,7 @@ def _unreadable(path: str, error: OSError | ValueError) -> DataError:
 
 @cache
 def _remembered(file: Path) -> dict[Stamp, str]:
-    """Return the hashes that are in the file, read once per process. It is an aid: damaged lines are passed over."""
+    """Return the hashes in the file, which is read once per process; damaged lines are skipped."""
     known: dict[Stamp, str] = {}
     try:
         lines = file.read_bytes().splitlines() if file.is_file() else []

@@ -8,6 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from leukemia_dl.datasets.cache import user_path
+from leukemia_dl.datasets.columns import TEXT
 from leukemia_dl.errors import DataError
 
 __all__ = ["read_manifest"]
@@ -17,7 +18,6 @@ _TABBED = re.compile(r"([0-9a-fA-F]{64})\t([0-9]{1,18})\t(.+)", re.DOTALL)
 _SUMMED = re.compile(r"([0-9a-fA-F]{64}) [ *](.+)", re.DOTALL)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _MAX_BYTES = 2**28  # 250 bytes for each of a million files
-_TEXT = pd.StringDtype("python")  # as in a Dataset: the same whether or not pyarrow is installed
 
 
 def read_manifest(path: str | Path) -> pd.DataFrame:
@@ -58,8 +58,8 @@ def read_manifest(path: str | Path) -> pd.DataFrame:
         raise DataError(f"The manifest {path} lists no files.")
     digests, sizes = zip(*rows.values(), strict=True)
     columns = {
-        "path": pd.array(list(rows), _TEXT),
-        "sha256": pd.array(digests, _TEXT),
+        "path": pd.array(list(rows), TEXT),
+        "sha256": pd.array(digests, TEXT),
         "size": pd.array(sizes, "Int64"),
     }
     return pd.DataFrame(columns)

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from leukemia_dl.datasets.cache import user_path
+from leukemia_dl.datasets.columns import TEXT
 from leukemia_dl.datasets.hashes import tried_hashes
 from leukemia_dl.datasets.manifest import read_manifest
 from leukemia_dl.errors import DataError
@@ -24,7 +25,6 @@ __all__ = ["STATUSES", "VerifyReport", "verify"]
 
 STATUSES = ("ok", "missing", "extra", "changed", "unreadable")
 _SHOWN = 10
-_TEXT = pd.StringDtype("python")  # arrow cannot hold file names that are not UTF-8
 
 
 class _File(NamedTuple):
@@ -87,8 +87,8 @@ def verify(root: str | Path, manifest: str | Path, show_progress: bool = True, p
         partial: Whether only some of the files need to be there.
 
     Returns:
-        The report. Extra files are looked for in the folders that the manifest names, hidden and system files passed
-        over. A renamed file is missing under one name and extra under the other; both say so.
+        The report. Extra files are looked for in the folders that the manifest names; hidden and system files are
+        skipped. A renamed file is missing under one name and extra under the other; both say so.
 
     Raises:
         DataError: If the manifest is malformed, the root is no folder, holds none of the manifest's folders, or one of
@@ -132,7 +132,7 @@ def verify(root: str | Path, manifest: str | Path, show_progress: bool = True, p
             files[name] = _File("extra", f"renamed from {printable(old, kept='')}")
     columns = {"path": list(files), "status": [f.status for f in files.values()]}
     return VerifyReport(
-        base, pd.DataFrame(columns | {"detail": [f.detail for f in files.values()]}, dtype=_TEXT), partial
+        base, pd.DataFrame(columns | {"detail": [f.detail for f in files.values()]}, dtype=TEXT), partial
     )
 
 

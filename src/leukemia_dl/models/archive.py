@@ -1,4 +1,4 @@
-"""A `.keras` file is hostile until it is loaded: sizes are bounded before anything is unpacked, built or allocated."""
+"""Load untrusted `.keras` files: sizes are bounded before anything is unpacked, built or allocated."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ _MAX_VALUES = 1 << 28  # per image in the output of one layer: 1 GiB as float32
 
 
 def read_settings(file: Path) -> dict[str, Any]:
-    """Return what this library wrote into a `.keras` file, as it stands there.
+    """Return the settings that this library wrote into a `.keras` file, unchecked.
 
     Raises:
-        DataError: If there is nothing of it, the file is damaged, or a member unpacks to an implausible size.
+        DataError: If there are none, the file is damaged, or a member unpacks to an implausible size.
     """
     try:
         with zipfile.ZipFile(file) as archive:
@@ -56,7 +56,7 @@ def load_net(file: Path) -> Any:
 
     try:
         with quiet_start("devices"):  # TensorFlow looks for devices when it needs one first
-            # What a scope without state leaves behind belongs to its thread and goes with it.
+            # StatelessScope leaves state behind in its thread, so the check has a thread that ends.
             with ThreadPoolExecutor(1) as pool:
                 pool.submit(_check, file).result()
             return keras.saving.load_model(file, compile=False, safe_mode=True)
@@ -65,7 +65,7 @@ def load_net(file: Path) -> Any:
 
 
 def _check(file: Path) -> None:
-    """Raise DataError unless the net, built without its numbers, has plausible sizes and its weights are there."""
+    """Raise DataError unless the net, built without its weights, has plausible sizes and the file holds the weights."""
     import h5py
     import keras
 
@@ -92,7 +92,7 @@ def _check(file: Path) -> None:
 
 
 def _outputs(model: Any) -> list[int]:
-    """Return how many numbers each layer makes of one image, those of models within it included."""
+    """Return how many values each layer outputs for one image, including the layers of nested models."""
     import keras
 
     found: list[int] = []

@@ -36,7 +36,7 @@ __all__ = [
     "symmetric_form",
 ]  # fmt: skip
 
-# What the net's outputs are, and the format of the file that says so: earlier versions read logits only.
+# The kinds of outputs of a net, each with its file format: earlier versions read logits only.
 FORMATS = {"logits": 1, "probabilities": 2}
 _CHUNK = 512
 _SUM_TOLERANCE = 0.01
@@ -51,12 +51,12 @@ class Classifier:
         model: `keras.Model`, raw RGB (batch, size, size, 3) to (batch, classes).
         class_names: In the order of the logits.
         pipeline: From a file to the pixels that the model takes.
-        provenance: What it was trained on and how; JSON values. By `images` in it (`on_black`, the share of images of a
-            cell cut out on black, and `size`, the smallest and largest in pixels) `predict` warns of unlike images.
+        provenance: What it was trained on and how; JSON values. `predict` warns of images unlike `images` in it:
+            `on_black`, the share of images of a cell cut out on black, and `size`, the smallest and largest in pixels.
         temperature: What logits are divided by before the softmax, so that probabilities are calibrated (Guo et al.
             2017, arXiv:1706.04599); 1 where none was fitted.
-        outputs: "logits", or "probabilities" for a net that ends in a softmax or a sigmoid. One output is that of the
-            second of two classes.
+        outputs: "logits", or "probabilities" for a net that ends in a softmax or a sigmoid. A single output belongs to
+            the second of two classes.
 
     Raises:
         SettingsError: On creation, if net, classes, pipeline and outputs do not fit together, or the temperature is no
@@ -71,7 +71,7 @@ class Classifier:
     outputs: str = "logits"
 
     def __post_init__(self) -> None:
-        """Refuse what does not fit together."""
+        """Refuse parts that do not fit together."""
         value = plain_number(self.temperature)
         object.__setattr__(self, "temperature", value)
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
@@ -129,14 +129,14 @@ class Classifier:
         Returns:
             Columns `path` (or `sample` for a Dataset, `image`, the position, for arrays), `predicted` (the most
             probable class), a column of probabilities (float) per class, named `probability_<class>`, and `error`: ""
-            or why the file cannot be read; then nothing is predicted of it, and a warning is logged. The true class
-            is not known here: join a column `label` before `evaluate`.
+            or why the file cannot be read; such a file has no prediction, and a warning is logged. The true class is
+            not known here: join a column `label` before `evaluate`.
 
         Raises:
             ImageError: If an array is no image.
             DataError: If a folder holds no images or cannot be listed.
             SettingsError: If `images` is none of these, the pipeline gives another size than the net takes,
-                `batch_size` is below 1, or what should be probabilities is none.
+                `batch_size` is below 1, or outputs that should be probabilities are none.
         """
         column, names, loaders = self._sources(images)
         if batch_size < 1:
@@ -163,7 +163,7 @@ class Classifier:
             message = "%d of %d images cannot be read, as the column error says. The first: %s"
             _log.warning(message, len(failed), len(errors), failed[0])
         for difference in differences(looks, self.provenance["images"]) if self.provenance.get("images") else ():
-            _log.warning("%s: what the net makes of them may mean nothing", difference)
+            _log.warning("%s: the predictions may be meaningless", difference)
         frame = pd.DataFrame({column: names})
         best = np.nan_to_num(probabilities).argmax(axis=1)
         frame["predicted"] = [None if text else self.class_names[i] for text, i in zip(errors, best, strict=True)]
@@ -247,7 +247,7 @@ class Classifier:
             return error
 
     def _as_logits(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return logits of the net's outputs; one output is of the second class."""
+        """Return logits for the net's outputs; a single output belongs to the second class."""
         given = self.outputs == "probabilities"
         if values.shape[-1] == 1:
             values = np.concatenate([1 - values if given else np.zeros_like(values), values], axis=-1)

@@ -51,7 +51,7 @@ def register_backbone(spec: BackboneSpec, *, replace: bool = False) -> BackboneS
 
 
 def names_of(backbones: Any) -> Any:
-    """Return the names of a list of names and specs, which are registered; PluginError for anything else in it."""
+    """Register the specs in a list of names and specs, and return all names; PluginError for any other item."""
     for item in backbones if isinstance(backbones, (list, tuple)) else ():
         if isinstance(item, BackboneSpec) and all(item != known.record for known in _provided()):
             register_backbone(item, replace=True)
@@ -89,9 +89,9 @@ def get_backbone(name: str) -> BackboneSpec:
 
 
 def register_layers(record: Any) -> str:
-    """Build the backbone that a trial's `record` names once, so that Keras knows layers of its plugin.
+    """Build the backbone that a trial's `record` names, so that Keras knows the layers of its plugin.
 
-    Returns how to get the backbone if it is not here, or "".
+    Return how to get the backbone if it is missing, or "".
     """
     import keras
 

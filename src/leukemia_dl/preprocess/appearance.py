@@ -1,4 +1,4 @@
-"""How images look at first sight: to notice images that are unlike those that a net was trained on."""
+"""Summarise how images look, to notice images unlike those that a net was trained on."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _REACH = 1.25
 
 
 def look_of(image: NDArray[np.uint8]) -> Look:
-    """Return how an image, uint8 (h, w, 3), looks."""
+    """Return the `Look` of an image, uint8 (h, w, 3)."""
     on_black = is_single_cell(image)
     top, left, bottom, right = (bounding_box(image.max(axis=2) > 0) if on_black else None) or (0, 0, *image.shape[:2])
     return on_black, max(bottom - top, right - left)

@@ -18,15 +18,9 @@ from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 from leukemia_dl.errors import DataError, ImageError
 
 __all__ = [
-    "FORMATS",
-    "IMAGE_SUFFIXES",
-    "MAX_PIXELS",
-    "check_image",
-    "decode_image",
-    "image_files",
-    "is_system_file",
+    "FORMATS", "IMAGE_SUFFIXES", "MAX_PIXELS", "check_image", "decode_image", "image_files", "is_system_file",
     "warn_left_out",
-]
+]  # fmt: skip
 
 FORMATS = ("BMP", "PNG", "TIFF", "JPEG", "WEBP")
 IMAGE_SUFFIXES = frozenset({".bmp", ".png", ".tif", ".tiff", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp"})
@@ -63,7 +57,7 @@ def decode_image(source: str | Path | bytes) -> NDArray[np.uint8]:
 
     Levels of 9 to 15 bits in a 16-bit TIFF are scaled by the range that BitsPerSample, MaxSampleValue or
     SMaxSampleValue (4095 for 12 bits) states. Without such a tag, an image in the lowest sixteenth of 16 bits is
-    logged, as a warning the first time in a process and at level DEBUG then.
+    logged: the first one in a process as a warning, further ones at level DEBUG.
 
     Args:
         source: Path of a BMP, PNG, TIFF, JPEG or WebP file, or the bytes of one.
@@ -73,7 +67,7 @@ def decode_image(source: str | Path | bytes) -> NDArray[np.uint8]:
 
     Raises:
         ImageError: If the file is missing, is a folder, has another format, more than `MAX_PIXELS` pixels, is cut off,
-            cannot be decoded, or is made to take long (a JPEG of thousands of scans, a TIFF whose strips overlap). The
+            cannot be decoded, or would take too long (a JPEG of thousands of scans, a TIFF whose strips overlap). The
             message names the file and the reason.
     """
     name = f"<{len(source):,} bytes>" if isinstance(source, bytes) else str(source)
@@ -113,8 +107,8 @@ def is_system_file(path: str | Path) -> bool:
 def image_files(root: Path) -> list[str]:
     """Return the images below a folder, by their suffix, as paths relative to it with `/`, in order.
 
-    System files and documents (`.txt`, `.csv`, `.xml` and so on) are passed over; other files, which may be images of
-    a kind that is not read, are counted in a warning.
+    System files and documents (`.txt`, `.csv`, `.xml` and so on) are skipped. A warning counts all other files, which
+    may be images in a format that is not read.
 
     Raises:
         DataError: If a folder cannot be listed.
@@ -185,7 +179,7 @@ def _opened(source: str | Path | bytes) -> Path | io.BytesIO:
 
 
 def _repeats(source: str | Path | bytes) -> int:
-    """Return how many scans a JPEG has, or colour profiles a PNG: each takes a moment, in however small a file."""
+    """Return the number of scans of a JPEG, or of colour profiles of a PNG: each takes time, even in a small file."""
     opened, count, kept, marker = _opened(source), 0, b"", b""
     with opened if isinstance(opened, io.BytesIO) else opened.open("rb") as file:
         while block := file.read(_BLOCK):
@@ -198,7 +192,7 @@ def _repeats(source: str | Path | bytes) -> int:
 
 
 def _bound_work(image: ImageFile.ImageFile, repeats: int) -> None:
-    """Refuse what takes long to decode although its file is small, and what Pillow misreads."""
+    """Refuse images that take long to decode although their file is small, and images that Pillow misreads."""
     area, tiles, tags = image.width * image.height, list[Any](image.tile), getattr(image, "tag_v2", {})
     if area > MAX_PIXELS:
         size = f"{image.width:,} x {image.height:,}"
@@ -243,13 +237,13 @@ def _to_8_bits(image: Image.Image, source: str | Path | bytes, name: str) -> Ima
     if not grey and top == _DEEP:
         return image
     scaled = (np.minimum(np.arange(_DEEP + 1), top) * 255 + top // 2) // top
-    if grey and tags.get(262) == 0:  # white is zero; of the 8-bit ones, Pillow takes care
+    if grey and tags.get(262) == 0:  # white is zero; Pillow inverts images of 8 bits itself
         scaled = 255 - scaled
     return Image.fromarray(scaled.astype(np.uint8)[levels])
 
 
 def _lower_bytes(source: str | Path | bytes) -> NDArray[np.uint8]:
-    """Return the lower bytes of 16-bit RGB samples: Pillow gives them if it takes the other order of bytes."""
+    """Return the lower bytes of 16-bit RGB samples: Pillow returns them if the byte order is swapped."""
     other = {"L": "B", "B": "L", "N": "B" if sys.byteorder == "little" else "L"}
     with Image.open(_opened(source), formats=("TIFF",)) as image:
         tiles: list[Any] = image.tile

@@ -26,7 +26,7 @@ class Answers:
         protocol: Its name.
         apart: Whether it keeps patients apart; None if nothing is known of them.
         asked: Names of the backbones and floors of which there should be trials.
-        inapplicable: Names of the floors that these images do not allow, such as `cell_size` without a single cell.
+        inapplicable: Names of the baselines that these images do not allow, such as `cell_size` without single cells.
         predictions: Its part of the prediction frame.
         intervals: `evaluate`; empty if there is nothing to evaluate.
         leaderboard: Likewise.

@@ -112,7 +112,7 @@ def as_text(value: Any, form: str = ".3f") -> str:
 
 
 def plain_rows(table: pd.DataFrame) -> list[dict[str, Any]]:
-    """Return the rows of a table, None for what is missing."""
+    """Return the rows of a table, with None for missing values."""
     rows = table.to_dict("records")
     return [{str(key): None if pd.isna(value) else value for key, value in row.items()} for row in rows]
 

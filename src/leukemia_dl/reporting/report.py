@@ -95,7 +95,7 @@ def _dataset_of(run: StoredRun, dataset: Dataset | None, root: str | Path | None
             place = synthetic_folder(**cohort)
         if dataset is None and place is None:
             return None, "the data set was not loaded by its name from a folder, so that it cannot be loaded again"
-        # A report reads what is there. It draws and fetches nothing, whatever the settings of a store ask for.
+        # A report reads existing files only. It draws and fetches nothing, whatever the settings of a store ask for.
         if dataset is None and not _is_there(str(said["name"]), user_path(place)):
             raise DataError(f"The data set {said['name']!r} is not at {place}.")
         if dataset is None:
@@ -243,7 +243,7 @@ def _summary(one: Answers) -> dict[str, Any]:
 
 
 def _beside(floor: Mapping[Any, Any], nets: pd.DataFrame, one: Answers, ends: tuple[str, str]) -> str:
-    """Return what is known of nets beside a baseline, without a verdict where no pair could be tested."""
+    """Return a sentence that compares nets with a baseline, without a verdict if no pair could be tested."""
     text = f"The floor {floor['backbone']} reaches {_value(floor, ends)}"
     names = {floor["backbone"], *nets["backbone"]}
     tested = [{row["first"], row["second"]} for row in one.comparisons.to_dict("records") if not np.isnan(row["p"])]

@@ -79,7 +79,7 @@ def _fonts_for(characters: str) -> list[str]:
     for path, name, style in sorted({(font.fname, font.name, font.style) for font in fontManager.ttflist}):
         if not missing or style != "normal" or name == usual.family_name or "Last Resort" in name:
             continue
-        with contextlib.suppress(OSError, RuntimeError):  # no font any more
+        with contextlib.suppress(OSError, RuntimeError):  # deleted, or not a font
             font = FT2Font(path)
             if known := {c for c in missing if font.get_char_index(ord(c))}:
                 found, missing = [*found, name], missing - known
@@ -88,7 +88,7 @@ def _fonts_for(characters: str) -> list[str]:
         if script not in _warned:
             _log.warning("No installed font has %s characters: figures show boxes in their place. Install one.", script)
         _warned.add(script)
-    if found:  # not every font has every weight, which is no news
+    if found:  # a missing font weight needs no warning
         logging.getLogger("matplotlib.font_manager").addFilter(lambda record: "font weight" not in record.getMessage())
     return found
 
@@ -133,7 +133,7 @@ def head(figure: Figure, title: str, note: str = "") -> None:
 
 
 def legend_above(axes: Axes, columns: int, **settings: Any) -> None:
-    """Write a legend above axes, in which no name is a formula."""
+    """Put a legend above axes; names in it are never parsed as formulas."""
     place: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (0, 1), "frameon": False, "fontsize": "small"}
     for text in axes.legend(ncols=columns, **place, **settings).get_texts():
         text.set_parse_math(False)

@@ -183,11 +183,11 @@ def check_mixed_precision(spec: BackboneSpec) -> None:
 
 
 def check_saving(spec: BackboneSpec) -> None:
-    """A saved classifier loads with `safe_mode=True` and predicts the same; own layers load in a new process too."""
+    """A saved classifier loads with `safe_mode=True` and predicts the same; custom layers load in a new process."""
     from leukemia_dl.benchmark.worker import packed, python_command
 
     model, images = _net(spec), _images(spec)
-    classifier = Classifier(model, ("one", "other"), Pipeline.default(images.shape[1], canvas=None))
+    classifier = Classifier(model, ("one", "other"), Pipeline.default(images.shape[1]))
     before = np.asarray(model.predict_on_batch(images))
     with tempfile.TemporaryDirectory() as name:
         file = classifier.save(Path(name) / "model.keras")
@@ -242,7 +242,7 @@ def _compiled(spec: BackboneSpec) -> Any:
 def _compile(model: Any) -> None:
     import keras
 
-    # Without XLA, which takes longest to compile on a CPU. The sign of a gradient moves a weight, however small it is.
+    # Without XLA, which takes longest to compile on a CPU. Lion moves weights by the sign of a gradient, however small.
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(keras.optimizers.Lion(1e-2), loss, jit_compile=False)
 

@@ -196,7 +196,7 @@ def training_model(model: Any, settings: Augmentation) -> Any:
     """
     import keras
 
-    once = functools.cache(fused)  # compiled anew in each call of a net that is not compiled itself otherwise
+    once = functools.cache(fused)  # otherwise compiled again in each call of an uncompiled net
 
     class Augment(keras.layers.Layer):  # type: ignore[misc]
         def call(self, inputs: Any) -> Any:

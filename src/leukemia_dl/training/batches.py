@@ -184,10 +184,10 @@ class Batches:
         return (inputs, labels) if self.weights is None else (inputs, labels, self.weights[labels])
 
     def sample(self, count: int) -> tuple[Subset, NDArray[np.float32] | None]:
-        """Return `count` images, or all there are, in an order drawn once for this seed: labels may lie in runs.
+        """Return up to `count` images in an order drawn once for this seed, since labels may be sorted.
 
-        Beside them the parameters that turn and mirror each image if epochs do, and change nothing else; None without
-        augmentation.
+        Also return the parameters that turn and mirror each image if the recipe does, without its other augmentation;
+        None without augmentation.
         """
         rows = generator(self._seed, "sample").permutation(len(self.labels))[:count]
         parameters = None

@@ -31,13 +31,13 @@ def reestimate_batchnorm(
 
     Args:
         model: A `keras.Model` that takes raw pixels, or with `parameters` a `training_model`.
-        images: uint8 or float (n, height, width, 3), or a `Subset` of such, in random order: in a batch of one class
-            the statistics of deeper layers are others.
+        images: uint8 or float (n, height, width, 3), or a `Subset` of such, in random order: a batch of one
+            class has other statistics in deeper layers.
         batch_size: Images per batch, about: batches are of equal size, and a remainder of fewer images than there are
             batches is left out. Large ones come closer to what the net does in use.
         forward: Runs a batch in training mode, `training_pass(model)` used for nothing else; None to run it uncompiled,
             which is quicker where it is done once or twice on a CPU.
-        parameters: Of the augmentation of each image, as `Augmentation.draw` returns them; None for images as they are.
+        parameters: Of the augmentation of each image, as `Augmentation.draw` returns them; None for no augmentation.
 
     Returns:
         The number of layers changed.

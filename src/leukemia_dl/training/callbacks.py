@@ -82,7 +82,7 @@ def load_factory(factory: CallbackFactory | Sequence[Any] | str | None) -> Callb
 
 
 class _Given(list[Any]):
-    """A list of Keras callbacks as a factory. It does not travel to other processes: the caller would get none back."""
+    """A list of Keras callbacks as a factory, for this process only: other processes would use copies of them."""
 
     def __call__(self, context: FitContext) -> list[Any]:
         return list(self)

@@ -32,8 +32,8 @@ from leukemia_dl.training.recipe import Recipe
 
 __all__ = ["FitResult", "fit"]
 
-# Shares of the loss of guessing: a training loss above the first has learned nothing; over two epochs it may fall by
-# the second.
+# As shares of the loss of guessing: a net with a final training loss above the first has learned nothing; a fall over
+# the last two epochs of more than the second is no convergence.
 _GUESSING, _FALLING = 0.97, 0.05
 OnStep = Callable[[int, int, int], None]
 OnEpoch = Callable[[int, dict[str, Any]], None]
@@ -54,8 +54,8 @@ class FitResult:
         batchnorm_layers: How many had their statistics re-estimated; 0 with loaded weights, which keep theirs.
         notes: What differs from what was asked for, in words.
         seconds: Build, training and validation together.
-        prepare_seconds: Those of them that went into building and compiling, up to the end of the first step, and into
-            the features of a frozen backbone: what a later fit may find done.
+        prepare_seconds: The part of them for building and compiling, up to the end of the first step, and for the
+            features of a frozen backbone; a later fit may reuse both.
         stopped: Whether a callback ended it early.
         out_of_fold: Logits (n, classes) of the training images, each by a head that did not see its group; None unless
             the recipe trains a pooled head alone.
@@ -134,7 +134,7 @@ def fit(
         checkpoints: Folder for the state after each epoch. A fit of the same settings, data and seed goes on from what
             it finds there, to the same bits on a CPU. The folder is left; the caller removes it when the result is
             safe.
-        callbacks: Keras callbacks, or what makes them for each phase, see `FitContext`; None for `recipe.callbacks`.
+        callbacks: Keras callbacks, or a function of a `FitContext` that makes them; None for `recipe.callbacks`.
         folder: Where these may write.
         features: Where what frozen backbones make of images is kept, for other fits; None for this one alone.
         nets: Where the built and compiled net is kept, for the next fit of the same backbone and recipe; that one takes
@@ -173,7 +173,7 @@ def fit(
     )  # fmt: skip
     while True:
         try:
-            others = once.made_callbacks(recipe)  # before the first epoch, since one may have to be refused
+            others = once.made_callbacks(recipe)  # before the first epoch: some are refused
             stop, curves = once.select_epoch(recipe, (images, labels), groups)
             training = once.train(recipe, (images, labels), validation, stop, callbacks=others)
             out_of_fold = None

@@ -22,7 +22,7 @@ __all__ = ["Compiled", "Net", "Nets", "Stopwatch", "as_numpy", "assign"]
 
 
 class Stopwatch:
-    """Adds up the seconds that are spent inside it."""
+    """Adds up the seconds of all `with` blocks that use it."""
 
     seconds = 0.0
 
@@ -129,7 +129,7 @@ def _built(spec: BackboneSpec, recipe: Recipe, classes: int, seed: int, device: 
         head_seed=named_seed(seed, "head"), scaling=scaling, dtype_policy=device.dtype_policy,
     )  # fmt: skip
     if recipe.weights is not None:
-        # Under other statistics than those of the weights a head that was trained on their features would not fit.
+        # The head is trained on features with these statistics, and would not fit features with others.
         for layer in batchnorm_layers(model):
             layer.trainable = False
     return model

@@ -249,7 +249,7 @@ class Training:
     def _train_phase(
         self, phase: str, compiled: Compiled, batches: Batches, epochs: int, stop: int, look: _Look
     ) -> None:
-        """Train one phase up to its epoch `stop`, at the rates of as many `epochs` as the recipe has of it."""
+        """Train one phase up to its epoch `stop`, with the learning rates of all its `epochs` in the recipe."""
         import keras
 
         done, net, optimizer = 0, compiled.net, compiled.optimizer

@@ -57,12 +57,12 @@ class Recipe(Augmentation):
 
     A fit has two phases, and either may have no epochs. In the first the backbone is frozen, and the head is trained on
     its features, which are computed once, of images as they are. In the second everything is trained, on augmented
-    images, but for BatchNorm layers of loaded weights: these keep gain, offset and statistics.
+    images, except BatchNorm layers with loaded weights, which keep gain, offset and statistics.
 
     Attributes:
         name: Of the preset it comes from.
-        weights: None or "random" for random ones; "pretrained" for the first name that each backbone offers; a name as
-            "imagenet" (fetched by Keras); the path of an .h5 file; or a mapping from each backbone to one of these.
+        weights: None or "random" for random ones; "pretrained" for the first name that each backbone offers; a name,
+            "imagenet" say (fetched by Keras); the path of an .h5 file; or a mapping from each backbone to one of these.
         without_weights: Settings that replace these where there are no weights: for a backbone that offers none by
             name, such as `cnn`, or if `weights` is None. There is no first phase then.
         image_size: Side in pixels of what the nets see; "native" for each backbone's own, so that sizes differ.

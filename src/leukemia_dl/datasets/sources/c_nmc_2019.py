@@ -119,7 +119,7 @@ def read_c_nmc(root: Path, info: DatasetInfo = INFO, linked: Sequence[Sequence[s
         rows += [{"sample": f"final/{path.stem}", "path": str(path), "split": "final"} for path in _images(parts.final)]
         for folder in filter(None, (parts.preliminary, parts.final)):
             others = [path.name for path in listed(folder) if path.suffix.lower() != ".bmp" and path.is_file()]
-            warn_left_out(folder, others, "are no BMP files")
+            warn_left_out(folder, others, "are not BMP files")
     except OSError as error:
         raise DataError(f"Cannot read {error.filename}: {error.strerror}. Check its permissions.") from error
     if not rows:

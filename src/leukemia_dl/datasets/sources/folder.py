@@ -30,7 +30,7 @@ _FOLD = re.compile(r"fold[ _-]?(\d{1,3})", re.IGNORECASE | re.ASCII)
 _WANTED = "a folder per class with images in it, such as ROOT/hem/1.bmp and ROOT/all/2.bmp"
 _log = logging.getLogger(__name__)
 _Inside = dict[str, set[str]]
-"""Of each folder in the root that holds images, the folders in it that do, and "" if images lie directly in it."""
+"""For each folder in the root that holds images: its subfolders that do, and "" if images lie directly in it."""
 
 
 def read_folder(root: str | Path, class_names: Sequence[str] | None = None, canvas: int | None = None) -> Dataset:
@@ -73,10 +73,10 @@ def read_folder(root: str | Path, class_names: Sequence[str] | None = None, canv
 
 
 def _level_of_classes(root: Path, inside: _Inside, wanted: Sequence[str] | None) -> int:
-    """Return 0 if the folders in the root are the classes, 1 if those in them are.
+    """Return 0 if the folders in the root are the classes, 1 if their subfolders are.
 
     Raises:
-        DataError: If both are possible, or the folders are called like sides and hold no folders.
+        DataError: If both are possible, or the folders are named like sides and have no subfolders.
     """
     tops = sorted(inside)
     parts = [top for top in tops if _part(top)]

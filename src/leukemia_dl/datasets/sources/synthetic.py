@@ -61,7 +61,7 @@ def read_synthetic(
 
 
 def synthetic_folder(**settings: int) -> Path:
-    """Return the folder in the cache for cells drawn with these fields of `SyntheticCohort`, drawn or not."""
+    """Return the cache folder for cells drawn with these fields of `SyntheticCohort`, whether it exists or not."""
     from leukemia_dl.datasets.synthetic.cohort import GENERATOR_VERSION, SyntheticCohort
 
     values = dataclasses.asdict(SyntheticCohort(**settings))
