@@ -54,6 +54,7 @@ hookimpl = pluggy.HookimplMarker(PROJECT)
 """Marks a plugin's function as one of the hooks `leukemia_dl_backbones` and `leukemia_dl_datasets`."""
 _log = logging.getLogger(__name__)
 _PATIENCE_SECONDS = 5.0
+_leave = os._exit
 # Who asks which hook, and by which function. Named, as plugins are, and not imported: they stand above this module.
 _REGISTRIES = (("leukemia_dl.models.registry", "list_backbones"), ("leukemia_dl.datasets.registry", "list_datasets"))
 
@@ -208,19 +209,19 @@ def _guarded(plugin: str, entry_point: str) -> Iterator[None]:
 
     def refuse(status: int) -> NoReturn:
         if os.getpid() != own:  # in a child that the plugin forked
-            leave(status)
+            _leave(status)
         raise SystemExit(f"os._exit({status})")
 
     text = "Plugin %s (entry point %s) has been loading for %g s. LEUKEMIA_DL_DISABLE_PLUGINS=1 leaves plugins out."
     timer = threading.Timer(_PATIENCE_SECONDS, _log.warning, (text, plugin, entry_point, _PATIENCE_SECONDS))
-    timer.daemon, leave, own = True, os._exit, os.getpid()
+    timer.daemon, own = True, os.getpid()
     timer.start()
-    os._exit = refuse
     try:
+        os._exit = refuse
         with contextlib.redirect_stdout(sys.stderr):
             yield
     finally:
-        os._exit = leave
+        os._exit = _leave
         timer.cancel()
 
 

@@ -209,6 +209,14 @@ def test_failed_records_go_with_their_logs(store):
     assert verify(store) == {}
 
 
+def test_a_failed_record_that_succeeds_before_it_is_deleted_stays(store):
+    """20.42: a benchmark may run the trial again between the list and the deletion."""
+    found = items(store, failed=True)
+    store.write(dataclasses.replace(RECORD, trial=FAILED.trial))
+    delete(store, found)
+    assert store.read(FAILED.trial).status == "ok"
+
+
 def test_a_store_whose_last_record_goes_stays_a_store(tmp_path):
     store = Store(tmp_path / "store")
     store.create()

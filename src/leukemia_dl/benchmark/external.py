@@ -16,7 +16,7 @@ from leukemia_dl.benchmark.baselines import CellMeasures, measure_cells
 from leukemia_dl.benchmark.frames import CALIBRATED, WATCHED, metrics_of, prediction_frame, result_frame
 from leukemia_dl.benchmark.grid import Cell
 from leukemia_dl.benchmark.inputs import Cells, Images, Samples, looks_of, read_images
-from leukemia_dl.benchmark.runner import UNFITTED, Shared, Task, failed_record, run_baseline
+from leukemia_dl.benchmark.runner import Shared, Task, failed_record, run_baseline
 from leukemia_dl.benchmark.trial import Record
 from leukemia_dl.datasets import Dataset, Split
 from leukemia_dl.datasets.splits import CONTENT_DISJOINT, TEST_IS_NOT_VAL
@@ -274,8 +274,9 @@ class _Test:
             self._facts[cell.split.digest] = _facts(self.bench.dataset, self.other, cell.split, self._unlike)
         facts = self._facts[cell.split.digest]
         synthetic = self.bench.dataset.info.synthetic or self.other.info.synthetic
-        unfitted = [flag for flag in record.row.get("flags", "").split("; ") if flag.startswith(UNFITTED)]
-        flags = "; ".join(filter(None, [facts["flags"], *unfitted]))
+        # Flags of the split are about the other test side; all others are about the net.
+        kept = [flag for flag in record.row.get("flags", "").split("; ") if flag not in cell.split.flags]
+        flags = "; ".join(dict.fromkeys(filter(None, [facts["flags"], *kept])))
         return replace(
             record,
             row={**record.row, **facts, "synthetic": synthetic, "flags": flags},

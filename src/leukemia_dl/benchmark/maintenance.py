@@ -11,6 +11,7 @@ import shutil
 import stat
 import tempfile
 import time
+import uuid
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -178,9 +179,13 @@ def delete(store: Store, found: Iterable[Item]) -> int:
     """
     freed = 0
     for item in found:
+        if item.kind == "failed" and (entry := _entry(store, item.path.name)) and entry.status != "failed":
+            continue  # it has succeeded since
         try:
             if item.path.is_dir():
-                shutil.rmtree(item.path)
+                # In one step out of sight: if this process is killed, no half of a record is left.
+                aside = item.path.rename(item.path.with_name(f".{item.path.name}.{uuid.uuid4().hex[:8]}"))
+                shutil.rmtree(aside)
             else:
                 item.path.unlink()  # a record is valid without its net
         except FileNotFoundError:

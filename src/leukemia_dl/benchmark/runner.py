@@ -38,10 +38,9 @@ from leukemia_dl.training.nets import Nets
 from leukemia_dl.training.phases import predict_batch_size
 from leukemia_dl.training.recipe import Recipe
 
-__all__ = ["UNFITTED", "Listener", "Shared", "Task", "failed_record", "run_baseline", "run_task"]
+__all__ = ["Listener", "Shared", "Task", "failed_record", "run_baseline", "run_task"]
 
 _TIMED_BATCHES = 4
-UNFITTED = "temperature stays 1"
 # Folds and seeds of one backbone share a net, compiled once, for as long as this process lives.
 _nets = Nets()
 _features = lru_cache(maxsize=1)(FeatureCache)
@@ -191,7 +190,7 @@ def _recorded(
         if not outcome.reason:
             fitted = outcome.temperature or _temperature_of_val(blank, split, samples, outcome)
             temperature, why = fitted or (None, "")
-            notes += [f"{UNFITTED}: {why}"] if why else []
+            notes += [f"temperature stays 1: {why}"] if why else []
             scores = metrics_of(blank.labels, blank.sides, outcome.probabilities, outcome.views, temperature)
     except (Exception, SystemExit) as error:
         return _failed(blank, type(error).__name__, str(error), traceback.format_exc(), started), None

@@ -184,8 +184,12 @@ def read_run(folder: str | Path, together: bool = False) -> StoredRun:
     alone = root.parent.name == GRIDS
     store = Store(root.parent.parent if alone else root)
     # The settings are written last: a folder without them is being written.
-    folders = [path for path in ([root] if alone else paths_in(root / GRIDS)) if (path / SETTINGS_FILE).exists()]
-    if sum(file.lstat().st_size for path in folders for file in path.iterdir()) > _ALL_BYTES and not alone:
+    try:
+        folders = [path for path in ([root] if alone else paths_in(root / GRIDS)) if (path / SETTINGS_FILE).exists()]
+        size = sum(file.lstat().st_size for path in folders for file in path.iterdir())
+    except OSError as error:
+        raise StoreError(f"{error.filename or root} cannot be read: {error.strerror or error}.") from error
+    if size > _ALL_BYTES and not alone:
         raise StoreError(f"{root / GRIDS} is larger than {_ALL_BYTES:,} bytes. Give the folder of one benchmark there.")
     if not folders:
         raise StoreError(
