@@ -43,12 +43,14 @@ def threaded(one: Callable[[Path], object]) -> Way:
     return run
 
 
-def by_processes(one: Callable[[Path], object]) -> Way:
-    pools: dict[int, ProcessPoolExecutor] = {}
+POOLS: dict[int, ProcessPoolExecutor] = {}
 
+
+def by_processes(one: Callable[[Path], object]) -> Way:
     def run(paths: list[Path], cores: int) -> None:
-        pool = pools.setdefault(cores, ProcessPoolExecutor(cores, get_context("spawn")))
-        list(pool.map(functools.partial(each, one), [paths[start::cores] for start in range(cores)]))
+        if cores not in POOLS:
+            POOLS[cores] = ProcessPoolExecutor(cores, get_context("spawn"))
+        list(POOLS[cores].map(functools.partial(each, one), [paths[start::cores] for start in range(cores)]))
 
     return run
 
@@ -126,7 +128,11 @@ def rates(ways: dict[str, Way], paths: list[Path], threads: int, rounds: int) ->
 def reading_on(cores: int, paths: list[Path], rounds: int) -> dict[str, list[float]]:
     """Time the ways of `reading` in this process, which is kept to its first `cores` cores from now on."""
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])  # asked before TensorFlow counts the cores
-    return rates(reading(cores), paths, cores, rounds)
+    try:
+        return rates(reading(cores), paths, cores, rounds)
+    finally:  # a process of multiprocessing waits for its children before its pools end them
+        for pool in POOLS.values():
+            pool.shutdown()
 
 
 def staining(paths: list[Path]) -> dict[str, dict[str, Way]]:

@@ -48,7 +48,8 @@ def test_where_nothing_can_be_tested_the_reason_is_the_first_line(run, tmp_path)
     assert first == f"Not testable, {reason} (36 images of 5 groups of patients): no ranks and no intervals."
     output = "\n".join(rest)
     assert "accuracy, side test, without intervals" in output
-    assert f"\n- Not testable, {reason}. On 36 images of 5 groups of patients, accuracy is" in output
+    assert "Not testable" not in output
+    assert reason not in output  # once is enough
     for verdict in ("rank", "intervals are", "best of", "better"):
         assert verdict not in output
 

@@ -254,6 +254,16 @@ def test_repeated_cells_count_once_in_each_repeat():
     assert one(twice, "accuracy", once=True)["seeds"] == 2
 
 
+def test_of_two_classes_both_are_needed_where_a_metric_weighs_them():
+    """20.3: with no image of a class, balanced accuracy is the recall of the other and gets no interval."""
+    frame = clustered(SMALL, ["one"])
+    table = evaluate(frame[frame["label"] == "all"]).set_index("metric")
+    for name in ("balanced_accuracy", "balanced_loss", "macro_f1", "weighted_f1"):
+        assert table.loc[name, "reason"] == "fewer than 5 groups: 0 of class hem"
+        assert np.isnan(table.loc[name, "low"])
+    assert np.isfinite(table.loc["sensitivity", "low"])
+
+
 def test_a_part_with_one_class_only_gets_an_interval_of_that_class():
     frame = clustered(SMALL, ["one"])
     table = evaluate(frame, metrics=["accuracy", "auroc"], by="label").set_index(["label", "metric"])

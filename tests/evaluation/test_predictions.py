@@ -91,12 +91,20 @@ pair, numbered = frame_of(["hem", "all"]), pd.DataFrame({NET + "0": [0.5] * 3, N
 same_group = pair.assign(sample="s1", label="all", seed=[0, 1], group=["g1", f"g{len(pair) - 1}"])
 
 
+def test_rows_of_images_that_could_not_be_read_are_refused_with_what_to_do():
+    """20.23: `predict` gives them a row with the reason in the column error, and no probabilities."""
+    frame = pd.DataFrame({"label": ["a", "b"], "probability_a": [0.9, None], "probability_b": [0.1, None]})
+    with pytest.raises(DataError, match=r"1 of 2 rows are images that could not be read.*frame\['error'\].isna"):
+        tidy(frame.assign(error=[None, "it is cut off"]))
+    assert len(tidy(frame[:1].assign(error=[None]))) == 1
+
+
 @pytest.mark.parametrize(
     ("frame", "says"),
     [
         ([1, 2], "Received: list"),
         (np.zeros((2, 3)), "Received: ndarray"),
-        (pair.iloc[:0], "the frame is empty"),
+        (pair.iloc[:0], "The frame of predictions is empty"),
         (frame_of(["hem", "blast", "all", "blast"]), r"no probability_ column: blast\. Classes: hem, all"),
         (numbered.assign(label=[1.0, 0.0, 0.5]), "no probability_ column: .*0.5"),
         (numbered.assign(label=[1.0, 0.0, np.inf]), "probability_ column: .*inf"),

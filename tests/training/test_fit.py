@@ -150,7 +150,7 @@ def test_a_head_that_has_not_converged_is_flagged():
     """20.6: a linear probe on features of a small scale ended at the loss of guessing, with status ok."""
     probe = Recipe(image_size=32, head_epochs=12, epochs=0, batch_size=8, head_learning_rate=1e-2, dropout=0.0)
     (note,) = (note for note in fit(scaled(1e-5), IMAGES, LABELS, 2, probe).notes if "converged" in note)
-    assert re.fullmatch(r"not converged: the training loss \(0\.69\d\) is that of guessing \(0\.693\)", note)
+    assert re.fullmatch(r"not converged: the training loss \(0\.69\d\) is no better than guessing \(0\.693\)", note)
     converged = dataclasses.replace(probe, head_epochs=60, head_learning_rate=0.1)
     result = fit(scaled(10.0), IMAGES, LABELS, 2, converged)
     assert result.history["loss"].iloc[-1] < 0.6
@@ -160,13 +160,13 @@ def test_a_head_that_has_not_converged_is_flagged():
 @pytest.mark.parametrize(
     ("losses", "shares", "balance", "says"),
     [
-        ([0.705, 0.691, 0.691], [0.5, 0.5], "none", "(0.691) is that of guessing (0.693)"),
+        ([0.705, 0.691, 0.691], [0.5, 0.5], "none", "(0.691) is no better than guessing (0.693)"),
         ([0.6, 0.5, 0.4], [0.5, 0.5], "none", "still fell (0.600, 0.500, 0.400)"),
         ([0.69, 0.4, 0.31, 0.30, 0.299], [0.5, 0.5], "none", ""),
-        ([0.4, 0.324], [0.9, 0.1], "none", "(0.324) is that of guessing (0.325)"),
+        ([0.4, 0.324], [0.9, 0.1], "none", "(0.324) is no better than guessing (0.325)"),
         ([0.4, 0.324], [0.9, 0.1], "weights", ""),
-        ([0.71, 0.69], [0.9, 0.1], "batches", "is that of guessing (0.693)"),
-        ([1.2, 1.1, 1.09], [0.5, 0.25, 0.25, 0.0], "weights", "is that of guessing (1.099)"),
+        ([0.71, 0.69], [0.9, 0.1], "batches", "is no better than guessing (0.693)"),
+        ([1.2, 1.1, 1.09], [0.5, 0.25, 0.25, 0.0], "weights", "is no better than guessing (1.099)"),
         ([0.02, 0.01, 0.001], [0.5, 0.5], "none", ""),
     ],
 )

@@ -70,20 +70,22 @@ def evaluate(
     title = f"{metric}, side {side}, " + (f"{100 * level:g}% intervals" if known else "without intervals")
     groups = "" if table["groups"].isna().all() else f" of {table['groups'].max():,} groups of patients"
     on = f"{table['images'].max():,} images{groups}"
-    if not known and table["rank"].isna().all():
-        typer.echo(f"Not testable, {table['flags'].iloc[0]} ({on}): no ranks and no intervals.")
+    untestable = table["flags"].iloc[0].split("; ")[0] if not known and table["rank"].isna().all() else ""
+    if untestable:
+        typer.echo(f"Not testable, {untestable} ({on}): no ranks and no intervals.")
     options.print_table(table[shown], formats, title=title)
     typer.echo(on + (f"; intervals are of {table['estimand'].iloc[0]}" if known else ""))
     if len(names := evaluation.class_names_of(frame)) == 2:
         typer.echo(f"positive class: {names[1]} (the last column probability_...)")
     for name, flags in zip(table["backbone"], table["flags"], strict=True):
-        if flags:
-            typer.echo(f"{name}: {flags}")
+        if others := "; ".join(flag for flag in flags.split("; ") if flag not in ("", untestable)):
+            typer.echo(f"{name}: {others}")
     if len(table) > 1 and "sample" in frame:
         found = evaluation.compare(frame, metric, **settings)
-        told = found[found["role"] == "confirmatory"] if (found["role"] == "confirmatory").any() else found
+        confirmatory = found["role"] == "confirmatory"
+        chosen = found[confirmatory] if confirmatory.any() else found
         typer.echo("")
-        for sentence in told["sentence"]:
+        for sentence in chosen.loc[chosen["p"].notna() | (not untestable), "sentence"]:
             typer.echo(f"- {sentence}")
     if csv is not None:
         options.write_csv(evaluation.evaluate(frame, **settings), csv, safe_csv)

@@ -101,8 +101,9 @@ class Resampling:
         """Return why a metric gets no interval: fewer than five units in a class that it depends on; "" if none."""
         needed = range(len(class_names)) if metric.classes is None else [metric.classes]
         count = self.groups_per_class
-        # Of a class that does not occur a metric that is defined does not depend.
-        few = [f"{count[c]} of class {class_names[c]}" for c in needed if 0 < count[c] < FEWEST_GROUPS]
+        # With more than two classes a metric is about those that occur; means over images need no second class.
+        least = int(len(class_names) > 2 or metric.name in ("accuracy", "loss", "brier", "ece"))
+        few = [f"{count[c]} of class {class_names[c]}" for c in needed if least <= count[c] < FEWEST_GROUPS]
         return f"fewer than {FEWEST_GROUPS} {unit}s: {', '.join(few)}" if few else ""
 
 

@@ -109,7 +109,8 @@ def class_names_of(frame: pd.DataFrame) -> tuple[str, ...]:
         key = next((name for name in ("sample", "path") if name in frame), "sample")
         raise DataError(
             "The predictions have no column label, the true class, so there is nothing to compare them with. Join it: "
-            f"predictions.merge(truth[[{key!r}, 'label']], on={key!r}), where truth is a table such as Dataset.table."
+            f"predictions.merge(truth[[{key!r}, 'label']], on={key!r}), where truth is a table such as Dataset.table and "
+            f"has the same spelling of each {key}."
         )
     if not frame.columns.is_unique:
         twice = frame.columns[frame.columns.duplicated()][0]
@@ -137,6 +138,11 @@ def tidy(frame: pd.DataFrame) -> pd.DataFrame:
         raise DataError(
             f"The predictions are of {len(protocols)} protocols: {', '.join(protocols)}. Choose one, "
             f'frame[frame["protocol"] == {protocols[0]!r}], or compare two of them by leukemia_dl.inflation.'
+        )
+    if "error" in result and (unread := int((result["error"].notna() & (result["error"] != "")).sum())):
+        raise DataError(
+            f"{unread:,} of {len(result):,} rows are images that could not be read, as their column error says. Drop "
+            "these rows: frame[frame['error'].isna()]."
         )
     # Images of another side may have no label; where one is needed, `select_side` asks for it.
     known = result["label"].notna()
@@ -197,7 +203,7 @@ def models_of(frame: pd.DataFrame, side: str = "test", only: Iterable[str] | Non
     """
     chosen = select_side(frame, side).reset_index(drop=True)
     if chosen.empty:
-        raise DataError("There are no predictions: the frame is empty.")
+        raise DataError("The frame of predictions is empty. Were two tables joined that spell a path differently?")
     names = class_names_of(chosen)
     labels = pd.Index(names).get_indexer(pd.Index(chosen["label"])).astype(np.int64)
     probabilities = chosen[[PREFIX + name for name in names]].to_numpy(dtype=np.float64)

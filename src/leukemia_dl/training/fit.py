@@ -305,7 +305,7 @@ def _unconverged(losses: NDArray[np.float64], recipe: Recipe, shares: NDArray[np
     guessing = -float((shares / shares.sum() * np.log(shares / shares.sum())).sum())
     last = [f"{loss:.3f}" for loss in losses[-3:]]
     if losses[-1] > _GUESSING * guessing:
-        return [f"not converged: the training loss ({last[-1]}) is that of guessing ({guessing:.3f})"]
+        return [f"not converged: the training loss ({last[-1]}) is no better than guessing ({guessing:.3f})"]
     falls = len(losses) > 2 and losses[-3] > losses[-2] > losses[-1] and losses[-3] - losses[-1] > _FALLING * guessing
     return [f"not converged: the training loss still fell ({', '.join(last)})"] if falls else []
 
