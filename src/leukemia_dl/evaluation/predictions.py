@@ -109,8 +109,8 @@ def class_names_of(frame: pd.DataFrame) -> tuple[str, ...]:
         key = next((name for name in ("sample", "path") if name in frame), "sample")
         raise DataError(
             "The predictions have no column label, the true class, so there is nothing to compare them with. Join it: "
-            f"predictions.merge(truth[[{key!r}, 'label']], on={key!r}), where truth is a table such as Dataset.table and "
-            f"has the same spelling of each {key}."
+            f"predictions.merge(truth[[{key!r}, 'label']], on={key!r}), where truth is a table such as Dataset.table "
+            f"with the same spelling of each {key}."
         )
     if not frame.columns.is_unique:
         twice = frame.columns[frame.columns.duplicated()][0]
