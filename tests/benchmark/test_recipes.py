@@ -120,8 +120,8 @@ def test_averaged_predictions_are_a_row_of_their_own(dataset, tmp_path):
     # A second look finds both rows in the store.
     assert bench.results().equals(frame)
     board = ldl.leaderboard(predictions).set_index("backbone")
-    assert board.loc["tiny", "rank"] == 1
-    assert board["rank"].isna().to_dict() == {"tiny": False, "tiny+symmetries": True, "majority": True}
+    assert board["rank"].isna().all()  # too few patients
+    assert board.loc["tiny", "flags"].startswith("fewer than 5 groups: ")
 
 
 def test_each_backbone_may_have_its_native_size(dataset, tmp_path):

@@ -107,7 +107,10 @@ def test_the_lists_and_the_doctor(tmp_path):
         (["--recipe", "mine.toml"], "The recipe mine.toml cannot be read: No such file"),
         (["--recipe", "linear_probe"], "Leave cnn out, pass an .h5 file as weights"),
         (["--device", "tpu"], "device must be 'auto', 'cpu', 'gpu' or 'gpu:N'"),
-        (["--callbacks", "nothing"], 'callbacks must be a function of a FitContext, or its name as "module:function"'),
+        (
+            ["--callbacks", "nothing"],
+            'its name as "module:function" or a list of callbacks',
+        ),
         (["--recipe", "linear_probe", "-s", "select_epoch=maybe"], "select_epoch must be True or False"),
         (["-o", "root=x"], "--option root=... is given as --root"),
         (["-o", "workers=-1"], "workers must be a whole number"),
@@ -356,7 +359,9 @@ def test_a_printed_recipe_is_a_file_to_change_and_run(synthetic_root, tmp_path):
         pd.read_csv(io.StringIO(run("predict", "store", image, *flags, cwd=tmp_path).stdout))
         for flags in ([], ["--uncalibrated"], ["--symmetries"])
     ]
-    assert len({frame["probability_all"].iloc[0] for frame in frames}) == 3
+    calibrated, uncalibrated, averaged = (frame["probability_all"].iloc[0] for frame in frames)
+    assert calibrated == uncalibrated  # val has too few patients for a temperature
+    assert averaged != calibrated
     assert len({frame["predicted"].iloc[0] for frame in frames[:2]}) == 1
 
 

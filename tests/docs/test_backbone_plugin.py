@@ -51,7 +51,7 @@ def test_it_ends_with_the_new_backbone_in_the_table(python, tmp_path):
     assert list(said) == ["pip install", "leukemia-dl backbones", "leukemia-dl benchmark", "pytest leukemia-dl-small"]
     assert re.search(r"small\b.*leukemia-dl-small\b.*0\.1\.0", said["leukemia-dl backbones"])
     assert re.search(r"^│ small\b.*\bok\b", said["leukemia-dl benchmark"], re.MULTILINE)
-    assert "9 passed" in said["pytest leukemia-dl-small"]
+    assert "10 passed" in said["pytest leukemia-dl-small"]
     frame = pd.read_csv(tmp_path / "runs" / "small" / "results.csv").set_index("backbone")
     assert frame.loc[["small", "cnn"], "status"].tolist() == ["ok", "ok"]
     assert frame.loc["small", ["plugin", "plugin_version"]].tolist() == ["leukemia-dl-small", "0.1.0"]

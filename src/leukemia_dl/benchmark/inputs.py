@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 
 from leukemia_dl.benchmark.baselines import CellMeasures, measure_cells
 from leukemia_dl.datasets import Dataset, PixelStore, Split
-from leukemia_dl.errors import StoreError
+from leukemia_dl.errors import ImageError, StoreError
 from leukemia_dl.preprocess import Pipeline
 from leukemia_dl.preprocess.appearance import Look, look_of, summary
 from leukemia_dl.progress import parallel_map
@@ -54,7 +55,8 @@ class Samples:
         table = dataset.table
         groups = pd.factorize(table["group"])[0].astype(np.int64) if dataset.has_subjects else None
         ids = table["sample"].to_numpy(dtype=np.str_)
-        looks = {} if looked_at is None else summary(looks_of(dataset, looked_at))
+        found = [] if looked_at is None else looks_of(dataset, looked_at)
+        looks = summary(found) if found else {}
         return cls(dataset.info.name, dataset.info.synthetic, dataset.class_names, ids, dataset.labels, groups, looks)
 
 
@@ -119,7 +121,13 @@ def read_images(dataset: Dataset, used: NDArray[np.int64], pipeline: Pipeline, s
 def looks_of(dataset: Dataset, rows: NDArray[np.int64]) -> list[Look]:
     """Return how images of a data set look: those of up to 100 of `rows`, evenly spaced."""
     chosen = rows[np.linspace(0, len(rows) - 1, min(len(rows), _LOOKED_AT)).astype(int)]
-    return parallel_map(lambda row: look_of(dataset.decode(int(row))), chosen, "Looking at images", show=False)
+
+    def look(row: np.int64) -> list[Look]:
+        with contextlib.suppress(ImageError):  # the pixels of a file that has gone may be in the cache
+            return [look_of(dataset.decode(int(row)))]
+        return []
+
+    return [one for found in parallel_map(look, chosen, "Looking at images", show=False) for one in found]
 
 
 class Cells:

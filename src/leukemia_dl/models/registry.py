@@ -121,24 +121,14 @@ def backbone_table() -> pd.DataFrame:
     """
     import pandas as pd
 
-    rows = []
-    for item in _provided():
-        spec = item.record
-        rows.append(
-            {
-                "backbone": spec.name,
-                "title": spec.title,
-                "parameters": spec.parameters,
-                "native_size": spec.native_size,
-                "min_size": spec.min_size,
-                "scaling": spec.scaling,
-                "weights": ", ".join(spec.weights),
-                "licence": spec.licence,
-                "reference": spec.reference,
-                "plugin": item.plugin,
-                "version": item.version,
-            }
-        )
+    rows = [
+        {"backbone": item.record.name}
+        | {name: getattr(item.record, name) for name in ("title", "parameters", "native_size", "min_size", "scaling")}
+        | {"weights": ", ".join(item.record.weights)}
+        | {"licence": item.record.licence, "reference": item.record.reference}
+        | {"plugin": item.plugin, "version": item.version}
+        for item in _provided()
+    ]
     return pd.DataFrame(rows).astype({"parameters": "Int64"})
 
 

@@ -304,13 +304,13 @@ class Training:
         if others and self.rows:
             # They may have stopped it, or put other weights in place at its very end.
             self.rows[-1] |= look(True)
-        self._settle(phase, stop, optimizer)
+        self._settle(phase, stop, optimizer, ends=True)
 
-    def _settle(self, phase: str, epoch: int, optimizer: Any) -> None:
+    def _settle(self, phase: str, epoch: int, optimizer: Any, ends: bool = False) -> None:
         """Write the state down, unless that would take too much of the time, and tell of the epoch."""
         began = time.perf_counter()
         due = began - self._saved_at >= _TIMES_ITS_COST * self._save_seconds or self._save_seconds < _CHEAP_SECONDS
-        if due or epoch == self.stop:
+        if due or ends:
             self._save(phase, epoch, optimizer)
             self._saved_at = time.perf_counter()
             self._save_seconds = self._saved_at - began
