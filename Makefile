@@ -17,7 +17,7 @@ OTHER_BACKEND = tests/test_benchmarks.py tests/test_other_backend.py tests/model
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
 
-benchmark: .venv/core ## Train and compare five networks on synthetic cells (about 8 minutes on two cores)
+benchmark: .venv/core ## Train and compare five networks on synthetic cells (about 6 minutes on two cores)
 	.venv/bin/leukemia-dl benchmark --dataset synthetic --recipe quick --store $(STORE)
 
 test: .venv/test .venv-jax/ready ## Lint, types and all offline tests, then the leg on JAX without TensorFlow
