@@ -162,7 +162,7 @@ def in_folder(param: typer.CallbackParam, value: Path | None) -> Path | None:
 
 
 def write_csv(frame: pd.DataFrame, file: Path | None = None, safe: bool = False) -> None:
-    """Write a frame as CSV in UTF-8 to a file, or to standard output whatever its encoding.
+    """Write a frame as CSV in UTF-8 to a file, or to standard output of any encoding.
 
     Args:
         frame: The frame; bytes of file names that are not UTF-8 are spelled out.

@@ -95,7 +95,7 @@ def _dataset_of(run: StoredRun, dataset: Dataset | None, root: str | Path | None
             place = synthetic_folder(**cohort)
         if dataset is None and place is None:
             return None, "the data set was not loaded by its name from a folder, so that it cannot be loaded again"
-        # A report reads existing files only. It draws and fetches nothing, whatever the settings of a store ask for.
+        # A report reads existing files only. It draws and fetches nothing that settings of a store ask for.
         if dataset is None and not _is_there(str(said["name"]), user_path(place)):
             raise DataError(f"The data set {said['name']!r} is not at {place}.")
         if dataset is None:
@@ -236,7 +236,7 @@ def _summary(one: Answers) -> dict[str, Any]:
         sentences.append(f"Without any finished trial: {_listed(unfinished)}.")
     sentences += [_beside(floor, nets, one, ends) for floor in board[board["kind"] == "baseline"].to_dict("records")]
     if one.apart is None:
-        sentences.append("Nothing is known of patients: whether they are on both sides cannot be told.")
+        sentences.append("Nothing is known of patients: whether they are on both sides cannot be checked.")
     elif not one.apart:
         sentences.append("This protocol lets patients be on both sides: its figures are too high for new patients.")
     return {"protocol": one.protocol, "apart": one.apart, "sentences": sentences}
@@ -296,21 +296,21 @@ def _board(one: Answers) -> dict[str, Any]:
     for row in pages.plain_rows(one.leaderboard):
         cells = [_interval(spans[row["backbone"], metric], ends_of(one.intervals)) for metric in _COLUMNS]
         rows.append(row | {"cells": cells})
-    told: dict[str, list[str]] = {"confirmatory": [], "descriptive": []}
+    sentences: dict[str, list[str]] = {"confirmatory": [], "descriptive": []}
     untested: dict[str, list[str]] = {}
     for pair in one.comparisons.to_dict("records"):
         if np.isnan(pair["p"]):
             untested.setdefault(pair["reason"], []).append(f"{pair['first']} and {pair['second']}")
         else:
-            told[pair["role"]].append(pair["sentence"].replace(UNCORRECTED, ""))
-    if len(untested) == 1 and not any(told.values()):
+            sentences[pair["role"]].append(pair["sentence"].replace(UNCORRECTED, ""))
+    if len(untested) == 1 and not any(sentences.values()):
         untested = {reason: ["every pair of rows"] for reason in untested}
     optional = ("rank", "parameters", "fit_seconds", "images_per_second", "better_than", "flags")
     return {
         "protocol": one.protocol, "rows": rows, "problem": one.problem, "columns": _COLUMNS, "untested": untested,
         "units": "groups of patients" if "low" in one.leaderboard else "images, taken as independent",
         "filled": {name for name in optional if any(row[name] not in (None, "") for row in rows)},
-        "spans": any(cell["low"] is not None for row in rows for cell in row["cells"]), **told,
+        "spans": any(cell["low"] is not None for row in rows for cell in row["cells"]), **sentences,
     }  # fmt: skip
 
 

@@ -142,8 +142,8 @@ class Training:
     def features_of(self, images: Images) -> Subset:
         """Return what the head is given of images."""
         extractor, _ = split_at_features(self.net.model)
-        size, told = predict_batch_size(self.recipe), self.on_step
-        on_batch = None if told is None else lambda batch, batches: told(0, batch, batches)
+        size, on_step = predict_batch_size(self.recipe), self.on_step
+        on_batch = None if on_step is None else lambda batch, batches: on_step(0, batch, batches)
         with self.preparing:
             return self.features.read(extractor, images, self.device, size, self._forms, on_batch)
 
