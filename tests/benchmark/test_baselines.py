@@ -3,48 +3,50 @@ import pytest
 
 from leukemia_dl import Dataset
 from leukemia_dl.benchmark.baselines import BASELINES, CellMeasures, check_baseline, measure_cells, predict_baseline
+from leukemia_dl.datasets import Split
 from leukemia_dl.errors import UnknownNameError
 
 LABELS = np.array([0, 1, 1, 1, 0, 1, 0, 1], dtype=np.int64)
-TRAIN, PREDICT = np.arange(6), np.arange(6, 8)
+PREDICT = np.arange(6, 8)
+SPLIT = Split("fixed", None, np.arange(6), np.arange(0), PREDICT, (), 0, {}, (), "", ())
 SIZE = np.log(np.where(LABELS, 30000.0, 20000.0))[:, None] + np.arange(8)[:, None] * 1e-3
 CELLS = CellMeasures(np.ones(8, bool), SIZE, np.zeros((8, 6)))
 
 
 def test_majority_is_the_share_of_the_train_side():
-    p, reason = predict_baseline("majority", LABELS, TRAIN, PREDICT, 2, lambda: pytest.fail("not needed"))
+    p, reason = predict_baseline("majority", LABELS, SPLIT, 2, lambda: pytest.fail("not needed"))
     np.testing.assert_array_equal(p, [[2 / 6, 4 / 6]] * 2)
     assert reason == ""
 
 
 def test_cell_size_separates_sizes_and_colour_does_not():
-    p, reason = predict_baseline("cell_size", LABELS, TRAIN, PREDICT, 2, lambda: CELLS)
+    p, reason = predict_baseline("cell_size", LABELS, SPLIT, 2, lambda: CELLS)
     assert reason == ""
     np.testing.assert_array_equal(p.argmax(axis=1), LABELS[PREDICT])
     np.testing.assert_allclose(p.sum(axis=1), 1)
-    p, _ = predict_baseline("cell_colour", LABELS, TRAIN, PREDICT, 2, lambda: CELLS)
+    p, _ = predict_baseline("cell_colour", LABELS, SPLIT, 2, lambda: CELLS)
     np.testing.assert_allclose(p, [[2 / 6, 4 / 6]] * 2, atol=1e-3)
 
 
 def test_a_class_that_is_not_on_the_train_side_has_probability_zero():
-    p, _ = predict_baseline("cell_size", LABELS * 2, TRAIN, PREDICT, 3, lambda: CELLS)
+    p, _ = predict_baseline("cell_size", LABELS * 2, SPLIT, 3, lambda: CELLS)
     assert p.shape == (2, 3)
     np.testing.assert_array_equal(p[:, 1], 0)
 
 
 def test_fields_of_view_have_no_cell_size():
     none = CellMeasures(np.zeros(8, bool), np.zeros((8, 4)), np.zeros((8, 6)))
-    p, reason = predict_baseline("cell_size", LABELS, TRAIN, PREDICT, 2, lambda: none)
+    p, reason = predict_baseline("cell_size", LABELS, SPLIT, 2, lambda: none)
     assert len(p) == 0
-    assert "0% of the images show a single cell" in reason
+    assert "0% of the train images show a single cell" in reason
 
 
 def test_cells_on_the_train_side_alone_are_not_enough():
     """20, mutant 11: images without a cell on the test side make a baseline of cells not applicable."""
     cells = CellMeasures(np.arange(8) < 6, SIZE, np.zeros((8, 6)))
-    p, reason = predict_baseline("cell_size", LABELS, TRAIN, PREDICT, 2, lambda: cells)
+    p, reason = predict_baseline("cell_size", LABELS, SPLIT, 2, lambda: cells)
     assert len(p) == 0
-    assert "75% of the images show a single cell" in reason
+    assert "0% of the test images show a single cell" in reason
 
 
 def test_unknown_names():

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from command import FAST, SIZES, fails, run
+from leukemia_dl.cli import options
 
 
 @pytest.fixture(scope="module")
@@ -224,7 +225,8 @@ def test_predict_gives_every_file_a_row_and_says_by_its_exit_status_that_some_fa
     (tmp_path / "cells" / "bad.bmp").write_bytes(b"BM")
     answer = run("predict", finished[0], "cells", "gone.bmp", cwd=tmp_path)
     frame = pd.read_csv(io.StringIO(answer.stdout)).set_index("path")
-    assert list(frame.index) == ["cells/1.bmp", "cells/bad.bmp", "cells/old.png/2.bmp", "gone.bmp"]
+    names = ["cells/1.bmp", "cells/bad.bmp", "cells/old.png/2.bmp", "gone.bmp"]
+    assert list(frame.index) == [str(tmp_path / name) for name in names]  # absolute, as in Dataset.table
     assert list(frame["error"].isna()) == [True, False, True, False]
     assert list(frame["predicted"].isna()) == [False, True, False, True]
     assert answer.returncode == 1
@@ -256,10 +258,13 @@ def test_csv_holds_names_as_they_are_or_quoted_for_spreadsheets(finished, synthe
     for name in names:
         shutil.copy(next(synthetic_root.rglob("*.bmp")), tmp_path / name)
     plain = run("predict", finished[0], "--", *names, cwd=tmp_path)
-    assert list(pd.read_csv(io.StringIO(plain.stdout))["path"]) == names
+    assert list(pd.read_csv(io.StringIO(plain.stdout))["path"]) == [str(tmp_path / name) for name in names]
     assert run("predict", finished[0], "--safe-csv", "--output", "p.csv", "--", *names, cwd=tmp_path).returncode == 0
-    quoted = ["'=cmd|x!A1.bmp", "'@sum.bmp", "'-1.bmp", "es\\x1b[31mc.bmp", "li\\nne.bmp", "plain.bmp"]
-    assert list(pd.read_csv(tmp_path / "p.csv")["path"]) == quoted
+    spelled = ["=cmd|x!A1.bmp", "@sum.bmp", "-1.bmp", "es\\x1b[31mc.bmp", "li\\nne.bmp", "plain.bmp"]
+    assert list(pd.read_csv(tmp_path / "p.csv")["path"]) == [str(tmp_path / name) for name in spelled]
+    options.write_csv(pd.DataFrame({"sample": names}), tmp_path / "s.csv", safe=True)
+    quoted = ["'=cmd|x!A1.bmp", "'@sum.bmp", "'-1.bmp", *spelled[3:]]
+    assert list(pd.read_csv(tmp_path / "s.csv")["sample"]) == quoted
     missing = run("predict", finished[0], "es\x1b[31mc.png", "--output", "p.csv", cwd=tmp_path)
     assert "\x1b" not in missing.stderr + missing.stdout
     assert "--output no/p.csv cannot be written: there is no folder" in fails(

@@ -174,13 +174,17 @@ def test_odd_sizes_modes_and_blank_images(tmp_path, write_image):
     Image.fromarray(np.random.default_rng(1).integers(0, 256, (32, 32), dtype=np.uint8)).save(grey)
     save(tmp_path / "hem" / "black.png", np.zeros((32, 32, 3), np.uint8))
     save(tmp_path / "hem" / "white.png", np.full((32, 32, 3), 255, np.uint8))
+    camera = np.random.default_rng(2).integers(0, 17, (32, 32, 3), dtype=np.uint8)
+    save(tmp_path / "hem" / "camera.png", camera)
     report = audit(Dataset.load("folder", root=tmp_path), show_progress=False)
     assert list(of_kind(report, "odd_size")["sample"]) == [f"hem/{odd.name}"]
     assert "33 x 33" in of_kind(report, "odd_size")["detail"].iloc[0]
     assert list(of_kind(report, "odd_mode")["sample"]) == ["hem/grey.png"]
     assert sorted(of_kind(report, "blank")["sample"]) == ["hem/black.png", "hem/white.png"]
     assert list(of_kind(report, "no_cell")["sample"]) == ["hem/grey.png"]
-    assert kinds(report) == {"odd_size": 1, "odd_mode": 1, "blank": 2, "no_cell": 1, "no_subjects": 1}
+    assert list(of_kind(report, "nearly_black")["sample"]) == ["hem/camera.png"]
+    found = {"odd_size": 1, "odd_mode": 1, "blank": 2, "nearly_black": 1, "no_cell": 1, "no_subjects": 1}
+    assert kinds(report) == found
     assert report.ok
 
 

@@ -9,7 +9,7 @@ import pytest
 from cohorts import CLEAN, DRAWN, INFO, SIDES, assert_clean, cohort, content_of, names, with_folds
 from leukemia_dl import Benchmark
 from leukemia_dl.datasets import PROTOCOLS, Dataset, make_splits
-from leukemia_dl.datasets.protocols import Pool
+from leukemia_dl.datasets.protocols import Pool, default_protocol
 from leukemia_dl.datasets.sources import c_nmc_2019, csv_file, folder, synthetic
 from leukemia_dl.errors import SettingsError, SplitError, UnknownNameError
 
@@ -194,8 +194,15 @@ def test_fixed_uses_the_sides_that_are_given() -> None:
     assert len(drawn.val) in (4, 6, 8)
     crossing = Dataset(table.assign(subject="one", group="one"), ("a", "b"), INFO)
     assert make_splits(crossing, "fixed")[0].guarantees == ("content-disjoint", "test-is-not-val")
-    with pytest.raises(SplitError, match=r"'fixed' uses the sides .* and 'made_up' has none. Give a `split` column"):
+    with pytest.raises(SplitError, match=r"'fixed' uses the sides .* and 'made_up' has none. Name them so"):
         make_splits(dataset, "fixed")
+    # With sides of other names the two errors gave each other as the way out.
+    only_train = Dataset(table.assign(split="train", subject=pd.NA, group=pd.NA), ("a", "b"), INFO)
+    with pytest.raises(SplitError, match=r"has train\. Name them so") as fixed:
+        make_splits(only_train, "fixed")
+    with pytest.raises(SplitError, match="no sides train and test") as default:
+        default_protocol(only_train)
+    assert "--protocol fixed" not in str(fixed.value) + str(default.value)
 
 
 def test_fixed_without_subjects_is_allowed_and_says_so() -> None:

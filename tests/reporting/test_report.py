@@ -169,7 +169,9 @@ def test_the_audit_is_kept_and_made_anew_for_other_data(tmp_path):
         {"kind": "odd_size", "severity": "warning", "sample": "s", "other": None, "detail": "as it is kept"}
     ]
     path.write_text(json.dumps(kept))
-    assert "as it is kept" in write(tmp_path, dataset=dataset).text
+    page = write(tmp_path, dataset=dataset)
+    assert "as it is kept" in page.text
+    assert not re.search(r">\s*(None|nan|<NA>)\s*<", path.with_name("report.html").read_text())
     path.write_text(json.dumps(kept | {"fingerprint": "another"}))
     assert "as it is kept" not in write(tmp_path, dataset=dataset).text
     path.write_text("{")

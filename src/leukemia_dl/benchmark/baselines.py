@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from leukemia_dl.datasets import Dataset
+from leukemia_dl.datasets import Dataset, Split
 from leukemia_dl.errors import unknown_name
 from leukemia_dl.preprocess import foreground_mask, is_single_cell, mask_colour, silhouette
 from leukemia_dl.progress import parallel_map
@@ -62,35 +62,33 @@ def measure_cells(dataset: Dataset, show_progress: bool = True) -> CellMeasures:
 def predict_baseline(
     name: str,
     labels: NDArray[np.int64],
-    train: NDArray[np.int64],
-    predict: NDArray[np.int64],
+    split: Split,
     classes: int,
     measures: Callable[[], CellMeasures],
 ) -> tuple[NDArray[np.float64], str]:
-    """Fit a baseline on the train side and predict.
+    """Fit a baseline on the train side and predict the val side, then the test side.
 
     Args:
         name: One of `BASELINES`.
         labels: Class indices of all samples.
-        train: Rows to fit on.
-        predict: Rows to predict.
+        split: Rows to fit on and to predict.
         classes: Number of classes.
         measures: Gives the cells' measures; called only if they are needed.
 
     Returns:
-        Probabilities (len(predict), classes), and why the baseline is not applicable ("" if it is).
+        Probabilities (rows, classes), and why the baseline is not applicable ("" if it is).
     """
     check_baseline(name)
+    train, predict = split.train, np.concatenate([split.val, split.test])
     counts = np.bincount(labels[train], minlength=classes)
     if name == "majority":
         return np.tile(counts / counts.sum(), (len(predict), 1)), ""
     cells = measures()
-    used = np.concatenate([train, predict])
-    share = float(cells.single_cell[used].mean())
-    if share < _SINGLE_CELL_SHARE:
-        return np.empty((0, classes)), (
-            f"{share:.0%} of the images show a single cell on a black background; {name} needs nearly all to."
-        )
+    # Each by itself: a few images without cells among many with them would pass.
+    for side, rows in (("train", train), ("val", split.val), ("test", split.test)):
+        if len(rows) and (share := float(cells.single_cell[rows].mean())) < _SINGLE_CELL_SHARE:
+            shown = f"{share:.0%} of the {side} images show a single cell on a black background"
+            return np.empty((0, classes)), f"{shown}; {name} needs nearly all to."
     features = cells.size if name == "cell_size" else cells.colour
     return _logistic_regression(features, labels, train, predict, classes), ""
 

@@ -115,12 +115,9 @@ class _Outcome:
 
 def run_baseline(trial: Trial, split: Split, samples: Samples, measures: Callable[[], CellMeasures]) -> Record:
     """Run the trial of a baseline and return its record; one that raises has status "failed"."""
-    predict = np.concatenate([split.val, split.test])
 
     def run() -> _Outcome:
-        found, reason = predict_baseline(
-            trial.backbone, samples.labels, split.train, predict, len(samples.class_names), measures
-        )
+        found, reason = predict_baseline(trial.backbone, samples.labels, split, len(samples.class_names), measures)
         return _Outcome(found, reason=reason)
 
     return _recorded(_blank(trial, split, samples, None), split, samples, run)[0]

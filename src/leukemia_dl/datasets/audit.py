@@ -34,9 +34,10 @@ _ALL_PAIRS = 20  # Of a larger set of equal images, each is paired with one of t
 _SHOWN = 3
 _COPIES = "copies of an image that were turned, mirrored, recoloured, resized or stored again with loss"
 _SAME_CELL = "one cell in files that differ, where images are not single cells on exactly black background"
-_FLAGS = ("single_cell", "empty_mask", "touches_border", "blank")
+_FLAGS = ("single_cell", "empty_mask", "touches_border", "blank", "nearly_black")
+_BLACK = 16  # The highest level that 12 bits reach in 16, as 8 bits.
 _MEASURES = ("focus", "brightness", "dark", "saturated", "foreground")
-_IMAGES = ("sample", "readable", "height", "width", "mode", "blank", "single_cell", *_MEASURES)
+_IMAGES = ("sample", "readable", "height", "width", "mode", "blank", "nearly_black", "single_cell", *_MEASURES)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -48,8 +49,8 @@ class AuditReport:
         findings: A row per finding, the severest first: `kind`; `severity` ("error", "warning", "note"); `sample`,
             NA where it is about no single image; `other`, the second sample of a pair, else NA; `detail`, for people.
         images: A row per image, in row order: `sample`, `readable`, `height` and `width` in pixels, `mode` (Pillow's),
-            `blank`, `single_cell` (cut out on black), the measures of `measure_quality`, `empty_mask`,
-            `touches_border`, `sha256` of the file and `problem`; NA where they could not be had.
+            `blank`, `nearly_black` (no level above 16 of 255), `single_cell` (cut out on black), the measures of
+            `measure_quality`, `empty_mask`, `touches_border`, `sha256` of the file and `problem`; NA if not known.
         counts: `of` ("total", "class", "split", "fold", "subject"), `name`, `count`, `subjects`, `groups` and
             `declared`, NA where the authors give no number.
     """
@@ -114,7 +115,8 @@ def audit(
     Each file is hashed (unless its hash is remembered) and decoded once, by threads; those that may show the same cell
     are decoded again. An image that cannot be read is a finding and stops nothing.
 
-    Kinds of findings: `unreadable`; `odd_size` (within its split), `mixed_sizes`, `odd_mode`; `blank`, `no_cell`;
+    Kinds of findings: `unreadable`; `odd_size` (within its split), `mixed_sizes`, `odd_mode`; `blank`, `nearly_black`,
+    `no_cell`;
     `identical_files`, byte for byte; `same_cell`, in files that differ, for single cells on exactly black background
     only (see `same_cells.likeness`); `few_images`, `few_subjects`, `no_subjects`, `subject_of_several_classes`,
     `count`, which differs from the declared one; `missing_file`, `other_content` and
@@ -190,6 +192,7 @@ def _look(dataset: Dataset, row: int, path: str | None, content: str | DataError
         mode = "RGB" if path is None else _mode(path)
         key = cell_key(pixels)
         values |= {"height": height, "width": width, "mode": mode, **measure_quality(pixels)}
+        values["nearly_black"] = bool(pixels.max() <= _BLACK)
         return _Look({**values, "readable": True, "single_cell": key is not None}, key)
     except DataError as error:
         return _Look({**values, "problem": str(error)}, None)
@@ -263,6 +266,10 @@ def _single_images(found: _Findings, table: pd.DataFrame, images: pd.DataFrame) 
         found.add("odd_mode", "warning", f"stored as {images['mode'][odd]}; nearly all are {rule}", odd)
     for row in np.flatnonzero(images["blank"].fillna(False)):
         found.add("blank", "warning", "all of it is nearly one grey", int(row))
+    for row in np.flatnonzero((images["nearly_black"] & ~images["blank"]).fillna(False)):
+        found.add(
+            "nearly_black", "warning", f"no level above {_BLACK} of 255, as of 12 bits in a 16-bit file", int(row)
+        )
     for row in np.flatnonzero((images["empty_mask"] & ~images["blank"]).fillna(False)):
         found.add("no_cell", "note", "no cell is found in it; grey images have no colour to find one by", int(row))
 

@@ -107,7 +107,7 @@ class Pool:
         """Return which protocols there are for data without official folds, or with patients that are not known."""
         if self.grouped:
             return 'Its patients are known: choose protocol="kfold" or "holdout" (command line: --protocol kfold).'
-        sided = self.table["split"].notna().all()
+        sided = {"train", "test"} <= set(self.table["split"].dropna())
         own = " Or take the sides that it comes with, protocol='fixed' (--protocol fixed)." if sided else ""
         return (
             "If you know the patient of each image, write a table with the columns path, label and `subject` "
@@ -235,7 +235,7 @@ def _fixed(pool: Pool) -> Iterator[Draft]:
         found = ", ".join(sorted(pool.table["split"].dropna().unique())) or "none"
         raise SplitError(
             f"Protocol 'fixed' uses the sides that a data set comes with, at least train and test, and {pool.name!r} "
-            f"has {found}. Give a `split` column, or choose a drawn protocol: kfold or holdout."
+            f"has {found}. Name them so, by the folders or the column `split`, or have sides drawn: {pool.ways_out()}"
         )
     yield Draft(None, given["train"], given["test"], val=given["val"] if len(given["val"]) else None)
 

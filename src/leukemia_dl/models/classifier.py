@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 import tempfile
 import zipfile
 from collections.abc import Iterable, Mapping
@@ -127,10 +128,10 @@ class Classifier:
             show_progress: Tell how far it is when it takes long.
 
         Returns:
-            Columns `path` (or `sample` for a Dataset, `image`, the position, for arrays), `predicted` (the most
-            probable class), a column of probabilities (float) per class, named `probability_<class>`, and `error`: ""
-            or why the file cannot be read; such a file has no prediction, and a warning is logged. The true class is
-            not known here: join a column `label` before `evaluate`.
+            Columns `path`, absolute (or `sample` for a Dataset, `image`, the position, for arrays), `predicted` (the
+            most probable class), a probability (float) per class in a column `probability_<class>`, and `error`: "" or
+            why the file cannot be read; such a file has no prediction, and a warning is logged. The true class is not
+            known here: join a column `label` before `evaluate`.
 
         Raises:
             ImageError: If an array is no image.
@@ -222,7 +223,7 @@ class Classifier:
         items = list(images)
         if all(isinstance(item, (str, Path)) for item in items):
             files = [file for item in items for file in _files(Path(item))]
-            return "path", [str(file) for file in files], files
+            return "path", [os.path.abspath(file) for file in files], files  # noqa: PTH100 - as in `Dataset.table`
         if all(isinstance(item, np.ndarray) for item in items):
             return "image", list(range(len(items))), items
         raise SettingsError("Pass paths or arrays, not a mixture or something else.")

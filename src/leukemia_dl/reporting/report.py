@@ -272,7 +272,7 @@ def _audit_summary(found: dict[str, Any] | None) -> dict[str, Any] | None:
         return None
     kinds = pd.DataFrame(found["findings"], columns=["kind", "severity", "sample", "other", "detail"])
     counted = kinds.groupby(["severity", "kind"], sort=False).size().reset_index(name="count").to_dict("records")
-    shown = kinds.head(_FINDINGS).to_dict("records")
+    shown = kinds.head(_FINDINGS).fillna("").to_dict("records")
     for row in shown:
         row["detail"] = pages.without_paths(str(row["detail"]))
     return {"counted": counted, "findings": shown, "all": len(kinds), "not_checked": found.get("not_checked", [])}

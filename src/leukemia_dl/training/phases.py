@@ -300,7 +300,8 @@ class Training:
                 if not ends:
                     training._settle(phase, epoch + 1, optimizer)
 
-        self.preparing.seconds += engine.train(compiled, batches, done, stop, [Look(), *others, Settle()])
+        first_step = engine.train(compiled, batches, done, stop, [Look(), *others, Settle()])
+        self.preparing.seconds += first_step  # read after it: validation adds its own compiling
         if others and self.rows:
             # They may have stopped it, or put other weights in place at its very end.
             self.rows[-1] |= look(True)
