@@ -94,7 +94,7 @@ def bomb(megabytes: int) -> bytes:
     """Return `megabytes` of zeros, as an array in an archive."""
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
-        for name in ("sides", "samples", "labels", "probabilities", "averaged"):
+        for name in ("sides", "samples", "labels", "probabilities", "tta"):
             with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
                 header = io.BytesIO()
                 np.lib.format.write_array_header_1_0(
@@ -171,7 +171,7 @@ def spoil(rng: np.random.Generator, folder: Path, megabytes: int) -> str:
         with contextlib.suppress(ValueError):  # damaged before
             path.write_bytes(damaged(rng, path.read_bytes()) if kind == "bytes" else in_text(rng, path))
     elif kind == "bomb":
-        path = next(iter(sorted(folder.rglob("probabilities.npz"))), path)
+        path = next((file for file in files if file.name == "probabilities.npz"), path)
         path.write_bytes(bomb(megabytes))
     elif kind == "sparse":
         os.truncate(path, 5_000_000_000)

@@ -53,10 +53,10 @@ def keras_child(net: str, size: int, batches: list[int], dry: bool) -> Iterator[
     import leukemia_dl as ldl
     from leukemia_dl.models.build import build_model
     from leukemia_dl.models.classifier import predict_logits
-    from leukemia_dl.training import Compute, Recipe, fit
+    from leukemia_dl.training import ComputeConfig, Recipe, fit
     from leukemia_dl.training.backends import prepare
 
-    device = prepare(compute=Compute())
+    device = prepare(compute=ComputeConfig())
     spec, rounds = ldl.get_backbone(net), 1 if dry else 5
     yield {"device": device.name, "kind": device.kind, "precision": device.dtype_policy, "backend": device.backend}
     for batch in batches:
@@ -68,7 +68,7 @@ def keras_child(net: str, size: int, batches: list[int], dry: bool) -> Iterator[
         def ours(
             pause: Callable[[float], None], recipe=recipe, images=images, labels=labels, e=engine, t=trained
         ) -> None:
-            compute = Compute(engine="scan" if dry and device.backend != "torch" else "auto")
+            compute = ComputeConfig(engine="scan" if dry and device.backend != "torch" else "auto")
             result = fit(
                 spec, images, labels, 2, recipe, compute=compute, on_epoch=lambda _, row: pause(row["seconds"])
             )  # fmt: skip

@@ -60,15 +60,15 @@ def net(name: str, size: int, rounds: int, calls: int) -> list[Row]:
         classifier.predict(images, batch_size=BATCH, show_progress=False)
 
     def averaged() -> None:
-        classifier.predict(images, batch_size=BATCH, symmetry_average=True, show_progress=False)
+        classifier.predict(images, batch_size=BATCH, tta=True, show_progress=False)
 
     count, where = len(images), f"{name}, {size} px"
     taken = in_turn({"ours": predict, "bare": bare}, rounds)
     found = [compared(f"{where}: beside the forward pass", taken["ours"], taken["bare"], count, "images/s", 0.95)]
     if calls:
-        eight = in_turn({"averaged": averaged, "plain": predict}, max(rounds // 2, 1))
+        eight = in_turn({"tta": averaged, "plain": predict}, max(rounds // 2, 1))
         what = f"{where}: mean of eight symmetries beside one"
-        found.append(compared(what, eight["averaged"], eight["plain"], count, "images/s", 1 / 8.5))
+        found.append(compared(what, eight["tta"], eight["plain"], count, "images/s", 1 / 8.5))
         seconds = in_turn({"ours": predict}, calls)["ours"]
         middle = [float(np.median(seconds))] * calls
         worst = max(seconds) / middle[0]

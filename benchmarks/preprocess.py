@@ -230,5 +230,5 @@ def rows(short: bool) -> Iterable[Row]:
         for name, ways in staining(paths[:12]).items():
             found += rows_of(f"{name}, 1 thread", rates(ways, paths[:12], 1, rounds), next(iter(ways)))
     if util.find_spec("tensorflow"):
-        found.append(augmentation(rounds, *(("source_cnn", 32) if short else ("cnn", 96))))
+        found.append(augmentation(rounds, *(("published_cnn", 32) if short else ("cnn", 96))))
     return found

@@ -31,9 +31,9 @@ def rows(short: bool) -> Iterable[Row]:
     with tempfile.TemporaryDirectory() as place:
         folder, dataset = files(Path(place), steps * BATCH, 12 if short else 73)
         found = []
-        for name in ["source_cnn"] if short else ["cnn", "vgg16", "resnet50", "inception_v3", "xception"]:
+        for name in ["published_cnn"] if short else ["cnn", "vgg16", "resnet50", "inception_v3", "xception"]:
             found += net(name, size, steps if name != "vgg16" else 4, rounds, folder, dataset)
-        name, rounds, epochs = ("source_cnn", 1, 1) if short else ("cnn", 3, 5)
+        name, rounds, epochs = ("published_cnn", 1, 1) if short else ("cnn", 3, 5)
         found.append(from_files(name, size, folder, dataset, rounds, epochs))
     return found
 

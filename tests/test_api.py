@@ -38,13 +38,13 @@ PUBLIC = {
     "leukemia_dl.errors": (
         "BackendError", "DamagedRecordError", "DataError", "ImageError", "LeukemiaDLError", "OutOfMemoryError",
         "PluginError", "SettingsError", "SplitError", "StoreError", "TimeLimitError", "TrainingError",
-        "UnknownNameError", "WeightsError", "WorkerError", "unknown_name",
+        "UnknownNameError", "WeightsError", "WorkerError", "unknown_name_error",
     ),
     "leukemia_dl.evaluation": (
         "METRICS", "accuracy_at_coverage", "apply_temperature", "calibrate", "class_names_of", "compare",
-        "count_once", "error_list", "evaluate", "evaluate_groups", "fit_temperature", "group_table", "inflation",
-        "leaderboard", "operating_points", "precision_recall_curves", "published_results", "reliability_curves",
-        "roc_curves", "score",
+        "drop_repeated_cells", "error_list", "evaluate", "evaluate_groups", "fit_temperature", "group_table",
+        "inflation", "leaderboard", "operating_points", "precision_recall_curves", "published_results",
+        "reliability_curves", "roc_curves", "score",
     ),
     "leukemia_dl.models": (
         "BackboneSpec", "Classifier", "Head", "backbone_table", "build_model", "get_backbone", "list_backbones",
@@ -67,8 +67,8 @@ PUBLIC = {
     "leukemia_dl.testing": ("BACKBONE_CHECKS", "check_backbone", "parametrize_with_checks"),
     "leukemia_dl.testing.strategies": ("cells", "images", "masks", "pipelines", "steps"),
     "leukemia_dl.training": (
-        "Augmentation", "Compute", "FeatureCache", "FitContext", "FitResult", "Nets", "Recipe", "Subset", "as_keras",
-        "augment", "augment_images", "fit", "load_factory",
+        "Augmentation", "ComputeConfig", "FeatureCache", "FitContext", "FitResult", "Nets", "Recipe", "Subset",
+        "as_keras", "augment", "augment_images", "fit", "load_factory",
     ),
     "leukemia_dl.training.callbacks": ("CallbackFactory", "FitContext", "load_factory", "mlflow", "tensorboard"),
 }  # fmt: skip
@@ -193,7 +193,7 @@ def own_errors(function):
         if isinstance(node, ast.Raise) and node.exc is not None:
             raised = node.exc.func if isinstance(node.exc, ast.Call) else node.exc
             name = getattr(raised, "id", "")
-            found |= {"UnknownNameError" if name == "unknown_name" else name} & errors
+            found |= {"UnknownNameError" if name == "unknown_name_error" else name} & errors
     return found
 
 

@@ -51,14 +51,14 @@ leaky.audit(show_progress=False).findings[["severity", "kind", "sample", "other"
 # %% [markdown]
 # ## `official` and `official_clean`
 #
-# The protocol `official` takes the folds as published. `crossing` counts the images outside the test side that share a
+# The protocol `official` takes the folds as published. `leaked` counts the images outside the test side that share a
 # file, a cell or a group with another side. `official_clean` leaves out those whose group is on the test side
 # (`dropped`), and keeps the whole test side.
 
 # %%
 for protocol in ("official", "official_clean"):
     (split,) = ldl.make_splits(leaky, protocol, folds=[2])
-    print(split, dict(split.crossing), f"dropped: {split.dropped}", sep="\n  ")
+    print(split, dict(split.leaked), f"dropped: {split.dropped}", sep="\n  ")
 
 # %% [markdown]
 # The real folds:
@@ -71,7 +71,7 @@ for protocol in ("official", "official_clean"):
 #
 # ```python needs="C-NMC 2019, a download of 10.4 GB"
 # for split in ldl.make_splits(dataset, "official", folds="all"):
-#     print(split, dict(split.crossing))
+#     print(split, dict(split.leaked))
 # ```
 #
 # ## The floor
@@ -117,16 +117,16 @@ board[["rank", "backbone", "balanced_accuracy", "low", "high", "images", "groups
 # %%
 published = ldl.published_results("c_nmc_2019")
 print(published.groupby(["protocol", "scored_on", "metric"]).size())
-keras = published[published["protocol"] == "source_v1"]
+keras = published[published["protocol"] == "published_v1"]
 keras.pivot(index="method", columns="metric", values="value")
 
 # %% [markdown]
 # The nets of that table, [which has no source to cite](../explanation/is_802_better.md), were trained on folds 0 and 1.
-# Fold 2, on which they are scored, was also watched during training. `source_v1` is that habit as a protocol (and as a
-# recipe), and its split says so.
+# Fold 2, on which they are scored, was also watched during training. `published_v1` is that habit as a protocol (and
+# as a recipe), and its split says so.
 
 # %%
-(split,) = ldl.make_splits(leaky, "source_v1")
+(split,) = ldl.make_splits(leaky, "published_v1")
 print(split, *split.flags, sep="\n  ")
 
 # %% [markdown]

@@ -18,14 +18,14 @@ import pandas as pd
 import leukemia_dl as ldl
 from leukemia_dl import evaluation, reporting
 
-settings = ["weights", "head_epochs", "epochs", "rate_at_input", "class_balance", "label_smoothing", "average"]
+settings = ["weights", "head_epochs", "epochs", "input_lr_ratio", "class_balance", "label_smoothing", "average"]
 pd.DataFrame({name: ldl.Recipe.preset(name).to_dict() for name in ("linear_probe", "finetune")}).loc[settings]
 
 # %% [markdown]
 # `weights` are those before the training. A fit has two phases, and either may have no epochs:
 #
 # 1. `head_epochs`: the backbone is frozen, and the head alone is trained on its features, which are computed once.
-# 2. `epochs`: every layer is trained, on augmented images; the first layer at `rate_at_input` of the head's rate, so
+# 2. `epochs`: every layer is trained, on augmented images; the first layer at `input_lr_ratio` of the head's rate, so
 #    that what it has learned before is kept.
 #
 # `linear_probe` asks what the features tell as they are. `finetune` begins with such a probe, since the gradients of a
@@ -71,8 +71,8 @@ frame = pd.concat([bench.run() for bench in runs.values()], ignore_index=True)
 frame[["backbone", "recipe", "accuracy", "balanced_accuracy", "auroc", "loss"]].round(3)
 
 # %% [markdown]
-# Floors know no recipe, and are in both runs. `cnn+symmetries` is the same net, averaged over the eight turned and
-# mirrored forms of each image, which `finetune` asks for (`symmetry_average`). In the curves the second phase begins at
+# Floors know no recipe, and are in both runs. `cnn+tta` is the same net, averaged over the eight turned and
+# mirrored forms of each image, which `finetune` asks for (`tta`). In the curves the second phase begins at
 # the dotted line.
 
 # %% alt="Accuracy and loss over fifteen epochs, training and validation; a dotted line after the tenth"
@@ -151,7 +151,7 @@ coverage[["wanted", "coverage", "threshold", "value", "low", "high", "reason"]].
 classifier = ldl.load_classifier("runs/tuning-finetune")
 classifier.save("cells.keras")
 classifier = ldl.load_classifier("cells.keras")
-ways = {"calibrated": {}, "as trained": {"calibrated": False}, "eight symmetries": {"symmetry_average": True}}
+ways = {"calibrated": {}, "as trained": {"calibrated": False}, "eight symmetries": {"tta": True}}
 cells = dataset.paths[:4]
 pd.DataFrame({way: classifier.predict(cells, **how)["probability_all"] for way, how in ways.items()}).round(3)
 

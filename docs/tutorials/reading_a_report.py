@@ -70,7 +70,7 @@ reporting.plot_comparison(frame, intervals=ldl.evaluate(predictions))
 # their cell or their group of patients with another side: **0 is what it should be**.
 
 # %%
-columns = ["protocol", "n_train", "n_val", "n_test", "groups_test", "dropped", "crossing_group", "guarantees"]
+columns = ["protocol", "n_train", "n_val", "n_test", "groups_test", "dropped", "leaked_groups", "guarantees"]
 frame.drop_duplicates("protocol")[columns]
 
 # %% [markdown]

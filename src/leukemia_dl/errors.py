@@ -25,7 +25,7 @@ __all__ = [
     "UnknownNameError",
     "WeightsError",
     "WorkerError",
-    "unknown_name",
+    "unknown_name_error",
 ]
 
 
@@ -89,7 +89,7 @@ class DamagedRecordError(StoreError):
     """What a trial left is damaged; running the benchmark puts it aside and runs the trial again."""
 
 
-def unknown_name(kind: str, name: object, known: Iterable[str], hint: str = "") -> UnknownNameError:
+def unknown_name_error(kind: str, name: object, known: Iterable[str], hint: str = "") -> UnknownNameError:
     """Return the error for a failed lookup: the near match first, then everything that there is.
 
     Args:

@@ -10,21 +10,11 @@ import hashlib
 import json
 import math
 import numbers
-from functools import cached_property
 from typing import Any
 
 import numpy as np
 
-__all__ = ["CanonicalDict", "canonical_json", "digest", "generator", "named_seed", "plain_number"]
-
-
-class CanonicalDict(dict[str, Any]):
-    """A dictionary that keeps its canonical JSON, for one that is part of ten thousand digests. It must not change."""
-
-    @cached_property
-    def json(self) -> str:
-        """As `canonical_json` returns it."""
-        return canonical_json(dict(self))
+__all__ = ["canonical_json", "digest", "generator", "named_seed", "plain_number"]
 
 
 def canonical_json(value: Any) -> str:
@@ -36,8 +26,6 @@ def canonical_json(value: Any) -> str:
     Raises:
         TypeError: If something in it is not one of these; `float` NaN and infinities are refused too.
     """
-    if isinstance(value, CanonicalDict):
-        return value.json
     return json.dumps(_plain(value), sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
 
 

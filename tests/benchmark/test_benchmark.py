@@ -106,7 +106,7 @@ def test_calibrated_columns_follow_from_the_val_side(finished):
 
 
 def test_nothing_is_calibrated_where_val_is_the_test_side(dataset, tmp_path):
-    bench = ldl.Benchmark(dataset, ["tiny"], recipe=RECIPE, protocol="source_v1", store=tmp_path, baselines=[])
+    bench = ldl.Benchmark(dataset, ["tiny"], recipe=RECIPE, protocol="published_v1", store=tmp_path, baselines=[])
     row = bench.run(executor="in-process", show_progress=False).iloc[0]
     assert np.isfinite(row["val_loss"])
     assert row[["temperature", "loss_calibrated", "brier_calibrated", "ece_calibrated"]].isna().all()

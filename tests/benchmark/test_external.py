@@ -15,7 +15,7 @@ from leukemia_dl.evaluation import apply_temperature, calibration, fit_temperatu
 from leukemia_dl.models import registry
 from leukemia_dl.preprocess import Reinhard
 
-AVERAGED = ldl.Recipe(name="tiny", image_size=32, epochs=1, batch_size=8, symmetry_average=True)
+AVERAGED = ldl.Recipe(name="tiny", image_size=32, epochs=1, batch_size=8, tta=True)
 CLASSES = ("hem", "all")
 P = [f"probability_{name}" for name in CLASSES]
 
@@ -90,9 +90,9 @@ def test_a_row_per_net_and_floor_in_the_columns_of_the_results(finished, results
     own = finished.results()
     assert [name for name in results if name != "test_dataset"] == list(own)
     assert list(results)[list(results).index("test_dataset") - 1] == "dataset"
-    for name in ("backbone", "averaging", "protocol", "fold", "seed", "trial", "n_train", "groups_train", "parameters"):
+    for name in ("backbone", "tta", "protocol", "fold", "seed", "trial", "n_train", "groups_train", "parameters"):
         pd.testing.assert_series_equal(results[name], own[name])
-    assert (results.dtypes[list(own)] == own.dtypes).drop(["crossing_group", "n_val"]).all()
+    assert (results.dtypes[list(own)] == own.dtypes).drop(["leaked_groups", "n_val"]).all()
     assert (results["status"] == "ok").all()
     chosen, _ = known(other)
     assert set(results["n_test"]) == {len(chosen)} == {len(other) - 6}
@@ -100,8 +100,8 @@ def test_a_row_per_net_and_floor_in_the_columns_of_the_results(finished, results
     assert set(results["test_dataset"]) == {"dataframe"}
     assert set(results["dataset"]) == {finished.dataset.info.name}
     assert results["synthetic"].all()
-    assert results[["n_val", "groups_val", "val_loss", "crossing_group", "crossing_same_cell"]].isna().all(axis=None)
-    assert (results["crossing_identical"] == 0).all()
+    assert results[["n_val", "groups_val", "val_loss", "leaked_groups", "leaked_cells"]].isna().all(axis=None)
+    assert (results["leaked_files"] == 0).all()
     assert (results["guarantees"] == "content-disjoint; test-is-not-val").all()
     unfitted = results["flags"].str.contains("temperature stays 1: ")
     assert ((results["temperature"] == 1) == unfitted).all()
@@ -158,13 +158,13 @@ def test_patients_unknown_to_the_benchmark_stay_unknown_elsewhere(dataset, other
 def test_metrics_are_those_of_each_saved_net_by_itself(finished, results, other):
     chosen, truth = known(other)
     codes = np.array([CLASSES.index(name) for name in truth])
-    nets = results[results["backbone"].isin(["tiny", "tiny+symmetries"])]
+    nets = results[results["backbone"].isin(["tiny", "tiny+tta"])]
     assert len(nets) == 8
     assert (nets["temperature"] != 1).any()  # it is 1 where no image of val was called wrongly
     for row in nets.itertuples():
         classifier = ldl.load_classifier(finished.store.root / "trials" / row.trial)
         averaged = row.backbone.endswith("symmetries")
-        predict = {"symmetry_average": averaged, "show_progress": False}
+        predict = {"tta": averaged, "show_progress": False}
         plain = classifier.predict(chosen, calibrated=False, **predict)[P].to_numpy()
         assert row.accuracy == np.mean(plain.argmax(axis=1) == codes)
         assert row.loss == pytest.approx(-np.log(plain[np.arange(len(codes)), codes]).mean(), abs=1e-5)
@@ -217,7 +217,7 @@ def test_the_prediction_frame_is_what_evaluation_takes(finished, predictions, re
         assert found.loc[(name, "accuracy"), "seeds"] == len(rows)
         assert found.loc[(name, "accuracy"), "images"] == len(chosen)
     board = ldl.leaderboard(predictions, results=results, timings=finished.timings()).set_index("backbone")
-    assert set(board.index) == {"tiny", "tiny+symmetries", "majority", "cell_size", "cell_colour"}
+    assert set(board.index) == {"tiny", "tiny+tta", "majority", "cell_size", "cell_colour"}
     assert board.loc["tiny", "trials"] == 4
     assert not board["flags"].str.contains("incomplete|failed").any()
     pairs = ldl.compare(predictions)
@@ -229,7 +229,7 @@ def test_images_that_were_trained_on_are_counted_and_said(small, dataset):
     rows = small.evaluate_on(dataset, show_progress=False)
     count = (dataset.labels >= 0).sum()
     for split in small.splits:
-        assert set(rows["crossing_identical"]) == {len(split.train)}
+        assert set(rows["leaked_files"]) == {len(split.train)}
         first = (
             f"{len(split.train)} of the {count} images are, byte for byte, on the train side; "
             f"{len(split.val)} of the {count} images are, byte for byte, on the val side; "
@@ -348,7 +348,7 @@ def test_a_net_that_is_not_there_is_a_row_that_says_so(dataset, other, tmp_path,
 
 def test_nets_that_were_not_kept(dataset, other, tmp_path):
     bench = ldl.Benchmark(
-        dataset, ["tiny"], recipe=grids.RECIPE, baselines=[], store=tmp_path, save_models=False, protocol="source_v1"
+        dataset, ["tiny"], recipe=grids.RECIPE, baselines=[], store=tmp_path, save_models=False, protocol="published_v1"
     )
     bench.run(executor="in-process", show_progress=False)
     (row,) = bench.evaluate_on(other, MAP, show_progress=False).to_dict("records")
@@ -359,20 +359,20 @@ def test_nets_that_were_not_kept(dataset, other, tmp_path):
 
 def test_nothing_is_calibrated_where_val_was_the_test_side(dataset, other, tmp_path):
     bench = ldl.Benchmark(
-        dataset, ["tiny"], recipe=grids.RECIPE, store=tmp_path, protocol=["official_clean", "source_v1"]
+        dataset, ["tiny"], recipe=grids.RECIPE, store=tmp_path, protocol=["official_clean", "published_v1"]
     )
     bench.run(executor="in-process", show_progress=False)
     frame = bench.evaluate_on(other, MAP, show_progress=False).set_index("protocol")
     assert (frame["status"] == "ok").all()
     calibrated = frame[["temperature", "loss_calibrated", "brier_calibrated", "ece_calibrated"]].notna()
     assert calibrated.loc["official_clean"].all(axis=None)
-    assert not calibrated.loc["source_v1"].any(axis=None)
+    assert not calibrated.loc["published_v1"].any(axis=None)
     # Nets of both protocols on data that neither has seen: what is left then is no leak.
     found = bench.predict_on(other, MAP, show_progress=False)
-    table = ldl.inflation(found, "official_clean", "source_v1").set_index("backbone")
+    table = ldl.inflation(found, "official_clean", "published_v1").set_index("backbone")
     accuracy = frame.set_index("backbone", append=True)["accuracy"]
     for name in ("tiny", "majority", "cell_size", "cell_colour"):
-        expected = accuracy[("source_v1", name)] - accuracy[("official_clean", name)]
+        expected = accuracy[("published_v1", name)] - accuracy[("official_clean", name)]
         assert table.loc[name, "difference"] == pytest.approx(expected)
 
 

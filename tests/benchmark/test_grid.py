@@ -52,7 +52,7 @@ def test_a_plugin_keeps_its_own_version(tmp_path, monkeypatch):
 def test_a_baseline_is_named_by_what_it_uses_only(tmp_path):
     """20.10: `majority` is one trial in a store with two image sizes, recipes and pipelines, not two."""
     first = digests(tmp_path)
-    other = digests(tmp_path, recipe=ldl.Recipe(image_size=64), pipeline=ldl.Pipeline.source_v1)
+    other = digests(tmp_path, recipe=ldl.Recipe(image_size=64), pipeline=ldl.Pipeline.published_v1)
     assert first.pop("cnn") != other.pop("cnn")
     assert first == other
     (trial, *_) = [cell.trial for cell in plan(tmp_path)._grid if cell.spec is None]

@@ -14,8 +14,8 @@ import pandas as pd
 import pytest
 
 import leukemia_dl.benchmark.store as store_module
+from leukemia_dl.atomic import sha256_of_file as sha256_of
 from leukemia_dl.benchmark import maintenance
-from leukemia_dl.benchmark.files import sha256_of
 from leukemia_dl.benchmark.maintenance import (
     delete,
     entries,
@@ -158,13 +158,13 @@ def test_what_is_wrong_with_a_record_is_said(store, harm, says):
 
 def test_a_record_that_is_replaced_at_that_moment_is_not_damaged(store, monkeypatch):
     wrong = ["0" * 64]
-    monkeypatch.setattr(store_module, "sha256_of", lambda path: wrong.pop() if wrong else sha256_of(path))
+    monkeypatch.setattr(store_module, "sha256_of_file", lambda path: wrong.pop() if wrong else sha256_of(path))
     assert verify(store) == {}
     assert wrong == []
 
 
 def test_a_record_whose_writer_was_killed_while_replacing_it_is_kept(store):
-    old = age(store.folder(TRIAL).rename(store.trials / f".{TRIAL.folder}-01234567-old"))
+    old = age(store.folder(TRIAL).rename(store.trials / f".{TRIAL.folder}-01234567.old"))
     assert listed(store) == set()
     store.create()
     assert store.read(TRIAL) is not None

@@ -82,15 +82,15 @@ def test_a_builder_that_fails_is_a_row_and_hides_no_other(dataset, tmp_path):
 
 
 def test_averaged_predictions_are_a_row_of_their_own(dataset, tmp_path):
-    recipe = dataclasses.replace(RECIPE, symmetry_average=True)
+    recipe = dataclasses.replace(RECIPE, tta=True)
     bench = ldl.Benchmark(dataset, ["tiny"], recipe=recipe, baselines=["majority"], store=tmp_path)
     frame = bench.run(executor="in-process", show_progress=False)
-    assert list(frame["backbone"]) == ["tiny", "tiny+symmetries", "majority"]
-    assert list(frame["averaging"].fillna("")) == ["none", "8 symmetries", ""]
+    assert list(frame["backbone"]) == ["tiny", "tiny+tta", "majority"]
+    assert list(frame["tta"].fillna("")) == ["none", "8 symmetries", ""]
     assert frame["trial"].nunique() == 2
     predictions = bench.predictions()
     classifier = ldl.load_classifier(tmp_path / "trials" / frame["trial"].iloc[0])
-    for name, averaged in (("tiny", False), ("tiny+symmetries", True)):
+    for name, averaged in (("tiny", False), ("tiny+tta", True)):
         part = predictions.query("backbone == @name and side == 'test'")
         row = frame.set_index("backbone").loc[name]
         labels = (part["label"] == "all").to_numpy(int)
@@ -98,10 +98,10 @@ def test_averaged_predictions_are_a_row_of_their_own(dataset, tmp_path):
         assert row["accuracy"] == metrics["accuracy"]
         assert row["loss"] == pytest.approx(metrics["loss"], rel=1e-9)
         images = bench.dataset.subset(bench.dataset.table["sample"].isin(part["sample"]).to_numpy())
-        again = classifier.predict(images, calibrated=False, symmetry_average=averaged, show_progress=False)
+        again = classifier.predict(images, calibrated=False, tta=averaged, show_progress=False)
         known = part.set_index("sample")["probability_all"].loc[again["sample"]]
         np.testing.assert_allclose(again["probability_all"], known, atol=1e-5)
-    kinds = [predictions.query("backbone == @name")["probability_all"] for name in ("tiny", "tiny+symmetries")]
+    kinds = [predictions.query("backbone == @name")["probability_all"] for name in ("tiny", "tiny+tta")]
     assert not np.allclose(*kinds)
     # The averaged prediction does not change if images are turned: that is what it is for.
     pixels = images.to_numpy(ldl.Pipeline.default(32, canvas=450), show_progress=False)
@@ -112,9 +112,9 @@ def test_averaged_predictions_are_a_row_of_their_own(dataset, tmp_path):
     # Its calibrated loss is that of what `predict` returns.
     test = predictions.query("side == 'test'")["sample"].unique()
     part = bench.dataset.subset(bench.dataset.table["sample"].isin(test).to_numpy())
-    probabilities = classifier.predict(part, symmetry_average=True, show_progress=False)
+    probabilities = classifier.predict(part, tta=True, show_progress=False)
     calibrated = score(part.labels, probabilities[["probability_hem", "probability_all"]].to_numpy())
-    row = frame.set_index("backbone").loc["tiny+symmetries"]
+    row = frame.set_index("backbone").loc["tiny+tta"]
     assert row["loss_calibrated"] == pytest.approx(calibrated["loss"], rel=1e-5)
     assert row["temperature"] == classifier.temperature
     # A second look finds both rows in the store.
@@ -175,7 +175,7 @@ def test_a_linear_probe_takes_its_temperature_from_inner_folds(dataset, tmp_path
 
 
 def test_what_is_replaced_is_on_the_row(dataset, tmp_path):
-    recipe = dataclasses.replace(RECIPE, weights="imagenet", without_weights={"epochs": 1, "batch_size": 4})
+    recipe = dataclasses.replace(RECIPE, weights="imagenet", if_no_weights={"epochs": 1, "batch_size": 4})
     bench = ldl.Benchmark(dataset, ["own"], recipe=recipe, baselines=[], store=tmp_path)
     row = bench.run(executor="in-process", show_progress=False).iloc[0]
     assert (row["weights"], row["epochs"], row["batch_size"]) == ("random", 1, 4)
@@ -217,11 +217,11 @@ def test_a_killed_benchmark_goes_on_from_its_last_epoch_to_the_same_table(datase
     assert results[0] == results[1]
 
 
-def test_source_v1_follows_its_published_habit_and_says_so(dataset, tmp_path, weights):
+def test_published_v1_follows_its_published_habit_and_says_so(dataset, tmp_path, weights):
     """Sigmoid, flat head, pixels / 255, a test side that is the one watched; so nothing may be fitted to it."""
-    recipe = ldl.Recipe.preset("source_v1", image_size=32, head_epochs=2, without_weights={"epochs": 1})
+    recipe = ldl.Recipe.preset("published_v1", image_size=32, head_epochs=2, if_no_weights={"epochs": 1})
     bench = ldl.Benchmark(
-        dataset, ["source_cnn"], recipe=recipe, protocol="source_v1", baselines=[], store=tmp_path / "cnn"
+        dataset, ["published_cnn"], recipe=recipe, protocol="published_v1", baselines=[], store=tmp_path / "cnn"
     )
     row = bench.run(executor="in-process", show_progress=False).iloc[0]
     assert (row["status"], row["weights"], row["epochs"]) == ("ok", "random", 1)
@@ -236,7 +236,7 @@ def test_source_v1_follows_its_published_habit_and_says_so(dataset, tmp_path, we
     # With weights in a file: the head alone, on the published net of another backbone.
     frozen = dataclasses.replace(recipe, weights=weights)
     bench = ldl.Benchmark(
-        dataset, ["tiny"], recipe=frozen, protocol="source_v1", baselines=[], store=tmp_path / "frozen"
+        dataset, ["tiny"], recipe=frozen, protocol="published_v1", baselines=[], store=tmp_path / "frozen"
     )
     row = bench.run(executor="in-process", show_progress=False).iloc[0]
     assert (row["status"], row["epochs"]) == ("ok", 2)

@@ -59,7 +59,7 @@ def test_images_in_memory_are_benchmarked_and_predicted(dataset: Dataset, tmp_pa
     frame = bench.run(executor="in-process", show_progress=False)
     assert frame["status"].isin(["ok", "not_applicable"]).all()
     assert frame.set_index("backbone").loc["cnn", "status"] == "ok"
-    assert frame["crossing_group"].tolist() == [0] * len(frame)
+    assert frame["leaked_groups"].tolist() == [0] * len(frame)
     classifier = load_classifier(tmp_path / "s")
     from_rows, from_arrays = classifier.predict(dataset), classifier.predict(IMAGES)
     np.testing.assert_allclose(from_rows["probability_all"], from_arrays["probability_all"], atol=1e-6)

@@ -57,7 +57,7 @@ def test_the_file_alone_repeats_the_run(dataset, tmp_path):
         {"protocol": "preliminary"},
         {"n_folds": 3, "protocol": ["kfold", "random"], "allow_leakage": True},
         {"pipeline": ldl.Pipeline.default(32, canvas=450).then(ldl.preprocess.Reinhard())},
-        {"recipe": ldl.Recipe.preset("finetune", image_size="native", weights=None, without_weights={"epochs": 1})},
+        {"recipe": ldl.Recipe.preset("finetune", image_size="native", weights=None, if_no_weights={"epochs": 1})},
         {"callbacks": "leukemia_dl.training.callbacks:tensorboard"},
         {"callbacks": ldl.training.callbacks.tensorboard},
         {"device": "cpu", "seeds": range(2)},
@@ -79,7 +79,7 @@ def test_what_a_benchmark_can_be_given_comes_back(dataset, tmp_path, settings):
 def test_numbers_of_numpy_are_those_of_python(dataset, tmp_path):
     def made(whole, real, array):
         changes = {"epochs": whole(2), "image_size": whole(32), "learning_rate": real(0.002), "rotation": real(8)}
-        recipe = grids.RECIPE.changed(**changes, without_weights={"epochs": whole(1)})
+        recipe = grids.RECIPE.changed(**changes, if_no_weights={"epochs": whole(1)})
         numbers = {"folds": array([0, 1]), "seeds": array([0, 3]), "threads": whole(1)}
         return bench(dataset, tmp_path / "s", recipe=recipe, protocol="kfold", **numbers)
 

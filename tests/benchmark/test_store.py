@@ -15,8 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import leukemia_dl.benchmark.store as store_module
+from leukemia_dl.atomic import sha256_of_file as sha256_of
 from leukemia_dl.benchmark import files
-from leukemia_dl.benchmark.files import read_sums, sha256_of
+from leukemia_dl.benchmark.files import read_sums
 from leukemia_dl.benchmark.store import Store
 from leukemia_dl.benchmark.trial import Record, Trial
 from leukemia_dl.errors import DamagedRecordError, StoreError
@@ -99,7 +100,7 @@ def test_a_record_that_cannot_be_replaced_stays(store, monkeypatch):
     real = type(store.root).replace
 
     def fails(path, target):
-        if path.name.startswith(".") and not path.name.endswith("-old"):
+        if path.name.startswith(".") and not path.name.endswith(".old"):
             raise OSError(errno.EIO, "Input/output error")
         return real(path, target)
 
@@ -112,7 +113,7 @@ def test_a_record_that_cannot_be_replaced_stays(store, monkeypatch):
 
 def test_a_writer_killed_between_the_two_moves_loses_nothing(store):
     folder = store.write(RECORD)
-    old = folder.rename(store.trials / f".{TRIAL.folder}-01234567-old")
+    old = folder.rename(store.trials / f".{TRIAL.folder}-01234567.old")
     assert store.read(TRIAL) is None
     store.create()
     assert store.read(TRIAL).metrics["accuracy"] == RECORD.metrics["accuracy"]
@@ -189,7 +190,7 @@ def test_what_is_whole_comes_back_from_quarantine(store):
 
 @pytest.mark.parametrize(
     "change", [{"metrics": {}}, {"exception": 5}, {"timings": {"seconds": "x"}}, {"row": {"n_train": "x"}},
-               {"metrics_averaged": {"loss": "x"}}]
+               {"metrics_tta": {"loss": "x"}}]
 )  # fmt: skip
 def test_a_record_that_no_table_could_hold_is_damaged(store, change):
     rewrite(store.write(RECORD), change)
@@ -330,7 +331,7 @@ def test_predictions_that_unpack_to_gigabytes_are_not_unpacked(store, monkeypatc
     """20.39: the unpacked size of predictions is bounded by the number of samples that the record counts."""
     monkeypatch.setattr(store_module, "_LOOKS", 1)
     folder = store.write(RECORD)
-    arrays = {name: getattr(RECORD, name) for name in ("sides", "samples", "labels", "averaged")}
+    arrays = {name: getattr(RECORD, name) for name in ("sides", "samples", "labels", "tta")}
     np.savez_compressed(folder / "probabilities.npz", probabilities=np.zeros((3_000_000, 1)), **arrays)
     rewrite(folder, {})
     with pytest.raises(DamagedRecordError, match=r"unpacks to 24,000,\d+ bytes, too many for 0 samples"):

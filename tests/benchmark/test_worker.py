@@ -13,7 +13,7 @@ from command import FAST, SIZES
 from leukemia_dl.benchmark.runner import Task
 from leukemia_dl.benchmark.worker import packed_task, prepare_elsewhere
 from leukemia_dl.errors import BackendError, SettingsError
-from leukemia_dl.training import Compute
+from leukemia_dl.training import ComputeConfig
 
 
 def test_a_backbone_of_a_script_is_one_for_all_its_tasks(synthetic_root, tmp_path):
@@ -42,9 +42,9 @@ def test_a_child_that_prints_breaks_no_answer(tmp_path, monkeypatch):
     """20.28: lines that a module prints when a process starts are no part of its answer."""
     (tmp_path / "sitecustomize.py").write_text("print('welcome', flush=True)")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
-    prepare_elsewhere("float32", Compute("cpu"))
+    prepare_elsewhere("float32", ComputeConfig("cpu"))
     with pytest.raises(SettingsError, match="mixed_bfloat16"):
-        prepare_elsewhere("mixed_bfloat16", Compute("cpu"))
+        prepare_elsewhere("mixed_bfloat16", ComputeConfig("cpu"))
 
 
 @pytest.mark.parametrize("end", ["import os; os._exit(0)", "import os; os._exit(3)", "raise SystemError('no luck')"])
@@ -55,4 +55,4 @@ def test_a_child_without_an_answer_is_an_error(tmp_path, monkeypatch, end):
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
     with pytest.raises(BackendError, match=r"ended with status \d and no answer: .*leukemia-dl doctor"):
-        prepare_elsewhere("float32", Compute("cpu"))
+        prepare_elsewhere("float32", ComputeConfig("cpu"))

@@ -74,10 +74,10 @@ def test_a_class_is_left_out(tmp_path, write_image):
 def test_options_of_the_data_set(tmp_path, write_image):
     for number in range(20):
         write_image(tmp_path / ("hem" if number % 2 else "all") / f"{number}.png", number, 32)
-    answer = run(tmp_path, "--option", "class_names=hem,all")
+    answer = run(tmp_path, "--dataset-option", "class_names=hem,all")
     assert answer.returncode == 0
     assert "classes hem, all" in answer.stdout
-    answer = run(tmp_path, "--option", "colour=red")
+    answer = run(tmp_path, "--dataset-option", "colour=red")
     assert answer.returncode == 1
     assert "no option 'colour'" in answer.stderr
 

@@ -113,7 +113,7 @@ def test_the_lists_and_the_doctor(tmp_path):
             'its name as "module:function" or a list of callbacks',
         ),
         (["--recipe", "linear_probe", "-s", "select_epoch=maybe"], "select_epoch must be True or False"),
-        (["-o", "root=x"], "--option root=... is given as --root"),
+        (["-o", "root=x"], "--dataset-option root=... is given as --root"),
         (["-o", "workers=-1"], "workers must be a whole number"),
         (["-o", "images=1000000000"], "`images` must be at most 100,000"),
         (["--dataset", "folder", "--root", "x" * 300], "File name too long"),
@@ -132,7 +132,7 @@ def test_the_lists_and_the_doctor(tmp_path):
         (["--time-limit", "0", *SIZES, *FAST], "time_limit must be seconds above 0"),
         (["mine.toml"], "mine.toml cannot be read: No such file or directory"),
         (["mine.toml", "--seeds", "0"], "--seeds is said by the file mine.toml: change it there"),
-        (["mine.toml", "-o", "subjects=3", "--plan"], "--option is said by the file mine.toml"),
+        (["mine.toml", "-o", "subjects=3", "--plan"], "--dataset-option is said by the file mine.toml"),
         (["runs/first"], "SETTINGS is a .toml file, such as the settings.toml of a store. Received: 'runs/first'"),
     ],
 )
@@ -345,7 +345,7 @@ def test_preview_draws_a_contact_sheet(synthetic_root, tmp_path):
 
 def test_a_printed_recipe_is_a_file_to_change_and_run(synthetic_root, tmp_path):
     listed = run("recipes").stdout
-    for name in ("finetune", "from_scratch", "linear_probe", "quick", "source_v1"):
+    for name in ("finetune", "from_scratch", "linear_probe", "quick", "published_v1"):
         assert name in listed
     text = run("recipes", "quick").stdout
     (tmp_path / "mine.toml").write_text(text + 'callbacks = "beside:make"\n')
@@ -362,7 +362,7 @@ def test_a_printed_recipe_is_a_file_to_change_and_run(synthetic_root, tmp_path):
     image = next(synthetic_root.rglob("*.bmp"))
     frames = [
         pd.read_csv(io.StringIO(run("predict", "store", image, *flags, cwd=tmp_path).stdout))
-        for flags in ([], ["--uncalibrated"], ["--symmetries"])
+        for flags in ([], ["--uncalibrated"], ["--tta"])
     ]
     calibrated, uncalibrated, averaged = (frame["probability_all"].iloc[0] for frame in frames)
     assert calibrated == uncalibrated  # val has too few patients for a temperature

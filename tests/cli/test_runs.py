@@ -114,7 +114,7 @@ def test_show_a_failure(store):
 
 
 def test_show_averaged_predictions_beside(store):
-    store.write(dataclasses.replace(RECORD, metrics_averaged={"accuracy": 1.0, "loss": 0.5}))
+    store.write(dataclasses.replace(RECORD, metrics_tta={"accuracy": 1.0, "loss": 0.5}))
     rows = rows_of(run("show", store.root, "cnn"))
     assert rows[:2] == [["accuracy", "0.8125", "1.0000"], ["loss", "0.2500", "0.5000"]]
 

@@ -134,7 +134,7 @@ def test_what_is_no_path_is_named() -> None:
 
 @pytest.mark.parametrize("canvas", [0, -450, 450.0, True, "450", 4_473])
 def test_a_canvas_is_a_side_in_pixels(tmp_path: Path, canvas: object) -> None:
-    message = rf"A data set's canvas needs a size in pixels, an int from 1 to 4,472. Received: size={canvas!r}"
+    message = rf"size must be a whole number from 1 to 4,472. Received: size={canvas!r}"
     for make in (
         lambda: DatasetInfo("cells", "Cells", "none", "nobody", canvas=canvas),
         lambda: Dataset.from_folder(tmp_path, canvas=canvas),

@@ -57,8 +57,8 @@ def test_where_nothing_crosses_official_holds_all_guarantees() -> None:
         assert split.dropped == 0
 
 
-def test_source_v1_tests_on_what_it_watches_and_says_so() -> None:
-    split = make_splits(with_folds(cohort({"a": [2] * 9, "b": [2] * 9})), "source_v1")[0]
+def test_published_v1_tests_on_what_it_watches_and_says_so() -> None:
+    split = make_splits(with_folds(cohort({"a": [2] * 9, "b": [2] * 9})), "published_v1")[0]
     np.testing.assert_array_equal(split.val, split.test)
     assert "test-is-not-val" not in split.guarantees
     assert split.flags[0] == "val is test"
@@ -88,7 +88,7 @@ def test_all_official_folds_unless_the_data_set_names_one() -> None:
     """20.11: of anybody's folds 0 to 4, `[2]` was tested, because published results of C-NMC 2019 test fold 2."""
     dataset = with_folds(cohort({"a": [2] * 25, "b": [2] * 25}), folds=5)
     other = Dataset(dataset.table, dataset.class_names, replace(INFO, test_fold=None))
-    for protocol in (None, "official", "official_clean", "source_v1"):
+    for protocol in (None, "official", "official_clean", "published_v1"):
         assert [split.fold for split in make_splits(other, protocol)] == [0, 1, 2, 3, 4]
         assert [split.fold for split in make_splits(dataset, protocol)] == [2]
     assert [source.INFO.test_fold for source in (c_nmc_2019, synthetic, csv_file, folder)] == [2, 2, None, None]
@@ -222,7 +222,7 @@ def test_preliminary_and_final_stay_out_of_everything_else() -> None:
     split = np.select([number < 9, number < 12], ["train", "preliminary"], "final")
     dataset = Dataset(dataset.table.assign(split=split), ("a", "b"), INFO)
     outside = set(np.flatnonzero(number >= 9))
-    for protocol in ("official", "official_clean", "source_v1", "kfold", "holdout", "random"):
+    for protocol in ("official", "official_clean", "published_v1", "kfold", "holdout", "random"):
         for one in make_splits(dataset, protocol, allow_leakage=True):
             assert not outside & set(np.concatenate([one.train, one.val, one.test])), protocol
     one = make_splits(dataset, "preliminary")[0]
@@ -295,4 +295,4 @@ def test_patients_that_are_known_are_kept_apart_although_others_are_not() -> Non
     split = make_splits(Dataset(table, dataset.class_names, INFO), "fixed")[0]
     train, val = (set(table["subject"].iloc[side].dropna()) for side in (split.train, split.val))
     assert not train & val
-    assert split.crossing["group"] is None
+    assert split.leaked["groups"] is None

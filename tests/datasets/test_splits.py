@@ -110,9 +110,9 @@ def test_a_cell_that_is_there_twice_joins_its_groups_and_is_counted() -> None:
         for split in make_splits(dataset, protocol):
             sides = {side for side in SIDES for row in getattr(split, side) if table["sample"][row] in same}
             assert len(sides) == 1
-            assert dict(split.crossing) == {"identical": 0, "same_cell": 0, "group": 0}
+            assert dict(split.leaked) == {"files": 0, "cells": 0, "groups": 0}
     official = make_splits(with_folds(dataset), "official", folds="all")
-    assert [split.crossing["same_cell"] for split in official] == [2, 2, 2], "the one on the test side is not counted"
+    assert [split.leaked["cells"] for split in official] == [2, 2, 2], "the one on the test side is not counted"
 
 
 def test_seeds_draw_different_splits() -> None:
@@ -164,7 +164,7 @@ def test_a_forged_split_is_noticed() -> None:
         splits._checked(pool, replace(draft, train=np.append(train, moved), val=np.setdiff1d(val, moved)))
     shared = replace(draft, train=np.append(train, moved), val=np.setdiff1d(val, moved), promised=())
     found = splits._checked(pool, shared)
-    assert found.crossing["group"] == 1
+    assert found.leaked["groups"] == 1
     assert GROUP_DISJOINT not in found.guarantees
 
 
@@ -194,7 +194,7 @@ def test_official_clean_on_all_of_c_nmc_drops_what_the_facts_say(c_nmc_tree: Pat
     official = make_splits(dataset, "official", folds="all")
     assert ["; ".join(split.flags).count("share their") for split in official] == [2, 2, 2]
     expected = [(72, 90, 229), (22, 172, 353), (94, 262, 1_274)]
-    assert [tuple(split.crossing.values()) for split in official] == expected
+    assert [tuple(split.leaked.values()) for split in official] == expected
     assert "94 images outside the test side share their content with another side" in official[2].flags
     assert "1,274 images outside the test side share their group with another side" in official[2].flags
     kfold = make_splits(dataset, "kfold")

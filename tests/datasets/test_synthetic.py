@@ -128,8 +128,8 @@ class TestCohort:
             ({"preliminary_images": 11}, "at least 12"),
             ({"final_images": 1}, "at least 2"),
             ({"seed": -1}, "at least 0"),
-            ({"images": 360.0}, "must be an int"),
-            ({"seed": True}, "must be an int"),
+            ({"images": 360.0}, "must be a whole number"),
+            ({"seed": True}, "must be a whole number"),
         ],
     )
     def test_settings_are_checked(self, values: dict[str, int], said: str) -> None:

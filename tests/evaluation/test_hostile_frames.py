@@ -15,7 +15,7 @@ FUNCTIONS = {
     "evaluate": evaluation.evaluate,
     "procedure": lambda f: evaluation.evaluate(f, estimand="procedure"),
     "by": lambda f: evaluation.evaluate(f, metrics=["accuracy", "auroc"], by="odd"),
-    "once": lambda f: evaluation.evaluate(f, metrics="accuracy", once=True),
+    "once": lambda f: evaluation.evaluate(f, metrics="accuracy", unique_cells=True),
     "compare": lambda f: evaluation.compare(f, descriptive=["auroc", "loss"]),
     "leaderboard": evaluation.leaderboard,
     "leaderboard, ece": lambda f: evaluation.leaderboard(f, "ece"),

@@ -8,7 +8,7 @@ from scipy import stats
 from scipy.special import expit, logit
 
 from leukemia_dl.errors import DataError, SettingsError
-from leukemia_dl.evaluation import METRICS, count_once, evaluate
+from leukemia_dl.evaluation import METRICS, drop_repeated_cells, evaluate
 from leukemia_dl.evaluation.intervals import Spread, resampling_of
 from leukemia_dl.evaluation.metrics import values
 from leukemia_dl.evaluation.predictions import models_of, tidy
@@ -236,12 +236,12 @@ def test_quartiles_of_a_measure_are_evaluated_by_themselves():
 def test_repeated_cells_count_once_if_asked():
     frame = clustered(SMALL, ["one"], seeds=(0, 1))
     frame["same_cell"] = frame["sample"].map({"s0": "x", "s1": "x", "s7": "y", "s9": "y", "s11": "y"})
-    once = count_once(frame)
+    once = drop_repeated_cells(frame)
     assert len(once) == len(frame) - 6
     assert not once["sample"].isin(["s1", "s9", "s11"]).any()
-    assert one(frame, "accuracy", once=True)["images"] == sum(map(sum, SMALL)) - 3
+    assert one(frame, "accuracy", unique_cells=True)["images"] == sum(map(sum, SMALL)) - 3
     with pytest.raises(DataError, match="need a column same_cell"):
-        count_once(frame.drop(columns="same_cell"))
+        drop_repeated_cells(frame.drop(columns="same_cell"))
 
 
 def test_repeated_cells_count_once_in_each_repeat():
@@ -249,9 +249,9 @@ def test_repeated_cells_count_once_in_each_repeat():
     frame = clustered(SMALL, backbones=("net",))
     frame["same_cell"] = frame["sample"].map({"s0": "x", "s1": "x"})
     twice = pd.concat([frame.assign(repeat=0), frame.assign(repeat=1)])
-    once = count_once(twice)
+    once = drop_repeated_cells(twice)
     assert once.groupby("repeat")["sample"].count().tolist() == [len(frame) - 1] * 2
-    assert one(twice, "accuracy", once=True)["seeds"] == 2
+    assert one(twice, "accuracy", unique_cells=True)["seeds"] == 2
 
 
 def test_of_two_classes_both_are_needed_where_a_metric_weighs_them():

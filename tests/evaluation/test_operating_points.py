@@ -164,9 +164,9 @@ def test_one_target_is_asked_for_and_a_share_out_of_range_is_refused(value):
         with pytest.raises(SettingsError, match="Give one target"):
             operating_points(two_sides(), **both_or_none)
     for name in ("sensitivity", "specificity"):
-        with pytest.raises(SettingsError, match=f"{name} must be a share above 0 and up to 1"):
+        with pytest.raises(SettingsError, match=rf"{name} must be a number in \(0, 1\]"):
             operating_points(two_sides(), **{name: value})
-    with pytest.raises(SettingsError, match="coverages must be a share above 0 and up to 1"):
+    with pytest.raises(SettingsError, match=r"coverages must be a number in \(0, 1\]"):
         accuracy_at_coverage(two_sides(), [0.5, value])
 
 

@@ -72,7 +72,7 @@ def _outcome(cell, labels, classes, random, learned):
     curve = np.linspace(0.5, 0.9, RECIPE.epochs)
     history = pd.DataFrame(
         {
-            "epoch": range(1, RECIPE.epochs + 1), "phase": "all", "loss": 1 - curve / 2, "accuracy": curve,
+            "epoch": range(1, RECIPE.epochs + 1), "phase": "full", "loss": 1 - curve / 2, "accuracy": curve,
             "val_loss": 1.1 - curve / 2, "val_accuracy": curve - 0.1, "seconds": 1.0, "engine": "keras",
         }
     )  # fmt: skip

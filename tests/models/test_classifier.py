@@ -264,7 +264,7 @@ def test_one_or_two_outputs_of_either_kind_give_the_nets_own_probabilities(units
     for one in (made, ldl.load_classifier(made.save(tmp_path / "model.keras"))):
         assert one.outputs == outputs
         np.testing.assert_allclose(one.predict(IMAGES)["probability_all"], values[:, -1], atol=1e-5)
-        views = one.predict(IMAGES, symmetry_average=True)
+        views = one.predict(IMAGES, tta=True)
         np.testing.assert_allclose(views["probability_hem"] + views["probability_all"], 1)
 
 

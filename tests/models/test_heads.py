@@ -14,23 +14,23 @@ IMAGES = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3)).astype("float
 
 
 def published(name):
-    recipe = ldl.Recipe.preset("source_v1").for_backbone(ldl.get_backbone(name))
+    recipe = ldl.Recipe.preset("published_v1").for_backbone(ldl.get_backbone(name))
     model = build_model(ldl.get_backbone(name), recipe.image_size, 2, head=recipe.head_settings, scaling=recipe.scaling)
     return model, split_at_features(model)[1]
 
 
 @pytest.mark.parametrize(
     ("name", "all_weights", "of_the_head"),
-    [("vgg16", 27_823_937, 13_109_249), ("source_cnn", 838_721, 12_801 * 64 + 65)],
+    [("vgg16", 27_823_937, 13_109_249), ("published_cnn", 838_721, 12_801 * 64 + 65)],
 )
-def test_source_v1_has_the_published_number_of_weights(name, all_weights, of_the_head):
+def test_published_v1_has_the_published_number_of_weights(name, all_weights, of_the_head):
     model, head = published(name)
     assert model.count_params() == all_weights
     assert head.count_params() == of_the_head
 
 
-def test_source_cnn_is_the_published_net_layer_by_layer():
-    model, _ = published("source_cnn")
+def test_published_cnn_is_the_published_net_layer_by_layer():
+    model, _ = published("published_cnn")
     layers = keras.layers
     theirs = keras.Sequential(
         [

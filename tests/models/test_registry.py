@@ -14,7 +14,7 @@ def _forget_registered(monkeypatch):
 
 
 def test_the_built_in_ones_are_there_in_order():
-    assert ldl.list_backbones() == ["cnn", "inception_v3", "resnet50", "source_cnn", "vgg16", "xception"]
+    assert ldl.list_backbones() == ["cnn", "inception_v3", "published_cnn", "resnet50", "vgg16", "xception"]
     table = ldl.backbone_table()
     assert list(table["backbone"]) == ldl.list_backbones()
     assert (table["plugin"] == "leukemia-dl").all()

@@ -68,7 +68,7 @@ def test_digest_changes_with_every_parameter() -> None:
         Pipeline.default(96),
         Pipeline((CenterOnCanvas(450), Resize(96, "bilinear"))),
         Pipeline((Resize(96), CenterOnCanvas(450))),
-        Pipeline.source_v1(),
+        Pipeline.published_v1(),
         Pipeline.decode_only(),
         Pipeline((CropToCell(0.1), Resize(96))),
         Pipeline((CropToCell(0.2), Resize(96))),
@@ -215,8 +215,13 @@ def test_presets() -> None:
         "Pipeline(steps=(CenterOnCanvas(size=450), Resize(size=96, method='lanczos')))"
     )
     assert Pipeline.default(96).steps == (PadToSquare(), Resize(96))
-    assert Pipeline.source_v1().steps == (Resize(180, "bilinear"),)
-    sizes = [Pipeline.default(96, canvas=450), Pipeline.source_v1(), Pipeline.decode_only(), Pipeline((PadToSquare(),))]
+    assert Pipeline.published_v1().steps == (Resize(180, "bilinear"),)
+    sizes = [
+        Pipeline.default(96, canvas=450),
+        Pipeline.published_v1(),
+        Pipeline.decode_only(),
+        Pipeline((PadToSquare(),)),
+    ]
     assert [pipeline.output_size for pipeline in sizes] == [96, 180, None, None]
     assert Pipeline((CenterOnCanvas(20), PadToSquare())).output_size == 20
 

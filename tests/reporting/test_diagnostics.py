@@ -133,7 +133,7 @@ def test_axes_that_are_given_are_drawn_on():
 
 
 def test_averaged_predictions_are_no_backbones_of_their_own():
-    averaged = FRAME.assign(kind="averaged", backbone=FRAME["backbone"] + "+symmetries")
+    averaged = FRAME.assign(kind="tta", backbone=FRAME["backbone"] + "+tta")
     assert titles(plot_roc(pd.concat([FRAME, averaged]))) == ["one", "other"]
 
 

@@ -86,7 +86,7 @@ def test_learning_curves_draw_train_and_validation_of_every_trial():
 
 
 def test_where_the_first_phase_ends_is_a_dotted_line():
-    phases = HISTORY.assign(phase=["head", "all", "all", "all"])
+    phases = HISTORY.assign(phase=["head", "full", "full", "full"])
     figure = plot_learning_curves(phases)
     for column, expected in ((0, [1.5]), (1, [])):
         for row in (0, 1):

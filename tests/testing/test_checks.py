@@ -23,7 +23,7 @@ def specs(*names):
     return [ldl.get_backbone(name) for name in names]
 
 
-@parametrize_with_checks(specs("cnn", "resnet50", "source_cnn", "vgg16"))
+@parametrize_with_checks(specs("cnn", "published_cnn", "resnet50", "vgg16"))
 def test_a_builtin_backbone(spec, check):
     keras.utils.clear_session()
     check(spec)

@@ -33,7 +33,7 @@ def test_a_factory_is_called_for_each_phase_and_its_callbacks_see_validation(tmp
         return [keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, seen: logs.append((epoch, dict(seen))))]
 
     result = train(callbacks=factory, folder=tmp_path)
-    assert contexts == [FitContext("small", RECIPE, 7, phase, tmp_path) for phase in ("head", "all")]
+    assert contexts == [FitContext("small", RECIPE, 7, phase, tmp_path) for phase in ("head", "full")]
     assert [epoch for epoch, _ in logs] == [0, 0, 1]
     columns = ["loss", "accuracy", "val_loss", "val_accuracy"]
     seen = pd.DataFrame([row for _, row in logs])[columns]
@@ -49,7 +49,7 @@ def test_the_recipe_may_name_its_callbacks(tmp_path, monkeypatch):
     fit(SMALL, *TRAIN, 2, recipe)
     import named_callbacks
 
-    assert [context.phase for context in named_callbacks.seen] == ["head", "all"]
+    assert [context.phase for context in named_callbacks.seen] == ["head", "full"]
 
 
 def test_a_callback_may_stop_a_fit_and_what_is_left_is_a_whole_model():
@@ -57,7 +57,7 @@ def test_a_callback_may_stop_a_fit_and_what_is_left_is_a_whole_model():
         def on_epoch_end(self, epoch, logs=None):
             self.model.stop_training = True
 
-    recipe = Recipe(image_size=32, epochs=5, batch_size=8, average=0.9)
+    recipe = Recipe(image_size=32, epochs=5, batch_size=8, ema_momentum=0.9)
     result = fit(SMALL, *TRAIN, 2, recipe, validation=VALIDATION, callbacks=lambda context: [Stop()])
     assert list(result.history["epoch"]) == [1]
     assert result.stopped
@@ -70,7 +70,7 @@ def test_a_fit_whose_head_phase_was_stopped_counts_as_stopped():
     patient = keras.callbacks.EarlyStopping("val_loss", patience=0, min_delta=100.0)
     recipe = dataclasses.replace(RECIPE, head_epochs=4, epochs=1)
     result = fit(SMALL, *TRAIN, 2, recipe, validation=VALIDATION, callbacks=[patient])
-    assert result.history["phase"].tolist() == ["head", "head", "all"]
+    assert result.history["phase"].tolist() == ["head", "head", "full"]
     assert result.stopped
     assert result.notes[0] == "stopped by a callback: 3 of 5 epochs"
 
@@ -123,7 +123,7 @@ def test_callbacks_that_work(name, tmp_path, recwarn):
     if name == "TensorBoard":
         pytest.importorskip("tensorboard")
     result = train(callbacks=list(WORKING[name](tmp_path)))
-    assert result.history["phase"].tolist() == ["head", "all", "all"]
+    assert result.history["phase"].tolist() == ["head", "full", "full"]
     assert not result.stopped
     assert not [
         str(w.message) for w in recwarn if issubclass(w.category, UserWarning) and "Remote" not in str(w.message)
@@ -138,7 +138,7 @@ def test_callbacks_that_work(name, tmp_path, recwarn):
 def test_callbacks_that_are_refused_before_the_first_epoch(name, tmp_path):
     """20.24: `ModelCheckpoint("x.keras")` was a RecursionError; others failed when they acted, or did nothing."""
     epochs = []
-    made = {"head": [], "all": [REFUSED[name](tmp_path)]}  # the second phase's too, before the first is trained
+    made = {"head": [], "full": [REFUSED[name](tmp_path)]}  # the second phase's too, before the first is trained
     with pytest.raises(SettingsError, match=rf"keras\.callbacks\.{name} cannot be used in a fit: .{{20}}"):
         train(callbacks=lambda context: made[context.phase], on_epoch=lambda *epoch: epochs.append(epoch))
     assert not epochs
@@ -167,7 +167,7 @@ def test_weights_that_a_callback_puts_back_are_the_result():
         best = keras.callbacks.EarlyStopping("val_loss", patience=9, restore_best_weights=True)
         return [best, Remember()]
 
-    recipe = Recipe(image_size=32, epochs=4, batch_size=8, average=0.9, learning_rate=0.02)
+    recipe = Recipe(image_size=32, epochs=4, batch_size=8, ema_momentum=0.9, learning_rate=0.02)
     result = fit(SMALL, *TRAIN, 2, recipe, validation=VALIDATION, callbacks=factory, seed=3)
     best = min(range(4), key=lambda epoch: seen[epoch][0])
     np.testing.assert_array_equal(result.model.get_layer("logits").get_weights()[0], seen[best][1])
@@ -215,7 +215,7 @@ def test_what_is_not_installed_is_said(monkeypatch, tmp_path):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     for name in ("tensorboard", "mlflow"):
         with pytest.raises(SettingsError, match=rf"pip install 'leukemia-dl\[{name}\]'"):
-            getattr(module, name)(FitContext("small", RECIPE, 0, "all", tmp_path))
+            getattr(module, name)(FitContext("small", RECIPE, 0, "full", tmp_path))
 
 
 def test_tensorboard_writes_below_the_folder(tmp_path):
@@ -226,7 +226,7 @@ def test_tensorboard_writes_below_the_folder(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     found = []
-    for phase in ("head", "all"):
+    for phase in ("head", "full"):
         events = EventAccumulator(str(tmp_path / "tensorboard" / phase / "train"), size_guidance={"tensors": 0})
         events.Reload()
         found += [float(keras.ops.convert_to_numpy(_value(e))) for e in events.Tensors("epoch_loss")]
@@ -248,7 +248,7 @@ def test_mlflow_keeps_settings_and_epochs_in_a_local_store(tmp_path, monkeypatch
     assert mlflow.active_run() is None
     client = mlflow.MlflowClient()
     runs = sorted(client.search_runs([experiment]), key=lambda run: run.info.start_time)
-    assert [run.info.run_name for run in runs] == ["small 7 head", "small 7 all"]
+    assert [run.info.run_name for run in runs] == ["small 7 head", "small 7 full"]
     assert [run.info.status for run in runs] == ["FINISHED", "FINISHED"]
     for run in runs:
         assert run.data.params["backbone"] == "small"

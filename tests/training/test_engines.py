@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from discs import IMAGES, LABELS, SMALL, counting
 from leukemia_dl.cli import app
 from leukemia_dl.errors import BackendError, SettingsError
-from leukemia_dl.training import Compute, Nets, Recipe, Subset, fit
+from leukemia_dl.training import ComputeConfig, Nets, Recipe, Subset, fit
 from leukemia_dl.training.backends import Device
 from leukemia_dl.training.engines import KerasFit, choose_engine
 
@@ -23,7 +23,7 @@ VALIDATION = (IMAGES[40:], LABELS[40:])
 SETTINGS = {
     "all": {},
     "everything": {
-        "rotation": 20.0, "average": 0.9, "class_balance": "weights", "label_smoothing": 0.1, "batch_size": 12,
+        "rotation": 20.0, "ema_momentum": 0.9, "class_balance": "weights", "label_smoothing": 0.1, "batch_size": 12,
     },
     "drawn in equal numbers": {"class_balance": "batches", "stain": 0.2},
     "head": {"head_epochs": 3, "epochs": 0},
@@ -32,7 +32,7 @@ SETTINGS = {
 
 
 def trained(engine, recipe=QUICK, rows=40, seed=1, **settings):
-    compute = Compute(engine=engine)
+    compute = ComputeConfig(engine=engine)
     images = Subset(IMAGES, np.arange(rows))
     return fit(SMALL, images, LABELS[:rows], 2, recipe, seed=seed, validation=VALIDATION, compute=compute, **settings)
 
@@ -87,7 +87,7 @@ def test_images_are_copied_to_the_device_once(monkeypatch):
     nets, fixed = Nets(), IMAGES.copy()
     fixed.flags.writeable = False  # what may be changed is copied for each fit
     for rows in (40, 32, 40):
-        compute = Compute(engine="scan")
+        compute = ComputeConfig(engine="scan")
         fit(SMALL, Subset(fixed, np.arange(rows)), LABELS[:rows], 2, QUICK, nets=nets, compute=compute)
     assert sent == [True, False, False]
 
@@ -133,7 +133,7 @@ def test_a_killed_fit_goes_on_to_the_same_bits(tmp_path):
     def stop(epoch, row):
         raise KeyboardInterrupt
 
-    recipe = dataclasses.replace(QUICK, epochs=3, average=0.9)
+    recipe = dataclasses.replace(QUICK, epochs=3, ema_momentum=0.9)
     with pytest.raises(KeyboardInterrupt):
         trained("scan", recipe, checkpoints=tmp_path, on_epoch=stop)
     heard = []
@@ -169,7 +169,7 @@ def test_one_trace_serves_folds_of_any_length_and_all_seeds():
     recipe = dataclasses.replace(QUICK, epochs=3)
     nets, counts = Nets(), []
     for rows in (40, 32):
-        compute = Compute(engine="scan")
+        compute = ComputeConfig(engine="scan")
         before = len(traced)
         fit(spec, Subset(IMAGES, np.arange(rows)), LABELS[:rows], 2, recipe, nets=nets, compute=compute)
         counts.append(len(traced) - before)
@@ -184,7 +184,7 @@ def test_auto_takes_the_scan_for_heads_and_for_jax_on_a_gpu(monkeypatch):
     monkeypatch.setattr(engines, "fits_on_device", lambda images: len(images) < 100)
     few, many = IMAGES[:4], np.zeros((100, 2, 2, 3), np.uint8)
 
-    def chosen(asked="auto", device=gpu, images=few, phase="all", callbacks=()):
+    def chosen(asked="auto", device=gpu, images=few, phase="full", callbacks=()):
         return choose_engine(asked, device, images, phase, callbacks).name
 
     assert chosen() == "scan"
@@ -199,7 +199,7 @@ def test_auto_takes_the_scan_for_heads_and_for_jax_on_a_gpu(monkeypatch):
     monkeypatch.setattr(engines, "_HEAD_BYTES", 1)
     assert chosen(device=dataclasses.replace(gpu, kind="cpu"), phase="head") == "keras"
     assert chosen(device=dataclasses.replace(gpu, backend="torch"), phase="head") == "keras"
-    assert choose_engine("keras", gpu, few, "all") == KerasFit()
+    assert choose_engine("keras", gpu, few, "full") == KerasFit()
 
 
 @pytest.mark.parametrize(
@@ -214,7 +214,7 @@ def test_auto_takes_the_scan_for_heads_and_for_jax_on_a_gpu(monkeypatch):
 )
 def test_values_that_are_not_allowed_are_named(settings, message):
     with pytest.raises(SettingsError, match=message):
-        Compute(**settings)
+        ComputeConfig(**settings)
 
 
 @not_on_torch
@@ -228,7 +228,7 @@ def test_a_fold_that_is_smaller_than_a_batch_has_a_program_of_its_own():
 
 @not_on_torch
 def test_images_that_were_changed_in_place_are_copied_again():
-    buffer, compute = IMAGES.copy(), Compute(engine="scan")
+    buffer, compute = IMAGES.copy(), ComputeConfig(engine="scan")
     fit(SMALL, buffer, LABELS, 2, QUICK, compute=compute)
     buffer[:] = 255 - IMAGES
     again = fit(SMALL, buffer, LABELS, 2, QUICK, compute=compute)
@@ -243,7 +243,7 @@ def test_images_on_the_device_live_no_longer_than_those_in_memory():
 
     fixed = IMAGES.copy()
     fixed.flags.writeable = False
-    fit(SMALL, fixed, LABELS, 2, QUICK, compute=Compute(engine="scan"))
+    fit(SMALL, fixed, LABELS, 2, QUICK, compute=ComputeConfig(engine="scan"))
     assert scan._copied
     del fixed
     gc.collect()

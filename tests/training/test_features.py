@@ -135,7 +135,7 @@ def test_the_eight_symmetries_lie_side_by_side(extractor):
 
 
 def test_a_head_can_be_trained_on_all_eight(computed):
-    recipe = dataclasses.replace(HEAD, head_symmetries=True, head_epochs=30, symmetry_average=True)
+    recipe = dataclasses.replace(HEAD, head_symmetries=True, head_epochs=30, tta=True)
     result = fit(SMALL, *TRAIN, 2, recipe, validation=(IMAGES[32:], LABELS[32:]), groups=np.arange(32))
     assert sum(computed) == 48 * 8
     plain = fit(SMALL, *TRAIN, 2, dataclasses.replace(recipe, head_symmetries=False))

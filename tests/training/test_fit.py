@@ -10,7 +10,7 @@ import leukemia_dl as ldl
 from discs import IMAGES, LABELS
 from leukemia_dl.errors import DataError, SettingsError, TrainingError
 from leukemia_dl.models.classifier import predict_logits
-from leukemia_dl.training import Compute, Recipe, fit
+from leukemia_dl.training import ComputeConfig, Recipe, fit
 from leukemia_dl.training.fit import _unconverged
 
 keras = pytest.importorskip("keras")
@@ -132,7 +132,7 @@ def test_building_and_compiling_count_as_preparing(engine, phases):
     spec = ldl.BackboneSpec(name="slow", build=build, scaling="unit", native_size=32, min_size=8)
     recipe = dataclasses.replace(RECIPE, head_epochs=phases[0], epochs=phases[1])
     validation = (IMAGES[32:], LABELS[32:])
-    found = fit(spec, IMAGES[:32], LABELS[:32], 2, recipe, validation=validation, compute=Compute(engine=engine))
+    found = fit(spec, IMAGES[:32], LABELS[:32], 2, recipe, validation=validation, compute=ComputeConfig(engine=engine))
     assert sum(slept) >= 1.0
     assert sum(slept) <= found.prepare_seconds < found.seconds
 

@@ -10,7 +10,7 @@ from discs import IMAGES, LABELS
 from leukemia_dl.models.build import build_model
 from leukemia_dl.models.classifier import predict_logits
 from leukemia_dl.models.heads import split_at_features
-from leukemia_dl.training import Compute, FeatureCache, Nets, Recipe, Subset, fit
+from leukemia_dl.training import ComputeConfig, FeatureCache, Nets, Recipe, Subset, fit
 from leukemia_dl.training.backends import prepare
 from leukemia_dl.training.batchnorm import reestimate_batchnorm
 from leukemia_dl.training.scan import training_pass
@@ -31,7 +31,7 @@ def device():
 
 
 def trained(recipe=PLAIN, **compute):
-    return fit(CNN, IMAGES[:32], LABELS[:32], 2, recipe, validation=VALIDATION, compute=Compute(**compute))
+    return fit(CNN, IMAGES[:32], LABELS[:32], 2, recipe, validation=VALIDATION, compute=ComputeConfig(**compute))
 
 
 def test_a_net_learns_in_the_precision_that_auto_chooses(device):

@@ -14,8 +14,8 @@ QUICK = Recipe(image_size=32, epochs=1, batch_size=8, learning_rate=3e-3)
 VALIDATION = (IMAGES[40:], LABELS[40:])
 SETTINGS = {
     "all": {},
-    "everything": {"rotation": 20.0, "average": 0.9, "class_balance": "weights", "label_smoothing": 0.1},
-    "both": {"head_epochs": 1, "schedule": "constant", "warmup": 0.0},
+    "everything": {"rotation": 20.0, "ema_momentum": 0.9, "class_balance": "weights", "label_smoothing": 0.1},
+    "both": {"head_epochs": 1, "schedule": "constant", "warmup_fraction": 0.0},
 }
 
 

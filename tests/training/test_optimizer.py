@@ -11,7 +11,7 @@ from leukemia_dl.training import Recipe
 from leukemia_dl.training.optimizer import build_loss, build_optimizer, class_weights, rates_by_layer
 
 keras = pytest.importorskip("keras")
-PLAIN = Recipe(schedule="constant", warmup=0.0, clip_norm=0.0, weight_decay=0.0)
+PLAIN = Recipe(schedule="constant", warmup_fraction=0.0, global_clipnorm=0.0, weight_decay=0.0)
 
 
 def variables(*shapes):
@@ -38,14 +38,21 @@ def steps(optimizer, values, count, planned=10):
 
 @pytest.mark.parametrize(
     "change",
-    [{}, {"weight_decay": 0.3}, {"clip_norm": 0.5}, {"schedule": "cosine", "warmup": 0.2, "weight_decay": 0.1}],
+    [
+        {},
+        {"weight_decay": 0.3},
+        {"global_clipnorm": 0.5},
+        {"schedule": "cosine", "warmup_fraction": 0.2, "weight_decay": 0.1},
+    ],
 )
 def test_it_is_keras_adamw(change):
     recipe = dataclasses.replace(PLAIN, **change)
     rate = 0.1
     if recipe.schedule == "cosine":
         rate = keras.optimizers.schedules.CosineDecay(0.05, 8, warmup_target=0.1, warmup_steps=2)
-    theirs = keras.optimizers.AdamW(rate, weight_decay=recipe.weight_decay, global_clipnorm=recipe.clip_norm or None)
+    theirs = keras.optimizers.AdamW(
+        rate, weight_decay=recipe.weight_decay, global_clipnorm=recipe.global_clipnorm or None
+    )
     theirs.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
     expected = steps(theirs, variables((3, 2), (2,), (2,)), 10)
     found = steps(build_optimizer(recipe, 0.1, {}), variables((3, 2), (2,), (2,)), 10)

@@ -55,7 +55,7 @@ def test_out_of_fold_logits_are_of_heads_that_did_not_see_the_group():
 def test_the_head_goes_on_from_where_the_first_phase_left_it():
     result = fit(SMALL, *TRAIN, 2, dataclasses.replace(QUICK, head_epochs=2, epochs=1), validation=VALIDATION)
     assert list(result.history["epoch"]) == [1, 2, 3]
-    assert list(result.history["phase"]) == ["head", "head", "all"]
+    assert list(result.history["phase"]) == ["head", "head", "full"]
     assert result.batchnorm_layers == 1
 
 
@@ -83,7 +83,7 @@ def test_finetuning_goes_on_from_the_head_under_the_statistics_of_the_weights(tm
 
 def test_the_averaged_weights_are_the_result():
     plain = fit(SMALL, *TRAIN, 2, QUICK, seed=5)
-    averaged = fit(SMALL, *TRAIN, 2, dataclasses.replace(QUICK, average=0.9), seed=5, validation=VALIDATION)
+    averaged = fit(SMALL, *TRAIN, 2, dataclasses.replace(QUICK, ema_momentum=0.9), seed=5, validation=VALIDATION)
     # The steps are the same: only what is looked at, and kept, is the average.
     np.testing.assert_allclose(plain.history["loss"], averaged.history["loss"], rtol=1e-6)
     mine, other = plain.model.get_layer("logits"), averaged.model.get_layer("logits")
@@ -121,12 +121,12 @@ def test_an_epoch_is_selected_on_inner_folds_and_all_groups_are_trained_on():
         fit(SMALL, *TRAIN, 2, recipe, groups=LABELS[:32])
     # Of a recipe with two phases, those of the second are chosen among.
     both = fit(SMALL, *TRAIN, 2, dataclasses.replace(recipe, head_epochs=2, epochs=1), groups=GROUPS)
-    assert list(both.history["phase"]) == ["head", "head", "all"]
+    assert list(both.history["phase"]) == ["head", "head", "full"]
 
 
 def test_the_selected_epoch_is_one_of_the_last_phase_also_where_the_head_alone_was_better():
     """Mutant 3: the second phase is spoiled by its rate, so that the lowest inner loss is one of the head's epochs."""
-    spoiled = {"learning_rate": 9.0, "warmup": 0.0, "schedule": "constant"}
+    spoiled = {"learning_rate": 9.0, "warmup_fraction": 0.0, "schedule": "constant"}
     recipe = dataclasses.replace(QUICK, select_epoch=True, head_epochs=2, **spoiled)
     labels, groups = np.random.default_rng(0).integers(0, 2, 16).repeat(2), np.arange(16).repeat(2)  # nothing to learn
     told = []
@@ -182,13 +182,11 @@ def test_running_out_of_memory_is_an_error_or_by_choice_a_smaller_batch():
 
 
 def test_settings_without_weights_are_said():
-    recipe = dataclasses.replace(
-        QUICK, weights="imagenet", head_epochs=3, without_weights={"epochs": 1, "batch_size": 4}
-    )
+    recipe = dataclasses.replace(QUICK, weights="imagenet", head_epochs=3, if_no_weights={"epochs": 1, "batch_size": 4})
     result = fit(SMALL, *TRAIN, 2, recipe)
     assert (result.recipe.head_epochs, result.recipe.epochs, result.recipe.batch_size) == (0, 1, 4)
     assert result.notes[0] == "no imagenet weights: from random ones"
-    assert list(result.history["phase"]) == ["all"]
+    assert list(result.history["phase"]) == ["full"]
 
 
 def test_damaged_and_foreign_checkpoints_are_not_used(tmp_path, monkeypatch):

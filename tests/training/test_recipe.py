@@ -23,13 +23,13 @@ def test_a_preset_and_changes_to_it():
 
 
 OTHER = {
-    "name": "x", "weights": "imagenet", "without_weights": {"epochs": 5}, "image_size": 97, "scaling": "unit",
+    "name": "x", "weights": "imagenet", "if_no_weights": {"epochs": 5}, "image_size": 97, "scaling": "unit",
     "head": "flatten", "head_units": 8, "sigmoid": True, "head_epochs": 1, "head_symmetries": True, "epochs": 4,
-    "select_epoch": True, "resize": "bilinear", "batch_size": 17, "learning_rate": 1e-2, "head_learning_rate": 1e-2,
-    "rate_at_input": 0.5, "schedule": "constant",
-    "warmup": 0.2, "weight_decay": 0.0, "clip_norm": 0.0, "average": 0.9, "dropout": 0.0, "label_smoothing": 0.1,
-    "class_balance": "batches", "symmetry_average": True, "symmetries": False, "rotation": 10.0, "shift": 0.1,
-    "brightness": 0.1, "contrast": 0.1, "stain": 0.1, "precision": "float32", "halve_batch": True,
+    "select_epoch": True, "preprocessing": "published", "batch_size": 17, "learning_rate": 1e-2,
+    "head_learning_rate": 1e-2, "input_lr_ratio": 0.5, "schedule": "constant",
+    "warmup_fraction": 0.2, "weight_decay": 0.0, "global_clipnorm": 0.0, "ema_momentum": 0.9, "dropout": 0.0,
+    "label_smoothing": 0.1, "class_balance": "batches", "tta": True, "symmetries": False, "rotation": 10.0,
+    "shift": 0.1, "brightness": 0.1, "contrast": 0.1, "stain": 0.1, "precision": "float32", "halve_batch": True,
 }  # fmt: skip
 """A value of each setting that is not its default."""
 
@@ -53,20 +53,20 @@ def test_every_setting_changes_the_digest():
         ("head", "pool"),
         ("scaling", "caffe"),
         ("schedule", None),
-        ("average", 1.0),
+        ("ema_momentum", 1.0),
         ("label_smoothing", -0.1),
         ("class_balance", True),
-        ("rate_at_input", 0),
-        ("rate_at_input", 1.5),
-        ("rate_at_input", "low"),
+        ("input_lr_ratio", 0),
+        ("input_lr_ratio", 1.5),
+        ("input_lr_ratio", "low"),
         ("sigmoid", 1),
         ("select_epoch", "yes"),
         ("halve_batch", None),
-        ("symmetry_average", 0),
+        ("tta", 0),
         ("name", ""),
         ("weights", 3),
-        ("without_weights", "epochs"),
-        ("without_weights", {"epochs": -1}),
+        ("if_no_weights", "epochs"),
+        ("if_no_weights", {"epochs": -1}),
         ("callbacks", 3),
         ("image_size", "Native"),
         ("epochs", 2.5),
@@ -76,9 +76,9 @@ def test_every_setting_changes_the_digest():
         ("learning_rate", 0),
         ("learning_rate", float("nan")),
         ("learning_rate", "fast"),
-        ("warmup", 1.0),
+        ("warmup_fraction", 1.0),
         ("weight_decay", -0.1),
-        ("clip_norm", -1.0),
+        ("global_clipnorm", -1.0),
         ("dropout", 1),
         ("symmetries", "yes"),
         ("rotation", -1),
@@ -93,7 +93,7 @@ def test_a_wrong_value_is_refused_by_name(name, value):
 
 
 def test_numbers_of_numpy_are_those_of_python():
-    settings = {"epochs": 3, "image_size": 64, "head_units": 8, "dropout": 0.5, "rate_at_input": 0.5, "rotation": 5.0}
+    settings = {"epochs": 3, "image_size": 64, "head_units": 8, "dropout": 0.5, "input_lr_ratio": 0.5, "rotation": 5.0}
     numbers = {name: (np.int32 if isinstance(value, int) else np.float32)(value) for name, value in settings.items()}
     python, numpy = Recipe(**settings), Recipe(**numbers)
     assert numpy == python
@@ -109,8 +109,8 @@ def test_unknown_names_suggest_the_near_one():
         Recipe.preset("quik")
     with pytest.raises(UnknownNameError, match=r"no recipe setting 'epoch'\. Did you mean 'epochs'"):
         Recipe.preset("quick", epoch=3)
-    with pytest.raises(UnknownNameError, match=r"no recipe setting 'epoch'\. .*It stands in without_weights"):
-        Recipe(without_weights={"epoch": 3})
+    with pytest.raises(UnknownNameError, match=r"no recipe setting 'epoch'\. .*It stands in if_no_weights"):
+        Recipe(if_no_weights={"epoch": 3})
 
 
 @pytest.mark.parametrize("name", Recipe.presets())
@@ -164,11 +164,11 @@ def test_a_backbone_has_its_own_size_and_without_weights_its_own_settings():
     vgg16, cnn = (ldl.get_backbone(name) for name in ("vgg16", "cnn"))
     recipe = Recipe.preset("finetune", image_size="native")
     own = recipe.for_backbone(vgg16)
-    assert own == dataclasses.replace(recipe, image_size=224, without_weights={})
+    assert own == dataclasses.replace(recipe, image_size=224, if_no_weights={})
     assert own.for_backbone(vgg16) == own
     other = recipe.for_backbone(cnn)
     assert (other.weights, other.head_epochs, other.image_size) == (None, 0, 128)
-    assert {name: getattr(other, name) for name in recipe.without_weights} == recipe.without_weights
+    assert {name: getattr(other, name) for name in recipe.if_no_weights} == recipe.if_no_weights
     # Random weights by choice are treated alike, and what was set by hand is not replaced.
     assert Recipe.preset("finetune", image_size="native", weights="random").for_backbone(cnn) == other
     assert Recipe.preset("finetune", image_size="native", weights="random").for_backbone(vgg16).epochs == 60
@@ -176,7 +176,7 @@ def test_a_backbone_has_its_own_size_and_without_weights_its_own_settings():
     assert recipe.changed(epochs=3).changed(batch_size=5).for_backbone(cnn).epochs == 3
     assert Recipe(weights=None, head_epochs=4).for_backbone(cnn).head_epochs == 4
     file = dataclasses.replace(recipe, weights="weights/cnn.h5")
-    assert file.for_backbone(cnn) == dataclasses.replace(file, image_size=128, without_weights={})
+    assert file.for_backbone(cnn) == dataclasses.replace(file, image_size=128, if_no_weights={})
 
 
 def test_a_recipe_can_be_copied_and_sent_and_equal_settings_are_one():
@@ -187,7 +187,7 @@ def test_a_recipe_can_be_copied_and_sent_and_equal_settings_are_one():
     assert digest(Recipe(dropout=0, rotation=180).to_dict()) == digest(Recipe(dropout=0.0, rotation=180.0).to_dict())
     assert digest(dataclasses.replace(recipe, callbacks=None).to_dict()) == digest(recipe.to_dict())
     assert 'callbacks = "module:function"' in recipe.to_toml()
-    native = Recipe(weights="imagenet", without_weights={"image_size": "native"})
+    native = Recipe(weights="imagenet", if_no_weights={"image_size": "native"})
     assert native.for_backbone(ldl.get_backbone("cnn")).image_size == 128
 
 

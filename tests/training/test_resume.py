@@ -20,7 +20,7 @@ from pathlib import Path
 from discs import IMAGES, LABELS
 from leukemia_dl import Recipe, get_backbone
 from leukemia_dl.training import fit
-recipe = Recipe(image_size=32, head_epochs=3, epochs=3, batch_size=8, average=0.9, rotation=20.0, dropout=0.5)
+recipe = Recipe(image_size=32, head_epochs=3, epochs=3, batch_size=8, ema_momentum=0.9, rotation=20.0, dropout=0.5)
 result = fit(get_backbone("cnn"), IMAGES[:32], LABELS[:32], 2, recipe, seed=3, validation=(IMAGES[32:], LABELS[32:]),
     checkpoints=Path(sys.argv[1]) if len(sys.argv) > 1 else None,
     on_epoch=lambda epoch, row: print("epoch", epoch, flush=True))

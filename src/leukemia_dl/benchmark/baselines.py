@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from leukemia_dl.datasets import Dataset, Split
-from leukemia_dl.errors import unknown_name
+from leukemia_dl.errors import unknown_name_error
 from leukemia_dl.preprocess import foreground_mask, is_single_cell, mask_colour, silhouette
 from leukemia_dl.progress import parallel_map
 
@@ -44,7 +44,7 @@ class CellMeasures:
 def check_baseline(name: str) -> str:
     """Return `name`, or raise UnknownNameError with the near match."""
     if name not in BASELINES:
-        raise unknown_name("baseline", name, BASELINES)
+        raise unknown_name_error("baseline", name, BASELINES)
     return name
 
 

@@ -36,7 +36,7 @@ from leukemia_dl.models.backend import backend_name
 from leukemia_dl.models.build import check_size, weights_identity
 from leukemia_dl.models.registry import find_backbone, names_of
 from leukemia_dl.preprocess import Pipeline
-from leukemia_dl.training.backends import Compute, prepare
+from leukemia_dl.training.backends import ComputeConfig, prepare
 from leukemia_dl.training.callbacks import CallbackFactory, load_factory
 from leukemia_dl.training.recipe import Recipe
 
@@ -74,7 +74,7 @@ class Benchmark:
             has cores. Not part of the trial's name, but results equal to the bit need equal threads: rows have them.
         callbacks: A function of a `FitContext` that makes Keras callbacks, its name as "module:function", or, for
             executor="in-process", a list. Not part of the trial's name, since their effect is unknown.
-        engine: How batches reach the net; rows say it. This and the rest: `leukemia_dl.training.Compute`.
+        engine: How batches reach the net; rows say it. This and the rest: `leukemia_dl.training.ComputeConfig`.
 
     Raises:
         UnknownNameError: For a backbone, baseline, recipe or protocol that is not there.
@@ -122,7 +122,7 @@ class Benchmark:
         self.pipelines = {size: chosen_pipeline(pipeline, self.recipe, size, dataset.info.canvas) for size in sizes}
         self.callbacks = self.recipe.callbacks if callbacks is None else callbacks
         load_factory(self.callbacks)
-        self.compute = Compute(device, threads, engine)
+        self.compute = ComputeConfig(device, threads, engine)
         self.source = dataset.source
         self.dataset = dataset.subset(dataset.labels >= 0)
         protocol = default_protocol(self.dataset) if protocol is None else protocol
@@ -262,7 +262,7 @@ class Benchmark:
     def predictions(self, *, cell_area: bool = False) -> pd.DataFrame:
         """Return the prediction frame: a row per trial and sample of the val and test sides.
 
-        Columns: trial, backbone, kind ("backbone", "baseline", "averaged" over symmetries), protocol, fold, seed,
+        Columns: trial, backbone, kind ("backbone", "baseline", "tta" over symmetries), protocol, fold, seed,
         sample, subject, group, same_cell, side ("val", "test"), label (class name) and a `probability_<class>` each.
         `leukemia_dl.evaluate`, `compare`, `leaderboard` and `inflation` compute intervals and comparisons from it.
 

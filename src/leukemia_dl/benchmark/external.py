@@ -83,7 +83,7 @@ def evaluate_on(bench: Benchmark, other: Dataset, label_map: LabelMap | None, sh
     temperature that was fitted on the benchmark's val side. Floors are fitted again, on the train side of each split.
 
     What is not known of another data set is NA: the val side's columns, and cells and groups that cross.
-    `crossing_identical` is how many of the images are, byte for byte, on the train side; `flags` says so, and also
+    `leaked_files` is how many of the images are, byte for byte, on the train side; `flags` says so, and also
     whether patients are unknown and how the images look unlike the benchmark's (100 images of each are compared);
     `guarantees` has "content-disjoint" where none is on the train or val side. That no patient is on both sides cannot
     be verified.
@@ -180,7 +180,7 @@ class _Test:
         recipe = bench.recipes[cell.trial.backbone]
         batch = predict_batch_size(replace(recipe, batch_size=int(record.row["batch_size"])))
         try:
-            logits, views = self._logits(classifier, images, min(batch, len(self.other)), recipe.symmetry_average)
+            logits, views = self._logits(classifier, images, min(batch, len(self.other)), recipe.tta)
         except Exception as error:
             return _failed(record, error)
         temperature = classifier.temperature if "temperature" in record.metrics else None
@@ -295,9 +295,9 @@ def _facts(dataset: Dataset, other: Dataset, split: Split, unlike: list[str]) ->
         "groups_val": None,
         "n_test": len(other),
         "groups_test": int(other.table["group"].nunique()) if other.has_subjects else None,
-        "crossing_identical": shared["train"],
-        "crossing_same_cell": None,
-        "crossing_group": None,
+        "leaked_files": shared["train"],
+        "leaked_cells": None,
+        "leaked_groups": None,
         "guarantees": "; ".join(guarantees),
         "flags": "; ".join(flags),
     }
@@ -336,6 +336,4 @@ def _relabelled(bench: Benchmark, other: Dataset, label_map: LabelMap | None) ->
 
 def _failed(record: Record, error: Exception) -> Record:
     message = " ".join(str(error).split())
-    return replace(
-        record, status="failed", metrics={}, metrics_averaged={}, exception=type(error).__name__, message=message
-    )
+    return replace(record, status="failed", metrics={}, metrics_tta={}, exception=type(error).__name__, message=message)

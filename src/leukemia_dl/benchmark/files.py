@@ -30,7 +30,7 @@ from leukemia_dl.errors import StoreError
 
 __all__ = [
     "DAMAGE", "FORMAT", "MODEL_FILE", "MOST_BYTES", "SUMS_FILE", "check_format", "open_file", "pack", "read_file",
-    "read_sums", "sha256_of", "sync", "unpack", "write_file",
+    "read_sums", "unpack",
 ]  # fmt: skip
 
 FORMAT = 4
@@ -45,7 +45,7 @@ DAMAGE = (
     ValueError, KeyError, TypeError, AttributeError, EOFError, RuntimeError, MemoryError, OverflowError, zlib.error,
     zipfile.BadZipFile,
 )  # fmt: skip
-_ARRAYS = ("sides", "samples", "labels", "probabilities", "averaged")
+_ARRAYS = ("sides", "samples", "labels", "probabilities", "tta")
 _SUM = re.compile(r"([0-9a-f]{64})  ([A-Za-z0-9_.-]+)")
 
 
@@ -57,7 +57,7 @@ def pack(record: Record, model: bytes | None = None) -> dict[str, bytes]:
         "status": record.status,
         "trial": record.trial.to_dict(),
         "metrics": _without_nan(record.metrics),
-        "metrics_averaged": _without_nan(record.metrics_averaged),
+        "metrics_tta": _without_nan(record.metrics_tta),
         "row": dict(record.row),
         "timings": dict(record.timings),
         "exception": record.exception,
@@ -108,7 +108,7 @@ def unpack(folder: Path, arrays: bool = True) -> Record | None:
             raise ValueError(f"{name} has another checksum than {SUMS_FILE} says")
     metrics, averaged = (
         {name: float("nan") if value is None else value for name, value in saved[which].items()}
-        for which in ("metrics", "metrics_averaged")
+        for which in ("metrics", "metrics_tta")
     )
     more: dict[str, Any] = {}
     if arrays:
@@ -123,7 +123,7 @@ def unpack(folder: Path, arrays: bool = True) -> Record | None:
         saved["status"],
         row=dict(saved["row"]),
         metrics=metrics,
-        metrics_averaged=averaged,
+        metrics_tta=averaged,
         timings=dict(saved["timings"]),
         exception=saved["exception"],
         message=saved["message"],
@@ -185,31 +185,6 @@ def read_file(path: Path, most: int = MOST_BYTES) -> bytes:
         return file.readall()
 
 
-def sha256_of(path: Path) -> str:
-    """Return the SHA-256 of a regular file as hexadecimal digits."""
-    with open_file(path) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def write_file(path: Path, content: bytes) -> None:
-    """Write a file and let it reach the disk."""
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def sync(folder: Path) -> None:
-    """Let the names in a folder reach the disk, where the system has such a thing."""
-    if os.name == "nt":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def _without_nan(metrics: Mapping[str, float]) -> dict[str, float | None]:
     """JSON knows no NaN."""
     return {name: None if np.isnan(value) else float(value) for name, value in metrics.items()}
@@ -228,7 +203,7 @@ def _check(record: Record, arrays: bool) -> None:
     """Raise ValueError if a record that could be read makes no sense."""
     if record.status not in get_args(Status):
         raise ValueError(f"status is {record.status!r}")
-    for what in (record.metrics, record.metrics_averaged):
+    for what in (record.metrics, record.metrics_tta):
         if not all(isinstance(value, float | int) for value in what.values()):
             raise ValueError("a metric is no number")
     if record.status == "ok" and not {"accuracy", "loss"} <= record.metrics.keys():

@@ -90,7 +90,7 @@ def prediction_frame(
 def _with_averaged(records: Iterable[Record]) -> Iterator[Record]:
     for record in records:
         yield record
-        averaged = record.as_averaged()
+        averaged = record.as_tta()
         if averaged is not None:
             yield averaged
 
@@ -111,7 +111,7 @@ def metrics_of(
     labels: NDArray[np.int64], sides: NDArray[np.str_], probabilities: NDArray[np.float64],
     views: NDArray[np.float64] | None, temperature: float | None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Return a record's `metrics`, and `averaged` probabilities with their `metrics_averaged`.
+    """Return a record's `metrics`, and `tta` probabilities with their `metrics_tta`.
 
     The averages are over `views`, the logits of the eight symmetries (8, n, classes), or None. `temperature` is the
     network's own, which the saved model holds; None for no calibrated metrics.
@@ -131,7 +131,7 @@ def metrics_of(
 
     found = measured(probabilities, None if temperature is None else apply_temperature(probabilities, temperature))
     if views is None:
-        return {"metrics": found, "metrics_averaged": {}, "averaged": np.empty((0, 0))}
+        return {"metrics": found, "metrics_tta": {}, "tta": np.empty((0, 0))}
     averaged = softmax(views).mean(axis=0)
     calibrated = None if temperature is None else softmax(views / temperature).mean(axis=0)
-    return {"metrics": found, "metrics_averaged": measured(averaged, calibrated), "averaged": averaged}
+    return {"metrics": found, "metrics_tta": measured(averaged, calibrated), "tta": averaged}

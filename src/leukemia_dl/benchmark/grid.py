@@ -13,7 +13,6 @@ from leukemia_dl.benchmark.trial import RESULTS_VERSION, Trial
 from leukemia_dl.datasets import Dataset, Split, make_splits
 from leukemia_dl.datasets.protocols import WITH_FOLDS
 from leukemia_dl.errors import SettingsError
-from leukemia_dl.identity import CanonicalDict
 from leukemia_dl.models.spec import BackboneSpec
 from leukemia_dl.plugins import DISTRIBUTION, Provided, installed_version
 from leukemia_dl.preprocess import Pipeline
@@ -66,10 +65,8 @@ def grid(
         usual: Pipelines of the recipe and the data set, by size, from which `pipelines` may differ.
     """
     largest = max(pipelines)
-    steps = {size: CanonicalDict(pipeline.to_dict()) for size, pipeline in pipelines.items()}
-    recipes = {
-        name: CanonicalDict(recipe.to_dict() | {"weights": weights}) for name, (_, recipe, weights) in backbones.items()
-    }
+    steps = {size: pipeline.to_dict() for size, pipeline in pipelines.items()}
+    recipes = {name: recipe.to_dict() | {"weights": weights} for name, (_, recipe, weights) in backbones.items()}
     changes = {
         name: changes_of(recipe, found.record, pipelines[int(recipe.image_size)], usual[int(recipe.image_size)])
         for name, (found, recipe, _) in backbones.items()
@@ -132,7 +129,7 @@ def changes_of(recipe: Recipe, spec: BackboneSpec, pipeline: Pipeline, usual: Pi
     return ", ".join(
         f"{name}={f'{value:g}' if isinstance(value, float) else value}"
         for name, value in changed.items()
-        if name not in ("name", "without_weights")
+        if name not in ("name", "if_no_weights")
     )
 
 

@@ -23,8 +23,8 @@ from leukemia_dl.benchmark.executors import Outcome, Watcher
 from leukemia_dl.benchmark.maintenance import temporary_prefix
 from leukemia_dl.benchmark.runner import Listener, Shared, Task, failed_record
 from leukemia_dl.benchmark.worker import RESULT_FILE, SHARED_FILE, TASK_FILE, TrialLog, packed, packed_task, start
+from leukemia_dl.checks import whole_number
 from leukemia_dl.progress import kept_memory
-from leukemia_dl.training.backends import whole_number
 
 __all__ = ["Processes", "visible_gpus"]
 
@@ -51,7 +51,7 @@ class Processes:
     def __post_init__(self) -> None:
         """Check."""
         if self.workers is not None:
-            object.__setattr__(self, "workers", whole_number("workers", self.workers))
+            object.__setattr__(self, "workers", whole_number("workers", self.workers, 1, 4096))
 
     def workers_for(self, shared: Shared) -> int:
         """Return how many work at a time; the GPUs are those of the device in `shared`."""

@@ -30,7 +30,7 @@ from leukemia_dl.models.classifier import Classifier, predict_logits, softmax
 from leukemia_dl.models.spec import BackboneSpec
 from leukemia_dl.plugins import installed_version
 from leukemia_dl.preprocess import Pipeline
-from leukemia_dl.training.backends import Compute, prepare
+from leukemia_dl.training.backends import ComputeConfig, prepare
 from leukemia_dl.training.callbacks import CallbackFactory
 from leukemia_dl.training.features import FeatureCache
 from leukemia_dl.training.fit import FitResult, fit
@@ -71,7 +71,7 @@ class Shared:
     samples: Samples
     images: Mapping[int, Images]
     recipe: Recipe
-    compute: Compute = field(default_factory=Compute)
+    compute: ComputeConfig = field(default_factory=ComputeConfig)
     callbacks: CallbackFactory | None = None
 
 
@@ -239,7 +239,7 @@ def _backbone(task: Task, shared: Shared, images: Images, pipeline: Pipeline, li
         pixels, clock = predict[: _TIMED_BATCHES * batch], time.perf_counter()
         predict_logits(result.model, pixels, batch)
         timed, seconds = len(pixels), time.perf_counter() - clock
-    views = result.logits_over_symmetries(predict) if result.recipe.symmetry_average else None
+    views = result.logits_over_symmetries(predict) if result.recipe.tta else None
     temperature = None
     if result.out_of_fold is not None:
         temperature = choose_temperature(labels[split.train], softmax(result.out_of_fold), groups)
@@ -300,14 +300,14 @@ def _row(trial: Trial, split: Split, samples: Samples, recipe: Recipe | None) ->
         "epochs": recipe.total_epochs if recipe else None,
         "batch_size": recipe.batch_size if recipe else None,
         "weights": (trial.weights or "random") if recipe else None,
-        "averaging": "none" if recipe else None,
+        "tta": "none" if recipe else None,
     }
     for side in ("train", "val", "test"):
         index = getattr(split, side)
         row[f"n_{side}"] = len(index)
         row[f"groups_{side}"] = None if samples.groups is None else len(np.unique(samples.groups[index]))
     row["dropped"] = split.dropped
-    row |= {f"crossing_{what}": count for what, count in split.crossing.items()}
+    row |= {f"leaked_{what}": count for what, count in split.leaked.items()}
     row["guarantees"] = "; ".join(sorted(split.guarantees))
     kept = trial.pipeline is None or Pipeline.from_dict(dict(trial.pipeline)).keeps_scale
     row["flags"] = _joined([*split.flags, "" if kept else "cells are cropped to: their size is not seen"])

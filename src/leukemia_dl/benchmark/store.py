@@ -12,11 +12,9 @@ STORE/quarantine/                records that were damaged
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import logging
 import os
-import random
 import shutil
 import tempfile
 import time
@@ -26,6 +24,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from leukemia_dl.atomic import moved_aside, new_folder, sha256_of_file, write_file
 from leukemia_dl.benchmark.files import (
     DAMAGE,
     FORMAT,
@@ -35,18 +34,14 @@ from leukemia_dl.benchmark.files import (
     pack,
     read_file,
     read_sums,
-    sha256_of,
-    sync,
     unpack,
-    write_file,
 )
 from leukemia_dl.benchmark.trial import Record, Trial
 from leukemia_dl.errors import DamagedRecordError, StoreError
 
 __all__ = ["Store"]
 
-_ATTEMPTS, _LOOKS = 200, 3
-_OLD = "-old"
+_LOOKS = 3
 _log = logging.getLogger(__name__)
 
 
@@ -98,8 +93,7 @@ class Store:
 
     def displaced(self) -> list[tuple[Path, Path]]:
         """Return records that were moved away by a writer who was then killed, and where they belong."""
-        moved = [(old, self.trials / old.name[1 : -len(_OLD) - 9]) for old in self.trials.glob(f".*{_OLD}")]
-        return [(old, place) for old, place in moved if not place.exists()]
+        return moved_aside(self.trials)
 
     def folder(self, trial: Trial) -> Path:
         """Return the folder that holds, or would hold, what a trial left."""
@@ -205,7 +199,7 @@ class Store:
             expected = read_sums(folder).get(MODEL_FILE)
             if expected is None or not (folder / MODEL_FILE).is_file():
                 return f"{MODEL_FILE} is not there"
-            whole = not compare or sha256_of(folder / MODEL_FILE) == expected
+            whole = not compare or sha256_of_file(folder / MODEL_FILE) == expected
         except (OSError, ValueError) as error:
             return f"{MODEL_FILE} cannot be read: {error}"
         return "" if whole else f"{MODEL_FILE} has another checksum than {SUMS_FILE} says"
@@ -221,21 +215,15 @@ class Store:
             StoreError: If it cannot be written; nothing half is left.
         """
         target = self.folder(record.trial)
-        aside = self.trials / f".{record.trial.folder}-{uuid.uuid4().hex[:8]}"
         try:
-            aside.mkdir()
-            for name, content in pack(record, model).items():
-                write_file(aside / name, content)
-            sync(aside)
-            self._move(aside, target)
-            sync(self.trials)
+            with new_folder(target) as folder:
+                for name, content in pack(record, model).items():
+                    write_file(folder / name, content)
         except OSError as error:
             raise StoreError(
                 f"{target} cannot be written: {error.strerror or error}. Free space or choose another store. "
                 "Finished trials are kept, and this one goes on from its last epoch: run it again."
             ) from error
-        finally:
-            shutil.rmtree(aside, ignore_errors=True)
         return target
 
     def write_text(self, name: str, text: str) -> Path:
@@ -245,42 +233,15 @@ class Store:
     def write_bytes(self, name: str, content: bytes) -> Path:
         """Write `content` likewise; StoreError if that fails."""
         path = self.root / name
-        aside = path.with_name(f".{path.name}-{uuid.uuid4().hex[:8]}")
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_file(aside, content)
-            aside.replace(path)
+            write_file(path, content)
         except OSError as error:
             raise StoreError(
                 f"{path} cannot be written: {error.strerror or error}. Free space or choose another store."
             ) from error
-        finally:
-            with contextlib.suppress(OSError):
-                aside.unlink(missing_ok=True)
         return path
 
     def export(self, results: pd.DataFrame, timings: pd.DataFrame) -> None:
         """Write `results` and `timings` to their CSV files, floats so that they read back to the same value."""
         self.write_text("results.csv", results.to_csv(index=False, lineterminator="\n"))
         self.write_text("timings.csv", timings.to_csv(index=False, lineterminator="\n"))
-
-    @staticmethod
-    def _move(aside: Path, target: Path) -> None:
-        """Put a folder in the place of another. Somebody else may do the same at this moment: the last one stays."""
-        old = aside.with_name(aside.name + _OLD)
-        for attempt in range(_ATTEMPTS):
-            try:
-                # A folder cannot be replaced by a folder that holds files: move the old one out of the way first.
-                with contextlib.suppress(FileNotFoundError):
-                    target.replace(old)
-                aside.replace(target)
-                return
-            except OSError as error:
-                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST) or attempt + 1 == _ATTEMPTS:
-                    raise
-                time.sleep(random.SystemRandom().uniform(0, 0.02))
-            finally:
-                # Nothing in its place: it is still the record. Something there makes this fail, and it is out of date.
-                with contextlib.suppress(OSError):
-                    old.rename(target)
-                shutil.rmtree(old, ignore_errors=True)

@@ -132,7 +132,7 @@ class StoredRun:
     def _fits(self, record: Record, known: set[str]) -> bool:
         """Return whether predictions are of this run's images and classes."""
         n, k = len(record.samples), len(self.class_names)
-        labels, arrays = record.labels, [record.probabilities, *([record.averaged] if record.metrics_averaged else [])]
+        labels, arrays = record.labels, [record.probabilities, *([record.tta] if record.metrics_tta else [])]
         return (
             labels.shape == (n,)
             and labels.dtype.kind in "iu"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -13,7 +12,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from leukemia_dl.identity import canonical_json
+from leukemia_dl.identity import digest
 
 __all__ = ["RESULTS_VERSION", "WHOLE_NUMBERS", "Record", "Status", "Trial"]
 
@@ -24,7 +23,7 @@ RESULTS_VERSION = 1
 # Columns of a row.
 WHOLE_NUMBERS = (
     "fold", "seed", "image_size", "epochs", "batch_size", "n_train", "n_val", "n_test", "groups_train", "groups_val",
-    "groups_test", "dropped", "threads", "crossing_identical", "crossing_same_cell", "crossing_group",
+    "groups_test", "dropped", "threads", "leaked_files", "leaked_cells", "leaked_groups",
     "parameters",
 )  # fmt: skip
 _LONGEST = 150
@@ -71,10 +70,7 @@ class Trial:
     @cached_property
     def digest(self) -> str:
         """SHA-256 over the canonical JSON of all fields: the cache key."""
-        # Piece by piece, which gives the same text: parts that many trials have in common are made once.
-        names = sorted(self.__dataclass_fields__)
-        parts = (f'"{name}":{canonical_json(getattr(self, name))}' for name in names)
-        return hashlib.sha256(f"{{{','.join(parts)}}}".encode()).hexdigest()
+        return digest(self.to_dict())
 
     @property
     def folder(self) -> str:
@@ -107,8 +103,8 @@ class Record:
         samples: Ids (n,).
         labels: True class indices (n,).
         probabilities: (n, classes), float64.
-        averaged: The mean over the eight symmetries of each image, likewise; (0, 0) if it was not asked for.
-        metrics_averaged: Of these.
+        tta: The mean over the eight symmetries of each image, likewise; (0, 0) if it was not asked for.
+        metrics_tta: Of these.
         exception: Name of the class of a failure.
         message: Of a failure; or why a baseline is not applicable.
         traceback: Of a failure.
@@ -124,18 +120,18 @@ class Record:
     samples: NDArray[np.str_] = field(default_factory=lambda: np.empty(0, dtype=np.str_))
     labels: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, dtype=np.int64))
     probabilities: NDArray[np.float64] = field(default_factory=lambda: np.empty((0, 0)))
-    averaged: NDArray[np.float64] = field(default_factory=lambda: np.empty((0, 0)))
-    metrics_averaged: Mapping[str, float] = field(default_factory=dict)
+    tta: NDArray[np.float64] = field(default_factory=lambda: np.empty((0, 0)))
+    metrics_tta: Mapping[str, float] = field(default_factory=dict)
     exception: str = ""
     message: str = ""
     traceback: str = ""
 
-    def as_averaged(self) -> Record | None:
+    def as_tta(self) -> Record | None:
         """Return the record of the averaged predictions, if there are any: a row of its own."""
-        if not self.metrics_averaged:
+        if not self.metrics_tta:
             return None
-        row = {**self.row, "averaging": "8 symmetries"}
-        return replace(self, row=row, metrics=self.metrics_averaged, probabilities=self.averaged, metrics_averaged={})
+        row = {**self.row, "tta": "8 symmetries"}
+        return replace(self, row=row, metrics=self.metrics_tta, probabilities=self.tta, metrics_tta={})
 
     @property
     def error(self) -> str:
@@ -145,9 +141,9 @@ class Record:
     @property
     def name(self) -> str:
         """Name in frames: the backbone's, with a suffix where predictions are averaged."""
-        return self.trial.backbone + ("+symmetries" if self.kind == "averaged" else "")
+        return self.trial.backbone + ("+tta" if self.kind == "tta" else "")
 
     @property
     def kind(self) -> str:
-        """What it is in frames: "backbone", "baseline", or "averaged", which is no competitor of its own."""
-        return "averaged" if self.row.get("averaging") == "8 symmetries" else self.trial.kind
+        """What it is in frames: "backbone", "baseline", or "tta", which is no competitor of its own."""
+        return "tta" if self.row.get("tta") == "8 symmetries" else self.trial.kind

@@ -28,7 +28,7 @@ from typing import IO, Any, cast
 
 from leukemia_dl import errors
 from leukemia_dl.benchmark.runner import Listener, Shared, Task, run_task
-from leukemia_dl.training.backends import Compute, prepare
+from leukemia_dl.training.backends import ComputeConfig, prepare
 
 __all__ = ["TrialLog", "main", "packed", "packed_task", "prepare_elsewhere", "python_command", "run_packed", "start"]
 
@@ -88,7 +88,7 @@ def python_command(module: str, function: str, *arguments: object) -> list[str]:
     return [sys.executable, "-P", "-c", program, json.dumps([*map(str, sys.path)]), *map(str, arguments)]
 
 
-def prepare_elsewhere(precision: str, compute: Compute) -> None:
+def prepare_elsewhere(precision: str, compute: ComputeConfig) -> None:
     """Try whether trials will find their device, in a process of its own, so that this one starts no backend.
 
     Raises:
@@ -114,7 +114,7 @@ def answer_prepare(path: str, precision: str, compute: str) -> None:
     """Call `prepare` and write its error, or None, to the file at `path`."""
     found = None
     try:
-        prepare(precision, Compute(**json.loads(compute)))
+        prepare(precision, ComputeConfig(**json.loads(compute)))
     except errors.LeukemiaDLError as error:
         found = error
     Path(path).write_bytes(pickle.dumps(found))

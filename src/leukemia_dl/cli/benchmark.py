@@ -55,7 +55,7 @@ def benchmark(
     protocol: Annotated[
         str | None,
         typer.Option(
-            help="official, official_clean, preliminary, kfold, holdout, fixed, source_v1 or random; or several, "
+            help="official, official_clean, preliminary, kfold, holdout, fixed, published_v1 or random; or several, "
             "separated by commas.",
             autocompletion=completion.protocols,
             show_default="by the data: official_clean, fixed or kfold",
@@ -116,12 +116,12 @@ def benchmark(
 ) -> None:
     """Train and compare backbones on one data set, beside what cell size and colour alone would tell."""
     # Cheap checks first: a wrong name should not cost the reading of a data set.
-    from leukemia_dl.training import Compute
+    from leukemia_dl.training import ComputeConfig
 
     how: dict[str, Any] = {"executor": executor, "workers": workers, "time_limit": time_limit, "shard": shard}
     how |= {"on_error": on_error, "existing": "rerun" if rerun else "reuse"}
     _check_run(**how)
-    Compute(device=device, threads=threads, engine=engine)
+    ComputeConfig(device=device, threads=threads, engine=engine)
     if settings is not None:
         bench = _from_file(ctx, settings, root, store)
         _plan(bench, how) if plan else _run(bench, how, not no_report)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from leukemia_dl.cli import completion, options
-from leukemia_dl.errors import DataError, SettingsError, unknown_name
+from leukemia_dl.errors import DataError, SettingsError, unknown_name_error
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -41,7 +41,9 @@ def evaluate(
     protocol: Annotated[
         str | None, typer.Option(help="Which rows of the column protocol, if there are several.", show_default=False)
     ] = None,
-    once: Annotated[bool, typer.Option("--once", help="Count images of one cell (column same_cell) once.")] = False,
+    unique_cells: Annotated[
+        bool, typer.Option("--unique-cells", help="Count images of one cell (column same_cell) once.")
+    ] = False,
     csv: Annotated[
         Path | None,
         typer.Option(
@@ -57,7 +59,7 @@ def evaluate(
         raise SettingsError(f"--csv {csv} is the file of predictions itself: give another name.")
     frame, run = _read(predictions)
     frame = _of_protocol(frame, protocol)
-    frame = evaluation.count_once(frame) if once else frame
+    frame = evaluation.drop_repeated_cells(frame) if unique_cells else frame
     settings: dict[str, Any] = {"level": level, "estimand": estimand, "side": side}
     table = evaluation.leaderboard(frame, metric, **_costs(run, frame), **settings)
     hidden = {"flags", "estimand", "kind", "images", "groups"}
@@ -99,7 +101,7 @@ def _of_protocol(frame: pd.DataFrame, name: str | None) -> pd.DataFrame:
     if name is None:
         return frame
     if name not in known:
-        raise unknown_name("protocol", name, known, "These are the protocols that the predictions are of.")
+        raise unknown_name_error("protocol", name, known, "These are the protocols that the predictions are of.")
     return frame[frame["protocol"] == name]
 
 

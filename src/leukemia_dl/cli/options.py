@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from leukemia_dl.cli import completion
-from leukemia_dl.errors import SettingsError, StoreError, unknown_name
+from leukemia_dl.errors import SettingsError, StoreError, unknown_name_error
 from leukemia_dl.text import printable
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ DatasetName = Annotated[
 Root = Annotated[Path | None, typer.Option(help="Folder (or CSV file) of the data set.", show_default=False)]
 DatasetOptions = Annotated[
     list[str] | None,
-    typer.Option("--option", "-o", metavar="KEY=VALUE", help="Option of the data set, such as subjects=60."),
+    typer.Option("--dataset-option", "-o", metavar="KEY=VALUE", help="Option of the data set, such as subjects=60."),
 ]
 DropClasses = Annotated[
     list[str] | None, typer.Option("--drop-class", metavar="NAME", help="Leave a class out; repeat it for others.")
@@ -86,7 +86,7 @@ def stain_step(name: str | None, on_black: bool = False) -> Step | None:
     if name is None:
         return None
     if name not in known:
-        raise unknown_name("stain normalisation", name, known)
+        raise unknown_name_error("stain normalisation", name, known)
     return known[name]
 
 
@@ -142,12 +142,12 @@ def key_values(pairs: Iterable[str], option: str) -> dict[str, Any]:
 def load_dataset(
     name: str, root: Path | None, options: Iterable[str], drop_classes: list[str] | None = None
 ) -> Dataset:
-    """Load a data set as the options --dataset, --root, --option and --drop-class say."""
+    """Load a data set as the options --dataset, --root, --dataset-option and --drop-class say."""
     from leukemia_dl.datasets import Dataset
 
-    values = key_values(options, "--option")
+    values = key_values(options, "--dataset-option")
     for key in {"name", "root"} & set(values):
-        raise SettingsError(f"--option {key}=... is given as {'--dataset' if key == 'name' else '--root'}.")
+        raise SettingsError(f"--dataset-option {key}=... is given as {'--dataset' if key == 'name' else '--root'}.")
     if drop_classes:
         values["drop_classes"] = drop_classes
     return Dataset.load(name, root=root, **values)

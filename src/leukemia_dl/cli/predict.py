@@ -28,7 +28,7 @@ def predict(
         bool, typer.Option("--uncalibrated", help="Leave out the temperature that calibrates probabilities.")
     ] = False,
     symmetries: Annotated[
-        bool, typer.Option("--symmetries", help="Average over each image turned and mirrored: eight times the work.")
+        bool, typer.Option("--tta", help="Average over each image turned and mirrored: eight times the work.")
     ] = False,
     device: options.DeviceName = "auto",
 ) -> None:
@@ -38,12 +38,10 @@ def predict(
     diagnosis.
     """
     from leukemia_dl.models.classifier import load_classifier
-    from leukemia_dl.training.backends import Compute, prepare
+    from leukemia_dl.training.backends import ComputeConfig, prepare
 
-    prepare(compute=Compute(device))
-    frame = load_classifier(model).predict(
-        images, batch_size=batch_size, calibrated=not uncalibrated, symmetry_average=symmetries
-    )
+    prepare(compute=ComputeConfig(device))
+    frame = load_classifier(model).predict(images, batch_size=batch_size, calibrated=not uncalibrated, tta=symmetries)
     if output is not None:
         options.write_csv(frame, output, safe_csv)
         typer.echo(f"{len(frame):,} predictions written to {output}")

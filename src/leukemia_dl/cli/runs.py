@@ -97,8 +97,8 @@ def _print_numbers(record: Record) -> None:
 
     if record.metrics:
         columns = {"metric": list(record.metrics), "value": list(record.metrics.values())}
-        if record.metrics_averaged:
-            columns["8 symmetries"] = [record.metrics_averaged.get(name) for name in record.metrics]
+        if record.metrics_tta:
+            columns["8 symmetries"] = [record.metrics_tta.get(name) for name in record.metrics]
         options.print_table(pd.DataFrame(columns), {"value": ".4f", "8 symmetries": ".4f"}, title="Metrics")
     if len(record.history):
         curve = record.history.dropna(axis="columns", how="all")

@@ -17,7 +17,7 @@ from leukemia_dl.datasets.columns import COLUMNS, SPLITS, TEXT, counted, typed
 from leukemia_dl.datasets.hashes import array_hash, file_hashes
 from leukemia_dl.datasets.info import DatasetInfo
 from leukemia_dl.datasets.pixels import PixelStore, decode_all
-from leukemia_dl.errors import DataError, unknown_name
+from leukemia_dl.errors import DataError, unknown_name_error
 from leukemia_dl.preprocess import Pipeline, decode_image
 
 if TYPE_CHECKING:
@@ -286,7 +286,7 @@ class Dataset:
         """
         for name in names:
             if name not in self.class_names:
-                raise unknown_name("class", name, self.class_names)
+                raise unknown_name_error("class", name, self.class_names)
         kept = tuple(name for name in self.class_names if name not in names)
         part = self.subset(~self._table["label"].isin(names).to_numpy(bool), kept)
         if self.source is not None:

@@ -16,7 +16,7 @@ from leukemia_dl.datasets.archives import require_space, unpack
 from leukemia_dl.datasets.columns import counted
 from leukemia_dl.datasets.dataset import Dataset
 from leukemia_dl.datasets.verify import VerifyReport, verify
-from leukemia_dl.errors import DataError, LeukemiaDLError, unknown_name
+from leukemia_dl.errors import DataError, LeukemiaDLError, unknown_name_error
 
 __all__ = ["DOWNLOADS", "Download", "KaggleDataset", "check_counts", "download"]
 
@@ -91,7 +91,7 @@ def download(
         LeukemiaDLError: If kagglehub is not installed, or the download failed; the message names the ways out.
     """
     if name not in DOWNLOADS:
-        raise unknown_name("data set to download", name, DOWNLOADS, "Others are read from a folder of yours.")
+        raise unknown_name_error("data set to download", name, DOWNLOADS, "Others are read from a folder of yours.")
     where, root = DOWNLOADS[name], Path(to).absolute()
     dataset = _already_there(name, root)
     if dataset is None:

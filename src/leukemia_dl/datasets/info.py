@@ -43,4 +43,4 @@ class DatasetInfo:
 
     def __post_init__(self) -> None:
         if self.canvas is not None:
-            object.__setattr__(self, "canvas", checked_size("A data set's canvas", self.canvas))
+            object.__setattr__(self, "canvas", checked_size(self.canvas))

@@ -29,7 +29,7 @@ CONTENT_DISJOINT = "content-disjoint"
 FEW_GROUPS = 5
 """With fewer groups of a class than this, a side is flagged: its figures hang on a handful of patients."""
 LEAK = 'protocol="random", allow_leakage=True (command line: --protocol random --allow-leakage)'
-ON_FOLDS = ("official", "official_clean", "source_v1")
+ON_FOLDS = ("official", "official_clean", "published_v1")
 WITH_FOLDS = (*ON_FOLDS, "kfold")
 _UNGROUPED = ("fixed", "random")
 IntArray = NDArray[np.int64]
@@ -186,7 +186,7 @@ def _official_clean(pool: Pool) -> Iterator[Draft]:
         yield Draft(fold, kept, test, dropped=len(train) - len(kept), promised=(GROUP_DISJOINT, CONTENT_DISJOINT))
 
 
-def _source_v1(pool: Pool) -> Iterator[Draft]:
+def _published_v1(pool: Pool) -> Iterator[Draft]:
     for fold, train, test in _given_folds(pool):
         yield Draft(fold, train, test, val=test)
 
@@ -249,7 +249,7 @@ PROTOCOLS: dict[str, _Protocol] = {
     "holdout": _holdout,
     "fixed": _fixed,
     "random": _random,
-    "source_v1": _source_v1,
+    "published_v1": _published_v1,
 }
 """The protocols by their names; `make_splits` says what they are."""
 

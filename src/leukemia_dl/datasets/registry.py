@@ -12,7 +12,7 @@ import pandas as pd
 from leukemia_dl.datasets.cache import user_path
 from leukemia_dl.datasets.dataset import Dataset, DatasetInfo
 from leukemia_dl.datasets.frames import class_list
-from leukemia_dl.errors import PluginError, SettingsError, unknown_name
+from leukemia_dl.errors import PluginError, SettingsError, unknown_name_error
 from leukemia_dl.identity import plain_number
 from leukemia_dl.plugins import Provided, collect, problems_with
 
@@ -67,7 +67,7 @@ def get_source(name: str) -> DatasetSource:
     sources = {item.record.name: item.record for item in _provided()}
     if name not in sources:
         hint = "Images of your own: folder (a folder per class) or csv, each with root=PATH."
-        raise unknown_name("data set", name, sources, f"{hint} {problems_with(name)}".strip())
+        raise unknown_name_error("data set", name, sources, f"{hint} {problems_with(name)}".strip())
     source: DatasetSource = sources[name]
     return source
 

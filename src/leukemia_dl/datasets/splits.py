@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from leukemia_dl import identity
+from leukemia_dl.checks import flag, whole_number
 from leukemia_dl.datasets.dataset import Dataset
 from leukemia_dl.datasets.protocols import (
     CONTENT_DISJOINT,
@@ -22,7 +23,7 @@ from leukemia_dl.datasets.protocols import (
     Pool,
     default_protocol,
 )
-from leukemia_dl.errors import SettingsError, SplitError, unknown_name
+from leukemia_dl.errors import SettingsError, SplitError, unknown_name_error
 from leukemia_dl.identity import plain_number
 
 __all__ = ["CONTENT_DISJOINT", "GROUP_DISJOINT", "PROTOCOLS", "TEST_IS_NOT_VAL", "Split", "make_splits"]
@@ -43,8 +44,8 @@ class Split:
         guarantees: What was verified of it: `"group-disjoint"` (no group, so no patient, on two sides),
             `"content-disjoint"` (no two sides share a byte-identical file), `"test-is-not-val"`.
         dropped: Training images left out because their group, or their content, is on the test side.
-        crossing: How many images outside the test side share, with another side, an identical file (`identical`), a
-            cell that is known to be one (`same_cell`, identical files included), a group (`group`; None if the groups
+        leaked: How many images outside the test side share, with another side, an identical file (`files`), a
+            cell that is known to be one (`cells`, identical files included), a group (`groups`; None if the groups
             are not known).
         flags: What a reader of the results should know, such as a side with few patients.
         digest: SHA-256 of sample ids and sides, whatever the order of the rows.
@@ -57,7 +58,7 @@ class Split:
     test: IntArray
     guarantees: tuple[str, ...]
     dropped: int
-    crossing: Mapping[str, int | None]
+    leaked: Mapping[str, int | None]
     flags: tuple[str, ...]
     digest: str
     _counts: tuple[tuple[str, str, int, int], ...]
@@ -97,7 +98,7 @@ def make_splits(
     - `holdout`: one drawn test side of about a fifth.
     - `fixed`: the sides that the data set itself gives (column `split`).
     - `random`: image by image, identical files together. Patients are on several sides: `allow_leakage` must say yes.
-    - `source_v1`: the published habit: train on the other folds, val IS test.
+    - `published_v1`: the published habit: train on the other folds, val IS test.
 
     Where a protocol gives no val side, about a fifth of the training groups (class-stratified, by scikit-learn's
     StratifiedGroupKFold) is taken: the first fold in which each class has five groups, or comes closest to it.
@@ -132,19 +133,17 @@ def make_splits(
         >>> ldl.make_splits(dataset, "kfold", folds=[0])
         [<Split 'kfold' fold 0: train 64, val 16, test 20; content-disjoint, group-disjoint, test-is-not-val>]
     """
-    seed, n_folds, n_repeats = plain_number(seed), plain_number(n_folds), plain_number(n_repeats)
-    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-        raise SettingsError(f"seed must be a whole number of at least 0. Received: {seed!r}.")
+    n_folds, n_repeats = plain_number(n_folds), plain_number(n_repeats)
+    seed = whole_number("seed", seed)
     protocol = default_protocol(dataset) if protocol is None else protocol
     if not isinstance(protocol, str) or protocol not in PROTOCOLS:
-        raise unknown_name("protocol", protocol, PROTOCOLS)
+        raise unknown_name_error("protocol", protocol, PROTOCOLS)
     for name, value, default, least in (("n_folds", n_folds, None, 2), ("n_repeats", n_repeats, 1, 1)):
         if value != default and protocol != "kfold":
             raise SettingsError(f"{name} is for protocol='kfold'. Received: {name}={value!r} with {protocol!r}.")
-        if value is not default and (isinstance(value, bool) or not isinstance(value, int) or value < least):
-            raise SettingsError(f"{name} must be an int of at least {least}. Received: {value!r}.")
-    if not isinstance(allow_leakage, bool):
-        raise SettingsError(f"allow_leakage must be True or False. Received: {allow_leakage!r}.")
+        if value is not default:
+            whole_number(name, value, least)
+    flag("allow_leakage", allow_leakage)
     if protocol == "random" and not allow_leakage:
         raise SplitError(
             "Protocol 'random' puts images of one patient on several sides, which makes results look better than they "
@@ -190,7 +189,7 @@ def _checked(pool: Pool, draft: Draft) -> Split:
     sides = {"train": draft.train, "val": draft.val, "test": draft.test}
     counts = _count(pool, sides)
     _require_each_class(pool, draft, counts)
-    guarantees, flags, crossing = _verify(pool, draft, sides)
+    guarantees, flags, leaked = _verify(pool, draft, sides)
     if not pool.grouped:
         flags.append("patients unknown: one may be on several sides")
     if draft.dropped:
@@ -206,7 +205,7 @@ def _checked(pool: Pool, draft: Draft) -> Split:
         test=_rows(pool, draft.test),
         guarantees=tuple(sorted(guarantees)),
         dropped=draft.dropped,
-        crossing=MappingProxyType(crossing),
+        leaked=MappingProxyType(leaked),
         flags=tuple(flags),
         digest=identity.digest({side: sorted(samples[positions]) for side, positions in sides.items()}),
         _counts=counts,
@@ -220,22 +219,22 @@ def _verify(pool: Pool, draft: Draft, sides: dict[str, IntArray]) -> tuple[list[
     guarantees, flags = ([], ["val is test"]) if val_is_test else ([TEST_IS_NOT_VAL], [])
     if any(np.intersect1d(sides[a], sides[b]).size for a, b in distinct):
         raise SplitError(f"Protocol {pool.protocol!r} put a sample of {pool.name!r} on two sides: please report this.")
-    crossing: dict[str, int | None] = {
-        "identical": _crossing(pool.contents, sides, distinct),
-        "same_cell": _crossing(pool.cells, sides, distinct),
-        "group": _crossing(pool.groups, sides, distinct) if pool.grouped else None,
+    leaked: dict[str, int | None] = {
+        "files": _crossing(pool.contents, sides, distinct),
+        "cells": _crossing(pool.cells, sides, distinct),
+        "groups": _crossing(pool.groups, sides, distinct) if pool.grouped else None,
     }
-    for name, counted, what in ((GROUP_DISJOINT, "group", "group"), (CONTENT_DISJOINT, "identical", "content")):
-        count = crossing[counted]
+    for name, counted, what in ((GROUP_DISJOINT, "groups", "group"), (CONTENT_DISJOINT, "files", "content")):
+        count = leaked[counted]
         if count and name in draft.promised:
             raise SplitError(f"Protocol {pool.protocol!r} broke its promise to be {name}: please report this.")
         if count:
             flags.append(f"{count:,} images outside the test side share their {what} with another side")
         elif name != GROUP_DISJOINT or pool.grouped:
             guarantees.append(name)
-    if crossing["same_cell"]:
-        flags.append(f"{crossing['same_cell']:,} images outside the test side show a cell that another side shows too")
-    return guarantees, flags, crossing
+    if leaked["cells"]:
+        flags.append(f"{leaked['cells']:,} images outside the test side show a cell that another side shows too")
+    return guarantees, flags, leaked
 
 
 def _require_each_class(pool: Pool, draft: Draft, counts: tuple[tuple[str, str, int, int], ...]) -> None:

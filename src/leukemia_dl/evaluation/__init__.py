@@ -6,7 +6,7 @@ Input is a frame of predictions, wherever they come from.
 from leukemia_dl.evaluation.calibration import apply_temperature, calibrate, fit_temperature
 from leukemia_dl.evaluation.comparisons import compare
 from leukemia_dl.evaluation.curves import precision_recall_curves, reliability_curves, roc_curves
-from leukemia_dl.evaluation.evaluate import count_once, evaluate
+from leukemia_dl.evaluation.evaluate import drop_repeated_cells, evaluate
 from leukemia_dl.evaluation.groups import error_list, evaluate_groups, group_table
 from leukemia_dl.evaluation.inflation import inflation
 from leukemia_dl.evaluation.leaderboard import leaderboard
@@ -16,7 +16,8 @@ from leukemia_dl.evaluation.predictions import class_names_of
 from leukemia_dl.evaluation.published import published_results
 
 __all__ = [
-    "METRICS", "accuracy_at_coverage", "apply_temperature", "calibrate", "class_names_of", "compare", "count_once",
-    "error_list", "evaluate", "evaluate_groups", "fit_temperature", "group_table", "inflation", "leaderboard",
-    "operating_points", "precision_recall_curves", "published_results", "reliability_curves", "roc_curves", "score",
+    "METRICS", "accuracy_at_coverage", "apply_temperature", "calibrate", "class_names_of", "compare",
+    "drop_repeated_cells", "error_list", "evaluate", "evaluate_groups", "fit_temperature", "group_table", "inflation",
+    "leaderboard", "operating_points", "precision_recall_curves", "published_results", "reliability_curves",
+    "roc_curves", "score",
 ]  # fmt: skip

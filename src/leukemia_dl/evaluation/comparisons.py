@@ -12,8 +12,9 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import stats
 
+from leukemia_dl.checks import choice, real_number
 from leukemia_dl.errors import DataError, SettingsError
-from leukemia_dl.evaluation.evaluate import ESTIMANDS, Estimand, Estimates, check_choice, check_level
+from leukemia_dl.evaluation.evaluate import ESTIMANDS, Estimand, Estimates
 from leukemia_dl.evaluation.image_level import delong_test, mcnemar_test
 from leukemia_dl.evaluation.intervals import Resampling, Spread, resampling_of
 from leukemia_dl.evaluation.metrics import metric as find_metric
@@ -90,8 +91,8 @@ def compare(
     primary, class_names = find_metric(metric).name, class_names_of(frame)
     further = [descriptive] if isinstance(descriptive, str) else list(descriptive or ())
     names = [primary, *(find_metric(name).name for name in further if name != primary)]
-    check_level(level)
-    check_choice("estimand", estimand, get_args(Estimand))
+    real_number("level", level, 0.5, 1, "[)")
+    choice("estimand", estimand, get_args(Estimand))
     models = models_of(frame, side, backbones)
     if len(models) < 2:
         raise SettingsError(f"A comparison needs two backbones. The frame has: {models[0].name}.")

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from leukemia_dl.evaluation.evaluate import check_level, check_whole
+from leukemia_dl.checks import real_number, whole_number
 from leukemia_dl.evaluation.intervals import bounds, resampling_of
 from leukemia_dl.evaluation.metrics import Metric
 from leukemia_dl.evaluation.predictions import FEWEST_GROUPS, Model, Run, models_of, tidy
@@ -92,7 +92,7 @@ def reliability_curves(frame: pd.DataFrame, *, bins: int = 10, level: float = 0.
         DataError: If the frame is not one of predictions.
         SettingsError: If a setting is out of its range.
     """
-    check_whole("bins", bins, 2, 100)
+    whole_number("bins", bins, 2, 100)
     edges = np.linspace(0, 1, bins + 1)
     middles = (edges[:-1] + edges[1:]) / 2
     found = _table(frame, side, level, middles, lambda run, weights: _happened(run, weights, edges), _SHARE)
@@ -111,7 +111,7 @@ def reliability_curves(frame: pd.DataFrame, *, bins: int = 10, level: float = 0.
 def _table(
     frame: pd.DataFrame, side: str, level: float, places: NDArray[np.float64], curve: _Curve, what: Metric
 ) -> pd.DataFrame:
-    check_level(level)
+    real_number("level", level, 0.5, 1, "[)")
     parts = [_of_model(model, places, level, curve, what) for model in models_of(tidy(frame), side)]
     return pd.concat(parts, ignore_index=True)
 
@@ -207,5 +207,5 @@ def _happened(run: Run, weights: NDArray[np.float64], edges: NDArray[np.float64]
 
 
 def _grid(points: int) -> NDArray[np.float64]:
-    check_whole("points", points, 2, 10_001)
+    whole_number("points", points, 2, 10_001)
     return np.linspace(0, 1, points)

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import numbers
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
 import numpy as np
 import pandas as pd
 
+from leukemia_dl.checks import choice, real_number
 from leukemia_dl.errors import DataError, SettingsError
 from leukemia_dl.evaluation.intervals import Resampling, Spread, bounds, resampling_of
 from leukemia_dl.evaluation.metrics import METRICS, Metric, metric, values, why_undefined
 from leukemia_dl.evaluation.predictions import Model, class_names_of, models_of, select_side, tidy
 
 __all__ = [
-    "ESTIMANDS", "Estimates", "check_choice", "check_level", "check_whole", "count_once", "evaluate", "metrics_of",
-    "rows_of",
+    "ESTIMANDS", "Estimates", "drop_repeated_cells", "evaluate",
+    "metrics_of", "rows_of",
 ]  # fmt: skip
 
 Estimand = Literal["models", "procedure"]
@@ -34,7 +34,7 @@ class Estimates:
     """Metrics of one model: per seed, and without each block of units; means over seeds."""
 
     def __init__(self, model: Model, resampling: Resampling, names: Sequence[str]) -> None:
-        """Compute them."""
+        """ComputeConfig them."""
         everything = np.ones((1, resampling.sizes.size))
         weights = np.concatenate([everything, resampling.leave_one_out])
         per_run = [values(run, weights, names) for run in resampling.in_blocks(model)]
@@ -64,7 +64,7 @@ def evaluate(
     *,
     metrics: str | Sequence[str] | None = None,
     by: str | None = None,
-    once: bool = False,
+    unique_cells: bool = False,
     level: float = 0.95,
     estimand: Estimand = "models",
     side: str = "test",
@@ -82,7 +82,7 @@ def evaluate(
         metrics: Names from `METRICS`; None for all.
         by: A column to split the images by: its values, or its quartiles if it is a number with more than eight values,
             such as `cell_area`. Each part is evaluated by itself.
-        once: Count images that show one cell (column `same_cell`) once, by their first prediction in each run.
+        unique_cells: Count images that show one cell (column `same_cell`) once, by their first prediction in each run.
         level: Of the intervals.
         estimand: What the interval is about. "models": these fitted models, on new groups. "procedure": the mean over
             seeds of the learning procedure on these training data, so that the spread between seeds enters; two seeds
@@ -112,9 +112,9 @@ def evaluate(
     """
     frame = tidy(frame)
     names, class_names = metrics_of(metrics), class_names_of(frame)
-    check_choice("estimand", estimand, get_args(Estimand))
-    check_level(level)
-    chosen = count_once(select_side(frame, side)) if once else select_side(frame, side)
+    choice("estimand", estimand, get_args(Estimand))
+    real_number("level", level, 0.5, 1, "[)")
+    chosen = drop_repeated_cells(select_side(frame, side)) if unique_cells else select_side(frame, side)
     rows: list[dict[str, Any]] = []
     for part, inside in _parts(chosen, by):
         for model in models_of(inside, side):
@@ -123,7 +123,7 @@ def evaluate(
     return table[[name for name in ([by] if by else []) + [*_COLUMNS] if name in table]]
 
 
-def count_once(frame: pd.DataFrame) -> pd.DataFrame:
+def drop_repeated_cells(frame: pd.DataFrame) -> pd.DataFrame:
     """Return a prediction `frame` without repetitions of a cell: the first prediction of each in each run stays.
 
     Raises:
@@ -146,24 +146,6 @@ def metrics_of(metrics: str | Sequence[str] | None) -> list[str]:
     if not isinstance(metrics, (str, Sequence)) or not len(metrics):
         raise SettingsError(f"metrics takes names, at least one: {', '.join(METRICS)}. Received: {metrics!r}.")
     return [metric(name).name for name in ([metrics] if isinstance(metrics, str) else metrics)]
-
-
-def check_choice(name: str, value: object, allowed: Iterable[str]) -> None:
-    """Raise SettingsError unless a value is one of those allowed."""
-    if value not in tuple(allowed):
-        raise SettingsError(f"{name} must be one of {', '.join(map(repr, allowed))}. Received: {name}={value!r}.")
-
-
-def check_level(level: object) -> None:
-    """Raise SettingsError unless the level of an interval lies between .5 and 1."""
-    if isinstance(level, bool) or not isinstance(level, numbers.Real) or not 0.5 <= float(level) < 1:
-        raise SettingsError(f"level must be a number from 0.5 to below 1, such as 0.95. Received: level={level!r}.")
-
-
-def check_whole(name: str, value: object, lowest: int, highest: int) -> None:
-    """Raise SettingsError unless a value is a whole number within its bounds."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or not lowest <= int(value) <= highest:
-        raise SettingsError(f"{name} must be a whole number from {lowest:,} to {highest:,}. Received: {value!r}.")
 
 
 def rows_of(

@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from leukemia_dl.checks import real_number
 from leukemia_dl.errors import DataError
-from leukemia_dl.evaluation.evaluate import check_level
 from leukemia_dl.evaluation.predictions import PREFIX, Model, class_names_of, models_of, select_side, tidy
 
 __all__ = ["error_list", "evaluate_groups", "group_table"]
@@ -57,7 +57,7 @@ def evaluate_groups(frame: pd.DataFrame, level: float = 0.95, side: str = "test"
     Raises:
         DataError: If nothing is known of subjects.
     """
-    check_level(level)
+    real_number("level", level, 0.5, 1, "[)")
     names, table = class_names_of(frame), group_table(frame, side)
     rows: list[dict[str, Any]] = []
     for backbone, part in table.groupby("backbone", sort=False):

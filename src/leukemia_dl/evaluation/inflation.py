@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from leukemia_dl.errors import DataError, SettingsError, unknown_name
+from leukemia_dl.errors import DataError, SettingsError, unknown_name_error
 from leukemia_dl.evaluation.comparisons import compare, p_in_words, seeds_in_words
 from leukemia_dl.evaluation.evaluate import Estimand
 from leukemia_dl.evaluation.metrics import metric as find_metric
@@ -66,7 +66,7 @@ def inflation(
         )
     for name in (honest, leaky):
         if name not in known:
-            raise unknown_name("protocol", name, known, "These are the protocols that the predictions are of.")
+            raise unknown_name_error("protocol", name, known, "These are the protocols that the predictions are of.")
     if honest == leaky:
         raise SettingsError(f"Name two protocols, the honest one first. Received: {honest!r} twice.")
     parts = {name: select_side(tidy(frame[frame["protocol"].astype(str) == name]), side) for name in (leaky, honest)}

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import numbers
 from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from leukemia_dl.checks import real_number
 from leukemia_dl.errors import DataError, SettingsError
 from leukemia_dl.evaluation.choices import CHOSEN, chosen_elsewhere, shared_groups
-from leukemia_dl.evaluation.evaluate import check_level, evaluate
+from leukemia_dl.evaluation.evaluate import evaluate
 from leukemia_dl.evaluation.predictions import PREFIX, class_names_of, select_side, tidy
 
 __all__ = ["accuracy_at_coverage", "operating_points"]
@@ -52,7 +52,7 @@ def operating_points(
         DataError: If there are more than two classes, a class does not occur where a threshold is chosen, or an image
             is on both sides of one model.
     """
-    check_level(level)
+    real_number("level", level, 0.5, 1, "[)")
     if (sensitivity is None) == (specificity is None):
         raise SettingsError("Give one target: sensitivity=0.95, for instance, or specificity=0.95.")
     frame = tidy(frame)
@@ -60,7 +60,7 @@ def operating_points(
     if len(names) != 2:
         raise DataError(f"An operating point needs two classes. Received: {', '.join(names)}.")
     what = "sensitivity" if sensitivity is not None else "specificity"
-    wanted = _share(what, sensitivity if sensitivity is not None else specificity)
+    wanted = real_number(what, sensitivity if sensitivity is not None else specificity, 0, 1, "(]")
     positive = PREFIX + names[1]
 
     def choose(rows: pd.DataFrame) -> float:
@@ -111,12 +111,14 @@ def accuracy_at_coverage(
         SettingsError: If a share is out of its range, or both sides are the same.
         DataError: If an image is on both sides of one model.
     """
-    check_level(level)
+    real_number("level", level, 0.5, 1, "[)")
     frame = tidy(frame)
     columns = [PREFIX + name for name in class_names_of(frame)]
     order = list(dict.fromkeys(select_side(frame, side)["backbone"]))
     parts = []
-    for wanted in [_share("coverages", value) for value in np.atleast_1d(np.asarray(coverages, dtype=object))]:
+    for wanted in [
+        real_number("coverages", value, 0, 1, "(]") for value in np.atleast_1d(np.asarray(coverages, dtype=object))
+    ]:
 
         def choose(rows: pd.DataFrame, wanted: float = wanted) -> float:
             surest = rows[columns].max(axis=1).to_numpy(dtype=np.float64)
@@ -157,9 +159,3 @@ def _summary(tested: pd.DataFrame) -> pd.DataFrame:
     keys = [name for name in ("backbone", "seed", "repeat", "fold") if name in tested]
     models = tested.drop_duplicates(keys)
     return models.groupby("backbone", sort=False)[CHOSEN].agg(threshold="mean", min="min", max="max").reset_index()
-
-
-def _share(name: str, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 < float(value) <= 1:
-        raise SettingsError(f"{name} must be a share above 0 and up to 1. Received: {value!r}.")
-    return float(value)

@@ -22,7 +22,7 @@ _log = logging.getLogger(__name__)
 
 PREFIX = "probability_"
 FEWEST_GROUPS = 5
-KINDS = ("backbone", "baseline", "averaged")
+KINDS = ("backbone", "baseline", "tta")
 # Probabilities that were rounded to a few digits by another program are taken as they are.
 _SUM_TOLERANCE = 1e-2 + 1e-9
 _RUN_KEYS = ("seed", "repeat")
@@ -67,7 +67,7 @@ class Model:
 
     Attributes:
         name: Of the backbone.
-        kind: "backbone", "baseline", or "averaged": a backbone's predictions averaged over symmetries, which are shown
+        kind: "backbone", "baseline", or "tta": a backbone's predictions averaged over symmetries, which are shown
             beside it and compete with none.
         runs: One per seed and repeat.
         units: Names of the units, in the order of `Run.unit`.

@@ -22,8 +22,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from leukemia_dl.checks import real_number
 from leukemia_dl.errors import DataError, ImageError, SettingsError, StoreError
-from leukemia_dl.identity import plain_number
 from leukemia_dl.models.archive import MEMBER, load_net, read_settings
 from leukemia_dl.models.backend import backend_name, quiet_start
 from leukemia_dl.models.registry import register_layers
@@ -73,10 +73,7 @@ class Classifier:
 
     def __post_init__(self) -> None:
         """Refuse parts that do not fit together."""
-        value = plain_number(self.temperature)
-        object.__setattr__(self, "temperature", value)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
-            raise SettingsError(f"temperature must be a number above 0. Received: temperature={value!r}.")
+        object.__setattr__(self, "temperature", real_number("temperature", self.temperature, 0, math.inf, "()"))
         if self.outputs not in FORMATS:
             raise SettingsError(f"outputs must be {' or '.join(map(repr, FORMATS))}. Received: {self.outputs!r}.")
         object.__setattr__(self, "class_names", tuple(self.class_names))
@@ -112,7 +109,7 @@ class Classifier:
         *,
         batch_size: int = 32,
         calibrated: bool = True,
-        symmetry_average: bool = False,
+        tta: bool = False,
         show_progress: bool = True,
     ) -> pd.DataFrame:
         """Return a row per image, in the order given.
@@ -124,7 +121,7 @@ class Classifier:
             batch_size: Images per step.
             calibrated: Divide logits by `temperature`. False for the probabilities as the net was trained to give them,
                 from which a benchmark's `loss` is computed. The predicted class is the same.
-            symmetry_average: Take the mean over the eight symmetries of each image; eight times the work.
+            tta: Take the mean over the eight symmetries of each image; eight times the work.
             show_progress: Tell how far it is when it takes long.
 
         Returns:
@@ -155,10 +152,10 @@ class Classifier:
                 pixels = self._stacked([image for image, _ in read.values()])
                 looks += [look for _, look in read.values()]
                 # A cell has no upright: a net should say the same of all eight, and their mean errs less than each.
-                logits = logits_over_symmetries if symmetry_average else predict_logits
+                logits = logits_over_symmetries if tta else predict_logits
                 views = self._as_logits(logits(self.model, pixels, batch_size))
                 views = softmax(views / (self.temperature if calibrated else 1.0))
-                probabilities[list(read)] = views.mean(axis=0) if symmetry_average else views
+                probabilities[list(read)] = views.mean(axis=0) if tta else views
         failed = [text for text in errors if text]
         if failed:
             message = "%d of %d images cannot be read, as the column error says. The first: %s"

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import inspect
 import re
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
-from leukemia_dl.errors import PluginError, unknown_name
+from leukemia_dl.errors import PluginError, unknown_name_error
 from leukemia_dl.models.spec import BackboneSpec
 from leukemia_dl.plugins import DISTRIBUTION, Provided, collect, problems_with
 
@@ -20,10 +19,9 @@ __all__ = [
     "register_backbone", "register_layers",
 ]  # fmt: skip
 
-BUILTIN = tuple(f"leukemia_dl.models.builtin.{name}" for name in ("cnn", "keras_nets", "source_cnn"))
+BUILTIN = tuple(f"leukemia_dl.models.builtin.{name}" for name in ("cnn", "keras_nets", "published_cnn"))
 THIS_PROCESS = "this process"
 """The plugin of backbones that a script or notebook has registered."""
-_DEPTH = 5
 _registered: dict[str, BackboneSpec] = {}
 
 
@@ -71,7 +69,7 @@ def find_backbone(name: str) -> Provided:
     """
     provided = {item.record.name: item for item in _provided()}
     if name not in provided:
-        raise unknown_name("backbone", name, provided, problems_with(name))
+        raise unknown_name_error("backbone", name, provided, problems_with(name))
     return provided[name]
 
 
@@ -133,31 +131,20 @@ def backbone_table() -> pd.DataFrame:
 
 
 def _version(spec: BackboneSpec) -> str:
-    """Return a version for what has none: a digest of the builder's source and of what it was made with.
+    """Return a version for a backbone that was registered without one: a digest of its builder's file and values.
 
-    A changed builder is another one, and so is one of a factory with other values. Functions that it calls by a global
-    name are not followed.
+    Values are the arguments of a partial, the defaults and what a closure or an object holds, by their `repr`.
     """
+    build: Any = spec.build
+    values = [getattr(build, name, None) for name in ("args", "keywords", "__defaults__", "__kwdefaults__", "__dict__")]
+    values += [cell.cell_contents for cell in getattr(build, "__closure__", None) or ()]
+    function = inspect.unwrap(getattr(build, "func", build))
     try:
-        source = _source(spec.build)
+        source = inspect.getsource(inspect.getmodule(function) or type(function))
     except (OSError, TypeError):
         return "unversioned"
-    return f"source {hashlib.sha256(source.encode()).hexdigest()[:8]}"
-
-
-def _source(value: Any, depth: int = 0) -> str:
-    """Return the source of a function with its defaults and what it encloses; of anything else its repr."""
-    if isinstance(value, functools.partial):
-        return "\n".join(_source(part, depth) for part in (value.func, value.args, sorted(value.keywords.items())))
-    if depth < _DEPTH and callable(value) and not isinstance(value, type):
-        function = inspect.unwrap(cast(Any, getattr(value, "__func__", value)))
-        cells = [cell.cell_contents for cell in getattr(function, "__closure__", None) or ()]
-        held = [getattr(function, "__defaults__", None), getattr(function, "__kwdefaults__", None), *cells]
-        owner = getattr(value, "__self__", None) if inspect.isroutine(value) else value
-        held.append(sorted(vars(owner).items()) if hasattr(owner, "__dict__") else None)
-        source = inspect.getsource(function if inspect.isroutine(function) else type(function))
-        return "\n".join([source, *(_source(part, depth + 1) for part in held if part is not None)])
-    return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(value))
+    text = re.sub(r" at 0x[0-9a-fA-F]+", "", f"{function!r} {values!r} {source}")
+    return f"source {hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
 def _provided() -> list[Provided]:

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from leukemia_dl.checks import real_number
 from leukemia_dl.errors import ImageError, SettingsError
-from leukemia_dl.identity import plain_number
 
 __all__ = ["GIEMSA", "LIGHT", "lab_to_rgb", "optical_density", "rgb_to_lab"]
 
@@ -95,13 +95,7 @@ def density_to_rgb(density: NDArray[np.float64], light: float = LIGHT) -> NDArra
 
 
 def _checked(light: object) -> float:
-    light = plain_number(light)
-    if isinstance(light, bool) or not isinstance(light, (int, float)) or not 0 < light < math.inf:
-        raise SettingsError(
-            f"light is the grey level, plus one, of unstained glass: a number above 0, such as {LIGHT:g}. "
-            f"Received: light={light!r}."
-        )
-    return light
+    return real_number("light", light, 0, math.inf, "()")
 
 
 def stain_matrix(stains: ArrayLike) -> NDArray[np.float64]:

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from leukemia_dl.checks import real_number, whole_number
 from leukemia_dl.errors import ImageError, SettingsError
-from leukemia_dl.identity import plain_number
 from leukemia_dl.preprocess.decode import check_image
 from leukemia_dl.preprocess.foreground import bounding_box, foreground_mask
 from leukemia_dl.preprocess.steps import Step
@@ -42,7 +42,7 @@ def center_on_canvas(image: NDArray[np.uint8], height: int, width: int) -> NDArr
         SettingsError: If a side is no int from 1 to 4,472.
     """
     check_image(image)
-    height, width = checked_size("center_on_canvas", height), checked_size("center_on_canvas", width)
+    height, width = checked_size(height), checked_size(width)
     canvas = np.zeros((height, width, 3), np.uint8)
     into_rows, from_rows = _overlap(image.shape[0], height)
     into_columns, from_columns = _overlap(image.shape[1], width)
@@ -107,7 +107,7 @@ def resize(image: NDArray[np.uint8], height: int, width: int, method: str = "lan
         SettingsError: If a side is no int from 1 to 4,472, or there is no such method.
     """
     check_image(image)
-    height, width = checked_size("resize", height), checked_size("resize", width)
+    height, width = checked_size(height), checked_size(width)
     _check_method("resize", method)
     if image.shape[:2] == (height, width):
         return image.copy()
@@ -128,7 +128,7 @@ class CenterOnCanvas(Step):
     size: int = 450
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "size", checked_size("CenterOnCanvas", self.size))
+        object.__setattr__(self, "size", checked_size(self.size))
 
     def __call__(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Apply `center_on_canvas`: uint8 (h, w, 3) to uint8 (size, size, 3)."""
@@ -189,7 +189,7 @@ class Resize(Step):
     method: str = "lanczos"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "size", checked_size("Resize", self.size))
+        object.__setattr__(self, "size", checked_size(self.size))
         _check_method("Resize", self.method)
 
     def __call__(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -285,15 +285,9 @@ def _check_method(step: str, method: object) -> None:
 
 
 def _checked_margin(margin: object) -> float:
-    margin = plain_number(margin)
-    if isinstance(margin, bool) or not isinstance(margin, (int, float)) or not 0 <= margin <= 10:
-        raise SettingsError(f"A crop needs a margin from 0 to 10. Received: margin={margin!r}.")
-    return float(margin) + 0.0  # 1 and 1.0, 0 and -0.0 are one step, with one digest
+    return real_number("margin", margin, 0, 10) + 0.0  # 1 and 1.0, 0 and -0.0 are one step, with one digest
 
 
-def checked_size(what: str, size: object) -> int:
-    """Return a side in pixels as an int; SettingsError says what needs one."""
-    size = plain_number(size)
-    if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= MAX_SIZE:
-        raise SettingsError(f"{what} needs a size in pixels, an int from 1 to {MAX_SIZE:,}. Received: size={size!r}.")
-    return size
+def checked_size(size: object) -> int:
+    """Return a side in pixels as an int, or raise SettingsError."""
+    return whole_number("size", size, 1, MAX_SIZE)

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from leukemia_dl import identity
-from leukemia_dl.errors import ImageError, SettingsError, unknown_name
+from leukemia_dl.errors import ImageError, SettingsError, unknown_name_error
 from leukemia_dl.notebook import for_notebooks
 from leukemia_dl.preprocess.decode import check_image, decode_image
 from leukemia_dl.preprocess.geometry import CenterOnCanvas, PadToSquare, Resize
@@ -76,7 +76,7 @@ class Pipeline:
         return cls((PadToSquare() if canvas is None else CenterOnCanvas(canvas), Resize(size)))
 
     @classmethod
-    def source_v1(cls, size: int = 180) -> Pipeline:
+    def published_v1(cls, size: int = 180) -> Pipeline:
         """Return the preprocessing behind the published table: squeezed to a square, bilinear, without antialiasing.
 
         Keras keeps the interpolated values as floats; here they are rounded to whole grey levels.
@@ -244,7 +244,9 @@ def _step(entry: Any) -> Step:
         raise SettingsError(f'A step is stored as {{"step": NAME, parameter: value, ...}}. Received: {entry!r}.')
     name = entry["step"]
     if name not in STEPS:
-        raise unknown_name("preprocessing step", name, STEPS, "If it is a step of your own, import its module before.")
+        raise unknown_name_error(
+            "preprocessing step", name, STEPS, "If it is a step of your own, import its module before."
+        )
     parameters = {key: value for key, value in entry.items() if key != "step"}
     fields = dataclasses.fields(cast(Any, STEPS[name]))
     known = {field.name for field in fields}

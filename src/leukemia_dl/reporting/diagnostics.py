@@ -311,7 +311,7 @@ def plot_errors_by_size(
 
 def _shown(predictions: pd.DataFrame) -> pd.DataFrame:
     frame = tidy(predictions)
-    return frame[frame["kind"] != "averaged"]
+    return frame[frame["kind"] != "tta"]
 
 
 def _ranked(frame: pd.DataFrame, curves: pd.DataFrame, metric: str, title: str, level: float, side: str) -> Figure:

@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 
 from leukemia_dl.benchmark.stored import StoredRun, read_run
-from leukemia_dl.errors import LeukemiaDLError, StoreError, UnknownNameError, unknown_name
+from leukemia_dl.errors import LeukemiaDLError, StoreError, UnknownNameError, unknown_name_error
 from leukemia_dl.evaluation import class_names_of, evaluate, group_table
 from leukemia_dl.models.registry import get_backbone
 from leukemia_dl.plugins import DISTRIBUTION, installed_version
@@ -67,7 +67,7 @@ def model_card(store: str | Path, trial: str) -> str:
     """
     run = read_run(store)
     if trial not in _trained(run):
-        raise unknown_name("trained net", trial, _trained(run))
+        raise unknown_name_error("trained net", trial, _trained(run))
     return _card(run, trial)
 
 
@@ -90,7 +90,7 @@ def _pipeline(steps: Any) -> Any:
 
 def _card(run: StoredRun, trial: str) -> str:
     results, settings = run.results, run.settings
-    (row,) = pages.plain_rows(results[(results["trial"] == trial) & (results["averaging"] != "8 symmetries")])
+    (row,) = pages.plain_rows(results[(results["trial"] == trial) & (results["tta"] != "8 symmetries")])
     own = run.predictions[(run.predictions["trial"] == trial) & (run.predictions["kind"] == "backbone")]
     test = own[own["side"] == "test"]
     context = {

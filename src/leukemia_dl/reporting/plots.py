@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numbers
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -10,7 +9,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from leukemia_dl.errors import DataError, SettingsError
+from leukemia_dl.checks import whole_number
+from leukemia_dl.errors import DataError
 from leukemia_dl.reporting.style import (
     FLOOR_COLOUR,
     HONEST_COLOUR,
@@ -188,8 +188,7 @@ def plot_samples(
         DataError: If there are no images, or not a label for each.
         SettingsError: If columns is no whole number of at least 1.
     """
-    if not isinstance(columns, numbers.Integral) or isinstance(columns, bool) or columns < 1:
-        raise SettingsError(f"columns must be a whole number of at least 1. Received: {columns!r}.")
+    columns = whole_number("columns", columns, 1)
     if not len(images) or len(labels) != len(images):
         raise DataError(
             f"This draws images, each with a label. Received: {len(images)} images and {len(labels)} labels."

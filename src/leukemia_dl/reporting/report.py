@@ -284,7 +284,7 @@ def _splits(results: pd.DataFrame, labelled: int) -> list[dict[str, Any]]:
         return []
     table = results.drop_duplicates(["protocol", "fold"]).copy()
     table["n_unused"] = labelled - table[["n_train", "n_val", "n_test", "dropped"]].fillna(0).sum(axis=1)
-    names = [name for name in table if str(name).startswith(("n_", "groups_", "crossing_"))]
+    names = [name for name in table if str(name).startswith(("n_", "groups_", "leaked_"))]
     names += ["protocol", "fold", "dropped", "guarantees", "flags"]
     return pages.plain_rows(table[names])
 
@@ -331,7 +331,7 @@ def _errors(one: Answers, dataset: Dataset | None) -> dict[str, Any]:
 
 def _trials(run: StoredRun, show: bool) -> Iterable[dict[str, Any]]:
     """Yield a row per trial of the grid, with its learning curve."""
-    results = run.results[run.results["averaging"] != "8 symmetries"] if len(run.results) else run.results
+    results = run.results[run.results["tta"] != "8 symmetries"] if len(run.results) else run.results
     known = results.set_index("trial") if len(results) else results
     curves = dict(list(run.histories.groupby("trial"))) if len(run.histories) else {}
     sketch = pages.Sketch()

@@ -4,7 +4,7 @@ Which trials there are is the business of `benchmark/`; what a net looks like th
 """
 
 from leukemia_dl.training.augmentation import Augmentation, augment, augment_images
-from leukemia_dl.training.backends import Compute
+from leukemia_dl.training.backends import ComputeConfig
 from leukemia_dl.training.batches import Subset
 from leukemia_dl.training.callbacks import FitContext, load_factory
 from leukemia_dl.training.features import FeatureCache
@@ -14,6 +14,6 @@ from leukemia_dl.training.pydataset import as_keras
 from leukemia_dl.training.recipe import Recipe
 
 __all__ = [
-    "Augmentation", "Compute", "FeatureCache", "FitContext", "FitResult", "Nets", "Recipe", "Subset", "as_keras",
+    "Augmentation", "ComputeConfig", "FeatureCache", "FitContext", "FitResult", "Nets", "Recipe", "Subset", "as_keras",
     "augment", "augment_images", "fit", "load_factory",
 ]  # fmt: skip

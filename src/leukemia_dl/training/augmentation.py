@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from leukemia_dl.checks import flag, real_number
 from leukemia_dl.errors import ImageError, SettingsError
 from leukemia_dl.identity import generator, plain_number
 from leukemia_dl.preprocess import GIEMSA
@@ -60,13 +61,10 @@ class Augmentation:
         """Refuse a value that is not allowed, with its name."""
         for field in fields(self):
             object.__setattr__(self, field.name, plain_number(getattr(self, field.name)))
-        if not isinstance(self.symmetries, bool):
-            raise SettingsError(f"symmetries must be True or False. Received: symmetries={self.symmetries!r}.")
+        flag("symmetries", self.symmetries)
         for name, largest in _LARGEST.items():
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= largest:
-                raise SettingsError(f"{name} must be a number from 0 to {largest:g}. Received: {name}={value!r}.")
-            object.__setattr__(self, name, float(value))  # 0 and 0.0 are one setting, with one digest
+            # 0 and 0.0 are one setting, with one digest
+            object.__setattr__(self, name, real_number(name, getattr(self, name), 0, largest))
 
     @property
     def moves(self) -> bool:

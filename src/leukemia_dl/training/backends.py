@@ -13,19 +13,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from leukemia_dl.checks import whole_number
 from leukemia_dl.errors import BackendError, SettingsError
-from leukemia_dl.identity import plain_number
 from leukemia_dl.models.backend import backend_name, quiet_start
 
 __all__ = [
-    "Compute", "Device", "core_count", "device_names", "feed", "fused", "prepare",
+    "ComputeConfig", "Device", "core_count", "device_names", "feed", "fused", "prepare",
 ]  # fmt: skip
 
 ENGINES = ("auto", "keras", "scan")
 
 
 @dataclass(frozen=True)
-class Compute:
+class ComputeConfig:
     """What a fit is allowed of the machine, and how it uses it. None of it is part of what names a trial.
 
     Attributes:
@@ -51,20 +51,12 @@ class Compute:
         if self.engine not in ENGINES:
             raise SettingsError(f"engine must be one of {ENGINES}. Received: engine={self.engine!r}.")
         if self.threads is not None:
-            object.__setattr__(self, "threads", whole_number("threads", self.threads))
+            object.__setattr__(self, "threads", whole_number("threads", self.threads, 1, 4096))
 
     @property
     def is_choice(self) -> bool:
         """Whether it asks for something that a machine may not have."""
         return self.device.startswith("gpu") or self.engine == "scan"
-
-
-def whole_number(name: str, value: object) -> int:
-    """Return a whole number from 1 to 4096 as an int, or raise SettingsError."""
-    value = plain_number(value)
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 4096:
-        raise SettingsError(f"{name} must be a whole number from 1 to 4096. Received: {name}={value!r}.")
-    return value
 
 
 @dataclass(frozen=True)
@@ -88,7 +80,7 @@ class Device:
     threads: int
 
 
-def prepare(precision: str = "auto", compute: Compute | None = None) -> Device:
+def prepare(precision: str = "auto", compute: ComputeConfig | None = None) -> Device:
     """Import Keras with its backend and say where a fit will run.
 
     On TensorFlow, GPU memory is taken as it is needed instead of all at once.
@@ -102,7 +94,7 @@ def prepare(precision: str = "auto", compute: Compute | None = None) -> Device:
             has not.
         BackendError: If there is no such device, or the backend has already started with another.
     """
-    compute = compute or Compute()
+    compute = compute or ComputeConfig()
     device, threads, backend = compute.device, compute.threads, backend_name()
     if compute.engine == "scan" and backend == "torch":
         raise SettingsError("engine='scan' is for TensorFlow and JAX; this is torch. Use engine='auto'.")

@@ -26,7 +26,7 @@ class FitContext:
         backbone: Its name.
         recipe: The settings as they are for this backbone.
         seed: Of the trial.
-        phase: "head" or "all": the factory is called for each phase, before the first epoch of the fit.
+        phase: "head" or "full": the factory is called for each phase, before the first epoch of the fit.
         folder: Where logs may be written, one folder per trial, not made yet; None for a fit outside a benchmark.
     """
 
@@ -39,7 +39,7 @@ class FitContext:
 
 CallbackFactory = Callable[[FitContext], Iterable[Any]]
 """Makes Keras callbacks for one phase of a fit."""
-_RATES = "the recipe sets the learning rates: change its learning_rate, head_learning_rate, schedule or warmup"
+_RATES = "the recipe sets the learning rates: change its learning_rate, head_learning_rate, schedule or warmup_fraction"
 _WHOLE = (
     "it would save the network as one phase trains it, not as it predicts. Benchmark(save_models=True) keeps each "
     "trained network, and ModelCheckpoint(save_weights_only=True) writes weights"
@@ -51,7 +51,7 @@ _REFUSED = {
     "ModelCheckpoint": _WHOLE,
     "OrbaxCheckpoint": _WHOLE,
     "ReduceLROnPlateau": _RATES,
-    "SwapEMAWeights": "the recipe averages the weights: set its average",
+    "SwapEMAWeights": "the recipe averages the weights: set its ema_momentum",
 }
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +11,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from leukemia_dl.atomic import new_file
 
 __all__ = ["FitState", "read_checkpoint", "write_checkpoint"]
 
@@ -24,7 +24,7 @@ class FitState:
     """How far a fit has come.
 
     Attributes:
-        phase: "head" or "all".
+        phase: "head" or "full".
         epoch: Epochs done in this phase.
         rows: The history so far.
         model: Every variable that the phase changes, seeds of dropout included, in the model's order.
@@ -46,20 +46,11 @@ def write_checkpoint(path: Path, identity: str, progress: FitState) -> None:
     said = {"identity": identity, "phase": progress.phase, "epoch": progress.epoch, "rows": progress.rows}
     arrays = {f"model_{i}": value for i, value in enumerate(progress.model)}
     arrays |= {f"optimizer_{i}": value for i, value in enumerate(progress.optimizer)}
-    aside = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.stem}-", delete=False) as file:
-            aside = Path(file.name)
+        with new_file(path) as file:
             np.savez(file, allow_pickle=False, said=np.array(json.dumps(said)), **arrays)
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(path)
     except OSError as error:
         _log.warning("No checkpoint could be written to %s: %s", path, error)
-    finally:
-        if aside is not None:
-            aside.unlink(missing_ok=True)
 
 
 def read_checkpoint(path: Path, identity: str) -> FitState | None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
+import itertools
 import logging
 import os
-import uuid
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from leukemia_dl.atomic import new_file
 from leukemia_dl.datasets.cache import in_use, make_room
 from leukemia_dl.identity import digest
 from leukemia_dl.models.classifier import predict_in_batches, symmetric_form
@@ -24,7 +26,7 @@ from leukemia_dl.training.batches import Subset
 from leukemia_dl.training.fingerprints import (
     array_fingerprint,
     backend_fingerprint,
-    is_fixed,
+    is_readonly,
     net_fingerprint,
     weights_fingerprint,
 )  # fmt: skip
@@ -96,7 +98,7 @@ class FeatureCache:
         return Subset(found, (whole.rows[:, None] * forms + np.arange(forms)).ravel())
 
     def _fingerprint(self, base: Any) -> list[Any]:
-        if not is_fixed(base):
+        if not is_readonly(base):
             return array_fingerprint(base)
         self._known = {key: known for key, known in self._known.items() if known[0]() is not None}
         if id(base) not in self._known:
@@ -165,25 +167,18 @@ def _write(path: Path, shape: tuple[int, int], batches: Iterator[NDArray[np.floa
     """Write a file aside, flush it to the disk and move it in place: at any moment it is absent or complete."""
     path.parent.mkdir(parents=True, exist_ok=True)
     make_room(path, int(np.prod(shape)) * 4)
-    aside = path.with_name(f".{path.stem}-{uuid.uuid4().hex[:8]}.npy")
-    try:
-        with aside.open("xb") as file:
-            _reserve(file, int(np.prod(shape)) * 4)
-            header = {"descr": "<f4", "fortran_order": False, "shape": shape}
-            np.lib.format.write_array_header_1_0(file, header)
-            for batch in batches:
-                file.write(np.ascontiguousarray(batch, dtype="<f4").tobytes())
-            file.truncate()
-            file.flush()
-            os.fsync(file.fileno())
-        with aside.open("rb") as written:
-            said = hashlib.file_digest(written, "sha256").hexdigest()
+    with new_file(path) as file:
+        _reserve(file, int(np.prod(shape)) * 4)
+        header = io.BytesIO()
+        np.lib.format.write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": shape})
+        known = hashlib.sha256()
+        contents = (np.ascontiguousarray(batch, dtype="<f4").tobytes() for batch in batches)
+        for content in itertools.chain([header.getvalue()], contents):
+            known.update(content)
+            file.write(content)
+        file.truncate()
         # Beside the old file, if there is one, it says that this is not whole, until the new one is in place.
-        _checksum(path).write_text(f"{said}  {path.name}\n", encoding="ascii")
-        aside.replace(path)
-    finally:
-        with contextlib.suppress(OSError):
-            aside.unlink(missing_ok=True)
+        _checksum(path).write_text(f"{known.hexdigest()}  {path.name}\n", encoding="ascii")
 
 
 def _checksum(path: Path) -> Path:

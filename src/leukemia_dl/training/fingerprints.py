@@ -14,7 +14,14 @@ from leukemia_dl.models.build import all_layers
 from leukemia_dl.plugins import DISTRIBUTION, installed_version
 from leukemia_dl.training.backends import Device
 
-__all__ = ["array_fingerprint", "backend_fingerprint", "is_fixed", "net_fingerprint", "shapes", "weights_fingerprint"]
+__all__ = [
+    "array_fingerprint",
+    "backend_fingerprint",
+    "is_readonly",
+    "net_fingerprint",
+    "shapes",
+    "weights_fingerprint",
+]
 
 _CHUNK = 1024
 
@@ -81,7 +88,7 @@ def array_fingerprint(*arrays: Any) -> list[Any]:
     return [*arrays[0].shape, said.hexdigest()]
 
 
-def is_fixed(array: Any) -> bool:
+def is_readonly(array: Any) -> bool:
     """Return whether an array cannot change: one that may be written to is another one at any moment."""
     return not (isinstance(array, np.ndarray) and array.flags.writeable)
 

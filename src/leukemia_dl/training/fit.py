@@ -19,7 +19,7 @@ from leukemia_dl.models.build import weights_identity
 from leukemia_dl.models.classifier import logits_over_symmetries, predict_logits
 from leukemia_dl.models.heads import split_at_features
 from leukemia_dl.models.spec import BackboneSpec
-from leukemia_dl.training.backends import Compute, Device, prepare
+from leukemia_dl.training.backends import ComputeConfig, Device, prepare
 from leukemia_dl.training.batches import Subset
 from leukemia_dl.training.batchnorm import batchnorm_layers
 from leukemia_dl.training.callbacks import CallbackFactory, FitContext, load_factory, make_callbacks
@@ -46,8 +46,8 @@ class FitResult:
     Attributes:
         model: Trained `keras.Model`, raw RGB to logits.
         recipe: The settings as they were for this backbone, with the batch size that memory allowed.
-        history: A row per epoch: `epoch` (from 1), `phase` ("head" or "all"), `engine` (see `Compute`), `loss` and
-            `accuracy` (running, on training images as augmented, the loss as smoothed and weighted), `val_loss` and
+        history: A row per epoch: `epoch` (from 1), `phase` ("head" or "full"), `engine` (see `ComputeConfig`), `loss`
+            and `accuracy` (running, on training images as augmented, the loss as smoothed and weighted), `val_loss` and
             `val_accuracy` where there is a val side (plain), `seconds`; where an epoch was selected, `inner_val_loss`,
             the curve it was chosen by.
         device: Where it ran.
@@ -110,7 +110,7 @@ def fit(
     seed: int = 0,
     groups: NDArray[np.int64] | None = None,
     validation: Side | None = None,
-    compute: Compute | None = None,
+    compute: ComputeConfig | None = None,
     checkpoints: Path | None = None,
     callbacks: CallbackFactory | Sequence[Any] | None = None,
     folder: Path | None = None,
@@ -161,7 +161,7 @@ def fit(
     if validation is not None:
         _check(validation, classes, recipe)
     started = time.perf_counter()
-    compute = compute or Compute()
+    compute = compute or ComputeConfig()
     preparing = Stopwatch()
     with preparing:
         found = prepare(recipe.precision, compute)
@@ -294,7 +294,7 @@ class _Fit:
 
     def made_callbacks(self, recipe: Recipe) -> dict[str, list[Any]]:
         """Return the user's Keras callbacks by phase."""
-        phases = [name for name, epochs in (("head", recipe.head_epochs), ("all", recipe.epochs)) if epochs]
+        phases = [name for name, epochs in (("head", recipe.head_epochs), ("full", recipe.epochs)) if epochs]
         contexts = [FitContext(self.spec.name, recipe, self.seed, phase, self.folder) for phase in phases]
         return {} if self.callbacks is None else {c.phase: make_callbacks(self.callbacks, c) for c in contexts}
 

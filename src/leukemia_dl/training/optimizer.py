@@ -52,7 +52,7 @@ def build_optimizer(recipe: Recipe, learning_rate: float, rates: Mapping[str, fl
             """Begin a phase of so many steps, as if nothing had been trained before."""
             for variable in self.variables:
                 variable.assign(keras.ops.zeros(variable.shape, variable.dtype))
-            self._warmup.assign(float(round(recipe.warmup * steps)))
+            self._warmup.assign(float(round(recipe.warmup_fraction * steps)))
             self._steps.assign(float(steps))
             for mean, variable in zip(self._averages, trained, strict=False):
                 # By way of numpy: JAX would give both the same memory, and refuses to hand it over twice.
@@ -72,12 +72,12 @@ def build_optimizer(recipe: Recipe, learning_rate: float, rates: Mapping[str, fl
 
         def apply(self, grads: Any, trainable_variables: Any = None) -> Any:
             gradients = list(grads)
-            if recipe.clip_norm:
+            if recipe.global_clipnorm:
                 squares = [keras.ops.sum(keras.ops.square(keras.ops.cast(g, "float32"))) for g in gradients]
                 # Not added one by one: TensorFlow makes that one operation, which begins with whichever number lies in
                 # memory that it may overwrite, so that the order, and the last bits, are others in each run.
                 norm = keras.ops.sqrt(keras.ops.sum(keras.ops.stack(squares)))
-                share = recipe.clip_norm / keras.ops.maximum(norm, recipe.clip_norm)
+                share = recipe.global_clipnorm / keras.ops.maximum(norm, recipe.global_clipnorm)
                 gradients = [gradient * keras.ops.cast(share, gradient.dtype) for gradient in gradients]
             return super().apply(gradients, trainable_variables)
 
@@ -111,16 +111,16 @@ def build_optimizer(recipe: Recipe, learning_rate: float, rates: Mapping[str, fl
     return made[0]
 
 
-def rates_by_layer(model: Any, rate_at_input: float) -> dict[str, float]:
+def rates_by_layer(model: Any, input_lr_ratio: float) -> dict[str, float]:
     """Return each trainable variable's share of the learning rate, by its path.
 
-    The layers that own trainable weights, inside other layers too, stand at equal distances, from `rate_at_input` at
+    The layers that own trainable weights, inside other layers too, stand at equal distances, from `input_lr_ratio` at
     the first to 1 at the last.
     """
     # Inner layers come after the one that holds them: a weight belongs to the last layer that has it.
     owners = {variable.path: layer for layer in all_layers(model) for variable in layer.trainable_variables}
     layers = list(dict.fromkeys(owners.values()))
-    shares = np.geomspace(rate_at_input, 1.0, len(layers)).tolist() if len(layers) > 1 else [1.0] * len(layers)
+    shares = np.geomspace(input_lr_ratio, 1.0, len(layers)).tolist() if len(layers) > 1 else [1.0] * len(layers)
     share = dict(zip(layers, shares, strict=True))
     return {path: share[layer] for path, layer in owners.items()}
 

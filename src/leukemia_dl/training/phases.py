@@ -178,7 +178,7 @@ class Training:
 
     def _train_head(self) -> None:
         """Train the head on features computed once; the backbone stays as it is, BatchNorm statistics included."""
-        if self._resumed is not None and (self._resumed.phase == "all" or self._resumed.epoch >= self._head_stop):
+        if self._resumed is not None and (self._resumed.phase == "full" or self._resumed.epoch >= self._head_stop):
             return  # what it led to is in the weights already
         _, head = split_at_features(self.net.model)
         watched = None
@@ -208,19 +208,19 @@ class Training:
     def _train_all(self, stop: int) -> None:
         """Train every layer on images."""
         recipe, (images, labels), model = self.recipe, self.train, self.net.model
-        if self._resumed is not None and self._resumed.phase == "all" and self._resumed.epoch >= stop:
+        if self._resumed is not None and self._resumed.phase == "full" and self._resumed.epoch >= stop:
             return
         balanced, weights = recipe.class_balance == "batches", class_weights(recipe, labels, self.classes)
         augmentation = recipe if recipe.augments else None
         batches = Batches(
             images, labels, recipe.batch_size, self.seed, augmentation, balanced=balanced, weights=weights
         )  # fmt: skip
-        if "all" not in self.net.phases:
+        if "full" not in self.net.phases:
             net = training_model(model, recipe) if recipe.augments else model
-            rates = rates_by_layer(model, recipe.rate_at_input)
-            optimizer = build_optimizer(recipe, recipe.learning_rate, rates, average=recipe.average)
-            self.net.phases["all"] = self._compiled(net, optimizer)
-        net = self.net.phases["all"].net
+            rates = rates_by_layer(model, recipe.input_lr_ratio)
+            optimizer = build_optimizer(recipe, recipe.learning_rate, rates, average=recipe.ema_momentum)
+            self.net.phases["full"] = self._compiled(net, optimizer)
+        net = self.net.phases["full"].net
 
         def look(last: bool) -> dict[str, float]:
             # Inner folds are compared epoch by epoch: there the last one is looked at as the others are.
@@ -234,7 +234,7 @@ class Training:
             reestimate_batchnorm(net, part, size, self.net.forward, turned)
             return self._validate(model, self.validation)
 
-        self._train_phase("all", self.net.phases["all"], batches, recipe.epochs, stop, look)
+        self._train_phase("full", self.net.phases["full"], batches, recipe.epochs, stop, look)
 
     def _compiled(self, net: Any, optimizer: Any) -> Compiled:
         import keras
@@ -280,7 +280,7 @@ class Training:
                 if not math.isfinite(loss):
                     raise TrainingError(
                         f"The training loss of {training.net.model.name} became {loss} in epoch {number}. Lower "
-                        f"{'head_learning_rate' if phase == 'head' else 'learning_rate'} or clip_norm."
+                        f"{'head_learning_rate' if phase == 'head' else 'learning_rate'} or global_clipnorm."
                     )
                 if averages:
                     own[:] = map(as_numpy, net.trainable_variables)

@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from leukemia_dl.checks import whole_number
 from leukemia_dl.datasets import Dataset
 from leukemia_dl.errors import SettingsError
-from leukemia_dl.identity import generator, plain_number
+from leukemia_dl.identity import generator
 from leukemia_dl.preprocess import Pipeline
 
 __all__ = ["as_keras"]
@@ -51,9 +52,7 @@ def as_keras(
     """
     import keras
 
-    batch_size = plain_number(batch_size)
-    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-        raise SettingsError(f"batch_size must be an int of at least 1. Received: {batch_size!r}.")
+    batch_size = whole_number("batch_size", batch_size, 1)
     chosen = np.arange(len(dataset)) if rows is None else np.array(rows)
     if chosen.ndim != 1 or not len(chosen) or chosen.dtype.kind not in "iu":
         raise SettingsError(f"rows are row numbers, at least one. Received: {chosen.dtype} {chosen.shape}.")

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
-from leukemia_dl.errors import DataError, SettingsError, unknown_name
+from leukemia_dl.checks import flag, real_number, whole_number
+from leukemia_dl.errors import DataError, SettingsError, unknown_name_error
 from leukemia_dl.identity import plain_number
 from leukemia_dl.models import BackboneSpec, Head
 from leukemia_dl.preprocess import Pipeline
@@ -20,35 +21,35 @@ __all__ = ["Recipe"]
 
 HeadKind = Literal["pooled", "flatten"]
 HeadScaling = Literal["backbone", "unit"]
-Resizing = Literal["lanczos", "bilinear"]
+Preprocessing = Literal["canvas", "published"]
 Schedule = Literal["cosine", "constant"]
 ClassBalance = Literal["none", "weights", "batches"]
 Precision = Literal["auto", "float32", "mixed_bfloat16"]
 
 _CHOICES = {
     "scaling": get_args(HeadScaling),
-    "resize": get_args(Resizing),
+    "preprocessing": get_args(Preprocessing),
     "head": get_args(HeadKind),
     "schedule": get_args(Schedule),
     "class_balance": get_args(ClassBalance),
     "precision": get_args(Precision),
 }
-_FLAGS = ("sigmoid", "select_epoch", "head_symmetries", "symmetry_average", "halve_batch")
+_FLAGS = ("sigmoid", "select_epoch", "head_symmetries", "tta", "halve_batch")
 # Whole numbers: smallest value; the largest is a million.
 _WHOLE = {"epochs": 0, "head_epochs": 0, "head_units": 0, "batch_size": 1}
 # Real numbers: from the first, below the second.
 _REAL = {
     "learning_rate": (0.0, 10.0),
     "head_learning_rate": (0.0, 10.0),
-    "warmup": (0.0, 1.0),
+    "warmup_fraction": (0.0, 1.0),
     "weight_decay": (0.0, 10.0),
-    "clip_norm": (0.0, float("inf")),
+    "global_clipnorm": (0.0, float("inf")),
     "dropout": (0.0, 1.0),
     "label_smoothing": (0.0, 1.0),
-    "average": (0.0, 1.0),
+    "ema_momentum": (0.0, 1.0),
 }
 _LARGEST = 1_000_000
-_NOT_REPLACED = {"name", "weights", "without_weights", "head_epochs", "callbacks"}
+_NOT_REPLACED = {"name", "weights", "if_no_weights", "head_epochs", "callbacks"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,12 +64,12 @@ class Recipe(Augmentation):
         name: Of the preset it comes from.
         weights: None or "random" for random ones; "pretrained" for the first name that each backbone offers; a name,
             "imagenet" say (fetched by Keras); the path of an .h5 file; or a mapping from each backbone to one of these.
-        without_weights: Settings that replace these where there are no weights: for a backbone that offers none by
+        if_no_weights: Settings that replace these where there are no weights: for a backbone that offers none by
             name, such as `cnn`, or if `weights` is None. There is no first phase then.
         image_size: Side in pixels of what the nets see; "native" for each backbone's own, so that sizes differ.
         scaling: "backbone" for what each backbone's weights expect, "unit" for pixels / 255 whatever they expect.
-        resize: "lanczos" keeps the scale on a canvas and is antialiased, "bilinear" squeezes the image and is not
-            (`Pipeline.source_v1`); unless a pipeline is given.
+        preprocessing: "canvas" keeps the scale on a canvas and is antialiased, "published" squeezes the image and is
+            not (`Pipeline.published_v1`); unless a pipeline is given.
         head: "pooled" (global average) or "flatten" (every value of the feature map).
         head_units: Width of a ReLU layer between features and logits; 0 for none.
         sigmoid: One output and its sigmoid for two classes, instead of a softmax over two: half the weights, the same
@@ -82,20 +83,20 @@ class Recipe(Augmentation):
         batch_size: Images per step.
         learning_rate: Peak of AdamW's rate (Loshchilov and Hutter 2019, arXiv:1711.05101) in the second phase.
         head_learning_rate: Likewise in the first.
-        rate_at_input: Rate of the first layer as a share of the head's, in (0, 1]; between them it falls geometrically,
-            layer by layer (after Howard and Ruder 2018, arXiv:1801.06146).
+        input_lr_ratio: Rate of the first layer as a share of the head's, in (0, 1]; between them it falls
+            geometrically, layer by layer (after Howard and Ruder 2018, arXiv:1801.06146).
         schedule: "cosine" decay to zero, step by step, or "constant"; in either phase.
-        warmup: Share of a phase's steps in which the rate rises linearly, in [0, 1).
+        warmup_fraction: Share of a phase's steps in which the rate rises linearly, in [0, 1).
         weight_decay: AdamW's decay per step, times the rate; biases and gains of normalisation have none.
-        clip_norm: Bound on the global norm of the gradient; 0 for none.
-        average: Share that an exponential moving average of the weights keeps in each step of the second phase, in
+        global_clipnorm: Bound on the global norm of the gradient; 0 for none.
+        ema_momentum: Share that an exponential moving average of the weights keeps in each step of the second phase, in
             [0, 1); the average is what is validated and kept. 0 for none.
         dropout: Share of features dropped before the logits, in [0, 1).
         label_smoothing: Share of each label that is spread over all classes, in training only, in [0, 1).
         class_balance: "weights" counts each class alike in the training loss; "batches" draws as many images of each,
             those of a rare class more often than once. With either, probabilities are those of classes equally
             frequent.
-        symmetry_average: Predict also the mean over the eight symmetries of the square, as a row of its own.
+        tta: Predict also the mean over the eight symmetries of the square, as a row of its own.
         precision: "auto" takes mixed_bfloat16 where the GPU has it and float32 elsewhere.
         halve_batch: Where memory runs out, begin again with half the batch size (the row says so), down to one.
         callbacks: "module:function", a factory of Keras callbacks (`leukemia_dl.training.FitContext`). Not part of what
@@ -103,7 +104,7 @@ class Recipe(Augmentation):
 
     Raises:
         SettingsError: On creation, for a value that is not allowed; it names the setting.
-        UnknownNameError: If `without_weights` names no setting.
+        UnknownNameError: If `if_no_weights` names no setting.
 
     Examples:
         >>> import leukemia_dl as ldl
@@ -114,10 +115,10 @@ class Recipe(Augmentation):
 
     name: str = "custom"
     weights: str | Mapping[str, str] | None = field(default=None, hash=False)
-    without_weights: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    if_no_weights: Mapping[str, Any] = field(default_factory=dict, hash=False)
     image_size: int | Literal["native"] = 96
     scaling: HeadScaling = "backbone"
-    resize: Resizing = "lanczos"
+    preprocessing: Preprocessing = "canvas"
     head: HeadKind = "pooled"
     head_units: int = 0
     sigmoid: bool = False
@@ -128,16 +129,16 @@ class Recipe(Augmentation):
     batch_size: int = 16
     learning_rate: float = 1e-3
     head_learning_rate: float = 1e-3
-    rate_at_input: float = 1.0
+    input_lr_ratio: float = 1.0
     schedule: Schedule = "cosine"
-    warmup: float = 0.1
+    warmup_fraction: float = 0.1
     weight_decay: float = 1e-4
-    clip_norm: float = 1.0
-    average: float = 0.0
+    global_clipnorm: float = 1.0
+    ema_momentum: float = 0.0
     dropout: float = 0.2
     label_smoothing: float = 0.0
     class_balance: ClassBalance = "none"
-    symmetry_average: bool = False
+    tta: bool = False
     precision: Precision = "auto"
     halve_batch: bool = False
     callbacks: str | None = field(default=None, compare=False)
@@ -159,29 +160,25 @@ class Recipe(Augmentation):
                 f"Received: weights={given!r}."
             )
         for name, smallest in _WHOLE.items():
-            self._check_whole(name, getattr(self, name), smallest)
+            whole_number(name, getattr(self, name), smallest, _LARGEST)
         if self.image_size != "native":
-            self._check_whole("image_size", self.image_size, 1, " or 'native'")
+            whole_number("image_size", self.image_size, 1, _LARGEST)
         for name, (low, high) in _REAL.items():
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value < high:
-                raise SettingsError(f"{name} must lie in [{low:g}, {high:g}). Received: {name}={value!r}.")
-            object.__setattr__(self, name, float(value))  # 0 and 0.0 are one setting, with one digest
+            # 0 and 0.0 are one setting, with one digest
+            object.__setattr__(self, name, real_number(name, value, low, high, "[)"))
         for name in ("learning_rate", "head_learning_rate"):
             if getattr(self, name) == 0:
                 raise SettingsError(f"{name} must be above 0: with 0 nothing would be learned.")
-        rate = self.rate_at_input
-        if isinstance(rate, bool) or not isinstance(rate, (int, float)) or not 0 < rate <= 1:
-            raise SettingsError(f"rate_at_input must lie in (0, 1]. Received: rate_at_input={rate!r}.")
-        object.__setattr__(self, "rate_at_input", float(rate))
+        rate = real_number("input_lr_ratio", self.input_lr_ratio, 0, 1, "(]")
+        object.__setattr__(self, "input_lr_ratio", rate)
         for name, allowed in _CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise SettingsError(f"{name} must be one of {allowed}. Received: {name}={getattr(self, name)!r}.")
         if self.callbacks is not None and not isinstance(self.callbacks, str):
             raise SettingsError(f'callbacks must be "module:function". Received: callbacks={self.callbacks!r}.')
         for name in _FLAGS:
-            if not isinstance(getattr(self, name), bool):
-                raise SettingsError(f"{name} must be True or False. Received: {name}={getattr(self, name)!r}.")
+            flag(name, getattr(self, name))
         if not self.total_epochs:
             raise SettingsError("epochs and head_epochs are both 0: with neither nothing would be learned.")
         self._check_without_weights()
@@ -203,11 +200,11 @@ class Recipe(Augmentation):
             SettingsError: If only the head would be trained, on features of random weights, without `weights=None`.
         """
         weights = self.weights_for(spec)
-        changes: dict[str, Any] = {"weights": weights, "without_weights": {}}
+        changes: dict[str, Any] = {"weights": weights, "if_no_weights": {}}
         # A text with a dot or a folder is a path, unless the backbone has weights of that name.
         lacking = weights is not None and not spec.weights and str(Path(weights)) == Path(weights).stem
-        if lacking or (weights is None and self.without_weights):
-            changes |= {"weights": None, "head_epochs": 0, **self.without_weights, "without_weights": {}}
+        if lacking or (weights is None and self.if_no_weights):
+            changes |= {"weights": None, "head_epochs": 0, **self.if_no_weights, "if_no_weights": {}}
             if not changes.get("epochs", self.epochs):
                 raise SettingsError(
                     f"The recipe {self.name!r} trains a head on the features of a frozen backbone, and {spec.name} has "
@@ -238,9 +235,9 @@ class Recipe(Augmentation):
         return None if asked == "random" else asked
 
     def pipeline(self, size: int, canvas: int | None) -> Pipeline:
-        """Return the preprocessing that `resize` says, to `size` x `size` pixels; `canvas` is the data set's."""
-        if self.resize == "bilinear":
-            return Pipeline.source_v1(size)
+        """Return the preprocessing that `preprocessing` says, to `size` x `size` pixels; `canvas` is the data set's."""
+        if self.preprocessing == "published":
+            return Pipeline.published_v1(size)
         return Pipeline.default(size, canvas=canvas)
 
     @classmethod
@@ -252,18 +249,18 @@ class Recipe(Augmentation):
             SettingsError: If a value is not allowed.
         """
         if not isinstance(name, str) or name not in PRESETS:
-            raise unknown_name("recipe", name, PRESETS)
+            raise unknown_name_error("recipe", name, PRESETS)
         return cls.from_dict({"name": name, **PRESETS[name]}).changed(**changes)
 
     def changed(self, **changes: Any) -> Self:
-        """Return the recipe with `changes`; a changed setting is not replaced by `without_weights` any more.
+        """Return the recipe with `changes`; a changed setting is not replaced by `if_no_weights` any more.
 
         Raises:
             UnknownNameError: If there is no such setting.
             SettingsError: If a value is not allowed.
         """
-        kept = {name: value for name, value in self.without_weights.items() if name not in changes}
-        settings = self.to_dict() | {"callbacks": self.callbacks, "without_weights": kept}
+        kept = {name: value for name, value in self.if_no_weights.items() if name not in changes}
+        settings = self.to_dict() | {"callbacks": self.callbacks, "if_no_weights": kept}
         return self.from_dict(settings | changes)
 
     @staticmethod
@@ -282,7 +279,7 @@ class Recipe(Augmentation):
         fields = {field.name for field in dataclasses.fields(cls)}
         for key in settings:
             if key not in fields:
-                raise unknown_name("recipe setting", key, fields)
+                raise unknown_name_error("recipe setting", key, fields)
         return cls(**settings)
 
     def to_dict(self) -> dict[str, Any]:
@@ -290,7 +287,7 @@ class Recipe(Augmentation):
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         del values["callbacks"]
         values["weights"] = dict(self.weights) if isinstance(self.weights, Mapping) else self.weights
-        return values | {"without_weights": dict(self.without_weights)}
+        return values | {"if_no_weights": dict(self.if_no_weights)}
 
     @classmethod
     def from_toml(cls, path: str | Path) -> Self:
@@ -324,25 +321,18 @@ class Recipe(Augmentation):
                 text += f"{name} = {{ {', '.join(tomli_w.dumps(table).splitlines())} }}\n"
         return text
 
-    @staticmethod
-    def _check_whole(name: str, value: object, smallest: int, or_else: str = "") -> None:
-        if isinstance(value, bool) or not isinstance(value, int) or not smallest <= value <= _LARGEST:
-            raise SettingsError(
-                f"{name} must be a whole number from {smallest} to a million{or_else}. Received: {name}={value!r}."
-            )
-
     def _check_without_weights(self) -> None:
-        if not isinstance(self.without_weights, Mapping):
+        if not isinstance(self.if_no_weights, Mapping):
             raise SettingsError(
-                f"without_weights must be a dict of settings. Received: without_weights={self.without_weights!r}."
+                f"if_no_weights must be a dict of settings. Received: if_no_weights={self.if_no_weights!r}."
             )
         allowed = {field.name for field in dataclasses.fields(self)} - _NOT_REPLACED
-        for key in self.without_weights:
+        for key in self.if_no_weights:
             if key not in allowed:
-                raise unknown_name("recipe setting", key, allowed, "It stands in without_weights.")
-        object.__setattr__(self, "without_weights", {k: plain_number(v) for k, v in self.without_weights.items()})
-        if self.without_weights:
+                raise unknown_name_error("recipe setting", key, allowed, "It stands in if_no_weights.")
+        object.__setattr__(self, "if_no_weights", {k: plain_number(v) for k, v in self.if_no_weights.items()})
+        if self.if_no_weights:
             try:
-                dataclasses.replace(self, **{"without_weights": {}, **self.without_weights})
+                dataclasses.replace(self, **{"if_no_weights": {}, **self.if_no_weights})
             except SettingsError as error:
-                raise SettingsError(f"In without_weights: {error}") from error
+                raise SettingsError(f"In if_no_weights: {error}") from error

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from leukemia_dl.training.batches import Batches, Subset
-from leukemia_dl.training.fingerprints import is_fixed
+from leukemia_dl.training.fingerprints import is_readonly
 
 if TYPE_CHECKING:
     from leukemia_dl.training.nets import Compiled
@@ -187,7 +187,7 @@ def _on_device(base: Any) -> Any:
         return _copied[0][1]
     _copied.clear()  # first, since both at a time may be more than fits
     images = keras.ops.convert_to_tensor(np.array(base[:]))
-    if is_fixed(base):
+    if is_readonly(base):
         _copied.append((weakref.ref(base, lambda _: _copied.clear()), images))
     return images
 

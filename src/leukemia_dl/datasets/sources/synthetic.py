@@ -7,11 +7,11 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from leukemia_dl import identity
+from leukemia_dl.checks import whole_number
 from leukemia_dl.datasets.cache import cache_dir, user_path
 from leukemia_dl.datasets.dataset import Dataset, DatasetInfo
 from leukemia_dl.datasets.registry import DatasetSource
 from leukemia_dl.datasets.sources.c_nmc_2019 import CLASS_NAMES, read_c_nmc
-from leukemia_dl.errors import SettingsError
 from leukemia_dl.plugins import hookimpl
 
 INFO = DatasetInfo(
@@ -52,8 +52,8 @@ def read_synthetic(
     """
     from leukemia_dl.datasets.synthetic import SyntheticCohort, write_dataset
 
-    if workers is not None and (isinstance(workers, bool) or not isinstance(workers, int) or workers < 1):
-        raise SettingsError(f"workers must be a whole number of at least 1. Received: {workers!r}.")
+    if workers is not None:
+        whole_number("workers", workers, 1)
     cohort = SyntheticCohort(**settings)
     root = synthetic_folder(**settings) if root is None else user_path(root)
     # Its subjects H2 and H4, say, are two people: the linked names of C-NMC mean nothing here.

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from leukemia_dl.checks import whole_number
 from leukemia_dl.errors import SettingsError
-from leukemia_dl.identity import generator, plain_number
+from leukemia_dl.identity import generator
 
 __all__ = ["GENERATOR_VERSION", "LATENTS", "SIGNATURES", "SyntheticCohort", "draw_cohort"]
 
@@ -94,16 +95,8 @@ class SyntheticCohort:
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            value = plain_number(getattr(self, field.name))
-            object.__setattr__(self, field.name, value)
-            if isinstance(value, bool) or not isinstance(value, int):
-                raise SettingsError(
-                    f"`{field.name}` must be an int. Received: {value!r} ({type(value).__name__}). "
-                    f"Pass a whole number, such as {field.default!r}."
-                )
-        for name in ("images", "preliminary_images", "final_images"):
-            if getattr(self, name) > MOST_IMAGES:
-                raise SettingsError(f"`{name}` must be at most {MOST_IMAGES:,}. Received: {getattr(self, name):,}.")
+            most = MOST_IMAGES if field.name.endswith("images") else None
+            object.__setattr__(self, field.name, whole_number(field.name, getattr(self, field.name), 0, most))
         self._at_least("subjects", 12, "so that each fold has both classes; pass 12 or more subjects")
         self._at_least("images", 3 * self.subjects, "three a subject; pass more images or fewer subjects")
         self._at_least("preliminary_images", 12, "so that it has both classes; pass 12 or more")

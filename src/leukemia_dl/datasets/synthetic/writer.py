@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import uuid
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ from typing import Any
 import pandas as pd
 from PIL import Image
 
+from leukemia_dl.atomic import new_folder
 from leukemia_dl.datasets.synthetic.cells import draw_cell
 from leukemia_dl.datasets.synthetic.cohort import GENERATOR_VERSION, SyntheticCohort, draw_cohort
 from leukemia_dl.errors import DataError
@@ -76,20 +75,9 @@ def _write_once(
     }
     if _is_there(root, note):
         return
-    temporary = root.parent / f".{root.name}.{uuid.uuid4().hex[:8]}.tmp"
-    try:
-        _write_files(temporary, cohort, settings.seed, workers, show_progress)
-        (temporary / NOTE_NAME).write_text(json.dumps(note, indent=2) + "\n", encoding="utf-8")
-        try:
-            if root.is_dir():
-                root.rmdir()
-            temporary.replace(root)
-        except OSError:
-            # Another process may have been faster; what it wrote is as good.
-            if not _is_there(root, note):
-                raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with new_folder(root) as folder:
+        _write_files(folder, cohort, settings.seed, workers, show_progress)
+        (folder / NOTE_NAME).write_text(json.dumps(note, indent=2) + "\n", encoding="utf-8")
 
 
 def _is_there(root: Path, note: dict[str, Any]) -> bool:

@@ -6,7 +6,7 @@ from importlib import resources
 
 import pandas as pd
 
-from leukemia_dl.errors import unknown_name
+from leukemia_dl.errors import unknown_name_error
 
 __all__ = ["published_results"]
 
@@ -21,7 +21,7 @@ def published_results(dataset: str) -> pd.DataFrame:
         dataset: "c_nmc_2019".
 
     Returns:
-        `protocol, scored_on, work, method, metric, value, source, note`. Protocols: "source_v1" (the published Keras
+        `protocol, scored_on, work, method, metric, value, source, note`. Protocols: "published_v1" (the published Keras
         comparison: trained on folds 0 and 1, scored on fold 2), "challenge" (the ISBI 2019 challenge's training images
         and test sets), "unclear". Figures above .95 that come from random splits of images are left out.
 
@@ -31,6 +31,6 @@ def published_results(dataset: str) -> pd.DataFrame:
     folder = resources.files(__package__)
     known = [entry.name.removesuffix(".csv") for entry in folder.iterdir() if entry.name.endswith(".csv")]
     if dataset not in known:
-        raise unknown_name("data set with published results", dataset, known)
+        raise unknown_name_error("data set with published results", dataset, known)
     with (folder / f"{dataset}.csv").open(encoding="utf-8") as file:
         return pd.read_csv(file, dtype={"value": float}, keep_default_na=False)

@@ -1,4 +1,4 @@
-"""The published convolutional net, for the recipe `source_v1`: three valid convolutions with max pooling."""
+"""The published convolutional net, for the recipe `published_v1`: three valid convolutions with max pooling."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ def build(inputs: Any, weights: str | None) -> Any:
 
 @hookimpl
 def leukemia_dl_backbones() -> Iterable[BackboneSpec]:
-    """Provide `source_cnn`."""
+    """Provide `published_cnn`."""
     yield BackboneSpec(
-        name="source_cnn",
+        name="published_cnn",
         build=build,
         scaling="unit",
         native_size=180,
@@ -32,5 +32,5 @@ def leukemia_dl_backbones() -> Iterable[BackboneSpec]:
         parameters=19_392,
         title="Published CNN",
         licence="MIT",
-        reference="the net of the published comparison that the recipe source_v1 repeats",
+        reference="the net of the published comparison that the recipe published_v1 repeats",
     )

@@ -1,0 +1,128 @@
+"""Files and folders that are absent or complete at any moment: written aside, flushed to the disk, moved in place."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import random
+import shutil
+import stat
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+__all__ = ["moved_aside", "new_file", "new_folder", "remove_unfinished", "sha256_of_file", "write_file"]
+
+_DAY, _ATTEMPTS = 86_400.0, 200
+_OLD, _UNFINISHED = ".old", ".unfinished"
+
+
+@contextlib.contextmanager
+def new_file(path: Path) -> Iterator[BinaryIO]:
+    """Open a file beside `path` to be written, and put it in the place of `path` unless the block raises.
+
+    Raises:
+        OSError: If it cannot be written; `path` is then what it was before.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = _aside(path)
+    try:
+        with aside.open("xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+    finally:
+        with contextlib.suppress(OSError):
+            aside.unlink(missing_ok=True)
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Write bytes to `path`. Raises OSError as `new_file`."""
+    with new_file(path) as file:
+        file.write(content)
+
+
+@contextlib.contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Yield a new folder beside `path` to be filled, and put it in the place of `path` unless the block raises.
+
+    Of several writers of one path the last one stays.
+
+    Raises:
+        OSError: If it cannot be written; `path` is then what it was before.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = _aside(path)
+    try:
+        aside.mkdir()
+        yield aside
+        _sync(aside)
+        _move_folder(aside, path)
+        _sync(path.parent)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def moved_aside(parent: Path) -> list[tuple[Path, Path]]:
+    """Return folders that a writer had moved out of the way when it was killed, each with its place, which is free."""
+    moved = [(old, parent / old.name[1 : -len(_OLD) - 9]) for old in parent.glob(f".*{_OLD}")]
+    return [(old, place) for old, place in moved if not place.exists()]
+
+
+def remove_unfinished(parent: Path) -> None:
+    """Remove what killed writers left in a folder, if it is older than a day."""
+    for path in parent.glob(f".*{_UNFINISHED}"):
+        with contextlib.suppress(OSError):
+            if time.time() - path.lstat().st_mtime > _DAY:
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+
+
+def sha256_of_file(path: Path) -> str:
+    """Return the SHA-256 of a regular file as 64 hexadecimal digits.
+
+    Raises:
+        OSError: If it cannot be read or is no regular file.
+    """
+    if not stat.S_ISREG(path.stat().st_mode):  # asked first, since opening a pipe would wait for ever
+        raise OSError(f"{path} is no regular file")
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _aside(path: Path, suffix: str = _UNFINISHED) -> Path:
+    return path.with_name(f".{path.name}-{uuid.uuid4().hex[:8]}{suffix}")
+
+
+def _move_folder(aside: Path, path: Path) -> None:
+    """Put a folder in the place of another, which has to be moved out of the way first if it holds files."""
+    old = _aside(path, _OLD)
+    for attempt in range(_ATTEMPTS):
+        try:
+            with contextlib.suppress(FileNotFoundError):
+                path.replace(old)
+            aside.replace(path)
+            return
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST) or attempt + 1 == _ATTEMPTS:
+                raise  # otherwise another writer was faster
+            time.sleep(random.SystemRandom().uniform(0, 0.02))
+        finally:
+            with contextlib.suppress(OSError):
+                old.rename(path)  # fails if there is a new one, and then the old one is out of date
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def _sync(folder: Path) -> None:
+    """Flush the names in a folder to the disk, where the system can."""
+    if os.name == "nt":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,62 @@
+"""Checks of settings and arguments, each with one error sentence: what is allowed, and what was received."""
+
+from __future__ import annotations
+
+import math
+import numbers
+from collections.abc import Iterable
+from typing import Any
+
+from leukemia_dl.errors import SettingsError
+
+__all__ = ["choice", "flag", "real_number", "whole_number"]
+
+
+def whole_number(name: str, value: Any, low: int = 0, high: int | None = None) -> int:
+    """Return a whole number, low <= value <= high, as `int`.
+
+    Raises:
+        SettingsError: If it is another value; booleans and whole floats are refused too.
+    """
+    whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    if not whole or not low <= int(value) <= (math.inf if high is None else high):
+        allowed = f"of at least {low}" if high is None else f"from {low} to {high:,}"
+        raise SettingsError(f"{name} must be a whole number {allowed}. Received: {name}={value!r}.")
+    return int(value)
+
+
+def real_number(name: str, value: Any, low: float, high: float, ends: str = "[]") -> float:
+    """Return a number in an interval as `float`; `ends` says which ends belong to it, such as "(]".
+
+    Raises:
+        SettingsError: If it is another value; booleans and NaN are refused too.
+    """
+    inside = isinstance(value, numbers.Real) and not isinstance(value, bool) and low <= float(value) <= high
+    if not inside or (ends[0] == "(" and value == low) or (ends[1] == ")" and value == high):
+        raise SettingsError(
+            f"{name} must be a number in {ends[0]}{low:g}, {high:g}{ends[1]}. Received: {name}={value!r}."
+        )
+    return float(value)
+
+
+def choice(name: str, value: Any, allowed: Iterable[str]) -> str:
+    """Return one of several texts.
+
+    Raises:
+        SettingsError: If it is none of them.
+    """
+    allowed = list(allowed)
+    if not isinstance(value, str) or value not in allowed:
+        raise SettingsError(f"{name} must be one of {', '.join(map(repr, allowed))}. Received: {name}={value!r}.")
+    return value
+
+
+def flag(name: str, value: Any) -> bool:
+    """Return True or False.
+
+    Raises:
+        SettingsError: If it is another value.
+    """
+    if not isinstance(value, bool):
+        raise SettingsError(f"{name} must be True or False. Received: {name}={value!r}.")
+    return value
