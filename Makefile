@@ -6,6 +6,8 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
 # uv is several times faster than pip where it is there; where it fails (an index with its own certificate), pip takes over.
 UV := $(shell command -v uv 2>/dev/null)
 STORE ?= runs/quick
+# Processes that run tests, each with a TensorFlow of its own.
+WORKERS ?= 2
 # What is run on a backend other than TensorFlow, in an environment without it.
 OTHER_BACKEND = tests/test_benchmarks.py tests/test_other_backend.py tests/models/test_saved_elsewhere.py tests/testing/test_checks.py \
 	tests/training/test_augmentation.py tests/training/test_engines.py \
@@ -20,11 +22,11 @@ help: ## Show this list
 benchmark: .venv/core ## Train and compare five networks on synthetic cells (about 6 minutes on two cores)
 	.venv/bin/leukemia-dl benchmark --dataset synthetic --recipe quick --store $(STORE)
 
-test: .venv/test .venv-jax/ready ## Lint, types and all offline tests, then the leg on JAX without TensorFlow
+test: .venv/test .venv-jax/ready ## Lint, types and the offline tests, then the leg on JAX without TensorFlow
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
-	.venv/bin/python -m pytest
+	.venv/bin/python -m pytest -n $(WORKERS) --dist loadfile
 	KERAS_BACKEND=jax .venv-jax/bin/python -m pytest -p no:cacheprovider $(OTHER_BACKEND)
 
 test-torch: .venv-torch/ready ## The leg on torch without TensorFlow (downloads several GB the first time)
