@@ -18,7 +18,7 @@ import pandas as pd
 import leukemia_dl as ldl
 from leukemia_dl import evaluation, reporting
 
-settings = ["weights", "head_epochs", "epochs", "input_lr_ratio", "class_balance", "label_smoothing", "average"]
+settings = ["weights", "head_epochs", "epochs", "input_lr_ratio", "class_balance", "label_smoothing", "ema_momentum"]
 pd.DataFrame({name: ldl.Recipe.preset(name).to_dict() for name in ("linear_probe", "finetune")}).loc[settings]
 
 # %% [markdown]

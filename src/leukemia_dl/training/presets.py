@@ -45,7 +45,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "learning_rate": 1e-3,
         "input_lr_ratio": 0.02,
         "weight_decay": 1e-2,
-        "label_smoothing": 0.05,
+        "label_smoothing": 0.02,
         "class_balance": "weights",
         "ema_momentum": 0.99,
         "rotation": 180.0,
