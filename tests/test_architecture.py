@@ -9,14 +9,13 @@ from pathlib import Path
 import pytest
 
 SRC = Path(__file__).parents[1] / "src" / "leukemia_dl"
-BASE = {"atomic", "checks", "errors", "identity", "notebook", "progress", "plugins", "text"}
+BASE = {"atomic", "checks", "errors", "identity", "progress", "plugins", "text"}
 # package -> what it may import of ours, besides itself.
 ALLOWED = {
     "atomic": set(),
     "checks": {"errors"},
     "errors": set(),
     "identity": set(),
-    "notebook": set(),
     "progress": set(),
     "plugins": {"errors"},
     "text": set(),

@@ -1,8 +1,8 @@
 # %% [markdown]
 # # Reading a report
 #
-# A small comparison of two nets, its `report.html` section by section, what a bad sign looks like, and what no report
-# can tell. It takes about a minute on a laptop, and nothing is downloaded.
+# A small comparison of two nets, its `report.html` section by section, what a bad sign looks like, and the limits of
+# every report. It takes about a minute on a laptop, and nothing is downloaded.
 #
 # **The cells are synthetic.** The numbers show how a report is read; they say nothing about real cells.
 #
@@ -40,23 +40,23 @@ print(re.findall(r"<h2[^>]*>(.*?)</h2>", page))
 #
 # ## Question and answer
 #
-# A few sentences, for those who read nothing else.
+# The findings in a few sentences.
 
 # %%
 answer = re.search(r'id="question".*?</ul>', page, re.DOTALL)[0]
 print("\n".join(re.findall(r"<li>(.*?)</li>", answer)))
 
 # %% [markdown]
-# Read the floors first: `majority` always names the more frequent class, `cell_size` knows how large a cell is,
-# `cell_colour` its mean colour. **If these data do not show a net to be better than a floor, no net was needed to get
-# that far.** [An explanation](../explanation/size.md) says why size is one of the floors.
+# Read the baselines first: `majority` always names the more frequent class, `cell_size` knows how large a cell is,
+# `cell_colour` its mean colour. **If these data do not show a net to be better than a baseline, no net was needed to get
+# that far.** [An explanation](../explanation/size.md) says why size is one of the baselines.
 
-# %% alt="Three panels of bars with intervals: accuracy, balanced accuracy and loss of two nets and three floors"
+# %% alt="Three panels of bars with intervals: accuracy, balanced accuracy and loss of two nets and three baselines"
 predictions = bench.predictions(cell_area=True)
 reporting.plot_comparison(frame, intervals=ldl.evaluate(predictions))
 
 # %% [markdown]
-# A line is a 95 % interval over groups of patients, not over images: cells of one patient are alike. It holds **these
+# A line is a 95% interval over groups of patients, not over images: cells of one patient are alike. It holds **these
 # fitted nets** and asks how they would do on other patients of the same kind. The class shares are held fixed, so that
 # a model that names one class only has an accuracy without a line. A dot is one trial; the distance between the dots of
 # one net is due to the seed.
@@ -66,8 +66,8 @@ reporting.plot_comparison(frame, intervals=ldl.evaluate(predictions))
 # *Data* has the counts, beside those that the authors declare, and what an [audit](../guides/audit.md) of every image
 # has found: look there for damaged and identical files.
 #
-# *How the data were split* has a row per split. *Crossing* counts images outside the test side that share their file,
-# their cell or their group of patients with another side: **0 is what it should be**.
+# *How the data were split* has a row per split. *Leaked* counts images outside the test side that share their file,
+# their cell or their group of patients with another side: **it should be 0**.
 
 # %%
 columns = ["protocol", "n_train", "n_val", "n_test", "groups_test", "dropped", "leaked_groups", "guarantees"]
@@ -104,22 +104,22 @@ print(ldl.compare(predictions)["sentence"][0])
 # **Patients.** A mean over images hides a patient on whom a net fails altogether. Here each is a dot: look to the left.
 # A net whose dots lie as those of `majority` names one class only.
 
-# %% alt="A row per net and floor, a dot per patient: the share of the patient's images that are classified right"
+# %% alt="A row per net and baseline, a dot per patient: the share of the patient's images that are classified right"
 reporting.plot_subjects(predictions)
 
 # %% [markdown]
-# **Errors by size.** Leukemic cells are larger on average. A net whose errors rise and fall with the floor
+# **Errors by size.** Leukemic cells are larger on average. A net whose errors rise and fall with the baseline
 # `cell_size` may have learned nothing else.
 
-# %% alt="Share of wrong predictions of two nets and three floors, in four parts of the images by size"
+# %% alt="Share of wrong predictions of two nets and three baselines, in four parts of the images by size"
 reporting.plot_errors_by_size(predictions)
 
 # %% [markdown]
-# **Reliability.** Of the images that get a probability of .8, four of five should be of that class: points belong on
+# **Reliability.** Of the images that get a probability of 0.80, four of five should be of that class: points belong on
 # the dotted line. Grey bars show how many images a bin has; bins with few images vary much.
 # [Another tutorial](finetune_and_calibrate.md) shows what can be done about it.
 
-# %% alt="A panel per net and floor: observed share over predicted probability in ten bins, with intervals"
+# %% alt="A panel per net and baseline: observed share over predicted probability in ten bins, with intervals"
 reporting.plot_reliability(predictions)
 
 # %% [markdown]
@@ -146,9 +146,9 @@ again = ldl.Benchmark.from_toml("runs/reading/settings.toml")
 again.plan()[["backbone", "protocol", "fold", "seed", "status"]]
 
 # %% [markdown]
-# ## The model card, and what nobody knows
+# ## The model card, and unknown items
 #
-# Each net has a card in `runs/reading/cards`. What the run cannot know stands there as *unknown*: complete it before
+# Each net has a card in `runs/reading/cards`. Items that the run cannot know stand there as *unknown*: complete it before
 # you publish a net.
 
 # %%
@@ -156,7 +156,7 @@ card = reporting.write_model_cards("runs/reading")[0].read_text()
 print("\n".join(line for line in card.splitlines() if line.startswith("- ") and "*unknown" in line))
 
 # %% [markdown]
-# ## What no report can tell
+# ## Limits of every report
 #
 # - How the nets do at another hospital, on another stain or scanner. The only test is
 #   [data from elsewhere](../guides/evaluation.md#data-from-elsewhere).

@@ -1,8 +1,9 @@
-"""Text from files and plugins, such as names and messages, made safe to show."""
+"""Text for people: names from files and plugins made safe to show, counts and lists in words."""
 
 import unicodedata
+from collections.abc import Sequence
 
-__all__ = ["printable"]
+__all__ = ["counted", "listed", "printable"]
 
 
 def printable(text: str, kept: str = "\n\t") -> str:
@@ -13,3 +14,13 @@ def printable(text: str, kept: str = "\n\t") -> str:
     unusual = set(text) - {*kept, "\u200c", "\u200d"}
     odd = [c for c in unusual if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp")]
     return text.translate({ord(c): c.encode("unicode_escape").decode() for c in odd})
+
+
+def counted(number: int, noun: str) -> str:
+    """Return "1 image" or "1,200 images"."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def listed(names: Sequence[str]) -> str:
+    """Return "a, b and c"."""
+    return f"{', '.join(names[:-1])} and {names[-1]}" if len(names) > 1 else "".join(names)

@@ -32,7 +32,7 @@ def test_nothing_in_the_current_folder_is_run(tmp_path, hostile_folder):
     script.parent.mkdir()
     script.write_text("from leukemia_dl.cli import main; main()")
     store = tmp_path / "store"
-    arguments = [*FAST, *SIZES, "--engine", "scan", "--executor", "processes", "--store", str(store)]
+    arguments = [*FAST, *SIZES, "--executor", "processes", "--store", str(store)]
     ran = subprocess.run([sys.executable, script, "benchmark", *arguments], cwd=folder, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
     assert seen() == []

@@ -1,17 +1,15 @@
-"""`leukemia-dl audit` in a process of its own: what it prints, writes and returns."""
+"""`leukemia-dl audit`: its output, files and exit status."""
 
 import os
 import shutil
-import subprocess
-import sys
 
 import pandas as pd
 
+import command
+
 
 def run(*arguments):
-    command = [sys.executable, "-m", "leukemia_dl", "audit", *map(str, arguments)]
-    env = {**os.environ, "COLUMNS": "200"}
-    return subprocess.run(command, capture_output=True, text=True, env=env, stdin=subprocess.DEVNULL, timeout=120)
+    return command.run("audit", *arguments)
 
 
 def test_clean_folder(tmp_path, write_image):

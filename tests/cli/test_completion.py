@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from leukemia_dl.cli import completion
+from leukemia_dl.cli.options import completed
 
 
 def tab(line):
@@ -29,21 +29,19 @@ def test_commands_options_and_names_are_completed():
     assert "--backbones" in tab("leukemia-dl benchmark --ba")
     assert tab("leukemia-dl benchmark --dataset c_") == ["c_nmc_2019"]
     assert tab("leukemia-dl benchmark --backbones cnn,res") == ["cnn,resnet50"]
+    assert set(tab("leukemia-dl benchmark --stain ")) == {"reinhard", "macenko"}
 
 
 @pytest.mark.parametrize(
-    ("complete", "begun", "wanted"),
+    ("module", "names", "begun", "wanted"),
     [
-        (completion.datasets, "syn", ["synthetic"]),
-        (completion.recipes, "f", ["finetune", "from_scratch"]),
-        (completion.protocols, "kfold,ho", ["kfold,holdout"]),
-        (completion.backbones, "cnn,cn", []),  # not twice
-        (completion.baselines, "cell_", ["cell_size", "cell_colour"]),
-        (completion.metrics, "balanced", ["balanced_accuracy", "balanced_loss"]),
-        (completion.stains, "", ["reinhard", "macenko"]),
-        (completion.devices, "c", ["cpu"]),
-        (completion.executors, "r", ["ray"]),
+        ("datasets", "list_datasets", "syn", ["synthetic"]),
+        ("training.presets", "PRESETS", "f", ["finetune", "from_scratch"]),
+        ("datasets.protocols", "PROTOCOLS", "kfold,ho", ["kfold,holdout"]),
+        ("models.registry", "list_backbones", "cnn,cn", []),  # not twice
+        ("benchmark.baselines", "BASELINES", "cell_", ["cell_colour", "cell_size"]),
+        ("evaluation.metrics", "METRICS", "balanced", ["balanced_accuracy", "balanced_loss"]),
     ],
 )
-def test_names_are_those_of_the_registries(complete, begun, wanted):
-    assert sorted(complete(begun)) == sorted(wanted)
+def test_names_are_those_of_the_registries(module, names, begun, wanted):
+    assert completed(module, names)(begun) == wanted

@@ -1,17 +1,10 @@
 """`leukemia-dl download | verify` as a person runs them."""
 
-import os
 import shutil
-import subprocess
-import sys
 
 import pytest
 
-
-def run(*arguments):
-    command = [sys.executable, "-m", "leukemia_dl", *map(str, arguments)]
-    env = {**os.environ, "COLUMNS": "200"}
-    return subprocess.run(command, capture_output=True, text=True, env=env, stdin=subprocess.DEVNULL)
+from command import run
 
 
 def test_help_says_what_there_is():

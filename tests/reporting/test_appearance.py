@@ -19,8 +19,8 @@ from predictions import clustered
 PICTURES = Path(__file__).parent / "pictures"
 _SIZES = ((8, 9, 10, 11, 12, 20), (7, 8, 9, 10, 30))
 _NETS = clustered(_SIZES, seeds=(0, 1)).assign(kind="backbone", protocol="kfold")
-_FLOOR = clustered(_SIZES, backbones=("floor",), distance=0.3).assign(kind="baseline", protocol="kfold", seed=None)
-_ALL = pd.concat([_NETS, _FLOOR], ignore_index=True).astype({"seed": "Int64"})
+_BASELINE = clustered(_SIZES, backbones=("size",), distance=0.3).assign(kind="baseline", protocol="kfold", seed=None)
+_ALL = pd.concat([_NETS, _BASELINE], ignore_index=True).astype({"seed": "Int64"})
 _ALL["cell_area"] = _ALL["sample"].str[1:].astype(int) * 7.0 % 301 + 100
 _TIMINGS = pd.DataFrame({"backbone": ["one", "other"], "fit_seconds": [12.0, 340.0]})
 
@@ -30,7 +30,7 @@ def _results():
     for (name, seed), part in _ALL.groupby(["backbone", "seed"], dropna=False, sort=False):
         labels = (part["label"] == "all").to_numpy().astype(np.int64)
         scores = ldl.score(labels, part[["probability_hem", "probability_all"]].to_numpy())
-        recipe = None if name == "floor" else "quick"
+        recipe = None if name == "size" else "quick"
         rows.append({"backbone": name, "seed": seed, **scores, "recipe": recipe, "status": "ok", "protocol": "kfold"})
     return pd.DataFrame(rows)
 

@@ -151,7 +151,7 @@ def test_inflation_draws_both_values_and_their_difference():
     drawn = [list(path[:, 0]) for path in intervals.get_segments() if np.isfinite(path).all() and len(path)]
     assert drawn == [[-0.1, 0.06], [0.1, 0.3]]
     assert [text.get_text() for text in right.texts] == ["+0.000", "-0.020", "+0.200"]
-    assert differences[0].get_color() != differences[1].get_color()  # a floor recedes
+    assert differences[0].get_color() != differences[1].get_color()  # a baseline recedes
     title = figure.get_suptitle()
     assert title.startswith("Synthetic cells, not real ones\nBalanced accuracy under random, beside kfold")
     assert "On the 28 to 30 images that both have predicted" in figure.get_supxlabel()

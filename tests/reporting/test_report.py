@@ -16,7 +16,7 @@ from leukemia_dl.benchmark.stored import read_run
 from leukemia_dl.datasets import splits
 from leukemia_dl.errors import DataError, StoreError
 from leukemia_dl.reporting import write_model_cards, write_report
-from leukemia_dl.reporting.answers import answers_of, worst_errors
+from leukemia_dl.reporting.summary import summaries_of, worst_errors
 
 FIFTEEN = [f"class {i}" for i in range(15)]
 NASTY = "<script>alert(1)</script>"
@@ -101,7 +101,7 @@ def test_a_finished_run_is_told_in_full(finished):
         cells = [re.sub("<.*?>", "", cell) for cell in re.findall(r"<td.*?</td>", row)]
         assert cells[1:5] == shown[1:]
     assert "could not be drawn" not in said
-    assert "The lines that begin with # say what is needed besides." in said  # the data are no file's
+    assert "The lines that begin with # say what else is needed." in said  # the data are no file's
     for sentence in ldl.compare(predictions)["sentence"]:
         assert sentence.removesuffix(", without correction for multiple comparisons.") in said
     assert "missing" not in said.replace("missing data", "")
@@ -134,7 +134,7 @@ def test_no_folder_of_this_machine_is_in_it(finished, tmp_path):
     page = write(tmp_path / "store")
     assert str(tmp_path) not in page.text
     assert 'root = "..."' in page.text
-    assert "The images could not be had" not in page.text
+    assert "This page has no images" not in page.text
 
 
 def test_equal_stores_give_equal_pages(finished, tmp_path):
@@ -147,7 +147,7 @@ def test_without_the_data_set_it_says_what_is_missing_and_why(finished, tmp_path
     store, _, _ = finished
     page = write(store, path=tmp_path / "a.html")
     assert "the data set was not loaded by its name from a folder" in page.text
-    assert "Every image was looked at" in page.text  # as the store knows
+    assert "Every image was checked" in page.text  # as the store knows
     assert len(page.images) == 9 + 8  # without samples, and images of errors
     copy = tmp_path / "copy"
     shutil.copytree(store, copy)
@@ -155,7 +155,7 @@ def test_without_the_data_set_it_says_what_is_missing_and_why(finished, tmp_path
     assert "No audit was made." in write(copy).text
     other = stores.cells(seed=1)
     page = write(store, dataset=other, path=tmp_path / "a.html")
-    assert "those that are there have other contents, labels or groups" in page.text
+    assert "the images that are there have other contents, labels or groups" in page.text
 
 
 def test_the_audit_is_kept_and_made_anew_for_other_data(tmp_path):
@@ -201,7 +201,7 @@ def test_a_damaged_trial_is_missing(tmp_path):
         ({"backbones": ["cnn"], "baselines": []}, {}, "without a rank or a verdict: cnn"),
         ({"failed": range(5)}, {}, "Nothing can be said: no trial was finished."),
         ({"missing": range(5)}, {}, "5 of 5 trials are missing"),
-        ({"protocol": "random", "allow_leakage": True}, {"subjects": 0}, "Nothing is known of patients"),
+        ({"protocol": "random", "allow_leakage": True}, {"subjects": 0}, "The patients are not known"),
         ({"learned": 40.0}, {}, "1.000"),
         ({"protocol": "kfold", "folds": "all"}, {"classes": FIFTEEN, "count": 600, "subjects": 90}, "class 14"),
         ({}, {"classes": [NASTY, "a|b `c`"], "title": "<img src=x onerror=alert(1)>"}, NASTY),
@@ -393,7 +393,7 @@ def test_nets_are_counted_on_the_test_side_only(tmp_path):
     dataset = stores.cells(200, 40)
     stores.made_up(tmp_path, dataset, protocol="kfold", folds="all", seeds=[0, 1], learned=0.3)
     run = read_run(tmp_path)
-    table = worst_errors(answers_of(run)[0], len(dataset))  # all: the worst few may be on no val side
+    table = worst_errors(summaries_of(run)[0], len(dataset))  # all: the worst few may be on no val side
     frame = run.predictions[run.predictions["kind"] == "backbone"]
     assert (frame["side"] == "val").any()
     assert set(table["nets"]) == {4}  # two backbones, two seeds
@@ -416,7 +416,7 @@ def test_where_nothing_can_be_tested_the_reason_comes_first(tmp_path):
         "Not testable, fewer than 5 groups: 2 of class hem, 2 of class all (4 groups of patients in all). "
         f"Accuracy on the test side, without a rank or a verdict: {values}."
     )
-    assert f"The floor majority reaches {board.loc['majority', 'accuracy']:.3f}." in answer
+    assert f"The baseline majority reaches {board.loc['majority', 'accuracy']:.3f}." in answer
     results = page.text[page.text.index("Results, protocol holdout") :]
     assert (
         results.split("\n")[1]
@@ -493,7 +493,7 @@ def test_odd_records_cost_no_page(tmp_path):
     assert ".../x.py" in page.text
     said = json.loads((second / "record.json").read_text())
     records.rewrite(second, {"row": said["row"] | {"flags": ["a"]}, "timings": said["timings"] | {"fit_seconds": "x"}})
-    with pytest.raises(StoreError, match="holds what no benchmark writes"):
+    with pytest.raises(StoreError, match="is damaged: "):
         write_report(tmp_path, show_progress=False)
 
 
@@ -502,7 +502,7 @@ def test_a_store_that_cannot_keep_the_audit_is_reported_on(tmp_path):
     stores.made_up(tmp_path / "s", dataset, ["cnn"])
     (tmp_path / "s" / "audit.json").mkdir()
     page = write(tmp_path / "s", dataset=dataset, path=tmp_path / "a.html")
-    assert "Every image was looked at" in page.text
+    assert "Every image was checked" in page.text
 
 
 def test_a_step_whose_module_is_not_here_costs_one_figure(tmp_path):

@@ -5,176 +5,173 @@ from __future__ import annotations
 import sys
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from leukemia_dl.cli import completion, options
+from leukemia_dl.cli import options
 from leukemia_dl.errors import SettingsError
+from leukemia_dl.text import counted
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from leukemia_dl.benchmark import Benchmark
 
 __all__ = ["benchmark"]
 
-# What a settings file does not say, or says of the machine that it was written on.
-_BESIDE_A_FILE = {
-    "settings", "root", "store", "rerun", "executor", "workers", "time_limit", "shard", "on_error", "plan",
-    "no_report",
-}  # fmt: skip
+SettingsFile = Annotated[
+    Path | None,
+    typer.Argument(help="A .toml file with all settings, such as the settings.toml of a store.", show_default=False),
+]
+Backbones = Annotated[
+    str | None,
+    typer.Option(
+        help="Names separated by commas.",
+        show_default="the five built-in architectures",
+        autocompletion=options.completed("models.registry", "list_backbones"),
+    ),
+]
+Protocols = Annotated[
+    str | None,
+    typer.Option(
+        help="official, official_clean, preliminary, kfold, holdout, fixed, published_v1 or random; or several, "
+        "separated by commas.",
+        autocompletion=options.completed("datasets.protocols", "PROTOCOLS"),
+        show_default="by the data: official_clean, fixed or kfold",
+    ),
+]
+Folds = Annotated[
+    str | None, typer.Option(help="Test folds, such as 0,1,2, or all.", show_default="the protocol's own")
+]
+NumberOfFolds = Annotated[
+    int | None, typer.Option(help="Number of folds of the protocol kfold.", show_default="5, or 3")
+]
+Seeds = Annotated[str, typer.Option(help="One trial per seed, such as 0,1,2.")]
+Baselines = Annotated[
+    str,
+    typer.Option(
+        help="Baselines to compare with; '' for none.",
+        autocompletion=options.completed("benchmark.baselines", "BASELINES"),
+    ),
+]
+StoreFolder = Annotated[Path | None, typer.Option(help="Folder for the results.", show_default="runs/DATASET-RECIPE")]
+AllowLeakage = Annotated[bool, typer.Option("--allow-leakage", help="Allow the protocol random, which mixes subjects.")]
+Rerun = Annotated[bool, typer.Option("--rerun", help="Run trials again that the store already holds.")]
+NoModels = Annotated[bool, typer.Option("--no-models", help="Do not keep the trained nets.")]
+NoReport = Annotated[
+    bool, typer.Option("--no-report", help="Write neither report.html nor model cards; see leukemia-dl report.")
+]
+ExecutorName = Annotated[
+    str,
+    typer.Option(
+        help="Where trials run: in-process, processes, ray (on this machine) or ray:ADDRESS of a cluster; auto: "
+        "processes from two trials on."
+    ),
+]
+Workers = Annotated[int | None, typer.Option(help="Processes at a time.", show_default="one, or one per GPU")]
+TimeLimit = Annotated[
+    float | None, typer.Option(metavar="SECONDS", help="A trial that takes longer has failed.", show_default="none")
+]
+Shard = Annotated[
+    str | None,
+    typer.Option(metavar="I/N", help="Only the I-th of N parts, for N jobs on one store.", show_default=False),
+]
+PlanOnly = Annotated[bool, typer.Option("--plan", help="Print the trials and their expected seconds; run none.")]
+# Options that may stand beside a settings file, which does not have them or has them of another machine.
+_BESIDE_A_FILE = ("root", "store", "rerun", "executor", "workers", "time_limit", "shard", "plan", "no_report")
+_METRICS = ["accuracy", "loss", "balanced_accuracy", "weighted_f1", "auroc"]
 
 
 def benchmark(
     ctx: typer.Context,
-    settings: Annotated[
-        Path | None,
-        typer.Argument(help="A .toml file that says it all, such as the settings.toml of a store.", show_default=False),
-    ] = None,
+    settings: SettingsFile = None,
     dataset: options.DatasetName = "synthetic",
     root: options.Root = None,
-    option: options.DatasetOptions = None,
+    dataset_option: options.DatasetOptions = None,
     drop_class: options.DropClasses = None,
-    backbones: Annotated[
-        str | None,
-        typer.Option(
-            help="Names separated by commas.",
-            show_default="the five built-in architectures",
-            autocompletion=completion.backbones,
-        ),
-    ] = None,
+    backbones: Backbones = None,
     recipe: options.RecipeName = "quick",
     set_: options.Changes = None,
     image_size: options.ImageSize = None,
-    weights: Annotated[
-        str | None,
-        typer.Option(
-            help="Short for --set weights=...: pretrained (downloads), random, a name, an .h5 file, or one for each "
-            "backbone: vgg16=imagenet,cnn=random.",
-            show_default="the recipe's",
-        ),
-    ] = None,
     stain: options.Stain = None,
     crop: options.Crop = False,
-    protocol: Annotated[
-        str | None,
-        typer.Option(
-            help="official, official_clean, preliminary, kfold, holdout, fixed, published_v1 or random; or several, "
-            "separated by commas.",
-            autocompletion=completion.protocols,
-            show_default="by the data: official_clean, fixed or kfold",
-        ),
-    ] = None,
-    folds: Annotated[
-        str | None, typer.Option(help="Test folds, such as 0,1,2, or all.", show_default="the protocol's own")
-    ] = None,
-    n_folds: Annotated[
-        int | None, typer.Option(help="How many folds the protocol kfold draws.", show_default="5, or 3")
-    ] = None,
-    seeds: Annotated[str, typer.Option(help="One trial per seed, such as 0,1,2.")] = "0",
-    baselines: Annotated[
-        str, typer.Option(help="Floors to compare with; '' for none.", autocompletion=completion.baselines)
-    ] = "majority,cell_size,cell_colour",
-    store: Annotated[
-        Path | None, typer.Option(help="Folder for the results.", show_default="runs/DATASET-RECIPE")
-    ] = None,
-    allow_leakage: Annotated[
-        bool, typer.Option("--allow-leakage", help="Allow the protocol random, which mixes subjects.")
-    ] = False,
-    rerun: Annotated[bool, typer.Option("--rerun", help="Run trials again that the store already holds.")] = False,
+    protocol: Protocols = None,
+    folds: Folds = None,
+    n_folds: NumberOfFolds = None,
+    seeds: Seeds = "0",
+    baselines: Baselines = "majority,cell_size,cell_colour",
+    store: StoreFolder = None,
+    allow_leakage: AllowLeakage = False,
+    rerun: Rerun = False,
     device: options.DeviceName = "auto",
-    callbacks: Annotated[
-        str | None,
-        typer.Option(metavar="MODULE:FUNCTION", help="Makes Keras callbacks for each fit.", show_default=False),
-    ] = None,
-    no_models: Annotated[bool, typer.Option("--no-models", help="Do not keep the trained nets.")] = False,
-    no_report: Annotated[
-        bool, typer.Option("--no-report", help="Write neither report.html nor model cards; see leukemia-dl report.")
-    ] = False,
-    executor: Annotated[
-        str,
-        typer.Option(
-            help="Where trials run: in-process, processes, ray (on this machine) or ray:ADDRESS of a cluster; auto: "
-            "processes from two trials on.",
-            autocompletion=completion.executors,
-        ),
-    ] = "auto",
-    workers: Annotated[
-        int | None, typer.Option(help="Processes at a time.", show_default="one, or one per GPU")
-    ] = None,
-    time_limit: Annotated[
-        float | None, typer.Option(metavar="SECONDS", help="A trial that takes longer has failed.", show_default="none")
-    ] = None,
-    shard: Annotated[
-        str | None,
-        typer.Option(metavar="I/N", help="Only the I-th of N parts, for N jobs on one store.", show_default=False),
-    ] = None,
-    on_error: Annotated[str, typer.Option(help="When a trial fails: continue with the next, or raise.")] = "continue",
-    threads: Annotated[
-        int | None, typer.Option(help="Threads of one operation on a CPU.", show_default="the cores of each machine")
-    ] = None,
-    engine: Annotated[
-        str, typer.Option(help="How batches reach a net: keras (its fit), scan (whole epochs on the device), auto.")
-    ] = "auto",
-    plan: Annotated[bool, typer.Option("--plan", help="Print the trials and what is known of them; run none.")] = False,
+    no_models: NoModels = False,
+    no_report: NoReport = False,
+    executor: ExecutorName = "auto",
+    workers: Workers = None,
+    time_limit: TimeLimit = None,
+    shard: Shard = None,
+    plan: PlanOnly = False,
 ) -> None:
-    """Train and compare backbones on one data set, beside what cell size and colour alone would tell."""
-    # Cheap checks first: a wrong name should not cost the reading of a data set.
-    from leukemia_dl.training import ComputeConfig
-
+    """Train and compare backbones on one data set, beside the baselines of cell size and colour."""
     how: dict[str, Any] = {"executor": executor, "workers": workers, "time_limit": time_limit, "shard": shard}
-    how |= {"on_error": on_error, "existing": "rerun" if rerun else "reuse"}
     _check_run(**how)
-    ComputeConfig(device=device, threads=threads, engine=engine)
+    how["existing"] = "rerun" if rerun else "reuse"
     if settings is not None:
         bench = _from_file(ctx, settings, root, store)
-        _plan(bench, how) if plan else _run(bench, how, not no_report)
-        return
-    from leukemia_dl.benchmark import Benchmark
+    else:
+        from leukemia_dl.benchmark import Benchmark
 
-    asked = options.recipe(recipe, set_, image_size=image_size, weights=weights)
-    options.stain_step(stain)
-    if callbacks or asked.callbacks:
-        _look_here_for_modules()
-    chosen_folds: Any = folds if folds in (None, "all") else options.whole_numbers(str(folds), "--folds")
-    chosen_seeds = options.whole_numbers(seeds, "--seeds")
-    chosen = options.names(backbones) if backbones is not None else None
-    _check_backbones(chosen, asked)
-    data = options.load_dataset(dataset, root, option or [], drop_class)
-    bench = Benchmark(
-        data,
-        chosen,
-        recipe=asked,
-        protocol=None if protocol is None else options.names(protocol),
-        folds=chosen_folds,
-        n_folds=n_folds,
-        seeds=chosen_seeds,
-        baselines=options.names(baselines),
-        store=store,
-        pipeline=partial(options.pipeline, data, asked, stain=stain, crop=crop),
-        allow_leakage=allow_leakage,
-        save_models=not no_models,
-        device=device,
-        threads=threads,
-        callbacks=callbacks,
-        engine=engine,
-    )
-    _plan(bench, how) if plan else _run(bench, how, not no_report)
+        # Cheap checks first: a wrong name should not cost the reading of a data set.
+        asked = options.recipe(recipe, set_, image_size)
+        arguments: dict[str, Any] = {
+            "backbones": None if backbones is None else options.names(backbones),
+            "protocol": None if protocol is None else options.names(protocol),
+            "folds": folds if folds in (None, "all") else options.whole_numbers(str(folds), "--folds"),
+            "seeds": options.whole_numbers(seeds, "--seeds"),
+            "baselines": options.names(baselines),
+        }
+        _check_backbones(arguments["backbones"], asked, device)
+        data = options.load_dataset(dataset, root, dataset_option, drop_class)
+        pipeline = partial(options.pipeline, data, asked, stain=stain, crop=crop)
+        arguments |= {"n_folds": n_folds, "allow_leakage": allow_leakage, "save_models": not no_models}
+        bench = Benchmark(data, recipe=asked, store=store, pipeline=pipeline, device=device, **arguments)
+    if plan:
+        _print_plan(bench, how)
+    else:
+        _run(bench, how, not no_report)
 
 
-def _check_run(executor: str, workers: int | None, shard: str | None, on_error: str, **others: Any) -> None:
+def _check_run(executor: str, workers: int | None, shard: str | None, time_limit: float | None) -> None:
     from leukemia_dl.benchmark.arguments import executor_of
     from leukemia_dl.benchmark.grid import check_shard
 
-    for option, value, allowed in (
-        ("--executor", executor, completion.EXECUTORS),
-        ("--on-error", on_error, ("continue", "raise")),
-    ):
-        if value not in allowed and not (option == "--executor" and value.startswith("ray:")):
-            raise SettingsError(f"{option} must be one of {', '.join(allowed)}. Received: {value!r}.")
+    if executor not in ("auto", "in-process", "processes", "ray") and not executor.startswith("ray:"):
+        raise SettingsError(
+            f"--executor must be one of auto, in-process, processes, ray, ray:ADDRESS. Received: {executor!r}."
+        )
     if not executor.startswith("ray") or workers is not None:  # Ray itself would be started by this
         executor_of(executor, workers, 2)
     check_shard(shard)
 
 
-def _from_file(ctx: typer.Context, settings: Path, root: Path | None, store: Path | None) -> Any:
-    """Return the benchmark that a file describes."""
+def _check_backbones(names: list[str] | None, recipe: Any, device: str) -> None:
+    """Raise if a backbone is not known or cannot be built at the size that a recipe asks for."""
+    from leukemia_dl.benchmark.benchmark import DEFAULT_BACKBONES
+    from leukemia_dl.models.build import check_size
+    from leukemia_dl.models.registry import get_backbone
+    from leukemia_dl.training import ComputeConfig
+
+    ComputeConfig(device=device)
+    if recipe.callbacks:
+        _find_modules_here()
+    for name in DEFAULT_BACKBONES if names is None else names:
+        spec = get_backbone(name)
+        check_size(spec, recipe.for_backbone(spec).image_size)
+
+
+def _from_file(ctx: typer.Context, settings: Path, root: Path | None, store: Path | None) -> Benchmark:
+    """Return the benchmark of a settings file."""
     from leukemia_dl.benchmark import Benchmark
 
     if settings.suffix != ".toml":
@@ -185,25 +182,25 @@ def _from_file(ctx: typer.Context, settings: Path, root: Path | None, store: Pat
     for parameter in ctx.command.params:
         source = ctx.get_parameter_source(str(parameter.name))
         given = source is not None and not source.name.startswith("DEFAULT")
-        if given and parameter.name not in _BESIDE_A_FILE:
-            beside = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(_BESIDE_A_FILE - {"settings"}))
+        if given and parameter.name not in ("settings", *_BESIDE_A_FILE):
+            beside = ", ".join(f"--{name.replace('_', '-')}" for name in _BESIDE_A_FILE)
             raise SettingsError(
-                f"{parameter.opts[0]} is said by the file {settings}: change it there. Beside a file there may be "
+                f"{parameter.opts[0]} is a setting in the file {settings}: change it there. Beside a file there may be "
                 f"{beside}."
             )
-    _look_here_for_modules()  # the file may name callbacks
+    _find_modules_here()  # the file may name callbacks
     return Benchmark.from_toml(settings, root=root, store=store)
 
 
-def _look_here_for_modules() -> None:
-    """Have modules found where the command is called, which is where one with callbacks may lie.
+def _find_modules_here() -> None:
+    """Let modules with callbacks be found in the current folder, where an installed script does not look.
 
-    An installed script does not look there. Last, so that no file there stands in for a module of others.
+    Last, so that no file there replaces a module of other packages.
     """
     sys.path.append(str(Path.cwd()))
 
 
-def _plan(bench: Any, how: dict[str, Any]) -> None:
+def _print_plan(bench: Benchmark, how: dict[str, Any]) -> None:
     """Print the trials of this part of the grid."""
     from leukemia_dl.benchmark.cost import duration
     from leukemia_dl.benchmark.grid import check_shard, shard_of
@@ -216,48 +213,40 @@ def _plan(bench: Any, how: dict[str, Any]) -> None:
     to_do = frame if how["existing"] == "rerun" else frame[~done]
     columns = ["backbone", "protocol", "fold", "seed", "status", "seconds"]
     options.print_table(frame[columns].rename(columns={"seconds": "expected seconds"}), {"expected seconds": ".1f"})
-    known = to_do["seconds"].dropna()
-    told = f", about {duration(known.sum())} one after the other" if len(known) else ""
-    told += f" (of {len(to_do) - len(known)} nothing is known yet)" if len(known) < len(to_do) else ""
-    typer.echo(f"To do: {len(to_do)} of {len(frame)} trials{told}.")
+    seconds, note = to_do["seconds"], ""
+    if seconds.notna().any():
+        note = f", about {duration(seconds.sum())} one after the other"
+    if seconds.isna().any():
+        unknown = "of all trials" if seconds.isna().all() else f"of {counted(int(seconds.isna().sum()), 'trial')}"
+        note += f"; the time {unknown} is not known yet"
+    typer.echo(f"To do: {len(to_do)} of {counted(len(frame), 'trial')}{note}.")
 
 
-def _run(bench: Any, how: dict[str, Any], with_report: bool) -> None:
-    """Run, print the table and draw the pictures."""
-    _announce(bench)
-    frame = bench.run(**how)
-    _print_results(bench, frame)
+def _run(bench: Benchmark, how: dict[str, Any], with_report: bool) -> None:
+    """Run, print the table and write the pictures and the report."""
     from leukemia_dl.benchmark.stored import run_of
     from leukemia_dl.reporting import write_model_cards, write_pictures, write_report
 
+    _print_splits(bench)
+    frame = bench.run(**how)
+    left = int((~bench.plan()["status"].isin(["ok", "not_applicable", "failed"])).sum())
+    _print_results(bench, frame, left)
     pictures = write_pictures(bench)
-    # Of several jobs, the one that ends last has all to report on.
-    waits = how["shard"] is not None and _left(bench) > 0
-    folder = run_of(bench).folder  # the store may hold other benchmarks
-    report = write_report(folder, dataset=bench.dataset) if with_report and not waits else None
-    cards = write_model_cards(folder) if report is not None else []
     typer.echo(f"Store:    {bench.store.root}")
     typer.echo("Results:  results.csv, timings.csv, predictions.csv, settings.toml, grids/, trials/")
-    typer.echo(f"Pictures: {', '.join(path.name for path in pictures)}")
-    if with_report:
-        typer.echo(f"Report:   {'when all parts are done' if report is None else report}")
-    if cards:
-        typer.echo(f"Cards:    {cards[0].parent} ({len(cards)})")
+    typer.echo(f"Pictures: {', '.join(str(path.relative_to(bench.store.root)) for path in pictures)}")
+    if with_report and how["shard"] is not None and left:
+        typer.echo("Report:   when all parts are done")
+    elif with_report:
+        folder = run_of(bench).folder  # the store may hold other benchmarks
+        typer.echo(f"Report:   {write_report(folder, dataset=bench.dataset)}")
+        if cards := write_model_cards(folder):
+            typer.echo(f"Cards:    {cards[0].parent} ({len(cards)})")
     if (frame["status"] == "failed").any():
         raise typer.Exit(1)
 
 
-def _check_backbones(names: list[str] | None, recipe: Any) -> None:
-    from leukemia_dl.benchmark.benchmark import DEFAULT_BACKBONES
-    from leukemia_dl.models.build import check_size
-    from leukemia_dl.models.registry import get_backbone
-
-    for name in DEFAULT_BACKBONES if names is None else names:
-        spec = get_backbone(name)
-        check_size(spec, recipe.for_backbone(spec).image_size)
-
-
-def _announce(bench: Any) -> None:
+def _print_splits(bench: Benchmark) -> None:
     info = bench.dataset.info
     typer.echo(f"{info.title}: {len(bench.dataset):,} labelled images, classes {', '.join(bench.dataset.class_names)}")
     for split in bench.splits:
@@ -268,42 +257,22 @@ def _announce(bench: Any) -> None:
             typer.echo(f"  note: {flag}")
 
 
-def _print_results(bench: Any, frame: Any) -> None:
-    columns = [
-        "backbone",
-        *(["protocol"] if len(bench.protocols) > 1 else []),
-        "fold",
-        "seed",
-        "accuracy",
-        "loss",
-        "balanced_accuracy",
-        "weighted_f1",
-        "auroc",
-        "status",
-    ]
+def _print_results(bench: Benchmark, frame: pd.DataFrame, left: int) -> None:
+    """Print the table, the inflation by a protocol that leaks, and the missing and failed trials."""
+    several = ["protocol"] if len(bench.protocols) > 1 else []
+    columns = ["backbone", *several, "fold", "seed", *_METRICS, "status"]
     wanted = [name for name in columns if name in frame and not frame[name].isna().all()]
     shown = frame.sort_values("balanced_accuracy", ascending=False, kind="stable", na_position="last")[wanted]
-    formats = dict.fromkeys(["accuracy", "loss", "balanced_accuracy", "weighted_f1", "auroc"], ".3f")
     kind = "synthetic cells, not real ones" if bench.dataset.info.synthetic else bench.dataset.info.title
-    options.print_table(shown, formats, title=f"Test side, {bench.protocol} ({kind})")
-    if len(bench.protocols) > 1:
-        _print_inflation(bench)
-    if left := _left(bench):
-        typer.echo(f"{left} trials of this grid are not in the store yet.")
-    for row in frame[frame["status"] != "ok"].itertuples():
-        typer.echo(f"{row.trial}: {row.status}: {': '.join(filter(None, (row.exception, row.message)))}")
+    options.print_table(shown, dict.fromkeys(_METRICS, ".3f"), title=f"Test side, {bench.protocol} ({kind})")
+    if several:
+        from leukemia_dl.benchmark.stored import run_of
+        from leukemia_dl.reporting.summary import inflation_of, summaries_of
 
-
-def _left(bench: Any) -> int:
-    """Return how many trials of the grid are not in the store."""
-    return int((~bench.plan()["status"].isin(["ok", "not_applicable", "failed"])).sum())
-
-
-def _print_inflation(bench: Any) -> None:
-    """Say what a protocol that leaks adds, where there are two and one of them does."""
-    from leukemia_dl.benchmark.stored import run_of
-    from leukemia_dl.reporting.answers import answers_of, inflation_of
-
-    found = inflation_of(answers_of(run_of(bench)))
-    for sentence in found["sentence"] if len(found) else ():
-        typer.echo(f"- {sentence}")
+        found = inflation_of(summaries_of(run_of(bench)))
+        for sentence in found["sentence"] if len(found) else ():
+            typer.echo(f"- {sentence}")
+    if left:
+        typer.echo(f"{counted(left, 'trial')} of this grid {'is' if left == 1 else 'are'} not in the store yet.")
+    for row in frame[frame["status"] != "ok"].to_dict("records"):
+        typer.echo(f"{row['trial']}: {row['status']}: {': '.join(filter(None, (row['exception'], row['message'])))}")

@@ -1,9 +1,10 @@
-"""`leukemia-dl cache`: what the cache folder holds, and how to empty it."""
+"""`leukemia-dl cache`: list or empty the cache folder."""
 
 from __future__ import annotations
 
 import shutil
-from typing import Annotated, Any
+from pathlib import Path
+from typing import Annotated
 
 import typer
 
@@ -12,7 +13,8 @@ from leukemia_dl.errors import StoreError
 
 __all__ = ["app", "limit_line"]
 
-app = typer.Typer(help="List or clear what can be made again; LEUKEMIA_DL_CACHE chooses the folder.")
+app = typer.Typer(help="List or clear files that can be made again; LEUKEMIA_DL_CACHE chooses the folder.")
+_PATTERNS = {"pixels": "pixels/*", "features": "features/*", "synthetic cells": "synthetic-*"}
 
 
 def limit_line() -> str:
@@ -23,37 +25,29 @@ def limit_line() -> str:
     return f"Pixels and features: {taken:,.1f} GB of at most {cache_limit() / 1e9:g} GB (LEUKEMIA_DL_CACHE_LIMIT)"
 
 
+def _entries() -> list[tuple[str, Path, float]]:
+    """Return kind, path and megabytes of everything in the cache folder that can be made again."""
+    from leukemia_dl.datasets import cache_dir
+
+    found = [(kind, path) for kind, pattern in _PATTERNS.items() for path in sorted(cache_dir().glob(pattern))]
+    return [
+        (kind, path, sum(file.lstat().st_size for file in (path, *path.rglob("*")) if file.is_file()) / 1e6)
+        for kind, path in found
+    ]
+
+
 @app.command("list")
 def show() -> None:
-    """List what the cache folder holds, with sizes."""
+    """List the content of the cache folder, with sizes."""
     import pandas as pd
 
     from leukemia_dl.datasets import cache_dir
-    from leukemia_dl.datasets.hashes import HASH_FILE
-    from leukemia_dl.datasets.pixels import stores
-    from leukemia_dl.training.features import feature_files
 
-    rows: list[dict[str, Any]] = []
-    for place, index, size in stores():
-        shape = "x".join(map(str, index["shape"][1:3])) if index else "-"
-        images = index["shape"][0] if index else 0
-        steps = ", ".join(step["step"] for step in index["pipeline"]["steps"]) if index else "incomplete or damaged"
-        rows.append({"name": place.name, "images": images, "pixels": shape, "MB": size / 1e6, "made by": steps})
-    for place in sorted(cache_dir().glob("synthetic-*")):
-        files = [file for file in place.rglob("*") if file.is_file()]
-        size = sum(file.stat().st_size for file in files)
-        rows.append({"name": place.name, "images": len(files), "pixels": "-", "MB": size / 1e6, "made by": "drawn"})
-    for file in feature_files(cache_dir() / "features"):
-        by = "features of a frozen backbone" if not file.name.startswith(".") else "incomplete"
-        rows.append({"name": file.name, "images": 0, "pixels": "-", "MB": file.stat().st_size / 1e6, "made by": by})
-    hashes = cache_dir() / HASH_FILE
-    if hashes.is_file():
-        size = hashes.stat().st_size
-        rows.append({"name": hashes.name, "images": 0, "pixels": "-", "MB": size / 1e6, "made by": "hashes of files"})
+    rows = [{"kind": kind, "name": path.name, "MB": size} for kind, path, size in _entries()]
     if not rows:
-        typer.echo(f"{cache_dir()} holds nothing.")
+        typer.echo(f"{cache_dir()} is empty.")
         return
-    options.print_table(pd.DataFrame(rows), {"images": ",", "MB": ",.1f"}, title=str(cache_dir()))
+    options.print_table(pd.DataFrame(rows), {"MB": ",.1f"}, title=str(cache_dir()))
     typer.echo(limit_line())
 
 
@@ -61,21 +55,11 @@ def show() -> None:
 def clear(
     synthetic: Annotated[bool, typer.Option("--synthetic", help="The drawn synthetic cells, too.")] = False,
 ) -> None:
-    """Delete decoded images and features; they are made again when they are needed.
-
-    Do not run it beside a benchmark.
-    """
-    from leukemia_dl.datasets import cache_dir
-    from leukemia_dl.datasets.pixels import stores
-
-    places = [place for place, _, _ in stores()]
-    places += [place] if (place := cache_dir() / "features").is_dir() else []
-    places += sorted(cache_dir().glob("synthetic-*")) if synthetic else []
-    freed = 0
-    for place in places:
-        freed += sum(file.lstat().st_size for file in place.rglob("*") if not file.is_dir())
+    """Delete decoded images and features, which are made again when they are needed. Not beside a benchmark."""
+    places = [entry for entry in _entries() if synthetic or entry[0] != "synthetic cells"]
+    for _, path, _ in places:
         try:
-            shutil.rmtree(place)
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
         except OSError as error:
-            raise StoreError(f"{place} cannot be deleted: {error.strerror or error}.") from error
-    typer.echo(f"Deleted {len(places)} of the folders in {cache_dir()}: {freed / 1e6:,.1f} MB.")
+            raise StoreError(f"{path} cannot be deleted: {error.strerror or error}.") from error
+    typer.echo(f"Deleted: {len(places)}, {sum(size for _, _, size in places):,.1f} MB.")

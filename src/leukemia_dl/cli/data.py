@@ -1,4 +1,4 @@
-"""`leukemia-dl audit | download | verify`: get the files of a data set, and see whether they can be trusted."""
+"""`leukemia-dl audit | download | verify`: get the files of a data set, and check them."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _FOLDER = "folder"
 def audit(
     root: Annotated[Path, typer.Argument(help="Folder (or CSV file) of the data set.", show_default=False)],
     dataset: options.DatasetName = _FOLDER,
-    option: options.DatasetOptions = None,
+    dataset_option: options.DatasetOptions = None,
     drop_class: options.DropClasses = None,
     manifest: Annotated[
-        Path | None, typer.Option(help="What there should be: lines of sha256, size, path.", show_default=False)
+        Path | None, typer.Option(help="The expected files: lines of sha256, size, path.", show_default=False)
     ] = None,
     partial: Annotated[bool, typer.Option("--partial", help="Allow files of --manifest to be missing.")] = False,
     csv: Annotated[
@@ -34,12 +34,12 @@ def audit(
 
     The exit status is 0 without errors, 1 with some.
     """
-    from leukemia_dl.datasets.audit import audit as look
+    from leukemia_dl.datasets.audit import audit as audit_dataset
 
     if partial and manifest is None:
         raise SettingsError("--partial says how to read a manifest: pass --manifest FILE too.")
     try:
-        data = options.load_dataset(dataset, root, option or [], drop_class)
+        data = options.load_dataset(dataset, root, dataset_option, drop_class)
     except DataError as error:
         if dataset != _FOLDER:
             raise
@@ -48,7 +48,7 @@ def audit(
             "c_nmc_2019 or --dataset csv; `leukemia-dl datasets` lists them."
         ) from error
     typer.echo(f"{data!r}, read as --dataset {dataset}")
-    report = look(data, manifest=manifest, partial=partial)
+    report = audit_dataset(data, manifest=manifest, partial=partial)
     typer.echo(str(report))
     if csv is not None:
         options.write_csv(report.findings, csv, safe_csv)

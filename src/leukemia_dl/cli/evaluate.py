@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from leukemia_dl.cli import completion, options
+from leukemia_dl.cli import options
 from leukemia_dl.errors import DataError, SettingsError, unknown_name_error
 
 if TYPE_CHECKING:
@@ -31,7 +31,10 @@ def evaluate(
     ],
     metric: Annotated[
         str,
-        typer.Option(help="The metric to compare by; choose it before you look.", autocompletion=completion.metrics),
+        typer.Option(
+            help="The metric to compare by; choose it before you look.",
+            autocompletion=options.completed("evaluation.metrics", "METRICS"),
+        ),
     ] = "accuracy",
     level: Annotated[float, typer.Option(help="Of the intervals.")] = 0.95,
     estimand: Annotated[

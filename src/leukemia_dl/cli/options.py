@@ -1,35 +1,48 @@
-"""What several commands share: the options that name data, recipe and preprocessing, their parsing, and tables."""
+"""Options that several commands share, their parsing, and the output of tables."""
 
 from __future__ import annotations
 
+import importlib
 import json
-import re
-from collections.abc import Iterable, Mapping
+import sys
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from leukemia_dl.cli import completion
-from leukemia_dl.errors import SettingsError, StoreError, unknown_name_error
+from leukemia_dl.errors import SettingsError, StoreError
 from leukemia_dl.text import printable
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from leukemia_dl.datasets import Dataset
-    from leukemia_dl.preprocess import Pipeline, Step
+    from leukemia_dl.preprocess import Pipeline
     from leukemia_dl.training.recipe import Recipe
 
-__all__ = [
-    "in_folder", "key_values", "load_dataset", "names", "pipeline", "print_table", "printable", "recipe", "stain_step",
-    "whole_numbers", "write_csv",
-]  # fmt: skip
 
-_BY_BACKBONE = "{0}(,{0})*".format("[a-z0-9][a-z0-9_.-]*=[^,=]+")
+def completed(module: str, attribute: str) -> Callable[[str], list[str]]:
+    """Return a function that completes the last of several names separated by commas.
 
+    The names are those of a table, or returned by a function, of a module that is only imported when a shell asks.
+    """
+
+    def complete(incomplete: str) -> list[str]:
+        found = getattr(importlib.import_module(f"leukemia_dl.{module}"), attribute)
+        before, comma, last = incomplete.rpartition(",")
+        names = set(found() if callable(found) else found) - set(before.split(","))
+        return sorted(before + comma + name for name in names if name.startswith(last))
+
+    return complete
+
+
+StainName = Literal["reinhard", "macenko"]
 DatasetName = Annotated[
-    str, typer.Option(help="Name of a data set, see `leukemia-dl datasets`.", autocompletion=completion.datasets)
+    str,
+    typer.Option(
+        help="Name of a data set, see `leukemia-dl datasets`.", autocompletion=completed("datasets", "list_datasets")
+    ),
 ]
 Root = Annotated[Path | None, typer.Option(help="Folder (or CSV file) of the data set.", show_default=False)]
 DatasetOptions = Annotated[
@@ -43,62 +56,51 @@ RecipeName = Annotated[
     str,
     typer.Option(
         help="Settings of each fit: a preset (`leukemia-dl recipes`) or a .toml file.",
-        autocompletion=completion.recipes,
+        autocompletion=completed("training.presets", "PRESETS"),
     ),
 ]
-DeviceName = Annotated[str, typer.Option(help="auto, cpu, gpu or gpu:1.", autocompletion=completion.devices)]
 Changes = Annotated[
     list[str] | None,
-    typer.Option("--set", "-s", metavar="KEY=VALUE", help="Change a setting of the recipe, such as epochs=10."),
+    typer.Option(
+        "--set", "-s", metavar="KEY=VALUE", help="Change a setting of the recipe: epochs=10, weights=vgg16=imagenet."
+    ),
 ]
-ImageSize = Annotated[int | None, typer.Option(help="Short for --set image_size=N.", show_default=False)]
-Stain = Annotated[
-    str | None,
-    typer.Option(help="Normalise stain: reinhard or macenko.", show_default="no", autocompletion=completion.stains),
-]
+ImageSize = Annotated[int | None, typer.Option(help="Side of the images in pixels.", show_default="the recipe's")]
+Stain = Annotated[StainName | None, typer.Option(help="Normalise the stain.", show_default="no")]
+Crop = Annotated[bool, typer.Option("--crop", help="Crop to the cell; its absolute size is then lost.")]
+DeviceName = Annotated[str, typer.Option(help="auto, cpu, gpu or gpu:1.")]
 SafeCsv = Annotated[
     bool, typer.Option("--safe-csv", help="Quote text in the CSV that a spreadsheet would run as a formula.")
 ]
-Crop = Annotated[bool, typer.Option("--crop", help="Crop to the cell; its absolute size is then lost.")]
 
 
-def recipe(name: str, pairs: Iterable[str] | None, **changes: Any) -> Recipe:
-    """Return a preset or the file that --recipe names, as --set and its short forms say; None changes nothing."""
+def recipe(name: str, pairs: Iterable[str] | None, image_size: int | None = None) -> Recipe:
+    """Return the preset or the file that --recipe names, changed by --set and --image-size."""
     from leukemia_dl.training.recipe import Recipe
 
-    given = {key: value for key, value in changes.items() if value is not None}
-    listed = key_values(pairs or [], "--set")
-    for changed in (given, listed):
-        if re.fullmatch(_BY_BACKBONE, str(changed.get("weights"))):
-            changed["weights"] = dict(pair.split("=", 1) for pair in changed["weights"].split(","))
-    for key in given.keys() & listed.keys():
-        raise SettingsError(f"--set {key}=... and --{key.replace('_', '-')} say the same thing: give one of them.")
+    changes = key_values(pairs or [], "--set")
+    weights = [pair.partition("=") for pair in str(changes.get("weights")).split(",")]
+    if all(backbone and equals and path for backbone, equals, path in weights):  # weights of each backbone
+        changes["weights"] = {backbone: path for backbone, _, path in weights}
+    if image_size is not None:
+        changes["image_size"] = image_size
     if name.endswith(".toml"):
-        return Recipe.from_toml(name).changed(**listed, **given)
-    return Recipe.preset(name, **listed, **given)
+        return Recipe.from_toml(name).changed(**changes)
+    return Recipe.preset(name, **changes)
 
 
-def stain_step(name: str | None, on_black: bool = False) -> Step | None:
-    """Return the step that --stain names, not fitted yet, for cells cut out on black or for smears."""
-    from leukemia_dl.preprocess import Macenko, Reinhard
-
-    known: dict[str, Step] = {"reinhard": Reinhard(), "macenko": Macenko(percentile=50.0) if on_black else Macenko()}
-    if name is None:
-        return None
-    if name not in known:
-        raise unknown_name_error("stain normalisation", name, known)
-    return known[name]
-
-
-def pipeline(dataset: Dataset, recipe: Recipe, image_size: int, stain: str | None, crop: bool) -> Pipeline:
-    """Return the pipeline that the recipe, --stain and --crop ask for."""
-    from leukemia_dl.preprocess import CropToCell, Pipeline, Resize
+def pipeline(dataset: Dataset, recipe: Recipe, image_size: int, stain: StainName | None, crop: bool) -> Pipeline:
+    """Return the pipeline of a recipe, with the changes of --stain and --crop."""
+    from leukemia_dl.preprocess import CropToCell, Macenko, Pipeline, Reinhard, Resize
 
     steps = recipe.pipeline(image_size, dataset.info.canvas)
     if crop:
         steps = Pipeline((CropToCell(), Resize(image_size)))
-    step = stain_step(stain, on_black=stain == "macenko" and _on_black(dataset))
-    return steps if step is None else steps.then(step)
+    if stain == "reinhard":
+        return steps.then(Reinhard())
+    if stain == "macenko":
+        return steps.then(Macenko(percentile=50.0) if _on_black(dataset) else Macenko())
+    return steps
 
 
 def _on_black(dataset: Dataset) -> bool:
@@ -140,12 +142,12 @@ def key_values(pairs: Iterable[str], option: str) -> dict[str, Any]:
 
 
 def load_dataset(
-    name: str, root: Path | None, options: Iterable[str], drop_classes: list[str] | None = None
+    name: str, root: Path | None, options: Iterable[str] | None, drop_classes: list[str] | None = None
 ) -> Dataset:
     """Load a data set as the options --dataset, --root, --dataset-option and --drop-class say."""
     from leukemia_dl.datasets import Dataset
 
-    values = key_values(options, "--dataset-option")
+    values = key_values(options or [], "--dataset-option")
     for key in {"name", "root"} & set(values):
         raise SettingsError(f"--dataset-option {key}=... is given as {'--dataset' if key == 'name' else '--root'}.")
     if drop_classes:
@@ -154,7 +156,7 @@ def load_dataset(
 
 
 def in_folder(param: typer.CallbackParam, value: Path | None) -> Path | None:
-    """Return the value of an option that names a file to write, if the folder for it is there."""
+    """Return the value of an option that names a file to write, if its folder exists."""
     if value is not None and not value.absolute().parent.is_dir():
         option, folder = param.opts[0], value.absolute().parent
         raise StoreError(f"{option} {value} cannot be written: there is no folder {folder}. Make it first.")
@@ -167,8 +169,7 @@ def write_csv(frame: pd.DataFrame, file: Path | None = None, safe: bool = False)
     Args:
         frame: The frame; bytes of file names that are not UTF-8 are spelled out.
         file: None for standard output.
-        safe: Whether text that a spreadsheet would run as a formula begins with an apostrophe, and control characters
-            are spelled out; otherwise text stays as it is.
+        safe: Put an apostrophe before text that a spreadsheet would run as a formula, and spell out control characters.
 
     Raises:
         StoreError: If the file cannot be written.
@@ -192,8 +193,6 @@ def _quoted(text: str) -> str:
 
 def print_table(frame: pd.DataFrame, formats: Mapping[str, str] | None = None, title: str = "") -> None:
     """Print a frame as a table on standard output, in full width where the output is no terminal."""
-    import sys
-
     import pandas as pd
     from rich.console import Console
     from rich.table import Table
@@ -204,9 +203,7 @@ def print_table(frame: pd.DataFrame, formats: Mapping[str, str] | None = None, t
         numeric = frame[name].dtype.kind in "iuf"
         table.add_column(Text(str(name)), justify="right" if numeric else "left", overflow="fold")
     for row in frame.itertuples(index=False):
-        cells = []
-        for name, value in zip(frame.columns, row, strict=True):
-            cells.append(Text("" if pd.isna(value) else printable(format(value, (formats or {}).get(str(name), "")))))
-        table.add_row(*cells)
-    console = Console() if sys.stdout.isatty() else Console(width=200)
-    console.print(table)
+        values = zip(map(str, frame.columns), row, strict=True)
+        cells = ["" if pd.isna(value) else format(value, (formats or {}).get(name, "")) for name, value in values]
+        table.add_row(*[Text(printable(cell)) for cell in cells])
+    Console(width=None if sys.stdout.isatty() else 200).print(table)

@@ -18,16 +18,14 @@ def predict(
     images: Annotated[list[Path], typer.Argument(help="Image files; a folder stands for the images in it and below.")],
     output: Annotated[
         Path | None,
-        typer.Option(
-            "--output", help="Write a CSV file instead of the screen.", show_default=False, callback=options.in_folder
-        ),
+        typer.Option(help="Write a CSV file instead of the screen.", show_default=False, callback=options.in_folder),
     ] = None,
     safe_csv: options.SafeCsv = False,
     batch_size: Annotated[int, typer.Option(help="Images per step.")] = 32,
     uncalibrated: Annotated[
         bool, typer.Option("--uncalibrated", help="Leave out the temperature that calibrates probabilities.")
     ] = False,
-    symmetries: Annotated[
+    tta: Annotated[
         bool, typer.Option("--tta", help="Average over each image turned and mirrored: eight times the work.")
     ] = False,
     device: options.DeviceName = "auto",
@@ -41,7 +39,7 @@ def predict(
     from leukemia_dl.training.backends import ComputeConfig, prepare
 
     prepare(compute=ComputeConfig(device))
-    frame = load_classifier(model).predict(images, batch_size=batch_size, calibrated=not uncalibrated, tta=symmetries)
+    frame = load_classifier(model).predict(images, batch_size=batch_size, calibrated=not uncalibrated, tta=tta)
     if output is not None:
         options.write_csv(frame, output, safe_csv)
         typer.echo(f"{len(frame):,} predictions written to {output}")

@@ -1,4 +1,4 @@
-"""`leukemia-dl preview`: what a benchmark would show to its nets, before hours are spent on it."""
+"""`leukemia-dl preview`: the images that a benchmark would train on."""
 
 from __future__ import annotations
 
@@ -18,15 +18,17 @@ _AUGMENTED = 8
 def preview(
     dataset: options.DatasetName = "synthetic",
     root: options.Root = None,
-    option: options.DatasetOptions = None,
+    dataset_option: options.DatasetOptions = None,
     drop_class: options.DropClasses = None,
     recipe: options.RecipeName = "quick",
     set_: options.Changes = None,
     image_size: options.ImageSize = None,
     stain: options.Stain = None,
     crop: options.Crop = False,
-    images: Annotated[int, typer.Option(help="How many images, shared among the classes.")] = 6,
-    output: Annotated[Path, typer.Option(help="The picture to write, a PNG.")] = Path("preview.png"),
+    images: Annotated[int, typer.Option(help="Number of images, shared among the classes.", min=1, max=100)] = 6,
+    output: Annotated[Path, typer.Option(help="The picture to write, a PNG.", callback=options.in_folder)] = Path(
+        "preview.png"
+    ),
 ) -> None:
     """Draw a contact sheet: images as in their files, preprocessed, and in eight epochs of augmentation."""
     import numpy as np
@@ -36,15 +38,12 @@ def preview(
     from leukemia_dl.training.augmentation import augment_images
     from leukemia_dl.training.backends import prepare
 
-    settings = options.recipe(recipe, set_, image_size=image_size)
+    settings = options.recipe(recipe, set_, image_size)
     if settings.image_size == "native":
         raise SettingsError("A preview is of one size: say --image-size, such as --image-size 224.")
-    options.stain_step(stain)
     if output.suffix.lower() != ".png":
         raise SettingsError(f"--output must end in .png. Received: {output}.")
-    if not 1 <= images <= 100:
-        raise SettingsError(f"--images must be from 1 to 100. Received: {images}.")
-    data = options.load_dataset(dataset, root, option or [], drop_class)
+    data = options.load_dataset(dataset, root, dataset_option, drop_class)
     order = generator(0, "preview").permutation(len(data))
     labels = data.labels[order]
     of_class = [order[labels == code] for code in range(len(data.class_names))]
@@ -65,8 +64,6 @@ def preview(
     try:
         plot_samples(cells, names, columns=_AUGMENTED + 2, title=title).savefig(output, format="png")
     except OSError as error:
-        raise StoreError(
-            f"{output} cannot be written: {error.strerror or error}. Is the folder {output.absolute().parent} there?"
-        ) from error
+        raise StoreError(f"{output} cannot be written: {error.strerror or error}.") from error
     note = ", normalised to the stain of these images" if stain else ""
     typer.echo(f"Images: {len(chosen)}, preprocessed{note}, and {_AUGMENTED} epochs of augmentation: {output}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -12,7 +13,6 @@ from numpy.typing import NDArray
 
 from leukemia_dl import identity
 from leukemia_dl.errors import ImageError, SettingsError, unknown_name_error
-from leukemia_dl.notebook import for_notebooks
 from leukemia_dl.preprocess.decode import check_image, decode_image
 from leukemia_dl.preprocess.geometry import CenterOnCanvas, PadToSquare, Resize
 from leukemia_dl.preprocess.steps import STEPS, Step
@@ -193,7 +193,8 @@ class Pipeline:
         stages = [decode_image(image) if isinstance(image, (str, Path)) else check_image(image).copy()]
         for step in self.steps:
             stages.append(step(stages[-1]))
-        figure = for_notebooks(Figure(figsize=(3.2 * len(stages), 3.9), layout="constrained"))
+        figure = Figure(figsize=(3.2 * len(stages), 3.9), layout="constrained")
+        figure._repr_png_ = lambda: _png(figure)  # type: ignore[attr-defined] # notebooks would print its name
         panels = np.atleast_1d(figure.subplots(1, len(stages)))
         for axes, stage, name in zip(panels, stages, ["as decoded", *map(_short, self.steps)], strict=True):
             axes.imshow(stage, interpolation="nearest")
@@ -228,6 +229,12 @@ class Pipeline:
         for step in self.steps:
             image = check_image(step(image))
         return image
+
+
+def _png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return buffer.getvalue()
 
 
 def _short(step: Step) -> str:

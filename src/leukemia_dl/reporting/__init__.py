@@ -1,9 +1,12 @@
-"""Numbers -> pictures: from the result, prediction and history frames of a benchmark; never from training.
+"""Figures, report pages and model cards, made from the result, prediction and history frames of a benchmark.
 
 matplotlib is imported inside functions, and figures are drawn without a window.
 """
 
-from leukemia_dl.reporting.diagnostics import (
+from leukemia_dl.reporting.figures_of_run import write_pictures
+from leukemia_dl.reporting.model_card import model_card, write_model_cards
+from leukemia_dl.reporting.plots import plot_comparison, plot_inflation, plot_learning_curves, plot_samples
+from leukemia_dl.reporting.prediction_plots import (
     plot_confusion,
     plot_cost,
     plot_errors_by_size,
@@ -12,9 +15,6 @@ from leukemia_dl.reporting.diagnostics import (
     plot_roc,
     plot_subjects,
 )
-from leukemia_dl.reporting.model_card import model_card, write_model_cards
-from leukemia_dl.reporting.pictures import write_pictures
-from leukemia_dl.reporting.plots import plot_comparison, plot_inflation, plot_learning_curves, plot_samples
 from leukemia_dl.reporting.report import write_report
 
 __all__ = [

@@ -1,9 +1,10 @@
-"""What all plots share: colours that are told apart with any colour vision and in grey print, and a figure's frame."""
+"""Colours, fonts, labels and the frame of every figure."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
+import io
 import itertools
 import logging
 import textwrap
@@ -15,24 +16,23 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import pandas as pd
 
-from leukemia_dl.notebook import for_notebooks
-
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.backend_bases import RendererBase
     from matplotlib.figure import Figure
 
 __all__ = [
-    "LABELS", "bare", "by_protocol", "colours_of", "ends_of", "figure_of", "grid_of", "has_intervals", "head",
-    "legend_above", "new_figure",
+    "LABELS", "add_legend", "add_titles", "axes_for", "by_protocol", "colours_of", "has_intervals",
+    "new_figure", "panels_for", "png", "remove_frame", "with_unit",
 ]  # fmt: skip
 
 _log = logging.getLogger(__name__)
 _warned: set[str] = set()
-# Okabe and Ito's palette. Floors are grey, so that they recede.
+# Okabe and Ito's palette, which is distinguished with any colour vision and in grey print. Baselines are grey.
 BLUE, ORANGE, GREEN, PURPLE, SKY, YELLOW = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00"
-NET_COLOUR, FLOOR_COLOUR, TRAIN_COLOUR, VAL_COLOUR = BLUE, "#9A9A9A", BLUE, ORANGE
+NET_COLOUR, BASELINE_COLOUR, TRAIN_COLOUR, VAL_COLOUR = BLUE, "#9A9A9A", BLUE, ORANGE
 HONEST_COLOUR, LEAKY_COLOUR = BLUE, ORANGE
+MARKERS = "osD^vPX*"
 _CYCLE = (BLUE, ORANGE, GREEN, PURPLE, SKY, YELLOW, "#000000")
 LABELS = {
     "accuracy": "Accuracy",
@@ -47,12 +47,21 @@ LABELS = {
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """Return a figure of that size in inches that belongs to no window."""
+    """Return a figure of that size in inches, which belongs to no window and which notebooks show."""
     from matplotlib.figure import Figure
 
-    figure = for_notebooks(Figure(figsize=(width, height), layout="constrained", dpi=130))
+    figure = Figure(figsize=(width, height), layout="constrained", dpi=130)
     figure.draw = functools.partial(_draw, figure)  # type: ignore[method-assign]
+    # Notebooks would print its name otherwise, since pyplot is not imported.
+    figure._repr_png_ = functools.partial(png, figure)  # type: ignore[attr-defined]
     return figure
+
+
+def png(figure: Figure) -> bytes:
+    """Return the content of a PNG file of a figure."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return buffer.getvalue()
 
 
 def _draw(figure: Figure, renderer: RendererBase) -> None:
@@ -70,14 +79,14 @@ def _draw(figure: Figure, renderer: RendererBase) -> None:
 
 @cache
 def _fonts_for(characters: str) -> list[str]:
-    """Return installed fonts for the characters that the usual font lacks; log those that no font has."""
+    """Return installed fonts for the characters that the default font lacks; log the script of those in no font."""
     from matplotlib.font_manager import FontProperties, findfont, fontManager
     from matplotlib.ft2font import FT2Font
 
-    usual, missing, found = FT2Font(findfont(FontProperties())), set(characters), list[str]()
-    missing -= {c for c in missing if usual.get_char_index(ord(c))}
+    default, found = FT2Font(findfont(FontProperties())), list[str]()
+    missing = {c for c in characters if not default.get_char_index(ord(c))}
     for path, name, style in sorted({(font.fname, font.name, font.style) for font in fontManager.ttflist}):
-        if not missing or style != "normal" or name == usual.family_name or "Last Resort" in name:
+        if not missing or style != "normal" or name == default.family_name or "Last Resort" in name:
             continue
         with contextlib.suppress(OSError, RuntimeError):  # deleted, or not a font
             font = FT2Font(path)
@@ -93,19 +102,16 @@ def _fonts_for(characters: str) -> list[str]:
     return found
 
 
-def figure_of(ax: Axes | None, width: float, height: float) -> tuple[Figure, Axes]:
-    """Return the figure and axes to draw on: those given, or new ones."""
-    from matplotlib.figure import Figure
-
+def axes_for(ax: Axes | None, width: float, height: float) -> tuple[Figure, Axes]:
+    """Return the figure and axes to draw on: the given axes, or new ones."""
     if ax is None:
         figure = new_figure(width, height)
         return figure, figure.subplots()
-    owner = ax.get_figure(root=True)
-    assert isinstance(owner, Figure)
+    owner: Any = ax.get_figure(root=True)
     return owner, ax
 
 
-def grid_of(names: Sequence[str], side: float = 2.5, extra: float = 0.9) -> tuple[Figure, list[Axes]]:
+def panels_for(names: Sequence[str], side: float = 2.5, extra: float = 0.9) -> tuple[Figure, list[Axes]]:
     """Return a figure with a titled panel for each name, up to five in a row, which share their axes."""
     columns = min(len(names), 5)
     rows = -(-len(names) // columns)
@@ -120,11 +126,10 @@ def grid_of(names: Sequence[str], side: float = 2.5, extra: float = 0.9) -> tupl
     return figure, panels[: len(names)]
 
 
-def head(figure: Figure, title: str, note: str = "") -> None:
+def add_titles(figure: Figure, title: str, note: str = "") -> None:
     """Write a title above a figure and a note below it, both from its left edge."""
-    # At these sizes a letter is about a 15th of an inch wide.
-    title, note = ("\n".join(textwrap.fill(line, int(15 * figure.get_figwidth())) for line in text.split("\n"))
-                   for text in (title, note))  # fmt: skip
+    letters = int(15 * figure.get_figwidth())  # at these sizes a letter is about a 15th of an inch wide
+    title, note = ("\n".join(textwrap.fill(line, letters) for line in text.split("\n")) for text in (title, note))
     keywords: dict[str, Any] = {"x": 0.01, "ha": "left", "parse_math": False}
     if title:
         figure.suptitle(title, fontsize="medium", fontweight="bold", **keywords)
@@ -132,37 +137,39 @@ def head(figure: Figure, title: str, note: str = "") -> None:
         figure.supxlabel(note, fontsize="small", color="#555555", **keywords)
 
 
-def legend_above(axes: Axes, columns: int, **settings: Any) -> None:
-    """Put a legend above axes; names in it are never parsed as formulas."""
+def add_legend(axes: Axes, columns: int, **settings: Any) -> None:
+    """Put a legend above axes, with names that are not parsed as formulas."""
     place: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (0, 1), "frameon": False, "fontsize": "small"}
     for text in axes.legend(ncols=columns, **place, **settings).get_texts():
         text.set_parse_math(False)
 
 
-def bare(axes: Axes, grid: Literal["both", "x", "y"] = "both") -> None:
-    """Take away what carries no information, and put a faint grid behind the rest."""
+def remove_frame(axes: Axes, grid: Literal["both", "x", "y"] = "both") -> None:
+    """Remove the upper and right edge of axes, and put a faint grid behind the data."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis=grid, alpha=0.25)
     axes.set_axisbelow(True)
 
 
 def colours_of(names: Iterable[str]) -> dict[str, str]:
-    """Return a colour for each name, in their order; an eighth one gets the first colour again."""
+    """Return a colour for each name, in their order; an eighth name gets the first colour again."""
     return dict(zip(names, itertools.cycle(_CYCLE), strict=False))
 
 
-def ends_of(table: pd.DataFrame) -> tuple[str, str]:
-    """Return the columns of an interval: of groups, or of images where nothing is known of subjects."""
-    return ("low", "high") if "low" in table else ("low_image_level", "high_image_level")
+def with_unit(table: pd.DataFrame) -> pd.DataFrame:
+    """Return a table with columns low, high and unit."""
+    if "unit" in table or "low_image_level" not in table:
+        return table if "unit" in table else table.assign(unit="group")
+    return table.rename(columns={"low_image_level": "low", "high_image_level": "high"}).assign(unit="image")
 
 
 def has_intervals(table: pd.DataFrame) -> bool:
     """Return whether any row of a table has an interval."""
-    return bool(table[ends_of(table)[0]].notna().any())
+    return bool(table["low"].notna().any())
 
 
 def by_protocol(frame: pd.DataFrame) -> list[pd.DataFrame]:
-    """Return the rows of each protocol, which backbones are then named with: nothing is to be averaged over them."""
+    """Return the rows of each protocol, with the protocol in the names of backbones if there are several."""
     if "protocol" not in frame or frame["protocol"].nunique() < 2:
         return [frame]
     parts = frame.groupby("protocol", sort=False)

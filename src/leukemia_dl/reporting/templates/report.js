@@ -1,5 +1,5 @@
 "use strict";
-// Sort a table by the column of a button; numbers by data-value, what is not known always last.
+// Sort a table by the column of a button; numbers by data-value, unknown values always last.
 for (const button of document.querySelectorAll("th button")) {
   button.addEventListener("click", () => {
     const head = button.closest("th"), table = head.closest("table"), body = table.tBodies[0];
@@ -7,9 +7,9 @@ for (const button of document.querySelectorAll("th button")) {
     for (const other of head.parentElement.cells) other.removeAttribute("aria-sort");
     head.setAttribute("aria-sort", rising ? "ascending" : "descending");
     const value = (row) => {
-      const cell = row.cells[column], said = cell.dataset.value;
-      if (said === undefined) return cell.textContent.trim();
-      return said === "" ? null : Number(said);
+      const cell = row.cells[column], text = cell.dataset.value;
+      if (text === undefined) return cell.textContent.trim();
+      return text === "" ? null : Number(text);
     };
     const rows = [...body.rows].map((row, place) => ({ row, place, value: value(row) }));
     rows.sort((a, b) => {
@@ -18,11 +18,11 @@ for (const button of document.querySelectorAll("th button")) {
       return (rising ? order : -order) || a.place - b.place;
     });
     body.append(...rows.map((entry) => entry.row));
-    const told = table.closest("section").querySelector("[aria-live]");
-    if (told) told.textContent = `Sorted by ${button.textContent.trim()}, ${rising ? "ascending" : "descending"}.`;
+    const status = table.closest("section").querySelector("[aria-live]");
+    if (status) status.textContent = `Sorted by ${button.textContent.trim()}, ${rising ? "ascending" : "descending"}.`;
   });
 }
-// On paper nothing can be opened.
+// Details cannot be opened on paper.
 addEventListener("beforeprint", () => {
   for (const closed of document.querySelectorAll("details:not([open])")) closed.open = true;
 });

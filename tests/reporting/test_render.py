@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from leukemia_dl.reporting import pages
+from leukemia_dl.reporting import render
 
 
 @pytest.mark.parametrize(
@@ -18,19 +18,19 @@ from leukemia_dl.reporting import pages
     ],
 )
 def test_folders_of_a_machine_are_left_out_of_texts(text, shown):
-    assert pages.without_paths(text) == shown
+    assert render.without_folders(text) == shown
 
 
 @pytest.mark.parametrize("piece", ["/", "\\", "/a", '"/', "~/", "C:/", "/a//", " /"])
 def test_hiding_folders_takes_time_in_proportion_to_the_text(piece):
     """20.40: 400,000 slashes in a setting took minutes, since the time grew with their square."""
     started = time.process_time()
-    pages.settings_without_paths('weights = "' + 400_000 * piece + "\n")
+    render.settings_without_folders('weights = "' + 400_000 * piece + "\n")
     assert time.process_time() - started < 10
 
 
 def test_settings_name_no_folder():
-    said = pages.settings_without_paths(
+    said = render.settings_without_folders(
         'root = "/a/b"\nfiles = "../c"\nweights = "../alice/w.h5"\nurl = "https://a.org/b"\nvgg16 = "bob/v.hdf5"\n'
     )
     assert said == 'root = "..."\nfiles = "..."\nweights = "..."\nurl = "https://a.org/b"\nvgg16 = "..."\n'

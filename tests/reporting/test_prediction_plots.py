@@ -22,8 +22,8 @@ from predictions import clustered
 
 SMALL = ((8, 9, 10, 11, 12, 20), (7, 8, 9, 10, 30))
 FRAME = clustered(SMALL, seeds=(0, 1)).assign(kind="backbone")
-FLOOR = clustered(SMALL, backbones=("floor",), distance=0.3).assign(kind="baseline")
-ALL = pd.concat([FRAME, FLOOR.assign(seed=None)]).astype({"seed": "Int64"})
+BASELINE = clustered(SMALL, backbones=("baseline",), distance=0.3).assign(kind="baseline")
+ALL = pd.concat([FRAME, BASELINE.assign(seed=None)]).astype({"seed": "Int64"})
 OF_FRAME = (plot_roc, plot_precision_recall, plot_confusion, plot_reliability, plot_subjects)
 
 
@@ -33,7 +33,7 @@ def titles(figure):
 
 def test_roc_draws_curve_band_and_area_of_each():
     figure = plot_roc(ALL, "T")
-    assert titles(figure) == ["one", "other", "floor"]
+    assert titles(figure) == ["one", "other", "baseline"]
     curves = roc_curves(ALL).set_index("backbone")
     first = figure.axes[0]
     np.testing.assert_allclose(first.lines[2].get_ydata(), curves.loc["one", "y"])
@@ -88,14 +88,14 @@ def test_subjects_are_a_dot_each_as_large_as_they_have_images():
         plot_subjects(ALL.drop(columns="group"))
 
 
-def test_cost_draws_those_whose_cost_is_known_and_floors_as_lines():
+def test_cost_draws_known_costs_and_baselines_as_lines():
     timings = pd.DataFrame({"backbone": ["one", "other", "other"], "fit_seconds": [10.0, 30.0, 50.0]})
     board = ldl.leaderboard(ALL, timings=timings)
     figure = plot_cost(board)
     marks = {tuple(line.get_xdata()) for line in figure.axes[0].lines if line.get_marker() not in ("None", None)}
     assert marks == {(10.0,), (40.0,)}
-    floor = board.set_index("backbone").loc["floor", "accuracy"]
-    assert floor in [line.get_ydata()[0] for line in figure.axes[0].lines if line.get_linestyle() == "--"]
+    baseline = board.set_index("backbone").loc["baseline", "accuracy"]
+    assert baseline in [line.get_ydata()[0] for line in figure.axes[0].lines if line.get_linestyle() == "--"]
     with pytest.raises(DataError, match="No cost to draw"):
         plot_cost(ldl.leaderboard(ALL))
     with pytest.raises(SettingsError, match=r"cost is fit_seconds, parameters, .* Received: cost='price'"):

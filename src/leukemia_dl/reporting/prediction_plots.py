@@ -1,0 +1,332 @@
+"""Plots of predictions: ranking, confusion, reliability, accuracy per patient, cost, and errors by the size of cells.
+
+Each takes a prediction frame of one protocol, from `Benchmark.predictions()` or elsewhere, and returns a matplotlib
+Figure. Rows of kind "tta" are left out, since each has a row of its own backbone beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from leukemia_dl import evaluation
+from leukemia_dl.errors import DataError, SettingsError
+from leukemia_dl.evaluation.predictions import PREFIX, models_of, select_side, tidy
+from leukemia_dl.reporting import style
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = [
+    "plot_confusion", "plot_cost", "plot_errors_by_size", "plot_precision_recall", "plot_reliability", "plot_roc",
+    "plot_subjects",
+]  # fmt: skip
+
+_MOST_WRITTEN, _MANY_DOTS = 6, 2_000
+
+
+def plot_roc(predictions: pd.DataFrame, title: str = "", *, level: float = 0.95, side: str = "test") -> Figure:
+    """Return a panel per backbone: its ROC curve with a pointwise band over groups, the others in grey behind it.
+
+    Args:
+        predictions: The prediction frame, see `leukemia_dl.evaluate`.
+        title: Above the figure.
+        level: Of the bands.
+        side: Rows of this value in the column `side`.
+
+    Raises:
+        DataError: If the frame is not one of predictions.
+    """
+    frame = _own_predictions(predictions)
+    return _ranking_figure(frame, evaluation.roc_curves(frame, level=level, side=side), "auroc", title, level, side)
+
+
+def plot_precision_recall(
+    predictions: pd.DataFrame, title: str = "", *, level: float = 0.95, side: str = "test"
+) -> Figure:
+    """Return a panel per backbone: precision over recall, as `plot_roc`; dotted: the share of the positive class.
+
+    Arguments and errors are those of `plot_roc`.
+    """
+    frame = _own_predictions(predictions)
+    return _ranking_figure(
+        frame, evaluation.precision_recall_curves(frame, level=level, side=side), "auprc", title, level, side
+    )
+
+
+def plot_confusion(predictions: pd.DataFrame, title: str = "", *, side: str = "test") -> Figure:
+    """Return a panel per backbone: of the images of each class (a row), the share predicted as each class (a column).
+
+    Folds and seeds are taken together. Arguments and errors are those of `plot_roc`.
+    """
+    frame = _own_predictions(predictions)
+    names, chosen = evaluation.class_names_of(frame), select_side(frame, side)
+    models_of(frame, side)  # checks
+    longest, many = max(map(len, names)), len(names) > _MOST_WRITTEN
+    images = []
+
+    def draw(panel: Axes, rows: pd.DataFrame, _: str) -> None:
+        counts = np.zeros((len(names), len(names)))
+        true = pd.Index(names).get_indexer(pd.Index(rows["label"]))
+        np.add.at(counts, (true, rows[[PREFIX + name for name in names]].to_numpy(float).argmax(axis=1)), 1)
+        with np.errstate(invalid="ignore"):
+            shares = counts / counts.sum(axis=1, keepdims=True)
+        images.append(panel.imshow(shares, cmap="Blues", vmin=0, vmax=1))
+        panel.set_xticks(
+            range(len(names)), names, rotation=90 if longest > 4 else 0, fontsize="small", parse_math=False
+        )
+        panel.set_yticks(range(len(names)), names, fontsize="small", parse_math=False)
+        for (row, column), share in np.ndenumerate(shares) if not many else ():
+            text = f"{share:.2f}" if np.isfinite(share) else "none"
+            colour = "white" if share > 0.5 else "black"
+            panel.text(column, row, text, ha="center", va="center", color=colour, fontsize="small")
+
+    note = "columns: class as predicted; each row sums to 1; folds and seeds together"
+    room = 0.05 * min(longest, 20)
+    figure = _figure_per_backbone(chosen, draw, "Class", title, note, 2.1 + room, 1.1 + room)
+    if many:
+        figure.colorbar(images[-1], ax=figure.axes, label="Share of the class", shrink=0.7)
+    return figure
+
+
+def plot_reliability(predictions: pd.DataFrame, title: str = "", *, level: float = 0.95, side: str = "test") -> Figure:
+    """Return a panel per backbone: observed shares over predicted probabilities in ten bins, with intervals.
+
+    Arguments and errors are those of `plot_roc`.
+    """
+    frame = _own_predictions(predictions)
+    curves, names = evaluation.reliability_curves(frame, level=level, side=side), evaluation.class_names_of(frame)
+
+    def draw(panel: Axes, rows: pd.DataFrame, colour: str) -> None:
+        panel.bar(rows["x"], rows["predictions"] / rows["predictions"].sum(), width=0.06, color="#D0D0D0")
+        panel.plot([0, 1], [0, 1], ":", color="black", lw=1)
+        panel.vlines(rows["x"], rows["low"], rows["high"], color=colour, lw=1.2)
+        panel.plot(rows["x"], rows["y"], "-o", color=colour, markersize=4, lw=1.2)
+        panel.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03))
+        style.remove_frame(panel)
+
+    of = f"class {names[1]}" if len(names) == 2 else "the predicted class being right"
+    line = f"line: {level:.0%} interval; " if style.has_intervals(curves) else ""
+    note = f"across: probability of {of}; dotted: perfect calibration; {line}grey: share of images"
+    return _figure_per_backbone(curves, draw, "Observed share", title, note)
+
+
+def plot_subjects(predictions: pd.DataFrame, ax: Axes | None = None, title: str = "", *, side: str = "test") -> Figure:
+    """Return a row per backbone with a dot per group of patients: the share of its images that are classified right.
+
+    A dot is as large as its group has images, and of the colour and form of its class. `ax` are the axes to draw on,
+    None for a new figure; the other arguments are those of `plot_roc`.
+
+    Raises:
+        DataError: If the frame has no patients.
+    """
+    from matplotlib.lines import Line2D
+
+    frame = _own_predictions(predictions)
+    table, names = evaluation.group_table(frame, side), [*evaluation.class_names_of(frame)]
+    backbones = list(dict.fromkeys(table["backbone"]))[::-1]
+    figure, axes = style.axes_for(ax, 8.4, 0.75 * len(backbones) + 1.6)
+    colours, random = style.colours_of(names), np.random.default_rng(0)
+    table["class"] = table["label"].where(table["label"].notna(), "several")
+    dots: dict[str, Any] = {"alpha": 0.6, "lw": 0.5, "ec": "black", "rasterized": len(table) > _MANY_DOTS}
+    handles = []
+    for place, name in enumerate([*names, "several"]):
+        rows = table[table["class"] == name]
+        if rows.empty:
+            continue
+        heights = rows["backbone"].map(backbones.index).to_numpy(float) + random.uniform(-0.28, 0.28, len(rows))
+        look: dict[str, Any] = {
+            "color": colours.get(name, style.BASELINE_COLOUR),
+            "marker": style.MARKERS[place % len(style.MARKERS)],
+        }
+        sizes = 12 + 130 * rows["images"] / float(table["images"].max())
+        axes.scatter(1 - rows["error_share"], heights, sizes, **look, **dots)
+        handles.append(Line2D([], [], ls="", label=name, **look))
+    style.add_legend(axes, 6, handles=handles)
+    axes.set_yticks(range(len(backbones)), backbones, parse_math=False)
+    axes.set_xlabel("Share of a group's images that are classified right")
+    axes.set_xlim(-0.03, 1.03)
+    style.remove_frame(axes, "x")
+    if ax is None:
+        counts = table.groupby("backbone")["images"].agg(["size", "min", "max"]).iloc[0]
+        note = f"one dot: one group of patients ({counts['size']:,}), as large as its number of images "
+        style.add_titles(figure, title, f"{note}({counts['min']:,} to {counts['max']:,}); seeds together")
+    return figure
+
+
+def plot_cost(leaderboard: pd.DataFrame, cost: str = "fit_seconds", ax: Axes | None = None, title: str = "") -> Figure:
+    """Return accuracy against cost: a dot with an interval per backbone, over seconds, parameters or speed.
+
+    Args:
+        leaderboard: `leukemia_dl.leaderboard(...)`, with results and timings.
+        cost: "fit_seconds", "parameters", "images_per_second", or a column that you added.
+        ax: Axes to draw on; None for a new figure.
+        title: Above the figure.
+
+    Raises:
+        DataError: If the cost of no backbone is known, or one is no number above 0.
+        SettingsError: If the leaderboard has no such column.
+    """
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
+    if cost not in leaderboard:
+        raise SettingsError(
+            f"cost is fit_seconds, parameters, images_per_second or a column that you added. Received: cost={cost!r}."
+        )
+    metric = str(leaderboard.columns[3])
+    known = style.with_unit(leaderboard[leaderboard[metric].notna()])
+    nets, baselines = known[(known["kind"] == "backbone") & known[cost].notna()], known[known["kind"] == "baseline"]
+    if nets.empty:
+        raise DataError(f"No cost to draw: of no backbone {metric} and {cost} are known. Pass results and timings.")
+    costs = pd.to_numeric(nets[cost], errors="coerce").to_numpy(float)
+    if not (np.isfinite(costs) & (costs > 0)).all():
+        raise DataError(f"On a log scale costs are numbers above 0. Received: {cost} of {nets[cost].tolist()!r}.")
+    figure, axes = style.axes_for(ax, 7.4, 4.4)
+    colours = style.colours_of(nets["backbone"])
+    small: dict[str, Any] = {"textcoords": "offset points", "fontsize": "small", "parse_math": False}
+    values = nets[["backbone", metric, "low", "high"]].itertuples(index=False)
+    for place, (name, value, low, high) in enumerate(values):
+        axes.vlines(costs[place], low, high, color=colours[name], lw=1.5)
+        axes.plot(costs[place], value, style.MARKERS[place % len(style.MARKERS)], color=colours[name], markersize=8)
+        axes.annotate(name, (costs[place], value), xytext=(8, -3), **small)
+    for name, value in zip(baselines["backbone"], baselines[metric], strict=True):
+        axes.axhline(value, color=style.BASELINE_COLOUR, ls="--", lw=1)
+        corner: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "ha": "right", "color": "#555555"}
+        axes.annotate(name, (1, value), xytext=(0, 3), **corner, **small)
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.margins(x=0.2)
+    axes.set_xlabel(f"{style.LABELS.get(cost, cost)}, log scale")
+    axes.set_ylabel(style.LABELS.get(metric, metric))
+    style.remove_frame(axes)
+    if ax is None:
+        style.add_titles(
+            figure, title, f"{'line: interval; ' if style.has_intervals(nets) else ''}dashed: baselines without a net"
+        )
+    return figure
+
+
+def plot_errors_by_size(
+    predictions: pd.DataFrame,
+    ax: Axes | None = None,
+    title: str = "",
+    *,
+    by: str = "cell_area",
+    level: float = 0.95,
+    side: str = "test",
+) -> Figure:
+    """Return the share of wrong predictions in quarters of the images, from the smallest cells to the largest.
+
+    `by` is the column of sizes, such as that of `Benchmark.predictions(cell_area=True)`; `ax` are the axes to draw on,
+    None for a new figure. The other arguments are those of `plot_roc`.
+
+    Raises:
+        DataError: If the column is empty.
+        SettingsError: If there is no such column.
+    """
+    frame = _own_predictions(predictions)
+    if by == "cell_area" and by not in frame:
+        raise SettingsError("There is no column 'cell_area'. Benchmark.predictions(cell_area=True) has it.")
+    found = style.with_unit(evaluation.evaluate(frame, metrics="accuracy", by=by, level=level, side=side))
+    figure, axes = style.axes_for(ax, 7.4, 4.4)
+    parts, backbones = list(dict.fromkeys(found[by])), list(dict.fromkeys(found["backbone"]))
+    baselines = set(frame.loc[frame["kind"] == "baseline", "backbone"])
+    colours = style.colours_of(name for name in backbones if name not in baselines)
+    for place, backbone in enumerate(backbones):
+        rows, colour = found[found["backbone"] == backbone], colours.get(backbone, style.BASELINE_COLOUR)
+        x = rows[by].map(parts.index).to_numpy(float) + 0.07 * (place - (len(backbones) - 1) / 2)
+        low, high = rows[["low", "high"]].to_numpy(float).T
+        axes.vlines(x, 1 - high, 1 - low, color=colour, lw=1.2)
+        marker = f"-{style.MARKERS[place % len(style.MARKERS)]}"
+        axes.plot(x, 1 - rows["value"], marker, color=colour, lw=1, markersize=5, label=backbone)
+    axes.set_xticks(range(len(parts)), [_readable_interval(part) for part in parts])
+    axes.set_xlabel("Area of the cell in pixels, quarters of the images" if by == "cell_area" else by, parse_math=False)
+    axes.set_ylabel("Share of wrong predictions")
+    axes.set_ylim(0, None)
+    style.remove_frame(axes, "y")
+    style.add_legend(axes, 4)
+    if ax is None:
+        unit = f"{found['unit'].iloc[0]}s"
+        line = f"line: {level:.0%} interval, where each class has five {unit}"
+        style.add_titles(
+            figure,
+            title,
+            line if style.has_intervals(found) else f"no intervals: no part has five {unit} of each class",
+        )
+    return figure
+
+
+def _own_predictions(predictions: pd.DataFrame) -> pd.DataFrame:
+    frame = tidy(predictions)
+    return frame[frame["kind"] != "tta"]
+
+
+def _figure_per_backbone(
+    table: pd.DataFrame,
+    draw: Callable[[Axes, pd.DataFrame, str], None],
+    label: str,
+    title: str,
+    note: str,
+    side: float = 2.5,
+    extra: float = 0.9,
+) -> Figure:
+    """Return a figure with a panel per backbone, each drawn by `draw(axes, rows, colour)`."""
+    parts = {str(name): rows for name, rows in table.groupby("backbone", sort=False)}
+    figure, panels = style.panels_for([*parts], side, extra)
+    for panel, rows in zip(panels, parts.values(), strict=True):
+        draw(panel, rows, style.BASELINE_COLOUR if (rows["kind"] == "baseline").all() else style.NET_COLOUR)
+    figure.supylabel(label, fontsize="medium")
+    style.add_titles(figure, title, note)
+    return figure
+
+
+def _ranking_figure(
+    frame: pd.DataFrame, curves: pd.DataFrame, metric: str, title: str, level: float, side: str
+) -> Figure:
+    """Return ROC curves (metric "auroc") or precision over recall ("auprc")."""
+    names, roc = evaluation.class_names_of(frame), metric == "auroc"
+    areas = style.with_unit(evaluation.evaluate(frame, metrics=metric, level=level, side=side)).set_index("backbone")
+    shares = (select_side(frame, side)["label"] == names[-1]).groupby(frame["backbone"]).mean()
+
+    def draw(panel: Axes, rows: pd.DataFrame, colour: str) -> None:
+        own = rows["backbone"].iloc[0]
+        for _, others in curves[curves["backbone"] != own].groupby("backbone", sort=False):
+            panel.plot(others["x"], others["y"], color="#C8C8C8", lw=0.7)
+        panel.fill_between(rows["x"], rows["low"], rows["high"], color=colour, alpha=0.25, lw=0)
+        panel.plot(rows["x"], rows["y"], color=colour, lw=1.8)
+        if roc:
+            panel.plot([0, 1], [0, 1], ":", color="black", lw=1)
+        elif len(names) == 2:
+            panel.axhline(shares[own], ls=":", color="black", lw=1)
+        box: dict[str, Any] = {"bbox": {"fc": "white", "alpha": 0.8, "lw": 0}, "transform": panel.transAxes}
+        panel.text(0.97, 0.05, _with_interval(areas.loc[own]), ha="right", va="bottom", fontsize="small", **box)
+        panel.set(xlim=(0, 1), ylim=(0, 1.02))
+        style.remove_frame(panel)
+
+    positive = f"positive: {names[1]}" if len(names) == 2 else "mean of one class against the rest"
+    across, area = ("false positive rate", "AUROC") if roc else ("recall", "average precision")
+    band = f"; band: {level:.0%} at each point" if style.has_intervals(curves) else ""
+    note = f"across: {across}; {positive}{band}; number: {area}"
+    return _figure_per_backbone(curves, draw, "Sensitivity" if roc else "Precision", title, note, extra=1.0)
+
+
+def _with_interval(row: pd.Series) -> str:
+    value, low, high = row[["value", "low", "high"]].to_numpy(float).tolist()
+    if np.isnan(value):
+        return "not defined"
+    return f"{value:.3f}" + (f"\n[{low:.3f}, {high:.3f}]" if np.isfinite([low, high]).all() else "")
+
+
+def _readable_interval(part: object) -> str:
+    """Return an interval of pandas, "(1.5, 7.0]", as "2 to 7"; anything else as it is."""
+    try:
+        low, high = (float(end) for end in str(part).strip("(]").split(","))
+    except ValueError:
+        return str(part)
+    return f"{low:,.0f} to {high:,.0f}"
