@@ -202,7 +202,9 @@ def test_a_plugin_that_ends_the_process_does_not(install, python, where):
 
 def test_what_a_plugin_prints_is_no_part_of_a_table(install, python):
     install("loud", "print('at import')\n" + ODD_HOOK.format("print('in hook'); yield from ()"))
-    call = "from leukemia_dl.cli import main; import sys; sys.argv = ['leukemia-dl', 'backbones', '--csv']; main()"
+    call = (
+        "from leukemia_dl.cli import main; import sys; sys.argv = 'leukemia-dl backbones --format csv'.split(); main()"
+    )
     answer = python(call)
     assert answer.stdout.startswith("backbone,"), answer.stdout
     assert "at import" in answer.stderr

@@ -183,8 +183,8 @@ for row in frame.itertuples():
 # ## Publish it
 #
 # Say in the record under which `licence` code and weights are, and in `reference` where the net comes from;
-# `leukemia-dl backbones --csv` shows both. Write a `README.md` and name it in `pyproject.toml`, `readme = "README.md"`.
-# Then build the package and hand it to PyPI, with an account of your own:
+# `leukemia-dl backbones --format csv` shows both. Write a `README.md` and name it in `pyproject.toml`,
+# `readme = "README.md"`. Then build the package and hand it to PyPI, with an account of your own:
 #
 # ```console needs="a package index and an account there"
 # pip install build twine

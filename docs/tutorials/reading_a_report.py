@@ -48,8 +48,8 @@ print("\n".join(re.findall(r"<li>(.*?)</li>", answer)))
 
 # %% [markdown]
 # Read the baselines first: `majority` always names the more frequent class, `cell_size` knows how large a cell is,
-# `cell_colour` its mean colour. **If these data do not show a net to be better than a baseline, no net was needed to get
-# that far.** [An explanation](../explanation/size.md) says why size is one of the baselines.
+# `cell_colour` its mean colour. **If these data do not show that a net is better than a baseline, no net was needed
+# to get that far.** [An explanation](../explanation/size.md) says why size is one of the baselines.
 
 # %% alt="Three panels of bars with intervals: accuracy, balanced accuracy and loss of two nets and three baselines"
 predictions = bench.predictions(cell_area=True)
@@ -148,8 +148,8 @@ again.plan()[["backbone", "protocol", "fold", "seed", "status"]]
 # %% [markdown]
 # ## The model card, and unknown items
 #
-# Each net has a card in `runs/reading/cards`. Items that the run cannot know stand there as *unknown*: complete it before
-# you publish a net.
+# Each net has a card in `runs/reading/cards`. Items that the run cannot know stand there as *unknown*: complete them
+# before you publish a net.
 
 # %%
 card = reporting.write_model_cards("runs/reading")[0].read_text()

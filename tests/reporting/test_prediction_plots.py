@@ -103,7 +103,7 @@ def test_cost_draws_known_costs_and_baselines_as_lines():
     for price in (0.0, -1.0, np.inf, "much"):
         with pytest.raises(DataError, match="above 0"):
             plot_cost(board.assign(price=price), "price")
-    assert plot_cost(board.assign(price=1.0), "price").axes[0].get_xlabel() == "price, log scale"
+    assert plot_cost(board.assign(price=1.0), "price").axes[0].get_xlabel() == "Price, log scale"
 
 
 def test_errors_by_size_are_those_of_quarters():

@@ -20,62 +20,37 @@ if TYPE_CHECKING:
 
 __all__ = ["benchmark"]
 
+_backbones = options.completed("models.registry", "list_backbones")
+_protocols = options.completed("datasets.protocols", "PROTOCOLS")
+_baselines = options.completed("benchmark.baselines", "BASELINES")
 SettingsFile = Annotated[
-    Path | None,
-    typer.Argument(help="A .toml file with all settings, such as the settings.toml of a store.", show_default=False),
+    Path | None, typer.Argument(help="A .toml file with all settings, such as that of a store.", show_default=False)
 ]
 Backbones = Annotated[
-    str | None,
-    typer.Option(
-        help="Names separated by commas.",
-        show_default="the five built-in architectures",
-        autocompletion=options.completed("models.registry", "list_backbones"),
-    ),
+    str | None, typer.Option(help="Separated by commas.", show_default="the five built-in", autocompletion=_backbones)
 ]
 Protocols = Annotated[
     str | None,
-    typer.Option(
-        help="official, official_clean, preliminary, kfold, holdout, fixed, published_v1 or random; or several, "
-        "separated by commas.",
-        autocompletion=options.completed("datasets.protocols", "PROTOCOLS"),
-        show_default="by the data: official_clean, fixed or kfold",
-    ),
+    typer.Option(help="One or several, by commas.", show_default="by the data", autocompletion=_protocols),
 ]
-Folds = Annotated[
-    str | None, typer.Option(help="Test folds, such as 0,1,2, or all.", show_default="the protocol's own")
-]
-NumberOfFolds = Annotated[
-    int | None, typer.Option(help="Number of folds of the protocol kfold.", show_default="5, or 3")
-]
+Folds = Annotated[str | None, typer.Option(help="Test folds: 0,1,2, or all.", show_default="the protocol's own")]
+FoldCount = Annotated[int | None, typer.Option(help="Folds of the protocol kfold.", show_default="5, or 3")]
 Seeds = Annotated[str, typer.Option(help="One trial per seed, such as 0,1,2.")]
-Baselines = Annotated[
-    str,
-    typer.Option(
-        help="Baselines to compare with; '' for none.",
-        autocompletion=options.completed("benchmark.baselines", "BASELINES"),
-    ),
-]
-StoreFolder = Annotated[Path | None, typer.Option(help="Folder for the results.", show_default="runs/DATASET-RECIPE")]
-AllowLeakage = Annotated[bool, typer.Option("--allow-leakage", help="Allow the protocol random, which mixes subjects.")]
+Baselines = Annotated[str, typer.Option(help="By commas; '' for none.", autocompletion=_baselines)]
+StoreFolder = Annotated[Path | None, typer.Option(help="For the results.", show_default="runs/DATASET-RECIPE")]
+AllowLeakage = Annotated[bool, typer.Option("--allow-leakage", help="Allow patients on both sides (random).")]
 Rerun = Annotated[bool, typer.Option("--rerun", help="Run trials again that the store already holds.")]
 NoModels = Annotated[bool, typer.Option("--no-models", help="Do not keep the trained nets.")]
-NoReport = Annotated[
-    bool, typer.Option("--no-report", help="Write neither report.html nor model cards; see leukemia-dl report.")
-]
+NoReport = Annotated[bool, typer.Option("--no-report", help="Write neither report.html nor model cards.")]
 ExecutorName = Annotated[
-    str,
-    typer.Option(
-        help="Where trials run: in-process, processes, ray (on this machine) or ray:ADDRESS of a cluster; auto: "
-        "processes from two trials on."
-    ),
+    str, typer.Option(help="Where trials run: auto, in-process, processes, ray or ray:ADDRESS of a cluster.")
 ]
 Workers = Annotated[int | None, typer.Option(help="Processes at a time.", show_default="one, or one per GPU")]
 TimeLimit = Annotated[
     float | None, typer.Option(metavar="SECONDS", help="A trial that takes longer has failed.", show_default="none")
 ]
 Shard = Annotated[
-    str | None,
-    typer.Option(metavar="I/N", help="Only the I-th of N parts, for N jobs on one store.", show_default=False),
+    str | None, typer.Option(metavar="I/N", help="One of N parts, for N jobs on one store.", show_default=False)
 ]
 PlanOnly = Annotated[bool, typer.Option("--plan", help="Print the trials and their expected seconds; run none.")]
 # Options that may stand beside a settings file, which does not have them or has them of another machine.
@@ -98,7 +73,7 @@ def benchmark(
     crop: options.Crop = False,
     protocol: Protocols = None,
     folds: Folds = None,
-    n_folds: NumberOfFolds = None,
+    n_folds: FoldCount = None,
     seeds: Seeds = "0",
     baselines: Baselines = "majority,cell_size,cell_colour",
     store: StoreFolder = None,
@@ -146,10 +121,6 @@ def _check_run(executor: str, workers: int | None, shard: str | None, time_limit
     from leukemia_dl.benchmark.arguments import executor_of
     from leukemia_dl.benchmark.grid import check_shard
 
-    if executor not in ("auto", "in-process", "processes", "ray") and not executor.startswith("ray:"):
-        raise SettingsError(
-            f"--executor must be one of auto, in-process, processes, ray, ray:ADDRESS. Received: {executor!r}."
-        )
     if not executor.startswith("ray") or workers is not None:  # Ray itself would be started by this
         executor_of(executor, workers, 2)
     check_shard(shard)
@@ -175,10 +146,7 @@ def _from_file(ctx: typer.Context, settings: Path, root: Path | None, store: Pat
     from leukemia_dl.benchmark import Benchmark
 
     if settings.suffix != ".toml":
-        raise SettingsError(
-            f"SETTINGS is a .toml file, such as the settings.toml of a store. Received: {str(settings)!r}. A data set "
-            "is named by --dataset NAME, its folder by --root."
-        )
+        raise SettingsError(f"SETTINGS is a .toml file, such as the settings.toml of a store. Received: '{settings}'.")
     for parameter in ctx.command.params:
         source = ctx.get_parameter_source(str(parameter.name))
         given = source is not None and not source.name.startswith("DEFAULT")
@@ -193,10 +161,7 @@ def _from_file(ctx: typer.Context, settings: Path, root: Path | None, store: Pat
 
 
 def _find_modules_here() -> None:
-    """Let modules with callbacks be found in the current folder, where an installed script does not look.
-
-    Last, so that no file there replaces a module of other packages.
-    """
+    """Find modules with callbacks in the current folder, last, so that no file there replaces another module."""
     sys.path.append(str(Path.cwd()))
 
 

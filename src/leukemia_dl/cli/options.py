@@ -23,10 +23,7 @@ if TYPE_CHECKING:
 
 
 def completed(module: str, attribute: str) -> Callable[[str], list[str]]:
-    """Return a function that completes the last of several names separated by commas.
-
-    The names are those of a table, or returned by a function, of a module that is only imported when a shell asks.
-    """
+    """Return a function that completes the last of several names, of a table or function that is imported then."""
 
     def complete(incomplete: str) -> list[str]:
         found = getattr(importlib.import_module(f"leukemia_dl.{module}"), attribute)
@@ -37,41 +34,26 @@ def completed(module: str, attribute: str) -> Callable[[str], list[str]]:
     return complete
 
 
-StainName = Literal["reinhard", "macenko"]
-DatasetName = Annotated[
-    str,
-    typer.Option(
-        help="Name of a data set, see `leukemia-dl datasets`.", autocompletion=completed("datasets", "list_datasets")
-    ),
-]
+_datasets, _recipes = completed("datasets", "list_datasets"), completed("training.presets", "PRESETS")
+DatasetName = Annotated[str, typer.Option(help="Its name, see `leukemia-dl datasets`.", autocompletion=_datasets)]
 Root = Annotated[Path | None, typer.Option(help="Folder (or CSV file) of the data set.", show_default=False)]
 DatasetOptions = Annotated[
-    list[str] | None,
-    typer.Option("--dataset-option", "-o", metavar="KEY=VALUE", help="Option of the data set, such as subjects=60."),
+    list[str] | None, typer.Option("--dataset-option", "-o", metavar="KEY=VALUE", help="Such as subjects=60.")
 ]
-DropClasses = Annotated[
-    list[str] | None, typer.Option("--drop-class", metavar="NAME", help="Leave a class out; repeat it for others.")
-]
+DropClasses = Annotated[list[str] | None, typer.Option("--drop-class", metavar="NAME", help="Leave a class out.")]
 RecipeName = Annotated[
-    str,
-    typer.Option(
-        help="Settings of each fit: a preset (`leukemia-dl recipes`) or a .toml file.",
-        autocompletion=completed("training.presets", "PRESETS"),
-    ),
+    str, typer.Option(help="Settings of each fit: see `leukemia-dl recipes`, or a .toml file.", autocompletion=_recipes)
 ]
 Changes = Annotated[
     list[str] | None,
-    typer.Option(
-        "--set", "-s", metavar="KEY=VALUE", help="Change a setting of the recipe: epochs=10, weights=vgg16=imagenet."
-    ),
+    typer.Option("--set", "-s", metavar="KEY=VALUE", help="Change a setting of the recipe, such as epochs=10."),
 ]
 ImageSize = Annotated[int | None, typer.Option(help="Side of the images in pixels.", show_default="the recipe's")]
+StainName = Literal["reinhard", "macenko"]
 Stain = Annotated[StainName | None, typer.Option(help="Normalise the stain.", show_default="no")]
 Crop = Annotated[bool, typer.Option("--crop", help="Crop to the cell; its absolute size is then lost.")]
 DeviceName = Annotated[str, typer.Option(help="auto, cpu, gpu or gpu:1.")]
-SafeCsv = Annotated[
-    bool, typer.Option("--safe-csv", help="Quote text in the CSV that a spreadsheet would run as a formula.")
-]
+SafeCsv = Annotated[bool, typer.Option("--safe-csv", help="Quote text that a spreadsheet would run as a formula.")]
 
 
 def recipe(name: str, pairs: Iterable[str] | None, image_size: int | None = None) -> Recipe:
@@ -79,9 +61,8 @@ def recipe(name: str, pairs: Iterable[str] | None, image_size: int | None = None
     from leukemia_dl.training.recipe import Recipe
 
     changes = key_values(pairs or [], "--set")
-    weights = [pair.partition("=") for pair in str(changes.get("weights")).split(",")]
-    if all(backbone and equals and path for backbone, equals, path in weights):  # weights of each backbone
-        changes["weights"] = {backbone: path for backbone, _, path in weights}
+    if "=" in str(changes.get("weights")):  # one for each backbone
+        changes["weights"] = key_values(names(changes["weights"]), "--set weights")
     if image_size is not None:
         changes["image_size"] = image_size
     if name.endswith(".toml"):
@@ -164,15 +145,10 @@ def in_folder(param: typer.CallbackParam, value: Path | None) -> Path | None:
 
 
 def write_csv(frame: pd.DataFrame, file: Path | None = None, safe: bool = False) -> None:
-    """Write a frame as CSV in UTF-8 to a file, or to standard output of any encoding.
+    """Write a frame as CSV in UTF-8 to a file, or to standard output of any encoding; StoreError if that fails.
 
-    Args:
-        frame: The frame; bytes of file names that are not UTF-8 are spelled out.
-        file: None for standard output.
-        safe: Put an apostrophe before text that a spreadsheet would run as a formula, and spell out control characters.
-
-    Raises:
-        StoreError: If the file cannot be written.
+    If `safe`, text that a spreadsheet would run as a formula begins with an apostrophe, and control characters are
+    spelled out, as bytes of file names that are not UTF-8 always are.
     """
     if safe:
         frame = frame.map(lambda value: _quoted(value) if isinstance(value, str) else value)

@@ -122,7 +122,7 @@ def plot_inflation(table: pd.DataFrame, title: str = "") -> Figure:
     if rows.empty:
         raise DataError("No difference to draw: no backbone was tested on the same images under both protocols.")
     metric, honest, leaky = (str(rows[name].iloc[0]) for name in ("metric", "honest", "leaky"))
-    label = style.LABELS.get(metric, metric.replace("_", " "))
+    label = style.label_of(metric)
     figure = style.new_figure(9.2, 0.42 * len(rows) + 2.2)
     left, right = figure.subplots(1, 2, sharey=True, width_ratios=(1.15, 1))
     values = rows[["value_honest", "value_leaky"]].to_numpy(float)
@@ -209,7 +209,7 @@ def _comparison_panel(
         place = {"xytext": (6, 0), "textcoords": "offset points", "va": "center"}
         axes.annotate(text, (end, position), fontsize="small", **place)  # type: ignore[arg-type]
         highest = max(highest, end)
-    axes.set_xlabel(style.LABELS.get(metric, metric))
+    axes.set_xlabel(style.label_of(metric))
     axes.set_xlim(0, 1.18 if metric != "loss" and highest <= 1 else highest * 1.25)
     if metric != "loss":
         axes.set_xticks([0, 0.25, 0.5, 0.75, 1.0])

@@ -202,8 +202,8 @@ def plot_cost(leaderboard: pd.DataFrame, cost: str = "fit_seconds", ax: Axes | N
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.margins(x=0.2)
-    axes.set_xlabel(f"{style.LABELS.get(cost, cost)}, log scale")
-    axes.set_ylabel(style.LABELS.get(metric, metric))
+    axes.set_xlabel(f"{style.label_of(cost)}, log scale")
+    axes.set_ylabel(style.label_of(metric))
     style.remove_frame(axes)
     if ax is None:
         style.add_titles(

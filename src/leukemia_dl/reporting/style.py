@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = [
-    "LABELS", "add_legend", "add_titles", "axes_for", "by_protocol", "colours_of", "has_intervals",
+    "add_legend", "add_titles", "axes_for", "by_protocol", "colours_of", "has_intervals", "label_of",
     "new_figure", "panels_for", "png", "remove_frame", "with_unit",
 ]  # fmt: skip
 
@@ -34,15 +34,12 @@ NET_COLOUR, BASELINE_COLOUR, TRAIN_COLOUR, VAL_COLOUR = BLUE, "#9A9A9A", BLUE, O
 HONEST_COLOUR, LEAKY_COLOUR = BLUE, ORANGE
 MARKERS = "osD^vPX*"
 _CYCLE = (BLUE, ORANGE, GREEN, PURPLE, SKY, YELLOW, "#000000")
-LABELS = {
-    "accuracy": "Accuracy",
-    "balanced_accuracy": "Balanced accuracy",
-    "loss": "Loss (cross-entropy, nats)",
-    "weighted_f1": "Weighted F1",
+_LABELS = {
     "auroc": "AUROC",
-    "parameters": "Parameters",
     "fit_seconds": "Seconds to train (mean of trials)",
     "images_per_second": "Images per second (predicting)",
+    "loss": "Loss (cross-entropy, nats)",
+    "weighted_f1": "Weighted F1",
 }
 
 
@@ -69,16 +66,16 @@ def _draw(figure: Figure, renderer: RendererBase) -> None:
     from matplotlib.text import Text
 
     texts: list[Any] = figure.findobj(Text)
-    found = _fonts_for("".join(sorted({c for text in texts for c in text.get_text() if ord(c) > 127})))
-    for text in texts if found else ():
-        text.set_fontfamily([name for name in text.get_fontfamily() if name not in found] + found)
+    fonts = _fonts_for(frozenset(c for text in texts for c in text.get_text() if ord(c) > 127))
+    for text in texts if fonts else ():
+        text.set_fontfamily([*dict.fromkeys([*text.get_fontfamily(), *fonts])])
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)
         type(figure).draw(figure, renderer)
 
 
 @cache
-def _fonts_for(characters: str) -> list[str]:
+def _fonts_for(characters: frozenset[str]) -> list[str]:
     """Return installed fonts for the characters that the default font lacks; log the script of those in no font."""
     from matplotlib.font_manager import FontProperties, findfont, fontManager
     from matplotlib.ft2font import FT2Font
@@ -149,6 +146,11 @@ def remove_frame(axes: Axes, grid: Literal["both", "x", "y"] = "both") -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis=grid, alpha=0.25)
     axes.set_axisbelow(True)
+
+
+def label_of(column: str) -> str:
+    """Return a metric or a cost as axes name it."""
+    return _LABELS.get(column, column.replace("_", " ").capitalize())
 
 
 def colours_of(names: Iterable[str]) -> dict[str, str]:
