@@ -187,4 +187,4 @@ def test_ctrl_c_in_a_command_of_a_group_is_one_calm_line(store, monkeypatch, cap
     with pytest.raises(SystemExit) as ended:
         cli.main()
     assert ended.value.code == 130
-    assert capsys.readouterr().err == "\nStopped. What was finished is kept; the same command goes on from there.\n"
+    assert capsys.readouterr().err == "\nStopped. Finished trials are kept; the same command goes on from there.\n"

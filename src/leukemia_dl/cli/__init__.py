@@ -75,7 +75,7 @@ def main() -> None:
     logging.basicConfig(level=logging.WARNING)
     logging.root.handlers[0].setFormatter(_Printable("%(levelname)s: %(message)s"))
     try:
-        app()
+        app(prog_name="leukemia-dl")
     except (KeyboardInterrupt, _Stopped):
         sys.stderr.write("\nStopped. Finished trials are kept; the same command goes on from there.\n")
         sys.exit(130)
@@ -104,8 +104,8 @@ def _as_options(message: str) -> str:
         return f"--{name.replace('_', '-')}{'' if value == 'True' else f' {value}'}"
 
     advice, received, rest = message.partition("Received: ")
-    advice = re.sub(r",? \(?command line: [^)]*\)", "", advice)
-    return re.sub(r"\b([a-z_]+)=('[^']*'|\"[^\"]*\"|[\w./-]+)", option, advice) + received + rest
+    advice = re.sub(r"\w+=\.\.\., command line: | \(command line: [^)]*\)", "", advice)
+    return re.sub(r"\b([a-z_]+)=('[^']*'|\"[^\"]*\"|\w[\w./-]*)", option, advice) + received + rest
 
 
 @app.callback(invoke_without_command=True)

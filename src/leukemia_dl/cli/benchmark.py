@@ -27,18 +27,22 @@ SettingsFile = Annotated[
     Path | None, typer.Argument(help="A .toml file with all settings, such as that of a store.", show_default=False)
 ]
 Backbones = Annotated[
-    str | None, typer.Option(help="Separated by commas.", show_default="the five built-in", autocompletion=_backbones)
+    str | None, typer.Option(help="Names, by commas.", show_default="the five built-in", autocompletion=_backbones)
 ]
 Protocols = Annotated[
     str | None,
-    typer.Option(help="One or several, by commas.", show_default="by the data", autocompletion=_protocols),
+    typer.Option(
+        help="official, official_clean, preliminary, kfold, holdout, fixed, published_v1 or random; several by commas.",
+        show_default="by the data",
+        autocompletion=_protocols,
+    ),
 ]
 Folds = Annotated[str | None, typer.Option(help="Test folds: 0,1,2, or all.", show_default="the protocol's own")]
 FoldCount = Annotated[int | None, typer.Option(help="Folds of the protocol kfold.", show_default="5, or 3")]
 Seeds = Annotated[str, typer.Option(help="One trial per seed, such as 0,1,2.")]
-Baselines = Annotated[str, typer.Option(help="By commas; '' for none.", autocompletion=_baselines)]
-StoreFolder = Annotated[Path | None, typer.Option(help="For the results.", show_default="runs/DATASET-RECIPE")]
-AllowLeakage = Annotated[bool, typer.Option("--allow-leakage", help="Allow patients on both sides (random).")]
+Baselines = Annotated[str, typer.Option(help="Names, by commas; '' for none.", autocompletion=_baselines)]
+StoreFolder = Annotated[Path | None, typer.Option(help="Folder for the results.", show_default="runs/DATASET-RECIPE")]
+AllowLeakage = Annotated[bool, typer.Option("--allow-leakage", help="Allow the protocol random, which mixes patients.")]
 Rerun = Annotated[bool, typer.Option("--rerun", help="Run trials again that the store already holds.")]
 NoModels = Annotated[bool, typer.Option("--no-models", help="Do not keep the trained nets.")]
 NoReport = Annotated[bool, typer.Option("--no-report", help="Write neither report.html nor model cards.")]

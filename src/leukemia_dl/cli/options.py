@@ -35,10 +35,11 @@ def completed(module: str, attribute: str) -> Callable[[str], list[str]]:
 
 
 _datasets, _recipes = completed("datasets", "list_datasets"), completed("training.presets", "PRESETS")
-DatasetName = Annotated[str, typer.Option(help="Its name, see `leukemia-dl datasets`.", autocompletion=_datasets)]
+DatasetName = Annotated[str, typer.Option(help="One of `leukemia-dl datasets`.", autocompletion=_datasets)]
 Root = Annotated[Path | None, typer.Option(help="Folder (or CSV file) of the data set.", show_default=False)]
 DatasetOptions = Annotated[
-    list[str] | None, typer.Option("--dataset-option", "-o", metavar="KEY=VALUE", help="Such as subjects=60.")
+    list[str] | None,
+    typer.Option("--dataset-option", "-o", metavar="KEY=VALUE", help="Option of the data set: subjects=60."),
 ]
 DropClasses = Annotated[list[str] | None, typer.Option("--drop-class", metavar="NAME", help="Leave a class out.")]
 RecipeName = Annotated[
