@@ -54,9 +54,9 @@ PUBLIC = {
     "leukemia_dl.plugins": ("hookimpl", "plugin_problems"),
     "leukemia_dl.preprocess": (
         "GIEMSA", "IMAGE_SUFFIXES", "MAX_PIXELS", "CenterOnCanvas", "CropToCell", "Macenko", "PadToSquare",
-        "Pipeline", "Reinhard", "Resize", "Step", "bounding_box", "center_on_canvas",
-        "crop_to_cell", "decode_image", "foreground_mask", "foreground_pixels", "is_single_cell", "lab_to_rgb",
-        "mask_colour", "measure_quality", "optical_density", "pad_to_square", "quality_frame", "resize",
+        "Pipeline", "Reinhard", "Resize", "Step", "bounding_box",
+        "decode_image", "foreground_mask", "foreground_pixels", "is_single_cell", "lab_to_rgb",
+        "mask_colour", "measure_quality", "optical_density", "quality_frame",
         "rgb_to_lab", "silhouette",
     ),
     "leukemia_dl.reporting": (

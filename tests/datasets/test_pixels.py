@@ -2,6 +2,7 @@ import json
 import os
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -107,8 +108,9 @@ def test_pixels_reach_the_disk_before_the_name_does(
     synced, real = [], os.fsync
 
     def sync(descriptor: int) -> None:
-        assert not [place for place in base.iterdir() if not place.name.startswith(".")]
-        synced.append(os.fstat(descriptor).st_size)
+        if stat.S_ISREG(os.fstat(descriptor).st_mode):
+            assert not [place for place in base.iterdir() if not place.name.startswith(".")]
+            synced.append(os.fstat(descriptor).st_size)
         real(descriptor)
 
     monkeypatch.setattr(pixels.os, "fsync", sync)
@@ -117,21 +119,14 @@ def test_pixels_reach_the_disk_before_the_name_does(
     assert len(synced) == 2
 
 
-def test_a_file_that_changes_while_it_is_read_is_noticed(
-    small: Dataset, base: Path, write_image: Callable[..., Path]
-) -> None:
+def test_a_file_that_has_changed_is_noticed(small: Dataset, base: Path, write_image: Callable[..., Path]) -> None:
     _ = small.content_hashes
-    stamps = [pixels.stamp(str(path)) for path in small.paths]
-    base.mkdir()
-    pixels._reserve(base / "p.npy", (10, 24, 24, 3))
     write_image(small.paths[2], 99, 13)
-    problems = pixels._Filling(str(base / "p.npy"), PIPELINE)([(i, key[0], key) for i, key in enumerate(stamps)])
-    assert len(problems) == 1
-    assert f"{small.paths[2]} changes while it is read" in problems[0][1]
     with pytest.raises(
         DataError, match=r"all.5.png has changed since the data set was loaded. Load the data set again"
     ):
         small.pixel_store(PIPELINE, base)
+    assert list(base.iterdir()) == []
 
 
 def test_corrupt_files_are_named_once_and_nothing_is_left(small: Dataset, base: Path) -> None:
@@ -188,8 +183,6 @@ def test_what_does_not_fit_is_refused(small: Dataset, base: Path) -> None:
     file.write_text("")
     with pytest.raises(StoreError, match="set LEUKEMIA_DL_CACHE"):
         small.pixel_store(PIPELINE, file)
-    with pytest.raises(StoreError, match=r"take [\d.]+ GB.*GB left.*cache clear"), pixels._space(base, 10**18):
-        pass
 
 
 _FULL = """

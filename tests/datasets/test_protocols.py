@@ -9,7 +9,7 @@ import pytest
 from cohorts import CLEAN, DRAWN, INFO, SIDES, assert_clean, cohort, content_of, names, with_folds
 from leukemia_dl import Benchmark
 from leukemia_dl.datasets import PROTOCOLS, Dataset, make_splits
-from leukemia_dl.datasets.protocols import Pool, default_protocol
+from leukemia_dl.datasets.protocols import SplitContext, default_protocol
 from leukemia_dl.datasets.sources import c_nmc_2019, csv_file, folder, synthetic
 from leukemia_dl.errors import SettingsError, SplitError, UnknownNameError
 
@@ -28,7 +28,7 @@ def test_repeats_are_drawn_anew_and_numbered_on() -> None:
     for wrong in (0, True, 1.5):
         with pytest.raises(SettingsError, match="n_repeats must be an int of at least 1"):
             make_splits(dataset, "kfold", n_repeats=wrong)
-    with pytest.raises(SettingsError, match="n_repeats is for protocol='kfold'"):
+    with pytest.raises(SettingsError, match="n_repeats are for protocol='kfold'"):
         make_splits(dataset, "holdout", n_repeats=2)
 
 
@@ -80,7 +80,7 @@ def test_folds_by_default_and_by_choice() -> None:
     for n_folds in (1, True, 2.5):
         with pytest.raises(SettingsError, match="n_folds must be an int of at least 2"):
             make_splits(dataset, "kfold", n_folds=n_folds)
-    with pytest.raises(SettingsError, match="n_folds is for protocol='kfold'"):
+    with pytest.raises(SettingsError, match="n_folds and n_repeats are for protocol='kfold'"):
         make_splits(dataset, n_folds=3)
 
 
@@ -123,12 +123,11 @@ def test_val_is_the_first_fold_with_five_groups_of_each_class() -> None:
     """Mutant 21: without the limit of five, val was the fold with most groups."""
     found = set()
     for seed in range(10):
-        pool = Pool(cohort({"a": [2] * 33, "b": [2] * 33}), "holdout", seed)
-        everything = np.arange(len(pool.labels))
-        cuts = pool.parts(everything, 5, "val")
-        fewest = [min(pool.units_per_class(side).min() for side in cut) for cut in cuts]
+        context = SplitContext(cohort({"a": [2] * 33, "b": [2] * 33}), "holdout", seed)
+        cuts = context.parts(context.everything, 5, "val")
+        fewest = [min(context.units_per_class(side).min() for side in cut) for cut in cuts]
         assert min(fewest) >= 5
-        np.testing.assert_array_equal(pool.drawn(everything, "val")[1], cuts[0][1])
+        np.testing.assert_array_equal(context.holdout(context.everything, "val")[1], cuts[0][1])
         found.add(fewest[0] == max(fewest))
     assert found == {True, False}  # the first fold is not always the one with most
 

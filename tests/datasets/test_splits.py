@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from cohorts import DRAWN, INFO, SIDES, assert_clean, cohort, content_of, names, with_folds
 from leukemia_dl.datasets import Dataset, make_splits, splits
-from leukemia_dl.datasets.protocols import CONTENT_DISJOINT, GROUP_DISJOINT, Draft, Pool
+from leukemia_dl.datasets.protocols import GROUP_DISJOINT, SplitContext, SplitIndices
 from leukemia_dl.datasets.sources.c_nmc_2019 import LINKED_SUBJECTS
 from leukemia_dl.errors import SettingsError, SplitError, UnknownNameError
 
@@ -151,19 +151,20 @@ def test_val_is_about_a_fifth_with_as_many_groups_as_can_be() -> None:
 
 def test_a_forged_split_is_noticed() -> None:
     """Mutant 2: train and val are compared, both for samples on two sides and for a promise that is broken."""
-    pool = Pool(cohort({"a": [2] * 9, "b": [2] * 9}), "holdout", 0)
-    rest, test = pool.drawn(np.arange(len(pool.labels)), "test")
-    train, val = pool.drawn(rest, "val")
-    draft = Draft(None, train, test, val, promised=(GROUP_DISJOINT, CONTENT_DISJOINT))
-    _ = splits._checked(pool, draft)
+    dataset = cohort({"a": [2] * 9, "b": [2] * 9})
+    context, unguarded = SplitContext(dataset, "holdout", 0), SplitContext(dataset, "fixed", 0)
+    rest, test = context.holdout(context.everything, "test")
+    train, val = context.holdout(rest, "val")
+    indices = SplitIndices(None, train, test, val)
+    _ = splits._checked(context, indices)
     with pytest.raises(SplitError, match="put a sample of 'made_up' on two sides"):
-        splits._checked(pool, replace(draft, train=np.append(train, val[0])))
-    cut = np.isin(pool.groups[val], pool.groups[val[:1]])  # one of the two images of a subject goes to train
+        splits._checked(context, replace(indices, train=np.append(train, val[0])))
+    cut = np.isin(context.groups[val], context.groups[val[:1]])  # one of the two images of a subject goes to train
     moved = val[cut][:1]
     with pytest.raises(SplitError, match="broke its promise to be group-disjoint"):
-        splits._checked(pool, replace(draft, train=np.append(train, moved), val=np.setdiff1d(val, moved)))
-    shared = replace(draft, train=np.append(train, moved), val=np.setdiff1d(val, moved), promised=())
-    found = splits._checked(pool, shared)
+        splits._checked(context, replace(indices, train=np.append(train, moved), val=np.setdiff1d(val, moved)))
+    shared = replace(indices, train=np.append(train, moved), val=np.setdiff1d(val, moved))
+    found = splits._checked(unguarded, shared)
     assert found.leaked["groups"] == 1
     assert GROUP_DISJOINT not in found.guarantees
 

@@ -124,9 +124,9 @@ class TestCohort:
         ("values", "said"),
         [
             ({"subjects": 11}, "at least 12"),
-            ({"subjects": 40, "images": 119}, "at least 120"),
-            ({"preliminary_images": 11}, "at least 12"),
-            ({"final_images": 1}, "at least 2"),
+            ({"subjects": 40, "images": 119}, "from 120 to 100,000"),
+            ({"preliminary_images": 11}, "from 12 to 100,000"),
+            ({"final_images": 1}, "from 2 to 100,000"),
             ({"seed": -1}, "at least 0"),
             ({"images": 360.0}, "must be a whole number"),
             ({"seed": True}, "must be a whole number"),
@@ -268,7 +268,7 @@ class TestFiles:
         assert write_dataset(small, SMALL, show_progress=False) == small
 
     def test_refuses_another_synthetic_data_set(self, small: Path) -> None:
-        with pytest.raises(DataError, match=r"another synthetic data set.*Pass another folder, or delete"):
+        with pytest.raises(DataError, match=r"does not hold this synthetic data set.*Pass another folder, or delete"):
             write_dataset(small, dataclasses.replace(SMALL, seed=9), show_progress=False)
 
     def test_refuses_another_generator_version(self, small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -285,7 +285,7 @@ class TestFiles:
     @pytest.mark.parametrize("note", ["{", "[]", "{}"])
     def test_refuses_a_broken_note(self, tmp_path: Path, note: str) -> None:
         (tmp_path / "synthetic.json").write_text(note)
-        with pytest.raises(DataError, match="another synthetic data set"):
+        with pytest.raises(DataError, match=r"synthetic\.json cannot be read"):
             write_dataset(tmp_path, SMALL, show_progress=False)
 
     def test_refuses_a_file(self, tmp_path: Path) -> None:
@@ -329,7 +329,7 @@ class TestInterruption:
     def test_missing_images_are_noticed(self, tmp_path: Path) -> None:
         root = write_dataset(tmp_path / "cells", SMALL, show_progress=False)
         (root / FINAL / "1.bmp").unlink()
-        with pytest.raises(DataError, match="54 images of this synthetic data set instead of 55"):
+        with pytest.raises(DataError, match="54 images instead of 55"):
             write_dataset(root, SMALL, show_progress=False)
 
     def test_empty_folder_is_filled(self, tmp_path: Path, small: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any, TypeVar, cast
 from leukemia_dl.benchmark.baselines import FITTED_BY
 from leukemia_dl.benchmark.trial import RESULTS_VERSION, Trial
 from leukemia_dl.datasets import Dataset, Split, make_splits
-from leukemia_dl.datasets.protocols import WITH_FOLDS
+from leukemia_dl.datasets.protocols import PROTOCOLS
 from leukemia_dl.errors import SettingsError
 from leukemia_dl.models.spec import BackboneSpec
 from leukemia_dl.plugins import DISTRIBUTION, Provided, installed_version
@@ -145,7 +145,7 @@ def splits_of(
         raise SettingsError(f"n_folds is for the protocol kfold. Received: {n_folds!r} with {', '.join(protocols)}.")
     splits: list[Split] = []
     for name in protocols:
-        asked = folds if len(protocols) == 1 or name in WITH_FOLDS else None
+        asked = folds if len(protocols) == 1 or PROTOCOLS[name].folds else None
         # The split is part of the question, not of the answer's randomness: one for all seeds.
         drawn = n_folds if name == "kfold" else None
         splits += make_splits(dataset, name, cast(Any, asked), seed=0, allow_leakage=allow_leakage, n_folds=drawn)

@@ -1,9 +1,9 @@
-"""What is wrong with a data set: damaged, odd, blank and repeated images, thin classes, counts that differ."""
+"""Problems of a data set: damaged, odd, blank and repeated images, small classes, counts that differ."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -27,22 +27,32 @@ if TYPE_CHECKING:
 __all__ = ["SEVERITIES", "AuditReport", "audit"]
 
 SEVERITIES = ("error", "warning", "note")
-_MAJORITY = 0.9  # From this share on, one size or mode is the rule and others are odd.
-_FEW_IMAGES = 10
-_FEW_GROUPS = 5
-_ALL_PAIRS = 20  # Of a larger set of equal images, each is paired with one of them only.
+_MAJORITY = 0.9  # from this share on, one size or mode is the rule and others are odd
+_FEW_IMAGES, _FEW_GROUPS = 10, 5
+_ALL_PAIRS = 20  # of a larger set of equal images, each is paired with one of them only
 _SHOWN = 3
+_BLACK = 16  # the highest level that 12 bits reach in 16, as 8 bits
 _COPIES = "copies of an image that were turned, mirrored, recoloured, resized or stored again with loss"
 _SAME_CELL = "one cell in files that differ, where images are not single cells on exactly black background"
-_FLAGS = ("single_cell", "empty_mask", "touches_border", "blank", "nearly_black")
-_BLACK = 16  # The highest level that 12 bits reach in 16, as 8 bits.
-_MEASURES = ("focus", "brightness", "dark", "saturated", "foreground")
-_IMAGES = ("sample", "readable", "height", "width", "mode", "blank", "nearly_black", "single_cell", *_MEASURES)
+_MEASURES = dict.fromkeys(("focus", "brightness", "dark", "saturated", "foreground"), "float64")
+_IMAGE_TYPES: dict[str, Any] = {
+    "sample": TEXT, "readable": "bool", "height": "Int64", "width": "Int64", "mode": TEXT, "blank": "boolean",
+    "nearly_black": "boolean", "single_cell": "boolean", **_MEASURES, "empty_mask": "boolean",
+    "touches_border": "boolean", "sha256": TEXT, "problem": TEXT,
+}  # fmt: skip
+
+
+class _Finding(NamedTuple):
+    kind: str
+    severity: str
+    detail: str
+    row: int | None = None
+    other: int | None = None
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class AuditReport:
-    """What `audit` found. `print(report)` tells it in short.
+    """The result of `audit`. `print(report)` gives a summary.
 
     Attributes:
         name: Of the data set.
@@ -77,29 +87,26 @@ class AuditReport:
     def __str__(self) -> str:
         lines = [f"Audit of {self._headline()}"]
         for of, rows in self.counts[self.counts["of"].isin(["class", "split", "fold"])].groupby("of", sort=False):
-            lines.append(
-                f"  {of}: " + ", ".join(f"{name} {count:,}" for _, name, count in rows[["name", "count"]].itertuples())
-            )
+            numbers = (f"{name} {count:,}" for name, count in zip(rows["name"], rows["count"], strict=True))
+            lines.append(f"  {of}: {', '.join(numbers)}")
         for (severity, kind), rows in self.findings.groupby(["severity", "kind"], sort=False):
             lines.append(f"  {severity}: {kind}, {len(rows):,}")
             for row in rows.head(_SHOWN).itertuples():
-                who = " = ".join(str(name) for name in (row.sample, row.other) if name is not pd.NA)
-                lines.append(f"    {who}: {row.detail}" if who else f"    {row.detail}")
+                samples = " = ".join(str(name) for name in (row.sample, row.other) if name is not pd.NA)
+                lines.append(f"    {samples}: {row.detail}" if samples else f"    {row.detail}")
             if len(rows) > _SHOWN:
                 lines.append(f"    and {len(rows) - _SHOWN:,} more")
         lines += [f"Not checked: {what}" for what in self.not_checked]
-        # Names of files are a stranger's: nothing in them may steer a terminal.
+        # Names of files come from strangers: nothing in them may steer a terminal.
         return "\n".join(printable(line, kept="") for line in lines)
 
     def to_dict(self) -> dict[str, Any]:
         """Return all of it as plain values for JSON: name, ok, not_checked, and a list of rows for each frame."""
-        frames = {"findings": self.findings, "images": self.images, "counts": self.counts}
-        return {
-            "name": self.name,
-            "ok": self.ok,
-            "not_checked": list(self.not_checked),
-            **{key: _plain(frame) for key, frame in frames.items()},
-        }
+        plain: dict[str, Any] = {"name": self.name, "ok": self.ok, "not_checked": list(self.not_checked)}
+        for key in ("findings", "images", "counts"):
+            frame = getattr(self, key).astype(object)
+            plain[key] = frame.where(frame.notna(), None).to_dict("records")
+        return plain
 
     def _headline(self) -> str:
         found = self.findings["severity"].value_counts()
@@ -110,17 +117,11 @@ class AuditReport:
 def audit(
     dataset: Dataset, manifest: str | Path | None = None, show_progress: bool = True, partial: bool = False
 ) -> AuditReport:
-    """Look at every image of a data set, and for what its samples share.
+    """Check every image of a data set, and what its samples share.
 
     Each file is hashed (unless its hash is remembered) and decoded once, by threads; those that may show the same cell
-    are decoded again. An image that cannot be read is a finding and stops nothing.
-
-    Kinds of findings: `unreadable`; `odd_size` (within its split), `mixed_sizes`, `odd_mode`; `blank`, `nearly_black`,
-    `no_cell`;
-    `identical_files`, byte for byte; `same_cell`, in files that differ, for single cells on exactly black background
-    only (see `same_cells.likeness`); `few_images`, `few_subjects`, `no_subjects`, `subject_of_several_classes`,
-    `count`, which differs from the declared one; `missing_file`, `other_content` and
-    `not_in_manifest`.
+    are decoded again. An image that cannot be read is a finding and stops nothing. The kinds of findings are listed in
+    the guide "Audit".
 
     A pair of equal images is an error if their labels differ, or their sides or folds as the authors give them, and for
     the same cell also if their groups differ: splits keep identical files together, but not such cells. If it only
@@ -129,15 +130,15 @@ def audit(
 
     Args:
         dataset: Any data set.
-        manifest: What there should be, for `datasets.manifest.read_manifest`; found by the ends of paths.
-        show_progress: Whether to tell how far it is.
+        manifest: The files that there should be, for `datasets.manifest.read_manifest`; found by the ends of paths.
+        show_progress: Whether to show progress.
         partial: Whether files of the manifest may be missing: there is then no finding `missing_file`.
 
     Returns:
         The report; its `ok` says whether there is no error among the findings.
 
     Raises:
-        DataError: If the manifest cannot be read or is none. It is looked at before the images.
+        DataError: If the manifest cannot be read or is none. It is read before the images.
     """
     from leukemia_dl.datasets.manifest import read_manifest
 
@@ -148,130 +149,83 @@ def audit(
     of_files = [row for row, path in enumerate(paths) if path is not None]
     hashes = dict(zip(of_files, tried_hashes([str(paths[row]) for row in of_files], show_progress), strict=True))
     looks = parallel_map(
-        lambda row: _look(dataset, row, paths[row], hashes.get(row)),
-        list(range(len(paths))),
-        "Auditing images",
+        lambda row: _look(dataset, row, paths[row], hashes.get(row)), range(len(paths)), "Auditing images",
         show=show_progress,
-    )
-    images, found = _image_frame(table, looks), _Findings(table)
-    _single_images(found, table, images)
-    contents = [look.values.get("sha256") for look in looks]
-    for rows in _groups(contents):
-        for one, two in _pairs(table, rows):
-            found.pair("identical_files", one, two, f"one of {len(rows)} equal files" if len(rows) > 2 else "")
-    for rows in same_cells([look.key for look in looks], contents, dataset.decode):
-        for one, two in _pairs(table, rows):
-            differ = contents[one] != contents[two]
-            if differ and (like := likeness_of_rows(dataset.decode, one, two)) is not None:
-                text = f"the masks overlap by {like.overlap:.4f}, the mean difference is {like.difference:.3f}"
-                found.pair("same_cell", one, two, text)
+    )  # fmt: skip
+    rows = [{"sample": name, **values} for name, (values, _) in zip(table["sample"], looks, strict=True)]
+    images = pd.DataFrame(rows, columns=list(_IMAGE_TYPES), dtype=object).astype(_IMAGE_TYPES)
+    contents = [values.get("sha256") for values, _ in looks]
     counts = _counts(dataset)
-    _balance(found, table, counts)
+    found = [*_single_images(table, images), *_equal_images(dataset, table, contents, [key for _, key in looks])]
+    found += _balance(table, counts)
     if expected is not None:
-        _compare(found, expected, paths, contents, partial)
-    return AuditReport(dataset.info.name, found.frame(), images, counts)
+        found += _compare(dict(zip(expected["path"], expected["sha256"], strict=True)), paths, contents, partial)
+    return AuditReport(dataset.info.name, _finding_frame(found, list(table["sample"])), images, counts)
 
 
-class _Look(NamedTuple):
-    """What is kept of an image once its pixels are gone."""
+def _finding_frame(found: list[_Finding], samples: list[str]) -> pd.DataFrame:
+    named = [[pd.NA if row is None else samples[row] for row in (one.row, one.other)] for one in found]
+    rows = [(f.kind, f.severity, *names, f.detail) for f, names in zip(found, named, strict=True)]
+    rows.sort(key=lambda row: SEVERITIES.index(row[1]))
+    return pd.DataFrame(rows, columns=["kind", "severity", "sample", "other", "detail"], dtype=TEXT)
 
-    values: dict[str, Any]
-    key: CellKey | None
 
-
-def _look(dataset: Dataset, row: int, path: str | None, content: str | DataError | None) -> _Look:
+def _look(
+    dataset: Dataset, row: int, path: str | None, content: str | DataError | None
+) -> tuple[dict[str, Any], CellKey | None]:
+    """Return the values of an image for the frame, and the key of its cell."""
     values: dict[str, Any] = {"readable": False, "problem": ""}
     try:
         if isinstance(content, DataError):
             raise content
         values["sha256"] = content
         pixels = dataset.decode(row)
-        height, width = pixels.shape[:2]
+        values["mode"] = "RGB"
         if path is None:
             values["sha256"] = array_hash(pixels)
-        mode = "RGB" if path is None else _mode(path)
+        else:
+            with Image.open(path, formats=FORMATS) as image:
+                values["mode"] = image.mode
         key = cell_key(pixels)
-        values |= {"height": height, "width": width, "mode": mode, **measure_quality(pixels)}
-        values["nearly_black"] = bool(pixels.max() <= _BLACK)
-        return _Look({**values, "readable": True, "single_cell": key is not None}, key)
+        values |= {"height": pixels.shape[0], "width": pixels.shape[1], **measure_quality(pixels), "readable": True}
+        values |= {"nearly_black": bool(pixels.max() <= _BLACK), "single_cell": key is not None}
+        return values, key
     except DataError as error:
-        return _Look({**values, "problem": str(error)}, None)
+        reason = str(error)
     except (OSError, ValueError) as error:  # ValueError: a null character in the name
-        reason = getattr(error, "strerror", None) or error
-        return _Look({**values, "problem": f"Cannot read the image {path}: {reason}."}, None)
+        reason = f"Cannot read the image {path}: {getattr(error, 'strerror', None) or error}."
+    return {**values, "mode": pd.NA, "problem": reason}, None
 
 
-def _mode(path: str) -> str:
-    with Image.open(path, formats=FORMATS) as image:
-        return image.mode
-
-
-def _image_frame(table: pd.DataFrame, looks: list[_Look]) -> pd.DataFrame:
-    rows = [{"sample": name, **look.values} for name, look in zip(table["sample"], looks, strict=True)]
-    frame = pd.DataFrame(rows, columns=[*_IMAGES, "empty_mask", "touches_border", "sha256", "problem"], dtype=object)
-    types: dict[str, Any] = dict.fromkeys(_FLAGS, "boolean") | dict.fromkeys(_MEASURES, "float64")
-    types |= {"readable": "bool", "height": "Int64", "width": "Int64"}
-    return frame.astype(dict.fromkeys(frame.columns, TEXT) | types)
-
-
-class _Findings:
-    def __init__(self, table: pd.DataFrame) -> None:
-        self._rows: list[tuple[str, str, Any, Any, str]] = []
-        self._samples = list(table["sample"])
-        known = table[["label", "split", "fold", "subject", "group"]].astype(object)
-        self._known = known.where(known.notna(), None).to_dict("records")
-
-    def add(self, kind: str, severity: str, detail: str, row: int | None = None) -> None:
-        self._rows.append((kind, severity, pd.NA if row is None else self._samples[row], pd.NA, detail))
-
-    def pair(self, kind: str, one: int, two: int, likeness: str) -> None:
-        """Add two equal images, with what they cross."""
-        first, second = self._known[one], self._known[two]
-        crossed = {
-            column: f"{column}s {first[column]} and {second[column]}"
-            for column in first
-            if first[column] is not None and second[column] is not None and first[column] != second[column]
-        }
-        severe = {"label", "split", "fold"} | ({"group"} if kind == "same_cell" else set())
-        severity = "error" if severe & set(crossed) else "warning" if crossed else "note"
-        if "subject" in crossed and crossed.get("group", "") == crossed["subject"].replace("subject", "group"):
-            del crossed["group"]
-        what = f"crosses {', '.join(crossed.values())}" if crossed else "crosses nothing that is known"
-        detail = f"{what}; {likeness}" if likeness else what
-        self._rows.append((kind, severity, self._samples[one], self._samples[two], detail))
-
-    def frame(self) -> pd.DataFrame:
-        frame = pd.DataFrame(self._rows, columns=["kind", "severity", "sample", "other", "detail"], dtype=TEXT)
-        order = frame["severity"].map({name: rank for rank, name in enumerate(SEVERITIES)})
-        return frame.loc[order.sort_values(kind="stable").index].reset_index(drop=True)
-
-
-def _single_images(found: _Findings, table: pd.DataFrame, images: pd.DataFrame) -> None:
+def _single_images(table: pd.DataFrame, images: pd.DataFrame) -> Iterator[_Finding]:
     for row in np.flatnonzero(~images["readable"]):
-        found.add("unreadable", "error", str(images["problem"].iloc[row]), int(row))
+        yield _Finding("unreadable", "error", str(images["problem"].iloc[row]), int(row))
     sizes = images["height"].astype(str) + " x " + images["width"].astype(str)
     splits = table["split"].fillna("")
     for split in splits.unique():
         inside = sizes[(splits == split) & images["readable"]]
-        rule, others = _odd(inside)
         where = f" of {split}" if split else ""
+        rule, others = _odd(inside)
         for odd in others:
-            found.add("odd_size", "warning", f"{inside[odd]} (height x width); nearly all{where} are {rule}", odd)
+            yield _Finding("odd_size", "warning", f"{inside[odd]} (height x width); nearly all{where} are {rule}", odd)
         if rule is None and len(inside):
             most = inside.value_counts()
             share = f"{most.iloc[0]:,} of {len(inside):,} are {most.index[0]}"
-            found.add("mixed_sizes", "note", f"the images{where} have {len(most):,} sizes (height x width): {share}")
+            text = f"the images{where} have {len(most):,} sizes (height x width): {share}"
+            yield _Finding("mixed_sizes", "note", text)
     rule, others = _odd(images["mode"])
     for odd in others:
-        found.add("odd_mode", "warning", f"stored as {images['mode'][odd]}; nearly all are {rule}", odd)
-    for row in np.flatnonzero(images["blank"].fillna(False)):
-        found.add("blank", "warning", "all of it is nearly one grey", int(row))
-    for row in np.flatnonzero((images["nearly_black"] & ~images["blank"]).fillna(False)):
-        found.add(
-            "nearly_black", "warning", f"no level above {_BLACK} of 255, as of 12 bits in a 16-bit file", int(row)
-        )
-    for row in np.flatnonzero((images["empty_mask"] & ~images["blank"]).fillna(False)):
-        found.add("no_cell", "note", "no cell is found in it; grey images have no colour to find one by", int(row))
+        yield _Finding("odd_mode", "warning", f"stored as {images['mode'][odd]}; nearly all are {rule}", odd)
+    visible = ~images["blank"]
+    for kind, severity, flagged, text in (
+        ("blank", "warning", images["blank"], "all of it is nearly one grey"),
+        ("nearly_black", "warning", images["nearly_black"] & visible,
+         f"no level above {_BLACK} of 255, as of 12 bits in a 16-bit file"),
+        ("no_cell", "note", images["empty_mask"] & visible,
+         "no cell is found in it; grey images have no colour to find one by"),
+    ):  # fmt: skip
+        for row in np.flatnonzero(flagged.fillna(False)):
+            yield _Finding(kind, severity, text, int(row))
 
 
 def _odd(values: pd.Series[Any]) -> tuple[str | None, list[int]]:
@@ -284,13 +238,25 @@ def _odd(values: pd.Series[Any]) -> tuple[str | None, list[int]]:
     return rule, [int(row) for row in values.index[values != rule]]
 
 
-def _groups(hashes: list[str | None]) -> list[list[int]]:
-    """Return the rows of each content that is there more than once."""
-    rows: dict[str, list[int]] = {}
-    for row, content in enumerate(hashes):
+def _equal_images(
+    dataset: Dataset, table: pd.DataFrame, contents: list[str | None], keys: list[CellKey | None]
+) -> Iterator[_Finding]:
+    """Yield the pairs of identical files, and of files that differ and show the same cell."""
+    known = table[["label", "split", "fold", "subject", "group"]].astype(object)
+    values = known.where(known.notna(), None).to_dict("records")
+    of_content: dict[str, list[int]] = {}
+    for row, content in enumerate(contents):
         if content is not None:
-            rows.setdefault(content, []).append(row)
-    return [group for group in rows.values() if len(group) > 1]
+            of_content.setdefault(content, []).append(row)
+    for rows in of_content.values():
+        for one, two in _pairs(table, rows):
+            text = f"one of {len(rows)} equal files" if len(rows) > 2 else ""
+            yield _pair("identical_files", one, two, values, text)
+    for same in same_cells(keys, contents, dataset.decode):
+        for one, two in _pairs(table, same):
+            if contents[one] != contents[two] and (like := likeness_of_rows(dataset.decode, one, two)) is not None:
+                text = f"the masks overlap by {like.overlap:.4f}, the mean difference is {like.difference:.3f}"
+                yield _pair("same_cell", one, two, values, text)
 
 
 def _pairs(table: pd.DataFrame, rows: list[int]) -> Iterator[tuple[int, int]]:
@@ -299,6 +265,22 @@ def _pairs(table: pd.DataFrame, rows: list[int]) -> Iterator[tuple[int, int]]:
     # Neighbours in this order: where labels, sides or folds differ within the set, two neighbours differ in something.
     order = table.iloc[rows].sort_values(["label", "split", "fold", "group"]).index
     return itertools.pairwise(int(row) for row in order)
+
+
+def _pair(kind: str, one: int, two: int, known: list[dict[Any, Any]], likeness: str) -> _Finding:
+    """Return the finding of two equal images, with the boundaries that they cross."""
+    first, second = known[one], known[two]
+    crossed = {
+        column: f"{column}s {first[column]} and {second[column]}"
+        for column in first
+        if first[column] is not None and second[column] is not None and first[column] != second[column]
+    }
+    severe = {"label", "split", "fold"} | ({"group"} if kind == "same_cell" else set())
+    severity = "error" if severe & set(crossed) else "warning" if crossed else "note"
+    if "subject" in crossed and crossed.get("group", "") == crossed["subject"].replace("subject", "group"):
+        del crossed["group"]
+    detail = f"crosses {', '.join(crossed.values())}" if crossed else "no known difference of label, side or patient"
+    return _Finding(kind, severity, f"{detail}; {likeness}" if likeness else detail, one, two)
 
 
 def _counts(dataset: Dataset) -> pd.DataFrame:
@@ -317,40 +299,40 @@ def _counts(dataset: Dataset) -> pd.DataFrame:
         for name, count, *own in numbers.itertuples():
             key = f"fold {name}" if of == "fold" else str(name)
             rows.append((of, str(name), count, pd.NA if of == "subject" else declared.pop(key, pd.NA), *own))
-    for key, number in declared.items():  # not there at all, or nothing that we count
+    for key, number in declared.items():  # absent from the data, or nothing that is counted
         of, name = ("fold", key[5:]) if key.startswith("fold ") else ("split" if key in SPLITS else "other", key)
         rows.append((of, name, pd.NA if of == "other" else 0, number, 0, 0))
     columns = ["of", "name", "count", "declared", "subjects", "groups"]
     return pd.DataFrame(rows, columns=columns).astype({"count": "Int64", "declared": "Int64"})
 
 
-def _balance(found: _Findings, table: pd.DataFrame, counts: pd.DataFrame) -> None:
+def _balance(table: pd.DataFrame, counts: pd.DataFrame) -> Iterator[_Finding]:
     differs = (counts["count"] != counts["declared"]).fillna(False)
     for row in counts[differs].to_dict("records"):
         what = row["name"] if row["of"] in ("total", "split") else f"{row['of']} {row['name']}"
-        found.add("count", "warning", f"{what}: {row['count']:,} are there, {row['declared']:,} are declared")
+        yield _Finding("count", "warning", f"{what}: {row['count']:,} are there, {row['declared']:,} are declared")
     for row in counts[counts["of"] == "class"].to_dict("records"):
-        if row["count"] < _FEW_IMAGES:
-            found.add("few_images", "warning", f"class {row['name']}: {row['count']} images, fewer than {_FEW_IMAGES}")
-        if 0 < row["groups"] < _FEW_GROUPS:
-            what = f"class {row['name']}: {row['groups']} groups of subjects, fewer than {_FEW_GROUPS}"
-            found.add("few_subjects", "warning", f"{what}: no interval for it can be narrow")
+        name, images, groups = row["name"], row["count"], row["groups"]
+        if images < _FEW_IMAGES:
+            yield _Finding("few_images", "warning", f"class {name}: {images} images, fewer than {_FEW_IMAGES}")
+        if 0 < groups < _FEW_GROUPS:
+            text = f"class {name}: {groups} groups of subjects, fewer than {_FEW_GROUPS}: no interval can be narrow"
+            yield _Finding("few_subjects", "warning", text)
     labelled = table[table["label"].notna()]
     alone = int(labelled["group"].isna().sum())
     if alone:
         text = f"{alone:,} of {len(labelled):,} labelled images have no subject: patients cannot be kept apart"
-        found.add("no_subjects", "note", text)
+        yield _Finding("no_subjects", "note", text)
     for subject, labels in labelled.groupby("subject")["label"]:
         if labels.nunique() > 1:
             numbers = ", ".join(f"{n:,} {label}" for label, n in labels.value_counts().items())
-            found.add("subject_of_several_classes", "note", f"subject {subject} has {numbers}")
+            yield _Finding("subject_of_several_classes", "note", f"subject {subject} has {numbers}")
 
 
 def _compare(
-    found: _Findings, expected: pd.DataFrame, paths: list[str | None], contents: list[str | None], partial: bool
-) -> None:
+    hashes: Mapping[str, str], paths: list[str | None], contents: list[str | None], partial: bool
+) -> Iterator[_Finding]:
     """Find each file in the manifest by the end of its path; the manifest's outermost folder may have another name."""
-    hashes: dict[str, str] = dict(zip(expected["path"], expected["sha256"], strict=True))
     top = next(iter(hashes)).split("/")[0] + "/"
     inner = {name: name for name in hashes}
     if all(name.startswith(top) for name in hashes):
@@ -363,17 +345,10 @@ def _compare(
         ends = ("/".join(parts[start:]) for start in range(1, len(parts)))
         name = next((inner[end] for end in ends if end in inner), None)
         if name is None:
-            found.add("not_in_manifest", "warning", "the manifest does not name this file", row)
+            yield _Finding("not_in_manifest", "warning", "the manifest does not name this file", row)
             continue
         missing.discard(name)
         if contents[row] not in (None, hashes[name]):
-            found.add("other_content", "error", f"its SHA-256 is not that of {name} in the manifest", row)
+            yield _Finding("other_content", "error", f"its SHA-256 is not that of {name} in the manifest", row)
     for name in () if partial else sorted(missing):
-        found.add("missing_file", "error", f"{name} is in the manifest, but not in the data set")
-
-
-def _plain(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    plain = frame.astype(object)
-    return [
-        {str(key): value for key, value in row.items()} for row in plain.where(plain.notna(), None).to_dict("records")
-    ]
+        yield _Finding("missing_file", "error", f"{name} is in the manifest, but not in the data set")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from leukemia_dl.preprocess.geometry import checked_size
+from leukemia_dl.checks import whole_number
+from leukemia_dl.preprocess.steps import MAX_SIZE
 
 __all__ = ["DatasetInfo"]
 
@@ -43,4 +44,4 @@ class DatasetInfo:
 
     def __post_init__(self) -> None:
         if self.canvas is not None:
-            object.__setattr__(self, "canvas", checked_size(self.canvas))
+            object.__setattr__(self, "canvas", whole_number("canvas", self.canvas, 1, MAX_SIZE))

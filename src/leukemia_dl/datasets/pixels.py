@@ -8,11 +8,9 @@ import inspect
 import json
 import logging
 import os
-import shutil
-import threading
-import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,8 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from leukemia_dl import identity
+from leukemia_dl.atomic import new_folder, sha256_of_file, write_file
 from leukemia_dl.datasets.cache import cache_dir, in_use, make_room, user_path
-from leukemia_dl.datasets.hashes import Stamp, array_hash, file_hashes, stamp
+from leukemia_dl.datasets.hashes import array_hash
 from leukemia_dl.errors import DataError, ImageError, SettingsError, StoreError
 from leukemia_dl.preprocess import Pipeline, Step
 from leukemia_dl.progress import parallel_map, process_map
@@ -34,27 +33,23 @@ __all__ = ["PixelStore", "decode_all", "stores"]
 
 _PIXELS, _INDEX = "pixels.npy", "index.json"
 _CHUNK = 32
-# Below this, starting processes takes longer than it saves.
-_FEW = 1_000
+_FEW = 1_000  # below this, starting processes takes longer than it saves
 _NAMED = 10
-# Numpy parses the header as Python, which Python 3.11 gets wrong in several threads, now and then (SystemError).
-_ONE_AT_A_TIME = threading.Lock()
 _log = logging.getLogger(__name__)
-_Job = tuple[int, str, Stamp]
-_Problem = tuple[int, str]
+_Job = tuple[int, str, str]  # place in the store, path, expected SHA-256
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class PixelStore:
     """The pixels of a data set after a pipeline, in its row order: `store[3]`, `store[rows]`, `len(store)`.
 
-    The pixels lie in a file (`.npy`, uint8) that is mapped into memory: they take no memory of the process beyond what
-    is read, and other processes share them. Files with the same bytes are kept once.
+    The pixels lie in a file (`.npy`, uint8) that is mapped into memory: only the parts that are read take memory, and
+    other processes share them. Files with the same bytes are kept once.
 
     Attributes:
-        folder: Where it lies.
+        folder: The folder of the store.
         images: uint8, (different contents, size, size, 3), read-only, in the order of their hashes.
-        rows: int64, (n,): which of `images` each row of the data set is.
+        rows: int64, (n,): the index in `images` of each row of the data set.
     """
 
     folder: Path
@@ -71,10 +66,10 @@ class PixelStore:
         another store. It is built aside and moved in place, so at any moment it is absent or complete.
 
         Args:
-            dataset: Whose images; its files are hashed, if they were not yet.
+            dataset: The data set; its files are hashed, if they were not yet.
             pipeline: All its steps fitted, its result of one size.
-            folder: Where stores lie; None for the folder `pixels` in the cache folder (`LEUKEMIA_DL_CACHE`).
-            show_progress: Whether to tell how far it is.
+            folder: The folder of all stores; None for the folder `pixels` in the cache folder (`LEUKEMIA_DL_CACHE`).
+            show_progress: Whether to show progress.
 
         Raises:
             ImageError: If files cannot be decoded; one error names up to ten of them.
@@ -87,21 +82,27 @@ class PixelStore:
             why = "be fitted first" if size is not None else "end in Resize(size), so that all images get one size"
             raise SettingsError(f"For a pixel store a pipeline must {why}. Received: {pipeline!r}.")
         base = cache_dir() / "pixels" if folder is None else user_path(folder)
-        contents = np.array(dataset.content_hashes)
-        unique, first, rows = np.unique(contents, return_index=True, return_inverse=True)
+        contents, first, rows = np.unique(np.array(dataset.content_hashes), return_index=True, return_inverse=True)
         index = {
             "format": 1,
             "pipeline": pipeline.to_dict(),
             # Another version may decode or resize otherwise.
             "versions": {name: metadata.version(name) for name in ("leukemia-dl", "pillow", "numpy")},
             "code": [_code(step) for step in pipeline.steps],
-            "shape": [len(unique), size, size, 3],
-            "contents": unique.tolist(),
+            "shape": [len(contents), size, size, 3],
+            "contents": contents.tolist(),
         }
         place = base / identity.digest(index)[:24]
         images = _mapped(place, index)
         if images is None:
-            _build(place, index, dataset, first, rows, pipeline, show_progress)
+            needed = int(np.prod(index["shape"]))
+            make_room(place, needed)
+            with _clear_disk_errors(base, needed), new_folder(place) as aside:
+                _reserve(aside / _PIXELS, (len(contents), size, size, 3))
+                _fill(aside / _PIXELS, dataset, first, pipeline, show_progress)
+                with (aside / _PIXELS).open("r+b") as file:
+                    os.fsync(file.fileno())
+                write_file(aside / _INDEX, json.dumps(index).encode())
             images = _mapped(place, index)
         if images is None:
             raise StoreError(f"The pixel store {place} was changed or removed while it was opened. Try again.")
@@ -167,7 +168,7 @@ def decode_all(dataset: Dataset, pipeline: Pipeline, show_progress: bool = True)
         pixels[row] = _fitting(image, pixels)
         return None
 
-    loaded = parallel_map(load, list(range(len(dataset))), "Reading images", show=show_progress)
+    loaded = parallel_map(load, range(len(dataset)), "Reading images", show=show_progress)
     _refuse([str(result) for result in loaded if isinstance(result, ImageError)], len(dataset))
     if pixels is not None:
         return pixels
@@ -183,21 +184,17 @@ def decode_all(dataset: Dataset, pipeline: Pipeline, show_progress: bool = True)
 
 
 def stores(folder: str | Path | None = None) -> list[tuple[Path, dict[str, Any] | None, int]]:
-    """Return what lies in a folder of stores: path, its index (None: incomplete or damaged), bytes on disk."""
+    """Return (path, index, bytes on disk) of each store in a folder; index is None if it is damaged or unfinished."""
     base = cache_dir() / "pixels" if folder is None else Path(folder)
-    found = []
-    for place in sorted(base.iterdir()) if base.is_dir() else []:
-        if place.is_dir():
-            size = sum(file.lstat().st_size for file in place.iterdir())
-            found.append((place, None if place.name.startswith(".") else _read_index(place), size))
-    return found
+    places = [place for place in sorted(base.iterdir()) if place.is_dir()] if base.is_dir() else []
+    return [(place, _read_index(place), sum(file.lstat().st_size for file in place.iterdir())) for place in places]
 
 
 def _read_index(place: Path) -> dict[str, Any] | None:
     try:
         index = json.loads((place / _INDEX).read_text(encoding="utf-8"))
-        fits = isinstance(index, dict) and {"pipeline", "shape"} <= set(index)
-        return index if fits and identity.digest(index)[:24] == place.name else None
+        fits = {"pipeline", "shape"} <= set(index) and identity.digest(index)[:24] == place.name
+        return index if fits else None
     except (OSError, ValueError, TypeError, RecursionError):
         return None
 
@@ -217,54 +214,13 @@ def _mapped(place: Path, index: dict[str, Any]) -> NDArray[np.uint8] | None:
     return None
 
 
-def _build(
-    place: Path,
-    index: dict[str, Any],
-    dataset: Dataset,
-    first: NDArray[np.int64],
-    rows: NDArray[np.int64],
-    pipeline: Pipeline,
-    show_progress: bool,
-) -> None:
-    """Write a store aside, from the row that has each content `first`, and move it into place."""
-    aside = place.parent / f".{place.name}-{uuid.uuid4().hex[:8]}"
-    make_room(place, int(np.prod(index["shape"])))
-    with _space(place.parent, int(np.prod(index["shape"]))):
-        place.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            aside.mkdir()
-            _reserve(aside / _PIXELS, tuple(index["shape"]))
-            problems = _fill(aside / _PIXELS, dataset, first, pipeline, show_progress)
-            paths = dataset.table["path"]
-            # Copies of a bad file are as bad, and named too.
-            copies = [(text, first[place], row) for place, text in problems for row in np.flatnonzero(rows == place)]
-            _refuse([text.replace(paths[one], paths[row]) for text, one, row in copies], len(dataset))
-            (aside / _INDEX).write_text(json.dumps(index), encoding="utf-8")
-            _sync(aside)
-            if place.exists() and _mapped(place, index) is None:
-                damaged = place.with_name(f"{aside.name}-damaged")
-                with contextlib.suppress(OSError):  # another process was faster
-                    place.rename(damaged)
-                shutil.rmtree(damaged, ignore_errors=True)
-            with contextlib.suppress(OSError):  # another process was faster: its pixels are the same
-                aside.rename(place)
-        finally:
-            shutil.rmtree(aside, ignore_errors=True)
-
-
 @contextlib.contextmanager
-def _space(folder: Path, needed: int) -> Iterator[None]:
-    """Turn what the disk answers into one error that says what to do."""
+def _clear_disk_errors(folder: Path, needed: int) -> Iterator[None]:
+    """Turn errors of the disk into one StoreError that says what to do."""
     cure = "Free some space (`leukemia-dl cache clear`), or set LEUKEMIA_DL_CACHE to a folder on another disk"
     try:
-        there = next(parent for parent in (folder, *folder.parents) if parent.exists())
-        free = shutil.disk_usage(there).free
-        if free < needed:
-            raise StoreError(
-                f"The decoded pixels take {needed / 1e9:.1f} GB, and {folder} has {free / 1e9:.1f} GB left. {cure}."
-            )
         yield
-    except (ImageError, DataError, StoreError):
+    except StoreError:
         raise
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -281,64 +237,56 @@ def _reserve(path: Path, shape: tuple[int, ...]) -> None:
         if hasattr(os, "posix_fallocate"):
             os.posix_fallocate(file.fileno(), start, length)
         else:
-            for _ in range(0, length, 1 << 24):
-                file.write(b"\0" * min(1 << 24, length - file.tell() + start))
+            for done in range(0, length, 1 << 24):
+                file.write(b"\0" * min(1 << 24, length - done))
 
 
-def _fill(
-    path: Path, dataset: Dataset, first: NDArray[np.int64], pipeline: Pipeline, show_progress: bool
-) -> list[_Problem]:
-    of_files = dataset.table["path"].notna().to_numpy(bool)[first]
+def _fill(path: Path, dataset: Dataset, first: NDArray[np.int64], pipeline: Pipeline, show_progress: bool) -> None:
+    """Write the pixels of the rows `first` into the file, in order."""
+    paths = dataset.table["path"]
     target = np.load(path, mmap_mode="r+")
-    for place in np.flatnonzero(~of_files):
-        image = dataset.decode(int(first[place]))
-        if array_hash(image) != dataset.content_hashes[first[place]]:
+    jobs: list[_Job] = []
+    for place, row in enumerate(map(int, first)):
+        content = dataset.content_hashes[row]
+        if isinstance(paths[row], str):
+            jobs.append((place, paths[row], content))
+        elif array_hash(image := dataset.decode(row)) == content:
+            target[place] = _fitting(pipeline(image), target)
+        else:
             raise DataError("An array has changed since the data set was made of it. Make the data set again.")
-        target[place] = _fitting(pipeline(image), target)
     target.flush()
-    chunks = _chunks(dataset, first, np.flatnonzero(of_files))
-    run = process_map if len(first) >= _FEW else parallel_map
-    work, total = _Filling(str(path), pipeline), -(-int(of_files.sum()) // _CHUNK)
-    done = run(work, chunks, f"Reading images, {_CHUNK} at a time", show=show_progress, total=total)
-    return [problem for problems in done for problem in problems]
+    chunks = [jobs[start : start + _CHUNK] for start in range(0, len(jobs), _CHUNK)]
+    run = process_map if len(jobs) >= _FEW else parallel_map
+    # Not by np.load: numpy parses the header as Python, which Python 3.11 gets wrong in several threads, now and then.
+    opened = partial(np.memmap, path, np.uint8, "r+", target.offset, target.shape)
+    found = run(
+        partial(_write_pixels, opened, pipeline), chunks, f"Reading images, {_CHUNK} at a time", show=show_progress
+    )
+    problems = {content: (bad, text) for part in found for bad, content, text in part}
+    # Copies of a bad file are bad too, and named.
+    bad = [(row, *problems[c]) for row, c in enumerate(dataset.content_hashes) if c in problems]
+    _refuse([text.replace(named, str(paths[row])) for row, named, text in bad], len(dataset))
 
 
-def _chunks(dataset: Dataset, rows: NDArray[np.int64], places: NDArray[np.int64]) -> Iterator[list[_Job]]:
-    """Yield what there is to read, made as it is needed; a file that changed since it was hashed is an error."""
-    paths = dataset.table["path"].to_numpy(dtype=object)
-    for start in range(0, len(places), _CHUNK):
-        chosen = rows[places[start : start + _CHUNK]]
-        files = [str(paths[row]) for row in chosen]
-        stamps = [stamp(file) for file in files]
-        for file, row, content in zip(files, chosen, file_hashes(files, show=False), strict=True):
-            if content != dataset.content_hashes[row]:
-                raise DataError(f"{file} has changed since the data set was loaded. Load the data set again.")
-        yield [(int(places[start + i]), *job) for i, job in enumerate(zip(files, stamps, strict=True))]
-
-
-@dataclass(frozen=True)
-class _Filling:
-    """What a worker does with a chunk of files: it writes their pixels, and returns what went wrong where."""
-
-    path: str
-    pipeline: Pipeline
-
-    def __call__(self, jobs: Sequence[_Job]) -> list[_Problem]:
-        with _ONE_AT_A_TIME:
-            target = np.load(self.path, mmap_mode="r+")
-        problems = []
-        for place, path, expected in jobs:
-            try:
-                target[place] = _fitting(self.pipeline.load(path), target)
-                if stamp(path) != expected:
-                    raise DataError(f"{path} changes while it is read. Wait until it is complete.")
-            except DataError as error:
-                problems.append((place, str(error)))
-        return problems
+def _write_pixels(
+    opened: Callable[[], NDArray[np.uint8]], pipeline: Pipeline, jobs: Sequence[_Job]
+) -> list[tuple[str, str, str]]:
+    """Write the pixels of some files; return (path, content, reason) of those that cannot be decoded."""
+    target = opened()
+    problems = []
+    for place, path, content in jobs:
+        try:
+            target[place] = _fitting(pipeline.load(path), target)
+        except ImageError as error:
+            problems.append((path, content, str(error)))
+        else:
+            if sha256_of_file(Path(path)) != content:
+                raise DataError(f"{path} has changed since the data set was loaded. Load the data set again.")
+    return problems
 
 
 def _fitting(image: NDArray[np.uint8], target: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Return an image that has the size that the pipeline promised; numpy would stretch one of a single pixel."""
+    """Return an image if it has the expected size; numpy would stretch one of a single pixel."""
     if image.shape != target.shape[1:]:
         raise SettingsError(
             f"The pipeline gives {image.shape} where {target.shape[1:]} is expected: a step after Resize changes the "
@@ -348,7 +296,7 @@ def _fitting(image: NDArray[np.uint8], target: NDArray[np.uint8]) -> NDArray[np.
 
 
 def _code(step: Step) -> str | None:
-    """Return a digest of the code of a step that is not ours: an edited one makes other pixels under the same name."""
+    """Return a digest of the code of a custom step: an edited one makes other pixels under the same name."""
     kind = type(step)
     if kind.__module__.startswith("leukemia_dl."):
         return None
@@ -368,10 +316,3 @@ def _refuse(problems: list[str], total: int) -> None:
             f"{len(problems):,} of {total:,} images cannot be read. Replace these files or leave them out "
             f"with Dataset.subset:\n  {named}{more}"
         )
-
-
-def _sync(folder: Path) -> None:
-    """Let what was written reach the disk before the name does."""
-    for file in folder.iterdir():
-        with file.open("rb") as opened:
-            os.fsync(opened.fileno())

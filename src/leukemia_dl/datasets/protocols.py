@@ -1,4 +1,4 @@
-"""The rules by which rows come to sides: what each protocol takes, draws and refuses. `splits` checks the outcome.
+"""The rules by which rows come to sides, one protocol each; `splits` checks the outcome.
 
 Everything is drawn in units: the groups of the data set, joined where two of them hold byte-identical files. So a drawn
 split keeps groups AND contents apart by construction.
@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -20,34 +21,50 @@ from leukemia_dl.datasets.dataset import Dataset
 from leukemia_dl.errors import SplitError
 
 __all__ = [
-    "CONTENT_DISJOINT", "FEW_GROUPS", "GROUP_DISJOINT", "LEAK", "ON_FOLDS", "PROTOCOLS", "WITH_FOLDS", "Draft",
-    "IntArray", "Pool", "default_protocol",
+    "CONTENT_DISJOINT", "FEW_GROUPS", "GROUP_DISJOINT", "PROTOCOLS", "IntArray", "Protocol", "SplitContext",
+    "SplitIndices", "default_protocol",
 ]  # fmt: skip
 
 GROUP_DISJOINT = "group-disjoint"
 CONTENT_DISJOINT = "content-disjoint"
 FEW_GROUPS = 5
-"""With fewer groups of a class than this, a side is flagged: its figures hang on a handful of patients."""
-LEAK = 'protocol="random", allow_leakage=True (command line: --protocol random --allow-leakage)'
-ON_FOLDS = ("official", "official_clean", "published_v1")
-WITH_FOLDS = (*ON_FOLDS, "kfold")
-_UNGROUPED = ("fixed", "random")
+"""With fewer groups of a class than this, a side is flagged: its figures depend on a handful of patients."""
 IntArray = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Draft:
-    """Positions in the pool; `val` None: still to be drawn from train."""
+class SplitIndices:
+    """Positions in the context's table; `val` None: still to be drawn from train."""
 
     fold: int | None
     train: IntArray
     test: IntArray
     val: IntArray | None = None
     dropped: int = 0
-    promised: tuple[str, ...] = ()
 
 
-class Pool:
+@dataclass(frozen=True)
+class Protocol:
+    """One row of the table of protocols.
+
+    Attributes:
+        draw: Yields the indices of each split.
+        folds: "given" by the data set, "drawn", or "" for none.
+        needs_groups: The patient of each image must be known.
+        clean: Training images whose unit is on the test side are dropped.
+        val_is_test: The test side is also the val side.
+        guaranteed: What its splits must hold; anything else is a bug.
+    """
+
+    draw: Callable[[SplitContext], Iterator[SplitIndices]]
+    folds: Literal["given", "drawn", ""] = ""
+    needs_groups: bool = True
+    clean: bool = False
+    val_is_test: bool = False
+    guaranteed: tuple[str, ...] = ()
+
+
+class SplitContext:
     """The labelled rows that a protocol may use, sorted by sample id, so that nothing depends on the rows' order."""
 
     def __init__(
@@ -62,15 +79,21 @@ class Pool:
         self.n_folds, self.n_repeats = n_folds, n_repeats
         self.class_names = dataset.class_names
         self.labels = self.table["code"].to_numpy(np.int64)
-        self.grouped = bool(len(table)) and bool(self.table["group"].notna().all())
+        self.everything = np.arange(len(self.table))
+        missing = int(self.table["group"].isna().sum())
+        self.grouped = bool(len(table)) and not missing
         if not len(table):
             raise SplitError(
                 f"The data set {self.name!r} has no labelled samples for protocol {protocol!r}. Its final test images, "
                 "if any, have no labels and can only be predicted."
             )
-        without_folds = protocol in ON_FOLDS and bool(self.table["fold"].isna().all())  # said by the protocol itself
-        if protocol not in _UNGROUPED and not without_folds:
-            self._require_groups()
+        rules = PROTOCOLS[protocol]
+        without_folds = rules.folds == "given" and bool(self.table["fold"].isna().all())  # an error of its own
+        if missing and rules.needs_groups and not without_folds:
+            raise SplitError(
+                f"Protocol {protocol!r} needs to know the patients, and {missing:,} of the {len(table):,} labelled "
+                f"samples of {self.name!r} have no subject. {self.alternatives()}"
+            )
 
     @cached_property
     def contents(self) -> IntArray:
@@ -89,21 +112,11 @@ class Pool:
 
     @cached_property
     def units(self) -> IntArray:
-        """What is never cut: groups, joined where they share cells or files; without groups, identical files."""
+        """Equal numbers for images that are never separated: groups that share cells or files; else identical files."""
         by_content = self.protocol == "random" or bool(self.table["group"].isna().all())
         return self.contents if by_content else _components(self.groups, self.cells)
 
-    def _require_groups(self) -> None:
-        """Refuse to treat an image as a patient."""
-        missing = int(self.table["group"].isna().sum())
-        if not missing:
-            return
-        raise SplitError(
-            f"Protocol {self.protocol!r} needs to know the patients, and {missing:,} of the {len(self.table):,} "
-            f"labelled samples of {self.name!r} have no subject. {self.ways_out()}"
-        )
-
-    def ways_out(self) -> str:
+    def alternatives(self) -> str:
         """Return which protocols there are for data without official folds, or with patients that are not known."""
         if self.grouped:
             return 'Its patients are known: choose protocol="kfold" or "holdout" (command line: --protocol kfold).'
@@ -112,12 +125,13 @@ class Pool:
         return (
             "If you know the patient of each image, write a table with the columns path, label and `subject` "
             '(Dataset.from_csv; command line: --dataset csv) and choose protocol="kfold" (--protocol kfold).'
-            f"{own} If you do not, accept images of one patient on several sides: {LEAK}."
+            f"{own} If you do not, accept images of one patient on several sides: "
+            'protocol="random", allow_leakage=True (command line: --protocol random --allow-leakage).'
         )
 
-    def rows(self, mask: NDArray[np.bool_]) -> IntArray:
-        """Return the positions where `mask` is True."""
-        return np.flatnonzero(mask).astype(np.int64)
+    def where(self, column: str, value: str | int) -> NDArray[np.bool_]:
+        """Return a mask of the rows with a value in a column."""
+        return self.table[column].eq(value).fillna(False).to_numpy(bool)
 
     def units_per_class(self, positions: IntArray, units: IntArray | None = None) -> IntArray:
         """Return how many different units each class has among some positions."""
@@ -152,15 +166,15 @@ class Pool:
             cut = list(StratifiedGroupKFold(n, shuffle=True, random_state=seed).split(labels, labels, units))
         return [(positions[rest], positions[part]) for rest, part in cut]
 
-    def drawn(self, positions: IntArray, *names: str | int) -> tuple[IntArray, IntArray]:
+    def holdout(self, positions: IntArray, *names: str | int) -> tuple[IntArray, IntArray]:
         """Take about a fifth of some positions, in whole units: (rest, fifth)."""
         self.require_units(positions, 2, "that are left to train on and to watch")
         if self.units is self.contents:
-            return self._drawn_images(positions, *names)
+            return self._holdout_of_images(positions, *names)
         cuts = self.parts(positions, min(5, int(self.units_per_class(positions).min())), *names)
         return max(cuts, key=lambda cut: min(FEW_GROUPS, *(self.units_per_class(side).min() for side in cut)))
 
-    def _drawn_images(self, positions: IntArray, *names: str | int) -> tuple[IntArray, IntArray]:
+    def _holdout_of_images(self, positions: IntArray, *names: str | int) -> tuple[IntArray, IntArray]:
         """Do the same for units of one image or a few: of each class a fifth, and at least one."""
         rng = identity.generator(self.seed, "split", self.protocol, *names)
         units, first = np.unique(self.units[positions], return_index=True)
@@ -170,121 +184,94 @@ class Pool:
         inside = np.isin(self.units[positions], taken)
         return positions[~inside], positions[inside]
 
-    def without(self, train: IntArray, test: IntArray) -> IntArray:
+    def excluding(self, train: IntArray, test: IntArray) -> IntArray:
         """Return the positions of `train` whose unit is not in `test`."""
         return train[~np.isin(self.units[train], self.units[test])]
 
 
-def _official(pool: Pool) -> Iterator[Draft]:
-    for fold, train, test in _given_folds(pool):
-        yield Draft(fold, train, test)
+def _official(context: SplitContext) -> Iterator[SplitIndices]:
+    folds = sorted(int(fold) for fold in context.table["fold"].dropna().unique())
+    if len(folds) < 2:
+        raise SplitError(
+            f"Protocol {context.protocol!r} is for folds that the authors of a data set give (a column `fold`), at "
+            f"least two, and {context.name!r} has {len(folds) or 'none'}. {context.alternatives()}"
+        )
+    known = context.table["fold"].notna().to_numpy(bool)
+    for fold in folds:
+        testing = context.where("fold", fold)
+        yield SplitIndices(fold, np.flatnonzero(known & ~testing), np.flatnonzero(testing))
 
 
-def _official_clean(pool: Pool) -> Iterator[Draft]:
-    for fold, train, test in _given_folds(pool):
-        kept = pool.without(train, test)
-        yield Draft(fold, kept, test, dropped=len(train) - len(kept), promised=(GROUP_DISJOINT, CONTENT_DISJOINT))
-
-
-def _published_v1(pool: Pool) -> Iterator[Draft]:
-    for fold, train, test in _given_folds(pool):
-        yield Draft(fold, train, test, val=test)
-
-
-def _preliminary(pool: Pool) -> Iterator[Draft]:
-    testing = pool.table["split"].eq("preliminary").fillna(False).to_numpy(bool)
+def _preliminary(context: SplitContext) -> Iterator[SplitIndices]:
+    testing = context.where("split", "preliminary")
     if not testing.any() or testing.all():
         raise SplitError(
             "Protocol 'preliminary' trains on the training part and tests on labelled preliminary images; "
-            f"{pool.name!r} has {'only' if testing.any() else 'none of'} these. "
+            f"{context.name!r} has {'only' if testing.any() else 'none of'} these. "
             "Load all of C-NMC, or choose another protocol."
         )
-    train, test = pool.rows(~testing), pool.rows(testing)
-    kept = pool.without(train, test)
-    yield Draft(None, kept, test, dropped=len(train) - len(kept), promised=(GROUP_DISJOINT, CONTENT_DISJOINT))
+    yield SplitIndices(None, np.flatnonzero(~testing), np.flatnonzero(testing))
 
 
-def _kfold(pool: Pool) -> Iterator[Draft]:
-    everything = np.arange(len(pool.labels))
-    fewest = int(pool.units_per_class(everything).min())
-    n = pool.n_folds or (5 if fewest >= 5 * FEW_GROUPS else 3)
-    pool.require_units(everything, max(n, 3), f"for {n} folds, each with a train, a val and a test side")
-    for repeat in range(pool.n_repeats):
+def _kfold(context: SplitContext) -> Iterator[SplitIndices]:
+    fewest = int(context.units_per_class(context.everything).min())
+    n = context.n_folds or (5 if fewest >= 5 * FEW_GROUPS else 3)
+    context.require_units(context.everything, max(n, 3), f"for {n} folds, each with a train, a val and a test side")
+    for repeat in range(context.n_repeats):
         names = ("test", repeat) if repeat else ("test",)
-        for fold, (train, test) in enumerate(pool.parts(everything, n, *names)):
-            yield Draft(repeat * n + fold, train, test, promised=(GROUP_DISJOINT, CONTENT_DISJOINT))
+        for fold, (train, test) in enumerate(context.parts(context.everything, n, *names)):
+            yield SplitIndices(repeat * n + fold, train, test)
 
 
-def _holdout(pool: Pool) -> Iterator[Draft]:
-    everything = np.arange(len(pool.labels))
-    pool.require_units(everything, 3, "for a train, a val and a test side")
-    train, test = pool.drawn(everything, "test")
-    yield Draft(None, train, test, promised=(GROUP_DISJOINT, CONTENT_DISJOINT))
+def _holdout(context: SplitContext) -> Iterator[SplitIndices]:
+    context.require_units(context.everything, 3, "for a train, a val and a test side")
+    yield SplitIndices(None, *context.holdout(context.everything, "test"))
 
 
-def _random(pool: Pool) -> Iterator[Draft]:
-    everything = np.arange(len(pool.labels))
-    pool.require_units(everything, 3, "for a train, a val and a test side")
-    train, test = pool.drawn(everything, "test")
-    yield Draft(None, train, test, promised=(CONTENT_DISJOINT,))
-
-
-def _fixed(pool: Pool) -> Iterator[Draft]:
-    given = {s: pool.rows(pool.table["split"].eq(s).fillna(False).to_numpy(bool)) for s in ("train", "val", "test")}
-    if not len(given["train"]) or not len(given["test"]):
-        found = ", ".join(sorted(pool.table["split"].dropna().unique())) or "none"
+def _fixed(context: SplitContext) -> Iterator[SplitIndices]:
+    train, val, test = (np.flatnonzero(context.where("split", side)) for side in ("train", "val", "test"))
+    if not len(train) or not len(test):
+        found = ", ".join(sorted(context.table["split"].dropna().unique())) or "none"
         raise SplitError(
-            f"Protocol 'fixed' uses the sides that a data set comes with, at least train and test, and {pool.name!r} "
-            f"has {found}. Name them so, by the folders or the column `split`, or have sides drawn: {pool.ways_out()}"
+            f"Protocol 'fixed' uses the sides that a data set comes with, at least train and test, and "
+            f"{context.name!r} has {found}. Name them so, by the folders or the column `split`, or have sides drawn: "
+            f"{context.alternatives()}"
         )
-    yield Draft(None, given["train"], given["test"], val=given["val"] if len(given["val"]) else None)
+    yield SplitIndices(None, train, test, val=val if len(val) else None)
 
 
-_Protocol = Callable[[Pool], Iterator[Draft]]
-PROTOCOLS: dict[str, _Protocol] = {
-    "official": _official,
-    "official_clean": _official_clean,
-    "preliminary": _preliminary,
-    "kfold": _kfold,
-    "holdout": _holdout,
-    "fixed": _fixed,
-    "random": _random,
-    "published_v1": _published_v1,
+_BOTH = (GROUP_DISJOINT, CONTENT_DISJOINT)
+PROTOCOLS = {
+    "official": Protocol(_official, folds="given"),
+    "official_clean": Protocol(_official, folds="given", clean=True, guaranteed=_BOTH),
+    "preliminary": Protocol(_preliminary, clean=True, guaranteed=_BOTH),
+    "kfold": Protocol(_kfold, folds="drawn", guaranteed=_BOTH),
+    "holdout": Protocol(_holdout, guaranteed=_BOTH),
+    "fixed": Protocol(_fixed, needs_groups=False),
+    "random": Protocol(_holdout, needs_groups=False, guaranteed=(CONTENT_DISJOINT,)),
+    "published_v1": Protocol(_official, folds="given", val_is_test=True),
 }
-"""The protocols by their names; `make_splits` says what they are."""
+"""The protocols by their names; `make_splits` explains them."""
 
 
 def default_protocol(dataset: Dataset) -> str:
-    """Return the protocol that follows from what a data set gives: official folds, sides, or patients, in this order.
+    """Return the protocol that follows from the data set: official folds, sides, or patients, in this order.
 
     Raises:
-        SplitError: If it gives none of them, so that only the user can choose.
+        SplitError: If it has none of them, so that only the user can choose.
     """
-    pool = Pool(dataset, "fixed", 0)
-    if pool.table["fold"].nunique() > 1:
+    context = SplitContext(dataset, "fixed", 0)
+    if context.table["fold"].nunique() > 1:
         return "official_clean"
-    if {"train", "test"} <= set(pool.table["split"].dropna()):
+    if {"train", "test"} <= set(context.table["split"].dropna()):
         return "fixed"
-    if pool.grouped:
+    if context.grouped:
         return "kfold"
-    unknown = int(pool.table["group"].isna().sum())
+    unknown = int(context.table["group"].isna().sum())
     raise SplitError(
-        f"How is {pool.name!r} to be split? It has no official folds, no sides train and test, and {unknown:,} of its "
-        f"{len(pool.table):,} labelled samples have no subject. {pool.ways_out()}"
+        f"How is {context.name!r} to be split? It has no official folds, no sides train and test, and {unknown:,} of "
+        f"its {len(context.table):,} labelled samples have no subject. {context.alternatives()}"
     )
-
-
-def _given_folds(pool: Pool) -> Iterator[tuple[int, IntArray, IntArray]]:
-    column = pool.table["fold"]
-    numbers = sorted(int(fold) for fold in column.dropna().unique())
-    if len(numbers) < 2:
-        raise SplitError(
-            f"Protocol {pool.protocol!r} is for folds that the authors of a data set give (a column `fold`), at least "
-            f"two, and {pool.name!r} has {len(numbers) or 'none'}. {pool.ways_out()}"
-        )
-    for fold in numbers:
-        testing = column.eq(fold).fillna(False).to_numpy(bool)
-        yield fold, pool.rows(column.notna().to_numpy(bool) & ~testing), pool.rows(testing)
 
 
 def _codes(column: pd.Series[str]) -> IntArray:

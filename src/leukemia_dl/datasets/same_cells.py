@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -18,12 +18,13 @@ __all__ = ["CellKey", "Likeness", "cell_key", "likeness", "likeness_of_rows", "s
 _OVERLAP = 0.995
 _DIFFERENCE = 1.0
 _GRID = 8
-# Equal cells differ by less than 1 inside both masks, by at most 255 in the .5 % outside one of them, and by rounding.
+# Equal cells differ by less than 1 inside both masks, by at most 255 in the 0.5% outside one of them, and by rounding.
 _GRID_DIFFERENCE = 4.0
+_Decode = Callable[[int], NDArray[np.uint8]]
 
 
 class CellKey(NamedTuple):
-    """What is kept of a cell: its box and area in pixels, and its colours on a grid, uint8 (192,)."""
+    """A summary of a cell: its box and area in pixels, and its colours on a grid, uint8 (192,)."""
 
     height: int
     width: int
@@ -52,7 +53,7 @@ def likeness(one: NDArray[np.uint8], two: NDArray[np.uint8]) -> Likeness | None:
     """Compare two images, uint8 (h, w, 3), whose cells may lie in different places of the frame.
 
     Returns:
-        Their likeness if they show the same cell: boxes of one size, masks that overlap by more than .995, pixels that
+        Their likeness if they show the same cell: boxes of one size, masks that overlap by more than 0.995, pixels that
         differ by less than one grey level on average. Else None.
     """
     first, second = _cut_out(one), _cut_out(two)
@@ -67,9 +68,15 @@ def likeness(one: NDArray[np.uint8], two: NDArray[np.uint8]) -> Likeness | None:
     return Likeness(overlap, difference) if difference < _DIFFERENCE else None
 
 
-def same_cells(
-    keys: Sequence[CellKey | None], contents: Sequence[str | None], decode: Callable[[int], NDArray[np.uint8]]
-) -> list[list[int]]:
+def likeness_of_rows(decode: _Decode, one: int, two: int) -> Likeness | None:
+    """Return the likeness of two rows; None also if one of them can no longer be decoded."""
+    try:
+        return likeness(decode(one), decode(two))
+    except ImageError:
+        return None
+
+
+def same_cells(keys: Sequence[CellKey | None], contents: Sequence[str | None], decode: _Decode) -> list[list[int]]:
     """Find the images that show the same cell in files that differ.
 
     Only cells whose boxes have the same size, with nearly equal areas and colours on the grid, are decoded again, and
@@ -77,7 +84,7 @@ def same_cells(
 
     Args:
         keys: Of each image, see `cell_key`.
-        contents: What is equal for identical files; None if not known.
+        contents: Equal for identical files; None if not known.
         decode: Returns the pixels of a row, uint8 (h, w, 3).
 
     Returns:
@@ -86,53 +93,35 @@ def same_cells(
     boxes: dict[tuple[int, int], list[tuple[int, CellKey]]] = {}
     for row, key in enumerate(keys):
         if key is not None:
-            boxes.setdefault((key.height, key.width), []).append((row, key))
+            boxes.setdefault(key[:2], []).append((row, key))
     found = [rows for cells in boxes.values() if len(cells) > 1 for rows in _sets(cells, contents, decode)]
     return sorted(rows for rows in found if len({contents[row] for row in rows}) > 1)
 
 
-def _sets(
-    cells: list[tuple[int, CellKey]], contents: Sequence[str | None], decode: Callable[[int], NDArray[np.uint8]]
-) -> list[list[int]]:
+def _sets(cells: list[tuple[int, CellKey]], contents: Sequence[str | None], decode: _Decode) -> list[list[int]]:
+    """Return the sets of rows that show one cell; `cells` have boxes of one size."""
     pixels = functools.lru_cache(maxsize=16)(decode)
     areas = np.array([key.area for _, key in cells])
     colours = np.stack([key.colours for _, key in cells]).astype(np.int16)
     sets: list[list[int]] = []
-    heads: list[int] = []  # The first of each set, as a position in `cells`.
-    of_content: dict[str, list[int]] = {}
+    heads: list[int] = []  # the first of each set, as a position in `cells`
+    of_content: dict[str | None, list[int]] = {}
     for position, (row, _) in enumerate(cells):
         content = contents[row]
-        home = of_content.get(content) if content is not None else None
+        home = None if content is None else of_content.get(content)
         if home is None:
-            for head in _near(areas, colours, heads, position):
-                if likeness_of_rows(pixels, cells[heads[head]][0], row) is not None:
-                    home = sets[head]
-                    break
-        if home is None:
-            home = []
-            sets.append(home)
-            heads.append(position)
+            size, sizes = areas[position], areas[heads]
+            near = np.minimum(size, sizes) >= _OVERLAP * np.maximum(size, sizes)
+            near &= np.abs(colours[heads] - colours[position]).mean(axis=1) <= _GRID_DIFFERENCE
+            alike = (n for n in np.flatnonzero(near) if likeness_of_rows(pixels, cells[heads[n]][0], row) is not None)
+            match = next(alike, None)
+            if match is None:
+                sets.append([])
+                heads.append(position)
+            home = sets[-1 if match is None else match]
         home.append(row)
-        if content is not None:
-            of_content[content] = home
+        of_content[content] = home
     return sets
-
-
-def _near(areas: NDArray[np.int64], colours: NDArray[np.int16], heads: list[int], position: int) -> Iterator[int]:
-    """Yield which of the sets might show the same cell, going by the keys."""
-    if heads:
-        size, sizes = areas[position], areas[heads]
-        near = np.minimum(size, sizes) >= _OVERLAP * np.maximum(size, sizes)
-        near &= np.abs(colours[heads] - colours[position]).mean(axis=1) <= _GRID_DIFFERENCE
-        yield from map(int, np.flatnonzero(near))
-
-
-def likeness_of_rows(decode: Callable[[int], NDArray[np.uint8]], one: int, two: int) -> Likeness | None:
-    """Return the likeness of two rows; None also if one of them can be decoded no more."""
-    try:
-        return likeness(decode(one), decode(two))
-    except ImageError:  # a file that went away meanwhile
-        return None
 
 
 def _cut_out(image: NDArray[np.uint8]) -> NDArray[np.uint8] | None:

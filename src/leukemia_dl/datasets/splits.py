@@ -1,4 +1,4 @@
-"""Which images train, which are watched, which test: `make_splits`, and the `Split` that was checked on creation."""
+"""Training, validation and test rows: `make_splits`, and the `Split` that was checked on creation."""
 
 from __future__ import annotations
 
@@ -16,11 +16,10 @@ from leukemia_dl.datasets.protocols import (
     CONTENT_DISJOINT,
     FEW_GROUPS,
     GROUP_DISJOINT,
-    ON_FOLDS,
     PROTOCOLS,
-    Draft,
     IntArray,
-    Pool,
+    SplitContext,
+    SplitIndices,
     default_protocol,
 )
 from leukemia_dl.errors import SettingsError, SplitError, unknown_name_error
@@ -39,9 +38,9 @@ class Split:
         protocol: The protocol that made it.
         fold: Which fold is the test side; None for protocols without folds.
         train: Row numbers, int64, sorted, read-only.
-        val: Likewise. Watched, and never trained on.
-        test: Likewise. Looked at once.
-        guarantees: What was verified of it: `"group-disjoint"` (no group, so no patient, on two sides),
+        val: Row numbers that are watched, and never trained on.
+        test: Row numbers that are looked at once.
+        guarantees: Properties that were verified: `"group-disjoint"` (no group, so no patient, on two sides),
             `"content-disjoint"` (no two sides share a byte-identical file), `"test-is-not-val"`.
         dropped: Training images left out because their group, or their content, is on the test side.
         leaked: How many images outside the test side share, with another side, an identical file (`files`), a
@@ -61,7 +60,7 @@ class Split:
     leaked: Mapping[str, int | None]
     flags: tuple[str, ...]
     digest: str
-    _counts: tuple[tuple[str, str, int, int], ...]
+    _counts: pd.DataFrame
 
     def __repr__(self) -> str:
         fold = "" if self.fold is None else f" fold {self.fold}"
@@ -70,8 +69,7 @@ class Split:
 
     def counts(self) -> pd.DataFrame:
         """Return a row per side and class (the index): images and groups, int64."""
-        frame = pd.DataFrame(list(self._counts), columns=["side", "class", "images", "groups"])
-        return frame.set_index(["side", "class"])
+        return self._counts.copy()
 
 
 def make_splits(
@@ -90,7 +88,7 @@ def make_splits(
     a fold are left out.
 
     - `official`: each official fold as test side in turn, as published. Where the folds are cut through linked
-      patients, the split lacks `"group-disjoint"` and its flags count what crosses.
+      patients, the split lacks `"group-disjoint"` and its flags count the images concerned.
     - `official_clean`: the same, without the training images of a group that is on the test side.
     - `preliminary`: train on the training part, test on the preliminary set.
     - `kfold`: drawn, stratified by class. 5 folds where each test side then has at least five groups of each class,
@@ -104,7 +102,7 @@ def make_splits(
     StratifiedGroupKFold) is taken: the first fold in which each class has five groups, or comes closest to it.
 
     Args:
-        dataset: What to split.
+        dataset: The data set to split.
         protocol: One of the above; None for `official_clean` if the data set has official folds, else `fixed` if it
             has sides, else `kfold` if its patients are known.
         folds: Which folds to test on; None for all, or for the one of official folds that published results of the data
@@ -120,8 +118,8 @@ def make_splits(
 
     Raises:
         UnknownNameError: If there is no such protocol.
-        SettingsError: If folds, seed, n_folds, n_repeats or allow_leakage are none, or do not fit the protocol.
-        SplitError: If the data set has not what the protocol needs: subjects, folds, sides, groups of each class; for
+        SettingsError: If folds, seed, n_folds, n_repeats or allow_leakage are not allowed, or do not fit the protocol.
+        SplitError: If the data set lacks what the protocol needs: subjects, folds, sides, groups of each class; for
             None, if nothing says how to split it.
 
     Examples:
@@ -133,32 +131,31 @@ def make_splits(
         >>> ldl.make_splits(dataset, "kfold", folds=[0])
         [<Split 'kfold' fold 0: train 64, val 16, test 20; content-disjoint, group-disjoint, test-is-not-val>]
     """
-    n_folds, n_repeats = plain_number(n_folds), plain_number(n_repeats)
     seed = whole_number("seed", seed)
     protocol = default_protocol(dataset) if protocol is None else protocol
     if not isinstance(protocol, str) or protocol not in PROTOCOLS:
         raise unknown_name_error("protocol", protocol, PROTOCOLS)
-    for name, value, default, least in (("n_folds", n_folds, None, 2), ("n_repeats", n_repeats, 1, 1)):
-        if value != default and protocol != "kfold":
-            raise SettingsError(f"{name} is for protocol='kfold'. Received: {name}={value!r} with {protocol!r}.")
-        if value is not default:
-            whole_number(name, value, least)
-    flag("allow_leakage", allow_leakage)
-    if protocol == "random" and not allow_leakage:
+    if protocol != "kfold" and (n_folds is not None or n_repeats != 1):
+        raise SettingsError(
+            f"n_folds and n_repeats are for protocol='kfold'. Received: {n_folds=}, {n_repeats=} with {protocol!r}."
+        )
+    n_folds = None if n_folds is None else whole_number("n_folds", n_folds, 2)
+    n_repeats = whole_number("n_repeats", n_repeats, 1)
+    if not flag("allow_leakage", allow_leakage) and protocol == "random":
         raise SplitError(
             "Protocol 'random' puts images of one patient on several sides, which makes results look better than they "
             "are. If you accept that, add allow_leakage=True (command line: --allow-leakage). Where the patients are "
             "known, protocol='kfold' keeps them apart."
         )
-    pool = Pool(dataset, protocol, seed, n_folds, n_repeats)
-    drafts = {draft.fold: draft for draft in PROTOCOLS[protocol](pool)}
-    return [_checked(pool, drafts[fold]) for fold in _chosen(protocol, folds, list(drafts), dataset.info.test_fold)]
+    context = SplitContext(dataset, protocol, seed, n_folds, n_repeats)
+    drawn = {indices.fold: indices for indices in PROTOCOLS[protocol].draw(context)}
+    return [_checked(context, drawn[fold]) for fold in _chosen(protocol, folds, list(drawn), dataset.info.test_fold)]
 
 
 def _chosen(
     protocol: str, folds: Sequence[int] | str | None, there: list[int | None], published: int | None
 ) -> list[int | None]:
-    if folds is None and protocol in ON_FOLDS and published in there:
+    if folds is None and PROTOCOLS[protocol].folds == "given" and published in there:
         return [published]
     if folds is None or (isinstance(folds, str) and folds == "all"):
         return there
@@ -180,31 +177,31 @@ def whole_numbers(values: object) -> list[int] | None:
     return listed if all(type(value) is int for value in listed) else None
 
 
-def _checked(pool: Pool, draft: Draft) -> Split:
-    """Draw the val side where there is none, verify everything, and turn positions into rows."""
-    if draft.val is None:
-        train, val = pool.drawn(draft.train, "val", -1 if draft.fold is None else draft.fold)
-        draft = replace(draft, train=train, val=val)
-    assert draft.val is not None
-    sides = {"train": draft.train, "val": draft.val, "test": draft.test}
-    counts = _count(pool, sides)
-    _require_each_class(pool, draft, counts)
-    guarantees, flags, leaked = _verify(pool, draft, sides)
-    if not pool.grouped:
+def _checked(context: SplitContext, indices: SplitIndices) -> Split:
+    """Apply the rules of the protocol, draw the val side where there is none, verify everything, return rows."""
+    rules = PROTOCOLS[context.protocol]
+    if rules.clean:
+        kept = context.excluding(indices.train, indices.test)
+        indices = replace(indices, train=kept, dropped=len(indices.train) - len(kept))
+    train, val, test = indices.train, indices.test if rules.val_is_test else indices.val, indices.test
+    if val is None:
+        train, val = context.holdout(train, "val", -1 if indices.fold is None else indices.fold)
+    sides = {"train": train, "val": val, "test": test}
+    counts = _count(context, sides, indices.fold)
+    guarantees, flags, leaked = _verify(context, sides)
+    if not context.grouped:
         flags.append("patients unknown: one may be on several sides")
-    if draft.dropped:
-        flags.append(f"{draft.dropped:,} training images dropped: their group or content is on the test side")
-    few = [(side, name, groups) for side, name, _, groups in counts if pool.grouped and groups < FEW_GROUPS]
-    flags += [f"{side}: few groups of class {name} ({groups})" for side, name, groups in few]
-    samples = pool.table["sample"]
+    if indices.dropped:
+        flags.append(f"{indices.dropped:,} training images dropped: their group or content is on the test side")
+    few = counts[counts["groups"] < FEW_GROUPS].reset_index() if context.grouped else counts[:0]
+    flags += [f"{row['side']}: few groups of class {row['class']} ({row['groups']})" for row in few.to_dict("records")]
+    samples = context.table["sample"]
     return Split(
-        pool.protocol,
-        draft.fold,
-        train=_rows(pool, draft.train),
-        val=_rows(pool, draft.val),
-        test=_rows(pool, draft.test),
+        context.protocol,
+        indices.fold,
+        **{side: _rows(context, positions) for side, positions in sides.items()},
         guarantees=tuple(sorted(guarantees)),
-        dropped=draft.dropped,
+        dropped=indices.dropped,
         leaked=MappingProxyType(leaked),
         flags=tuple(flags),
         digest=identity.digest({side: sorted(samples[positions]) for side, positions in sides.items()}),
@@ -212,59 +209,57 @@ def _checked(pool: Pool, draft: Draft) -> Split:
     )
 
 
-def _verify(pool: Pool, draft: Draft, sides: dict[str, IntArray]) -> tuple[list[str], list[str], dict[str, int | None]]:
-    """Return what holds of the sides, flags for what does not, and counts; a broken promise raises: it is a bug."""
-    val_is_test = draft.val is draft.test
-    distinct = [("train", "val"), ("train", "test")] + ([] if val_is_test else [("val", "test")])
-    guarantees, flags = ([], ["val is test"]) if val_is_test else ([TEST_IS_NOT_VAL], [])
-    if any(np.intersect1d(sides[a], sides[b]).size for a, b in distinct):
-        raise SplitError(f"Protocol {pool.protocol!r} put a sample of {pool.name!r} on two sides: please report this.")
+def _verify(context: SplitContext, sides: dict[str, IntArray]) -> tuple[list[str], list[str], dict[str, int | None]]:
+    """Return the properties that hold, flags for the others, and counts; a broken guarantee raises: it is a bug."""
+    rules = PROTOCOLS[context.protocol]
+    pairs = [("train", "val"), ("train", "test")] + ([] if rules.val_is_test else [("val", "test")])
+    guarantees, flags = ([], ["val is test"]) if rules.val_is_test else ([TEST_IS_NOT_VAL], [])
+    if any(np.intersect1d(sides[a], sides[b]).size for a, b in pairs):
+        raise SplitError(
+            f"Protocol {context.protocol!r} put a sample of {context.name!r} on two sides: please report this."
+        )
     leaked: dict[str, int | None] = {
-        "files": _crossing(pool.contents, sides, distinct),
-        "cells": _crossing(pool.cells, sides, distinct),
-        "groups": _crossing(pool.groups, sides, distinct) if pool.grouped else None,
+        "files": _shared(context.contents, sides, pairs),
+        "cells": _shared(context.cells, sides, pairs),
+        "groups": _shared(context.groups, sides, pairs) if context.grouped else None,
     }
     for name, counted, what in ((GROUP_DISJOINT, "groups", "group"), (CONTENT_DISJOINT, "files", "content")):
         count = leaked[counted]
-        if count and name in draft.promised:
-            raise SplitError(f"Protocol {pool.protocol!r} broke its promise to be {name}: please report this.")
+        if count and name in rules.guaranteed:
+            raise SplitError(f"Protocol {context.protocol!r} broke its promise to be {name}: please report this.")
         if count:
             flags.append(f"{count:,} images outside the test side share their {what} with another side")
-        elif name != GROUP_DISJOINT or pool.grouped:
+        elif count == 0:
             guarantees.append(name)
     if leaked["cells"]:
         flags.append(f"{leaked['cells']:,} images outside the test side show a cell that another side shows too")
     return guarantees, flags, leaked
 
 
-def _require_each_class(pool: Pool, draft: Draft, counts: tuple[tuple[str, str, int, int], ...]) -> None:
-    for side, name, images, _ in counts:
-        if not images:
-            fold = "" if draft.fold is None else f" (fold {draft.fold})"
-            raise SplitError(
-                f"Protocol {pool.protocol!r}{fold} leaves the {side} side of {pool.name!r} without images of class "
-                f"{name!r}. Add images or subjects of it, choose another fold or protocol, or leave the class out "
-                "(Dataset.subset with class_names)."
-            )
-
-
-def _crossing(codes: IntArray, sides: dict[str, IntArray], distinct: list[tuple[str, str]]) -> int:
+def _shared(codes: IntArray, sides: dict[str, IntArray], pairs: list[tuple[str, str]]) -> int:
     """Count the images, outside the test side, whose code is on another side too."""
-    shared = [side for a, b in distinct for side in [sides[a][np.isin(codes[sides[a]], codes[sides[b]])]]]
+    shared = [sides[a][np.isin(codes[sides[a]], codes[sides[b]])] for a, b in pairs]
     return len(np.unique(np.concatenate(shared)))
 
 
-def _count(pool: Pool, sides: dict[str, IntArray]) -> tuple[tuple[str, str, int, int], ...]:
-    """Return (side, class, images, groups) per side and class."""
-    counts = []
+def _count(context: SplitContext, sides: dict[str, IntArray], fold: int | None) -> pd.DataFrame:
+    """Return images and groups per side and class. Raises SplitError if a side lacks a class."""
+    rows = []
     for side, positions in sides.items():
-        images = np.bincount(pool.labels[positions], minlength=len(pool.class_names))
-        groups = pool.units_per_class(positions, pool.groups)
-        counts += [(side, name, int(images[i]), int(groups[i])) for i, name in enumerate(pool.class_names)]
-    return tuple(counts)
+        images = np.bincount(context.labels[positions], minlength=len(context.class_names))
+        groups = context.units_per_class(positions, context.groups)
+        rows += [(side, name, int(images[i]), int(groups[i])) for i, name in enumerate(context.class_names)]
+    for side, name, count, _ in rows:
+        if not count:
+            raise SplitError(
+                f"Protocol {context.protocol!r}{'' if fold is None else f' (fold {fold})'} leaves the {side} side of "
+                f"{context.name!r} without images of class {name!r}. Add images or subjects of it, choose another fold "
+                "or protocol, or leave the class out (Dataset.subset with class_names)."
+            )
+    return pd.DataFrame(rows, columns=["side", "class", "images", "groups"]).set_index(["side", "class"])
 
 
-def _rows(pool: Pool, positions: IntArray) -> IntArray:
-    rows = np.sort(pool.table["row"].to_numpy(np.int64)[positions])
+def _rows(context: SplitContext, positions: IntArray) -> IntArray:
+    rows = np.sort(context.table["row"].to_numpy(np.int64)[positions])
     rows.flags.writeable = False
     return rows

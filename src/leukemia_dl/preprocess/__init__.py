@@ -14,24 +14,14 @@ from leukemia_dl.preprocess.foreground import (
     mask_colour,
     silhouette,
 )
-from leukemia_dl.preprocess.geometry import (
-    CenterOnCanvas,
-    CropToCell,
-    PadToSquare,
-    Resize,
-    center_on_canvas,
-    crop_to_cell,
-    pad_to_square,
-    resize,
-)
 from leukemia_dl.preprocess.pipeline import Pipeline
 from leukemia_dl.preprocess.quality import measure_quality, quality_frame
 from leukemia_dl.preprocess.stain import Macenko, Reinhard
-from leukemia_dl.preprocess.steps import Step
+from leukemia_dl.preprocess.steps import CenterOnCanvas, CropToCell, PadToSquare, Resize, Step
 
 __all__ = [
     "GIEMSA", "IMAGE_SUFFIXES", "MAX_PIXELS", "CenterOnCanvas", "CropToCell", "Macenko", "PadToSquare", "Pipeline",
-    "Reinhard", "Resize", "Step", "bounding_box", "center_on_canvas", "crop_to_cell", "decode_image", "foreground_mask",
-    "foreground_pixels", "is_single_cell", "lab_to_rgb", "mask_colour", "measure_quality", "optical_density",
-    "pad_to_square", "quality_frame", "resize", "rgb_to_lab", "silhouette",
+    "Reinhard", "Resize", "Step", "bounding_box", "decode_image", "foreground_mask", "foreground_pixels",
+    "is_single_cell", "lab_to_rgb", "mask_colour", "measure_quality", "optical_density", "quality_frame", "rgb_to_lab",
+    "silhouette",
 ]  # fmt: skip

@@ -26,20 +26,19 @@ _WHITE = np.array([0.95047, 1.0, 1.08883])
 _BENT_TO_LAB = np.array([[0.0, 500, 0], [116, -500, 200], [0, 0, -200]])
 _LAB_TO_BENT = np.linalg.inv(_BENT_TO_LAB)
 _LEVELS = np.arange(256) / 255
+_LINEAR = np.where(_LEVELS > 0.04045, ((_LEVELS + 0.055) / 1.055) ** 2.4, _LEVELS / 12.92)
 # Grey levels of the linear values (k / 8191)^2: over the square root the curve is nearly straight, and a table of it is
 # good to 0.02 grey levels.
 _ROOTS = np.linspace(0, 1, 8192) ** 2
-_SRGB = np.rint(255 * np.where(_ROOTS > 0.0031308, 1.055 * _ROOTS ** (1 / 2.4) - 0.055, 12.92 * _ROOTS)).astype(
-    np.uint8
-)
-_LINEAR = np.where(_LEVELS > 0.04045, ((_LEVELS + 0.055) / 1.055) ** 2.4, _LEVELS / 12.92)
+_SRGB = np.where(_ROOTS > 0.0031308, 1.055 * _ROOTS ** (1 / 2.4) - 0.055, 12.92 * _ROOTS)
+_SRGB_LEVELS = np.rint(255 * _SRGB).astype(np.uint8)
 
 
 def rgb_to_lab(pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
     """Return CIELAB under D65 of sRGB `pixels`, uint8 (..., 3): float64 (..., 3), L 0..100, a -86..98, b -108..94.
 
     Raises:
-        ImageError: If it is no such array.
+        ImageError: If `pixels` is no such array.
 
     Examples:
         >>> import numpy as np
@@ -59,10 +58,9 @@ def lab_to_rgb(lab: NDArray[np.float64]) -> NDArray[np.uint8]:
     """Return sRGB, uint8 (..., 3), of `lab`, CIELAB under D65, float (..., 3): rounded, and clipped where outside.
 
     Raises:
-        ImageError: If it is no such array, or has numbers that are not finite or enormous.
+        ImageError: If `lab` is no such array, or has numbers that are not finite or enormous.
     """
-    lab = _three(lab, np.floating)
-    bent = lab @ _LAB_TO_BENT + 16 / 116
+    bent = _three(lab, np.floating) @ _LAB_TO_BENT + 16 / 116
     xyz = bent * bent * bent
     dark = bent <= 0.2068966
     xyz[dark] = (bent[dark] - 16 / 116) / 7.787
@@ -70,7 +68,7 @@ def lab_to_rgb(lab: NDArray[np.float64]) -> NDArray[np.uint8]:
     if not np.isfinite(linear).all():
         raise ImageError("lab_to_rgb needs finite numbers, L in 0..100. Received: NaN, infinite or enormous ones.")
     linear = np.clip(linear, 0, 1)
-    rgb: NDArray[np.uint8] = _SRGB[(np.sqrt(linear) * (len(_SRGB) - 1) + 0.5).astype(np.intp)]
+    rgb: NDArray[np.uint8] = _SRGB_LEVELS[(np.sqrt(linear) * (len(_SRGB_LEVELS) - 1) + 0.5).astype(np.intp)]
     return rgb
 
 
@@ -78,24 +76,17 @@ def optical_density(pixels: NDArray[np.uint8], light: float = LIGHT) -> NDArray[
     """Return -ln((value + 1) / light) per channel (Beer and Lambert): uint8 (..., 3) to float64 of the same shape.
 
     Args:
-        pixels: RGB; what is no such array is an ImageError.
-        light: Grey level, plus one, of unstained glass. What is brighter has a negative density.
-
-    Raises:
-        SettingsError: If `light` is no number above 0.
+        pixels: RGB; another array is an ImageError.
+        light: Grey level, plus one, of unstained glass: above 0. Brighter pixels have a negative density.
     """
-    table = -np.log((np.arange(256) + 1) / _checked(light))
-    density: NDArray[np.float64] = table[_three(pixels, np.uint8)]
+    light = real_number("light", light, 0, math.inf, ends="()")
+    density: NDArray[np.float64] = -np.log((np.arange(256) + 1) / light)[_three(pixels, np.uint8)]
     return density
 
 
 def density_to_rgb(density: NDArray[np.float64], light: float = LIGHT) -> NDArray[np.uint8]:
     """Undo `optical_density`: float (..., 3) to uint8, rounded and clipped."""
-    return np.rint(np.clip(_checked(light) * np.exp(-np.maximum(density, -20.0)) - 1, 0, 255)).astype(np.uint8)
-
-
-def _checked(light: object) -> float:
-    return real_number("light", light, 0, math.inf, "()")
+    return np.rint(np.clip(light * np.exp(-np.maximum(density, -20.0)) - 1, 0, 255)).astype(np.uint8)
 
 
 def stain_matrix(stains: ArrayLike) -> NDArray[np.float64]:

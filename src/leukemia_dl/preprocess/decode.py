@@ -42,8 +42,6 @@ _DEEP = 0xFFFF
 _DEPTHS = frozenset(2**bits - 1 for bits in range(9, 16))
 _BLOCK = 1 << 20
 """Bytes that a decoder is given at a time. Pillow's 64 KiB make two threads wait for each other at every block."""
-_MODES_16 = frozenset({"I;16", "I;16L", "I;16B", "I;16N"})
-_MODES_32 = frozenset({"I", "F", "I;32L", "I;32B", "F;32F"})
 _log = logging.getLogger(__name__)
 _warned: set[str] = set()  # a data set may have thousands of such files
 
@@ -80,25 +78,138 @@ def decode_image(source: str | Path | bytes) -> NDArray[np.uint8]:
             deep = image.format != "BMP" and any(part in str(image.tile) for part in (";16", ";12"))
             image.decodermaxblock = _BLOCK
             image.load()
-            _orient(image, name)
+            try:
+                ImageOps.exif_transpose(image, in_place=True)  # in place: otherwise it copies an image that is upright
+            except Exception as error:  # broken metadata do not make the pixels worse
+                _log.info("Ignored the unreadable EXIF data of %s: %s", name, error)
             return _to_rgb(_to_8_bits(image, source, name) if deep else image)
     except _Refused as error:
         reason = str(error)
-        cause: Exception | None = None
-    except UnidentifiedImageError as error:
-        reason, cause = f"it is none of {', '.join(FORMATS)}, or of a kind that cannot be read", error
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        reason, cause = f"it has more than the {MAX_PIXELS:,} pixels allowed", error
+    except UnidentifiedImageError:
+        reason = f"it is none of {', '.join(FORMATS)}, or of a kind that cannot be read"
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        reason = f"it has more than the {MAX_PIXELS:,} pixels allowed"
     except Exception as error:  # a damaged file makes Pillow's decoders raise about anything
-        reason, cause = f"it is damaged or cut off ({_first_line(error)})", error
-    raise ImageError(f"Cannot read the image {name}: {reason}.") from cause
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = f"it is damaged or cut off ({first})"
+    raise ImageError(f"Cannot read the image {name}: {reason}.")
+
+
+def check_image(image: Any, batch: bool = False) -> NDArray[np.uint8]:
+    """Return `image` if it is uint8 (height, width, 3), or with `batch` also (n, height, width, 3).
+
+    Raises:
+        ImageError: If it is something else or has no pixels.
+    """
+    allowed = (3, 4) if batch else (3,)
+    if not isinstance(image, np.ndarray):
+        came = type(image).__name__
+    elif image.dtype != np.uint8 or image.ndim not in allowed or image.shape[-1] != 3 or 0 in image.shape[-3:]:
+        came = f"{image.dtype} {image.shape}"
+    else:
+        return image
+    more = " or (n, height, width, 3)" if batch else ""
+    raise ImageError(
+        f"Expected a numpy array of dtype uint8 and shape (height, width, 3){more}, RGB 0..255. Received: {came}. "
+        "decode_image() returns one from a file."
+    )
+
+
+class _Refused(Exception):
+    """A file that is not decoded, for the reason in the text."""
+
+
+def _opened(source: str | Path | bytes) -> Path | io.BytesIO:
+    if isinstance(source, bytes):
+        return io.BytesIO(source)
+    path = Path(source)
+    if not path.is_file():  # asked first, since opening a pipe or a device would wait for ever
+        if path.is_dir():
+            raise _Refused("it is a folder, not a file")
+        raise _Refused("it is not a regular file" if path.exists() else "there is no such file")
+    return path
+
+
+def _repeats(source: str | Path | bytes) -> int:
+    """Return the number of scans of a JPEG, or of colour profiles of a PNG: each takes time, even in a small file."""
+    opened, count, kept, marker = _opened(source), 0, b"", b""
+    with opened if isinstance(opened, io.BytesIO) else opened.open("rb") as file:
+        while block := file.read(_BLOCK):
+            marker = marker or {b"\xff\xd8": b"\xff\xda", b"\x89P": b"iCCP"}.get(block[:2], b"")
+            if not marker:
+                break
+            count += (kept + block).count(marker)
+            kept = block[1 - len(marker) :]
+    return count
+
+
+def _bound_work(image: ImageFile.ImageFile, repeats: int) -> None:
+    """Refuse images that take long to decode although their file is small, and images that Pillow misreads."""
+    area, tiles, tags = image.width * image.height, list[Any](image.tile), getattr(image, "tag_v2", {})
+    if area > MAX_PIXELS:
+        size = f"{image.width:,} x {image.height:,}"
+        raise _Refused(f"it has {size} pixels, more than the {MAX_PIXELS:,} allowed: cut it")
+    if repeats * area > _MOST_SCANS * MAX_PIXELS:
+        raise _Refused(f"it has {repeats:,} scans, too many for its size: save it anew")
+    covered = sum((right - left) * (bottom - top) for _, (left, top, right, bottom), *_ in tiles)
+    if len(tiles) > _MOST_TILES or covered > _MOST_LAYERS * area:
+        raise _Refused(f"it has {len(tiles):,} strips or tiles, too many for its size: save it anew")
+    if tags.get(284) == 2 and max(tags.get(258, (8,))) > 8 and tiles[0].codec_name == "raw":
+        raise _Refused("it keeps each 16-bit channel apart, which Pillow misreads: save it with interleaved channels")
+
+
+def _to_8_bits(image: Image.Image, source: str | Path | bytes, name: str) -> Image.Image:
+    """Return a 16-bit image as one of 8 bits: scaled by the range that its tags state, otherwise by all 16 bits.
+
+    Pillow gives 16-bit levels of grey images as they are, and only the upper bytes of coloured ones.
+    """
+    tags = getattr(image, "tag_v2", {})
+    stated = {2**bits - 1 for bits in tags.get(258, ())} | set(tags.get(281, ())) | set(tags.get(341, ()))
+    top = int(max(stated & _DEPTHS, default=_DEEP))
+    grey = image.mode.startswith("I;16")
+    levels = np.asarray(image if grey else image.convert("RGB"))
+    if not grey:
+        levels = levels.astype(np.uint16) << 8
+        levels |= _lower_bytes(source) if top < _DEEP and image.mode == "RGB" else 0
+    largest = int(levels.max())
+    if largest > top or (not grey and (image.mode != "RGB" or tags.get(284) == 2)):
+        top = _DEEP
+    if top == _DEEP and 0 < largest <= _DEEP // 16:
+        said = f"{name} has 16 bits per channel and no level above {largest:,} of 65,535, as 12-bit cameras write: it "
+        said += "comes out nearly black. Save it with 8 bits, or as TIFF with the tag MaxSampleValue=4095."
+        _log.log(logging.DEBUG if _warned else logging.WARNING, "%s Further ones: at level DEBUG.", said)
+        _warned.add("dark")
+    if not grey and top == _DEEP:
+        return image
+    scaled = (np.minimum(np.arange(_DEEP + 1), top) * 255 + top // 2) // top
+    if grey and tags.get(262) == 0:  # white is zero; Pillow inverts images of 8 bits itself
+        scaled = 255 - scaled
+    return Image.fromarray(scaled.astype(np.uint8)[levels])
+
+
+def _lower_bytes(source: str | Path | bytes) -> NDArray[np.uint8]:
+    """Return the lower bytes of 16-bit RGB samples: Pillow returns them if the byte order is swapped."""
+    other = {"L": "B", "B": "L", "N": "B" if sys.byteorder == "little" else "L"}
+    with Image.open(_opened(source), formats=("TIFF",)) as image:
+        tiles: list[Any] = image.tile
+        image.tile = [t._replace(args=(t.args[0][:-1] + other[t.args[0][-1]], *t.args[1:])) for t in tiles]
+        image.load()
+        return np.asarray(image)
+
+
+def _to_rgb(image: Image.Image) -> NDArray[np.uint8]:
+    if image.mode in ("I", "F", "I;32L", "I;32B", "F;32F"):
+        raise _Refused("it has 32 bits per pixel in one channel: convert it to 8 or 16 bits")
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", rgba.size, (0, 0, 0, 255)), rgba)
+    return np.array(image if image.mode == "RGB" else image.convert("RGB"), dtype=np.uint8)
 
 
 def is_system_file(path: str | Path) -> bool:
-    """Return whether a file or folder is hidden or made by an operating system, by the last part of its path.
+    """Return whether the last part of a path is hidden or a name that operating systems make, in any case.
 
-    Names that start with a dot are hidden; `@eaDir`, `#recycle`, `$RECYCLE.BIN`, `__MACOSX` and `Thumbs.db` are made by
-    systems, in upper or lower case.
+    Names that start with a dot are hidden; `@eaDir`, `$RECYCLE.BIN`, `__MACOSX` and `Thumbs.db` are made by systems.
     """
     name = os.path.basename(path).lower()  # noqa: PTH119 - called for a hundred thousand files
     return name.startswith(".") or name in _SYSTEM_NAMES
@@ -140,127 +251,3 @@ def warn_left_out(root: Path, names: Sequence[str], why: str) -> None:
 
 def _suffix(name: str) -> str:
     return os.path.splitext(name)[1].lower()  # noqa: PTH122
-
-
-def check_image(image: Any, batch: bool = False) -> NDArray[np.uint8]:
-    """Return `image` if it is uint8 (height, width, 3), or with `batch` also (n, height, width, 3).
-
-    Raises:
-        ImageError: If it is something else or has no pixels.
-    """
-    allowed = (3, 4) if batch else (3,)
-    if not isinstance(image, np.ndarray):
-        came = type(image).__name__
-    elif image.dtype != np.uint8 or image.ndim not in allowed or image.shape[-1] != 3 or 0 in image.shape[-3:]:
-        came = f"{image.dtype} {image.shape}"
-    else:
-        return image
-    more = " or (n, height, width, 3)" if batch else ""
-    raise ImageError(
-        f"Expected a numpy array of dtype uint8 and shape (height, width, 3){more}, RGB 0..255. Received: {came}. "
-        "decode_image() returns one from a file."
-    )
-
-
-class _Refused(Exception):
-    """Why we do not even try."""
-
-
-def _opened(source: str | Path | bytes) -> Path | io.BytesIO:
-    if isinstance(source, bytes):
-        return io.BytesIO(source)
-    path = Path(source)
-    if not path.is_file():
-        # Asked first, since opening a pipe or a device would wait for ever.
-        if path.is_dir():
-            raise _Refused("it is a folder, not a file")
-        raise _Refused("it is not a regular file" if path.exists() else "there is no such file")
-    return path
-
-
-def _repeats(source: str | Path | bytes) -> int:
-    """Return the number of scans of a JPEG, or of colour profiles of a PNG: each takes time, even in a small file."""
-    opened, count, kept, marker = _opened(source), 0, b"", b""
-    with opened if isinstance(opened, io.BytesIO) else opened.open("rb") as file:
-        while block := file.read(_BLOCK):
-            marker = marker or {b"\xff\xd8": b"\xff\xda", b"\x89P": b"iCCP"}.get(block[:2], b"")
-            if not marker:
-                break
-            count += (kept + block).count(marker)
-            kept = block[1 - len(marker) :]
-    return count
-
-
-def _bound_work(image: ImageFile.ImageFile, repeats: int) -> None:
-    """Refuse images that take long to decode although their file is small, and images that Pillow misreads."""
-    area, tiles, tags = image.width * image.height, list[Any](image.tile), getattr(image, "tag_v2", {})
-    if area > MAX_PIXELS:
-        size = f"{image.width:,} x {image.height:,}"
-        raise _Refused(f"it has {size} pixels, more than the {MAX_PIXELS:,} allowed: cut it")
-    if repeats * area > _MOST_SCANS * MAX_PIXELS:
-        raise _Refused(f"it has {repeats:,} scans, too many for its size: save it anew")
-    covered = sum((right - left) * (bottom - top) for _, (left, top, right, bottom), *_ in tiles)
-    if len(tiles) > _MOST_TILES or covered > _MOST_LAYERS * area:
-        raise _Refused(f"it has {len(tiles):,} strips or tiles, too many for its size: save it anew")
-    if tags.get(284) == 2 and max(tags.get(258, (8,))) > 8 and tiles[0].codec_name == "raw":
-        raise _Refused("it keeps each 16-bit channel apart, which Pillow misreads: save it with interleaved channels")
-
-
-def _orient(image: Image.Image, name: str) -> None:
-    try:
-        ImageOps.exif_transpose(image, in_place=True)  # in place: otherwise it copies an image that is upright
-    except Exception as error:  # broken metadata do not make the pixels worse
-        _log.info("Ignored the unreadable EXIF data of %s: %s", name, error)
-
-
-def _to_8_bits(image: Image.Image, source: str | Path | bytes, name: str) -> Image.Image:
-    """Return a 16-bit image as one of 8 bits: scaled by the range that its tags state, otherwise by all 16 bits.
-
-    Pillow gives 16-bit levels of grey images as they are, and only the upper bytes of coloured ones.
-    """
-    tags = getattr(image, "tag_v2", {})
-    stated = {2**bits - 1 for bits in tags.get(258, ())} | set(tags.get(281, ())) | set(tags.get(341, ()))
-    top = int(max(stated & _DEPTHS, default=_DEEP))
-    grey = image.mode in _MODES_16
-    levels = np.asarray(image if grey else image.convert("RGB"))
-    if not grey:
-        levels = levels.astype(np.uint16) << 8
-        levels |= _lower_bytes(source) if top < _DEEP and image.mode == "RGB" else 0
-    largest = int(levels.max())
-    if largest > top or (not grey and (image.mode != "RGB" or tags.get(284) == 2)):
-        top = _DEEP
-    if top == _DEEP and 0 < largest <= _DEEP // 16:
-        said = f"{name} has 16 bits per channel and no level above {largest:,} of 65,535, as 12-bit cameras write: it "
-        said += "comes out nearly black. Save it with 8 bits, or as TIFF with the tag MaxSampleValue=4095."
-        _log.log(logging.DEBUG if _warned else logging.WARNING, "%s Further ones: at level DEBUG.", said)
-        _warned.add("dark")
-    if not grey and top == _DEEP:
-        return image
-    scaled = (np.minimum(np.arange(_DEEP + 1), top) * 255 + top // 2) // top
-    if grey and tags.get(262) == 0:  # white is zero; Pillow inverts images of 8 bits itself
-        scaled = 255 - scaled
-    return Image.fromarray(scaled.astype(np.uint8)[levels])
-
-
-def _lower_bytes(source: str | Path | bytes) -> NDArray[np.uint8]:
-    """Return the lower bytes of 16-bit RGB samples: Pillow returns them if the byte order is swapped."""
-    other = {"L": "B", "B": "L", "N": "B" if sys.byteorder == "little" else "L"}
-    with Image.open(_opened(source), formats=("TIFF",)) as image:
-        tiles: list[Any] = image.tile
-        image.tile = [t._replace(args=(t.args[0][:-1] + other[t.args[0][-1]], *t.args[1:])) for t in tiles]
-        image.load()
-        return np.asarray(image)
-
-
-def _to_rgb(image: Image.Image) -> NDArray[np.uint8]:
-    if image.mode in _MODES_32:
-        raise _Refused("it has 32 bits per pixel in one channel: convert it to 8 or 16 bits")
-    if image.has_transparency_data:
-        rgba = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", rgba.size, (0, 0, 0, 255)), rgba)
-    return np.array(image if image.mode == "RGB" else image.convert("RGB"), dtype=np.uint8)
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

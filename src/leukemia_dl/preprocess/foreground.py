@@ -7,7 +7,8 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from leukemia_dl.errors import ImageError, SettingsError
+from leukemia_dl.checks import choice
+from leukemia_dl.errors import ImageError
 from leukemia_dl.preprocess.decode import check_image
 
 __all__ = ["bounding_box", "foreground_mask", "foreground_pixels", "is_single_cell", "mask_colour", "silhouette"]
@@ -28,7 +29,7 @@ def foreground_mask(image: NDArray[np.uint8], background: Background = "auto", t
         bool, (h, w). All False where there is no foreground.
 
     Raises:
-        ImageError: If the image is none; and the errors of `foreground_pixels`.
+        ImageError: If `image` is no such array.
     """
     from scipy import ndimage
 
@@ -37,12 +38,12 @@ def foreground_mask(image: NDArray[np.uint8], background: Background = "auto", t
     box = bounding_box(lit)
     if box is None:
         return found
-    # Most of the frame is background: only the box that holds all foreground is searched.
+    # Only the box that holds all foreground is searched: most of a frame is background.
     inside = (slice(box[0], box[2]), slice(box[1], box[3]))
     parts, count = ndimage.label(lit[inside], structure=np.ones((3, 3), bool))
     areas = np.bincount(parts.ravel(), minlength=count + 1)
     areas[0] = 0
-    # What of the rest, with a rim around it, hangs together with the rim is outside: the rest of the rest are holes.
+    # With a rim added, the part of the background that contains the rim is outside the cell; its other parts are holes.
     # scipy's binary_fill_holes gives the same by repeated dilation, which takes seconds on large images.
     rest, _ = ndimage.label(np.pad(parts != areas.argmax(), 1, constant_values=True))
     found[inside] = (rest != rest[0, 0])[1:-1, 1:-1]
@@ -52,7 +53,7 @@ def foreground_mask(image: NDArray[np.uint8], background: Background = "auto", t
 def foreground_pixels(
     image: NDArray[np.uint8], background: Background = "auto", threshold: int = 0
 ) -> NDArray[np.bool_]:
-    """Tell which pixels are no background: all cells, debris included, with their holes.
+    """Return which pixels are no background: all cells, debris included, with their holes.
 
     Args:
         image: uint8, (h, w, 3).
@@ -67,26 +68,26 @@ def foreground_pixels(
 
     Raises:
         SettingsError: For another `background`.
-        ImageError: If the image is none.
+        ImageError: If `image` is no such array.
     """
-    if background not in get_args(Background):
-        raise SettingsError(f"background must be one of {get_args(Background)}. Received: background={background!r}.")
-    brightest = _brightest(image)
+    choice("background", background, get_args(Background))
+    red, green, blue = (check_image(image)[..., channel] for channel in range(3))
+    brightest = np.maximum(np.maximum(red, green), blue)
     if background == "auto":
         background = "black" if is_single_cell(image) or not brightest.any() else "bright"
     if background == "black":
-        return brightest > threshold
-    red, green, blue = (image[..., channel] for channel in range(3))
+        return np.asarray(brightest > threshold)
     chroma = brightest - np.minimum(np.minimum(red, green), blue)
     # In whole 1/255: exactly HSV's saturation as Pillow stores it, rounded down.
     saturation = chroma.astype(np.uint16) * 255 // np.maximum(brightest, 1)
-    return saturation > _otsu(np.bincount(saturation.ravel(), minlength=256))
+    return np.asarray(saturation > _otsu(np.bincount(saturation.ravel(), minlength=256)))
 
 
 def bounding_box(mask: NDArray[np.bool_]) -> tuple[int, int, int, int] | None:
     """Return (top, left, bottom, right) of a mask, in pixels: rows top to bottom - 1, columns left to right - 1.
 
-    `mask` is bool (h, w); None is returned for an empty one. What is no such mask is an ImageError.
+    Args:
+        mask: bool, (h, w); otherwise an ImageError is raised. An empty one has no box: None.
     """
     check_mask(mask)
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
@@ -94,12 +95,13 @@ def bounding_box(mask: NDArray[np.bool_]) -> tuple[int, int, int, int] | None:
 
 
 def is_single_cell(image: NDArray[np.uint8]) -> bool:
-    """Tell whether `image`, uint8 (h, w, 3), shows a cell cut out on black, rather than a field of a smear.
+    """Return whether `image`, uint8 (h, w, 3), shows a cell cut out on black, rather than a field of a smear.
 
-    True when at least three quarters of the outermost pixels are exactly black and some pixel is not. A cell of C-NMC
-    may touch the frame, so not all of the border has to be black. What is no such image is an ImageError.
+    True if at least three quarters of the outermost pixels are exactly black and some pixel is not. A cell of C-NMC
+    may touch the frame, so not all of the border has to be black. Another array is an ImageError.
     """
-    lit = _any_channel(check_image(image) > 0)
+    above = check_image(image) > 0
+    lit = above[:, :, 0] | above[:, :, 1] | above[:, :, 2]
     border = np.concatenate([lit[0], lit[-1], lit[1:-1, 0], lit[1:-1, -1]])
     return bool(lit.any() and 1 - border.mean() >= _BLACK_BORDER)
 
@@ -111,9 +113,6 @@ def silhouette(mask: NDArray[np.bool_]) -> dict[str, float]:
         `area`; `width` and `height` of the bounding box; `perimeter`, the number of mask pixels with a neighbour (by
         side) outside, or on the frame. All 0 for an empty mask.
 
-    Raises:
-        ImageError: If it is no such mask.
-
     Examples:
         >>> import numpy as np
         >>> from leukemia_dl import preprocess
@@ -122,24 +121,20 @@ def silhouette(mask: NDArray[np.bool_]) -> dict[str, float]:
         >>> preprocess.silhouette(preprocess.foreground_mask(image))
         {'area': 20.0, 'width': 5.0, 'height': 4.0, 'perimeter': 14.0}
     """
-    check_mask(mask)
-    names = ("area", "width", "height", "perimeter")
-    box = bounding_box(mask)
-    if box is None:
-        return dict.fromkeys(names, 0.0)
+    top, left, bottom, right = bounding_box(mask) or (0, 0, 0, 0)
     padded = np.pad(mask, 1)
     inner = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
-    area, perimeter = int(mask.sum()), int((mask & ~inner).sum())
-    values = (area, box[3] - box[1], box[2] - box[0], perimeter)
-    return dict(zip(names, map(float, values), strict=True))
+    perimeter = float((mask & ~inner).sum())
+    return {
+        "area": float(mask.sum()),
+        "width": float(right - left),
+        "height": float(bottom - top),
+        "perimeter": perimeter,
+    }
 
 
 def mask_colour(image: NDArray[np.uint8], mask: NDArray[np.bool_]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return mean and standard deviation of each channel inside a mask.
-
-    Args:
-        image: uint8, (h, w, 3).
-        mask: bool, (h, w).
+    """Return mean and standard deviation of each channel of `image`, uint8 (h, w, 3), inside `mask`, bool (h, w).
 
     Returns:
         Two float64 arrays (3,), red, green, blue, in grey levels 0..255; both all 0 for an empty mask.
@@ -150,16 +145,6 @@ def mask_colour(image: NDArray[np.uint8], mask: NDArray[np.bool_]) -> tuple[NDAr
     check_mask(mask, check_image(image).shape[:2])
     pixels = image[mask].astype(np.float64) if mask.any() else np.zeros((1, 3))
     return pixels.mean(axis=0), pixels.std(axis=0)
-
-
-def _any_channel(above: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    return above[:, :, 0] | above[:, :, 1] | above[:, :, 2]
-
-
-def _brightest(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    red, green, blue = (check_image(image)[..., channel] for channel in range(3))
-    brightest: NDArray[np.uint8] = np.maximum(np.maximum(red, green), blue)
-    return brightest
 
 
 def _otsu(counts: NDArray[np.int64]) -> int:
@@ -175,6 +160,7 @@ def _otsu(counts: NDArray[np.int64]) -> int:
 
 
 def check_mask(mask: NDArray[np.bool_], shape: tuple[int, ...] | None = None) -> None:
+    """Raise ImageError unless `mask` is bool and has two axes, and the given shape."""
     if not isinstance(mask, np.ndarray) or mask.dtype != np.bool_ or mask.ndim != 2 or shape not in (None, mask.shape):
         wanted = "(height, width)" if shape is None else str(shape)
         came = f"{mask.dtype} {mask.shape}" if isinstance(mask, np.ndarray) else type(mask).__name__

@@ -14,8 +14,7 @@ from numpy.typing import NDArray
 from leukemia_dl import identity
 from leukemia_dl.errors import ImageError, SettingsError, unknown_name_error
 from leukemia_dl.preprocess.decode import check_image, decode_image
-from leukemia_dl.preprocess.geometry import CenterOnCanvas, PadToSquare, Resize
-from leukemia_dl.preprocess.steps import STEPS, Step
+from leukemia_dl.preprocess.steps import STEPS, CenterOnCanvas, PadToSquare, Resize, Step
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -54,9 +53,7 @@ class Pipeline:
             if STEPS.get(type(step).__name__) is not type(step):
                 raise SettingsError(f"A pipeline's steps are made from {', '.join(sorted(STEPS))}. Received: {step!r}.")
             if not getattr(getattr(step, "__dataclass_params__", None), "frozen", False):
-                raise SettingsError(
-                    f"A step is a dataclass with frozen=True. Received: {type(step).__name__}, which is none."
-                )
+                raise SettingsError(f"A step is a dataclass with frozen=True. Received: {type(step).__name__}.")
         try:
             _ = self.digest
         except TypeError as error:
@@ -66,12 +63,10 @@ class Pipeline:
     def default(cls, size: int, canvas: int | None = None) -> Pipeline:
         """Return a pipeline that pads each image to a square, or puts it on a canvas, and resizes it, antialiased.
 
-        `dataset.default_pipeline(size)` takes the canvas of a data set, if it has one.
-
         Args:
             size: Side of the result in pixels.
-            canvas: Side of the canvas in pixels, for data sets whose cells have one scale: what lies outside the middle
-                of an image is then cut off. None to pad.
+            canvas: Side of the canvas in pixels, for data sets whose cells have one scale (see
+                `dataset.default_pipeline`): everything outside the middle of an image is cut off. None to pad.
         """
         return cls((PadToSquare() if canvas is None else CenterOnCanvas(canvas), Resize(size)))
 
@@ -79,10 +74,8 @@ class Pipeline:
     def published_v1(cls, size: int = 180) -> Pipeline:
         """Return the preprocessing behind the published table: squeezed to a square, bilinear, without antialiasing.
 
-        Keras keeps the interpolated values as floats; here they are rounded to whole grey levels.
-
-        Args:
-            size: Side of the result in pixels; 180 as published.
+        Keras keeps the interpolated values as floats; here they are rounded to whole grey levels. `size` is the side of
+        the result in pixels, 180 as published.
         """
         return cls((Resize(size, method="bilinear"),))
 
@@ -104,7 +97,7 @@ class Pipeline:
         """Return the steps before the first one that has to be fitted, and the rest.
 
         The first part acts file by file and its pixels can be kept; the second is fitted to the training images of each
-        split, as the first part left them, so that no test image has a say in it.
+        split, as the first part left them, so that test images have no influence on it.
         """
         count = next((i for i, step in enumerate(self.steps) if not step.is_fitted), len(self.steps))
         return Pipeline(self.steps[:count]), Pipeline(self.steps[count:])
@@ -115,7 +108,7 @@ class Pipeline:
         Raises:
             ImageError: If a step cannot be fitted to them.
         """
-        check_image(images, batch=True)
+        images = check_image(images, batch=True)
         images = images[None] if images.ndim == 3 else images
         steps: list[Step] = []
         for step in self.steps:
@@ -134,13 +127,12 @@ class Pipeline:
             uint8, (h', w', 3) or (n, h', w', 3), a new array.
 
         Raises:
-            ImageError: If it is no such array, or the images of a batch come out in different sizes.
+            ImageError: If `array` is no such array, or the images of a batch come out in different sizes.
             SettingsError: If a step was not fitted.
         """
-        check_image(array, batch=True)
-        if array.ndim == 3:
+        if check_image(array, batch=True).ndim == 3:
             result = self._one(array)
-            # A step may hand its input on; nobody who writes into the result should write into the input.
+            # A step may return its input; writing into the result must not write into it.
             return result.copy() if np.may_share_memory(result, array) else result
         if len(array) == 0:
             return np.zeros((0, *self._one(np.zeros(array.shape[1:], np.uint8)).shape), np.uint8)
@@ -156,8 +148,7 @@ class Pipeline:
         """Return the pixels of the file `path` after the steps: uint8 (h', w', 3), a new array.
 
         Raises:
-            ImageError: If it cannot be decoded; the message names the file.
-            SettingsError: If a step was not fitted.
+            ImageError: If the file cannot be decoded.
         """
         return self._one(decode_image(path))
 
@@ -183,28 +174,28 @@ class Pipeline:
         return scale
 
     def show(self, image: NDArray[np.uint8] | str | Path) -> Figure:
-        """Return a matplotlib Figure of an image after every step, with its size in pixels.
-
-        Args:
-            image: uint8, (h, w, 3), or a file.
-        """
+        """Return a matplotlib Figure of `image`, uint8 (h, w, 3) or a file, after every step, with sizes in pixels."""
         from matplotlib.figure import Figure
 
         stages = [decode_image(image) if isinstance(image, (str, Path)) else check_image(image).copy()]
         for step in self.steps:
             stages.append(step(stages[-1]))
+        # Fitted steps are named without their many digits.
+        steps = [repr(s) if len(repr(s)) < 40 else f"{type(s).__name__}(fitted)" for s in self.steps]
         figure = Figure(figsize=(3.2 * len(stages), 3.9), layout="constrained")
         figure._repr_png_ = lambda: _png(figure)  # type: ignore[attr-defined] # notebooks would print its name
         panels = np.atleast_1d(figure.subplots(1, len(stages)))
-        for axes, stage, name in zip(panels, stages, ["as decoded", *map(_short, self.steps)], strict=True):
+        for axes, stage, name in zip(panels, stages, ["as decoded", *steps], strict=True):
             axes.imshow(stage, interpolation="nearest")
             axes.set_title(f"{name}\n{stage.shape[0]} x {stage.shape[1]}", fontsize=9, parse_math=False)
             axes.set_axis_off()
         return figure
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the steps and their parameters as plain values that JSON can hold; what is None is left out."""
-        return {"steps": [{"step": type(step).__name__, **_parameters(step)} for step in self.steps]}
+        """Return the steps and their parameters as plain values that JSON can hold; None is left out."""
+        fields = [dataclasses.asdict(cast(Any, step)).items() for step in self.steps]
+        given = [{key: value for key, value in items if value is not None} for items in fields]
+        return {"steps": [{"step": type(s).__name__, **g} for s, g in zip(self.steps, given, strict=True)]}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Pipeline:
@@ -237,27 +228,14 @@ def _png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-def _short(step: Step) -> str:
-    """Return a step as code, without the many digits of a fitted one."""
-    return repr(step) if len(repr(step)) < 40 else f"{type(step).__name__}(fitted)"
-
-
-def _parameters(step: Any) -> dict[str, Any]:
-    return {key: value for key, value in dataclasses.asdict(step).items() if value is not None}
-
-
 def _step(entry: Any) -> Step:
-    if not isinstance(entry, dict) or not isinstance(entry.get("step"), str) or not entry["step"]:
+    if not isinstance(entry, dict) or not isinstance(entry.get("step"), str):
         raise SettingsError(f'A step is stored as {{"step": NAME, parameter: value, ...}}. Received: {entry!r}.')
-    name = entry["step"]
+    name, parameters = entry["step"], {key: value for key, value in entry.items() if key != "step"}
     if name not in STEPS:
-        raise unknown_name_error(
-            "preprocessing step", name, STEPS, "If it is a step of your own, import its module before."
-        )
-    parameters = {key: value for key, value in entry.items() if key != "step"}
-    fields = dataclasses.fields(cast(Any, STEPS[name]))
-    known = {field.name for field in fields}
-    required = {field.name for field in fields if field.default is dataclasses.MISSING}
-    if not required <= set(parameters) <= known:
-        raise SettingsError(f"{name} takes {', '.join(sorted(known)) or 'no parameters'}. Received: {parameters!r}.")
-    return STEPS[name](**parameters)
+        raise unknown_name_error("preprocessing step", name, STEPS, "If it is a custom step, import its module before.")
+    try:
+        return STEPS[name](**parameters)
+    except TypeError:
+        fields = ", ".join(sorted(field.name for field in dataclasses.fields(cast(Any, STEPS[name]))))
+        raise SettingsError(f"{name} takes {fields or 'no parameters'}. Received: {parameters!r}.") from None

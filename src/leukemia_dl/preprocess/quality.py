@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from leukemia_dl.errors import DataError, ImageError, SettingsError
+from leukemia_dl.errors import ImageError, SettingsError
 from leukemia_dl.preprocess.decode import check_image, decode_image
 from leukemia_dl.preprocess.foreground import bounding_box, foreground_mask
 from leukemia_dl.progress import parallel_map
@@ -20,15 +20,16 @@ if TYPE_CHECKING:
 __all__ = ["measure_quality", "quality_frame"]
 
 _LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601, as in Pillow's mode "L"
-_RIM = 3  # Pixels next to the background, whose Laplacian tells of the outline and not of focus.
-_BLANK = 1.0  # Standard deviation of grey below which there is nothing to see.
+_RIM = 3  # pixels next to the background, whose Laplacian shows the outline and not the focus
+_BLANK = 1.0  # standard deviation of grey below which there is nothing to see
+_TYPES = {
+    **dict.fromkeys(["focus", "brightness", "dark", "saturated", "foreground"], "float64"),
+    **dict.fromkeys(["empty_mask", "touches_border", "blank"], "boolean"),
+}
 
 
 def measure_quality(image: NDArray[np.uint8]) -> dict[str, float | bool]:
-    """Measure one image.
-
-    Args:
-        image: uint8, (h, w, 3).
+    """Measure `image`, uint8 (h, w, 3); another array is an ImageError.
 
     Returns:
         `focus`, variance of the Laplacian of grey (Pech-Pacheco et al. 2000, doi:10.1109/ICPR.2000.903548) inside the
@@ -36,9 +37,6 @@ def measure_quality(image: NDArray[np.uint8]) -> dict[str, float | bool]:
         `saturated`, shares of the cell's pixels with all channels at 0, or any at 255; `foreground`, share of the image
         that is cell; and, as bool, `empty_mask`, `touches_border`, `blank` (all of the image nearly one grey).
         NaN where there is no cell to measure.
-
-    Raises:
-        ImageError: If the image is none.
     """
     from scipy import ndimage
 
@@ -73,7 +71,7 @@ def quality_frame(images: Any, names: Sequence[Any] | None = None, show_progress
     Args:
         images: A Dataset, or files (str or Path) and arrays, uint8 (h, w, 3).
         names: The index; None for the paths, or the positions of arrays.
-        show_progress: Whether to tell how far it is.
+        show_progress: Whether to show progress.
 
     Returns:
         Columns as `measure_quality` names them, and `problem`, str: why a file could not be read, its measures then
@@ -84,25 +82,20 @@ def quality_frame(images: Any, names: Sequence[Any] | None = None, show_progress
     """
     import pandas as pd
 
-    if isinstance(images, (str, Path)):
-        images = [images]
-    try:
-        images = getattr(images, "paths", images)
-    except DataError:  # a Dataset of arrays
-        images = [images.decode(row) for row in range(len(images))]
+    if hasattr(images, "decode") and hasattr(images, "table"):  # a Dataset, whose images may be arrays
+        files = images.table["path"]
+        images = [images.decode(row) if file is pd.NA else file for row, file in enumerate(files)]
     if not isinstance(images, Iterable):
         raise SettingsError(f"Pass a Dataset, or files or arrays. Received: {type(images).__name__}.")
-    items = list(images)
+    items = [images] if isinstance(images, (str, Path)) else list(images)
     if names is None:
         names = [str(item) if isinstance(item, (str, Path)) else row for row, item in enumerate(items)]
     if not isinstance(names, Sized) or len(names) != len(items):
         came = f"{len(names)} names and {len(items)} images" if isinstance(names, Sized) else f"names={names!r}"
         raise SettingsError(f"names must be one per image, in a list. Received: {came}.")
     rows = parallel_map(_measured, items, "Measuring quality", show=show_progress)
-    columns = [*measure_quality(np.zeros((1, 1, 3), np.uint8)), "problem"]
-    frame = pd.DataFrame(rows, index=pd.Index(list(names), name="image"), columns=columns)
-    flags = dict.fromkeys(["empty_mask", "touches_border", "blank"], "boolean")
-    return frame.astype(dict.fromkeys(["focus", "brightness", "dark", "saturated", "foreground"], "float64") | flags)
+    frame = pd.DataFrame(rows, index=pd.Index(list(names), name="image"), columns=[*_TYPES, "problem"])
+    return frame.astype(_TYPES)
 
 
 def _measured(item: Any) -> dict[str, Any]:

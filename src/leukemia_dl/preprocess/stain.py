@@ -15,37 +15,39 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from leukemia_dl.checks import real_number
 from leukemia_dl.errors import ImageError, SettingsError
 from leukemia_dl.preprocess.colour import density_to_rgb, lab_to_rgb, optical_density, rgb_to_lab, stain_matrix
 from leukemia_dl.preprocess.decode import check_image
 from leukemia_dl.preprocess.foreground import check_mask, foreground_pixels
 from leukemia_dl.preprocess.steps import Step
 
-__all__ = ["Macenko", "Reinhard", "Undefined"]
+__all__ = ["Macenko", "Reinhard"]
 
 _log = logging.getLogger(__name__)
-_told: set[str] = set()  # what was logged as a warning: a data set may have thousands of such tiles
-_FIT_PIXELS = 2_000_000  # Together, over all images of a fit: bounds its memory to some 200 MB.
+_warned: set[str] = set()  # a data set may have thousands of such tiles
+_FIT_PIXELS = 2_000_000  # together, over all images of a fit: bounds its memory to some 200 MB
+_TRACES = 8  # grey levels that resizing leaves around a cell on black: recoloured, they would be a halo
+_FLAT = 0.05  # a spread in CIELAB below that of rounding to whole grey levels: noise, not to be blown up
 
-_TRACES = 8  # Grey levels that resizing leaves around a cell on black: recoloured, they would be a halo.
-_FLAT = 0.05  # A spread in CIELAB below what rounding to whole grey levels makes: noise, not to be blown up.
 
-
-class Undefined(Exception):
-    """A tile has no such statistics; the text says why."""
+class _Undefined(Exception):
+    """The method is not defined on a tile, for the reason in the text."""
 
 
 class _Normalizer(Step):
-    """What the two have in common: masks, and tiles on which nothing can be done."""
+    """Masks, targets, and tiles on which the method is not defined."""
 
-    fewest: ClassVar[int]
+    fewest: ClassVar[int]  # pixels
+    target: ClassVar[tuple[str, str]]  # the fields that `fit` sets
+
+    @property
+    def is_fitted(self) -> bool:
+        """Whether it has a target."""
+        return getattr(self, self.target[0]) is not None
 
     def __call__(self, image: NDArray[np.uint8], mask: NDArray[np.bool_] | None = None) -> NDArray[np.uint8]:
-        """Normalise one image.
-
-        Args:
-            image: uint8, (h, w, 3). Not changed.
-            mask: bool (h, w), what to recolour; None for `foreground_pixels(image, threshold=8)`.
+        """Recolour `image`, uint8 (h, w, 3), inside `mask`, bool (h, w); None: `foreground_pixels(image, threshold=8)`.
 
         Returns:
             uint8, (h, w, 3); equal to the image outside the mask, to the bit. The image itself where the method is not
@@ -53,7 +55,6 @@ class _Normalizer(Step):
 
         Raises:
             SettingsError: If it was not fitted.
-            ImageError: If image or mask are none.
         """
         if not self.is_fitted:
             raise SettingsError(
@@ -63,12 +64,12 @@ class _Normalizer(Step):
         pixels = image[chosen]
         try:
             if len(pixels) < self.fewest:
-                raise Undefined(f"too few pixels in the mask ({len(pixels)}; {self.fewest} are needed)")
+                raise _Undefined(f"too few pixels in the mask ({len(pixels)}; {self.fewest} are needed)")
             recoloured = self._recolour(pixels)
-        except Undefined as reason:
+        except _Undefined as reason:
             text = f"{type(self).__name__} left an image as it is: {reason}"
-            _log.log(logging.DEBUG if text in _told else logging.WARNING, "%s", text)
-            _told.add(text)
+            _log.log(logging.DEBUG if text in _warned else logging.WARNING, "%s", text)
+            _warned.add(text)
             return image
         result = image.copy()
         result[chosen] = recoloured
@@ -86,20 +87,35 @@ class _Normalizer(Step):
         """
         if isinstance(images, np.ndarray) and images.ndim == 3:
             images, masks = [images], None if masks is None else [masks]  # type: ignore[list-item]
-        if masks is not None and len(masks) != len(images):
+        masks = [None] * len(images) if masks is None else masks
+        if len(masks) != len(images):
             raise ImageError(f"fit needs a mask per image. Received: {len(images)} images and {len(masks)} masks.")
-        pairs = zip(images, masks if masks is not None else [None] * len(images), strict=True)
         most = max(_FIT_PIXELS // max(len(images), 1), 256)
-        tiles = (_thinned(image[_mask(image, mask)], most) for image, mask in pairs)
-        return self._target(pixels for pixels in tiles if len(pixels) >= self.fewest)
+        tiles = (_thinned(image[_mask(image, mask)], most) for image, mask in zip(images, masks, strict=True))
+        try:
+            found = self._statistics(pixels for pixels in tiles if len(pixels) >= self.fewest)
+        except _Undefined as reason:
+            raise ImageError(f"{type(self).__name__} cannot be fitted to these images: {reason}.") from None
+        return replace(self, **dict(zip(self.target, found, strict=True)))  # type: ignore[type-var]
+
+    def _check_target(self, shapes: tuple[tuple[int, ...], tuple[int, ...]], low: tuple[float, float]) -> None:
+        """Turn the two fields of the target into tuples of floats; both or neither must be given."""
+        values = [getattr(self, name) for name in self.target]
+        missing = [value is None for value in values]
+        if all(missing):
+            return
+        if any(missing):
+            raise SettingsError(f"{type(self).__name__} takes both {' and '.join(self.target)}, or neither: {self!r}.")
+        for name, value, shape, lowest in zip(self.target, values, shapes, low, strict=True):
+            object.__setattr__(self, name, _numbers(name, value, shape, lowest))
 
     @abstractmethod
     def _recolour(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Return pixels (n, 3) in the target's stain. Raises Undefined where they have no statistics."""
+        """Return pixels (n, 3) in the target's stain. Raises _Undefined where they have no statistics."""
 
     @abstractmethod
-    def _target(self, tiles: Iterator[NDArray[np.uint8]]) -> Self:
-        """Return this step with the target of tiles, each (n, 3). Raises ImageError if none has one."""
+    def _statistics(self, tiles: Iterator[NDArray[np.uint8]]) -> tuple[Any, Any]:
+        """Return the target of tiles, each (n, 3). Raises _Undefined if none has one."""
 
 
 @dataclass(frozen=True)
@@ -114,33 +130,24 @@ class Reinhard(_Normalizer):
     mean: tuple[float, float, float] | None = None
     std: tuple[float, float, float] | None = None
     fewest: ClassVar[int] = 2
+    target: ClassVar[tuple[str, str]] = ("mean", "std")
 
     def __post_init__(self) -> None:
-        if (self.mean is None) != (self.std is None):
-            raise SettingsError(f"Reinhard takes both mean and std, or neither. Received: {self!r}.")
-        if self.mean is not None:
-            object.__setattr__(self, "mean", _numbers("Reinhard", "mean", self.mean, (3,), low=-200))
-            object.__setattr__(self, "std", _numbers("Reinhard", "std", self.std, (3,), low=0))
+        self._check_target(((3,), (3,)), (-200, 0))
 
-    @property
-    def is_fitted(self) -> bool:
-        """Whether it has a target."""
-        return self.mean is not None
-
-    def _target(self, tiles: Iterator[NDArray[np.uint8]]) -> Self:
+    def _statistics(self, tiles: Iterator[NDArray[np.uint8]]) -> tuple[Any, Any]:
         moments = [_moments(rgb_to_lab(tile)) for tile in tiles]
         if not moments:
-            raise ImageError("Reinhard cannot be fitted: no image has two pixels of foreground.")
+            raise _Undefined("no image has two pixels of foreground")
         means, covariances = (np.mean(part, axis=0) for part in zip(*moments, strict=True))
-        found: dict[str, Any] = {"mean": means, "std": np.sqrt(np.diag(covariances))}
-        return replace(self, **found)
+        return means, np.sqrt(np.diag(covariances))
 
     def _recolour(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
         lab = rgb_to_lab(pixels)
         mean, covariance = _moments(lab)
         std = np.sqrt(np.diag(covariance))
         if std.min() < _FLAT:
-            raise Undefined("its pixels have one colour, or vary in lightness only")
+            raise _Undefined("its pixels have one colour, or vary in lightness only")
         return lab_to_rgb((lab - mean) * (np.array(self.std) / std) + np.array(self.mean))
 
 
@@ -150,7 +157,7 @@ class Macenko(_Normalizer):
 
     Macenko et al. 2009, doi:10.1109/ISBI.2009.5193250. Two stains span a plane in optical density: that of the two
     largest principal axes. The extreme angles in it (percentiles `alpha` and 100 - `alpha`) are the stains, and a
-    percentile of each one's concentration is scaled to the target's. What is not in the plane is lost, as in the paper.
+    percentile of each one's concentration is scaled to the target's. Colour outside the plane is lost, as in the paper.
 
     Attributes:
         stains: Unit vectors of the two stains (2, 3), the bluer one first; None before `fit`.
@@ -169,50 +176,40 @@ class Macenko(_Normalizer):
     percentile: float = 99.0
     beta: float = 0.15
     fewest: ClassVar[int] = 3
+    target: ClassVar[tuple[str, str]] = ("stains", "levels")
 
     def __post_init__(self) -> None:
         for name, low, high in (("light", 1, 1000), ("alpha", 0, 49.99), ("percentile", 1, 100), ("beta", 0, 5)):
-            object.__setattr__(self, name, _numbers("Macenko", name, getattr(self, name), (), low, high))
-        if (self.stains is None) != (self.levels is None):
-            raise SettingsError(f"Macenko takes both stains and levels, or neither. Received: {self!r}.")
+            object.__setattr__(self, name, real_number(name, getattr(self, name), low, high) + 0.0)
+        self._check_target(((2, 3), (2,)), (-1, 0))
         if self.stains is not None:
-            object.__setattr__(self, "stains", _numbers("Macenko", "stains", self.stains, (2, 3), low=-1))
             stain_matrix(self.stains)
-            object.__setattr__(self, "levels", _numbers("Macenko", "levels", self.levels, (2,), low=0))
 
-    @property
-    def is_fitted(self) -> bool:
-        """Whether it has a target."""
-        return self.stains is not None
-
-    def _target(self, tiles: Iterator[NDArray[np.uint8]]) -> Self:
-        try:
-            stains, concentrations = self._stains(np.concatenate([np.empty((0, 3), np.uint8), *tiles]))
-            levels = np.percentile(concentrations, self.percentile, axis=0)
-            if levels.min() < 1e-6:
-                raise Undefined("one of the stains is absent")
-        except Undefined as reason:
-            raise ImageError(f"Macenko cannot be fitted to these images: {reason}.") from None
-        found: dict[str, Any] = {"stains": stains, "levels": levels}
-        return replace(self, **found)
+    def _statistics(self, tiles: Iterator[NDArray[np.uint8]]) -> tuple[Any, Any]:
+        stains, concentrations = self._stains(np.concatenate([np.empty((0, 3), np.uint8), *tiles]))
+        return stains, self._levels(concentrations)
 
     def _recolour(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
         _, concentrations = self._stains(pixels)
+        scaled = concentrations * (np.array(self.levels) / self._levels(concentrations))
+        return density_to_rgb(scaled @ np.array(self.stains), self.light)
+
+    def _levels(self, concentrations: NDArray[np.float64]) -> NDArray[np.float64]:
         levels = np.percentile(concentrations, self.percentile, axis=0)
         if levels.min() < 1e-6:
-            raise Undefined("one of the stains is absent")
-        return density_to_rgb(concentrations * (np.array(self.levels) / levels) @ np.array(self.stains), self.light)
+            raise _Undefined("one of the stains is absent")
+        return levels
 
     def _stains(self, pixels: NDArray[np.uint8]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Return the two stains (2, 3) and how much of each is in each pixel (n, 2)."""
         density = optical_density(pixels, self.light)
         dense = density[(density >= self.beta).all(axis=1)]
         if len(dense) < self.fewest:
-            raise Undefined(f"too few pixels are dense enough ({len(dense)}; {self.fewest} are needed)")
+            raise _Undefined(f"too few pixels are dense enough ({len(dense)}; {self.fewest} are needed)")
         mean, covariance = _moments(dense)
         spread, axes = np.linalg.eigh(covariance)
         if spread[1] < 1e-6:
-            raise Undefined("its colours do not span a plane in optical density")
+            raise _Undefined("its colours do not span a plane in optical density")
         plane = axes[:, 1:]
         # The signs of eigenvectors are arbitrary: turned to where the densities are, or angles would wrap around.
         plane = plane * np.where(mean @ plane < 0, -1.0, 1.0)
@@ -221,7 +218,7 @@ class Macenko(_Normalizer):
         stains = np.stack([np.sin(angles), np.cos(angles)], axis=1) @ plane.T
         stains = stains[np.argsort(-stains[:, 0])]
         if abs(np.sin(angles[1] - angles[0])) < 1e-3:
-            raise Undefined("its two stains are one")
+            raise _Undefined("its two stains are one")
         return stains, density @ np.linalg.pinv(stains)
 
 
@@ -243,15 +240,14 @@ def _thinned(pixels: NDArray[np.uint8], most: int) -> NDArray[np.uint8]:
     return pixels[:: -(-len(pixels) // most)] if len(pixels) > most else pixels
 
 
-def _numbers(step: str, name: str, values: Any, shape: tuple[int, ...], low: float, high: float = 1000.0) -> Any:
-    """Return numbers as floats in tuples, as JSON's lists are not hashable."""
+def _numbers(name: str, values: Any, shape: tuple[int, ...], low: float) -> Any:
+    """Return numbers as floats in tuples: JSON's lists are not hashable."""
     try:
-        array = np.asarray(values)
-        array = array.astype(np.float64) + 0.0 if array.dtype.kind in "iuf" else np.full((0,), np.nan)
-    except ValueError:  # rows of different length
-        array = np.full((0,), np.nan)
-    if array.shape != shape or not np.isfinite(array).all() or array.min() < low or array.max() > high:
+        array = np.asarray(values, dtype=np.float64) + 0.0
+    except (TypeError, ValueError):
+        array = np.empty(0)
+    if array.shape != shape or not np.isfinite(array).all() or array.min() < low or array.max() > 1000:
         raise SettingsError(
-            f"{step} needs {name} as numbers of shape {shape} from {low:g} to {high:g}. Received: {name}={values!r}."
+            f"{name} must be numbers of shape {shape} from {low:g} to 1000. Received: {name}={values!r}."
         )
-    return tuple(map(tuple, array.tolist())) if array.ndim == 2 else (tuple(array.tolist()) if shape else float(array))
+    return tuple(map(tuple, array.tolist())) if array.ndim == 2 else tuple(array.tolist())

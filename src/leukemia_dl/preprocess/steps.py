@@ -1,33 +1,41 @@
-"""What a step of a pipeline is: a frozen dataclass whose fields are its parameters."""
+"""`Step`, one operation of a pipeline, and the steps that move pixels: canvas, padding, cropping, resizing."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
-from leukemia_dl.errors import SettingsError
+from leukemia_dl.checks import choice, real_number, whole_number
+from leukemia_dl.errors import ImageError, SettingsError
+from leukemia_dl.preprocess.decode import check_image
+from leukemia_dl.preprocess.foreground import bounding_box, foreground_mask
 
-__all__ = ["STEPS", "Step"]
+__all__ = ["MAX_SIZE", "METHODS", "STEPS", "CenterOnCanvas", "CropToCell", "PadToSquare", "Resize", "Step"]
 
+METHODS = ("lanczos", "bilinear")
+MAX_SIZE = 4_472
+"""Longest side, in pixels, that a step may produce: a square of it has as many pixels as a file may have."""
 STEPS: dict[str, type[Step]] = {}
-"""Every step that there is, by name: subclasses enter themselves."""
+"""All steps by name; subclasses of `Step` enter themselves."""
 
 
 class Step(ABC):
     """One deterministic step from pixels to pixels.
 
     A subclass is a frozen dataclass; its fields are JSON values or tuples of numbers, checked on creation, so that a
-    pipeline can be printed, hashed and stored. One of your own enters pipelines the same way.
+    pipeline can be printed, hashed and stored. A custom step enters pipelines in the same way.
 
     Raises:
-        SettingsError: On creation, for a value that is not allowed; for a class that is named like one of ours.
+        SettingsError: On creation, for a value that is not allowed; for a class with the name of a built-in step.
     """
 
     keeps_scale: ClassVar[bool] = True
-    """False for a step that gives cells of different size the same size: what size tells of the class is then lost."""
+    """False for a step that gives cells of different size the same size: the cue of size is then lost."""
 
     def __init_subclass__(cls, **more: Any) -> None:
         super().__init_subclass__(**more)
@@ -39,7 +47,7 @@ class Step(ABC):
 
     @abstractmethod
     def __call__(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Return uint8 (h', w', 3) of `image`, uint8 (h, w, 3): a new array, or itself where nothing is to be done."""
+        """Return uint8 (h', w', 3) of `image`, uint8 (h, w, 3): a new array, or `image` itself if nothing changes."""
 
     @property
     def is_fitted(self) -> bool:
@@ -51,5 +59,175 @@ class Step(ABC):
         return self
 
     def size_after(self, size: int | None) -> int | None:
-        """Return the side, in pixels, of what comes out of a square of side `size`; None if not known beforehand."""
+        """Return the side, in pixels, that a square of side `size` has afterwards; None if it is not known."""
         return size
+
+
+class _ToSize(Step):
+    """A step whose results have the side `size` in pixels, 1 to 4,472."""
+
+    size: int
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "size", whole_number("size", self.size, 1, MAX_SIZE))
+
+    def size_after(self, size: int | None) -> int | None:
+        """Return `self.size`."""
+        return self.size
+
+
+@dataclass(frozen=True)
+class CenterOnCanvas(_ToSize):
+    """Crop or pad with black to a square canvas around the middle, so that cells keep their absolute size.
+
+    Where the difference is odd, the extra row or column is at the bottom or right.
+
+    Attributes:
+        size: Side of the canvas in pixels. 450 is that of C-NMC 2019's training images; its final test files of 600
+            pixels are at the same scale.
+    """
+
+    size: int = 450
+
+    def __call__(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Apply the step: uint8 (h, w, 3) to uint8 (size, size, 3)."""
+        height, width = check_image(image).shape[:2]
+        if height == width == self.size:
+            return image
+        # int() rounds towards zero, for cutting and for padding.
+        return _square(image, int((height - self.size) / 2), int((width - self.size) / 2), self.size)
+
+
+@dataclass(frozen=True)
+class PadToSquare(Step):
+    """Pad the shorter side with black, so that a later resize does not distort. A side over 4,472 is an ImageError."""
+
+    def __call__(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Apply the step: uint8 (h, w, 3) to uint8 (max(h, w), max(h, w), 3)."""
+        height, width = check_image(image).shape[:2]
+        return image if height == width else CenterOnCanvas(_bounded(max(height, width)))(image)
+
+
+@dataclass(frozen=True)
+class CropToCell(Step):
+    """Crop to a square around the cell (`foreground_mask`), black outside the image; without a cell, pad to a square.
+
+    A later resize then gives every cell the same size. On C-NMC 2019 size alone reaches a balanced accuracy of 0.67 to
+    0.77. A net that sees cropped cells cannot use it; `Pipeline.scale(image)` gives the factor for each image.
+
+    Attributes:
+        margin: Added on each side of the cell, as a share of the longer side of its bounding box, from 0 to 10.
+    """
+
+    margin: float = 0.1
+    keeps_scale: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        # Adding 0.0 makes 0 of -0.0: equal steps have equal digests.
+        object.__setattr__(self, "margin", real_number("margin", self.margin, 0, 10) + 0.0)
+
+    def __call__(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Apply the step: uint8 (h, w, 3) to uint8 (side, side, 3)."""
+        box = bounding_box(foreground_mask(image))
+        if box is None:
+            return PadToSquare()(image)
+        top, left, bottom, right = box
+        longer = max(bottom - top, right - left)
+        side = _bounded(longer + 2 * round(self.margin * longer))
+        return _square(image, (top + bottom - side) // 2, (left + right - side) // 2, side)
+
+    def size_after(self, size: int | None) -> int | None:
+        """Return None: it depends on the cell."""
+        return None
+
+
+@dataclass(frozen=True)
+class Resize(_ToSize):
+    """Resize to a square, whatever the shape before.
+
+    Attributes:
+        size: Side in pixels.
+        method: `"lanczos"` is Pillow's, antialiased. `"bilinear"` takes the four nearest pixels around each half-pixel
+            centre and is NOT antialiased, as `tf.image.resize` and Keras's `image_dataset_from_directory` do by
+            default; it is here to repeat results that were made so.
+    """
+
+    size: int
+    method: str = "lanczos"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        choice("method", self.method, METHODS)
+
+    def __call__(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Apply the step: uint8 (h, w, 3) to uint8 (size, size, 3)."""
+        if check_image(image).shape[:2] == (self.size, self.size):
+            return image
+        return _lanczos(image, self.size) if self.method == "lanczos" else _four_nearest(image, self.size)
+
+
+def _bounded(side: int) -> int:
+    if side > MAX_SIZE:
+        raise ImageError(
+            f"A square of {side:,} pixels a side, to hold the image or its cell, is over the {MAX_SIZE:,} allowed: cut "
+            "the image, or resize it first."
+        )
+    return side
+
+
+def _square(image: NDArray[np.uint8], top: int, left: int, side: int) -> NDArray[np.uint8]:
+    """Return the square of an image whose corner is at (top, left), black outside the image."""
+    square = np.zeros((side, side, 3), np.uint8)
+    seen = image[max(top, 0) : top + side, max(left, 0) : left + side]
+    row, column = max(-top, 0), max(-left, 0)
+    square[row : row + seen.shape[0], column : column + seen.shape[1]] = seen
+    return square
+
+
+def _lanczos(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
+    """Resize with Pillow's antialiased Lanczos filter. Of a cell on black only the lit part is computed."""
+    result = np.zeros((size, size, 3), np.uint8)
+    rows = np.flatnonzero(image.reshape(len(image), -1).max(axis=1))
+    if not len(rows):
+        return result
+    columns = np.flatnonzero(np.bitwise_or.reduce(image[rows[0] : rows[-1] + 1], axis=0).any(axis=1))
+    into_rows, from_rows, top, bottom = _reach(rows, image.shape[0], size)
+    into_columns, from_columns, left, right = _reach(columns, image.shape[1], size)
+    # The pixels around the box are read too, so that the values are those of the whole image, but for rounding.
+    part = Image.fromarray(image[from_rows, from_columns]).resize(
+        (into_columns.stop - into_columns.start, into_rows.stop - into_rows.start),
+        Image.Resampling.LANCZOS,
+        box=(left, top, right, bottom),
+    )
+    result[into_rows, into_columns] = np.asarray(part)
+    return result
+
+
+def _reach(lit: NDArray[np.int64], length: int, wanted: int) -> tuple[slice, slice, float, float]:
+    """Return, along one axis, the pixels of the result that lit ones may reach, their source, and its box."""
+    step = length / wanted
+    support = 3 * max(step, 1.0)
+    # The centre of a result's pixel i lies at (i + 0.5) * step, the filter reaches `support` from there.
+    first = max(int((lit[0] - support) / step - 0.5), 0)
+    last = min(int((lit[-1] + 1 + support) / step + 0.5) + 1, wanted)
+    start = max(int((first + 0.5) * step - support) - 1, 0)
+    stop = min(int((last - 0.5) * step + support) + 2, length)
+    return slice(first, last), slice(start, stop), first * step - start, min(last * step - start, float(stop - start))
+
+
+def _four_nearest(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
+    top, bottom, down = _neighbours(image.shape[0], size)
+    left, right, across = _neighbours(image.shape[1], size)
+    down, across = down[:, None, None], across[None, :, None]
+    # Only the four pixels around each centre are looked up: memory follows the result, however long the image.
+    upper = image[np.ix_(top, left)] * (1 - across) + image[np.ix_(top, right)] * across
+    lower = image[np.ix_(bottom, left)] * (1 - across) + image[np.ix_(bottom, right)] * across
+    mixed: NDArray[np.uint8] = np.rint(upper * (1 - down) + lower * down).astype(np.uint8)
+    return mixed
+
+
+def _neighbours(length: int, wanted: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
+    """Return, per wanted pixel, its two neighbours along one axis and the weight of the second."""
+    centre = np.clip((np.arange(wanted) + 0.5) * (length / wanted) - 0.5, 0, length - 1)
+    first = np.floor(centre).astype(np.int64)
+    return first, np.minimum(first + 1, length - 1), (centre - first).astype(np.float32)

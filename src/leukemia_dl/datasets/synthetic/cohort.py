@@ -1,4 +1,4 @@
-"""Who is in a synthetic data set: subjects, fields, cells, folds, and the latent values that each cell is drawn from.
+"""The subjects, fields, cells and folds of a synthetic data set, and the latent values that each cell is drawn from.
 
 Every number in `CLASSES` and below is taken from C-NMC 2019 or calibrated against it: see
 `benchmarks/synthetic_calibration.py`.
@@ -6,14 +6,13 @@ Every number in `CLASSES` and below is taken from C-NMC 2019 or calibrated again
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from leukemia_dl.checks import whole_number
-from leukemia_dl.errors import SettingsError
 from leukemia_dl.identity import generator
 
 __all__ = ["GENERATOR_VERSION", "LATENTS", "SIGNATURES", "SyntheticCohort", "draw_cohort"]
@@ -78,13 +77,10 @@ class SyntheticCohort:
 
     Attributes:
         subjects: Subjects in the three training folds together, at least 12.
-        images: Training images, at least three times `subjects`.
-        preliminary_images: Images of the preliminary test set, at least 12; they show further subjects.
-        final_images: Images of the unlabelled final test set, at least 2; further subjects again.
-        seed: Seed of everything that is drawn, at least 0.
-
-    Raises:
-        SettingsError: If a value is not an integer or too small.
+        images: Training images, at least three times `subjects`, at most 100,000.
+        preliminary_images: Images of the preliminary test set, 12 to 100,000; they show further subjects.
+        final_images: Images of the unlabelled final test set, 2 to 100,000; further subjects again.
+        seed: Seed of everything that is drawn.
     """
 
     subjects: int = 73
@@ -94,26 +90,16 @@ class SyntheticCohort:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            most = MOST_IMAGES if field.name.endswith("images") else None
-            object.__setattr__(self, field.name, whole_number(field.name, getattr(self, field.name), 0, most))
-        self._at_least("subjects", 12, "so that each fold has both classes; pass 12 or more subjects")
-        self._at_least("images", 3 * self.subjects, "three a subject; pass more images or fewer subjects")
-        self._at_least("preliminary_images", 12, "so that it has both classes; pass 12 or more")
-        self._at_least("final_images", 2, "one of either class; pass 2 or more")
-        self._at_least("seed", 0, "as for numpy; pass a seed that is not negative")
-
-    def _at_least(self, name: str, lowest: int, why: str) -> None:
-        value = getattr(self, name)
-        if value < lowest:
-            raise SettingsError(f"`{name}` must be at least {lowest}: {why}. Received: {value}.")
+        lowest = {"subjects": 12, "preliminary_images": 12, "final_images": 2, "seed": 0}
+        for name, low in lowest.items():
+            high = MOST_IMAGES if name.endswith("images") else None
+            object.__setattr__(self, name, whole_number(name, getattr(self, name), low, high))
+        images = whole_number("images", self.images, 3 * self.subjects, MOST_IMAGES)  # three a subject
+        object.__setattr__(self, "images", images)
 
 
 def draw_cohort(settings: SyntheticCohort) -> pd.DataFrame:
-    """Draw all cells of a data set, without their pixels.
-
-    Args:
-        settings: What to draw.
+    """Draw all cells of a data set with these `settings`, without their pixels.
 
     Returns:
         One row per image, in the order in which it is written, with the columns
@@ -190,20 +176,18 @@ def _assign_folds(subjects: pd.DataFrame) -> pd.Series:
 
 def _number_cells(counts: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Return field and cell numbers, from 1, for the cells of all subjects in turn."""
-    field_numbers: list[int] = []
-    cell_numbers: list[int] = []
+    fields, cells = [], []
     for count in counts:
         starts_field = rng.random(count) < 1 / CELLS_PER_FIELD
         starts_field[0] = True
         numbers = np.cumsum(starts_field)
-        first = np.flatnonzero(starts_field)
-        field_numbers.extend(numbers.tolist())
-        cell_numbers.extend((np.arange(count) - first[numbers - 1] + 1).tolist())
-    return np.array(field_numbers), np.array(cell_numbers)
+        fields.append(numbers)
+        cells.append(np.arange(count) - np.flatnonzero(starts_field)[numbers - 1] + 1)
+    return np.concatenate(fields), np.concatenate(cells)
 
 
 def _number_files(side: pd.Series, rng: np.random.Generator) -> pd.Series:
-    """Return file numbers in random order, so that a number tells nothing of the class; NA for training."""
+    """Return file numbers in random order, so that they do not depend on the class; NA for training."""
     numbers = pd.Series(pd.NA, index=side.index, dtype="Int64")
     for name in ("preliminary", "final"):
         rows = side.index[side == name]
