@@ -246,7 +246,7 @@ def test_to_numpy_names_ten_of_many(tmp_path: Path) -> None:
 
 def test_to_numpy_asks_for_one_size(small: Dataset, write_image: Callable[..., Path]) -> None:
     write_image(small.paths[0], 0, size=12)
-    with pytest.raises(ImageError, match=r"2 sizes .*8 x 8 and 12 x 12: add a step"):
+    with pytest.raises(SettingsError, match=r"images of 8 x 8 and 12 x 12 pixels: let it end in Resize"):
         small.to_numpy(Pipeline.decode_only())
 
 

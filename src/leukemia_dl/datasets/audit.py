@@ -57,10 +57,10 @@ class AuditReport:
     Attributes:
         name: Of the data set.
         findings: A row per finding, the severest first: `kind`; `severity` ("error", "warning", "note"); `sample`,
-            NA where it is about no single image; `other`, the second sample of a pair, else NA; `detail`, for people.
+            NA where it is about no single image; `other`, the second sample of a pair, else NA; `detail`.
         images: A row per image, in row order: `sample`, `readable`, `height` and `width` in pixels, `mode` (Pillow's),
-            `blank`, `nearly_black` (no level above 16 of 255), `single_cell` (cut out on black), the measures of
-            `measure_quality`, `empty_mask`, `touches_border`, `sha256` of the file and `problem`; NA if not known.
+            `nearly_black` (no level above 16 of 255), `single_cell` (cut out on black), the columns of
+            `measure_quality`, `sha256` of the file and `problem`; NA if not known.
         counts: `of` ("total", "class", "split", "fold", "subject"), `name`, `count`, `subjects`, `groups` and
             `declared`, NA where the authors give no number.
     """
@@ -119,14 +119,9 @@ def audit(
 ) -> AuditReport:
     """Check every image of a data set, and what its samples share.
 
-    Each file is hashed (unless its hash is remembered) and decoded once, by threads; those that may show the same cell
-    are decoded again. An image that cannot be read is a finding and stops nothing. The kinds of findings are listed in
-    the guide "Audit".
-
-    A pair of equal images is an error if their labels differ, or their sides or folds as the authors give them, and for
-    the same cell also if their groups differ: splits keep identical files together, but not such cells. If it only
-    joins subjects or groups it is a warning, else a note. Of n equal images all pairs are named up to n = 20,
-    beyond that n - 1 of them.
+    Each file is hashed and decoded once, by threads; those that may show the same cell are decoded again. An image that
+    cannot be read is a finding and stops nothing. The guide "Audit" lists the kinds of findings and their severity. Of
+    n equal images all pairs are named up to n = 20, beyond that n - 1 of them.
 
     Args:
         dataset: Any data set.

@@ -349,8 +349,8 @@ class Dataset:
             show_progress: Whether to tell how far it is.
 
         Raises:
-            ImageError: If files cannot be decoded (one error names up to ten of them), or the images that the pipeline
-                gives differ in size.
+            ImageError: If files cannot be decoded; one error names up to ten of them.
+            SettingsError: If the images that the pipeline gives differ in size.
         """
         return decode_all(self, pipeline, show_progress)
 

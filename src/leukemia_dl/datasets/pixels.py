@@ -66,7 +66,7 @@ class PixelStore:
         another store. It is built aside and moved in place, so at any moment it is absent or complete.
 
         Args:
-            dataset: The data set; its files are hashed, if they were not yet.
+            dataset: The data set.
             pipeline: All its steps fitted, its result of one size.
             folder: The folder of all stores; None for the folder `pixels` in the cache folder (`LEUKEMIA_DL_CACHE`).
             show_progress: Whether to show progress.
@@ -74,7 +74,7 @@ class PixelStore:
         Raises:
             ImageError: If files cannot be decoded; one error names up to ten of them.
             SettingsError: If the pipeline has to be fitted, or gives images of different sizes.
-            StoreError: If the folder cannot be written, or the disk is full. Nothing is left behind.
+            StoreError: If the folder cannot be written. Nothing is left behind.
             DataError: If a file or array has changed since the data set was made.
         """
         size = pipeline.output_size
@@ -150,37 +150,21 @@ def _reopened(folder: Path, rows: NDArray[np.int64]) -> PixelStore:
 
 
 def decode_all(dataset: Dataset, pipeline: Pipeline, show_progress: bool = True) -> NDArray[np.uint8]:
-    """Return the images of a data set after a pipeline, in memory: uint8 (n, height, width, 3), in row order.
-
-    Raises:
-        ImageError: If files cannot be decoded (one error names up to ten of them), or images differ in size.
-    """
+    """Return the images of a data set after a pipeline, in memory: uint8 (n, height, width, 3), in row order."""
     size = pipeline.output_size
-    pixels = None if size is None else np.empty((len(dataset), size, size, 3), np.uint8)
+    shape = pipeline(dataset.decode(0)).shape if size is None else (size, size, 3)
+    pixels = np.empty((len(dataset), *shape), np.uint8)
 
-    def load(row: int) -> NDArray[np.uint8] | ImageError | None:
+    def load(row: int) -> str:
         try:
-            image = pipeline(dataset.decode(row))
+            pixels[row] = _fitting(pipeline(dataset.decode(row)), pixels)
         except ImageError as error:
-            return error
-        if pixels is None:
-            return image
-        pixels[row] = _fitting(image, pixels)
-        return None
+            return str(error)
+        return ""
 
-    loaded = parallel_map(load, range(len(dataset)), "Reading images", show=show_progress)
-    _refuse([str(result) for result in loaded if isinstance(result, ImageError)], len(dataset))
-    if pixels is not None:
-        return pixels
-    images = [image for image in loaded if isinstance(image, np.ndarray)]
-    shapes = sorted({image.shape[:2] for image in images})
-    if len(shapes) > 1:
-        raise ImageError(
-            f"The images have {len(shapes)} sizes (height x width), such as "
-            f"{' and '.join(f'{h} x {w}' for h, w in shapes[:3])}: add a step that makes them equal, "
-            "as dataset.default_pipeline(size) does."
-        )
-    return np.stack(images)
+    found = parallel_map(load, range(len(dataset)), "Reading images", show=show_progress)
+    _refuse([text for text in found if text], len(dataset))
+    return pixels
 
 
 def stores(folder: str | Path | None = None) -> list[tuple[Path, dict[str, Any] | None, int]]:
@@ -288,9 +272,10 @@ def _write_pixels(
 def _fitting(image: NDArray[np.uint8], target: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Return an image if it has the expected size; numpy would stretch one of a single pixel."""
     if image.shape != target.shape[1:]:
+        found, wanted = (f"{shape[0]} x {shape[1]}" for shape in (image.shape, target.shape[1:]))
         raise SettingsError(
-            f"The pipeline gives {image.shape} where {target.shape[1:]} is expected: a step after Resize changes the "
-            "size. Let it say so by size_after(), or put it before."
+            f"The pipeline gives images of {found} and {wanted} pixels: let it end in Resize(size), or let the steps "
+            "after it state their size by size_after()."
         )
     return image
 

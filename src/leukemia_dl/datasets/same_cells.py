@@ -50,11 +50,9 @@ def cell_key(image: NDArray[np.uint8]) -> CellKey | None:
 
 
 def likeness(one: NDArray[np.uint8], two: NDArray[np.uint8]) -> Likeness | None:
-    """Compare two images, uint8 (h, w, 3), whose cells may lie in different places of the frame.
+    """Return the likeness of two images, uint8 (h, w, 3), if they show the same cell, wherever it lies; else None.
 
-    Returns:
-        Their likeness if they show the same cell: boxes of one size, masks that overlap by more than 0.995, pixels that
-        differ by less than one grey level on average. Else None.
+    The same cell: boxes of one size, masks that overlap by more than 0.995, a mean difference below one grey level.
     """
     first, second = _cut_out(one), _cut_out(two)
     if first is None or second is None or first.shape != second.shape:
@@ -83,7 +81,7 @@ def same_cells(keys: Sequence[CellKey | None], contents: Sequence[str | None], d
     compared with the first of each set that was found so far.
 
     Args:
-        keys: Of each image, see `cell_key`.
+        keys: The `cell_key` of each image.
         contents: Equal for identical files; None if not known.
         decode: Returns the pixels of a row, uint8 (h, w, 3).
 

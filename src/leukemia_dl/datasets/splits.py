@@ -44,8 +44,7 @@ class Split:
             `"content-disjoint"` (no two sides share a byte-identical file), `"test-is-not-val"`.
         dropped: Training images left out because their group, or their content, is on the test side.
         leaked: How many images outside the test side share, with another side, an identical file (`files`), a
-            cell that is known to be one (`cells`, identical files included), a group (`groups`; None if the groups
-            are not known).
+            known cell (`cells`, identical files included), a group (`groups`; None if the groups are not known).
         flags: What a reader of the results should know, such as a side with few patients.
         digest: SHA-256 of sample ids and sides, whatever the order of the rows.
     """
@@ -84,11 +83,9 @@ def make_splits(
     """Split a data set. The same seed and table give the same splits, whatever the order of the rows.
 
     Protocols, on labelled samples only; C-NMC's preliminary images enter only `preliminary`, its final ones none.
-    Sides that a data set gives itself count for `fixed` alone; the others pool them. On official folds, samples without
-    a fold are left out.
+    Sides that a data set gives count for `fixed` alone. On official folds, samples without a fold are left out.
 
-    - `official`: each official fold as test side in turn, as published. Where the folds are cut through linked
-      patients, the split lacks `"group-disjoint"` and its flags count the images concerned.
+    - `official`: each official fold as test side in turn, as published, also where linked patients are separated.
     - `official_clean`: the same, without the training images of a group that is on the test side.
     - `preliminary`: train on the training part, test on the preliminary set.
     - `kfold`: drawn, stratified by class. 5 folds where each test side then has at least five groups of each class,
@@ -105,22 +102,20 @@ def make_splits(
         dataset: The data set to split.
         protocol: One of the above; None for `official_clean` if the data set has official folds, else `fixed` if it
             has sides, else `kfold` if its patients are known.
-        folds: Which folds to test on; None for all, or for the one of official folds that published results of the data
-            set test (`dataset.info.test_fold`, 2 for C-NMC 2019); `"all"` for all.
+        folds: Which folds to test on; `"all"`; or None for all, but of official folds for the one that published
+            results test (`dataset.info.test_fold`, 2 for C-NMC 2019).
         seed: Of everything that is drawn.
         allow_leakage: Needed for `random`.
         n_folds: Number of folds to draw, for `kfold` only.
-        n_repeats: How often to draw them anew, for `kfold` only; the folds of the second time are numbered from
-            `n_folds` on, and so forth.
+        n_repeats: How often to draw them anew, for `kfold` only; fold numbers go on.
 
     Returns:
         A `Split` per fold, in the order of `folds`; one, whose `fold` is None, for a protocol without folds.
 
     Raises:
         UnknownNameError: If there is no such protocol.
-        SettingsError: If folds, seed, n_folds, n_repeats or allow_leakage are not allowed, or do not fit the protocol.
-        SplitError: If the data set lacks what the protocol needs: subjects, folds, sides, groups of each class; for
-            None, if nothing says how to split it.
+        SettingsError: If a setting is not allowed, or does not fit the protocol.
+        SplitError: If the data set lacks subjects, folds, sides or groups that the protocol needs.
 
     Examples:
         >>> import numpy as np

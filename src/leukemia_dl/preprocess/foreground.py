@@ -20,16 +20,10 @@ _BLACK_BORDER = 0.75
 def foreground_mask(image: NDArray[np.uint8], background: Background = "auto", threshold: int = 0) -> NDArray[np.bool_]:
     """Find the cell: the largest connected set (touching by side or corner) of foreground pixels, its holes filled.
 
-    Args:
-        image: uint8, (h, w, 3).
-        background: See `foreground_pixels`.
-        threshold: See `foreground_pixels`.
+    Args and errors are those of `foreground_pixels` (`image`, `background`, `threshold`).
 
     Returns:
         bool, (h, w). All False where there is no foreground.
-
-    Raises:
-        ImageError: If `image` is no such array.
     """
     from scipy import ndimage
 
@@ -84,11 +78,7 @@ def foreground_pixels(
 
 
 def bounding_box(mask: NDArray[np.bool_]) -> tuple[int, int, int, int] | None:
-    """Return (top, left, bottom, right) of a mask, in pixels: rows top to bottom - 1, columns left to right - 1.
-
-    Args:
-        mask: bool, (h, w); otherwise an ImageError is raised. An empty one has no box: None.
-    """
+    """Return (top, left, bottom, right) of `mask`, bool (h, w), in pixels: rows top to bottom - 1; None if empty."""
     check_mask(mask)
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     return (int(rows[0]), int(columns[0]), int(rows[-1]) + 1, int(columns[-1]) + 1) if len(rows) else None
@@ -125,12 +115,8 @@ def silhouette(mask: NDArray[np.bool_]) -> dict[str, float]:
     padded = np.pad(mask, 1)
     inner = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
     perimeter = float((mask & ~inner).sum())
-    return {
-        "area": float(mask.sum()),
-        "width": float(right - left),
-        "height": float(bottom - top),
-        "perimeter": perimeter,
-    }
+    sides = {"width": float(right - left), "height": float(bottom - top)}
+    return {"area": float(mask.sum()), **sides, "perimeter": perimeter}
 
 
 def mask_colour(image: NDArray[np.uint8], mask: NDArray[np.bool_]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

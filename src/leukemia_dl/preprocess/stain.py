@@ -1,7 +1,6 @@
 """Stain normalisation that leaves the background alone: Reinhard and Macenko, inside a mask.
 
-Both are steps: immutable, `fit` returns a fitted one. C-NMC 2019 was already normalised by its authors: default off.
-A tile on which a method is not defined (too few pixels, one colour) comes back unchanged, and the reason is logged.
+C-NMC 2019 was already normalised by its authors: default off.
 """
 
 from __future__ import annotations
@@ -111,11 +110,11 @@ class _Normalizer(Step):
 
     @abstractmethod
     def _recolour(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Return pixels (n, 3) in the target's stain. Raises _Undefined where they have no statistics."""
+        """Return pixels (n, 3) in the target's stain."""
 
     @abstractmethod
     def _statistics(self, tiles: Iterator[NDArray[np.uint8]]) -> tuple[Any, Any]:
-        """Return the target of tiles, each (n, 3). Raises _Undefined if none has one."""
+        """Return the target of tiles, each (n, 3)."""
 
 
 @dataclass(frozen=True)
@@ -153,17 +152,16 @@ class Reinhard(_Normalizer):
 
 @dataclass(frozen=True)
 class Macenko(_Normalizer):
-    """Give each image the stains of the target, and as much of them.
+    """Give each image the stains of the target, and as much of them (Macenko 2009, doi:10.1109/ISBI.2009.5193250).
 
-    Macenko et al. 2009, doi:10.1109/ISBI.2009.5193250. Two stains span a plane in optical density: that of the two
-    largest principal axes. The extreme angles in it (percentiles `alpha` and 100 - `alpha`) are the stains, and a
-    percentile of each one's concentration is scaled to the target's. Colour outside the plane is lost, as in the paper.
+    Two stains span a plane in optical density: that of the two largest principal axes. The extreme angles in it are the
+    stains, and a percentile of each one's concentration is scaled to the target's. Colour outside the plane is lost.
 
     Attributes:
         stains: Unit vectors of the two stains (2, 3), the bluer one first; None before `fit`.
         levels: That percentile of each one's concentration.
         light: Grey level, plus one, of unstained glass.
-        alpha: Percentile of the angle, in [0, 50).
+        alpha: The stains are the percentiles `alpha`, in [0, 50), and 100 - `alpha` of the angle.
         percentile: Of the concentrations. The 99 of the paper suits tissue, most of which is pale. Of a cell on black
             the darkest hundredth is its rim: there 50, the median, brings subjects together and 99 does not.
         beta: Pixels with less optical density than this in any channel do not count for the stains.
@@ -246,8 +244,6 @@ def _numbers(name: str, values: Any, shape: tuple[int, ...], low: float) -> Any:
         array = np.asarray(values, dtype=np.float64) + 0.0
     except (TypeError, ValueError):
         array = np.empty(0)
-    if array.shape != shape or not np.isfinite(array).all() or array.min() < low or array.max() > 1000:
-        raise SettingsError(
-            f"{name} must be numbers of shape {shape} from {low:g} to 1000. Received: {name}={values!r}."
-        )
+    if array.shape != shape or not ((array >= low) & (array <= 1000)).all():
+        raise SettingsError(f"{name} must be numbers of shape {shape}, {low:g} to 1000. Received: {name}={values!r}.")
     return tuple(map(tuple, array.tolist())) if array.ndim == 2 else tuple(array.tolist())

@@ -42,9 +42,10 @@ SHADING, SHADING_WIDTH = 6.5, 28.0
 SKEW = 0.018
 BLUR = 1.2
 
-VERTICES = 720
-HARMONICS = 60
-MARGIN = 12
+VERTICES, HARMONICS, MARGIN = 720, 60, 12
+ANGLES = np.linspace(0.0, 2 * np.pi, VERTICES, endpoint=False)
+ORDERS = np.arange(2, HARMONICS + 2)
+COSINES, SINES = np.cos(np.outer(ORDERS, ANGLES)), np.sin(np.outer(ORDERS, ANGLES))
 
 
 def draw_cell(latents: Mapping[str, Any] | pd.Series, seed: int, size: int = 450) -> NDArray[np.uint8]:
@@ -75,41 +76,34 @@ def draw_cell(latents: Mapping[str, Any] | pd.Series, seed: int, size: int = 450
 
 def _outline(rng: np.random.Generator, area: float) -> Points:
     """Return the corners (VERTICES, 2), x and y, of an outline around the origin that encloses `area`."""
-    cosines, sines = _harmonics()
-    orders = np.arange(2, HARMONICS + 2)
     irregular = np.exp(0.5 * rng.standard_normal())
     rough = np.exp(0.5 * rng.standard_normal())
-    amplitudes = 0.105 * irregular * orders**-1.6 + 0.0012 * rough * np.exp(-((orders / 24) ** 2))
+    amplitudes = 0.105 * irregular * ORDERS**-1.6 + 0.0012 * rough * np.exp(-((ORDERS / 24) ** 2))
     amplitudes[:2] *= (1.7, 1.3)
-    radius = 1.0 + (amplitudes * rng.standard_normal(HARMONICS)) @ cosines
-    radius += (amplitudes * rng.standard_normal(HARMONICS)) @ sines
-    angles = _angles()
+    radius = 1.0 + (amplitudes * rng.standard_normal(HARMONICS)) @ COSINES
+    radius += (amplitudes * rng.standard_normal(HARMONICS)) @ SINES
     if rng.random() < 0.15:
-        away = _angle_from(angles, rng.uniform(0, 2 * np.pi))
+        away = _angle_from(ANGLES, rng.uniform(0, 2 * np.pi))
         radius *= 1 - rng.uniform(0.08, 0.32) * np.exp(-0.5 * (away / rng.uniform(0.15, 0.45)) ** 2)
     if rng.random() < 0.18:
         # Segmentation cut touching cells apart along straight, often axis-parallel lines.
         direction = rng.integers(8) * np.pi / 4
         for turn in (0.0, rng.choice([-1, 1]) * np.pi / 4):
-            facing = np.cos(_angle_from(angles, direction + turn))
+            facing = np.cos(_angle_from(ANGLES, direction + turn))
             reach = rng.uniform(0.84, 0.97)
             radius = np.where(facing > 0.3, np.minimum(radius, reach / np.maximum(facing, 0.3)), radius)
     radius = np.maximum(radius, 0.25)
     enclosed = 0.5 * np.sin(2 * np.pi / VERTICES) * float(radius @ np.roll(radius, 1))
     radius *= np.sqrt(area / enclosed)
-    return np.stack([radius * np.cos(angles), radius * np.sin(angles)], axis=1)
+    return np.stack([radius * np.cos(ANGLES), radius * np.sin(ANGLES)], axis=1)
 
 
 def _attachments(rng: np.random.Generator, outline: Points) -> list[Points]:
     """Return the polygons of what segmentation left on the cell: pink smears, part of a neighbour."""
-    polygons: list[Points] = []
     radius = float(np.sqrt(np.mean(outline**2) * 2))
-    if rng.random() < 0.30:
-        for _ in range(rng.integers(1, 3)):
-            polygons.append(_smear(rng, outline, radius))
-    if rng.random() < 0.07:
-        polygons.append(_neighbour(rng, outline, radius))
-    return polygons
+    smears = rng.integers(1, 3) if rng.random() < 0.30 else 0
+    polygons = [_smear(rng, outline, radius) for _ in range(smears)]
+    return [*polygons, _neighbour(rng, outline, radius)] if rng.random() < 0.07 else polygons
 
 
 def _smear(rng: np.random.Generator, outline: Points, radius: float) -> Points:
@@ -267,17 +261,6 @@ def _band(squares: Floats, narrow: float, wide: float) -> Floats:
 def _angle_from(angles: Points, direction: float) -> Points:
     """Return the signed angles from `direction`, in (-pi, pi]."""
     return np.asarray((angles - direction + np.pi) % (2 * np.pi) - np.pi)
-
-
-@functools.cache
-def _angles() -> Points:
-    return np.linspace(0.0, 2 * np.pi, VERTICES, endpoint=False)
-
-
-@functools.cache
-def _harmonics() -> tuple[Points, Points]:
-    phases = np.outer(np.arange(2, HARMONICS + 2), _angles())
-    return np.cos(phases), np.sin(phases)
 
 
 @functools.lru_cache(maxsize=64)

@@ -45,29 +45,13 @@ TEXTURE_ICC = 0.38
 SIGNATURE_ICC = 0.37
 
 
-@dataclass(frozen=True)
-class CellClass:
-    """The distribution of one class.
-
-    Attributes:
-        area: Mean area of its unambiguous cells in pixels; with the ambiguous ones, and with what sticks to the cells
-            (1.5 % more pixels), the class has C-NMC's mean.
-        subject_sd: Standard deviation of the subjects' mean areas, in pixels.
-        cell_sd: Standard deviation of area inside a subject, in pixels.
-        texture: Mean coarseness of its unambiguous chromatin; the standard deviation is 1.
-        ambiguous: Share of cells that have the size of the other class and a texture between the two.
-    """
-
-    area: float
-    subject_sd: float
-    cell_sd: float
-    texture: float
-    ambiguous: float
-
-
+# Per class: `area`, mean area of its unambiguous cells in pixels (with the ambiguous ones, and the 1.5% that sticks to
+# cells, the class has C-NMC's mean); `subject_sd`, standard deviation of the subjects' mean areas; `cell_sd`, that of
+# areas inside a subject; `texture`, mean coarseness of its unambiguous chromatin, whose standard deviation is 1;
+# `ambiguous`, share of cells that have the size of the other class and a texture between the two.
 CLASSES = {
-    "hem": CellClass(area=22_650.0, subject_sd=3_880.0, cell_sd=2_910.0, texture=1.4, ambiguous=0.25),
-    "all": CellClass(area=36_800.0, subject_sd=3_590.0, cell_sd=4_920.0, texture=-1.4, ambiguous=0.08),
+    "hem": {"area": 22_650.0, "subject_sd": 3_880.0, "cell_sd": 2_910.0, "texture": 1.4, "ambiguous": 0.25},
+    "all": {"area": 36_800.0, "subject_sd": 3_590.0, "cell_sd": 4_920.0, "texture": -1.4, "ambiguous": 0.08},
 }
 
 
@@ -90,12 +74,11 @@ class SyntheticCohort:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        lowest = {"subjects": 12, "preliminary_images": 12, "final_images": 2, "seed": 0}
+        lowest = {"subjects": 12, "images": 0, "preliminary_images": 12, "final_images": 2, "seed": 0}
         for name, low in lowest.items():
+            low = 3 * self.subjects if name == "images" else low  # three a subject
             high = MOST_IMAGES if name.endswith("images") else None
             object.__setattr__(self, name, whole_number(name, getattr(self, name), low, high))
-        images = whole_number("images", self.images, 3 * self.subjects, MOST_IMAGES)  # three a subject
-        object.__setattr__(self, "images", images)
 
 
 def draw_cohort(settings: SyntheticCohort) -> pd.DataFrame:
@@ -199,10 +182,9 @@ def _draw_latents(cells: pd.DataFrame, rng: np.random.Generator) -> pd.DataFrame
     """Add `ambiguous` and the columns `LATENTS`."""
     subject, _ = pd.factorize(cells["subject"])
     number = int(subject.max()) + 1
-    classes = cells["label"].map(CLASSES)
 
     def of_class(name: str) -> np.ndarray:
-        return np.array([getattr(cell_class, name) for cell_class in classes])
+        return np.array([CLASSES[label][name] for label in cells["label"]])
 
     def two_levels(subject_sd: Any, cell_sd: Any) -> np.ndarray:
         subject_effects = rng.standard_normal(number)[subject]
