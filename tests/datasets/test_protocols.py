@@ -26,7 +26,7 @@ def test_repeats_are_drawn_anew_and_numbered_on() -> None:
     assert len({split.digest for split in splits}) == 6
     assert make_splits(dataset, "kfold", n_folds=3, n_repeats=2, folds=[4])[0].digest == splits[4].digest
     for wrong in (0, True, 1.5):
-        with pytest.raises(SettingsError, match="n_repeats must be an int of at least 1"):
+        with pytest.raises(SettingsError, match="n_repeats must be a whole number of at least 1"):
             make_splits(dataset, "kfold", n_repeats=wrong)
     with pytest.raises(SettingsError, match="n_repeats are for protocol='kfold'"):
         make_splits(dataset, "holdout", n_repeats=2)
@@ -78,7 +78,7 @@ def test_folds_by_default_and_by_choice() -> None:
     with pytest.raises(SettingsError, match=r"'holdout' has no folds: leave `folds` out. Received: \[0\]"):
         make_splits(dataset, "holdout", folds=[0])
     for n_folds in (1, True, 2.5):
-        with pytest.raises(SettingsError, match="n_folds must be an int of at least 2"):
+        with pytest.raises(SettingsError, match="n_folds must be a whole number of at least 2"):
             make_splits(dataset, "kfold", n_folds=n_folds)
     with pytest.raises(SettingsError, match="n_folds and n_repeats are for protocol='kfold'"):
         make_splits(dataset, n_folds=3)

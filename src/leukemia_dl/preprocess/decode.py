@@ -36,6 +36,7 @@ _DOCUMENTS = frozenset({
     ".csv", ".db", ".doc", ".docx", ".htm", ".html", ".ini", ".ipynb", ".json", ".log", ".md", ".pdf", ".py", ".rst",
     ".toml", ".tsv", ".txt", ".xls", ".xlsx", ".xml", ".yaml", ".yml",
 })  # fmt: skip
+_MOST_BYTES = 16 * MAX_PIXELS
 _MOST_SCANS, _MOST_REPEATS = 30, 500  # of a JPEG of `MAX_PIXELS`, and of a smaller one
 _MOST_TILES, _MOST_LAYERS = 100_000, 5  # of a TIFF: a layer of tiles per channel
 _DEEP = 0xFFFF
@@ -49,9 +50,8 @@ _warned: set[str] = set()  # a data set may have thousands of such files
 def decode_image(source: str | Path | bytes) -> NDArray[np.uint8]:
     """Decode one image.
 
-    Grey and palette images become RGB, 16-bit ones are scaled (not clipped) to 8 bits, an alpha channel is laid over
-    black (the background of segmented cells), CMYK is converted and an EXIF orientation applied. Of a file with
-    several frames the first is taken.
+    Grey, palette and CMYK images become RGB, 16-bit ones are scaled (not clipped) to 8 bits, an alpha channel is laid
+    over black (the background of segmented cells), an EXIF orientation is applied. The first of several frames counts.
 
     Levels of 9 to 15 bits in a 16-bit TIFF are scaled by the range that BitsPerSample, MaxSampleValue or
     SMaxSampleValue (4095 for 12 bits) states. Without such a tag, an image in the lowest sixteenth of 16 bits is
@@ -64,16 +64,18 @@ def decode_image(source: str | Path | bytes) -> NDArray[np.uint8]:
         uint8, (height, width, 3), RGB, 0..255; a new array that may be written to.
 
     Raises:
-        ImageError: If the file is missing, is a folder, has another format, more than `MAX_PIXELS` pixels, is cut off,
-            cannot be decoded, or would take too long (a JPEG of thousands of scans, a TIFF whose strips overlap). The
-            message names the file and the reason.
+        ImageError: If the file is missing, has another format, more than `MAX_PIXELS` pixels or 320 MB, is cut off, or
+            would take too long (a JPEG of thousands of scans, a TIFF whose strips overlap).
     """
     name = f"<{len(source):,} bytes>" if isinstance(source, bytes) else str(source)
     try:
-        repeats = _repeats(source)
+        data = source if isinstance(source, bytes) else _content(Path(source))
+        # Scans of a JPEG, or colour profiles of a PNG: each takes time, even in a small file.
+        marker = {b"\xff\xd8": b"\xff\xda", b"\x89P": b"iCCP"}.get(data[:2])
+        repeats = data.count(marker) if marker else 0
         if repeats > _MOST_REPEATS:
             raise _Refused(f"it has {repeats:,} scans or colour profiles, more than {_MOST_REPEATS}: save it anew")
-        with Image.open(_opened(source), formats=FORMATS) as image:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             _bound_work(image, repeats)
             deep = image.format != "BMP" and any(part in str(image.tile) for part in (";16", ";12"))
             image.decodermaxblock = _BLOCK
@@ -82,7 +84,7 @@ def decode_image(source: str | Path | bytes) -> NDArray[np.uint8]:
                 ImageOps.exif_transpose(image, in_place=True)  # in place: otherwise it copies an image that is upright
             except Exception as error:  # broken metadata do not make the pixels worse
                 _log.info("Ignored the unreadable EXIF data of %s: %s", name, error)
-            return _to_rgb(_to_8_bits(image, source, name) if deep else image)
+            return _to_rgb(_to_8_bits(image, data, name) if deep else image)
     except _Refused as error:
         reason = str(error)
     except UnidentifiedImageError:
@@ -119,28 +121,14 @@ class _Refused(Exception):
     """A file that is not decoded, for the reason in the text."""
 
 
-def _opened(source: str | Path | bytes) -> Path | io.BytesIO:
-    if isinstance(source, bytes):
-        return io.BytesIO(source)
-    path = Path(source)
-    if not path.is_file():  # asked first, since opening a pipe or a device would wait for ever
+def _content(path: Path) -> bytes:
+    if not path.is_file():  # asked first, since reading a pipe or a device would wait for ever
         if path.is_dir():
             raise _Refused("it is a folder, not a file")
         raise _Refused("it is not a regular file" if path.exists() else "there is no such file")
-    return path
-
-
-def _repeats(source: str | Path | bytes) -> int:
-    """Return the number of scans of a JPEG, or of colour profiles of a PNG: each takes time, even in a small file."""
-    opened, count, kept, marker = _opened(source), 0, b"", b""
-    with opened if isinstance(opened, io.BytesIO) else opened.open("rb") as file:
-        while block := file.read(_BLOCK):
-            marker = marker or {b"\xff\xd8": b"\xff\xda", b"\x89P": b"iCCP"}.get(block[:2], b"")
-            if not marker:
-                break
-            count += (kept + block).count(marker)
-            kept = block[1 - len(marker) :]
-    return count
+    if path.stat().st_size > _MOST_BYTES:
+        raise _Refused(f"it has more than the {_MOST_BYTES // 10**6:,} MB allowed")
+    return path.read_bytes()
 
 
 def _bound_work(image: ImageFile.ImageFile, repeats: int) -> None:
@@ -158,7 +146,7 @@ def _bound_work(image: ImageFile.ImageFile, repeats: int) -> None:
         raise _Refused("it keeps each 16-bit channel apart, which Pillow misreads: save it with interleaved channels")
 
 
-def _to_8_bits(image: Image.Image, source: str | Path | bytes, name: str) -> Image.Image:
+def _to_8_bits(image: Image.Image, data: bytes, name: str) -> Image.Image:
     """Return a 16-bit image as one of 8 bits: scaled by the range that its tags state, otherwise by all 16 bits.
 
     Pillow gives 16-bit levels of grey images as they are, and only the upper bytes of coloured ones.
@@ -170,7 +158,7 @@ def _to_8_bits(image: Image.Image, source: str | Path | bytes, name: str) -> Ima
     levels = np.asarray(image if grey else image.convert("RGB"))
     if not grey:
         levels = levels.astype(np.uint16) << 8
-        levels |= _lower_bytes(source) if top < _DEEP and image.mode == "RGB" else 0
+        levels |= _lower_bytes(data) if top < _DEEP and image.mode == "RGB" else 0
     largest = int(levels.max())
     if largest > top or (not grey and (image.mode != "RGB" or tags.get(284) == 2)):
         top = _DEEP
@@ -187,10 +175,10 @@ def _to_8_bits(image: Image.Image, source: str | Path | bytes, name: str) -> Ima
     return Image.fromarray(scaled.astype(np.uint8)[levels])
 
 
-def _lower_bytes(source: str | Path | bytes) -> NDArray[np.uint8]:
+def _lower_bytes(data: bytes) -> NDArray[np.uint8]:
     """Return the lower bytes of 16-bit RGB samples: Pillow returns them if the byte order is swapped."""
     other = {"L": "B", "B": "L", "N": "B" if sys.byteorder == "little" else "L"}
-    with Image.open(_opened(source), formats=("TIFF",)) as image:
+    with Image.open(io.BytesIO(data), formats=("TIFF",)) as image:
         tiles: list[Any] = image.tile
         image.tile = [t._replace(args=(t.args[0][:-1] + other[t.args[0][-1]], *t.args[1:])) for t in tiles]
         image.load()
