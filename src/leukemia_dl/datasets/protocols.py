@@ -40,7 +40,6 @@ class SplitIndices:
     train: IntArray
     test: IntArray
     val: IntArray | None = None
-    dropped: int = 0
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from types import MappingProxyType
 
 import numpy as np
@@ -175,10 +175,9 @@ def whole_numbers(values: object) -> list[int] | None:
 def _checked(context: SplitContext, indices: SplitIndices) -> Split:
     """Apply the rules of the protocol, draw the val side where there is none, verify everything, return rows."""
     rules = PROTOCOLS[context.protocol]
-    if rules.clean:
-        kept = context.excluding(indices.train, indices.test)
-        indices = replace(indices, train=kept, dropped=len(indices.train) - len(kept))
-    train, val, test = indices.train, indices.test if rules.val_is_test else indices.val, indices.test
+    test, val = indices.test, indices.test if rules.val_is_test else indices.val
+    train = context.excluding(indices.train, test) if rules.clean else indices.train
+    dropped = len(indices.train) - len(train)
     if val is None:
         train, val = context.holdout(train, "val", -1 if indices.fold is None else indices.fold)
     sides = {"train": train, "val": val, "test": test}
@@ -186,8 +185,8 @@ def _checked(context: SplitContext, indices: SplitIndices) -> Split:
     guarantees, flags, leaked = _verify(context, sides)
     if not context.grouped:
         flags.append("patients unknown: one may be on several sides")
-    if indices.dropped:
-        flags.append(f"{indices.dropped:,} training images dropped: their group or content is on the test side")
+    if dropped:
+        flags.append(f"{dropped:,} training images dropped: their group or content is on the test side")
     few = counts[counts["groups"] < FEW_GROUPS].reset_index() if context.grouped else counts[:0]
     flags += [f"{row['side']}: few groups of class {row['class']} ({row['groups']})" for row in few.to_dict("records")]
     samples = context.table["sample"]
@@ -196,7 +195,7 @@ def _checked(context: SplitContext, indices: SplitIndices) -> Split:
         indices.fold,
         **{side: _rows(context, positions) for side, positions in sides.items()},
         guarantees=tuple(sorted(guarantees)),
-        dropped=indices.dropped,
+        dropped=dropped,
         leaked=MappingProxyType(leaked),
         flags=tuple(flags),
         digest=identity.digest({side: sorted(samples[positions]) for side, positions in sides.items()}),
