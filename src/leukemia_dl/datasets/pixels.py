@@ -261,11 +261,12 @@ def _write_pixels(
     for place, path, content in jobs:
         try:
             target[place] = _fitting(pipeline.load(path), target)
-        except ImageError as error:
+            found = sha256_of_file(Path(path))
+        except (ImageError, OSError) as error:
             problems.append((path, content, str(error)))
-        else:
-            if sha256_of_file(Path(path)) != content:
-                raise DataError(f"{path} has changed since the data set was loaded. Load the data set again.")
+            continue
+        if found != content:
+            raise DataError(f"{path} has changed since the data set was loaded. Load the data set again.")
     return problems
 
 
