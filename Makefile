@@ -10,7 +10,7 @@ STORE ?= runs/quick
 WORKERS ?= 2
 # What is run on a backend other than TensorFlow, in an environment without it.
 OTHER_BACKEND = tests/test_benchmarks.py tests/test_other_backend.py tests/models/test_saved_elsewhere.py tests/testing/test_checks.py \
-	tests/training/test_augmentation.py tests/training/test_engines.py \
+	tests/training/test_augmentation.py tests/training/test_loop.py \
 	tests/training/test_features.py tests/training/test_optimizer.py tests/training/test_resume.py
 
 .DEFAULT_GOAL := help

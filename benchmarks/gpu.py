@@ -53,27 +53,20 @@ def keras_child(net: str, size: int, batches: list[int], dry: bool) -> Iterator[
     import leukemia_dl as ldl
     from leukemia_dl.models.build import build_model
     from leukemia_dl.models.classifier import predict_logits
-    from leukemia_dl.training import ComputeConfig, Recipe, fit
+    from leukemia_dl.training import Recipe, fit
     from leukemia_dl.training.backends import prepare
 
-    device = prepare(compute=ComputeConfig())
+    device = prepare()
     spec, rounds = ldl.get_backbone(net), 1 if dry else 5
     yield {"device": device.name, "kind": device.kind, "precision": device.dtype_policy, "backend": device.backend}
     for batch in batches:
         images, labels = images_for(batch, size, dry)
         count = len(images)
         recipe = Recipe(image_size=size, epochs=rounds + 3, batch_size=batch, symmetries=False, dropout=0.0)
-        engine, trained = ["?"], []
+        trained: list[Any] = []
 
-        def ours(
-            pause: Callable[[float], None], recipe=recipe, images=images, labels=labels, e=engine, t=trained
-        ) -> None:
-            compute = ComputeConfig(engine="scan" if dry and device.backend != "torch" else "auto")
-            result = fit(
-                spec, images, labels, 2, recipe, compute=compute, on_epoch=lambda _, row: pause(row["seconds"])
-            )  # fmt: skip
-            e[0] = str(result.history["engine"].iloc[-1])
-            t.append(result.model)
+        def ours(pause: Callable[[float], None], recipe=recipe, images=images, labels=labels, t=trained) -> None:
+            t.append(fit(spec, images, labels, 2, recipe, on_epoch=lambda _, row: pause(row["seconds"])).model)
 
         def plain(pause: Callable[[float], None], images=images, labels=labels, batch=batch) -> None:
             class Clock(keras.callbacks.Callback):
@@ -92,7 +85,7 @@ def keras_child(net: str, size: int, batches: list[int], dry: bool) -> Iterator[
             taken = in_turn({"ours": one, "fit": other}, rounds)
             one.finish(), other.finish()
             rates = {way: count / float(np.median(seconds)) for way, seconds in taken.items()}
-            yield {"what": "training", "batch": batch, "engine": engine[0], **rates}
+            yield {"what": "training", "batch": batch, **rates}
             model = trained[0]
             ways = {
                 "ours": lambda m=model, i=images, b=batch: predict_logits(m, i, b),

@@ -176,7 +176,7 @@ def augmentation(rounds: int, name: str, size: int, batch: int = 16) -> Row:
     from leukemia_dl.models import build_model, get_backbone
     from leukemia_dl.training import Augmentation
     from leukemia_dl.training.augmentation import augment, background_colour
-    from leukemia_dl.training.backends import fused, prepare
+    from leukemia_dl.training.backends import prepare, xla_jit
 
     device = prepare()
     import keras
@@ -190,7 +190,7 @@ def augmentation(rounds: int, name: str, size: int, batch: int = 16) -> Row:
     model.compile("adamw", loss, jit_compile=device.jit_compile)
     parameters = tf.constant(settings.draw(background_colour(images), 0, 0))
     pixels = tf.constant(images)
-    augmenting = tf.function(lambda: augment(pixels, parameters, settings, fused))
+    augmenting = tf.function(lambda: augment(pixels, parameters, settings, xla_jit))
     floats = images.astype(np.float32)
     shares, steps = [], []
     for turn in range(rounds + 1):

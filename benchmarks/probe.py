@@ -17,8 +17,8 @@ from harness import Row, compared, in_turn
 
 import leukemia_dl as ldl
 from leukemia_dl.models.classifier import predict_logits, softmax
-from leukemia_dl.training import FeatureCache, Nets, Recipe, Subset, fit
-from leukemia_dl.training.backends import feed, prepare
+from leukemia_dl.training import FeatureCache, ModelCache, Recipe, Subset, fit
+from leukemia_dl.training.backends import as_fit_input, prepare
 from leukemia_dl.training.batches import Batches
 from leukemia_dl.training.optimizer import build_loss, build_optimizer
 
@@ -55,7 +55,7 @@ def rows(short: bool) -> Iterable[Row]:
 
         def through() -> float:
             started = time.perf_counter()
-            model = Nets().get(spec, recipe, 2, 0, device).model
+            model = ModelCache().get(spec, recipe, 2, 0, device).model
             for layer in model.layers:
                 layer.trainable = layer.name == "logits"
             optimizer = build_optimizer(recipe, recipe.head_learning_rate, {})
@@ -63,7 +63,7 @@ def rows(short: bool) -> Iterable[Row]:
             batches = Batches(images[:count], labels[:count], 32, 0)
             optimizer.start(EPOCHS * batches.steps)
             model.compile(optimizer, build_loss(recipe, 2), jit_compile=False)
-            data = feed(lambda: batches.stream(0), batches.example())
+            data = as_fit_input(lambda: batches.stream(0), batches.example())
             model.fit(data, epochs=EPOCHS, steps_per_epoch=batches.steps, verbose=0)
             taken = time.perf_counter() - started
             predicted["through"] = softmax(predict_logits(model, images[:shown], 32))
@@ -83,13 +83,12 @@ def rows(short: bool) -> Iterable[Row]:
 
         def heads(folds: int, seeds: int) -> None:
             with tempfile.TemporaryDirectory() as folder:
-                cache, nets = FeatureCache(folder), Nets()
+                cache, models = FeatureCache(folder), ModelCache()
                 for fold in range(folds):
                     train, test = np.flatnonzero(parts != fold), np.flatnonzero(parts == fold)
                     for seed in range(seeds):
-                        result = fit(
-                            spec, Subset(images, train), labels[train], 2, recipe, seed=seed, features=cache, nets=nets
-                        )
+                        shared = {"features": cache, "models": models}
+                        result = fit(spec, Subset(images, train), labels[train], 2, recipe, seed=seed, **shared)
                         result.logits(Subset(images, test))
 
         taken = in_turn({"all": lambda: heads(folds, seeds), "one": lambda: heads(1, 1)}, rounds, warm=0)

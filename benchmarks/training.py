@@ -20,7 +20,7 @@ import leukemia_dl as ldl
 from leukemia_dl.datasets.synthetic import SyntheticCohort, write_dataset
 from leukemia_dl.training import Recipe, fit
 from leukemia_dl.training.backends import prepare
-from leukemia_dl.training.nets import Nets
+from leukemia_dl.training.model_cache import ModelCache
 from leukemia_dl.training.optimizer import build_loss, build_optimizer
 
 BATCH = 32
@@ -82,7 +82,7 @@ def bare_step(spec: Any, size: int, images: Any, labels: Any, steps: int, device
     import tensorflow as tf
 
     settings = recipe(size, 1)
-    model = Nets().get(spec, settings, 2, 0, device).model
+    model = ModelCache().get(spec, settings, 2, 0, device).model
     optimizer = build_optimizer(settings, 1e-3, {})
     optimizer.build(model.trainable_variables)
     optimizer.start(1000)

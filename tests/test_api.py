@@ -67,7 +67,7 @@ PUBLIC = {
     "leukemia_dl.testing": ("BACKBONE_CHECKS", "check_backbone", "parametrize_with_checks"),
     "leukemia_dl.testing.strategies": ("cells", "images", "masks", "pipelines", "steps"),
     "leukemia_dl.training": (
-        "Augmentation", "ComputeConfig", "FeatureCache", "FitContext", "FitResult", "Nets", "Recipe", "Subset",
+        "Augmentation", "ComputeConfig", "FeatureCache", "FitContext", "FitResult", "ModelCache", "Recipe", "Subset",
         "as_keras", "augment", "augment_images", "fit", "load_factory",
     ),
     "leukemia_dl.training.callbacks": ("CallbackFactory", "FitContext", "load_factory", "mlflow", "tensorboard"),

@@ -63,7 +63,7 @@ except ldl.errors.BackendError as error:
 
 # %%
 frame = ldl.Benchmark(dataset, ["cnn"], recipe=recipe, **settings).run()
-frame[["backbone", "backend", "device", "precision", "engine", "batch_size", "deterministic"]].transpose()
+frame[["backbone", "backend", "device", "precision", "batch_size", "deterministic"]].transpose()
 
 # %% [markdown]
 # The backend is part of what names a trial, the device is not: a trial that the store holds from a CPU is not run again
@@ -118,9 +118,7 @@ except ldl.errors.SettingsError as error:
 #
 # ## How fast is it?
 #
-# With JAX on a GPU whole epochs run as one compiled function, with the images on the device where they take no more
-# than 0.30 of its memory; `engine` in the row says `scan`. To measure your GPU, beside Keras's `fit` and a
-# PyTorch loop, in a clone of the repository:
+# To measure your GPU, beside Keras's `fit` and a PyTorch loop, in a clone of the repository:
 #
 # ```console needs="a GPU"
 # python benchmarks/gpu.py

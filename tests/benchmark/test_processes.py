@@ -92,7 +92,7 @@ def test_what_a_plugin_prints_is_in_the_log(broken):
     log = (made.store.root / "logs" / frame.loc["talks", "trial"] / "log.txt").read_text()
     assert "\na plugin that prints\n" in log
     assert "\nand starts programs that do\n" in log
-    assert "Z epoch 2, phase all, engine keras, loss" in log
+    assert "Z epoch 2, phase full, loss" in log
     assert log.rstrip().endswith("ends")
 
 

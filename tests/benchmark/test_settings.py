@@ -147,7 +147,7 @@ def test_data_may_lie_elsewhere(dataset, synthetic_root, tmp_path):
     ("change", "error", "says"),
     [
         (("[recipe]", "[recipes]"), SettingsError, "unknown setting 'recipes'"),
-        (("engine =", "engin ="), SettingsError, "unknown setting 'engin'"),
+        (("threads =", "thread ="), SettingsError, "unknown setting 'thread'"),
         (('backend = "tensorflow"', 'backend = "torch"'), SettingsError, "KERAS_BACKEND=torch"),
         (('"tiny"', '"tiny2"'), ldl.errors.UnknownNameError, "Did you mean 'tiny'"),
         (("batch_size = 8", "batch_size = 0"), SettingsError, "batch_size"),

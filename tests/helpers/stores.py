@@ -73,10 +73,10 @@ def _outcome(cell, labels, classes, random, learned):
     history = pd.DataFrame(
         {
             "epoch": range(1, RECIPE.epochs + 1), "phase": "full", "loss": 1 - curve / 2, "accuracy": curve,
-            "val_loss": 1.1 - curve / 2, "val_accuracy": curve - 0.1, "seconds": 1.0, "engine": "keras",
+            "val_loss": 1.1 - curve / 2, "val_accuracy": curve - 0.1, "seconds": 1.0,
         }
     )  # fmt: skip
     row = {"parameters": 1000 * (1 + len(cell.trial.backbone)), "backend": "tensorflow", "device": "cpu"}
-    row |= {"precision": "float32", "threads": 1, "engine": "keras"}
+    row |= {"precision": "float32", "threads": 1}
     timings = {"fit_seconds": 3.0 * len(cell.trial.backbone), "predict_images_per_second": 100.0, "device_name": "none"}
     return runner._Outcome(shares, row, timings, history)

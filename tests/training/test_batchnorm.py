@@ -14,7 +14,6 @@ from leukemia_dl.models.heads import Head
 from leukemia_dl.training import Recipe, fit
 from leukemia_dl.training.augmentation import Augmentation, augment_images
 from leukemia_dl.training.batchnorm import batchnorm_layers, reestimate_batchnorm
-from leukemia_dl.training.scan import training_pass
 
 keras = pytest.importorskip("keras")
 
@@ -58,23 +57,13 @@ def test_statistics_inside_composite_and_nested_layers_are_those_of_the_images()
     assert not np.allclose(np.asarray(inner.norm.moving_variance), 1)
 
 
-@pytest.mark.skipif(keras.backend.backend() == "torch", reason="nothing is compiled there")
-def test_a_compiled_pass_gives_the_same_statistics():
+def test_a_look_at_the_statistics_does_not_change_the_seeds_of_dropout():
     images = np.random.default_rng(0).integers(0, 256, (24, 32, 32, 3), dtype=np.uint8)
     model = build_model(ldl.get_backbone("cnn"), 32, 2, head=Head(dropout=0.5))
-    forward, layers = training_pass(model), batchnorm_layers(model)
     seeds = [v for v in model.non_trainable_variables if "seed" in v.path]
     before = [np.array(keras.ops.convert_to_numpy(seed)) for seed in seeds]
-    found = []
-    for used in (None, forward, forward):
-        assert reestimate_batchnorm(model, images, 8, used) == len(layers)
-        found.append(
-            [np.array(keras.ops.convert_to_numpy(v)) for layer in layers for v in layer.non_trainable_variables]
-        )
-        images = images[::-1]  # other batches, the same function
-    for plain, compiled in zip(*found[:2], strict=True):
-        np.testing.assert_allclose(plain, compiled, rtol=1e-3, atol=1e-4)
-    assert seeds  # of dropout: a look at the statistics must not change what is trained afterwards
+    assert reestimate_batchnorm(model, images, 8) == len(batchnorm_layers(model))
+    assert seeds
     for seed, value in zip(seeds, before, strict=True):
         np.testing.assert_array_equal(np.asarray(seed), value)
 

@@ -80,8 +80,7 @@ def test_a_lambda_callback_hears_of_batches():
     batches = []
     callback = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: batches.append(batch))
     recipe = Recipe(image_size=32, head_epochs=1, epochs=0, batch_size=8)
-    result = fit(SMALL, *TRAIN, 2, recipe, callbacks=[callback])
-    assert result.history["engine"].tolist() == ["keras"]
+    fit(SMALL, *TRAIN, 2, recipe, callbacks=[callback])
     assert batches == [0, 1, 2, 3]
 
 
@@ -203,7 +202,7 @@ def test_factories_by_name(tmp_path, monkeypatch):
         (3, "module:function"),
         ("my_callbacks:nothing", "has no attribute 'nothing'"),
         ("not_there_at_all:make", "No module named"),
-        ("my_callbacks:value", "is a int"),
+        ("my_callbacks:value", "callbacks=3"),
     ):
         with pytest.raises(SettingsError, match=says):
             load_factory(wrong)

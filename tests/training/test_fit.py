@@ -10,7 +10,7 @@ import leukemia_dl as ldl
 from discs import IMAGES, LABELS
 from leukemia_dl.errors import DataError, SettingsError, TrainingError
 from leukemia_dl.models.classifier import predict_logits
-from leukemia_dl.training import ComputeConfig, Recipe, fit
+from leukemia_dl.training import Recipe, fit
 from leukemia_dl.training.fit import _unconverged
 
 keras = pytest.importorskip("keras")
@@ -46,7 +46,7 @@ def test_it_learns(result):
 
 def test_the_history_is_that_of_the_model(result):
     history = result.history
-    assert list(history) == ["epoch", "phase", "engine", "loss", "accuracy", "val_loss", "val_accuracy", "seconds"]
+    assert list(history) == ["epoch", "phase", "loss", "accuracy", "val_loss", "val_accuracy", "seconds"]
     assert list(history["epoch"]) == [1, 2, 3]
     logits = predict_logits(result.model, IMAGES[32:], 16)
     losses = [math.log(np.exp(row - row[k]).sum()) for row, k in zip(logits, LABELS[32:], strict=True)]
@@ -65,7 +65,7 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_others(result):
     assert "val_loss" not in other.history
 
 
-def test_callbacks_are_told(result):
+def test_steps_and_epochs_are_reported(result):
     assert [(epoch, step, 4) for epoch in range(3) for step in range(4)] == STEPS
     assert [epoch for epoch, _ in EPOCHS] == [1, 2, 3]
     assert [row["val_loss"] for _, row in EPOCHS] == list(result.history["val_loss"])
@@ -115,8 +115,8 @@ def test_bfloat16_needs_a_gpu_that_has_it(result):
         fit(CNN, IMAGES, LABELS, 2, dataclasses.replace(RECIPE, precision="mixed_bfloat16"))
 
 
-@pytest.mark.parametrize(("engine", "phases"), [("keras", (0, 2)), ("auto", (2, 0)), ("auto", (1, 1))])
-def test_building_and_compiling_count_as_preparing(engine, phases):
+@pytest.mark.parametrize("phases", [(0, 2), (2, 0), (1, 1)])
+def test_building_and_compiling_count_as_preparing(phases):
     """20.5: `fit_seconds` held building and compiling for the first trial of a process only (2.6 : 1 : 1)."""
     slept = []
 
@@ -132,7 +132,7 @@ def test_building_and_compiling_count_as_preparing(engine, phases):
     spec = ldl.BackboneSpec(name="slow", build=build, scaling="unit", native_size=32, min_size=8)
     recipe = dataclasses.replace(RECIPE, head_epochs=phases[0], epochs=phases[1])
     validation = (IMAGES[32:], LABELS[32:])
-    found = fit(spec, IMAGES[:32], LABELS[:32], 2, recipe, validation=validation, compute=ComputeConfig(engine=engine))
+    found = fit(spec, IMAGES[:32], LABELS[:32], 2, recipe, validation=validation)
     assert sum(slept) >= 1.0
     assert sum(slept) <= found.prepare_seconds < found.seconds
 

@@ -10,10 +10,8 @@ from discs import IMAGES, LABELS
 from leukemia_dl.models.build import build_model
 from leukemia_dl.models.classifier import predict_logits
 from leukemia_dl.models.heads import split_at_features
-from leukemia_dl.training import ComputeConfig, FeatureCache, Nets, Recipe, Subset, fit
+from leukemia_dl.training import FeatureCache, ModelCache, Recipe, Subset, fit
 from leukemia_dl.training.backends import prepare
-from leukemia_dl.training.batchnorm import reestimate_batchnorm
-from leukemia_dl.training.scan import training_pass
 
 keras = pytest.importorskip("keras")
 pytestmark = pytest.mark.gpu
@@ -30,8 +28,8 @@ def device():
     return found
 
 
-def trained(recipe=PLAIN, **compute):
-    return fit(CNN, IMAGES[:32], LABELS[:32], 2, recipe, validation=VALIDATION, compute=ComputeConfig(**compute))
+def trained(recipe=PLAIN):
+    return fit(CNN, IMAGES[:32], LABELS[:32], 2, recipe, validation=VALIDATION)
 
 
 def test_a_net_learns_in_the_precision_that_auto_chooses(device):
@@ -42,24 +40,13 @@ def test_a_net_learns_in_the_precision_that_auto_chooses(device):
     assert np.isfinite(result.history["val_loss"]).all()
 
 
-def test_auto_takes_whole_epochs_on_jax_and_fit_elsewhere(device):
-    assert set(trained().history["engine"]) == {"scan" if device.backend == "jax" else "keras"}
-
-
-@pytest.mark.skipif(keras.backend.backend() == "torch", reason="it has one engine")
-def test_both_engines_give_about_the_same_losses():
-    scan, plain = (trained(engine=engine).history for engine in ("scan", "keras"))
-    # Kernels may add up in another order each time, and steps amplify it.
-    np.testing.assert_allclose(scan["loss"][:2], plain["loss"][:2], rtol=0.05)
-
-
 def test_folds_and_seeds_share_a_net_and_features(device):
-    nets, cache = Nets(), FeatureCache()
+    models, cache = ModelCache(), FeatureCache()
     recipe = dataclasses.replace(PLAIN, epochs=0, head_epochs=20, head_learning_rate=1e-2)
     for seed in (0, 1):
         for rows in (np.arange(32), np.arange(24)):
             result = fit(
-                CNN, Subset(IMAGES, rows), LABELS[rows], 2, recipe, seed=seed, nets=nets, features=cache
+                CNN, Subset(IMAGES, rows), LABELS[rows], 2, recipe, seed=seed, models=models, features=cache
             )  # fmt: skip
             test = Subset(IMAGES, np.arange(32, 48))
             np.testing.assert_allclose(result.logits(test), predict_logits(result.model, test, 16), atol=1e-2)
@@ -70,16 +57,6 @@ def test_features_are_those_of_one_image_at_a_time(device):
     whole = FeatureCache().read(extractor, IMAGES, device, 16)[:]
     parts = np.concatenate([FeatureCache().read(extractor, IMAGES[i : i + 1], device, 16)[:] for i in range(4)])
     np.testing.assert_allclose(parts, whole[:4], rtol=1e-2, atol=1e-3)
-
-
-@pytest.mark.skipif(keras.backend.backend() == "torch", reason="nothing is compiled there")
-def test_compiled_statistics_are_those_of_the_layers():
-    model = build_model(CNN, 32, 2)
-    found = []
-    for forward in (None, training_pass(model)):
-        reestimate_batchnorm(model, IMAGES, 16, forward)
-        found.append(np.array(keras.ops.convert_to_numpy(model.get_layer("stage1_1_bn").moving_variance)))
-    np.testing.assert_allclose(*found, rtol=1e-2)
 
 
 def test_memory_that_runs_out_is_an_error_that_names_the_batch():

@@ -36,6 +36,16 @@ def steps(optimizer, values, count, planned=10):
     return seen
 
 
+class HalfStepLater(keras.optimizers.schedules.LearningRateSchedule):
+    """A schedule over the share of the steps, read in the middle of each step."""
+
+    def __init__(self, schedule, steps):
+        self.schedule, self.steps = schedule, steps
+
+    def __call__(self, step):
+        return self.schedule((keras.ops.cast(step, "float32") + 0.5) / self.steps)
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -49,7 +59,8 @@ def test_it_is_keras_adamw(change):
     recipe = dataclasses.replace(PLAIN, **change)
     rate = 0.1
     if recipe.schedule == "cosine":
-        rate = keras.optimizers.schedules.CosineDecay(0.05, 8, warmup_target=0.1, warmup_steps=2)
+        rate = keras.optimizers.schedules.CosineDecay(0.0, 0.8, warmup_target=0.1, warmup_steps=0.2)
+        rate = HalfStepLater(rate, 10)
     theirs = keras.optimizers.AdamW(
         rate, weight_decay=recipe.weight_decay, global_clipnorm=recipe.global_clipnorm or None
     )
@@ -73,14 +84,29 @@ def test_a_share_of_the_rate_is_a_lower_rate_and_nothing_else():
 
 def test_the_average_is_that_of_the_weights_after_each_step():
     values = variables((3, 2), (2,))
-    optimizer = build_optimizer(PLAIN, 0.1, {}, average=0.8)
+    optimizer = build_optimizer(PLAIN, 0.1, {}, ema_momentum=0.8)
     expected = [keras.ops.convert_to_numpy(v) + 0.0 for v in values]
     for step, seen in enumerate(steps(optimizer, values, 20)):
-        kept = min(0.8, (1 + step) / (10 + step))
+        kept = min(0.8, step / (9 + step))
         expected = [kept * old + (1 - kept) * new for old, new in zip(expected, seen, strict=True)]
     for mean, wanted in zip(optimizer.averages(), expected, strict=True):
         np.testing.assert_allclose(keras.ops.convert_to_numpy(mean), wanted, rtol=1e-5)
     assert build_optimizer(PLAIN, 0.1, {}).build(variables((2, 2))) is None
+
+
+def test_the_rate_rises_linearly_then_falls_as_a_cosine_and_is_never_zero():
+    recipe = dataclasses.replace(PLAIN, schedule="cosine", warmup_fraction=0.25)
+    for schedule, last in (("cosine", 0.5 * (1 + np.cos(np.pi * 14.5 / 15))), ("constant", 1.0)):
+        optimizer = build_optimizer(dataclasses.replace(recipe, schedule=schedule), 0.1, {})
+        values, rates = variables((2, 2)), []
+        optimizer.build(values)
+        optimizer.start(20)
+        for _ in range(20):
+            rates.append(float(optimizer.learning_rate))
+            optimizer.apply([keras.ops.ones((2, 2))], values)
+        np.testing.assert_allclose(rates[:5], 0.1 * (np.arange(5) + 0.5) / 5, rtol=1e-5)
+        assert rates[-1] == pytest.approx(0.1 * last, rel=1e-3)
+        assert min(rates) > 0
 
 
 def test_rates_fall_geometrically_from_the_head_to_the_first_layer():

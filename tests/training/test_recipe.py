@@ -205,7 +205,7 @@ def test_backbones_with_weights_of_their_own_names_can_be_compared(tmp_path):
     mapped = Recipe.preset("finetune", weights={"vgg16": "random", "plugin": "own.v2"})
     assert [mapped.for_backbone(spec).weights for spec in (vgg16, plugin)] == [None, "own.v2"]
     assert weights_identity(plugin, mapped.for_backbone(plugin).weights) == "own.v2"
-    with pytest.raises(SettingsError, match=r"weights says nothing of cnn\. .*Add it: 'pretrained', 'random', no name"):
+    with pytest.raises(SettingsError, match=r"weights does not name cnn\. .*Add it: 'pretrained', 'random', no name"):
         mapped.for_backbone(cnn)
     with pytest.raises(WeightsError, match=r"Allowed: None, 'own.v1', 'own.v2', .*weights='pretrained', or a mapping"):
         weights_identity(plugin, Recipe.preset("finetune").for_backbone(plugin).weights)

@@ -74,7 +74,6 @@ class Benchmark:
             has cores. Not part of the trial's name, but results equal to the bit need equal threads: rows have them.
         callbacks: A function of a `FitContext` that makes Keras callbacks, its name as "module:function", or, for
             executor="in-process", a list. Not part of the trial's name, since their effect is unknown.
-        engine: How batches reach the net; rows say it. This and the rest: `leukemia_dl.training.ComputeConfig`.
 
     Raises:
         UnknownNameError: For a backbone, baseline, recipe or protocol that is not there.
@@ -103,7 +102,6 @@ class Benchmark:
         device: str = "auto",
         threads: int | None = None,
         callbacks: CallbackFactory | Sequence[Any] | str | None = None,
-        engine: str = "auto",
     ) -> None:
         if not isinstance(dataset, Dataset) or not isinstance(recipe, (str, Recipe)):
             given = f"{type(dataset).__name__} and recipe={recipe!r}"
@@ -122,7 +120,7 @@ class Benchmark:
         self.pipelines = {size: chosen_pipeline(pipeline, self.recipe, size, dataset.info.canvas) for size in sizes}
         self.callbacks = self.recipe.callbacks if callbacks is None else callbacks
         load_factory(self.callbacks)
-        self.compute = ComputeConfig(device, threads, engine)
+        self.compute = ComputeConfig(device, threads)
         self.source = dataset.source
         self.dataset = dataset.subset(dataset.labels >= 0)
         protocol = default_protocol(self.dataset) if protocol is None else protocol
@@ -360,7 +358,7 @@ class Benchmark:
         """Raise BackendError now, and not once per trial."""
         if isinstance(executor, InProcess):
             prepare(self.recipe.precision, self.compute)
-        elif isinstance(executor, Processes) and (self.compute.is_choice or self.recipe.precision != "auto"):
+        elif isinstance(executor, Processes) and (self.compute.device[:3] == "gpu" or self.recipe.precision != "auto"):
             prepare_elsewhere(self.recipe.precision, self.compute)
 
     def _status(self, record: Record) -> str:

@@ -30,11 +30,11 @@ from leukemia_dl.models.classifier import Classifier, predict_logits, softmax
 from leukemia_dl.models.spec import BackboneSpec
 from leukemia_dl.plugins import installed_version
 from leukemia_dl.preprocess import Pipeline
-from leukemia_dl.training.backends import ComputeConfig, prepare
+from leukemia_dl.training.backends import ComputeConfig
 from leukemia_dl.training.callbacks import CallbackFactory
 from leukemia_dl.training.features import FeatureCache
 from leukemia_dl.training.fit import FitResult, fit
-from leukemia_dl.training.nets import Nets
+from leukemia_dl.training.model_cache import ModelCache
 from leukemia_dl.training.phases import predict_batch_size
 from leukemia_dl.training.recipe import Recipe
 
@@ -42,7 +42,7 @@ __all__ = ["Listener", "Shared", "Task", "failed_record", "run_baseline", "run_t
 
 _TIMED_BATCHES = 4
 # Folds and seeds of one backbone share a net, compiled once, for as long as this process lives.
-_nets = Nets()
+_models = ModelCache()
 _features = lru_cache(maxsize=1)(FeatureCache)
 
 
@@ -204,10 +204,6 @@ def _recorded(
 
 
 def _backbone(task: Task, shared: Shared, images: Images, pipeline: Pipeline, listener: Listener) -> _Outcome:
-    # First of all, so that threads and device are chosen before the backend starts.
-    prepare(shared.recipe.precision, shared.compute)
-    # Models of earlier trials would otherwise stay in memory for as long as the process lives.
-    _nets.forget_others(task.spec)
     split, labels, groups = task.split, shared.samples.labels, shared.samples.groups
     epochs = shared.recipe.for_backbone(task.spec).total_epochs
     deadline = None if task.time_limit is None else time.monotonic() + task.time_limit
@@ -226,7 +222,7 @@ def _backbone(task: Task, shared: Shared, images: Images, pipeline: Pipeline, li
     result = fit(
         task.spec, train, labels[split.train], len(shared.samples.class_names), shared.recipe,
         seed=task.trial.seed or 0, groups=groups, validation=(val, labels[split.val]), compute=shared.compute,
-        checkpoints=task.checkpoints, callbacks=shared.callbacks, folder=task.logs, features=features, nets=_nets,
+        checkpoints=task.checkpoints, callbacks=shared.callbacks, folder=task.logs, features=features, models=_models,
         on_step=lambda epoch, step, steps: listener.step(epoch, step, steps, epochs), on_epoch=on_epoch,
     )  # fmt: skip
     clock = time.perf_counter()
@@ -250,7 +246,7 @@ def _backbone(task: Task, shared: Shared, images: Images, pipeline: Pipeline, li
     row = {
         "epochs": len(history), "batch_size": result.recipe.batch_size, "parameters": int(result.model.count_params()),
         "backend": device.backend, "device": device.kind, "precision": device.dtype_policy, "threads": device.threads,
-        "engine": str(history["engine"].iloc[-1]), "deterministic": _repeatable(result),
+        "deterministic": _repeatable(result),
     }  # fmt: skip
     timings = {
         "prepare_seconds": result.prepare_seconds,
@@ -311,7 +307,7 @@ def _row(trial: Trial, split: Split, samples: Samples, recipe: Recipe | None) ->
     row["guarantees"] = "; ".join(sorted(split.guarantees))
     kept = trial.pipeline is None or Pipeline.from_dict(dict(trial.pipeline)).keeps_scale
     row["flags"] = _joined([*split.flags, "" if kept else "cells are cropped to: their size is not seen"])
-    row |= dict.fromkeys(("parameters", "backend", "device", "precision", "threads", "engine"))
+    row |= dict.fromkeys(("parameters", "backend", "device", "precision", "threads"))
     row["deterministic"] = True
     return row | {"plugin": trial.plugin, "plugin_version": trial.plugin_version or installed_version(trial.plugin)}
 

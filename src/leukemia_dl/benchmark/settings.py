@@ -26,7 +26,7 @@ __all__ = ["read_settings", "settings_of"]
 
 _BENCHMARK = (
     "backbones", "baselines", "protocol", "folds", "n_folds", "seeds", "allow_leakage", "save_models", "device",
-    "threads", "engine", "store", "callbacks",
+    "threads", "store", "callbacks",
 )  # fmt: skip
 _VERSIONED = ("leukemia-dl", "keras", "tensorflow", "jax", "torch", "numpy")
 

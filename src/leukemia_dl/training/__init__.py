@@ -1,7 +1,4 @@
-"""ONE fit: its recipe, batches and their augmentation, the devices it runs on, BatchNorm statistics to be trusted.
-
-Which trials there are is the business of `benchmark/`; what a net looks like that of `models/`.
-"""
+"""ONE fit: recipe, batches, augmentation, device, features, BatchNorm statistics and checkpoints."""
 
 from leukemia_dl.training.augmentation import Augmentation, augment, augment_images
 from leukemia_dl.training.backends import ComputeConfig
@@ -9,11 +6,11 @@ from leukemia_dl.training.batches import Subset
 from leukemia_dl.training.callbacks import FitContext, load_factory
 from leukemia_dl.training.features import FeatureCache
 from leukemia_dl.training.fit import FitResult, fit
-from leukemia_dl.training.nets import Nets
+from leukemia_dl.training.model_cache import ModelCache
 from leukemia_dl.training.pydataset import as_keras
 from leukemia_dl.training.recipe import Recipe
 
 __all__ = [
-    "Augmentation", "ComputeConfig", "FeatureCache", "FitContext", "FitResult", "Nets", "Recipe", "Subset", "as_keras",
-    "augment", "augment_images", "fit", "load_factory",
+    "Augmentation", "ComputeConfig", "FeatureCache", "FitContext", "FitResult", "ModelCache", "Recipe", "Subset",
+    "as_keras", "augment", "augment_images", "fit", "load_factory",
 ]  # fmt: skip

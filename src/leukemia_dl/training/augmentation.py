@@ -21,29 +21,29 @@ from leukemia_dl.identity import generator, plain_number
 from leukemia_dl.preprocess import GIEMSA
 from leukemia_dl.preprocess.colour import LIGHT, stain_matrix
 from leukemia_dl.preprocess.decode import check_image
-from leukemia_dl.training.backends import fused
+from leukemia_dl.training.backends import xla_jit
 
 __all__ = ["PARAMETERS", "Augmentation", "augment", "augment_images", "background_colour", "training_model"]
 
 PARAMETERS = (
     "turns", "mirror", "angle", "down", "right", "brightness", "contrast", "stain_1", "stain_2", "red", "green", "blue",
 )  # fmt: skip
-"""Columns of what `Augmentation.draw` returns; the last three are the colour of the image's background."""
+"""Columns of the array that `Augmentation.draw` returns; the last three are the colour of the image's background."""
 _DARKEST = 32.0  # Sum of the three channels above which a pixel is certainly cell; C-NMC's have 60 and more.
 _LARGEST = {"rotation": 180.0, "shift": 0.5, "brightness": 0.9, "contrast": 0.9, "stain": 0.9}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Augmentation:
-    """What may happen to a training image, each anew in each epoch; 0 or False switches it off.
+    """Random changes of each training image in each epoch; 0 or False switches one off.
 
     Attributes:
         symmetries: Turn by right angles and mirror: one of the eight symmetries of the square, exactly.
-        rotation: Turn further, by up to so many degrees either way, bilinear; what comes in is background.
-        shift: Move by up to this share of the side, down or up and right or left; likewise.
+        rotation: Turn further, by up to so many degrees either way, bilinear; the corners become background.
+        shift: Move by up to this share of the side, down or up and right or left, bilinear.
         brightness: Multiply the cell's grey levels by 1 +- this.
         contrast: Multiply their distance from the cell's mean colour by 1 +- this.
-        stain: Multiply the density of each of two stains (Giemsa's) by 1 +- this (Tellez et al. 2018,
+        stain: Multiply the density of Giemsa's two stains by 1 +- this (Tellez et al. 2018,
             doi:10.1109/TMI.2018.2820199).
 
     Raises:
@@ -58,7 +58,7 @@ class Augmentation:
     stain: float = 0.0
 
     def __post_init__(self) -> None:
-        """Refuse a value that is not allowed, with its name."""
+        """Check the values."""
         for field in fields(self):
             object.__setattr__(self, field.name, plain_number(getattr(self, field.name)))
         flag("symmetries", self.symmetries)
@@ -78,39 +78,24 @@ class Augmentation:
 
     @property
     def augments(self) -> bool:
-        """Whether anything happens at all."""
+        """Whether any change is switched on."""
         return self.symmetries or self.moves or self.recolours
 
     def draw(self, background: NDArray[np.uint8], seed: int, epoch: int) -> NDArray[np.float32]:
-        """Draw the parameters of each image for one epoch.
+        """Return the parameters of each image for one epoch: float32 (n, len(PARAMETERS)).
 
-        Args:
-            background: uint8 (n, 3), see `background_colour`.
-            seed: Of the trial. Each parameter is an axis of its own: switching one on shifts no other.
-            epoch: From 0.
-
-        Returns:
-            float32 (n, len(PARAMETERS)). Angles in radians, counter-clockwise; shifts as shares of the side.
+        Angles are in radians, counter-clockwise; shifts are shares of the side. `background` is uint8 (n, 3), see
+        `background_colour`; `seed` that of the trial. Each parameter is an axis of its own: none shifts another.
         """
         count = len(background)
 
-        def uniform(axis: str, largest: float) -> NDArray[np.float64]:
-            return largest * generator(seed, axis, epoch).uniform(-1, 1, count)
-
         codes = generator(seed, "symmetry", epoch).integers(0, 8, count) * self.symmetries
-        columns = [
-            codes % 4,
-            codes // 4,
-            uniform("rotation", math.radians(self.rotation)),
-            uniform("shift down", self.shift),
-            uniform("shift right", self.shift),
-            uniform("brightness", self.brightness),
-            uniform("contrast", self.contrast),
-            uniform("stain 1", self.stain),
-            uniform("stain 2", self.stain),
-            *background.T,
-        ]
-        return np.stack(columns, axis=1).astype(np.float32)
+        largest = {
+            "rotation": math.radians(self.rotation), "shift down": self.shift, "shift right": self.shift,
+            "brightness": self.brightness, "contrast": self.contrast, "stain 1": self.stain, "stain 2": self.stain,
+        }  # fmt: skip
+        drawn = [most * generator(seed, axis, epoch).uniform(-1, 1, count) for axis, most in largest.items()]
+        return np.stack([codes % 4, codes // 4, *drawn, *background.T], axis=1).astype(np.float32)
 
 
 def background_colour(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -135,9 +120,9 @@ def augment(
     Args:
         images: Tensor (n, size, size, 3), RGB 0..255, uint8 or float32. `size` is static.
         parameters: float32 tensor (n, len(PARAMETERS)).
-        settings: Says which parts are needed at all. Right angles and mirroring come first and are exact; then
-            rotation and shift in one bilinear step; then colour, on pixels that are not exactly black.
-        compiled: Given each part, a function of tensors, returns what to call instead; see `backends.fused`.
+        settings: Switches parts on. Right angles and mirroring come first and are exact; then rotation and shift in one
+            bilinear step; then colour, on pixels that are not exactly black.
+        compiled: Compiles each part, a function of tensors, such as `backends.xla_jit`.
 
     Returns:
         float32 (n, size, size, 3), 0..255.
@@ -167,13 +152,13 @@ def augment(
 def augment_images(
     images: NDArray[np.uint8], settings: Augmentation, seed: int = 0, epoch: int = 0
 ) -> NDArray[np.uint8]:
-    """Return `images`, uint8 (n, size, size, 3), as training would see them, rounded to uint8; for looking at them.
+    """Return uint8 images (n, size, size, 3) as training sees them, rounded to uint8, to look at them.
 
-    `settings` is an `Augmentation`, or a `Recipe`, which is one; `seed` that of a trial, `epoch` counts from 0.
+    `settings` is an `Augmentation`, such as a `Recipe`; `seed` that of a trial, `epoch` counts from 0.
 
     Raises:
-        SettingsError: If the settings are neither.
-        ImageError: If the images are no such array.
+        SettingsError: If the settings are another object.
+        ImageError: If the images are another array.
     """
     from keras import ops
 
@@ -194,7 +179,7 @@ def training_model(model: Any, settings: Augmentation) -> Any:
     """
     import keras
 
-    once = functools.cache(fused)  # otherwise compiled again in each call of an uncompiled net
+    once = functools.cache(xla_jit)  # otherwise compiled again in each call of an uncompiled net
 
     class Augment(keras.layers.Layer):  # type: ignore[misc]
         def call(self, inputs: Any) -> Any:
@@ -230,14 +215,8 @@ def _motion(value: dict[str, Any], size: int) -> tuple[Any, Any, Any, Any, Any, 
     # The shift and the free rotation happen last, so they are undone first.
     c, f = -(a * down + b * right) * size, -(d * down + e * right) * size
     b_y, b_x = side * flip, even * flip
-    return (
-        even * a + b_y * d,
-        even * b + b_y * e,
-        even * c + b_y * f,
-        -side * a + b_x * d,
-        -side * b + b_x * e,
-        (-side * c + b_x * f),
-    )
+    rows = (even * a + b_y * d, even * b + b_y * e, even * c + b_y * f)
+    return (*rows, -side * a + b_x * d, -side * b + b_x * e, -side * c + b_x * f)
 
 
 def _exact(images: Any, fill: Any, motion: tuple[Any, ...]) -> Any:

@@ -1,4 +1,4 @@
-"""Everything that differs between Keras backends and devices. The only module that imports tensorflow, jax or torch."""
+"""Differences between Keras backends and devices. The only module that imports tensorflow, jax or torch."""
 
 from __future__ import annotations
 
@@ -17,24 +17,26 @@ from leukemia_dl.checks import whole_number
 from leukemia_dl.errors import BackendError, SettingsError
 from leukemia_dl.models.backend import backend_name, quiet_start
 
-__all__ = [
-    "ComputeConfig", "Device", "core_count", "device_names", "feed", "fused", "prepare",
-]  # fmt: skip
+__all__ = ["ComputeConfig", "Device", "as_fit_input", "core_count", "device_names", "prepare", "xla_jit"]
 
-ENGINES = ("auto", "keras", "scan")
+# Other values make another network, or a shorter fit, than a recipe says.
+_KERAS_SETTINGS = (
+    ("image_data_format", "channels_last"),
+    ("floatx", "float32"),
+    ("max_epochs", None),
+    ("max_steps_per_epoch", None),
+)
 
 
 @dataclass(frozen=True)
 class ComputeConfig:
-    """What a fit is allowed of the machine, and how it uses it. None of it is part of what names a trial.
+    """The part of the machine that a fit may use. It is not part of a trial's name.
 
     Attributes:
-        device: "auto" for the first GPU where there is one, else the CPU; "cpu", "gpu" or "gpu:1". One per process on
-            TensorFlow.
-        threads: That one operation on a CPU may use; None for as many as there are cores. Equal results to the bit need
-            equal threads. A backend that has already started in this process keeps what it has.
-        engine: "keras" for Keras's `fit`; "scan" for whole epochs as one compiled function, with the images on the
-            device; "auto" for the latter where a head is trained on features, and on a GPU that has room, with JAX.
+        device: "auto" for the first GPU, or the CPU if there is none; "cpu", "gpu" or "gpu:1". TensorFlow can use one
+            device per process.
+        threads: CPU threads of one operation; None for one per core. Equal results to the bit need equal threads. A
+            backend that has started in this process already keeps its number.
 
     Raises:
         SettingsError: On creation, for a value that is not allowed.
@@ -42,35 +44,18 @@ class ComputeConfig:
 
     device: str = "auto"
     threads: int | None = None
-    engine: str = "auto"
 
     def __post_init__(self) -> None:
-        """Refuse a value that is not allowed, with its name."""
+        """Check the values."""
         if not isinstance(self.device, str) or not re.fullmatch(r"auto|cpu|gpu(:\d+)?", self.device):
             raise SettingsError(f"device must be 'auto', 'cpu', 'gpu' or 'gpu:N'. Received: device={self.device!r}.")
-        if self.engine not in ENGINES:
-            raise SettingsError(f"engine must be one of {ENGINES}. Received: engine={self.engine!r}.")
         if self.threads is not None:
             object.__setattr__(self, "threads", whole_number("threads", self.threads, 1, 4096))
-
-    @property
-    def is_choice(self) -> bool:
-        """Whether it asks for something that a machine may not have."""
-        return self.device.startswith("gpu") or self.engine == "scan"
 
 
 @dataclass(frozen=True)
 class Device:
-    """Where a fit runs.
-
-    Attributes:
-        backend: "tensorflow", "jax" or "torch".
-        kind: "gpu" or "cpu".
-        name: What the hardware calls itself.
-        dtype_policy: Keras dtype policy of the backbone.
-        jit_compile: What is passed to `compile`: XLA only where it was measured to help.
-        threads: That one operation on the CPU may use. Sums over many numbers depend on it in their last bits.
-    """
+    """The device that a fit runs on: kind "gpu" or "cpu", Keras's dtype policy and argument `jit_compile`."""
 
     backend: str
     kind: str
@@ -81,34 +66,18 @@ class Device:
 
 
 def prepare(precision: str = "auto", compute: ComputeConfig | None = None) -> Device:
-    """Import Keras with its backend and say where a fit will run.
-
-    On TensorFlow, GPU memory is taken as it is needed instead of all at once.
-
-    Args:
-        precision: "auto", "float32" or "mixed_bfloat16".
-        compute: What it may use; None for all defaults.
+    """Import Keras with its backend, choose the device and return it. `precision` is that of a recipe.
 
     Raises:
-        SettingsError: If mixed_bfloat16 is asked for on hardware that only emulates it, or an engine that this backend
-            has not.
-        BackendError: If there is no such device, or the backend has already started with another.
+        SettingsError: If mixed_bfloat16 is asked for on hardware that only emulates it.
+        BackendError: If there is no such device, the backend has already started with another, or Keras is set up for
+            another kind of net.
     """
-    compute = compute or ComputeConfig()
-    device, threads, backend = compute.device, compute.threads, backend_name()
-    if compute.engine == "scan" and backend == "torch":
-        raise SettingsError("engine='scan' is for TensorFlow and JAX; this is torch. Use engine='auto'.")
+    compute, backend = compute or ComputeConfig(), backend_name()
     with quiet_start("devices"):
-        if backend == "torch" and device == "cpu":
-            if "keras" in sys.modules and os.environ.get("KERAS_TORCH_DEVICE") != "cpu":
-                raise BackendError(
-                    "Keras has already chosen its torch device in this process. Set KERAS_TORCH_DEVICE=cpu before it "
-                    "is imported, or start a new process."
-                )
-            os.environ["KERAS_TORCH_DEVICE"] = "cpu"  # Keras reads it when it is imported
-        _check_settings()
-        count = _set_threads(backend, core_count() if threads is None else threads)
-        kind, name, has_bfloat16 = _PROBES[backend](device)
+        started = _START[backend](compute.device, compute.threads or core_count())
+        _check_settings_of_keras()
+    kind, name, has_bfloat16, threads = started
     if precision == "mixed_bfloat16" and not has_bfloat16:
         raise SettingsError(
             f"precision='mixed_bfloat16' needs a GPU with bfloat16 (NVIDIA Ampere or later). This runs on {name}. "
@@ -117,20 +86,13 @@ def prepare(precision: str = "auto", compute: ComputeConfig | None = None) -> De
     policy = "mixed_bfloat16" if has_bfloat16 and precision != "float32" else "float32"
     # XLA on a CPU under TensorFlow is up to 3.7 times slower (Xception); under torch it has open bugs; JAX is XLA.
     jit: bool | str = False if backend == "torch" or (backend == "tensorflow" and kind == "cpu") else "auto"
-    return Device(backend, kind, name, policy, jit, count)
+    return Device(backend, kind, name, policy, jit, threads)
 
 
-def _check_settings() -> None:
-    """Refuse settings of Keras that make another network, or a shorter fit, than a recipe says."""
+def _check_settings_of_keras() -> None:
     import keras
 
-    wanted = {
-        "image_data_format": "channels_last",
-        "floatx": "float32",
-        "max_epochs": None,
-        "max_steps_per_epoch": None,
-    }
-    for name, value in wanted.items():
+    for name, value in _KERAS_SETTINGS:
         found = getattr(keras.config, name)()
         if found != value:
             raise BackendError(
@@ -140,29 +102,8 @@ def _check_settings() -> None:
 
 
 def core_count() -> int:
-    """Return how many cores this process may use."""
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _set_threads(backend: str, threads: int) -> int:
-    """Set the threads of one operation, if the backend has not started yet, and return how many it will use."""
-    if backend == "tensorflow":
-        import tensorflow as tf
-
-        with contextlib.suppress(RuntimeError):  # started already
-            tf.config.threading.set_intra_op_parallelism_threads(threads)
-        return int(tf.config.threading.get_intra_op_parallelism_threads()) or core_count()
-    if backend == "torch":
-        import torch
-
-        torch.set_num_threads(threads)
-        return threads
-    # JAX reads it once, when its client is made. There is no public way to ask whether that has happened.
-    from jax._src import xla_bridge
-
-    if not xla_bridge.backends_are_initialized():
-        os.environ["NPROC"] = str(threads)
-    return int(os.environ.get("NPROC", core_count()))
 
 
 def device_names() -> list[str]:
@@ -182,24 +123,27 @@ def device_names() -> list[str]:
         return ["cpu:0", *(f"gpu:{i}" for i in range(torch.cuda.device_count()))]
 
 
-def feed(batches: Callable[[], Iterator[tuple[Any, Any]]], example: tuple[Any, Any]) -> Any:
-    """Return what `model.fit` should be given for an endless stream of (inputs, labels).
+def as_fit_input(batches: Callable[[], Iterator[Any]], example: Any, *, grouped: bool = False) -> Any:
+    """Return an endless stream of batches, with the shapes and dtypes of an `example`, as an argument of `model.fit`.
 
-    On TensorFlow that is a tf.data set with its autotuner off: with plain numpy or a generator `fit` often sits idle
-    for seconds after its last batch. `example` is a batch; all batches have its shapes and dtypes.
+    With `grouped`, for TensorFlow, the stream yields groups of batches: arrays (steps, batch size, ...).
     """
     if backend_name() != "tensorflow":
         return batches()
     import tensorflow as tf
 
-    signature = tf.nest.map_structure(lambda array: tf.TensorSpec(array.shape, array.dtype), example)
+    more = (None,) if grouped else ()
+    signature = tf.nest.map_structure(lambda array: tf.TensorSpec((*more, *array.shape), array.dtype), example)
     options = tf.data.Options()
-    options.autotune.enabled = False
-    return tf.data.Dataset.from_generator(batches, output_signature=signature).prefetch(2).with_options(options)
+    options.autotune.enabled = False  # with it, or with plain numpy, `fit` often sits idle after its last batch
+    stream = tf.data.Dataset.from_generator(batches, output_signature=signature)
+    if grouped:
+        stream = stream.flat_map(lambda *group: tf.data.Dataset.from_tensor_slices(group))
+    return stream.prefetch(2).with_options(options)
 
 
-def fused(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a function of tensors that runs as one piece where a net is not compiled as a whole: TensorFlow on a CPU.
+def xla_jit(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function of tensors, compiled by XLA where a net is not compiled as a whole: TensorFlow on a CPU.
 
     XLA, which slows a net's convolutions there, makes one loop of element-wise operations: three times faster.
     """
@@ -214,81 +158,95 @@ def fused(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _chosen(device: str, gpus: Sequence[Any]) -> Any:
-    """Return the GPU that `device` says, None for the CPU."""
+    """Return the GPU that `device` names, None for the CPU."""
     if device == "cpu" or (device == "auto" and not gpus):
         return None
     number = int(device.partition(":")[2] or 0)
     if number >= len(gpus):
         raise BackendError(
             f"There is no {device}: {backend_name()} sees {len(gpus)} GPUs on this machine. Use device='auto'; "
-            "`leukemia-dl doctor` lists what there is."
+            "`leukemia-dl doctor` lists the devices."
         )
     return gpus[number]
 
 
-def _probe_tensorflow(device: str) -> tuple[str, str, bool]:
+def _start_tensorflow(device: str, threads: int) -> tuple[str, str, bool, int]:
     import tensorflow as tf
 
-    # One function per model is what we want; TensorFlow warns of it from the fifth model in a process on.
+    # TensorFlow warns of one function per model, which is wanted, from the fifth model in a process on.
     logging.getLogger("tensorflow").addFilter(_not_about_retracing)
+    threading = tf.config.threading
+    with contextlib.suppress(RuntimeError):  # started already
+        threading.set_intra_op_parallelism_threads(threads)
+    threads = int(threading.get_intra_op_parallelism_threads()) or core_count()
     gpus = tf.config.list_physical_devices("GPU")
     gpu = _chosen(device, gpus)
     if gpus:
         try:
             tf.config.set_visible_devices([] if gpu is None else [gpu], "GPU")
         except RuntimeError as error:
-            if device == "auto":
-                gpu = next(iter(tf.config.get_visible_devices("GPU")), None)
-            else:
+            if device != "auto":
                 raise BackendError(
                     f"TensorFlow has already started in this process with other devices than {device}: choose the "
                     "device before the first fit, or start a new process."
                 ) from error
-    if gpu is not None:
-        with contextlib.suppress(RuntimeError):  # already in use: too late, and no harm
-            tf.config.experimental.set_memory_growth(gpu, True)
-    else:
-        # With several, InceptionV3's parallel branches gave other bits in each run (TensorFlow 2.21, two cores), even
-        # under enable_op_determinism. A user who has already started the run-time keeps what it was started with.
-        with contextlib.suppress(RuntimeError):
-            tf.config.threading.set_inter_op_parallelism_threads(1)
-    # The first operation starts the run-time, which talks too: now, while it is kept quiet.
-    tf.zeros(()).numpy()
+            gpu = next(iter(tf.config.get_visible_devices("GPU")), None)
+    with contextlib.suppress(RuntimeError):  # started already: too late, and no harm
+        if gpu is not None:
+            tf.config.experimental.set_memory_growth(gpu, True)  # or it takes all memory at once
+        else:
+            # With several, InceptionV3's parallel branches gave other bits in each run (TensorFlow 2.21, two cores),
+            # even under enable_op_determinism.
+            threading.set_inter_op_parallelism_threads(1)
+    tf.zeros(()).numpy()  # starts the run-time now, while its messages are kept from the terminal
     if gpu is None:
-        return "cpu", _cpu_name(), False
+        return "cpu", _cpu_name(), False, threads
     details = tf.config.experimental.get_device_details(gpu)
-    return "gpu", str(details.get("device_name", "GPU")), details.get("compute_capability", (0, 0)) >= (8, 0)
+    has_bfloat16 = details.get("compute_capability", (0, 0)) >= (8, 0)
+    return "gpu", str(details.get("device_name", "GPU")), has_bfloat16, threads
 
 
 def _not_about_retracing(record: logging.LogRecord) -> bool:
     return "retracing" not in record.getMessage()
 
 
-def _probe_jax(device: str) -> tuple[str, str, bool]:
+def _start_jax(device: str, threads: int) -> tuple[str, str, bool, int]:
     import jax
+    from jax._src import xla_bridge
 
-    accelerators = [found for found in jax.devices() if found.platform != "cpu"]
-    chosen = _chosen(device, accelerators)
+    # JAX reads it once, when its client is made. There is no public way to ask whether that has happened.
+    if not xla_bridge.backends_are_initialized():
+        os.environ["NPROC"] = str(threads)
+    threads = int(os.environ.get("NPROC", core_count()))
+    chosen = _chosen(device, [found for found in jax.devices() if found.platform != "cpu"])
     wanted = jax.devices("cpu")[0] if chosen is None else chosen
     jax.config.update("jax_default_device", None if device == "auto" else wanted)
     if chosen is None:
-        return "cpu", _cpu_name(), False
-    capability = getattr(chosen, "compute_capability", "0.0")
+        return "cpu", _cpu_name(), False, threads
     is_gpu = chosen.platform in ("gpu", "cuda", "rocm")
-    return "gpu" if is_gpu else chosen.platform, str(chosen.device_kind), not is_gpu or float(capability) >= 8.0
+    has_bfloat16 = not is_gpu or float(getattr(chosen, "compute_capability", "0.0")) >= 8.0
+    return "gpu" if is_gpu else chosen.platform, str(chosen.device_kind), has_bfloat16, threads
 
 
-def _probe_torch(device: str) -> tuple[str, str, bool]:
+def _start_torch(device: str, threads: int) -> tuple[str, str, bool, int]:
     import torch
 
+    if device == "cpu":
+        if "keras" in sys.modules and os.environ.get("KERAS_TORCH_DEVICE") != "cpu":
+            raise BackendError(
+                "Keras has already chosen its torch device in this process. Set KERAS_TORCH_DEVICE=cpu before it is "
+                "imported, or start a new process."
+            )
+        os.environ["KERAS_TORCH_DEVICE"] = "cpu"  # Keras reads it when it is imported
+    torch.set_num_threads(threads)
     number = _chosen(device, range(torch.cuda.device_count()))
     if number is None:
-        return "cpu", _cpu_name(), False
+        return "cpu", _cpu_name(), False, threads
     torch.cuda.set_device(number)
-    return "gpu", str(torch.cuda.get_device_name(number)), bool(torch.cuda.is_bf16_supported())
+    return "gpu", str(torch.cuda.get_device_name(number)), bool(torch.cuda.is_bf16_supported()), threads
 
 
-_PROBES = {"tensorflow": _probe_tensorflow, "jax": _probe_jax, "torch": _probe_torch}
+_START = {"tensorflow": _start_tensorflow, "jax": _start_jax, "torch": _start_torch}
 
 
 def _cpu_name() -> str:

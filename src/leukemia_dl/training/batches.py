@@ -10,22 +10,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from leukemia_dl.identity import generator
-from leukemia_dl.training.augmentation import PARAMETERS, Augmentation, background_colour
+from leukemia_dl.training.augmentation import Augmentation, background_colour
 
-__all__ = ["Batch", "Batches", "Epoch", "Subset"]
+__all__ = ["Batch", "Batches", "Subset"]
 
-OnStep = Callable[[int, int], None]
 Batch = tuple[Any, ...]
-_CHUNK = 1024
+_CHUNK, _GROUP_BYTES = 1024, 1 << 26
 
 
 @dataclass(frozen=True, eq=False)
 class Subset:
-    """Rows of an array that lies elsewhere, maybe in a file, read as they are asked for: `subset[3]`, `subset[rows]`.
+    """Rows of an array, perhaps in a file, that are read when they are asked for: `subset[3]`, `subset[rows]`.
 
     Attributes:
         base: numpy array or `PixelStore` (n, ...), never changed.
-        rows: int64, which of `base`, in which order.
+        rows: int64 row numbers of `base`, in the order of the subset.
     """
 
     base: Any
@@ -33,7 +32,7 @@ class Subset:
 
     @classmethod
     def of(cls, images: Any, rows: NDArray[np.int64]) -> Subset:
-        """Return the subset of `rows`, int64, of `images`: of an array, or of a subset, whose rows they then are."""
+        """Return the `rows` of an array, or of a subset."""
         return cls(images.base, images.rows[rows]) if isinstance(images, Subset) else cls(images, rows)
 
     def __len__(self) -> int:
@@ -46,44 +45,20 @@ class Subset:
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """That of the array."""
+        """Type of the array."""
         found: np.dtype[Any] = self.base.dtype
         return found
 
     def __getitem__(self, index: Any) -> NDArray[Any]:
-        """Return what `index`, as numpy's, chooses of the rows."""
         chosen: NDArray[Any] = self.base[self.rows[index]]
         return chosen
-
-
-@dataclass(frozen=True, eq=False)
-class Epoch:
-    """What an epoch takes: arrays over its steps times its batch size.
-
-    Attributes:
-        order: Which image, as `labels` are numbered.
-        rows: Where its pixels or features lie in `Batches.images`.
-        parameters: float32, of its augmentation; None for none.
-    """
-
-    order: NDArray[np.int64]
-    rows: NDArray[np.int64]
-    parameters: NDArray[np.float32] | None
 
 
 class Batches:
     """Shuffled batches of one training side, epoch after epoch without end.
 
-    Every batch is full, so that no step is compiled twice: what is left over at the end of an epoch (fewer images
-    than a batch) is left out of that epoch, and the order of the next is another one.
-
-    Attributes:
-        images: Pixels or features.
-        labels: int32 class indices (n,).
-        weights: float32, what each class counts in the loss (classes,); None for one each.
-        steps: Batches per epoch.
-        batch_size: Images per batch; the whole side where it is smaller than asked for.
-        on_step: Called with (epoch, step), from 0, as a batch is handed out; maybe from another thread.
+    Every batch is full, so that no step is compiled twice: the images left over at the end of an epoch are left out of
+    it. `steps` is the number of batches per epoch, `batch_size` their size, of all images if there are fewer.
     """
 
     def __init__(
@@ -93,69 +68,84 @@ class Batches:
         batch_size: int,
         seed: int,
         augmentation: Augmentation | None = None,
-        on_step: OnStep | None = None,
+        on_step: Callable[[int, int], None] | None = None,
         balanced: bool = False,
         forms: int = 1,
         weights: NDArray[np.float32] | None = None,
     ) -> None:
-        """Take images, or features of them, and class indices (n,).
+        """Make batches of images (n, size, size, 3), or of features (n * forms, width), which are never changed.
 
         Args:
-            images: (n, size, size, 3), RGB, or without augmentation (n * forms, ...); never changed.
-            labels: Class indices.
+            images: See above.
+            labels: Class indices (n,).
             batch_size: Images per batch.
-            seed: Of the trial; the axis "order" and those of `Augmentation.draw` are drawn from it.
-            augmentation: Hand out drawn parameters beside the images, for `training_model`; None for images alone.
-            on_step: Called with (epoch, step), from 0, as a batch is handed out; maybe from another thread.
-            balanced: Draw as many images of each class, to within one per epoch: those of a rare class more often than
-                once, and not all of a frequent one in each epoch.
-            forms: How many features there are of each image, next to one another; one is drawn anew in each epoch.
-            weights: What each class counts in the loss (classes,); None for one each.
+            seed: Of the trial.
+            augmentation: Adds drawn parameters to the images, for `training_model`.
+            on_step: Called with (epoch, step), from 0, as batches are handed out; maybe from another thread.
+            balanced: Draw as many images of each class, to within one per epoch.
+            forms: Features per image, next to one another; one of them is drawn in each epoch.
+            weights: Weight of each class in the loss (classes,).
         """
         self.images, self.labels, self.weights = images, labels.astype(np.int32), weights
         self.batch_size = min(batch_size, len(labels))
         self.steps = len(labels) // self.batch_size
-        self._seed, self._augmentation, self.on_step, self._balanced = seed, augmentation, on_step, balanced
-        self._forms = forms
-        self._background = None
+        self.on_step, self._seed, self._balanced, self._forms = on_step, seed, balanced, forms
+        self._augmentation, self._background = augmentation, np.zeros((0, 3), np.uint8)
         if augmentation is not None:
             starts = range(0, len(labels), _CHUNK)
             self._background = np.concatenate([background_colour(images[start : start + _CHUNK]) for start in starts])
 
     def __iter__(self) -> Iterator[Batch]:
-        """Yield (images, int32 labels), with weights a float32 weight of each image beside them.
-
-        With augmentation, (images, float32 parameters) take the place of images.
-        """
+        """Yield (images or (images, parameters), int32 labels), and with class weights a weight of each image."""
         return self.stream(0)
 
     def stream(self, epoch: int) -> Iterator[Batch]:
         """Yield the batches from an epoch on."""
         while True:
-            drawn = self.epoch(epoch)
+            order, drawn = self._draw(epoch)
             for step in range(self.steps):
                 if self.on_step:
                     self.on_step(epoch, step)
-                part = slice(step * self.batch_size, (step + 1) * self.batch_size)
-                parameters = None if drawn.parameters is None else drawn.parameters[part]
-                yield self._batch(drawn.order[part], drawn.rows[part], parameters)
+                yield self._batch(order, drawn, step, 1)
             epoch += 1
 
-    def epoch(self, number: int) -> Epoch:
-        """Return what an epoch takes, from 0."""
-        order = self._order(number)[: self.steps * self.batch_size]
-        parameters, rows = None, order
-        if self._augmentation is not None and self._background is not None:
-            if self._balanced:
-                # By place and not by image, since an image may come more than once.
-                parameters = self._augmentation.draw(self._background[self._order(number)], self._seed, number)
-                parameters = parameters[: len(order)]
-            else:
-                parameters = self._augmentation.draw(self._background, self._seed, number)[order]
+    def grouped(self, epoch: int) -> Iterator[Batch]:
+        """Yield the batches of `stream`, without augmentation, in groups: arrays (steps, batch size, ...)."""
+        size = max(1, _GROUP_BYTES // max(1, self.images[:1].nbytes * self.batch_size))
+        while True:
+            order, drawn = self._draw(epoch)
+            if self.on_step:
+                self.on_step(epoch, 0)
+            for step in range(0, self.steps, size):
+                count = min(size, self.steps - step)
+                batch = self._batch(order, drawn, step, count)
+                yield tuple(array.reshape(count, self.batch_size, *array.shape[1:]) for array in batch)
+            epoch += 1
+
+    def example(self) -> Batch:
+        """Return a batch, for its shapes and dtypes alone."""
+        return self._batch(*self._draw(0), 0, 1)
+
+    def sample(self, count: int) -> tuple[Subset, NDArray[np.float32] | None]:
+        """Return up to `count` images in a random order, and the parameters that turn and mirror each, or None."""
+        rows = generator(self._seed, "sample").permutation(len(self.labels))[:count]
+        parameters = None
+        if self._augmentation is not None:
+            turned = Augmentation(symmetries=self._augmentation.symmetries)
+            parameters = turned.draw(self._background, self._seed, -1)[rows]  # as in no epoch of training
+        return Subset.of(self.images, rows), parameters
+
+    def _draw(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[Any] | None]:
+        """Return the images of an epoch in their order, and the augmentation or number of the form of each, or None."""
+        order = self._order(epoch)
+        # Drawn by image, so that it does not depend on the order; by place if an image may come more than once.
+        at = np.arange(len(order)) if self._balanced else order
+        if self._augmentation is not None:
+            background = self._background[order] if self._balanced else self._background
+            return order, self._augmentation.draw(background, self._seed, epoch)[at]
         if self._forms > 1:
-            codes = generator(self._seed, "symmetry", number).integers(0, self._forms, len(self.labels))
-            rows = order * self._forms + (codes[: len(order)] if self._balanced else codes[order])
-        return Epoch(order, rows, parameters)
+            return order, generator(self._seed, "symmetry", epoch).integers(0, self._forms, len(order))[at]
+        return order, None
 
     def _order(self, epoch: int) -> NDArray[np.int64]:
         draw = generator(self._seed, "order", epoch)
@@ -164,34 +154,17 @@ class Batches:
         members = [np.flatnonzero(self.labels == label) for label in np.unique(self.labels)]
         # Round after round takes one image of each class, the classes in an order of its own.
         rounds = -(-len(self.labels) // len(members))
-        drawn = [
-            np.concatenate([draw.permutation(rows) for _ in range(-(-rounds // len(rows)))])[:rounds]
-            for rows in members
-        ]
+        drawn = []
+        for rows in members:
+            passes = -(-rounds // len(rows))
+            drawn.append(np.concatenate([draw.permutation(rows) for _ in range(passes)])[:rounds])
         return draw.permuted(np.stack(drawn, axis=1), axis=1).ravel()[: len(self.labels)]
 
-    def example(self) -> Batch:
-        """Return a batch, for its shapes and dtypes alone."""
-        drawn = np.zeros((self.batch_size, len(PARAMETERS)), np.float32)
-        rows = np.arange(self.batch_size)
-        return self._batch(rows, rows, None if self._augmentation is None else drawn)
-
-    def _batch(
-        self, order: NDArray[np.int64], rows: NDArray[np.int64], parameters: NDArray[np.float32] | None
-    ) -> Batch:
-        images, labels = self.images[rows], self.labels[order]
-        inputs = images if parameters is None else (images, parameters)
+    def _batch(self, order: NDArray[np.int64], drawn: NDArray[Any] | None, step: int, count: int) -> Batch:
+        part = slice(step * self.batch_size, (step + count) * self.batch_size)
+        rows, labels = order[part], self.labels[order[part]]
+        if self._forms > 1 and drawn is not None:
+            inputs: Any = self.images[rows * self._forms + drawn[part]]
+        else:
+            inputs = self.images[rows] if drawn is None else (self.images[rows], drawn[part])
         return (inputs, labels) if self.weights is None else (inputs, labels, self.weights[labels])
-
-    def sample(self, count: int) -> tuple[Subset, NDArray[np.float32] | None]:
-        """Return up to `count` images in an order drawn once for this seed, since labels may be sorted.
-
-        Also return the parameters that turn and mirror each image if the recipe does, without its other augmentation;
-        None without augmentation.
-        """
-        rows = generator(self._seed, "sample").permutation(len(self.labels))[:count]
-        parameters = None
-        if self._augmentation is not None and self._background is not None:
-            turned = Augmentation(symmetries=self._augmentation.symmetries)
-            parameters = turned.draw(self._background, self._seed, -1)[rows]  # as in no epoch of training
-        return Subset.of(self.images, rows), parameters

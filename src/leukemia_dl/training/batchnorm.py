@@ -1,12 +1,11 @@
 """BatchNorm statistics re-estimated over training images ("precise BN", Wu and Johnson 2021, arXiv:2105.07576).
 
-A net's moving averages lag behind its weights: with Keras's momentum of .99 they still hold most of their initial
+A net's moving averages lag behind its weights: with Keras's momentum of 0.99 they still hold most of their initial
 values after a dozen steps, and a net that has learned its training images is then judged on statistics of noise.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -18,11 +17,7 @@ __all__ = ["batchnorm_layers", "reestimate_batchnorm"]
 
 
 def reestimate_batchnorm(
-    model: Any,
-    images: Any,
-    batch_size: int,
-    forward: Callable[[Any], Any] | None = None,
-    parameters: NDArray[np.float32] | None = None,
+    model: Any, images: Any, batch_size: int, parameters: NDArray[np.float32] | None = None
 ) -> int:
     """Replace the moving mean and variance of every trainable BatchNormalization layer by those over `images`.
 
@@ -35,8 +30,6 @@ def reestimate_batchnorm(
             class has other statistics in deeper layers.
         batch_size: Images per batch, about: batches are of equal size, and a remainder of fewer images than there are
             batches is left out. Large ones come closer to what the net does in use.
-        forward: Runs a batch in training mode, `training_pass(model)` used for nothing else; None to run it uncompiled,
-            which is quicker where it is done once or twice on a CPU.
         parameters: Of the augmentation of each image, as `Augmentation.draw` returns them; None for no augmentation.
 
     Returns:
@@ -57,13 +50,13 @@ def reestimate_batchnorm(
     sums: list[Any] = [0.0] * len(layers)  # of the means and of the mean squares of the batches
     try:
         for layer in layers:
-            # The "moving" average then is the batch's own value. Read when the layer is called, or traced.
+            # The "moving" average then is the batch's own value.
             layer.momentum = 0.0
         for start in range(0, batches * size, size):
             batch = keras.ops.convert_to_tensor(images[start : start + size])
             if parameters is not None:
                 batch = [batch, keras.ops.convert_to_tensor(parameters[start : start + size])]
-            model(batch, training=True) if forward is None else forward(batch)
+            model(batch, training=True)
             for number, layer in enumerate(layers):
                 mean = _numpy(layer.moving_mean)
                 sums[number] += np.stack([mean, _numpy(layer.moving_variance) + mean**2])

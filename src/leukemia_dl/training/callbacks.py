@@ -1,8 +1,8 @@
-"""Custom Keras callbacks in each fit, from a factory or a list; and factories for TensorBoard and MLflow."""
+"""Keras callbacks of the user in each fit, from a factory or a list; factories for TensorBoard and MLflow."""
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,18 +16,18 @@ __all__ = ["CallbackFactory", "FitContext", "load_factory", "make_callbacks", "m
 
 @dataclass(frozen=True)
 class FitContext:
-    """What a callback factory is told of the fit that its callbacks are for.
+    """The argument of a callback factory: the fit that its callbacks are for.
 
-    At the end of an epoch callbacks see the weights that are validated: the averages, where the recipe has any, which
-    are also what stays if they stop the fit. Rates follow the recipe's schedule and cannot be set. What a callback
-    remembers from epoch to epoch is lost if a fit is killed.
+    At the end of an epoch callbacks see the weights that are validated: the averages, if the recipe has any, which also
+    are the result if a callback stops the fit. Rates follow the recipe's schedule and cannot be set. If a fit is
+    killed, the state of its callbacks is lost.
 
     Attributes:
         backbone: Its name.
         recipe: The settings as they are for this backbone.
         seed: Of the trial.
         phase: "head" or "full": the factory is called for each phase, before the first epoch of the fit.
-        folder: Where logs may be written, one folder per trial, not made yet; None for a fit outside a benchmark.
+        folder: Folder for logs, one per trial, not made yet; None for a fit outside a benchmark.
     """
 
     backbone: str
@@ -56,29 +56,29 @@ _REFUSED = {
 
 
 def load_factory(factory: CallbackFactory | Sequence[Any] | str | None) -> CallbackFactory | None:
-    """Return the `factory` that was given as an object, as "module:function" or as a list of Keras callbacks.
+    """Return a callback factory that is given as a function, as "module:function" or as a list of Keras callbacks.
 
     The callbacks of a list serve every phase of every fit in this process. None stays None.
 
     Raises:
         SettingsError: If it is none of these, or there is no such module or function.
     """
-    if factory is None or callable(factory):
-        return factory
     if isinstance(factory, (list, tuple)):
         return _Given(factory)
-    wanted = 'callbacks must be a function of a FitContext, its name as "module:function" or a list of callbacks'
-    module, colon, name = factory.partition(":") if isinstance(factory, str) else ("", "", "")
-    if not colon or not module or not name:
-        raise SettingsError(f"{wanted}. Received: callbacks={factory!r}.")
-    try:
-        found = getattr(importlib.import_module(module), name)
-    except Exception as error:  # whatever the module does when it is imported
-        raise SettingsError(f"{wanted}. {factory!r} cannot be had: {type(error).__name__}: {error}.") from error
-    if not callable(found):
-        raise SettingsError(f"{wanted}. {factory!r} is a {type(found).__name__}.")
-    result: CallbackFactory = found
-    return result
+    found: Any = factory
+    if isinstance(factory, str):
+        module, _, name = factory.partition(":")
+        try:
+            found = getattr(importlib.import_module(module), name)
+        except Exception as error:  # whatever the module does when it is imported
+            found = f"{factory}, which cannot be imported: {type(error).__name__}: {error}"
+    if found is None or callable(found):
+        result: CallbackFactory | None = found
+        return result
+    raise SettingsError(
+        'callbacks must be a function of a FitContext, its name as "module:function" or a list of callbacks. '
+        f"Received: callbacks={found!r}."
+    )
 
 
 class _Given(list[Any]):
@@ -92,10 +92,10 @@ class _Given(list[Any]):
 
 
 def make_callbacks(factory: CallbackFactory, context: FitContext) -> list[Any]:
-    """Return what a factory makes.
+    """Return the callbacks of a factory.
 
     Raises:
-        SettingsError: If that is not a list of Keras callbacks.
+        SettingsError: If they are not a list of Keras callbacks, or one cannot be used in a fit.
     """
     import keras
 
@@ -114,7 +114,8 @@ def make_callbacks(factory: CallbackFactory, context: FitContext) -> list[Any]:
 def tensorboard(context: FitContext) -> list[Any]:
     """Return `keras.callbacks.TensorBoard`, which writes below the trial's folder, `context.folder`.
 
-    SettingsError without such a folder, or without the extra `tensorboard`.
+    Raises:
+        SettingsError: If there is no such folder, or the extra `tensorboard` is not installed.
     """
     import keras
 
@@ -125,11 +126,12 @@ def tensorboard(context: FitContext) -> list[Any]:
 
 
 def mlflow(context: FitContext) -> list[Any]:
-    """Return a callback that logs the settings of `context` and each epoch to an MLflow run per phase.
+    """Return a callback that logs settings and epochs to an MLflow run per phase, a child of an active run.
 
-    SettingsError without the extra `mlflow`.
-    Where runs go is MLflow's own setting: the environment variables MLFLOW_TRACKING_URI and MLFLOW_EXPERIMENT_NAME, or
-    what the calling program set. Under an active run they are its children.
+    MLflow's own settings choose the place: MLFLOW_TRACKING_URI and MLFLOW_EXPERIMENT_NAME, or the calling program.
+
+    Raises:
+        SettingsError: If the extra `mlflow` is not installed.
     """
     import keras
 
@@ -138,10 +140,10 @@ def mlflow(context: FitContext) -> list[Any]:
 
     class Log(keras.callbacks.Callback):  # type: ignore[misc]
         def on_train_begin(self, logs: Any = None) -> None:
-            said = {"backbone": context.backbone, "seed": context.seed, "phase": context.phase}
-            with library.start_run(run_name=" ".join(map(str, said.values())), nested=True) as run:
-                library.log_params(said | context.recipe.to_dict())
-            # Ended already, since nobody would end it if the fit fails; epochs can be logged to it all the same.
+            named = {"backbone": context.backbone, "seed": context.seed, "phase": context.phase}
+            with library.start_run(run_name=" ".join(map(str, named.values())), nested=True) as run:
+                library.log_params(named | context.recipe.to_dict())
+            # Ended already, since a fit that fails would leave it open; epochs can still be logged to it.
             self._run, self._client = run.info.run_id, library.MlflowClient()
 
         def on_epoch_end(self, epoch: int, logs: Any = None) -> None:

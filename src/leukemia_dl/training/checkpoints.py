@@ -1,10 +1,11 @@
-"""The state of an unfinished fit in one file, so that a killed one goes on from its last epoch, bit for bit."""
+"""The state of an unfinished fit in one file, from which a killed fit continues with the same bits."""
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,60 +15,65 @@ from numpy.typing import NDArray
 
 from leukemia_dl.atomic import new_file
 
-__all__ = ["FitState", "read_checkpoint", "write_checkpoint"]
+__all__ = ["Checkpoint", "FitState"]
 
+# A state that took longer than this to write is not written again before so many times its duration are over.
+_CHEAP_SECONDS, _TIMES_ITS_COST = 0.2, 20
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
 class FitState:
-    """How far a fit has come.
-
-    Attributes:
-        phase: "head" or "full".
-        epoch: Epochs done in this phase.
-        rows: The history so far.
-        model: Every variable that the phase changes, seeds of dropout included, in the model's order.
-        optimizer: Every variable of the phase's optimizer, in its order.
-    """
+    """The finished epochs of a phase, "head" or "full", the history, and the variables of model and optimizer."""
 
     phase: str
     epoch: int
     rows: list[dict[str, Any]]
-    model: Sequence[NDArray[Any]]
-    optimizer: Sequence[NDArray[Any]]
+    model: list[NDArray[Any]]
+    optimizer: list[NDArray[Any]]
 
 
-def write_checkpoint(path: Path, identity: str, progress: FitState) -> None:
-    """Write a checkpoint aside and move it in place: at any moment there is a whole one, the old or the new.
+class Checkpoint:
+    """The file of a fit's state, or None; `identity` is equal for fits that may continue from each other's file."""
 
-    A disk that is full costs the checkpoint, not the fit: that is logged as a warning.
-    """
-    said = {"identity": identity, "phase": progress.phase, "epoch": progress.epoch, "rows": progress.rows}
-    arrays = {f"model_{i}": value for i, value in enumerate(progress.model)}
-    arrays |= {f"optimizer_{i}": value for i, value in enumerate(progress.optimizer)}
-    try:
-        with new_file(path) as file:
-            np.savez(file, allow_pickle=False, said=np.array(json.dumps(said)), **arrays)
-    except OSError as error:
-        _log.warning("No checkpoint could be written to %s: %s", path, error)
+    def __init__(self, path: Path | None = None, identity: str = "") -> None:
+        self.path, self.identity = path, identity
+        self._saved_at = self._seconds = 0.0
 
+    def save(self, state: Callable[[], FitState], force: bool = False) -> bool:
+        """Write the state, and return whether that was done; unless `force`, not if it would take too much time.
 
-def read_checkpoint(path: Path, identity: str) -> FitState | None:
-    """Return what a fit of this identity left, or None: no file, one that is damaged, or that of another fit."""
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            said = json.loads(str(file["said"]))
-            if said["identity"] != identity:
-                _log.info("The checkpoint %s is of another fit and is not used", path)
-                return None
-            model, optimizer = (
-                [file[f"{what}_{i}"] for i in range(sum(name.startswith(f"{what}_") for name in file.files))]
-                for what in ("model", "optimizer")
-            )
-            return FitState(str(said["phase"]), int(said["epoch"]), list(said["rows"]), model, optimizer)
-    except FileNotFoundError:
-        return None
-    except Exception as error:  # a damaged archive raises about anything
-        _log.warning("The checkpoint %s cannot be read and is not used: %s", path, error)
-        return None
+        A full disk costs the checkpoint, not the fit: a warning is logged.
+        """
+        began = time.perf_counter()
+        due = self._seconds < _CHEAP_SECONDS or began - self._saved_at >= _TIMES_ITS_COST * self._seconds
+        if self.path is None or not (due or force):
+            return False
+        fields = vars(state()) | {"identity": self.identity}
+        arrays = {f"{name}_{i}": value for name in ("model", "optimizer") for i, value in enumerate(fields.pop(name))}
+        try:
+            with new_file(self.path) as file:
+                np.savez(file, allow_pickle=False, fields=np.array(json.dumps(fields)), **arrays)
+        except OSError as error:
+            _log.warning("No checkpoint could be written to %s: %s", self.path, error)
+        self._saved_at = time.perf_counter()
+        self._seconds = self._saved_at - began
+        return True
+
+    def read(self) -> FitState | None:
+        """Return the saved state, or None if there is no file, it is damaged, or it is of another fit."""
+        if self.path is None or not self.path.exists():
+            return None
+        try:
+            with np.load(self.path, allow_pickle=False) as file:
+                fields = json.loads(str(file["fields"]))
+                if fields.pop("identity") != self.identity:
+                    _log.info("The checkpoint %s is of another fit and is not used", self.path)
+                    return None
+                for name in ("model", "optimizer"):
+                    count = sum(key.startswith(f"{name}_") for key in file.files)
+                    fields[name] = [file[f"{name}_{i}"] for i in range(count)]
+                return FitState(**fields)
+        except Exception as error:  # a damaged archive raises about anything
+            _log.warning("The checkpoint %s cannot be read and is not used: %s", self.path, error)
+            return None

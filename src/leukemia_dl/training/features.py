@@ -1,18 +1,12 @@
-"""What frozen backbones make of images: computed once, for all the heads that are trained on it."""
+"""Features of images by frozen backbones, computed once for all heads that are trained on them."""
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import io
-import itertools
 import logging
-import os
 import weakref
-from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,117 +20,119 @@ from leukemia_dl.training.batches import Subset
 from leukemia_dl.training.fingerprints import (
     array_fingerprint,
     backend_fingerprint,
-    is_readonly,
     net_fingerprint,
     weights_fingerprint,
-)  # fmt: skip
+)
 
-__all__ = ["FeatureCache", "feature_files"]
+__all__ = ["FeatureCache", "every_form", "feature_files"]
 
-# Arrays that are held: the training, validation and test images of one fit.
-_HELD = 3
+_HELD = 3  # arrays in memory: features of the training, validation and test images of one fit
 _log = logging.getLogger(__name__)
 OnBatch = Callable[[int, int], None]
+_Features = NDArray[np.float32]
 
 
 class FeatureCache:
-    """Features of images by frozen backbones; what was computed once is read from then on.
+    """Features of images by frozen backbones, which later fits read instead of computing them again.
 
-    They are found by what they depend on: the layers and weights of the net, the images' pixels, the backend, its
-    version, device, precision and threads, and the images per step. On a CPU an image's features do not depend on the
-    images beside it. Features of a net with layers that cannot say what they are are computed each time.
+    The key of an array is the net with its weights, the pixels, the backend with its version, device, precision and
+    threads, and the images per step. On a CPU an image's features do not depend on the images beside it. Features of
+    nets with layers that have no configuration are computed each time.
     """
 
     def __init__(self, folder: str | Path | None = None) -> None:
         """Make a cache.
 
         Args:
-            folder: Where features are kept for other processes, one `.npy` file each; None to hold those of the last
-                few arrays in memory. Where it cannot be written they are held in memory, and a warning is logged.
+            folder: Folder of `.npy` files for other processes; None to hold the last few arrays in memory. If it cannot
+                be written, they are held in memory, and a warning is logged.
         """
         self.folder = None if folder is None else Path(folder)
-        self._held: OrderedDict[str, NDArray[np.float32]] = OrderedDict()
-        self._known: dict[int, tuple[weakref.ref[Any], list[Any]]] = {}
+        self._held: dict[str, _Features] = {}
+        self._images: dict[int, tuple[weakref.ref[Any], list[Any]]] = {}
 
     def read(
         self, extractor: Any, images: Any, device: Device, batch_size: int, forms: int = 1,
         on_batch: OnBatch | None = None,
     ) -> Subset:  # fmt: skip
-        """Return the features of images, computed now or earlier.
+        """Return the features of images, float32 (n * forms, width); the forms of an image are next to one another.
 
-        Of a `Subset`, all images of its base are computed: another fold is another part of the same.
+        Of a `Subset`, the features of its whole base are computed, so that they serve other folds too.
 
         Args:
             extractor: `keras.Model`, raw pixels (n, size, size, 3) to features (n, width).
             images: uint8 array or `Subset`.
-            device: Where it runs.
+            device: Device of the extractor.
             batch_size: Images per step.
-            forms: 8 for those of each image's symmetries, see `symmetric_form`; 1 for images as they are.
-            on_batch: Called with (batch, batches), from 0, while they are computed.
-
-        Returns:
-            float32 (n * forms, width): an image's forms lie next to one another.
+            forms: 8 for the features of each image's symmetries, see `symmetric_form`; 1 for images as they are.
+            on_batch: Called with (batch, batches), from 0, while features are computed.
         """
         whole = images if isinstance(images, Subset) else Subset(images, np.arange(len(images)))
         net = net_fingerprint(extractor)
 
-        def batches() -> Iterator[NDArray[np.float32]]:
+        def batches() -> Iterator[_Features]:
             return _computed(extractor, whole.base, batch_size, forms, on_batch)
 
         if net is None:
-            found = _held(batches())
+            found = _in_memory(batches())
         else:
-            settings = [self._fingerprint(whole.base), batch_size, forms, *backend_fingerprint(device)]
-            name = digest([net, weights_fingerprint(extractor), settings])
-            shape = (len(whole.base) * forms, int(extractor.output_shape[-1]))
-            known = self._held.get(name)
-            found = self._from_file(f"{extractor.name}-{name[:24]}", shape, batches) if known is None else known
+            key = [net, weights_fingerprint(extractor), self._fingerprint(whole.base), batch_size, forms]
+            name = digest([*key, backend_fingerprint(device)])
+            if name in self._held:
+                found = self._held.pop(name)
+            else:
+                shape = (len(whole.base) * forms, int(extractor.output_shape[-1]))
+                found = self._from_file(f"{extractor.name}-{name[:24]}", shape, batches)
             self._held[name] = found
-            self._held.move_to_end(name)
-            while len(self._held) > _HELD:
-                self._held.popitem(last=False)
-        return Subset(found, (whole.rows[:, None] * forms + np.arange(forms)).ravel())
+            if len(self._held) > _HELD:
+                del self._held[next(iter(self._held))]
+        return Subset(found, every_form(whole.rows, forms))
 
     def _fingerprint(self, base: Any) -> list[Any]:
-        if not is_readonly(base):
+        if isinstance(base, np.ndarray) and base.flags.writeable:
             return array_fingerprint(base)
-        self._known = {key: known for key, known in self._known.items() if known[0]() is not None}
-        if id(base) not in self._known:
-            self._known[id(base)] = (weakref.ref(base), array_fingerprint(base))
-        return self._known[id(base)][1]
+        self._images = {key: known for key, known in self._images.items() if known[0]() is not None}
+        if id(base) not in self._images:
+            self._images[id(base)] = (weakref.ref(base), array_fingerprint(base))
+        return self._images[id(base)][1]
 
-    def _from_file(
-        self, name: str, shape: tuple[int, int], batches: Callable[[], Iterator[NDArray[np.float32]]]
-    ) -> NDArray[np.float32]:
+    def _from_file(self, name: str, shape: tuple[int, int], batches: Callable[[], Iterator[_Features]]) -> _Features:
         if self.folder is None:
-            return _held(batches())
+            return _in_memory(batches())
         path = self.folder / f"{name}.npy"
-        found = _mapped(path, shape)
-        if found is None:
-            try:
-                _write(path, shape, batches())
+        try:
+            found = _mapped(path, shape)
+            if found is None:
+                make_room(path, 4 * shape[0] * shape[1])
+                with new_file(path) as file:
+                    header = {"descr": "<f4", "fortran_order": False, "shape": shape}
+                    np.lib.format.write_array_header_1_0(file, header)
+                    for batch in batches():
+                        file.write(batch.astype("<f4").tobytes())
                 found = _mapped(path, shape)
-            except OSError as error:
-                _log.warning(
-                    "Features are held in memory, since %s cannot be written: %s", path, error.strerror or error
-                )
-        return _held(batches()) if found is None else found
+        except OSError as error:
+            found = None
+            _log.warning("Features are held in memory: %s cannot be written: %s", path, error.strerror or error)
+        return _in_memory(batches()) if found is None else found
+
+
+def every_form(rows: NDArray[np.int64], forms: int) -> NDArray[np.int64]:
+    """Return the row numbers of all forms of some images in an array of features."""
+    return (rows[:, None] * forms + np.arange(forms)).ravel()
 
 
 def feature_files(folder: Path) -> list[Path]:
-    """Return the files of a cache, also those that a killed process has left."""
+    """Return the files of a cache."""
     return sorted(folder.glob("*.npy")) if folder.is_dir() else []
 
 
-def _held(batches: Iterator[NDArray[np.float32]]) -> NDArray[np.float32]:
-    found = np.concatenate(list(batches))
-    found.flags.writeable = False  # so that it need not be copied to the device again and again
-    return found
+def _in_memory(batches: Iterator[_Features]) -> _Features:
+    return np.concatenate(list(batches))
 
 
 def _computed(
     extractor: Any, images: Any, batch_size: int, forms: int, on_batch: OnBatch | None
-) -> Iterator[NDArray[np.float32]]:
+) -> Iterator[_Features]:
     batches = -(-len(images) // batch_size)
     for number in range(batches):
         if on_batch is not None:
@@ -146,46 +142,16 @@ def _computed(
         yield np.stack(each, axis=1).reshape(len(batch) * forms, -1)
 
 
-def _mapped(path: Path, shape: tuple[int, int]) -> NDArray[np.float32] | None:
+def _mapped(path: Path, shape: tuple[int, int]) -> _Features | None:
+    """Return the array of a file, mapped into memory; None if there is no file or it is damaged."""
     if not path.exists():
         return None
     try:
-        said = _checksum(path).read_text(encoding="ascii").split()[0]
-        with path.open("rb") as file:
-            intact = hashlib.file_digest(file, "sha256").hexdigest() == said
-        found: NDArray[np.float32] = np.load(path, mmap_mode="r", allow_pickle=False)
-        if intact and found.dtype == np.float32 and found.shape == shape:
+        found: _Features = np.load(path, mmap_mode="r", allow_pickle=False)
+        if found.dtype == np.float32 and found.shape == shape:
             in_use(path)
             return found
     except Exception as error:  # numpy's reader of headers raises about anything
         _log.debug("%s: %s", path, error)
-    _log.warning("The features in %s are damaged, and are computed again", path)
+    _log.warning("The features in %s are damaged and are computed again", path)
     return None
-
-
-def _write(path: Path, shape: tuple[int, int], batches: Iterator[NDArray[np.float32]]) -> None:
-    """Write a file aside, flush it to the disk and move it in place: at any moment it is absent or complete."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    make_room(path, int(np.prod(shape)) * 4)
-    with new_file(path) as file:
-        _reserve(file, int(np.prod(shape)) * 4)
-        header = io.BytesIO()
-        np.lib.format.write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": shape})
-        known = hashlib.sha256()
-        contents = (np.ascontiguousarray(batch, dtype="<f4").tobytes() for batch in batches)
-        for content in itertools.chain([header.getvalue()], contents):
-            known.update(content)
-            file.write(content)
-        file.truncate()
-        # Beside the old file, if there is one, it says that this is not whole, until the new one is in place.
-        _checksum(path).write_text(f"{known.hexdigest()}  {path.name}\n", encoding="ascii")
-
-
-def _checksum(path: Path) -> Path:
-    return path.with_name(f"{path.name}.sha256")
-
-
-def _reserve(file: IO[bytes], size: int) -> None:
-    """Have a disk that is too full say so before an hour of computing, where the system can."""
-    with contextlib.suppress(AttributeError):
-        os.posix_fallocate(file.fileno(), 0, size)

@@ -1,4 +1,4 @@
-"""Inner folds: parts of a training side, disjoint in groups, for what must be chosen without the val and test sides."""
+"""Inner folds: parts of a training side with disjoint groups, for choices that must not use the val and test sides."""
 
 from __future__ import annotations
 
@@ -17,13 +17,8 @@ def inner_folds(
 ) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
     """Return (train, held out) row numbers of up to five folds, stratified by class.
 
-    Args:
-        labels: Class indices (n,).
-        groups: A number for each group of images that must stay together (n,); None if every image may go anywhere.
-        seed: Of the trial.
-
-    Returns:
-        As many folds as the class with the fewest groups has groups, five at most; none if that is one.
+    There are as many folds as the class with the fewest groups has groups, five at most, and none if that is one.
+    `groups` has a number (n,) for each group of images that must stay together; None means no groups.
     """
     from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
@@ -31,7 +26,7 @@ def inner_folds(
     folds = min([_FOLDS, *(len(np.unique(units[labels == label])) for label in np.unique(labels))])
     if folds < 2:
         return []
-    # With every image a group of its own the one for groups takes longer than the heads that it is for.
+    # With a group for every image, the splitter for groups takes longer than the heads that it is for.
     alone = len(np.unique(units)) == len(units)
     splitter = (StratifiedKFold if alone else StratifiedGroupKFold)(
         folds, shuffle=True, random_state=named_seed(seed, "inner folds")

@@ -1,8 +1,7 @@
-"""AdamW with a rate of its own for each layer and an average of the weights, and the loss that it lowers."""
+"""Keras's AdamW with a learning rate per layer, the schedule of a phase, and the training loss."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,101 +13,86 @@ from leukemia_dl.training.recipe import Recipe
 
 __all__ = ["build_loss", "build_optimizer", "class_weights", "rates_by_layer"]
 
-_UNDECAYED = ("gamma", "beta", "bias")
 
-
-def build_optimizer(recipe: Recipe, learning_rate: float, rates: Mapping[str, float], average: float = 0.0) -> Any:
-    """Return a `keras.optimizers.Optimizer` for one phase of a fit; built, `start(steps)` makes it ready for one.
+def build_optimizer(recipe: Recipe, learning_rate: float, rates: Mapping[str, float], ema_momentum: float = 0.0) -> Any:
+    """Return an AdamW optimizer for one phase of a fit. Once it is built, `start(steps)` makes it ready for a phase.
 
     Args:
-        recipe: Its schedule, warm-up, decay and clipping.
+        recipe: Schedule, warm-up, weight decay and clipping.
         learning_rate: Peak.
-        rates: By `variable.path`, its share of the rate; 1 for those that are not named.
-        average: Share that the moving average keeps in each step; 0 for none. In the first steps it keeps less,
-            (1 + step) / (10 + step), since otherwise the random weights would be what it is made of.
-
-    Returns:
-        The optimizer, with a method `averages()`: the averaged weights as variables, in the order of the trained ones.
+        rates: Share of the rate by `variable.path`; 1 for variables that are not named.
+        ema_momentum: Momentum of the moving average of the weights; 0 for none. In the first steps it is lower,
+            step / (9 + step), or the average of a short fit would still be that of its first weights.
     """
     import keras
+    from keras import ops
 
-    trained: list[Any] = []
-
-    class LayerwiseAdamW(keras.optimizers.Adam):  # type: ignore[misc]
+    class LayerwiseAdamW(keras.optimizers.AdamW):  # type: ignore[misc]
         def build(self, variables: Any) -> None:
             if self.built:
                 return
             super().build(variables)
-            # Not as an attribute, which Keras would take for variables of the optimizer's own.
-            trained[:] = variables
             self._shares = [rates.get(variable.path, 1.0) for variable in variables]
-            self._decayed = [bool(recipe.weight_decay) and v.name not in _UNDECAYED for v in variables]
-            # Variables and no constants: the compiled step then serves folds of any length.
-            self._warmup = self.add_variable((), dtype="float32", name="warmup_steps")
+            # A variable and not a constant: one compiled step then serves training sides of any size.
             self._steps = self.add_variable((), dtype="float32", name="steps")
-            self._averages = self.add_optimizer_variables(variables, "average") if average else []
 
         def start(self, steps: int) -> None:
-            """Begin a phase of so many steps, as if nothing had been trained before."""
+            """Forget earlier steps, and spread the schedule over `steps`."""
             for variable in self.variables:
-                variable.assign(keras.ops.zeros(variable.shape, variable.dtype))
-            self._warmup.assign(float(round(recipe.warmup_fraction * steps)))
+                variable.assign(ops.zeros(variable.shape, variable.dtype))
             self._steps.assign(float(steps))
-            for mean, variable in zip(self._averages, trained, strict=False):
-                # By way of numpy: JAX would give both the same memory, and refuses to hand it over twice.
-                mean.assign(np.array(keras.ops.convert_to_numpy(variable)))
 
-        def rate(self) -> Any:
-            """Return the rate of the next step: a linear rise, then half a cosine to zero, or none."""
-            ops = keras.ops
-            step, warmup = ops.cast(self.iterations, "float32"), ops.convert_to_tensor(self._warmup)
-            first = learning_rate / ops.maximum(warmup, 1.0)
-            rising = first + (learning_rate - first) * step / ops.maximum(warmup, 1.0)
-            top: Any = learning_rate
-            if recipe.schedule == "cosine":
-                done = (step - warmup) / ops.maximum(ops.convert_to_tensor(self._steps) - warmup, 1.0)
-                top = learning_rate * 0.5 * (1.0 + ops.cos(math.pi * ops.clip(done, 0.0, 1.0)))
-            return ops.where(step < warmup, rising, top)
-
-        def apply(self, grads: Any, trainable_variables: Any = None) -> Any:
-            gradients = list(grads)
-            if recipe.global_clipnorm:
-                squares = [keras.ops.sum(keras.ops.square(keras.ops.cast(g, "float32"))) for g in gradients]
-                # Not added one by one: TensorFlow makes that one operation, which begins with whichever number lies in
-                # memory that it may overwrite, so that the order, and the last bits, are others in each run.
-                norm = keras.ops.sqrt(keras.ops.sum(keras.ops.stack(squares)))
-                share = recipe.global_clipnorm / keras.ops.maximum(norm, recipe.global_clipnorm)
-                gradients = [gradient * keras.ops.cast(share, gradient.dtype) for gradient in gradients]
-            return super().apply(gradients, trainable_variables)
-
-        def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
-            ops = keras.ops
-            # TensorFlow hands over its own variable, which has no path: Keras's way to find its neighbours by it.
-            index = self._get_variable_index(variable)
-            rate = learning_rate if self._shares[index] == 1 else learning_rate * self._shares[index]
-            if self._decayed[index]:
-                # Decay pulls towards zero, which is not where the gain of a normalisation or a bias belongs.
-                self.assign(variable, variable - variable * recipe.weight_decay * ops.cast(rate, variable.dtype))
-            super().update_step(gradient, variable, rate)
-            if average:
-                step = ops.cast(self.iterations, variable.dtype)
-                kept = ops.minimum(ops.cast(average, variable.dtype), (1 + step) / (10 + step))
-                mean = self._averages[index]
-                self.assign(mean, kept * mean + (1 - kept) * variable)
+        def progress(self) -> Any:
+            """Return the share of the phase that is over in the middle of the next step: in no step is the rate 0."""
+            return (ops.cast(self.iterations, "float32") + 0.5) / ops.maximum(self._steps, 1.0)
 
         def averages(self) -> list[Any]:
-            return list(self._averages)
+            """Return the averaged weights, in the order of the trained variables."""
+            return list(self._model_variables_moving_average) if self.use_ema else []
 
-    class Rates(keras.optimizers.schedules.LearningRateSchedule):  # type: ignore[misc]
+        def _apply_weight_decay(self, variables: Any) -> None:
+            """Do nothing: decay follows each layer's rate, in `update_step`."""
+
+        def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
+            rate = ops.cast(learning_rate, variable.dtype) * self._shares[self._get_variable_index(variable)]
+            if self.weight_decay and self._use_weight_decay(variable):
+                self.assign_sub(variable, variable * self.weight_decay * rate)
+            super().update_step(gradient, variable, rate)
+
+        def _update_model_variables_moving_average(self, trainable_variables: Any) -> None:
+            step = ops.cast(self.iterations, "float32")
+            kept = ops.minimum(ema_momentum, step / (9.0 + step))
+            for variable, average in zip(trainable_variables, self.averages(), strict=True):
+                average.assign(kept * average + (1.0 - kept) * variable)
+
+    rate = _rate(recipe, learning_rate)
+
+    class PhaseSchedule(keras.optimizers.schedules.LearningRateSchedule):  # type: ignore[misc]
         def __call__(self, step: Any) -> Any:
-            return made[0].rate()
+            return rate(optimizer.progress())
 
-        def get_config(self) -> dict[str, Any]:
-            return {}
+    optimizer = LayerwiseAdamW(
+        PhaseSchedule(),
+        weight_decay=recipe.weight_decay,
+        global_clipnorm=recipe.global_clipnorm or None,
+        use_ema=ema_momentum > 0,
+    )
+    # Decay pulls towards zero, which is not where a bias or the gain of a normalisation belongs.
+    optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
+    return optimizer
 
-    made: list[Any] = []
-    made.append(LayerwiseAdamW(learning_rate=Rates()))
-    return made[0]
+
+def _rate(recipe: Recipe, peak: float) -> Any:
+    """Return the rate as a function of the share of a phase that is over: linear warm-up, then cosine or constant."""
+    from keras import ops
+    from keras.optimizers.schedules import CosineDecay
+
+    warmup = recipe.warmup_fraction
+    if recipe.schedule == "constant":
+        return lambda over: peak * ops.minimum(over / warmup, 1.0) if warmup else ops.convert_to_tensor(peak)
+    if not warmup:
+        return CosineDecay(peak, 1.0)
+    return CosineDecay(0.0, 1.0 - warmup, warmup_target=peak, warmup_steps=warmup)
 
 
 def rates_by_layer(model: Any, input_lr_ratio: float) -> dict[str, float]:
@@ -126,9 +110,9 @@ def rates_by_layer(model: Any, input_lr_ratio: float) -> dict[str, float]:
 
 
 def class_weights(recipe: Recipe, labels: NDArray[np.int64], classes: int) -> NDArray[np.float32] | None:
-    """Return what each class counts in the training loss (classes,), None for one each.
+    """Return the weight of each class in the training loss (classes,), or None for equal weights.
 
-    Under `class_balance="weights"` a class that is `share` of the training labels counts `1 / (classes * share)`.
+    Under `class_balance="weights"` the weight is `1 / (classes * share)`, by the class's share of the training labels.
     """
     if recipe.class_balance != "weights":
         return None
@@ -137,16 +121,17 @@ def class_weights(recipe: Recipe, labels: NDArray[np.int64], classes: int) -> ND
 
 
 def build_loss(recipe: Recipe, classes: int) -> Any:
-    """Return the training loss of class indices and logits: cross-entropy in nats, smoothed as asked."""
+    """Return the training loss of class indices and logits: cross-entropy in nats, with the recipe's smoothing."""
     import keras
 
     if not recipe.label_smoothing:
         return keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
     def loss(y_true: Any, y_pred: Any) -> Any:
-        index = keras.ops.cast(keras.ops.reshape(y_true, (-1,)), "int32")
-        target = keras.ops.one_hot(index, classes, dtype="float32")
-        smoothed = target * (1 - recipe.label_smoothing) + recipe.label_smoothing / classes
-        return keras.losses.categorical_crossentropy(smoothed, y_pred, from_logits=True)
+        indices = keras.ops.cast(keras.ops.reshape(y_true, (-1,)), "int32")
+        target = keras.ops.one_hot(indices, classes, dtype="float32")
+        return keras.losses.categorical_crossentropy(
+            target, y_pred, from_logits=True, label_smoothing=recipe.label_smoothing
+        )
 
     return loss

@@ -1,4 +1,4 @@
-"""A data set as a `keras.utils.PyDataset`, for training loops of one's own."""
+"""A data set as a `keras.utils.PyDataset`, for custom training loops."""
 
 from __future__ import annotations
 
@@ -27,19 +27,17 @@ def as_keras(
 ) -> Any:
     """Return batches for `model.fit`, `evaluate` and `predict`, read from the pixel store of the whole data set.
 
-    The store is built if it is not there; every split of the data set reads from the same one.
-
     `model.fit(as_keras(dataset, dataset.default_pipeline(224), split.train, shuffle=True), epochs=5)`
 
     Args:
-        dataset: Whose images.
+        dataset: Data set of the images.
         pipeline: To pixels of one size; every step fitted.
         rows: Row numbers, such as `split.train`; None for all.
         batch_size: Images per batch; the last one may be smaller.
-        shuffle: Whether each epoch has another order, drawn from `seed` and the epoch, over all images. Leave it False
-            to evaluate: predictions then are in the order of `rows`.
+        shuffle: Whether each epoch has another order, drawn from `seed` and the epoch. With False, predictions are in
+            the order of `rows`.
         seed: Of the order.
-        show_progress: Whether to tell how far the decoding is.
+        show_progress: Whether to show the progress of decoding.
 
     Returns:
         A `keras.utils.PyDataset` of (uint8 images (batch, size, size, 3), int32 class indices (batch,)), as the models
@@ -59,23 +57,16 @@ def as_keras(
     if not 0 <= chosen.min() <= chosen.max() < len(dataset):
         raise SettingsError(f"rows are from 0 to {len(dataset) - 1}. Received: {chosen.min()} to {chosen.max()}.")
     labels = dataset.labels[chosen].astype(np.int32)
-    unknown = labels < 0
-    if unknown.any() and not unknown.all():
+    unlabelled = int((labels < 0).sum())
+    if 0 < unlabelled < len(labels):
         raise SettingsError(
-            f"{int(unknown.sum()):,} of the {len(chosen):,} rows have no label. Pass the rows of a split, or "
+            f"{unlabelled:,} of the {len(chosen):,} rows have no label. Pass the rows of a split, or "
             "rows=np.flatnonzero(dataset.labels >= 0)."
         )
-    store = dataset.pixel_store(pipeline, show_progress=show_progress)
+    pixels = dataset.pixel_store(pipeline, show_progress=show_progress)
 
     class Batches(keras.utils.PyDataset):  # type: ignore[misc]
-        def __init__(self) -> None:
-            super().__init__()
-            self.store, self.rows, self._epoch = store, chosen, 0
-            self._order = self._drawn()
-
-        def _drawn(self) -> NDArray[np.int64]:
-            count = len(chosen)
-            return generator(seed, "order", self._epoch).permutation(count) if shuffle else np.arange(count)
+        store, rows, epoch = pixels, chosen, 0
 
         def __len__(self) -> int:
             return -(-len(chosen) // batch_size)
@@ -83,12 +74,14 @@ def as_keras(
         def __getitem__(self, index: int) -> tuple[NDArray[Any], ...]:
             if not 0 <= index < len(self):
                 raise IndexError(index)
-            batch = self._order[index * batch_size : (index + 1) * batch_size]
-            images = store[chosen[batch]]
-            return (images,) if unknown.all() else (images, labels[batch])
+            order = np.arange(len(chosen))
+            if shuffle:
+                order = generator(seed, "order", self.epoch).permutation(len(chosen))
+            batch = order[index * batch_size : (index + 1) * batch_size]
+            images = pixels[chosen[batch]]
+            return (images,) if unlabelled else (images, labels[batch])
 
         def on_epoch_end(self) -> None:
-            self._epoch += 1
-            self._order = self._drawn()
+            self.epoch += 1
 
     return Batches()

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
 
 from leukemia_dl.checks import flag, real_number, whole_number
 from leukemia_dl.errors import DataError, SettingsError, unknown_name_error
@@ -19,34 +20,17 @@ from leukemia_dl.training.presets import PRESETS
 
 __all__ = ["Recipe"]
 
-HeadKind = Literal["pooled", "flatten"]
-HeadScaling = Literal["backbone", "unit"]
-Preprocessing = Literal["canvas", "published"]
-Schedule = Literal["cosine", "constant"]
-ClassBalance = Literal["none", "weights", "batches"]
-Precision = Literal["auto", "float32", "mixed_bfloat16"]
-
-_CHOICES = {
-    "scaling": get_args(HeadScaling),
-    "preprocessing": get_args(Preprocessing),
-    "head": get_args(HeadKind),
-    "schedule": get_args(Schedule),
-    "class_balance": get_args(ClassBalance),
-    "precision": get_args(Precision),
-}
-_FLAGS = ("sigmoid", "select_epoch", "head_symmetries", "tta", "halve_batch")
-# Whole numbers: smallest value; the largest is a million.
-_WHOLE = {"epochs": 0, "head_epochs": 0, "head_units": 0, "batch_size": 1}
-# Real numbers: from the first, below the second.
-_REAL = {
-    "learning_rate": (0.0, 10.0),
-    "head_learning_rate": (0.0, 10.0),
-    "warmup_fraction": (0.0, 1.0),
-    "weight_decay": (0.0, 10.0),
-    "global_clipnorm": (0.0, float("inf")),
-    "dropout": (0.0, 1.0),
-    "label_smoothing": (0.0, 1.0),
-    "ema_momentum": (0.0, 1.0),
+_SMALLEST = {"epochs": 0, "head_epochs": 0, "head_units": 0, "batch_size": 1}
+_RANGES = {
+    "learning_rate": (0, 10, "()"),
+    "head_learning_rate": (0, 10, "()"),
+    "input_lr_ratio": (0, 1, "(]"),
+    "warmup_fraction": (0, 1, "[)"),
+    "weight_decay": (0, 10, "[)"),
+    "global_clipnorm": (0, float("inf"), "[)"),
+    "dropout": (0, 1, "[)"),
+    "label_smoothing": (0, 1, "[)"),
+    "ema_momentum": (0, 1, "[)"),
 }
 _LARGEST = 1_000_000
 _NOT_REPLACED = {"name", "weights", "if_no_weights", "head_epochs", "callbacks"}
@@ -54,35 +38,34 @@ _NOT_REPLACED = {"name", "weights", "if_no_weights", "head_epochs", "callbacks"}
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe(Augmentation):
-    """Settings of one fit, the same for every backbone of a comparison; the fields of `Augmentation` are some of them.
+    """Settings of one fit, the same for every backbone of a comparison; the fields of `Augmentation` belong to them.
 
     A fit has two phases, and either may have no epochs. In the first the backbone is frozen, and the head is trained on
-    its features, which are computed once, of images as they are. In the second everything is trained, on augmented
-    images, except BatchNorm layers with loaded weights, which keep gain, offset and statistics.
+    features of the images as they are, computed once. In the second every layer is trained, on augmented images, except
+    BatchNorm layers with loaded weights, which keep gain, offset and statistics.
 
     Attributes:
-        name: Of the preset it comes from.
+        name: Name of the preset it comes from.
         weights: None or "random" for random ones; "pretrained" for the first name that each backbone offers; a name,
             "imagenet" say (fetched by Keras); the path of an .h5 file; or a mapping from each backbone to one of these.
-        if_no_weights: Settings that replace these where there are no weights: for a backbone that offers none by
-            name, such as `cnn`, or if `weights` is None. There is no first phase then.
-        image_size: Side in pixels of what the nets see; "native" for each backbone's own, so that sizes differ.
+        if_no_weights: Settings for a backbone that offers no weights, such as `cnn`, or if `weights` is None. There is
+            no first phase then.
+        image_size: Side of the images in pixels; "native" for each backbone's own, so that sizes differ.
         scaling: "backbone" for what each backbone's weights expect, "unit" for pixels / 255 whatever they expect.
         preprocessing: "canvas" keeps the scale on a canvas and is antialiased, "published" squeezes the image and is
             not (`Pipeline.published_v1`); unless a pipeline is given.
         head: "pooled" (global average) or "flatten" (every value of the feature map).
         head_units: Width of a ReLU layer between features and logits; 0 for none.
-        sigmoid: One output and its sigmoid for two classes, instead of a softmax over two: half the weights, the same
-            cross-entropy.
+        sigmoid: One output and its sigmoid for two classes, instead of a softmax over two.
         head_epochs: Passes of the first phase.
         head_symmetries: In the first phase, one of the eight symmetries of each image is drawn in each pass. Features
             of all eight are computed: eight times the work, once.
         epochs: Passes of the second; fixed, none is selected afterwards.
-        select_epoch: Choose the number of passes of the last phase where the mean validation loss of five inner grouped
-            folds of the training side is lowest; then train on all of it.
+        select_epoch: Choose the number of passes of the last phase by the lowest mean validation loss of five inner
+            grouped folds of the training side; then train on all of it.
         batch_size: Images per step.
         learning_rate: Peak of AdamW's rate (Loshchilov and Hutter 2019, arXiv:1711.05101) in the second phase.
-        head_learning_rate: Likewise in the first.
+        head_learning_rate: Peak of the rate in the first phase.
         input_lr_ratio: Rate of the first layer as a share of the head's, in (0, 1]; between them it falls
             geometrically, layer by layer (after Howard and Ruder 2018, arXiv:1801.06146).
         schedule: "cosine" decay to zero, step by step, or "constant"; in either phase.
@@ -93,14 +76,13 @@ class Recipe(Augmentation):
             [0, 1); the average is what is validated and kept. 0 for none.
         dropout: Share of features dropped before the logits, in [0, 1).
         label_smoothing: Share of each label that is spread over all classes, in training only, in [0, 1).
-        class_balance: "weights" counts each class alike in the training loss; "batches" draws as many images of each,
-            those of a rare class more often than once. With either, probabilities are those of classes equally
-            frequent.
+        class_balance: "weights" gives classes equal weight in the training loss; "batches" draws as many images of
+            each. With either, probabilities are those of classes equally frequent.
         tta: Predict also the mean over the eight symmetries of the square, as a row of its own.
         precision: "auto" takes mixed_bfloat16 where the GPU has it and float32 elsewhere.
-        halve_batch: Where memory runs out, begin again with half the batch size (the row says so), down to one.
-        callbacks: "module:function", a factory of Keras callbacks (`leukemia_dl.training.FitContext`). Not part of what
-            names a trial, nor of whether two recipes are equal.
+        halve_batch: If memory runs out, begin again with half the batch size (the row says so), down to one.
+        callbacks: "module:function", a factory of Keras callbacks (`leukemia_dl.training.FitContext`). Not part of a
+            trial's name, nor of the equality of two recipes.
 
     Raises:
         SettingsError: On creation, for a value that is not allowed; it names the setting.
@@ -117,9 +99,9 @@ class Recipe(Augmentation):
     weights: str | Mapping[str, str] | None = field(default=None, hash=False)
     if_no_weights: Mapping[str, Any] = field(default_factory=dict, hash=False)
     image_size: int | Literal["native"] = 96
-    scaling: HeadScaling = "backbone"
-    preprocessing: Preprocessing = "canvas"
-    head: HeadKind = "pooled"
+    scaling: Literal["backbone", "unit"] = "backbone"
+    preprocessing: Literal["canvas", "published"] = "canvas"
+    head: Literal["pooled", "flatten"] = "pooled"
     head_units: int = 0
     sigmoid: bool = False
     head_epochs: int = 0
@@ -130,58 +112,66 @@ class Recipe(Augmentation):
     learning_rate: float = 1e-3
     head_learning_rate: float = 1e-3
     input_lr_ratio: float = 1.0
-    schedule: Schedule = "cosine"
+    schedule: Literal["cosine", "constant"] = "cosine"
     warmup_fraction: float = 0.1
     weight_decay: float = 1e-4
     global_clipnorm: float = 1.0
     ema_momentum: float = 0.0
     dropout: float = 0.2
     label_smoothing: float = 0.0
-    class_balance: ClassBalance = "none"
+    class_balance: Literal["none", "weights", "batches"] = "none"
     tta: bool = False
-    precision: Precision = "auto"
+    precision: Literal["auto", "float32", "mixed_bfloat16"] = "auto"
     halve_batch: bool = False
     callbacks: str | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
-        """Refuse a value that is not allowed, with its name."""
+        """Check the values."""
         super().__post_init__()
         if not isinstance(self.name, str) or not self.name:
             raise SettingsError(f"name must be a str, not empty. Received: name={self.name!r}.")
-        if self.weights == "random":  # TOML and the command line know no None
-            object.__setattr__(self, "weights", None)
-        given = self.weights
-        if isinstance(given, Mapping):
-            object.__setattr__(self, "weights", dict(given))
-        texts = [*given, *given.values()] if isinstance(given, Mapping) else [given]
-        if given is not None and not all(isinstance(text, str) for text in texts):
+        weights = self.weights
+        texts = [*weights, *weights.values()] if isinstance(weights, Mapping) else [weights]
+        if weights is not None and not all(isinstance(text, str) for text in texts):
             raise SettingsError(
                 "weights must be None, a name or a path, as str, or a mapping from each backbone to one. "
-                f"Received: weights={given!r}."
+                f"Received: weights={weights!r}."
             )
-        for name, smallest in _WHOLE.items():
-            whole_number(name, getattr(self, name), smallest, _LARGEST)
-        if self.image_size != "native":
-            whole_number("image_size", self.image_size, 1, _LARGEST)
-        for name, (low, high) in _REAL.items():
-            value = getattr(self, name)
-            # 0 and 0.0 are one setting, with one digest
-            object.__setattr__(self, name, real_number(name, value, low, high, "[)"))
-        for name in ("learning_rate", "head_learning_rate"):
-            if getattr(self, name) == 0:
-                raise SettingsError(f"{name} must be above 0: with 0 nothing would be learned.")
-        rate = real_number("input_lr_ratio", self.input_lr_ratio, 0, 1, "(]")
-        object.__setattr__(self, "input_lr_ratio", rate)
-        for name, allowed in _CHOICES.items():
-            if getattr(self, name) not in allowed:
-                raise SettingsError(f"{name} must be one of {allowed}. Received: {name}={getattr(self, name)!r}.")
+        weights = dict(weights) if isinstance(weights, Mapping) else weights
+        object.__setattr__(self, "weights", None if weights == "random" else weights)  # TOML knows no None
         if self.callbacks is not None and not isinstance(self.callbacks, str):
             raise SettingsError(f'callbacks must be "module:function". Received: callbacks={self.callbacks!r}.')
-        for name in _FLAGS:
-            flag(name, getattr(self, name))
+        for name, smallest in _SMALLEST.items():
+            whole_number(name, getattr(self, name), smallest, _LARGEST)
+        if self.image_size != "native":
+            whole_number("image_size (in pixels, or 'native')", self.image_size, 1, _LARGEST)
+        for name, interval in _RANGES.items():
+            # 0 and 0.0 are one setting, with one digest
+            object.__setattr__(self, name, real_number(name, getattr(self, name), *interval))
+        for name, kind in _types().items():
+            value = getattr(self, name)
+            if kind is bool:
+                flag(name, value)
+            elif get_origin(kind) is Literal and value not in get_args(kind):
+                raise SettingsError(f"{name} must be one of {get_args(kind)}. Received: {name}={value!r}.")
         if not self.total_epochs:
             raise SettingsError("epochs and head_epochs are both 0: with neither nothing would be learned.")
-        self._check_without_weights()
+        self._check_if_no_weights()
+
+    def _check_if_no_weights(self) -> None:
+        changes = self.if_no_weights
+        if not isinstance(changes, Mapping):
+            raise SettingsError(f"if_no_weights must be a dict of settings. Received: if_no_weights={changes!r}.")
+        allowed = {field.name for field in dataclasses.fields(self)} - _NOT_REPLACED
+        for key in changes:
+            if key not in allowed:
+                raise unknown_name_error("recipe setting", key, allowed, "It stands in if_no_weights.")
+        object.__setattr__(self, "if_no_weights", {key: plain_number(value) for key, value in changes.items()})
+        if changes:
+            try:
+                dataclasses.replace(self, **{"if_no_weights": {}, **changes})
+            except SettingsError as error:
+                raise SettingsError(f"In if_no_weights: {error}") from error
 
     @property
     def total_epochs(self) -> int:
@@ -190,11 +180,11 @@ class Recipe(Augmentation):
 
     @property
     def head_settings(self) -> Head:
-        """What `build_model` is told of the head."""
+        """The head, as `build_model` takes it."""
         return Head(kind=self.head, units=self.head_units, dropout=self.dropout, sigmoid=self.sigmoid)
 
     def for_backbone(self, spec: BackboneSpec) -> Self:
-        """Return the settings as they are for the backbone `spec`: its native size, and what replaces missing weights.
+        """Return the settings for a backbone: its native size, and `if_no_weights` if it has no weights.
 
         Raises:
             SettingsError: If only the head would be trained, on features of random weights, without `weights=None`.
@@ -217,7 +207,7 @@ class Recipe(Augmentation):
         return dataclasses.replace(self, **changes)
 
     def weights_for(self, spec: BackboneSpec) -> str | None:
-        """Return what `weights` says for the backbone `spec`: None, a name or a path.
+        """Return the weights of a backbone: None, a name or a path.
 
         Raises:
             SettingsError: If it is a mapping without this backbone.
@@ -226,7 +216,7 @@ class Recipe(Augmentation):
         if isinstance(asked, Mapping):
             if spec.name not in asked:
                 raise SettingsError(
-                    f"weights says nothing of {spec.name}. Received: {asked!r}. Add it: 'pretrained', 'random', "
+                    f"weights does not name {spec.name}. Received: {asked!r}. Add it: 'pretrained', 'random', "
                     f"{', '.join(map(repr, spec.weights)) or 'no name'}, or the path of an .h5 file."
                 )
             asked = asked[spec.name]
@@ -235,7 +225,7 @@ class Recipe(Augmentation):
         return None if asked == "random" else asked
 
     def pipeline(self, size: int, canvas: int | None) -> Pipeline:
-        """Return the preprocessing that `preprocessing` says, to `size` x `size` pixels; `canvas` is the data set's."""
+        """Return the preprocessing to `size` x `size` pixels; `canvas` is the data set's."""
         if self.preprocessing == "published":
             return Pipeline.published_v1(size)
         return Pipeline.default(size, canvas=canvas)
@@ -283,7 +273,7 @@ class Recipe(Augmentation):
         return cls(**settings)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the settings as plain JSON values, without `callbacks`: what a trial is named by."""
+        """Return the settings that are part of a trial's name, as plain JSON values: all but `callbacks`."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         del values["callbacks"]
         values["weights"] = dict(self.weights) if isinstance(self.weights, Mapping) else self.weights
@@ -321,18 +311,7 @@ class Recipe(Augmentation):
                 text += f"{name} = {{ {', '.join(tomli_w.dumps(table).splitlines())} }}\n"
         return text
 
-    def _check_without_weights(self) -> None:
-        if not isinstance(self.if_no_weights, Mapping):
-            raise SettingsError(
-                f"if_no_weights must be a dict of settings. Received: if_no_weights={self.if_no_weights!r}."
-            )
-        allowed = {field.name for field in dataclasses.fields(self)} - _NOT_REPLACED
-        for key in self.if_no_weights:
-            if key not in allowed:
-                raise unknown_name_error("recipe setting", key, allowed, "It stands in if_no_weights.")
-        object.__setattr__(self, "if_no_weights", {k: plain_number(v) for k, v in self.if_no_weights.items()})
-        if self.if_no_weights:
-            try:
-                dataclasses.replace(self, **{"if_no_weights": {}, **self.if_no_weights})
-            except SettingsError as error:
-                raise SettingsError(f"In if_no_weights: {error}") from error
+
+@functools.cache
+def _types() -> dict[str, Any]:
+    return get_type_hints(Recipe)
