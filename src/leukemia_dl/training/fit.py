@@ -256,11 +256,9 @@ def _is_out_of_memory(error: BaseException) -> bool:
 
 def _check(side: Side, classes: int, recipe: Recipe, groups: NDArray[np.int64] | None = None) -> None:
     images, labels = side
-    shape = (recipe.image_size, recipe.image_size, 3)
-    if images.dtype != np.uint8 or images.shape[1:] != shape or not len(images):
-        raise DataError(
-            f"Images must be uint8 (n, {shape[0]}, {shape[0]}, 3). Received: {images.dtype} {images.shape}."
-        )
+    size, found = recipe.image_size, f"{images.dtype} {images.shape}"
+    if images.dtype != np.uint8 or images.shape[1:] != (size, size, 3) or not len(images):
+        raise DataError(f"Images must be uint8 (n, {size}, {size}, 3), at least one. Received: {found}.")
     if labels.shape != (len(images),) or labels.min() < 0 or labels.max() >= classes:
         raise DataError(
             f"Labels must be {len(images)} class indices from 0 to {classes - 1}. Received: shape {labels.shape}, "
