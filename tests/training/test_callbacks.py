@@ -13,7 +13,7 @@ import pytest
 import leukemia_dl as ldl
 from discs import IMAGES, LABELS, SMALL
 from leukemia_dl.errors import SettingsError
-from leukemia_dl.training import FitContext, Recipe, fit, load_factory
+from leukemia_dl.training import FitContext, ModelCache, Recipe, fit, load_factory
 from leukemia_dl.training import callbacks as module
 
 keras = pytest.importorskip("keras")
@@ -21,8 +21,11 @@ RECIPE = Recipe(image_size=32, head_epochs=1, epochs=2, batch_size=8)
 TRAIN, VALIDATION = (IMAGES[:32], LABELS[:32]), (IMAGES[32:], LABELS[32:])
 
 
+MODELS = ModelCache()  # one compiled model for all tests with this recipe
+
+
 def train(**settings):
-    return fit(SMALL, *TRAIN, 2, RECIPE, seed=7, validation=VALIDATION, **settings)
+    return fit(SMALL, *TRAIN, 2, RECIPE, seed=7, validation=VALIDATION, models=MODELS, **settings)
 
 
 def test_a_factory_is_called_for_each_phase_and_its_callbacks_see_validation(tmp_path):

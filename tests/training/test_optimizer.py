@@ -149,7 +149,7 @@ def test_layers_inside_a_composite_layer_have_rates_by_their_depth():
         assert [rates[weight.path] for weight in layer.weights] == pytest.approx([share, share])
 
 
-@settings(max_examples=30)
+@settings(max_examples=12)
 @given(
     labels=st.lists(st.integers(0, 2), min_size=1, max_size=9),
     smoothing=st.sampled_from([0.0, 0.1, 0.5]),

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, fields
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,7 +30,7 @@ PARAMETERS = (
 )  # fmt: skip
 """Columns of the array that `Augmentation.draw` returns; the last three are the colour of the image's background."""
 _DARKEST = 32.0  # Sum of the three channels above which a pixel is certainly cell; C-NMC's have 60 and more.
-_LARGEST = {"rotation": 180.0, "shift": 0.5, "brightness": 0.9, "contrast": 0.9, "stain": 0.9}
+_RANGES = {"rotation": (0, 180), "shift": (0, 0.5), "brightness": (0, 0.9), "contrast": (0, 0.9), "stain": (0, 0.9)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,13 +58,21 @@ class Augmentation:
     stain: float = 0.0
 
     def __post_init__(self) -> None:
-        """Check the values."""
-        for field in fields(self):
-            object.__setattr__(self, field.name, plain_number(getattr(self, field.name)))
-        flag("symmetries", self.symmetries)
-        for name, largest in _LARGEST.items():
-            # 0 and 0.0 are one setting, with one digest
-            object.__setattr__(self, name, real_number(name, getattr(self, name), 0, largest))
+        """Check the values, and convert numbers: 0, 0.0 and numpy's are one setting, with one digest."""
+        ranges = self._ranges()
+        for name, kind in get_type_hints(type(self)).items():
+            value = plain_number(getattr(self, name))
+            if kind is bool:
+                flag(name, value)
+            elif name in ranges:
+                value = real_number(name, value, *ranges[name])
+            elif get_origin(kind) is Literal and value not in get_args(kind):
+                raise SettingsError(f"{name} must be one of {get_args(kind)}. Received: {name}={value!r}.")
+            object.__setattr__(self, name, value)
+
+    def _ranges(self) -> Mapping[str, tuple[Any, ...]]:
+        """Return the interval of each real number, as arguments of `real_number`."""
+        return _RANGES
 
     @property
     def moves(self) -> bool:

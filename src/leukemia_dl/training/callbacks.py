@@ -18,13 +18,12 @@ __all__ = ["CallbackFactory", "FitContext", "load_factory", "make_callbacks", "m
 class FitContext:
     """The argument of a callback factory: the fit that its callbacks are for.
 
-    At the end of an epoch callbacks see the weights that are validated: the averages, if the recipe has any, which also
-    are the result if a callback stops the fit. Rates follow the recipe's schedule and cannot be set. If a fit is
-    killed, the state of its callbacks is lost.
+    At the end of an epoch callbacks see the weights that are validated: the averages, if the recipe has any. If a fit
+    is killed, the state of its callbacks is lost.
 
     Attributes:
         backbone: Its name.
-        recipe: The settings as they are for this backbone.
+        recipe: The settings for this backbone.
         seed: Of the trial.
         phase: "head" or "full": the factory is called for each phase, before the first epoch of the fit.
         folder: Folder for logs, one per trial, not made yet; None for a fit outside a benchmark.

@@ -15,14 +15,9 @@ from leukemia_dl.atomic import new_file
 from leukemia_dl.datasets.cache import in_use, make_room
 from leukemia_dl.identity import digest
 from leukemia_dl.models.classifier import predict_in_batches, symmetric_form
+from leukemia_dl.training import fingerprints
 from leukemia_dl.training.backends import Device
 from leukemia_dl.training.batches import Subset
-from leukemia_dl.training.fingerprints import (
-    array_fingerprint,
-    backend_fingerprint,
-    net_fingerprint,
-    weights_fingerprint,
-)
 
 __all__ = ["FeatureCache", "every_form", "feature_files"]
 
@@ -36,17 +31,11 @@ class FeatureCache:
     """Features of images by frozen backbones, which later fits read instead of computing them again.
 
     The key of an array is the net with its weights, the pixels, the backend with its version, device, precision and
-    threads, and the images per step. On a CPU an image's features do not depend on the images beside it. Features of
-    nets with layers that have no configuration are computed each time.
+    threads, and the images per step. On a CPU an image's features do not depend on the images beside it.
     """
 
     def __init__(self, folder: str | Path | None = None) -> None:
-        """Make a cache.
-
-        Args:
-            folder: Folder of `.npy` files for other processes; None to hold the last few arrays in memory. If it cannot
-                be written, they are held in memory, and a warning is logged.
-        """
+        """Make a cache in a folder of `.npy` files, or in memory if there is none or it cannot be written."""
         self.folder = None if folder is None else Path(folder)
         self._held: dict[str, _Features] = {}
         self._images: dict[int, tuple[weakref.ref[Any], list[Any]]] = {}
@@ -64,11 +53,11 @@ class FeatureCache:
             images: uint8 array or `Subset`.
             device: Device of the extractor.
             batch_size: Images per step.
-            forms: 8 for the features of each image's symmetries, see `symmetric_form`; 1 for images as they are.
+            forms: 8 for the symmetries of each image, see `symmetric_form`; 1 for images as they are.
             on_batch: Called with (batch, batches), from 0, while features are computed.
         """
         whole = images if isinstance(images, Subset) else Subset(images, np.arange(len(images)))
-        net = net_fingerprint(extractor)
+        net = fingerprints.net_fingerprint(extractor)
 
         def batches() -> Iterator[_Features]:
             return _computed(extractor, whole.base, batch_size, forms, on_batch)
@@ -76,8 +65,8 @@ class FeatureCache:
         if net is None:
             found = _in_memory(batches())
         else:
-            key = [net, weights_fingerprint(extractor), self._fingerprint(whole.base), batch_size, forms]
-            name = digest([*key, backend_fingerprint(device)])
+            key = [net, fingerprints.weights_fingerprint(extractor), self._fingerprint(whole.base), batch_size, forms]
+            name = digest([*key, fingerprints.backend_fingerprint(device)])
             if name in self._held:
                 found = self._held.pop(name)
             else:
@@ -90,10 +79,10 @@ class FeatureCache:
 
     def _fingerprint(self, base: Any) -> list[Any]:
         if isinstance(base, np.ndarray) and base.flags.writeable:
-            return array_fingerprint(base)
+            return fingerprints.array_fingerprint(base)
         self._images = {key: known for key, known in self._images.items() if known[0]() is not None}
         if id(base) not in self._images:
-            self._images[id(base)] = (weakref.ref(base), array_fingerprint(base))
+            self._images[id(base)] = (weakref.ref(base), fingerprints.array_fingerprint(base))
         return self._images[id(base)][1]
 
     def _from_file(self, name: str, shape: tuple[int, int], batches: Callable[[], Iterator[_Features]]) -> _Features:

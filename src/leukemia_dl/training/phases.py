@@ -14,18 +14,13 @@ from leukemia_dl.identity import digest, named_seed
 from leukemia_dl.models.build import weights_identity
 from leukemia_dl.models.classifier import predict_logits
 from leukemia_dl.models.spec import BackboneSpec
+from leukemia_dl.training import fingerprints
 from leukemia_dl.training.augmentation import training_model
 from leukemia_dl.training.backends import Device
 from leukemia_dl.training.batches import Batches, Subset
 from leukemia_dl.training.batchnorm import reestimate_batchnorm
 from leukemia_dl.training.checkpoints import Checkpoint
 from leukemia_dl.training.features import FeatureCache, every_form
-from leukemia_dl.training.fingerprints import (
-    array_fingerprint,
-    backend_fingerprint,
-    net_fingerprint,
-    weights_fingerprint,
-)
 from leukemia_dl.training.loop import PhaseLoop, Progress, Stopwatch
 from leukemia_dl.training.model_cache import BuiltModel, ModelCache, assign
 from leukemia_dl.training.optimizer import build_loss, build_optimizer, class_weights, rates_by_layer
@@ -86,10 +81,10 @@ class Training:
 
     def _identity(self) -> str:
         job, recipe = self.job, self.recipe
-        sides = [array_fingerprint(*side) for side in (self.train, self.validation) if side is not None]
-        net = [net_fingerprint(self.model), weights_fingerprint(self.model)]
+        sides = [fingerprints.array_fingerprint(*side) for side in (self.train, self.validation) if side is not None]
+        net = [fingerprints.net_fingerprint(self.model), fingerprints.weights_fingerprint(self.model)]
         settings = [recipe.to_dict(), weights_identity(job.spec, recipe.weights_for(job.spec)), self.stop]
-        where = [*backend_fingerprint(job.device), job.classes, job.seed]
+        where = [*fingerprints.backend_fingerprint(job.device), job.classes, job.seed]
         return digest([job.spec.name, settings, net, sides, where])
 
     def run(self) -> None:

@@ -31,7 +31,7 @@ def as_keras(
 
     Args:
         dataset: Data set of the images.
-        pipeline: To pixels of one size; every step fitted.
+        pipeline: Steps to pixels of one size, every step fitted.
         rows: Row numbers, such as `split.train`; None for all.
         batch_size: Images per batch; the last one may be smaller.
         shuffle: Whether each epoch has another order, drawn from `seed` and the epoch. With False, predictions are in

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
+import math
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Self
 
-from leukemia_dl.checks import flag, real_number, whole_number
+from leukemia_dl.checks import whole_number
 from leukemia_dl.errors import DataError, SettingsError, unknown_name_error
 from leukemia_dl.identity import plain_number
 from leukemia_dl.models import BackboneSpec, Head
@@ -22,16 +22,10 @@ __all__ = ["Recipe"]
 
 _SMALLEST = {"epochs": 0, "head_epochs": 0, "head_units": 0, "batch_size": 1}
 _RANGES = {
-    "learning_rate": (0, 10, "()"),
-    "head_learning_rate": (0, 10, "()"),
-    "input_lr_ratio": (0, 1, "(]"),
-    "warmup_fraction": (0, 1, "[)"),
-    "weight_decay": (0, 10, "[)"),
-    "global_clipnorm": (0, float("inf"), "[)"),
-    "dropout": (0, 1, "[)"),
-    "label_smoothing": (0, 1, "[)"),
-    "ema_momentum": (0, 1, "[)"),
-}
+    "learning_rate": (0, 10, "()"), "head_learning_rate": (0, 10, "()"), "input_lr_ratio": (0, 1, "(]"),
+    "warmup_fraction": (0, 1, "[)"), "weight_decay": (0, 10, "[)"), "global_clipnorm": (0, math.inf, "[)"),
+    "dropout": (0, 1, "[)"), "label_smoothing": (0, 1, "[)"), "ema_momentum": (0, 1, "[)"),
+}  # fmt: skip
 _LARGEST = 1_000_000
 _NOT_REPLACED = {"name", "weights", "if_no_weights", "head_epochs", "callbacks"}
 
@@ -145,18 +139,12 @@ class Recipe(Augmentation):
             whole_number(name, getattr(self, name), smallest, _LARGEST)
         if self.image_size != "native":
             whole_number("image_size (in pixels, or 'native')", self.image_size, 1, _LARGEST)
-        for name, interval in _RANGES.items():
-            # 0 and 0.0 are one setting, with one digest
-            object.__setattr__(self, name, real_number(name, getattr(self, name), *interval))
-        for name, kind in _types().items():
-            value = getattr(self, name)
-            if kind is bool:
-                flag(name, value)
-            elif get_origin(kind) is Literal and value not in get_args(kind):
-                raise SettingsError(f"{name} must be one of {get_args(kind)}. Received: {name}={value!r}.")
         if not self.total_epochs:
             raise SettingsError("epochs and head_epochs are both 0: with neither nothing would be learned.")
         self._check_if_no_weights()
+
+    def _ranges(self) -> Mapping[str, tuple[Any, ...]]:
+        return {**super()._ranges(), **_RANGES}
 
     def _check_if_no_weights(self) -> None:
         changes = self.if_no_weights
@@ -310,8 +298,3 @@ class Recipe(Augmentation):
             if table:  # in one line and not as a table, which would take in every line that is added below it
                 text += f"{name} = {{ {', '.join(tomli_w.dumps(table).splitlines())} }}\n"
         return text
-
-
-@functools.cache
-def _types() -> dict[str, Any]:
-    return get_type_hints(Recipe)
