@@ -57,6 +57,9 @@ _SUBPACKAGES = ("errors", "evaluation", "preprocess", "reporting")
 
 
 def __getattr__(name: str) -> Any:
+    if name == "plugin_problems":  # both registries have to be there, to be asked
+        importlib.import_module(f"{__name__}.models.registry")
+        importlib.import_module(f"{__name__}.datasets.registry")
     package = next((package for package, names in _WHERE.items() if name in names.split()), None)
     if package is not None:
         value = getattr(importlib.import_module(f"{__name__}.{package}"), name)

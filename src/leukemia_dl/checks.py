@@ -31,12 +31,16 @@ def real_number(name: str, value: Any, low: float, high: float, ends: str = "[]"
     Raises:
         SettingsError: If it is another value; booleans and NaN are refused too.
     """
-    inside = isinstance(value, numbers.Real) and not isinstance(value, bool) and low <= float(value) <= high
-    if not inside or (ends[0] == "(" and value == low) or (ends[1] == ")" and value == high):
+    try:
+        number = float(value) if isinstance(value, numbers.Real) and not isinstance(value, bool) else math.nan
+    except OverflowError:  # an integer of more than 308 digits
+        number = math.nan
+    at_open_end = (ends[0] == "(" and number == low) or (ends[1] == ")" and number == high)
+    if not low <= number <= high or at_open_end:
         raise SettingsError(
             f"{name} must be a number in {ends[0]}{low:g}, {high:g}{ends[1]}. Received: {name}={value!r}."
         )
-    return float(value)
+    return number
 
 
 def choice(name: str, value: Any, allowed: Iterable[str]) -> str:

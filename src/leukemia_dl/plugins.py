@@ -1,4 +1,4 @@
-"""Hook specifications and the isolated loading of plugins: both registries (backbones, data sets) use it.
+"""Hooks for plugins, and their loading, each isolated from the others.
 
 A plugin is a module with one or two functions marked `@hookimpl`, named by an entry point of the group `leukemia_dl`:
 
@@ -17,8 +17,7 @@ A plugin is a module with one or two functions marked `@hookimpl`, named by an e
     def leukemia_dl_backbones():
         yield BackboneSpec(name="mynet", build=build, native_size=64, min_size=8, scaling="unit")
 
-Each plugin loads on its own: one that fails is a warning and a row of `plugin_problems()`, and does not
-hide the others. A warning names a plugin that takes long to load.
+A plugin that fails is a warning and a row of `plugin_problems()`, and does not hide the others.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import pluggy
 
@@ -43,8 +42,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = [
-    "PROJECT", "Provided", "collect", "forget", "hookimpl", "hookspec", "installed_version", "plugin_problems",
-    "problems_with",
+    "DISTRIBUTION", "PROJECT", "Provided", "add_registry", "collect", "forget", "hookimpl", "hookspec",
+    "installed_version", "plugin_problems", "problems_with",
 ]  # fmt: skip
 
 PROJECT = "leukemia_dl"
@@ -55,12 +54,10 @@ hookimpl = pluggy.HookimplMarker(PROJECT)
 _log = logging.getLogger(__name__)
 _PATIENCE_SECONDS = 5.0
 _leave = os._exit
-# Who asks which hook, and by which function. Named, as plugins are, and not imported: they stand above this module.
-_REGISTRIES = (("leukemia_dl.models.registry", "list_backbones"), ("leukemia_dl.datasets.registry", "list_datasets"))
 
 
 class HookSpecifications:
-    """What a plugin may provide."""
+    """The hooks that a plugin may implement."""
 
     @hookspec
     def leukemia_dl_backbones(self) -> Iterable[Any]:
@@ -75,7 +72,7 @@ class HookSpecifications:
 
 @dataclass(frozen=True)
 class Provided:
-    """A record that a plugin yielded, with the plugin's distribution name and version; "" is our own entry point."""
+    """A record that a plugin yielded, with the plugin's distribution and version; our own have no entry point."""
 
     record: Any
     plugin: str
@@ -83,167 +80,71 @@ class Provided:
     entry_point: str = ""
 
 
-@dataclass(frozen=True)
-class Problem:
-    """Why a plugin, or one hook of it, was left out."""
+class _Origin(NamedTuple):
+    """The name under which a plugin is registered."""
 
-    plugin: str
     entry_point: str
-    problem: str
-
-
-@dataclass(frozen=True)
-class _Plugin:
-    module: Any
     distribution: str
     version: str
-    entry_point: str
 
 
-_problems: list[Problem] = []
+_registries: dict[str, tuple[type, Sequence[str]]] = {}  # hook: class of its records, names of our own modules
+_problems: dict[tuple[str, str, str], None] = {}  # plugin, entry point, problem; in the order of their discovery
 
 
-def collect(hook: str, kind: type, builtin: Sequence[str] = ()) -> list[Provided]:
+def add_registry(hook: str, kind: type, builtin: Sequence[str]) -> None:
+    """Register which class of records a hook yields, and the names of the library's own modules that provide it."""
+    _registries[hook] = (kind, builtin)
+
+
+@lru_cache
+def collect(hook: str) -> Sequence[Provided]:
     """Return every record that the built-in modules and the installed plugins yield for a hook, sorted by name.
-
-    Args:
-        hook: Name of a method of `HookSpecifications`.
-        kind: What a hook must yield; a plugin that yields something else is reported as one with a problem.
-        builtin: Module names of our own plugins. An error in one of these is raised: it is a bug.
 
     A built-in record keeps its name if a plugin yields the same name. A name that two plugins yield is left out, since
     the user may mean either. Both cases are problems that name both providers.
     """
-    provided: list[Provided] = []
-    for name in builtin:
-        module = importlib.import_module(name)
-        _check_hooks(module)
-        provided += [
-            Provided(record, DISTRIBUTION, installed_version(DISTRIBUTION)) for record in getattr(module, hook)()
-        ]
-    for plugin in _third_party():
-        if not hasattr(plugin.module, hook):
-            continue
-        try:
-            with _guarded(plugin.distribution, plugin.entry_point):
-                records = list(getattr(plugin.module, hook)())
+    kind, builtin = _registries[hook]
+    found, version = list[Provided](), installed_version(DISTRIBUTION)
+    for name in builtin:  # an error in one of these is raised: it is a bug
+        records = getattr(importlib.import_module(name), hook)()
+        found += [Provided(record, DISTRIBUTION, version) for record in records]
+    implementations = getattr(_plugin_manager().hook, hook).get_hookimpls()
+    for origin, function in sorted((impl.plugin_name, impl.function) for impl in implementations):
+        with _isolated(origin, f"{hook} raised"):
+            records = list(function())
             for record in records:
                 if not isinstance(record, kind):
-                    raise PluginError(
-                        f"{hook} must yield leukemia_dl.{kind.__name__} records. Received: {type(record)!r}."
-                    )
-        except KeyboardInterrupt:
-            raise
-        except BaseException as error:
-            _report(plugin.distribution, plugin.entry_point, f"{hook} raised {type(error).__name__}: {error}")
-            continue
-        provided += [Provided(record, plugin.distribution, plugin.version, plugin.entry_point) for record in records]
-    seen: dict[str, Provided] = {}
-    unclear = set()
-    for item in provided:
-        name = item.record.name
-        other = seen.setdefault(name, item)
-        if other is item:
-            continue
-        used = f"The one of {DISTRIBUTION} is used" if not other.entry_point else "Neither is used"
-        unclear |= {name} if other.entry_point else set()
-        clash = f"provides {name!r} ({hook}), as {other.plugin} {other.version} does. {used}: uninstall one of them, or"
-        _report(item.plugin, item.entry_point, f"{clash} have its author choose another name.")
-    return [seen[name] for name in sorted(set(seen) - unclear)]
+                    yields = f"{hook} must yield leukemia_dl.{kind.__name__} records"
+                    raise PluginError(f"{yields}. Received: {type(record)!r}.")
+            found += [Provided(record, origin.distribution, origin.version, origin.entry_point) for record in records]
+    return _without_clashes(hook, found)
 
 
 def plugin_problems() -> pd.DataFrame:
     """Return a row per plugin, or hook of one, that could not be used: plugin, entry_point, problem (all str).
 
-    Every hook is asked for it: one that raises, yields something else, or a name that is taken, has a row too.
+    Every hook is called for it: one that raises, yields something else, or a name that is taken, has a row too.
     """
     import pandas as pd
 
-    for registry, listing in _REGISTRIES:
-        getattr(importlib.import_module(registry), listing)()
-    columns = ["plugin", "entry_point", "problem"]
-    return pd.DataFrame([[p.plugin, p.entry_point, p.problem] for p in _problems], columns=columns, dtype="str")
+    for hook in sorted(_registries):
+        collect(hook)
+    return pd.DataFrame(list(_problems), columns=["plugin", "entry_point", "problem"], dtype="str")
 
 
 def problems_with(name: str) -> str:
     """Return a hint for an unknown `name`: the problems with this name, else the plugins with problems; or ""."""
-    frame = plugin_problems()
-    about = frame[frame["problem"].str.contains(repr(name), regex=False)]
-    if len(about):
-        return " ".join(f"{row.plugin} {row.problem}" for row in about.itertuples())
-    failed = ", ".join(sorted(set(frame["plugin"])))
-    return f"Plugins with problems (see leukemia-dl doctor): {failed}." if failed else ""
+    about = [f"{plugin} {problem}" for plugin, _, problem in _problems if repr(name) in problem]
+    failed = ", ".join(sorted({plugin for plugin, _, _ in _problems}))
+    return " ".join(about) or (f"Plugins with problems (see leukemia-dl doctor): {failed}." if failed else "")
 
 
 def forget() -> None:
     """Forget what was loaded, so that the next look-up sees plugins installed since."""
-    _third_party.cache_clear()
+    _plugin_manager.cache_clear()
+    collect.cache_clear()
     _problems.clear()
-
-
-@lru_cache(maxsize=1)
-def _third_party() -> tuple[_Plugin, ...]:
-    """Import every entry point of the group, each in its own `try`."""
-    if os.environ.get("LEUKEMIA_DL_DISABLE_PLUGINS", "") not in ("", "0"):
-        return ()
-    found = []
-    for point in sorted(importlib.metadata.entry_points(group=PROJECT), key=lambda p: (p.name, p.value)):
-        distribution = point.dist.name if point.dist else "unknown"
-        version = point.dist.version if point.dist else "unknown"
-        try:
-            with _guarded(distribution, point.name):
-                module = point.load()
-            _check_hooks(module)
-        except KeyboardInterrupt:
-            raise
-        except BaseException as error:
-            _report(distribution, point.name, f"could not be loaded: {type(error).__name__}: {error}")
-            continue
-        found.append(_Plugin(module, distribution, version, point.name))
-    return tuple(found)
-
-
-@contextlib.contextmanager
-def _guarded(plugin: str, entry_point: str) -> Iterator[None]:
-    """Run code of a plugin: it prints to stderr, is named in a warning if it takes long, and cannot end the process."""
-
-    def refuse(status: int) -> NoReturn:
-        if os.getpid() != own:  # in a child that the plugin forked
-            _leave(status)
-        raise SystemExit(f"os._exit({status})")
-
-    text = "Plugin %s (entry point %s) has been loading for %g s. LEUKEMIA_DL_DISABLE_PLUGINS=1 leaves plugins out."
-    timer = threading.Timer(_PATIENCE_SECONDS, _log.warning, (text, plugin, entry_point, _PATIENCE_SECONDS))
-    timer.daemon, own = True, os.getpid()
-    timer.start()
-    try:
-        os._exit = refuse
-        with contextlib.redirect_stdout(sys.stderr):
-            yield
-    finally:
-        os._exit = _leave
-        timer.cancel()
-
-
-def _check_hooks(module: Any) -> None:
-    """Raise if a function marked as a hook has a name or a parameter that no specification has."""
-    manager = pluggy.PluginManager(PROJECT)
-    manager.add_hookspecs(HookSpecifications)
-    try:
-        manager.register(module)
-        manager.check_pending()
-    except pluggy.PluginValidationError as error:
-        known = [name for name in vars(HookSpecifications) if name.startswith(PROJECT)]
-        raise PluginError(f"{error}. Known hooks: {', '.join(known)}.") from error
-    if not manager.get_hookcallers(module):
-        raise PluginError("it has no function marked with leukemia_dl.hookimpl.")
-
-
-def _report(plugin: str, entry_point: str, problem: str) -> None:
-    entry = Problem(plugin, entry_point, problem)
-    if entry not in _problems:
-        _problems.append(entry)
-        _log.warning("Plugin %s (entry point %s) %s", plugin, entry_point, problem)
 
 
 def installed_version(distribution: str) -> str:
@@ -252,3 +153,81 @@ def installed_version(distribution: str) -> str:
         return importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:
         return "unknown"
+
+
+@lru_cache
+def _plugin_manager() -> pluggy.PluginManager:
+    """Return a manager of the third-party plugins that load and implement known hooks, in the order of their names."""
+    manager = pluggy.PluginManager(PROJECT)
+    manager.add_hookspecs(HookSpecifications)
+    if os.environ.get("LEUKEMIA_DL_DISABLE_PLUGINS", "") not in ("", "0"):
+        return manager
+    for point in sorted(importlib.metadata.entry_points(group=PROJECT), key=lambda point: (point.name, point.value)):
+        names = (point.dist.name, point.dist.version) if point.dist else ("unknown", "unknown")
+        origin = _Origin(point.name, *names)
+        with _isolated(origin, "could not be loaded:"):
+            _register(manager, point.load(), origin)
+    return manager
+
+
+def _register(manager: pluggy.PluginManager, module: Any, origin: _Origin) -> None:
+    """Register a plugin, or raise PluginError if a hook has an unknown name or parameter, or there is none."""
+    try:
+        manager.register(module, name=origin)  # type: ignore[arg-type]
+        manager.check_pending()
+    except pluggy.PluginValidationError as error:
+        manager.unregister(module)
+        known = ", ".join(name for name in vars(HookSpecifications) if name.startswith(PROJECT))
+        raise PluginError(f"{error}. Known hooks: {known}.") from error
+    if not manager.get_hookcallers(module):
+        manager.unregister(module)
+        raise PluginError("it has no function marked with leukemia_dl.hookimpl.")
+
+
+@contextlib.contextmanager
+def _isolated(origin: _Origin, failed: str) -> Iterator[None]:
+    """Run code of a plugin: errors are recorded, prints go to stderr, and it cannot end the process."""
+    own = os.getpid()
+
+    def refuse(status: int) -> NoReturn:
+        if os.getpid() != own:  # in a child that the plugin forked
+            _leave(status)
+        raise SystemExit(f"os._exit({status})")
+
+    text = "Plugin %s (entry point %s) has been loading for %g s. LEUKEMIA_DL_DISABLE_PLUGINS=1 leaves plugins out."
+    values = (text, origin.distribution, origin.entry_point, _PATIENCE_SECONDS)
+    timer = threading.Timer(_PATIENCE_SECONDS, _log.warning, values)
+    timer.daemon = True
+    timer.start()
+    try:
+        os._exit = refuse
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        _report(origin.distribution, origin.entry_point, f"{failed} {type(error).__name__}: {error}")
+    finally:
+        os._exit = _leave
+        timer.cancel()
+
+
+def _without_clashes(hook: str, provided: Iterable[Provided]) -> Sequence[Provided]:
+    first: dict[str, Provided] = {}
+    unclear = set()
+    for item in provided:
+        name = item.record.name
+        other = first.setdefault(name, item)
+        if other is item:
+            continue
+        used = "Neither is used" if other.entry_point else f"The one of {DISTRIBUTION} is used"
+        unclear |= {name} if other.entry_point else set()
+        clash = f"provides {name!r} ({hook}), as {other.plugin} {other.version} does. {used}: uninstall one of them, or"
+        _report(item.plugin, item.entry_point, f"{clash} have its author choose another name.")
+    return tuple(first[name] for name in sorted(set(first) - unclear))
+
+
+def _report(plugin: str, entry_point: str, problem: str) -> None:
+    if (plugin, entry_point, problem) not in _problems:
+        _problems[plugin, entry_point, problem] = None
+        _log.warning("Plugin %s (entry point %s) %s", plugin, entry_point, problem)

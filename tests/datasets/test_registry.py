@@ -44,16 +44,19 @@ def test_unknown_name_and_option() -> None:
         Dataset.load("c_nmc_2019", root="x", canvas=4)
 
 
-def test_a_plugin_that_yields_something_else_is_named_and_hides_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_plugin_that_yields_something_else_is_named_and_hides_nobody() -> None:
     class Wrong:
         name = "wrong"
 
-    module = SimpleNamespace(leukemia_dl_datasets=lambda: [Wrong()])
-    monkeypatch.setattr(plugins, "_third_party", lambda: (plugins._Plugin(module, "their-package", "1.2", "theirs"),))
-    monkeypatch.setattr(plugins, "_problems", [])
-    assert set(BUILTIN) <= set(list_datasets())
-    assert "wrong" not in list_datasets()
-    (row,) = plugins.plugin_problems().to_dict("records")
+    module = SimpleNamespace(leukemia_dl_datasets=plugins.hookimpl(lambda: [Wrong()]))
+    plugins.forget()
+    plugins._register(plugins._plugin_manager(), module, plugins._Origin("theirs", "their-package", "1.2"))
+    try:
+        assert set(BUILTIN) <= set(list_datasets())
+        assert "wrong" not in list_datasets()
+        (row,) = plugins.plugin_problems().to_dict("records")
+    finally:
+        plugins.forget()
     assert (row["plugin"], row["entry_point"]) == ("their-package", "theirs")
     assert "must yield leukemia_dl.DatasetSource records" in row["problem"]
 

@@ -5,6 +5,7 @@ import json
 import os
 import resource
 import sys
+import time
 import zipfile
 
 import h5py
@@ -12,6 +13,7 @@ import pytest
 
 import leukemia_dl as ldl
 from leukemia_dl.errors import DataError
+from leukemia_dl.models import archive
 
 keras = pytest.importorskip("keras")
 SETTINGS = {"format": 1, "class_names": ["hem", "all"], "pipeline": {"steps": []}, "provenance": {}}
@@ -29,10 +31,10 @@ def written(path, config, weights=None, **members):
         "model.weights.h5": weights,
         "metadata.json": json.dumps({"keras_version": keras.__version__}),
     } | {name.replace("_json", ".json"): text for name, text in members.items()}
-    with zipfile.ZipFile(path, "w") as archive:
+    with zipfile.ZipFile(path, "w") as file:
         for name, content in members.items():
             how = zipfile.ZIP_STORED if name.endswith(".h5") else zipfile.ZIP_DEFLATED
-            archive.writestr(name, content, compress_type=how)
+            file.writestr(name, content, compress_type=how)
     return path
 
 
@@ -79,6 +81,34 @@ CASES = {
     "nothing": (None, None),
     "deep": (json.loads("[" * 500 + "]" * 500), None),
 }
+
+
+def test_a_long_stack_of_layers_is_refused_at_once(tmp_path):
+    """20.38: Keras builds a Sequential anew for each of its layers, so that 1,000 would take minutes."""
+    dense = {"class_name": "Dense", "config": {"units": 2}, "module": "keras.layers"}
+    config = net()
+    for layers in ([dense] * 1_000, [{**config, "config": {"layers": [dense] * 90}}] * 2):
+        config["config"]["layers"][1:1] = layers
+        started = time.perf_counter()
+        with pytest.raises(DataError, match=r"building it takes [\d,]+ calls of layers, more than 10,000"):
+            ldl.load_classifier(written(tmp_path / "long.keras", config))
+        assert time.perf_counter() - started < 2
+        del config["config"]["layers"][1 : 1 + len(layers)]
+    inner = net()
+    for _ in range(6):
+        inner = net() | {"config": {"layers": [*net()["config"]["layers"], inner]}}
+    with pytest.raises(DataError, match="nets are nested in it more than 5 deep"):
+        ldl.load_classifier(written(tmp_path / "deep.keras", inner))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["NASNetLarge", "EfficientNetV2L", "ConvNeXtBase"])
+def test_the_largest_nets_of_keras_are_within_the_limits(name):
+    """20.38: the limits are far above real nets."""
+    model = getattr(keras.applications, name)(weights=None, include_top=False, input_shape=(331, 331, 3))
+    text = json.dumps(keras.saving.serialize_keras_object(model))
+    assert text.count('"class_name"') < archive._MAX_OBJECTS
+    assert archive._calls(json.loads(text)) < archive._MAX_CALLS / 2
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -17,6 +17,7 @@ from leukemia_dl.models.classifier import predict_logits, softmax
 keras = pytest.importorskip("keras")
 RNG = np.random.default_rng(0)
 COLUMNS = ["path", "predicted", "probability_hem", "probability_all", "error"]
+PROBABILITIES = "outputs are probabilities already: say outputs='probabilities'"
 IMAGES = RNG.integers(0, 256, (5, 40, 40, 3), dtype=np.uint8)
 
 
@@ -125,9 +126,17 @@ def test_what_is_no_classifier_is_refused(tmp_path):
         {"class_names": 7},
         {"provenance": {"images": {"on_black": 1, "size": "large"}}},
         {"provenance": {"images": [1]}},
+        {"provenance": {"images": {"on_black": 1, "size": [0, float("inf")]}}},
+        {"provenance": {"images": {"on_black": 10**400, "size": [0, 5]}}},
+        {"provenance": {"images": {"on_black": float("nan"), "size": [0, 5]}}},
+        {"temperature": 10**400},
+        {"temperature": 1e-320},
+        {"temperature": float("nan")},
+        {"temperature": "1"},
     ],
 )
 def test_settings_that_do_not_fit_the_net_are_refused(classifier, tmp_path, change):
+    """20.38: one DataError, also for numbers that no float holds or that make every probability NaN."""
     import json
 
     path = classifier.save(tmp_path / "model.keras")
@@ -236,10 +245,10 @@ def a_net(units, activation=None, size=32):
         (lambda: a_net(2), ("a", "a"), 32, "2 outputs for the classes a, a"),
         (lambda: a_net(1), ("a",), 32, "1 outputs for the classes a"),
         (lambda: a_net(2), ("a", "b"), 16, "the pipeline gives 16 pixels, the net takes 32"),
-        (lambda: a_net(2, "softmax"), ("a", "b"), 32, "ends in a softmax, so it gives probabilities"),
-        (lambda: a_net(1, "sigmoid"), ("a", "b"), 32, "ends in a sigmoid, so it gives probabilities"),
-        (lambda: keras.Sequential([a_net(2), keras.layers.Softmax()]), ("a", "b"), 32, "ends in a softmax"),
-        (lambda: keras.Sequential([keras.Input((32, 32, 3)), a_net(2, "softmax")]), ("a", "b"), 32, "in a softmax"),
+        (lambda: a_net(2, "softmax"), ("a", "b"), 32, PROBABILITIES),
+        (lambda: a_net(1, "sigmoid"), ("a", "b"), 32, PROBABILITIES),
+        (lambda: keras.Sequential([a_net(2), keras.layers.Softmax()]), ("a", "b"), 32, PROBABILITIES),
+        (lambda: keras.Sequential([keras.Input((32, 32, 3)), a_net(2, "softmax")]), ("a", "b"), 32, PROBABILITIES),
         (lambda: keras.Sequential([keras.layers.Dense(2)]), ("a", "b"), 32, "takes \\(batch, size, size, 3\\)"),
         (lambda: keras.Sequential([keras.Input((32,)), keras.layers.Dense(2)]), ("a", "b"), 32, "the shapes"),
         (lambda: "net", ("a", "b"), 32, "the shapes"),
@@ -249,6 +258,33 @@ def test_a_classifier_whose_parts_do_not_fit_is_refused_when_made(model, names, 
     """20.29: not with an IndexError, a class that is dropped or probabilities squashed twice at prediction."""
     with pytest.raises(SettingsError, match=says):
         ldl.Classifier(model(), names, ldl.Pipeline.default(pipeline, canvas=40))
+
+
+ENDS = {
+    "softmax as an operation": (2, lambda x: keras.ops.softmax(x)),
+    "softmax as an activation": (2, lambda x: keras.activations.softmax(x)),
+    "sigmoid of one unit": (1, lambda x: keras.ops.sigmoid(x)),
+    "Dropout": (2, lambda x: keras.layers.Dropout(0.5)(keras.layers.Softmax()(x))),
+    "Identity": (2, lambda x: keras.layers.Identity()(keras.layers.Softmax()(x))),
+    "a linear Activation": (2, lambda x: keras.layers.Activation("linear")(keras.layers.Softmax()(x))),
+    "Reshape": (2, lambda x: keras.layers.Reshape((2,))(keras.layers.Softmax()(x))),
+    "Average": (2, lambda x: keras.layers.Average()([keras.layers.Softmax()(x), keras.layers.Softmax()(2 * x)])),
+}
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_probabilities_are_noticed_however_the_net_makes_them(end):
+    """20.29: also where the last layer is no Softmax, and then they are not squashed again."""
+    units, make = ENDS[end]
+    net, pipeline = a_net(units), ldl.Pipeline.default(32, canvas=40)
+    model = keras.Model(net.input, make(net.output))
+    with pytest.raises(SettingsError, match=PROBABILITIES):
+        ldl.Classifier(model, ("a", "b"), pipeline)
+    frame = ldl.Classifier(model, ("a", "b"), pipeline, outputs="probabilities").predict(IMAGES)
+    own = np.asarray(model(pipeline(IMAGES).astype("float32"), training=False))[:, -1]
+    np.testing.assert_allclose(frame["probability_b"], own, atol=1e-5)
+    shifted = keras.Model(net.input, keras.layers.Rescaling(1.0, offset=3.0)(net.output))
+    assert ldl.Classifier(shifted, ("a", "b"), pipeline).outputs == "logits"
 
 
 @pytest.mark.parametrize("units", [1, 2])
@@ -273,7 +309,7 @@ def test_outputs_that_are_no_probabilities_are_refused():
     pipeline = ldl.Pipeline.default(32, canvas=40)
     with pytest.raises(SettingsError, match="no probabilities that sum to 1"):
         ldl.Classifier(a_net(2), ("a", "b"), pipeline, outputs="probabilities").predict(IMAGES)
-    with pytest.raises(SettingsError, match="outputs must be 'logits' or 'probabilities'"):
+    with pytest.raises(SettingsError, match="outputs must be one of 'logits', 'probabilities'"):
         ldl.Classifier(a_net(2), ("a", "b"), pipeline, outputs="sigmoid")
 
 
@@ -288,6 +324,9 @@ def test_folders_are_made_to_save_into(classifier, tmp_path):
 def test_a_temperature_of_numpy_is_saved_as_a_number(classifier, tmp_path):
     warm = dataclasses.replace(classifier, temperature=np.float32(1.5))
     assert type(warm.temperature) is float
+    for wrong in (0.009, 101, 0, -1, True, "1", float("nan")):
+        with pytest.raises(SettingsError, match=r"temperature must be a number in \[0.01, 100\]. Received"):
+            dataclasses.replace(classifier, temperature=wrong)
     assert ldl.load_classifier(warm.save(tmp_path / "warm.keras")).temperature == 1.5
 
 

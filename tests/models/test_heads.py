@@ -77,11 +77,11 @@ def test_a_split_model_is_the_model(kind, units, dropout, sigmoid):
 @pytest.mark.parametrize(
     ("wrong", "allowed"),
     [
-        ({"kind": "x"}, "'pooled' or 'flatten'"),
-        ({"kind": ["pooled"]}, "'pooled' or 'flatten'"),
-        ({"units": -3}, "a whole number from 0"),
-        ({"units": 2.0}, "a whole number from 0"),
-        ({"units": True}, "a whole number from 0"),
+        ({"kind": "x"}, "one of 'pooled', 'flatten'"),
+        ({"kind": ["pooled"]}, "one of 'pooled', 'flatten'"),
+        ({"units": -3}, "a whole number of at least 0"),
+        ({"units": 2.0}, "a whole number of at least 0"),
+        ({"units": True}, "a whole number of at least 0"),
         ({"dropout": 7}, r"a number in \[0, 1\)"),
         ({"dropout": 1}, r"a number in \[0, 1\)"),
         ({"dropout": float("nan")}, r"a number in \[0, 1\)"),
@@ -91,7 +91,7 @@ def test_a_split_model_is_the_model(kind, units, dropout, sigmoid):
 )
 def test_a_head_is_checked_on_creation(wrong, allowed):
     (name,) = wrong
-    with pytest.raises(SettingsError, match=f"A head's {name} must be {allowed}. Received: {name}="):
+    with pytest.raises(SettingsError, match=f"^{name} must be {allowed}. Received: {name}="):
         Head(**wrong)
 
 

@@ -1,5 +1,7 @@
 import dataclasses
 import functools
+import importlib.util
+import sys
 
 import pytest
 
@@ -60,38 +62,26 @@ def test_a_wrong_record_is_refused_with_the_field_named(change):
         dataclasses.replace(ldl.get_backbone("cnn"), **change)
 
 
-def made_with(width):
-    def build(inputs, weights):
-        return width
-
-    return build
-
-
-def plain(inputs, weights, width=3):
-    return width
+def built_in(file):
+    """Return the `build` that a file defines."""
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[file.stem] = module
+    spec.loader.exec_module(module)
+    return module.build
 
 
-class Builder:
-    def __init__(self, width):
-        self.width = width
-
-    def __call__(self, inputs, weights):
-        return self.width
-
-
-@pytest.mark.parametrize(
-    "make",
-    [made_with, lambda width: functools.partial(plain, width=width), Builder],
-    ids=["a closure", "a partial", "an object"],
-)
-def test_a_builder_made_with_other_values_has_another_version(monkeypatch, make):
-    monkeypatch.setattr(registry, "_registered", {})
-
-    def version(width):
-        spec = ldl.BackboneSpec(name="made", build=make(width), scaling="unit", native_size=32, min_size=8)
-        ldl.register_backbone(spec, replace=True)
+def test_the_version_of_a_registered_backbone_is_given_or_follows_from_the_file_of_its_builder(tmp_path):
+    def version(width, given=None, wrap=lambda build: build):
+        file = tmp_path / f"made_{width}.py"
+        file.write_text(f"def build(inputs, weights):\n    return {width}\n")
+        build = wrap(built_in(file))
+        spec = ldl.BackboneSpec(name="made", build=build, scaling="unit", native_size=32, min_size=8)
+        ldl.register_backbone(spec, replace=True, version=given)
         return registry.find_backbone("made").version
 
-    assert version(4) == version(4)
+    assert version(4) == version(4) == version(4, wrap=functools.partial)
     assert version(4) != version(16)
+    assert version(4).startswith("source ")
+    assert version(4, "2") == version(16, "2") == "2"
     assert version(4).startswith("source ")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from leukemia_dl.datasets.dataset import Dataset, DatasetInfo
 from leukemia_dl.datasets.frames import class_list
 from leukemia_dl.errors import PluginError, SettingsError, unknown_name_error
 from leukemia_dl.identity import plain_number
-from leukemia_dl.plugins import Provided, collect, problems_with
+from leukemia_dl.plugins import Provided, add_registry, collect, problems_with
 
 __all__ = ["BUILTIN", "DatasetSource", "dataset_table", "get_source", "list_datasets", "load_dataset"]
 
@@ -118,5 +118,8 @@ def dataset_table() -> pd.DataFrame:
     return pd.DataFrame(rows, dtype="str")
 
 
-def _provided() -> list[Provided]:
-    return collect("leukemia_dl_datasets", DatasetSource, BUILTIN)
+def _provided() -> Sequence[Provided]:
+    return collect("leukemia_dl_datasets")
+
+
+add_registry("leukemia_dl_datasets", DatasetSource, BUILTIN)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from leukemia_dl.errors import DataError
-from leukemia_dl.models.backend import quiet_start
+from leukemia_dl.models.backend import silence_startup
 
 __all__ = ["MEMBER", "load_net", "read_settings"]
 
@@ -19,6 +19,7 @@ MEMBER = "leukemia_dl.json"
 _WEIGHTS, _CONFIG = "model.weights.h5", "config.json"
 _MAX_TEXT = 8 << 20  # bytes of any member but the weights; the largest nets of Keras have 2 MB
 _MAX_OBJECTS = 10_000
+_MAX_CALLS, _MAX_DEPTH = 10_000, 5  # calls of layers that building takes, and nets inside nets
 _MAX_VALUES = 1 << 28  # per image in the output of one layer: 1 GiB as float32
 
 
@@ -35,14 +36,14 @@ def read_settings(file: Path) -> dict[str, Any]:
                 if member.file_size > (on_disk if member.filename == _WEIGHTS else _MAX_TEXT):
                     raise DataError(f"{file} was not loaded: {member.filename} in it has an implausible size.")
             return dict(json.loads(archive.read(MEMBER)))
+    except DataError:
+        raise
     except KeyError as error:
         raise DataError(
             f"{file} holds no leukemia_dl classifier ({error}). Pass a model.keras that a benchmark or "
             "Classifier.save wrote; any other Keras model can be wrapped: Classifier(model, class_names, pipeline)."
         ) from error
     except (zipfile.BadZipFile, OSError, ValueError, TypeError, RuntimeError) as error:
-        if isinstance(error, DataError):
-            raise
         raise DataError(f"{file} is damaged or is no .keras file: {error}.") from error
 
 
@@ -55,7 +56,7 @@ def load_net(file: Path) -> Any:
     import keras
 
     try:
-        with quiet_start("devices"):  # TensorFlow looks for devices when it needs one first
+        with silence_startup("devices"):  # TensorFlow looks for devices when it needs one first
             # StatelessScope leaves state behind in its thread, so the check has a thread that ends.
             with ThreadPoolExecutor(1) as pool:
                 pool.submit(_check, file).result()
@@ -71,13 +72,16 @@ def _check(file: Path) -> None:
 
     on_disk, stored = file.stat().st_size, []
     with zipfile.ZipFile(file) as archive:
-        config = archive.read(_CONFIG)
+        text = archive.read(_CONFIG)
         with archive.open(_WEIGHTS) as member, h5py.File(member) as weights:
             weights.visititems(lambda _, item: stored.append(item.nbytes if isinstance(item, h5py.Dataset) else 0))
-    if config.count(b'"class_name"') > _MAX_OBJECTS:
+    if text.count(b'"class_name"') > _MAX_OBJECTS:
         raise DataError(f"it has more than {_MAX_OBJECTS:,} layers and initializers")
+    config = json.loads(text)
+    if (calls := _calls(config)) > _MAX_CALLS:
+        raise DataError(f"building it takes {calls:,} calls of layers, more than {_MAX_CALLS:,}")
     with keras.StatelessScope(initialize_variables=False):
-        model = keras.saving.deserialize_keras_object({**json.loads(config), "compile_config": None}, safe_mode=True)
+        model = keras.saving.deserialize_keras_object({**config, "compile_config": None}, safe_mode=True)
         if not isinstance(model, keras.Model):
             raise DataError(f"it holds a {type(model).__name__}, not a model")
         parameters = sum(math.prod(variable.shape) for variable in model.variables)
@@ -89,6 +93,22 @@ def _check(file: Path) -> None:
     largest = max(_outputs(model), default=0)
     if largest > _MAX_VALUES:
         raise DataError(f"a layer makes {largest:,} numbers of one image, more than {_MAX_VALUES:,}")
+
+
+def _calls(config: Any, depth: int = 0) -> int:
+    """Return about how many calls of layers building a net takes; a Sequential is built anew for each of its layers."""
+    if depth > _MAX_DEPTH:
+        raise DataError(f"nets are nested in it more than {_MAX_DEPTH} deep")
+    inner = config.get("config") if isinstance(config, dict) else None
+    if not isinstance(inner, dict):
+        return 1
+    layers = inner.get("layers")
+    if not isinstance(layers, list):  # a wrapper has a layer in its settings
+        wrapped = [value for value in inner.values() if isinstance(value, dict) and "config" in value]
+        return 1 + sum(_calls(value, depth) for value in wrapped)
+    nodes = [len(layer.get("inbound_nodes") or [0]) if isinstance(layer, dict) else 1 for layer in layers]
+    calls = sum(count * _calls(layer, depth + 1) for count, layer in zip(nodes, layers, strict=True))
+    return calls * (len(layers) if config.get("class_name") == "Sequential" else 1)
 
 
 def _outputs(model: Any) -> list[int]:

@@ -1,27 +1,22 @@
-"""From a backbone to a Keras model: raw pixels -> scaling -> backbone -> head -> logits, built flat.
+"""Build the Keras model of a backbone: raw pixels -> scaling -> backbone -> head -> logits.
 
-Flat means that the backbone's layers are layers of the model itself, not of a model nested in it, so that they can be
-frozen, looked into and explained by name.
+The backbone's layers are layers of the model itself, not of a model nested in it, so that they can be frozen by name.
 """
 
 from __future__ import annotations
 
-import hashlib
-import logging
 import warnings
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from leukemia_dl.atomic import sha256_of_file
 from leukemia_dl.errors import PluginError, SettingsError, WeightsError
 from leukemia_dl.models.heads import RESERVED, Head, apply_head
 from leukemia_dl.models.scaling import scale
 from leukemia_dl.models.spec import BackboneSpec, Scaling
 
 __all__ = ["all_layers", "build_model", "check_size", "most_readers", "weights_identity"]
-
-_log = logging.getLogger(__name__)
-_WEIGHTS_SUFFIXES = (".h5", ".hdf5")
 
 
 def build_model(
@@ -44,17 +39,16 @@ def build_model(
         classes: Number of classes; the output has shape (batch, classes), float32, before softmax.
         weights: None for random ones, a name in `spec.weights` (fetched by Keras, which may download), or the path
             of a file written by `save_weights` on the bare backbone.
-        head: What stands on the backbone; None for global average pooling and logits.
-        head_seed: What `keras.utils.set_random_seed` is given before the head is built, so that its weights do not
-            depend on how many numbers the backbone drew; None to draw on.
-        scaling: Instead of the backbone's own, to repeat work that used another; None for `spec.scaling`.
+        head: The layers on the backbone; None for global average pooling and logits.
+        head_seed: Seed of the head's weights, which otherwise depend on how many numbers the backbone drew.
+        scaling: Another scaling than the backbone's own, to repeat work that used it.
         dtype_policy: Keras dtype policy of the backbone, such as "mixed_bfloat16". Scaling and head stay float32.
         name: Name of the model.
 
     Raises:
         SettingsError: If the image is smaller than the backbone accepts, there are fewer than two classes, or more than
             two for a sigmoid.
-        WeightsError: If weights cannot be had or do not fit; it names the ways out.
+        WeightsError: If weights cannot be fetched or read, or do not fit.
         PluginError: If the builder does not return a feature map.
     """
     import keras
@@ -68,13 +62,14 @@ def build_model(
         inputs = keras.Input((image_size, image_size, 3), dtype="float32", name="rgb")
         features = _features(spec, scale(inputs, scaling or spec.scaling), None)
         if weights is not None:
-            # Loaded into a twin without scaling, then copied: the file knows nothing of our scaling layers.
-            _copy_weights(_twin_with_weights(spec, image_size, weights), keras.Model(inputs, features))
+            # Loaded without scaling, then copied: the file knows nothing of our scaling layers.
+            loaded = _bare_with_weights(spec, image_size, weights)
+            keras.Model(inputs, features).set_weights(loaded.get_weights())
         taken = RESERVED & {layer.name for layer in keras.Model(inputs, features).layers} - {"rgb", "scaling"}
         if taken:
             raise PluginError(
-                f"The builder of {spec.name!r} names a layer {sorted(taken)[0]!r}, as one of the library's own around "
-                f"it is called. Reserved: {', '.join(sorted(RESERVED))}."
+                f"The builder of {spec.name!r} names a layer {sorted(taken)[0]!r}, a name that the library itself "
+                f"uses. Reserved: {', '.join(sorted(RESERVED))}."
             )
         if head_seed is not None:
             keras.utils.set_random_seed(head_seed)
@@ -94,11 +89,10 @@ def check_size(spec: BackboneSpec, image_size: int) -> None:
 
 
 def weights_identity(spec: BackboneSpec, weights: str | Path | None) -> str | None:
-    """Return what a trial's digest says of the weights: None, the name, or the SHA-256 of the file."""
+    """Return the weights as a trial's digest names them: None, their name, or the SHA-256 of the file."""
     if weights is None or str(weights) in spec.weights:
         return None if weights is None else str(weights)
-    with _weights_file(spec, weights).open("rb") as file:
-        return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
+    return f"sha256:{sha256_of_file(_weights_file(spec, weights))}"
 
 
 def _features(spec: BackboneSpec, inputs: Any, weights: str | None) -> Any:
@@ -106,7 +100,7 @@ def _features(spec: BackboneSpec, inputs: Any, weights: str | None) -> Any:
         features = spec.build(inputs, weights)
     except Exception as error:
         if weights is not None:
-            raise  # they could not be fetched, as our caller says
+            raise  # the caller says that they could not be fetched
         raise PluginError(f"The builder of {spec.name!r} raised {type(error).__name__}: {error}") from error
     shape = getattr(features, "shape", None)
     if shape is None or len(shape) != 4 or None in shape[1:]:
@@ -117,7 +111,8 @@ def _features(spec: BackboneSpec, inputs: Any, weights: str | None) -> Any:
     return features
 
 
-def _twin_with_weights(spec: BackboneSpec, image_size: int, weights: str | Path) -> Any:
+def _bare_with_weights(spec: BackboneSpec, image_size: int, weights: str | Path) -> Any:
+    """Return the backbone as a model without scaling and head, its weights loaded."""
     import keras
 
     inputs = keras.Input((image_size, image_size, 3), dtype="float32")
@@ -133,35 +128,31 @@ def _twin_with_weights(spec: BackboneSpec, image_size: int, weights: str | Path)
                 "another machine and pass its path as weights; or train from random weights with weights=None."
             ) from error
     path = _weights_file(spec, weights)
-    twin = keras.Model(inputs, _features(spec, inputs, None))
+    bare = keras.Model(inputs, _features(spec, inputs, None))
     try:
         with warnings.catch_warnings():
             # Keras only warns of layers that the file does not hold, and leaves them random.
             warnings.simplefilter("error", UserWarning)
-            twin.load_weights(path)
+            bare.load_weights(path)
     except Exception as error:
         raise WeightsError(
             f"The weights in {path} do not fit {spec.name} without its top ({type(error).__name__}: {error}). "
             "Pass a file written by save_weights on that backbone with include_top=False."
         ) from error
-    return twin
+    return bare
 
 
 def _weights_file(spec: BackboneSpec, weights: str | Path) -> Path:
     path = Path(weights).expanduser()
-    named = ", ".join(repr(name) for name in spec.weights)
-    allowed = f"Allowed: None, {named + ', ' if named else ''}or the path of an .h5 file; in a recipe also "
-    allowed += "weights='pretrained', or a mapping such as {'vgg16': 'imagenet', 'cnn': 'random'}."
+    allowed = (
+        f"Allowed: {', '.join(['None', *map(repr, spec.weights)])}, or the path of an .h5 file; in a recipe also "
+        "weights='pretrained', or a mapping such as {'vgg16': 'imagenet', 'cnn': 'random'}."
+    )
     if not path.is_file():
-        raise WeightsError(f"{spec.name} has no weights {str(weights)!r}, and no such file is there. {allowed}")
-    if path.suffix.lower() not in _WEIGHTS_SUFFIXES:
+        raise WeightsError(f"{spec.name} has no weights {str(weights)!r}, and there is no such file. {allowed}")
+    if path.suffix.lower() not in (".h5", ".hdf5"):
         raise WeightsError(f"Weights are read from HDF5 files only. Received: {path}. {allowed}")
     return path
-
-
-def _copy_weights(source: Any, target: Any) -> None:
-    target.set_weights(source.get_weights())
-    _log.info("Loaded %d weight arrays into %s", len(source.weights), target.name)
 
 
 def all_layers(model: Any) -> list[Any]:

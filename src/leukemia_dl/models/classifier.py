@@ -1,14 +1,13 @@
 """A trained model in use: images or files in, a DataFrame of probabilities out; saved as one `.keras` file.
 
-The file is an ordinary Keras model that takes raw pixels. Class names, pipeline and provenance travel in it as one
-more member of the archive (`leukemia_dl.json`), which Keras ignores; so does the temperature of its probabilities.
+The file is an ordinary Keras model that takes raw pixels. Class names, pipeline, provenance and temperature are one
+more member of the archive (`leukemia_dl.json`), which Keras ignores.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import math
 import os
 import tempfile
 import zipfile
@@ -22,10 +21,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from leukemia_dl.checks import real_number
+from leukemia_dl.checks import choice, real_number, whole_number
 from leukemia_dl.errors import DataError, ImageError, SettingsError, StoreError
 from leukemia_dl.models.archive import MEMBER, load_net, read_settings
-from leukemia_dl.models.backend import backend_name, quiet_start
+from leukemia_dl.models.backend import backend_name, silence_startup
 from leukemia_dl.models.registry import register_layers
 from leukemia_dl.preprocess import IMAGE_SUFFIXES, Pipeline
 from leukemia_dl.preprocess.appearance import Look, differences, look_of
@@ -46,22 +45,22 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False)
 class Classifier:
-    """A model with what is needed to use it.
+    """A trained model with its classes, its preprocessing and its origin.
 
     Attributes:
         model: `keras.Model`, raw RGB (batch, size, size, 3) to (batch, classes).
-        class_names: In the order of the logits.
+        class_names: In the order of the model's outputs.
         pipeline: From a file to the pixels that the model takes.
-        provenance: What it was trained on and how; JSON values. `predict` warns of images unlike `images` in it:
+        provenance: The data and settings of its training; JSON values. `predict` warns of images unlike `images` in it:
             `on_black`, the share of images of a cell cut out on black, and `size`, the smallest and largest in pixels.
-        temperature: What logits are divided by before the softmax, so that probabilities are calibrated (Guo et al.
-            2017, arXiv:1706.04599); 1 where none was fitted.
+        temperature: Divisor of the logits before the softmax, from 0.01 to 100, so that probabilities are calibrated
+            (Guo et al. 2017, arXiv:1706.04599); 1 where none was fitted.
         outputs: "logits", or "probabilities" for a net that ends in a softmax or a sigmoid. A single output belongs to
             the second of two classes.
 
     Raises:
-        SettingsError: On creation, if net, classes, pipeline and outputs do not fit together, or the temperature is no
-            number above 0.
+        SettingsError: On creation, if net, classes, pipeline and outputs do not fit together, or a value is not
+            allowed.
     """
 
     model: Any
@@ -72,17 +71,19 @@ class Classifier:
     outputs: str = "logits"
 
     def __post_init__(self) -> None:
-        """Refuse parts that do not fit together."""
-        object.__setattr__(self, "temperature", real_number("temperature", self.temperature, 0, math.inf, "()"))
-        if self.outputs not in FORMATS:
-            raise SettingsError(f"outputs must be {' or '.join(map(repr, FORMATS))}. Received: {self.outputs!r}.")
-        object.__setattr__(self, "class_names", tuple(self.class_names))
-        problem = self._problem()
-        if problem:
+        choice("outputs", self.outputs, FORMATS)
+        values = {
+            "temperature": real_number("temperature", self.temperature, 0.01, 100),
+            "class_names": tuple(self.class_names),
+            "provenance": _checked_provenance(self.provenance),
+        }
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
+        if problem := self._problem():
             raise SettingsError(f"A classifier's parts do not fit together: {problem}.")
 
     def _problem(self) -> str:
-        """Return what of net, classes and pipeline does not fit together, or ""."""
+        """Return why net, classes, pipeline and outputs do not fit together, or ""."""
         shapes = [getattr(self.model, name, None) for name in ("input_shape", "output_shape")]
         taken, made = (shape if isinstance(shape, tuple) else () for shape in shapes)
         if len(taken) != 4 or taken[1] is None or taken[1:] != (taken[1], taken[1], 3) or len(made) != 2:
@@ -91,16 +92,11 @@ class Classifier:
             return f"{made[1]} outputs for the classes {', '.join(map(str, self.class_names))}"
         if self.pipeline.output_size not in (None, taken[1]):
             return f"the pipeline gives {self.pipeline.output_size} pixels, the net takes {taken[1]}"
-        last = self.model.layers[-1]
-        while getattr(last, "layers", None):
-            last = last.layers[-1]
-        ends = getattr(getattr(last, "activation", last), "__name__", type(last).__name__).lower()
-        if self.outputs == "logits" and ends in ("softmax", "sigmoid"):
-            return f"the net ends in a {ends}, so it gives probabilities: say outputs='probabilities'"
+        if self.outputs == "logits" and _gives_probabilities(self.model):
+            return "the net's outputs are probabilities already: say outputs='probabilities'"
         return ""
 
     def __repr__(self) -> str:
-        """Name, classes and pipeline."""
         return f"Classifier({self.model.name}, class_names={self.class_names}, pipeline={self.pipeline!r})"
 
     def predict(
@@ -122,7 +118,7 @@ class Classifier:
             calibrated: Divide logits by `temperature`. False for the probabilities as the net was trained to give them,
                 from which a benchmark's `loss` is computed. The predicted class is the same.
             tta: Take the mean over the eight symmetries of each image; eight times the work.
-            show_progress: Tell how far it is when it takes long.
+            show_progress: Show progress when it takes long.
 
         Returns:
             Columns `path`, absolute (or `sample` for a Dataset, `image`, the position, for arrays), `predicted` (the
@@ -136,44 +132,33 @@ class Classifier:
             SettingsError: If `images` is none of these, the pipeline gives another size than the net takes,
                 `batch_size` is below 1, or outputs that should be probabilities are none.
         """
-        column, names, loaders = self._sources(images)
-        if batch_size < 1:
-            raise SettingsError(f"batch_size must be at least 1. Received: batch_size={batch_size!r}.")
-        batch_size = min(batch_size, max(len(loaders), 1))
-        errors, looks = [""] * len(loaders), list[Look]()
-        probabilities = np.full((len(loaders), len(self.class_names)), np.nan)
+        column, names, sources = _sources(images)
+        batch_size = min(whole_number("batch_size", batch_size, 1), max(len(sources), 1))
+        errors, looks = [""] * len(sources), list[Look]()
+        probabilities = np.full((len(sources), len(self.class_names)), np.nan)
         # Decoded in chunks, so that memory does not grow with the number of images.
-        starts = range(0, len(loaders), _CHUNK)
+        starts = range(0, len(sources), _CHUNK)
         for start in track(starts, len(starts), "Predicting", show_progress):
-            chunk = parallel_map(self._pixels, loaders[start : start + _CHUNK], "Reading images", show=False)
-            read = {row: item for row, item in enumerate(chunk, start) if not isinstance(item, ImageError)}
+            chunk = parallel_map(self._pixels, sources[start : start + _CHUNK], "Reading images", show=False)
             errors[start : start + len(chunk)] = [str(item) if isinstance(item, ImageError) else "" for item in chunk]
+            read = {row: item for row, item in enumerate(chunk, start) if not isinstance(item, ImageError)}
             if read:
                 pixels = self._stacked([image for image, _ in read.values()])
                 looks += [look for _, look in read.values()]
-                # A cell has no upright: a net should say the same of all eight, and their mean errs less than each.
-                logits = logits_over_symmetries if tta else predict_logits
-                views = self._as_logits(logits(self.model, pixels, batch_size))
-                views = softmax(views / (self.temperature if calibrated else 1.0))
-                probabilities[list(read)] = views.mean(axis=0) if tta else views
+                probabilities[list(read)] = self._probabilities(pixels, batch_size, calibrated, tta)
         failed = [text for text in errors if text]
         if failed:
             message = "%d of %d images cannot be read, as the column error says. The first: %s"
             _log.warning(message, len(failed), len(errors), failed[0])
         for difference in differences(looks, self.provenance["images"]) if self.provenance.get("images") else ():
             _log.warning("%s: the predictions may be meaningless", difference)
-        frame = pd.DataFrame({column: names})
         best = np.nan_to_num(probabilities).argmax(axis=1)
-        frame["predicted"] = [None if text else self.class_names[i] for text, i in zip(errors, best, strict=True)]
-        for position, name in enumerate(self.class_names):
-            frame[f"probability_{name}"] = probabilities[:, position]
-        frame["error"] = errors
-        return frame
+        predicted = [None if text else self.class_names[i] for text, i in zip(errors, best, strict=True)]
+        columns = {f"probability_{name}": probabilities[:, i] for i, name in enumerate(self.class_names)}
+        return pd.DataFrame({column: names, "predicted": predicted} | columns | {"error": errors})
 
     def save(self, path: str | Path) -> Path:
-        """Write one `.keras` file to `path`, aside first, so that an interruption leaves nothing half; return its path.
-
-        Folders on the way to it are made.
+        """Write one `.keras` file in one step, with the folders on the way to it, and return its path.
 
         Raises:
             SettingsError: If the path does not end in .keras.
@@ -196,34 +181,22 @@ class Classifier:
         except OSError as error:
             raise StoreError(f"The folder {path.parent} cannot be made: {error.strerror}. Name another one.") from error
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.stem}-") as folder:
-            aside = Path(folder) / path.name
-            # A model of its own: the compiled one would carry its optimizer, twice the size, for nothing.
+            aside = Path(folder) / path.name  # Keras writes into files only whose names end in .keras
+            # A new model: the compiled one would carry its optimizer, twice the size, for nothing.
             keras.Model(self.model.input, self.model.output, name=self.model.name).save(aside)
             with zipfile.ZipFile(aside, "a") as archive:
                 archive.writestr(MEMBER, json.dumps(settings, indent=1))
             aside.replace(path)
         return path
 
-    def _sources(self, images: Any) -> tuple[str, list[Any], list[Any]]:
-        if isinstance(images, (str, Path)):
-            images = [images]
-        if hasattr(images, "class_names") and hasattr(images, "decode"):
-            return "sample", list(images.table["sample"]), [partial(images.decode, row) for row in range(len(images))]
-        if isinstance(images, np.ndarray):
-            images = images[None] if images.ndim == 3 else images
-            if images.ndim != 4:
-                raise SettingsError(
-                    f"An array of images has shape (n, height, width, 3). Received: shape={images.shape}."
-                )
-        if not isinstance(images, Iterable):
-            raise SettingsError(f"Pass paths, a Dataset or uint8 arrays. Received: {type(images).__name__}.")
-        items = list(images)
-        if all(isinstance(item, (str, Path)) for item in items):
-            files = [file for item in items for file in _files(Path(item))]
-            return "path", [os.path.abspath(file) for file in files], files  # noqa: PTH100 - as in `Dataset.table`
-        if all(isinstance(item, np.ndarray) for item in items):
-            return "image", list(range(len(items))), items
-        raise SettingsError("Pass paths or arrays, not a mixture or something else.")
+    def _pixels(self, source: Any) -> tuple[NDArray[np.uint8], Look] | ImageError:
+        try:
+            image = source() if callable(source) else decode_image(source) if isinstance(source, Path) else source
+            return self.pipeline(image), look_of(image)
+        except ImageError as error:
+            if isinstance(source, np.ndarray):
+                raise
+            return error
 
     def _stacked(self, images: list[NDArray[np.uint8]]) -> NDArray[np.uint8]:
         side = self.model.input_shape[1]
@@ -235,25 +208,18 @@ class Classifier:
             )
         return np.stack(images)
 
-    def _pixels(self, source: Any) -> tuple[NDArray[np.uint8], Look] | ImageError:
-        try:
-            image = source() if callable(source) else decode_image(source) if isinstance(source, Path) else source
-            return self.pipeline(image), look_of(image)
-        except ImageError as error:
-            if isinstance(source, np.ndarray):
-                raise
-            return error
-
-    def _as_logits(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return logits for the net's outputs; a single output belongs to the second class."""
+    def _probabilities(self, pixels: Any, batch_size: int, calibrated: bool, tta: bool) -> NDArray[np.float64]:
+        predict = logits_over_symmetries if tta else predict_logits
+        values = predict(self.model, pixels, batch_size)
         given = self.outputs == "probabilities"
-        if values.shape[-1] == 1:
+        if values.shape[-1] == 1:  # a single output belongs to the second class
             values = np.concatenate([1 - values if given else np.zeros_like(values), values], axis=-1)
-        if not given:
-            return values
-        if (values < 0).any() or (np.abs(values.sum(axis=-1) - 1) > _SUM_TOLERANCE).any():
-            raise SettingsError("The net's outputs are no probabilities that sum to 1: say outputs='logits'.")
-        return np.log(np.maximum(values, np.finfo(np.float64).tiny))
+        if given:
+            if not _are_probabilities(values):
+                raise SettingsError("The net's outputs are no probabilities that sum to 1: say outputs='logits'.")
+            values = np.log(np.maximum(values, np.finfo(np.float64).tiny))
+        result = softmax(values / (self.temperature if calibrated else 1.0))
+        return result.mean(axis=0) if tta else result
 
 
 def load_classifier(path: str | Path) -> Classifier:
@@ -272,7 +238,7 @@ def load_classifier(path: str | Path) -> Classifier:
         BackendError: If Keras has no backend here.
     """
     backend_name()
-    with quiet_start("import"):
+    with silence_startup("import"):
         import keras  # noqa: F401
 
     file = _model_file(Path(path).expanduser())
@@ -284,19 +250,16 @@ def load_classifier(path: str | Path) -> Classifier:
         class_names = tuple(map(str, settings["class_names"]))
         pipeline = Pipeline.from_dict(settings["pipeline"])
         provenance = dict(settings["provenance"])
-        if known := provenance.get("images"):
-            smallest, largest = map(int, known["size"])
-            provenance["images"] = {"on_black": float(known["on_black"]), "size": [smallest, largest]}
-        temperature = float(settings.get("temperature", 1.0))  # files of version 0.1.0 have none
+        temperature = settings.get("temperature", 1.0)  # files of version 0.1.0 have none
+    except DataError:
+        raise
     except (KeyError, ValueError, TypeError) as error:
-        if isinstance(error, DataError):
-            raise
         raise DataError(f"{file} is damaged: {type(error).__name__}: {error}.") from error
-    lacking = register_layers(provenance.get("trial", {}))
+    missing = register_layers(provenance.get("trial", {}))
     try:
         model = load_net(file)
     except DataError as error:
-        raise DataError(f"{error} {lacking}".strip()) from error
+        raise DataError(f"{error} {missing}".strip()) from error
     try:
         return Classifier(model, class_names, pipeline, provenance, temperature, outputs)
     except SettingsError as error:
@@ -309,10 +272,10 @@ def predict_logits(model: Any, images: Any, batch_size: int) -> NDArray[np.float
 
 
 def predict_in_batches(model: Any, inputs: Any, batch_size: int) -> NDArray[np.float32]:
-    """Return what a model makes of inputs (n, ...): (n, outputs), float32.
+    """Return the outputs of a model for inputs (n, ...): (n, outputs), float32.
 
     Every step has the same shape (the last batch is filled up and cut), so that nothing is compiled twice. Pixels go to
-    the device as bytes, a quarter of what they are as numbers.
+    the device as bytes, a quarter of their size as float32.
     """
     result = np.empty((len(inputs), int(model.output_shape[-1])), np.float32)
     for start in range(0, len(inputs), batch_size):
@@ -343,6 +306,61 @@ def softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
     exponents = np.exp(logits - logits.max(axis=-1, keepdims=True))
     result: NDArray[np.float64] = exponents / exponents.sum(axis=-1, keepdims=True)
     return result
+
+
+def _gives_probabilities(model: Any) -> bool:
+    """Say whether a net ends in a softmax or sigmoid, or gives probabilities of two random images."""
+    import keras
+
+    last = model.layers[-1]
+    while getattr(last, "layers", None):
+        last = last.layers[-1]
+    activation = getattr(getattr(last, "activation", None), "__name__", "")
+    if activation in ("softmax", "sigmoid"):
+        return True
+    if activation == "linear" and isinstance(last, keras.layers.Dense) and model.operations[-1] is last:
+        return False  # as most nets end: there is no need to run it
+    images = np.random.default_rng(0).integers(0, 256, (2, *model.input_shape[1:])).astype(np.float32)
+    values = np.asarray(keras.ops.convert_to_numpy(model(images, training=False)), np.float64)
+    return _are_probabilities(values) or (values.shape[-1] == 1 and bool(((values >= 0) & (values <= 1)).all()))
+
+
+def _are_probabilities(values: NDArray[np.float64]) -> bool:
+    return not ((values < 0).any() or (np.abs(values.sum(axis=-1) - 1) > _SUM_TOLERANCE).any())
+
+
+def _checked_provenance(provenance: Any) -> Mapping[str, Any]:
+    """Return a provenance whose `images`, if it has any, hold numbers as `predict` compares them."""
+    known = provenance.get("images")
+    if not known:
+        return dict(provenance)
+    try:
+        on_black, (smallest, largest) = known["on_black"], known["size"]
+    except (KeyError, ValueError, TypeError, IndexError) as error:
+        raise SettingsError(f"provenance['images'] has on_black and size=[low, high]. Received: {known!r}.") from error
+    sizes = [whole_number("size", value, 0, 10**9) for value in (smallest, largest)]
+    return {**provenance, "images": {"on_black": real_number("on_black", on_black, 0, 1), "size": sizes}}
+
+
+def _sources(images: Any) -> tuple[str, list[Any], list[Any]]:
+    """Return the name of the first column of predictions, its values, and files, functions or arrays to read."""
+    if isinstance(images, (str, Path)):
+        images = [images]
+    if hasattr(images, "class_names") and hasattr(images, "decode"):
+        return "sample", list(images.table["sample"]), [partial(images.decode, row) for row in range(len(images))]
+    if isinstance(images, np.ndarray):
+        images = images[None] if images.ndim == 3 else images
+        if images.ndim != 4:
+            raise SettingsError(f"An array of images has shape (n, height, width, 3). Received: shape={images.shape}.")
+    if not isinstance(images, Iterable):
+        raise SettingsError(f"Pass paths, a Dataset or uint8 arrays. Received: {type(images).__name__}.")
+    items = list(images)
+    if all(isinstance(item, (str, Path)) for item in items):
+        files = [file for item in items for file in _files(Path(item))]
+        return "path", [os.path.abspath(file) for file in files], files  # noqa: PTH100 - as in `Dataset.table`
+    if all(isinstance(item, np.ndarray) for item in items):
+        return "image", list(range(len(items))), items
+    raise SettingsError("Pass paths or arrays, not a mixture or something else.")
 
 
 def _files(path: Path) -> list[Path]:

@@ -1,12 +1,12 @@
-"""The head: what stands between a backbone's feature map and the logits."""
+"""The head: the layers between a backbone's feature map and the logits."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+from leukemia_dl.checks import choice, flag, real_number, whole_number
 from leukemia_dl.errors import SettingsError
-from leukemia_dl.identity import plain_number
 
 __all__ = ["RESERVED", "Head", "apply_head", "split_at_features"]
 
@@ -18,12 +18,12 @@ RESERVED = {"rgb", "scaling", "pooling", "flatten", "head_dense", "head_dropout"
 
 @dataclass(frozen=True, kw_only=True)
 class Head:
-    """What stands on a backbone.
+    """The settings of a head.
 
     Attributes:
         kind: "pooled" averages the feature map over its area; "flatten" keeps every value of it.
         units: Width of a ReLU layer on these features; 0 for none.
-        dropout: Share of what then is there dropped in training, in [0, 1).
+        dropout: Share of its inputs that the last layer drops in training, in [0, 1).
         sigmoid: For two classes: one weighted sum z, and (0, z) as logits, so that the softmax of these is the sigmoid
             of z and their cross-entropy the binary one.
 
@@ -37,22 +37,16 @@ class Head:
     sigmoid: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("units", "dropout"):
-            object.__setattr__(self, name, plain_number(getattr(self, name)))
-        for name, allowed, fits in (
-            ("kind", " or ".join(map(repr, get_args(Kind))), self.kind in get_args(Kind)),
-            ("units", "a whole number from 0", type(self.units) is int and self.units >= 0),
-            ("dropout", "a number in [0, 1)", type(self.dropout) in (int, float) and 0 <= self.dropout < 1),
-            ("sigmoid", "True or False", isinstance(self.sigmoid, bool)),
-        ):
-            if not fits:
-                raise SettingsError(f"A head's {name} must be {allowed}. Received: {name}={getattr(self, name)!r}.")
+        choice("kind", self.kind, get_args(Kind))
+        object.__setattr__(self, "units", whole_number("units", self.units))
+        object.__setattr__(self, "dropout", real_number("dropout", self.dropout, 0, 1, "[)"))
+        flag("sigmoid", self.sigmoid)
 
 
 def apply_head(features: Any, head: Head, classes: int, *, on_features: bool = False) -> Any:
     """Return logits (batch, classes), float32, of a symbolic feature map (batch, height, width, channels).
 
-    With `on_features`, of what the head's first layer, pooling or flattening, makes of it: (batch, n).
+    With `on_features`, the input is the output of the head's first layer, pooling or flattening: (batch, n).
 
     Raises:
         SettingsError: If a sigmoid is asked for with more than two classes.

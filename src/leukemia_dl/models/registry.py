@@ -1,15 +1,14 @@
-"""The backbones that there are: the built-in ones, installed plugins, and those registered in this process."""
+"""The registered backbones: the built-in ones, those of installed plugins, and those registered in this process."""
 
 from __future__ import annotations
 
 import hashlib
 import inspect
-import re
 from typing import TYPE_CHECKING, Any
 
 from leukemia_dl.errors import PluginError, unknown_name_error
 from leukemia_dl.models.spec import BackboneSpec
-from leukemia_dl.plugins import DISTRIBUTION, Provided, collect, problems_with
+from leukemia_dl.plugins import DISTRIBUTION, Provided, add_registry, collect, problems_with
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -19,20 +18,24 @@ __all__ = [
     "register_backbone", "register_layers",
 ]  # fmt: skip
 
-BUILTIN = tuple(f"leukemia_dl.models.builtin.{name}" for name in ("cnn", "keras_nets", "published_cnn"))
 THIS_PROCESS = "this process"
 """The plugin of backbones that a script or notebook has registered."""
+_HOOK = "leukemia_dl_backbones"
 _registered: dict[str, BackboneSpec] = {}
+_versions: dict[str, str] = {}
+add_registry(_HOOK, BackboneSpec, ["leukemia_dl.models.cnn", "leukemia_dl.models.applications"])
 
 
-def register_backbone(spec: BackboneSpec, *, replace: bool = False) -> BackboneSpec:
-    """Make a backbone known in this process, and return its record: for a script or a notebook.
+def register_backbone(spec: BackboneSpec, *, replace: bool = False, version: str | None = None) -> BackboneSpec:
+    """Register a backbone in this process, for a script or a notebook, and return its record.
 
     A package uses an entry point instead.
 
     Args:
         spec: The record.
         replace: True to register the same name again, as when a notebook cell is run twice.
+        version: Part of what names a trial; None for a digest of the file that defines the builder. Change it (or the
+            name) when the net changes in another way, such as by a value that the builder takes from around it.
 
     Raises:
         PluginError: If it is no BackboneSpec, or the name is taken.
@@ -44,13 +47,15 @@ def register_backbone(spec: BackboneSpec, *, replace: bool = False) -> BackboneS
         item = taken[spec.name]
         way_out = "pass replace=True" if spec.name in _registered else "choose another name"
         raise PluginError(f"{spec.name!r} is provided by {item.plugin} {item.version}: {way_out}.")
-    _registered[spec.name] = spec
+    _registered[spec.name], _versions[spec.name] = spec, version or ""
     return spec
 
 
 def names_of(backbones: Any) -> Any:
     """Register the specs in a list of names and specs, and return all names; PluginError for any other item."""
-    for item in backbones if isinstance(backbones, (list, tuple)) else ():
+    if not isinstance(backbones, (list, tuple)):
+        return backbones
+    for item in backbones:
         if isinstance(item, BackboneSpec) and all(item != known.record for known in _provided()):
             register_backbone(item, replace=True)
         elif not isinstance(item, (str, BackboneSpec)):
@@ -58,7 +63,7 @@ def names_of(backbones: Any) -> Any:
                 f"backbones must be names or BackboneSpec objects. Received: {type(item).__name__}. For a Keras model "
                 "pass BackboneSpec(name=..., build=f(inputs, weights), scaling=..., native_size=..., min_size=...)."
             )
-    return [getattr(item, "name", item) for item in backbones] if isinstance(backbones, (list, tuple)) else backbones
+    return [getattr(item, "name", item) for item in backbones]
 
 
 def find_backbone(name: str) -> Provided:
@@ -96,14 +101,16 @@ def register_layers(record: Any) -> str:
     name, plugin = (record.get(key) if isinstance(record, dict) else None for key in ("backbone", "plugin"))
     if plugin in (None, DISTRIBUTION):
         return ""
+    error = ""
     try:
-        found = next(item.record for item in _provided() if (item.record.name, item.plugin) == (name, plugin))
-        found.build(keras.Input((found.min_size, found.min_size, 3)), None)
-    except Exception as error:
-        way = "register it first" if plugin == THIS_PROCESS else f"install {plugin} {record.get('plugin_version')}"
-        said = "" if isinstance(error, StopIteration) else f" Its builder raised {type(error).__name__}: {error}"
-        return f"If it has layers of its backbone {name!r}, {way}.{said}"
-    return ""
+        for item in _provided():
+            if (item.record.name, item.plugin) == (name, plugin):
+                item.record.build(keras.Input((item.record.min_size, item.record.min_size, 3)), None)
+                return ""
+    except Exception as raised:
+        error = f" Its builder raised {type(raised).__name__}: {raised}"
+    way = "register it first" if plugin == THIS_PROCESS else f"install {plugin} {record.get('plugin_version')}"
+    return f"If it has layers of its backbone {name!r}, {way}.{error}"
 
 
 def list_backbones() -> list[str]:
@@ -119,37 +126,30 @@ def backbone_table() -> pd.DataFrame:
     """
     import pandas as pd
 
+    fields = ["title", "parameters", "native_size", "min_size", "scaling", "weights", "licence", "reference"]
     rows = [
-        {"backbone": item.record.name}
-        | {name: getattr(item.record, name) for name in ("title", "parameters", "native_size", "min_size", "scaling")}
-        | {"weights": ", ".join(item.record.weights)}
-        | {"licence": item.record.licence, "reference": item.record.reference}
-        | {"plugin": item.plugin, "version": item.version}
+        [item.record.name, *(getattr(item.record, name) for name in fields), item.plugin, item.version]
         for item in _provided()
     ]
-    return pd.DataFrame(rows).astype({"parameters": "Int64"})
+    table = pd.DataFrame(rows, columns=["backbone", *fields, "plugin", "version"])
+    table["weights"] = table["weights"].map(", ".join)
+    return table.astype({"parameters": "Int64"})
 
 
-def _version(spec: BackboneSpec) -> str:
-    """Return a version for a backbone that was registered without one: a digest of its builder's file and values.
-
-    Values are the arguments of a partial, the defaults and what a closure or an object holds, by their `repr`.
-    """
-    build: Any = spec.build
-    values = [getattr(build, name, None) for name in ("args", "keywords", "__defaults__", "__kwdefaults__", "__dict__")]
-    values += [cell.cell_contents for cell in getattr(build, "__closure__", None) or ()]
+def _version(name: str) -> str:
+    """Return the version given to `register_backbone`, or a digest of the source that defines the builder."""
+    if _versions.get(name):
+        return _versions[name]
+    build: Any = _registered[name].build
     function = inspect.unwrap(getattr(build, "func", build))
     try:
         source = inspect.getsource(inspect.getmodule(function) or type(function))
     except (OSError, TypeError):
         return "unversioned"
-    text = re.sub(r" at 0x[0-9a-fA-F]+", "", f"{function!r} {values!r} {source}")
-    return f"source {hashlib.sha256(text.encode()).hexdigest()[:8]}"
+    return f"source {hashlib.sha256(source.encode()).hexdigest()[:8]}"
 
 
 def _provided() -> list[Provided]:
-    here = [Provided(spec, THIS_PROCESS, _version(spec)) for spec in _registered.values()]
-    found = [
-        item for item in collect("leukemia_dl_backbones", BackboneSpec, BUILTIN) if item.record.name not in _registered
-    ]
-    return sorted(found + here, key=lambda item: item.record.name)
+    here = [Provided(spec, THIS_PROCESS, _version(name)) for name, spec in _registered.items()]
+    others = [item for item in collect(_HOOK) if item.record.name not in _registered]
+    return sorted(here + others, key=lambda item: item.record.name)

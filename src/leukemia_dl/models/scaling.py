@@ -1,8 +1,7 @@
-"""Scaling as part of the model: raw RGB 0..255 goes in, what the backbone's weights expect comes out.
+"""Scaling as part of the model: from raw RGB 0..255 to the inputs that the backbone's weights expect.
 
-Only core Keras operations are used, so that a saved model loads with `safe_mode=True` on any backend, and without
-this library. The values are those of `keras.applications.*.preprocess_input` (a test compares them), which itself
-would change a numpy input in place.
+Only core Keras layers and operations are used, so that a saved model loads with `safe_mode=True` on any backend,
+without this library. The values are those of `keras.applications.*.preprocess_input`.
 """
 
 from __future__ import annotations
@@ -19,15 +18,11 @@ _IMAGENET_MEAN_BGR = (103.939, 116.779, 123.68)
 
 def scale(inputs: Any, scaling: Scaling) -> Any:
     """Return the symbolic tensor (batch, height, width, 3), float32, scaled from RGB 0..255."""
-    import keras
+    from keras import layers, ops
 
+    settings = {"dtype": "float32", "name": "scaling"}
     if scaling == "caffe":
-        bgr = keras.ops.flip(inputs, axis=-1)
-        return keras.layers.Normalization(
-            mean=_IMAGENET_MEAN_BGR, variance=(1.0, 1.0, 1.0), dtype="float32", name="scaling"
-        )(bgr)
+        return layers.Normalization(mean=_IMAGENET_MEAN_BGR, variance=(1.0,) * 3, **settings)(ops.flip(inputs, axis=-1))
     if scaling == "tf":
-        return keras.layers.Rescaling(1 / 127.5, offset=-1.0, dtype="float32", name="scaling")(inputs)
-    if scaling == "unit":
-        return keras.layers.Rescaling(1 / 255.0, dtype="float32", name="scaling")(inputs)
-    return inputs
+        return layers.Rescaling(1 / 127.5, offset=-1.0, **settings)(inputs)
+    return layers.Rescaling(1 / 255.0, **settings)(inputs) if scaling == "unit" else inputs

@@ -50,7 +50,6 @@ class BackboneSpec:
     reference: str = ""
 
     def __post_init__(self) -> None:
-        """Refuse a record that could not be used, with the name of the field."""
         if not isinstance(self.name, str) or not re.fullmatch(r"[a-z0-9][a-z0-9_.-]*", self.name):
             raise PluginError(f"name must be lower case letters, digits, '_', '-', '.'. Received: name={self.name!r}.")
         if not callable(self.build):

@@ -15,7 +15,7 @@ from typing import Any
 
 from leukemia_dl.checks import whole_number
 from leukemia_dl.errors import BackendError, SettingsError
-from leukemia_dl.models.backend import backend_name, quiet_start
+from leukemia_dl.models.backend import backend_name, silence_startup
 
 __all__ = ["ComputeConfig", "Device", "as_fit_input", "core_count", "device_names", "prepare", "xla_jit"]
 
@@ -74,7 +74,7 @@ def prepare(precision: str = "auto", compute: ComputeConfig | None = None) -> De
             another kind of net.
     """
     compute, backend = compute or ComputeConfig(), backend_name()
-    with quiet_start("devices"):
+    with silence_startup("devices"):
         started = _START[backend](compute.device, compute.threads or core_count())
         _check_settings_of_keras()
     kind, name, has_bfloat16, threads = started
@@ -109,7 +109,7 @@ def core_count() -> int:
 def device_names() -> list[str]:
     """Return the devices that the backend sees, such as ["cpu:0", "gpu:0"]."""
     backend = backend_name()
-    with quiet_start("devices"):
+    with silence_startup("devices"):
         if backend == "tensorflow":
             import tensorflow as tf
 
