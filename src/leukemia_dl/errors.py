@@ -1,6 +1,6 @@
 """The exceptions of leukemia_dl: one small tree.
 
-Every message says what came, what is allowed and what to do next. The command line prints the message alone;
+Every message names the value received, the allowed ones and the next step. The command line prints the message alone;
 in Python each class is also the built-in exception that a caller would expect to catch.
 """
 
@@ -10,23 +10,10 @@ import difflib
 from collections.abc import Iterable
 
 __all__ = [
-    "BackendError",
-    "DamagedRecordError",
-    "DataError",
-    "ImageError",
-    "LeukemiaDLError",
-    "OutOfMemoryError",
-    "PluginError",
-    "SettingsError",
-    "SplitError",
-    "StoreError",
-    "TimeLimitError",
-    "TrainingError",
-    "UnknownNameError",
-    "WeightsError",
-    "WorkerError",
-    "unknown_name_error",
-]
+    "BackendError", "DamagedRecordError", "DataError", "ImageError", "LeukemiaDLError", "OutOfMemoryError",
+    "PluginError", "SettingsError", "SplitError", "StoreError", "TimeLimitError", "TrainingError", "UnknownNameError",
+    "WeightsError", "WorkerError", "unknown_name_error",
+]  # fmt: skip
 
 
 class LeukemiaDLError(Exception):
@@ -58,11 +45,11 @@ class PluginError(LeukemiaDLError):
 
 
 class WeightsError(LeukemiaDLError, OSError):
-    """Pretrained weights cannot be had or do not fit."""
+    """Pretrained weights cannot be fetched or read, or do not fit."""
 
 
 class BackendError(LeukemiaDLError, RuntimeError):
-    """The Keras backend or a device cannot do what was asked."""
+    """The Keras backend or a device is missing, or lacks an ability."""
 
 
 class TrainingError(LeukemiaDLError, RuntimeError):
@@ -74,11 +61,11 @@ class OutOfMemoryError(TrainingError):
 
 
 class TimeLimitError(TrainingError, TimeoutError):
-    """A trial took longer than it was allowed to."""
+    """A trial exceeded its time limit."""
 
 
 class WorkerError(TrainingError):
-    """The process that ran a trial ended without a result, as one does that the system kills for its memory."""
+    """The process of a trial ended without a result, such as one that the system killed for its memory."""
 
 
 class StoreError(LeukemiaDLError, OSError):
@@ -86,25 +73,13 @@ class StoreError(LeukemiaDLError, OSError):
 
 
 class DamagedRecordError(StoreError):
-    """What a trial left is damaged; running the benchmark puts it aside and runs the trial again."""
+    """A trial's files are damaged; running the benchmark puts them aside and runs the trial again."""
 
 
 def unknown_name_error(kind: str, name: object, known: Iterable[str], hint: str = "") -> UnknownNameError:
-    """Return the error for a failed lookup: the near match first, then everything that there is.
-
-    Args:
-        kind: What was looked up, in the singular ("backbone").
-        name: What came.
-        known: Registered names.
-        hint: A further sentence.
-    """
-    names = sorted(known)
-    near = difflib.get_close_matches(str(name).lower(), [n.lower() for n in names], n=1, cutoff=0.6)
-    meant = next((n for n in names if near and n.lower() == near[0]), None)
-    parts = [f"There is no {kind} {name!r}."]
-    if meant:
-        parts.append(f"Did you mean {meant!r}?")
-    parts.append(f"Known: {', '.join(names) or 'none'}.")
-    if hint:
-        parts.append(hint)
-    return UnknownNameError(" ".join(parts))
+    """Return the error for a failed lookup of a `kind` ("backbone"): the near match, all known names, and a hint."""
+    names = {name.lower(): name for name in sorted(known)}
+    near = difflib.get_close_matches(str(name).lower(), names, n=1, cutoff=0.6)
+    meant = f"Did you mean {names[near[0]]!r}? " if near else ""
+    message = f"There is no {kind} {name!r}. {meant}Known: {', '.join(names.values()) or 'none'}. {hint}"
+    return UnknownNameError(message.strip())

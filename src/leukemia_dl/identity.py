@@ -1,7 +1,6 @@
-"""Digests of settings and seeds with names: what makes two runs the same run.
+"""Digests of settings and seeds with names: a result depends on named values only.
 
-Everything that is cached or drawn goes through here, so that a result depends on named values only: never on the
-order of a dictionary, the platform, or how many random numbers somebody else drew before.
+It never depends on the order of a dictionary, the platform, or how many random numbers were drawn before.
 """
 
 from __future__ import annotations
@@ -9,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import numbers
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
@@ -48,28 +47,24 @@ def generator(seed: int, *names: str | int) -> np.random.Generator:
 
 
 def plain_number(value: Any) -> Any:
-    """Return a number of numpy's, or of whoever else, as Python's int or float; anything else as it came.
-
-    For the border: what is kept, compared and written as JSON or TOML is the same then, whoever counted.
-    """
-    if isinstance(value, numbers.Integral) and not isinstance(value, bool):
-        return int(value)
-    return float(value) if isinstance(value, numbers.Real) and not isinstance(value, bool) else value
+    """Return a number of numpy or another library as Python's int or float; anything else unchanged."""
+    if isinstance(value, bool):
+        return value
+    return int(value) if isinstance(value, Integral) else float(value) if isinstance(value, Real) else value
 
 
 def _plain(value: Any) -> Any:
     if value is None or isinstance(value, (bool, str)):
         return value
-    if isinstance(value, (int, np.integer)):
-        return int(value)
-    if isinstance(value, (float, np.floating)):
-        if not math.isfinite(value):
-            raise TypeError(f"{value!r} has no canonical JSON: use None or a string.")
-        return float(value)
+    value = plain_number(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        raise TypeError(f"{value!r} has no canonical JSON: use None or a string.")
+    if isinstance(value, (int, float)):
+        return value
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
     if isinstance(value, dict):
         if not all(isinstance(key, str) for key in value):
-            raise TypeError(f"Keys must be str. Received: {[k for k in value if not isinstance(k, str)]!r}.")
+            raise TypeError(f"Keys must be str. Received: {[key for key in value if not isinstance(key, str)]!r}.")
         return {key: _plain(item) for key, item in value.items()}
     raise TypeError(f"{type(value).__name__} has no canonical JSON. Received: {value!r}.")
