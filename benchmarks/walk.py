@@ -63,7 +63,7 @@ def traced_run(store: Path) -> Walk:
         if not module.name.endswith("__main__") and ".testing" not in module.name:
             importlib.import_module(module.name)
     importlib.import_module("keras")
-    dataset = ldl.Dataset.load("synthetic", subjects=12, images=36, preliminary_images=12, final_images=0)
+    dataset = ldl.Dataset.load("synthetic", subjects=12, images=36, preliminary_images=12, final_images=2)
     recipe = ldl.Recipe.preset("quick", image_size=32, epochs=1)
     walk = Walk()
     threading.setprofile(walk)

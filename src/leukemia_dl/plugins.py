@@ -1,23 +1,7 @@
-"""Hooks for plugins, and their loading, each isolated from the others.
+"""Hooks for plugins, and the loading of plugins: each is isolated, so that a broken one hides no other.
 
-A plugin is a module with one or two functions marked `@hookimpl`, named by an entry point of the group `leukemia_dl`:
-
-    # pyproject.toml
-    [project.entry-points.leukemia_dl]
-    mynet = "leukemia_dl_mynet"
-
-    # leukemia_dl_mynet.py
-    from leukemia_dl import BackboneSpec, hookimpl
-
-    def build(inputs, weights):
-        import keras
-        return keras.layers.Conv2D(8, 3, activation="relu")(inputs)
-
-    @hookimpl
-    def leukemia_dl_backbones():
-        yield BackboneSpec(name="mynet", build=build, native_size=64, min_size=8, scaling="unit")
-
-A plugin that fails is a warning and a row of `plugin_problems()`, and does not hide the others.
+A plugin is a module, named by an entry point of the group `leukemia_dl`, with one or two functions marked `@hookimpl`;
+see docs/guides/plugins.md. A plugin that fails is a warning and a row of `plugin_problems()`.
 """
 
 from __future__ import annotations
@@ -70,22 +54,22 @@ class HookSpecifications:
         return ()
 
 
-@dataclass(frozen=True)
-class Provided:
-    """A record that a plugin yielded, with the plugin's distribution and version; our own have no entry point."""
+class Origin(NamedTuple):
+    """The plugin of a record, under which it is registered: its distribution; our own have no entry point."""
 
-    record: Any
     plugin: str
     version: str
     entry_point: str = ""
 
 
-class _Origin(NamedTuple):
-    """The name under which a plugin is registered."""
+@dataclass(frozen=True)
+class Provided:
+    """A record that a plugin yielded, with the plugin's distribution and version."""
 
-    entry_point: str
-    distribution: str
+    record: Any
+    plugin: str
     version: str
+    entry_point: str = ""
 
 
 _registries: dict[str, tuple[type, Sequence[str]]] = {}  # hook: class of its records, names of our own modules
@@ -105,19 +89,16 @@ def collect(hook: str) -> Sequence[Provided]:
     the user may mean either. Both cases are problems that name both providers.
     """
     kind, builtin = _registries[hook]
-    found, version = list[Provided](), installed_version(DISTRIBUTION)
+    found, own = list[Provided](), (DISTRIBUTION, installed_version(DISTRIBUTION))
     for name in builtin:  # an error in one of these is raised: it is a bug
-        records = getattr(importlib.import_module(name), hook)()
-        found += [Provided(record, DISTRIBUTION, version) for record in records]
+        found += [Provided(record, *own) for record in getattr(importlib.import_module(name), hook)()]
     implementations = getattr(_plugin_manager().hook, hook).get_hookimpls()
-    for origin, function in sorted((impl.plugin_name, impl.function) for impl in implementations):
-        with _isolated(origin, f"{hook} raised"):
-            records = list(function())
-            for record in records:
-                if not isinstance(record, kind):
-                    yields = f"{hook} must yield leukemia_dl.{kind.__name__} records"
-                    raise PluginError(f"{yields}. Received: {type(record)!r}.")
-            found += [Provided(record, origin.distribution, origin.version, origin.entry_point) for record in records]
+    for implementation in sorted(implementations, key=lambda item: item.plugin_name.entry_point):
+        with _isolated(implementation.plugin_name, f"{hook} raised"):
+            records = list(implementation.function())
+            if wrong := [type(record) for record in records if not isinstance(record, kind)]:
+                raise PluginError(f"{hook} must yield leukemia_dl.{kind.__name__} records. Received: {wrong[0]!r}.")
+            found += [Provided(record, *implementation.plugin_name) for record in records]
     return _without_clashes(hook, found)
 
 
@@ -163,20 +144,19 @@ def _plugin_manager() -> pluggy.PluginManager:
     if os.environ.get("LEUKEMIA_DL_DISABLE_PLUGINS", "") not in ("", "0"):
         return manager
     for point in sorted(importlib.metadata.entry_points(group=PROJECT), key=lambda point: (point.name, point.value)):
-        names = (point.dist.name, point.dist.version) if point.dist else ("unknown", "unknown")
-        origin = _Origin(point.name, *names)
+        origin = Origin(*((point.dist.name, point.dist.version) if point.dist else ("unknown", "unknown")), point.name)
         with _isolated(origin, "could not be loaded:"):
             _register(manager, point.load(), origin)
     return manager
 
 
-def _register(manager: pluggy.PluginManager, module: Any, origin: _Origin) -> None:
+def _register(manager: pluggy.PluginManager, module: Any, origin: Origin) -> None:
     """Register a plugin, or raise PluginError if a hook has an unknown name or parameter, or there is none."""
     try:
-        manager.register(module, name=origin)  # type: ignore[arg-type]
+        manager.register(module, name=origin)  # type: ignore[arg-type] # any hashable name will do
         manager.check_pending()
     except pluggy.PluginValidationError as error:
-        manager.unregister(module)
+        manager.unregister(name=origin)  # type: ignore[arg-type]
         known = ", ".join(name for name in vars(HookSpecifications) if name.startswith(PROJECT))
         raise PluginError(f"{error}. Known hooks: {known}.") from error
     if not manager.get_hookcallers(module):
@@ -185,7 +165,7 @@ def _register(manager: pluggy.PluginManager, module: Any, origin: _Origin) -> No
 
 
 @contextlib.contextmanager
-def _isolated(origin: _Origin, failed: str) -> Iterator[None]:
+def _isolated(origin: Origin, failed: str) -> Iterator[None]:
     """Run code of a plugin: errors are recorded, prints go to stderr, and it cannot end the process."""
     own = os.getpid()
 
@@ -195,7 +175,7 @@ def _isolated(origin: _Origin, failed: str) -> Iterator[None]:
         raise SystemExit(f"os._exit({status})")
 
     text = "Plugin %s (entry point %s) has been loading for %g s. LEUKEMIA_DL_DISABLE_PLUGINS=1 leaves plugins out."
-    values = (text, origin.distribution, origin.entry_point, _PATIENCE_SECONDS)
+    values = (text, origin.plugin, origin.entry_point, _PATIENCE_SECONDS)
     timer = threading.Timer(_PATIENCE_SECONDS, _log.warning, values)
     timer.daemon = True
     timer.start()
@@ -206,7 +186,7 @@ def _isolated(origin: _Origin, failed: str) -> Iterator[None]:
     except KeyboardInterrupt:
         raise
     except BaseException as error:
-        _report(origin.distribution, origin.entry_point, f"{failed} {type(error).__name__}: {error}")
+        _report(origin, f"{failed} {type(error).__name__}: {error}")
     finally:
         os._exit = _leave
         timer.cancel()
@@ -216,18 +196,19 @@ def _without_clashes(hook: str, provided: Iterable[Provided]) -> Sequence[Provid
     first: dict[str, Provided] = {}
     unclear = set()
     for item in provided:
-        name = item.record.name
-        other = first.setdefault(name, item)
+        other = first.setdefault(item.record.name, item)
         if other is item:
             continue
         used = "Neither is used" if other.entry_point else f"The one of {DISTRIBUTION} is used"
-        unclear |= {name} if other.entry_point else set()
-        clash = f"provides {name!r} ({hook}), as {other.plugin} {other.version} does. {used}: uninstall one of them, or"
-        _report(item.plugin, item.entry_point, f"{clash} have its author choose another name.")
+        unclear |= {item.record.name} if other.entry_point else set()
+        clash = f"provides {item.record.name!r} ({hook}), as {other.plugin} {other.version} does. {used}:"
+        origin = Origin(item.plugin, item.version, item.entry_point)
+        _report(origin, f"{clash} uninstall one of them, or have its author choose another name.")
     return tuple(first[name] for name in sorted(set(first) - unclear))
 
 
-def _report(plugin: str, entry_point: str, problem: str) -> None:
-    if (plugin, entry_point, problem) not in _problems:
-        _problems[plugin, entry_point, problem] = None
-        _log.warning("Plugin %s (entry point %s) %s", plugin, entry_point, problem)
+def _report(origin: Origin, problem: str) -> None:
+    entry = (origin.plugin, origin.entry_point, problem)
+    if entry not in _problems:
+        _problems[entry] = None
+        _log.warning("Plugin %s (entry point %s) %s", *entry)

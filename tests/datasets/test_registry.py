@@ -50,7 +50,7 @@ def test_a_plugin_that_yields_something_else_is_named_and_hides_nobody() -> None
 
     module = SimpleNamespace(leukemia_dl_datasets=plugins.hookimpl(lambda: [Wrong()]))
     plugins.forget()
-    plugins._register(plugins._plugin_manager(), module, plugins._Origin("theirs", "their-package", "1.2"))
+    plugins._register(plugins._plugin_manager(), module, plugins.Origin("their-package", "1.2", "theirs"))
     try:
         assert set(BUILTIN) <= set(list_datasets())
         assert "wrong" not in list_datasets()

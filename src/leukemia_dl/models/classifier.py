@@ -111,20 +111,19 @@ class Classifier:
         """Return a row per image, in the order given.
 
         Args:
-            images: Paths (one, or several; a folder stands for the images in it and its subfolders), or a Dataset, or a
-                uint8 array (n, height, width, 3) or (height, width, 3) of raw RGB, or a list of such arrays. The
-                classifier's pipeline is applied to all of them.
+            images: One or several paths (of images, or of folders of images), a Dataset, or raw RGB as uint8, one array
+                (n, height, width, 3) or (height, width, 3) or a list of the latter. The pipeline is applied to all.
             batch_size: Images per step.
-            calibrated: Divide logits by `temperature`. False for the probabilities as the net was trained to give them,
-                from which a benchmark's `loss` is computed. The predicted class is the same.
+            calibrated: Divide logits by `temperature`. False for the probabilities of which a benchmark's `loss` is
+                computed. The predicted class is the same.
             tta: Take the mean over the eight symmetries of each image; eight times the work.
             show_progress: Show progress when it takes long.
 
         Returns:
             Columns `path`, absolute (or `sample` for a Dataset, `image`, the position, for arrays), `predicted` (the
             most probable class), a probability (float) per class in a column `probability_<class>`, and `error`: "" or
-            why the file cannot be read; such a file has no prediction, and a warning is logged. The true class is not
-            known here: join a column `label` before `evaluate`.
+            why the file cannot be read; such a file has no prediction, and a warning is logged. Join a column `label`,
+            the true class, before `evaluate`.
 
         Raises:
             ImageError: If an array is no image.
@@ -146,8 +145,7 @@ class Classifier:
                 pixels = self._stacked([image for image, _ in read.values()])
                 looks += [look for _, look in read.values()]
                 probabilities[list(read)] = self._probabilities(pixels, batch_size, calibrated, tta)
-        failed = [text for text in errors if text]
-        if failed:
+        if failed := [text for text in errors if text]:
             message = "%d of %d images cannot be read, as the column error says. The first: %s"
             _log.warning(message, len(failed), len(errors), failed[0])
         for difference in differences(looks, self.provenance["images"]) if self.provenance.get("images") else ():
@@ -200,8 +198,7 @@ class Classifier:
 
     def _stacked(self, images: list[NDArray[np.uint8]]) -> NDArray[np.uint8]:
         side = self.model.input_shape[1]
-        wrong = [image.shape for image in images if image.shape[:2] != (side, side)]
-        if wrong:
+        if wrong := [image.shape for image in images if image.shape[:2] != (side, side)]:
             raise SettingsError(
                 f"The net takes images of {side} x {side} pixels; {self.pipeline!r} gives the shape {wrong[0]}. "
                 f"Use a pipeline that ends in that size, such as dataset.default_pipeline({side})."
@@ -243,16 +240,12 @@ def load_classifier(path: str | Path) -> Classifier:
 
     file = _model_file(Path(path).expanduser())
     settings = read_settings(file)
+    outputs = next((name for name, number in FORMATS.items() if number == settings.get("format")), None)
+    if outputs is None:
+        raise DataError(f"{file} has format {settings.get('format')!r}, unknown to this version: update leukemia-dl.")
     try:
-        outputs = next((name for name, number in FORMATS.items() if number == settings["format"]), None)
-        if outputs is None:
-            raise DataError(f"{file} has format {settings['format']!r}, unknown to this version: update leukemia-dl.")
         class_names = tuple(map(str, settings["class_names"]))
-        pipeline = Pipeline.from_dict(settings["pipeline"])
-        provenance = dict(settings["provenance"])
-        temperature = settings.get("temperature", 1.0)  # files of version 0.1.0 have none
-    except DataError:
-        raise
+        pipeline, provenance = Pipeline.from_dict(settings["pipeline"]), dict(settings["provenance"])
     except (KeyError, ValueError, TypeError) as error:
         raise DataError(f"{file} is damaged: {type(error).__name__}: {error}.") from error
     missing = register_layers(provenance.get("trial", {}))
@@ -260,6 +253,7 @@ def load_classifier(path: str | Path) -> Classifier:
         model = load_net(file)
     except DataError as error:
         raise DataError(f"{error} {missing}".strip()) from error
+    temperature = settings.get("temperature", 1.0)  # files of version 0.1.0 have none
     try:
         return Classifier(model, class_names, pipeline, provenance, temperature, outputs)
     except SettingsError as error:
@@ -386,5 +380,5 @@ def _model_file(path: Path) -> Path:
         return found[0]
     if not found:
         raise DataError(f"{path} holds no model.keras. Pass a .keras file or the folder of a trial that saved one.")
-    names = "\n  ".join(str(file.relative_to(path).parent) for file in found)
-    raise DataError(f"{path} holds {len(found)} models; pass the folder of one of them:\n  {names}")
+    names = "".join(f"\n  {file.relative_to(path).parent}" for file in found)
+    raise DataError(f"{path} holds {len(found)} models; pass the folder of one of them:{names}")

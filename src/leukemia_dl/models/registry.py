@@ -34,8 +34,8 @@ def register_backbone(spec: BackboneSpec, *, replace: bool = False, version: str
     Args:
         spec: The record.
         replace: True to register the same name again, as when a notebook cell is run twice.
-        version: Part of what names a trial; None for a digest of the file that defines the builder. Change it (or the
-            name) when the net changes in another way, such as by a value that the builder takes from around it.
+        version: Part of the name of its trials; None for a digest of the file that defines the builder. Change it when
+            the net changes in another way, such as by a value that the builder takes from outside of this file.
 
     Raises:
         PluginError: If it is no BackboneSpec, or the name is taken.

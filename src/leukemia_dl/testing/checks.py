@@ -1,4 +1,4 @@
-"""What every backbone has to hold, for plugin authors: `check_backbone(spec)`, or one pytest case per check.
+"""Checks of a backbone for plugin authors: `check_backbone(spec)`, or one pytest case per check.
 
     import pytest
     from leukemia_dl.testing import parametrize_with_checks
@@ -25,8 +25,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from leukemia_dl.errors import SettingsError
 from leukemia_dl.models import BackboneSpec, Classifier, build_model, load_classifier
 from leukemia_dl.preprocess import Pipeline
+from leukemia_dl.training.backends import prepare
 from leukemia_dl.training.batchnorm import batchnorm_layers
 
 __all__ = ["BACKBONE_CHECKS", "check_backbone", "parametrize_with_checks"]
@@ -47,16 +49,12 @@ def check_backbone(spec: BackboneSpec, skip: Iterable[str] = ()) -> None:
         SettingsError: If `skip` names no check.
         PluginError: If the builder returns no feature map.
     """
-    from leukemia_dl.errors import SettingsError
-    from leukemia_dl.training.backends import prepare
-
-    left_out = set(skip)
-    known = {check.__name__ for check in BACKBONE_CHECKS}
-    if not left_out <= known:
-        raise SettingsError(f"skip names checks of {sorted(known)}. Received: {sorted(left_out - known)}.")
+    checks, left_out = {check.__name__: check for check in BACKBONE_CHECKS}, set(skip)
+    if unknown := left_out - set(checks):
+        raise SettingsError(f"skip names checks of {sorted(checks)}. Received: {sorted(unknown)}.")
     prepare()
-    for check in BACKBONE_CHECKS:
-        if check.__name__ not in left_out:
+    for name, check in checks.items():
+        if name not in left_out:
             check(spec)
 
 
@@ -122,23 +120,14 @@ def check_predictions(spec: BackboneSpec) -> None:
     _hold(spec, gap <= 1e-3 * (1 + float(np.abs(logits).max())), f"predicted alone, logits differ by {gap:.2g}")
 
 
-def _value(weight: Any) -> NDArray[Any]:
-    """Return a copy of a weight's value: what a step changes in place would otherwise change with it."""
-    import keras
-
-    return np.array(keras.ops.convert_to_numpy(weight), copy=True)
-
-
 def check_gradients(spec: BackboneSpec) -> None:
     """A training step moves every trainable weight, to a finite value."""
-    model = _compiled(spec)
-    names = [weight.path for weight in model.trainable_variables]
-    before = [_value(weight) for weight in model.trainable_variables]
-    _train(model, spec)
-    after = [_value(weight) for weight in model.trainable_variables]
-    still = [name for name, one, other in zip(names, before, after, strict=True) if np.array_equal(one, other)]
+    model = _compiled(_net(spec))
+    weights = model.trainable_variables
+    moved = _moved(model, spec, weights)
+    still = [weight.path for weight in weights if weight.path not in moved]
     _hold(spec, not still, f"no gradient reaches {len(still)} weights, such as {still[:3]}")
-    finite = all(np.isfinite(value).all() for value in after)
+    finite = all(np.isfinite(_value(weight)).all() for weight in weights)
     _hold(spec, finite, "a training step leaves weights that are not finite")
 
 
@@ -147,10 +136,8 @@ def check_freezing(spec: BackboneSpec) -> None:
     model = _net(spec)
     for layer in model.layers:
         layer.trainable = layer.name == "logits"
-    _compile(model)
-    before = [_value(weight) for weight in model.weights]
-    _train(model, spec)
-    moved = [w.path for w, old in zip(model.weights, before, strict=True) if not np.array_equal(_value(w), old)]
+    _compiled(model)
+    moved = _moved(model, spec, model.weights)
     outside = [path for path in moved if not path.startswith("logits")]
     _hold(spec, not outside, f"weights move although their layers are frozen: {outside[:3]}")
     _hold(spec, bool(moved), "the head does not learn")
@@ -158,24 +145,17 @@ def check_freezing(spec: BackboneSpec) -> None:
 
 def check_statistics(spec: BackboneSpec) -> None:
     """A training step moves no statistics but those of BatchNormalization layers, which a fit re-estimates."""
-    model = _compiled(spec)
+    model = _compiled(_net(spec))
     known = {id(weight) for layer in batchnorm_layers(model) for weight in layer.non_trainable_variables}
     others = [w for w in model.non_trainable_variables if id(w) not in known and "float" in w.dtype]
-    before = [_value(weight) for weight in others]
-    _train(model, spec)
-    moved = [w.path for w, old in zip(others, before, strict=True) if not np.array_equal(_value(w), old)]
-    _hold(
-        spec,
-        not moved,
-        f"a training step moves {len(moved)} weights that no optimizer trains and no fit re-estimates, such as "
-        f"{moved[:3]}; use keras.layers.BatchNormalization",
-    )
+    moved = _moved(model, spec, others)
+    those = f"{len(moved)} weights that no optimizer trains and no fit re-estimates, such as {moved[:3]}"
+    _hold(spec, not moved, f"a training step moves {those}; use keras.layers.BatchNormalization")
 
 
 def check_mixed_precision(spec: BackboneSpec) -> None:
     """Under mixed_bfloat16 the head stays float32, and logits and a training step are finite."""
-    model = _net(spec, dtype_policy="mixed_bfloat16")
-    _compile(model)
+    model = _compiled(_net(spec, dtype_policy="mixed_bfloat16"))
     logits = np.asarray(model.predict_on_batch(_images(spec)))
     _hold(spec, logits.dtype == np.float32, f"under mixed_bfloat16 logits are {logits.dtype}, not float32")
     loss = _train(model, spec)
@@ -210,17 +190,9 @@ def load_elsewhere(name: str) -> None:
 
 
 BACKBONE_CHECKS: tuple[Check, ...] = (
-    check_shapes,
-    check_flat,
-    check_parameters,
-    check_seed,
-    check_predictions,
-    check_gradients,
-    check_freezing,
-    check_statistics,
-    check_mixed_precision,
-    check_saving,
-)
+    check_shapes, check_flat, check_parameters, check_seed, check_predictions, check_gradients, check_freezing,
+    check_statistics, check_mixed_precision, check_saving,
+)  # fmt: skip
 """Every check, a function of a `BackboneSpec` that raises AssertionError where it does not hold."""
 
 
@@ -233,25 +205,34 @@ def _net(spec: BackboneSpec, dtype_policy: str = "float32") -> Any:
     return build_model(spec, spec.min_size, 2, dtype_policy=dtype_policy)
 
 
-def _compiled(spec: BackboneSpec) -> Any:
-    model = _net(spec)
-    _compile(model)
-    return model
-
-
-def _compile(model: Any) -> None:
+def _compiled(model: Any) -> Any:
     import keras
 
     # Without XLA, which takes longest to compile on a CPU. Lion moves weights by the sign of a gradient, however small.
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(keras.optimizers.Lion(1e-2), loss, jit_compile=False)
+    return model
 
 
 def _train(model: Any, spec: BackboneSpec) -> float:
     with warnings.catch_warnings():
-        # What no gradient reaches, check_gradients says.
+        # check_gradients names the weights that no gradient reaches.
         warnings.filterwarnings("ignore", "Gradients do not exist", UserWarning)
         return float(np.asarray(model.train_on_batch(_images(spec), np.array([0, 1, 1, 1]))).ravel()[0])
+
+
+def _moved(model: Any, spec: BackboneSpec, weights: list[Any]) -> list[str]:
+    """Return the paths of those weights that a training step changes."""
+    before = [_value(weight) for weight in weights]
+    _train(model, spec)
+    pairs = zip(weights, before, strict=True)
+    return [weight.path for weight, old in pairs if not np.array_equal(_value(weight), old)]
+
+
+def _value(weight: Any) -> NDArray[Any]:
+    import keras
+
+    return np.array(keras.ops.convert_to_numpy(weight), copy=True)  # a step may change the original in place
 
 
 def _images(spec: BackboneSpec) -> NDArray[np.float32]:
