@@ -94,7 +94,7 @@ def test_a_broken_plugin_is_reported_and_hides_nobody(install, python, source, s
     install("aaa-broken", source)
     install("zzz-good", GOOD)
     answer = python(PRINT)
-    assert answer.stdout.splitlines()[0] == "cnn,inception_v3,resnet50,published_cnn,tiny,vgg16,xception", answer.stderr
+    assert answer.stdout.splitlines()[0] == "cnn,inception_v3,published_cnn,resnet50,tiny,vgg16,xception", answer.stderr
     assert "aaa-broken |" in answer.stdout
     assert says in answer.stdout
     assert "zzz-good" not in answer.stdout
@@ -106,7 +106,7 @@ def test_two_plugins_with_one_name_leave_the_others_listed(install, python):
     install("two", GOOD, version="3.4")
     install("zzz", GOOD.replace('"tiny"', '"other"'))
     answer = python("import leukemia_dl as ldl; print(*ldl.list_backbones()); ldl.get_backbone('tiny')")
-    assert answer.stdout == "cnn inception_v3 other resnet50 published_cnn vgg16 xception\n", answer.stderr
+    assert answer.stdout == "cnn inception_v3 other published_cnn resnet50 vgg16 xception\n", answer.stderr
     said = "two provides 'tiny' (leukemia_dl_backbones), as one 1.2 does. Neither is used: uninstall one of them"
     assert said in answer.stderr.splitlines()[-1]
 

@@ -90,18 +90,22 @@ def check_size(spec: BackboneSpec, image_size: int) -> None:
 
 def weights_identity(spec: BackboneSpec, weights: str | Path | None) -> str | None:
     """Return the weights as a trial's digest names them: None, their name, or the SHA-256 of the file."""
-    if weights is None or str(weights) in spec.weights:
-        return None if weights is None else str(weights)
-    return f"sha256:{sha256_of_file(_weights_file(spec, weights))}"
+    if weights is None:
+        return None
+    return str(weights) if str(weights) in spec.weights else f"sha256:{sha256_of_file(_weights_file(spec, weights))}"
 
 
 def _features(spec: BackboneSpec, inputs: Any, weights: str | None) -> Any:
     try:
         features = spec.build(inputs, weights)
     except Exception as error:
-        if weights is not None:
-            raise  # the caller says that they could not be fetched
-        raise PluginError(f"The builder of {spec.name!r} raised {type(error).__name__}: {error}") from error
+        if weights is None:
+            raise PluginError(f"The builder of {spec.name!r} raised {type(error).__name__}: {error}") from error
+        raise WeightsError(
+            f"The {weights!r} weights of {spec.name} could not be fetched ({type(error).__name__}: {error}). "
+            "Ways out: connect this machine to the internet once (Keras keeps the file); fetch the file on "
+            "another machine and pass its path as weights; or train from random weights with weights=None."
+        ) from error
     shape = getattr(features, "shape", None)
     if shape is None or len(shape) != 4 or None in shape[1:]:
         raise PluginError(
@@ -117,16 +121,7 @@ def _bare_with_weights(spec: BackboneSpec, image_size: int, weights: str | Path)
 
     inputs = keras.Input((image_size, image_size, 3), dtype="float32")
     if str(weights) in spec.weights:
-        try:
-            return keras.Model(inputs, _features(spec, inputs, str(weights)))
-        except PluginError:
-            raise
-        except Exception as error:
-            raise WeightsError(
-                f"The {weights!r} weights of {spec.name} could not be fetched ({type(error).__name__}: {error}). "
-                "Ways out: connect this machine to the internet once (Keras keeps the file); fetch the file on "
-                "another machine and pass its path as weights; or train from random weights with weights=None."
-            ) from error
+        return keras.Model(inputs, _features(spec, inputs, str(weights)))
     path = _weights_file(spec, weights)
     bare = keras.Model(inputs, _features(spec, inputs, None))
     try:
@@ -162,7 +157,7 @@ def all_layers(model: Any) -> list[Any]:
 
 
 def most_readers(model: Any) -> int:
-    """Return how many layers read the one tensor of a model that most of them read; 2 behind a residual block."""
+    """Return the largest number of layers that read one tensor; 2 behind a residual block."""
     import keras
 
     layers = [layer for layer in model.layers if not isinstance(layer, keras.layers.InputLayer)]

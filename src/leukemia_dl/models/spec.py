@@ -1,4 +1,4 @@
-"""BackboneSpec: what a plugin says about a backbone. Data only, so that listing backbones imports no keras."""
+"""BackboneSpec: the record of a backbone. Data only, so that listing backbones imports no keras."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class BackboneSpec:
             (batch, size, size, 3), float32, already scaled as `scaling` says; `weights` is None or one of the names
             in `weights` below; the result is a feature map (batch, height, width, channels). It must be made of
             layers called on `inputs` (no nested model), and import keras inside.
-        scaling: What the weights expect of RGB in 0..255: "caffe" (BGR, ImageNet mean subtracted), "tf" (-1..1),
-            "unit" (0..1) or "none". The library puts it into the model.
+        scaling: The inputs that the weights expect, which the library makes of RGB in 0..255: "caffe" (BGR, ImageNet
+            mean subtracted), "tf" (-1..1), "unit" (0..1) or "none".
         native_size: Side in pixels that the architecture was published with.
         min_size: Smallest side in pixels that it accepts.
         weights: Names of pretrained weights that `build` can fetch, such as ("imagenet",).
@@ -50,18 +50,18 @@ class BackboneSpec:
     reference: str = ""
 
     def __post_init__(self) -> None:
-        if not isinstance(self.name, str) or not re.fullmatch(r"[a-z0-9][a-z0-9_.-]*", self.name):
-            raise PluginError(f"name must be lower case letters, digits, '_', '-', '.'. Received: name={self.name!r}.")
-        if not callable(self.build):
-            raise PluginError(
-                f"build must be a function (inputs, weights) -> features. Received: build={self.build!r}."
-            )
-        if self.scaling not in get_args(Scaling):
-            raise PluginError(f"scaling must be one of {get_args(Scaling)}. Received: scaling={self.scaling!r}.")
-        if not 1 <= self.min_size <= self.native_size:
-            raise PluginError(
-                f"Sizes must hold 1 <= min_size <= native_size. Received: min_size={self.min_size!r}, "
-                f"native_size={self.native_size!r}."
-            )
-        if isinstance(self.weights, str) or not all(isinstance(name, str) for name in self.weights):
-            raise PluginError(f"weights must be a tuple of names. Received: weights={self.weights!r}.")
+        named = isinstance(self.name, str) and re.fullmatch(r"[a-z0-9][a-z0-9_.-]*", self.name)
+        words = not isinstance(self.weights, str) and all(isinstance(name, str) for name in self.weights)
+        for field, allowed, fits in (
+            ("name", "must be lower case letters, digits, '_', '-', '.'", named),
+            ("build", "must be a function (inputs, weights) -> features", callable(self.build)),
+            ("scaling", f"must be one of {get_args(Scaling)}", self.scaling in get_args(Scaling)),
+            (
+                "min_size",
+                f"must hold 1 <= min_size <= native_size={self.native_size!r}",
+                1 <= self.min_size <= self.native_size,
+            ),
+            ("weights", "must be a tuple of names", words),
+        ):
+            if not fits:
+                raise PluginError(f"{field} {allowed}. Received: {field}={getattr(self, field)!r}.")
