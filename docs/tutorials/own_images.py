@@ -151,7 +151,7 @@ frame[["backbone", "fold", "balanced_accuracy", "auroc", "n_test", "groups_test"
 
 # %% [markdown]
 # `predictions` has a row per image, model and side; `evaluate` makes metrics of it, with intervals over patients. Where
-# patients are not known it counts images, and calls the columns `low_image_level` and `high_image_level`.
+# patients are not known it counts images, and says so in the column `unit`.
 
 # %%
 for run in (bench, leaky):
@@ -160,7 +160,7 @@ for run in (bench, leaky):
 # %% [markdown]
 # Look whether the interval of `cnn` lies above the value of `cell_size`; three epochs from random weights are not meant
 # to get there. The tables differ by more than the leak: the canvas and the number of test images are others, too.
-# [How a leak is measured](../guides/evaluation.md#what-a-leak-adds).
+# [How a leak is measured](../guides/evaluation.md#what-leakage-adds).
 #
 # ## The same on the command line
 #

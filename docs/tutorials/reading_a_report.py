@@ -168,5 +168,5 @@ print("\n".join(line for line in card.splitlines() if line.startswith("- ") and 
 #
 # - [Pictures and the report](../guides/reporting.md): every section and plot.
 # - [What the intervals are of](../explanation/intervals.md), and [what limits a comparison](../explanation/limits.md).
-# - [What a leak adds](../guides/evaluation.md#what-a-leak-adds), measured in one run.
+# - [What a leak adds](../guides/evaluation.md#what-leakage-adds), measured in one run.
 # - [Your own images](own_images.md).

@@ -135,9 +135,11 @@ def test_a_class_called_na_is_a_class(run, tmp_path):
     assert "cnn" in run(tmp_path / "p.csv")
 
 
-def test_one_model_without_groups_is_told_at_image_level(run, tmp_path):
+def test_one_model_without_groups_has_intervals_over_images(run, tmp_path):
     clustered(SMALL, ["cnn"])[["label", "probability_hem", "probability_all"]].to_csv(tmp_path / "p.csv", index=False)
-    assert "low_image_level" in run(tmp_path / "p.csv")
+    output = run(tmp_path / "p.csv")
+    assert "low" in output
+    assert "these fitted models on new images" in output
 
 
 def test_what_cannot_be_read_is_one_clear_error(run, file, tmp_path):

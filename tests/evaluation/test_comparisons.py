@@ -210,10 +210,10 @@ def test_the_order_of_rows_does_not_matter():
         assert again[name] == pytest.approx(row[name])
 
 
-def test_without_subjects_the_tests_are_of_images_and_the_columns_say_so():
+def test_without_subjects_the_tests_are_of_images_and_the_unit_says_so():
     frame = clustered(SMALL).drop(columns="group")
     table = compare(frame, descriptive=["auroc", "balanced_accuracy"]).set_index("metric")
-    assert "low" not in table
+    assert set(table["unit"]) == {"image"}
     assert list(table["test"]) == ["McNemar's exact test", "DeLong's test", "the jackknife over images"]
     one, other = (frame[frame["backbone"] == name] for name in ("one", "other"))
     hits = [right(part).to_numpy() for part in (one, other)]

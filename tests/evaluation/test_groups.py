@@ -113,7 +113,7 @@ def test_verdicts_equal_a_plain_implementation_with_exact_intervals(case, level)
                 row |= dict(zip(("value", "low", "high"), numbers, strict=True))
                 expected.append(row | {"right": sum(hits), "groups": len(hits)})
     result = evaluate_groups(pd.DataFrame(rows), level=level)
-    assert list(result) == ["backbone", "rule", "metric", "value", "low", "high", "right", "groups", "reason"]
+    assert list(result) == ["backbone", "rule", "metric", "value", "low", "high", "unit", "right", "groups", "reason"]
     for got, row in zip(result.to_dict("records"), expected, strict=True):
         for name, value in row.items():
             assert got[name] == (pytest.approx(value, abs=1e-9, nan_ok=True) if isinstance(value, float) else value)

@@ -96,13 +96,13 @@ def test_seeds_and_the_procedure():
     assert "spread between seeds included" in procedure["sentence"][0]
     single = inflation(frames(seeds=(0,)), "kfold", "random", estimand="procedure")
     assert "one seed" in single["reason"][0]
-    assert "of which no interval can be given: one seed" in single["sentence"][0]
+    assert single["sentence"][0].startswith("Not testable, one seed: nothing is known of the spread between seeds")
 
 
-def test_without_subjects_the_columns_say_so():
+def test_without_subjects_the_unit_says_so():
     table = inflation(frames(seeds=(0,)).drop(columns="group"), "kfold", "random")
-    assert "low" not in table
-    assert (table["low_image_level"] <= table["difference"]).all()
+    assert set(table["unit"]) == {"image"}
+    assert (table["low"] <= table["difference"]).all()
     assert table["groups"].isna().all()
     assert (
         table["sentence"].str.endswith("Images are taken as independent, which makes such results too certain.").all()
@@ -125,9 +125,7 @@ def test_images_that_are_not_the_same_are_a_row_that_says_so():
     table = inflation(frame, "kfold", "random").set_index("backbone")
     assert np.isnan(table.loc["cnn", "difference"])
     assert table.loc["cnn", "reason"] == "no image in common"
-    assert table.loc["cnn", "sentence"] == (
-        "cnn has no image that was predicted under both protocols, random and kfold."
-    )
+    assert table.loc["cnn", "sentence"] == "Not testable: cnn [random] and cnn [kfold] have no image in common."
     assert np.isfinite(table.loc["vgg16", "difference"])
 
 

@@ -11,7 +11,7 @@ from leukemia_dl.errors import DataError, SettingsError
 from leukemia_dl.evaluation import METRICS, drop_repeated_cells, evaluate
 from leukemia_dl.evaluation.intervals import Spread, resampling_of
 from leukemia_dl.evaluation.metrics import values
-from leukemia_dl.evaluation.predictions import models_of, tidy
+from leukemia_dl.evaluation.predictions import models_of, validated_predictions
 from predictions import clustered
 
 SMALL = ((5, 9, 12, 30, 8, 20), (7, 3, 25, 11, 6))
@@ -76,13 +76,13 @@ def test_a_class_alone_takes_its_degrees_of_freedom_from_its_own_groups():
     assert one(frame, "specificity")["degrees_of_freedom"] == pytest.approx(kish["1"])
 
 
-def test_without_subjects_accuracy_has_the_textbook_error_and_columns_that_say_so():
+def test_without_subjects_accuracy_has_the_textbook_error_and_the_unit_says_so():
     frame = clustered(SMALL, ["one"]).drop(columns="group")
     row = one(frame, "sensitivity")
     n = sum(SMALL[0])
     assert row["standard_error"] == pytest.approx(np.sqrt(row["value"] * (1 - row["value"]) / (n - 1)))
-    assert "low" not in row
-    assert row["low_image_level"] < row["value"] < row["high_image_level"]
+    assert row["unit"] == "image"
+    assert row["low"] < row["value"] < row["high"]
     assert row["estimand"] == "these fitted models on new images"
     assert pd.isna(row["groups"])
 
@@ -90,7 +90,7 @@ def test_without_subjects_accuracy_has_the_textbook_error_and_columns_that_say_s
 def test_images_as_independent_give_far_narrower_intervals():
     frame = clustered(backbones=["one"], correlation=0.3)
     grouped, images = one(frame, "accuracy"), one(frame.drop(columns="group"), "accuracy")
-    assert grouped["high"] - grouped["low"] > 3 * (images["high_image_level"] - images["low_image_level"])
+    assert grouped["high"] - grouped["low"] > 3 * (images["high"] - images["low"])
 
 
 def test_subjects_serve_where_there_are_no_groups():
@@ -163,7 +163,7 @@ def test_folds_of_one_seed_are_one_set_of_predictions():
 def test_groups_of_several_classes_are_one_stratum():
     frame = clustered(SMALL, ["one"])
     frame["group"] = np.random.default_rng(0).integers(0, 12, len(frame))
-    (model,) = models_of(tidy(frame))
+    (model,) = models_of(validated_predictions(frame))
     resampling = resampling_of([model])
     assert (resampling.stratum == 0).all()
     assert resampling.groups_per_class == (12, 12)
@@ -177,7 +177,7 @@ def test_groups_of_several_classes_are_one_stratum():
 
 def test_very_many_images_are_left_out_in_blocks_and_tell_the_same():
     frame = clustered(((3000,), (2000,)), ["one"], correlation=0.0).drop(columns="group")
-    (model,) = models_of(tidy(frame))
+    (model,) = models_of(validated_predictions(frame))
     assert len(resampling_of([model]).sizes) == 400
     row = one(frame, "accuracy")
     textbook = np.sqrt(row["value"] * (1 - row["value"]) / 5000)
@@ -187,7 +187,7 @@ def test_very_many_images_are_left_out_in_blocks_and_tell_the_same():
 
 
 def test_leaving_out_holds_the_class_shares():
-    (model,) = models_of(tidy(clustered(SMALL, ["one"])))
+    (model,) = models_of(validated_predictions(clustered(SMALL, ["one"])))
     resampling = resampling_of([model])
     found = values(model.runs[0], resampling.leave_one_out, ["prevalence"])["prevalence"]
     assert found == pytest.approx(np.full(11, sum(SMALL[0]) / sum(map(sum, SMALL))))

@@ -12,8 +12,8 @@ HEM, ALL = "probability_hem", "probability_all"
 BEST = "best of {} on this side: its value is optimistic"
 FEW = "fewer than 5 groups: 4 of class hem, 4 of class all"
 AGAINST = f"not testable against the others, {FEW}"
-COLUMNS = ["rank", "backbone", "kind", "accuracy", "low", "high", "better_than", "trials", "seeds", "images", "groups"]
-COLUMNS += ["parameters", "fit_seconds", "images_per_second", "changes", "estimand", "flags"]
+COLUMNS = ["rank", "backbone", "kind", "accuracy", "low", "high", "unit", "better_than", "trials", "seeds", "images"]
+COLUMNS += ["groups", "parameters", "fit_seconds", "images_per_second", "changes", "estimand", "flags"]
 
 
 def rows_of(backbone, skill, random=0, folds=(0,), seeds=(0,), kind="backbone"):
@@ -199,12 +199,13 @@ def test_values_and_intervals_are_those_of_evaluate(estimand):
     assert board["flags"][1] == (incomplete if estimand == "models" else f"{one_seed}; {incomplete}")
 
 
-def test_without_subjects_the_columns_say_that_intervals_are_of_images():
+def test_without_subjects_the_unit_says_that_intervals_are_of_images():
     frame = joined(rows_of("a", 2.0), rows_of("b", 0.0, 1)).drop(columns="group")
     board = leaderboard(frame)
-    assert list(board) == [name if name not in ("low", "high") else f"{name}_image_level" for name in COLUMNS]
+    assert list(board) == COLUMNS
+    assert set(board["unit"]) == {"image"}
     assert board["groups"].isna().all()
-    assert (board["low_image_level"] < board["accuracy"]).all()
+    assert (board["low"] < board["accuracy"]).all()
     assert board["better_than"].tolist() == ["b", ""]
 
 

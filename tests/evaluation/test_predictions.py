@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 
 from leukemia_dl.errors import DataError, SettingsError
 from leukemia_dl.evaluation import METRICS, evaluate, score
-from leukemia_dl.evaluation.predictions import class_names_of, models_of, select_side, tidy
+from leukemia_dl.evaluation.predictions import class_names_of, models_of, select_side, validated_predictions
 
 NET = "probability_"
 
 
 def models(frame, *args, **settings):
-    return models_of(tidy(frame), *args, **settings)
+    return models_of(validated_predictions(frame), *args, **settings)
 
 
 def frame_of(labels, positive=None, **columns):
@@ -95,8 +95,8 @@ def test_rows_of_images_that_could_not_be_read_are_refused_with_what_to_do():
     """20.23: `predict` gives them a row with the reason in the column error, and no probabilities."""
     frame = pd.DataFrame({"label": ["a", "b"], "probability_a": [0.9, None], "probability_b": [0.1, None]})
     with pytest.raises(DataError, match=r"1 of 2 rows are images that could not be read.*frame\['error'\].isna"):
-        tidy(frame.assign(error=[None, "it is cut off"]))
-    assert len(tidy(frame[:1].assign(error=[None]))) == 1
+        validated_predictions(frame.assign(error=[None, "it is cut off"]))
+    assert len(validated_predictions(frame[:1].assign(error=[None]))) == 1
 
 
 @pytest.mark.parametrize(
@@ -160,7 +160,7 @@ def test_thirds_of_two_digits_sum_to_one_up_to_rounding():
 def test_rows_sum_to_one_up_to_rounding_and_are_taken_as_they_are():
     rounded = frame_of(["hem", "all"], [0.33, 0.667]).assign(**{NET + "hem": [0.666, 0.33]})
     assert models(rounded)[0].runs[0].probabilities.tolist() == [[0.666, 0.33], [0.33, 0.667]]
-    with pytest.raises(DataError, match=r"sum to 1 in each row \(within .01\)\. 1 rows"):
+    with pytest.raises(DataError, match=r"sum to 1 in each row \(within 0.01\)\. 1 rows"):
         models(rounded.assign(**{NET + "hem": [0.666, 0.36]}))
 
 
@@ -254,5 +254,5 @@ def test_an_external_frame_of_labels_and_probabilities_is_enough(rows):
     assert set(result["seeds"]) == {1}
     assert set(result["images"]) == {len(rows)}
     assert result["groups"].isna().all()
-    assert "low" not in result
-    assert (result["low_image_level"].isna() | (result["low_image_level"] <= result["value"] + 1e-9)).all()
+    assert set(result["unit"]) == {"image"}
+    assert (result["low"].isna() | (result["low"] <= result["value"] + 1e-9)).all()

@@ -52,6 +52,7 @@ INFLATION = pd.DataFrame(
         "difference": [0.2, -0.02, 0.0, np.nan],
         "low": [0.1, -0.1, np.nan, np.nan],
         "high": [0.3, 0.06, np.nan, np.nan],
+        "unit": "group",
         "images": [30, 30, 28, 0],
         "reason": ["", "", "fewer than 5 groups", "no image in common"],
     }
@@ -160,7 +161,7 @@ def test_inflation_draws_both_values_and_their_difference():
 
 
 def test_inflation_without_subjects_or_differences():
-    images = INFLATION.rename(columns={"low": "low_image_level", "high": "high_image_level"})
+    images = INFLATION.assign(unit="image")
     assert "taken as independent" in plot_inflation(images).get_supxlabel()
     assert plot_inflation(images).get_suptitle() == "Balanced accuracy under random, beside kfold on the same images"
     without = INFLATION[2:].assign(backbone=["cnn", "apart"])

@@ -1,7 +1,4 @@
-"""Predictions -> numbers. Pure numpy, scipy and pandas; imports `errors` only and knows nothing of images or training.
-
-Input is a frame of predictions, wherever they come from.
-"""
+"""Metrics, intervals and comparisons of a frame of predictions, whichever program made them."""
 
 from leukemia_dl.evaluation.calibration import apply_temperature, calibrate, fit_temperature
 from leukemia_dl.evaluation.comparisons import compare

@@ -2,31 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from itertools import combinations
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 from scipy import stats
 
-from leukemia_dl.checks import choice, real_number
 from leukemia_dl.errors import DataError, SettingsError
-from leukemia_dl.evaluation.evaluate import ESTIMANDS, Estimand, Estimates
+from leukemia_dl.evaluation.evaluate import ONE_SEED, Estimand, Estimates, check_settings, estimand_in_words
 from leukemia_dl.evaluation.image_level import delong_test, mcnemar_test
-from leukemia_dl.evaluation.intervals import Resampling, Spread, resampling_of
+from leukemia_dl.evaluation.intervals import Spread, resampling_of
 from leukemia_dl.evaluation.metrics import metric as find_metric
-from leukemia_dl.evaluation.predictions import Model, class_names_of, models_of, tidy
+from leukemia_dl.evaluation.predictions import Floats, Model, class_names_of, models_of, validated_predictions
 
-__all__ = ["UNCORRECTED", "compare", "holm", "p_in_words", "seeds_in_words", "sign_flip_test"]
+__all__ = ["UNCORRECTED", "compare", "compare_pair", "comparison_in_words", "holm", "sign_flip_test"]
 
 UNCORRECTED = ", without correction for multiple comparisons"
 _FLIPS, _SIGNS_AT_ONCE = 20_000, 5_000_000
 _POWER = 0.8
 _COLUMNS = (
-    "first", "second", "metric", "value_first", "value_second", "difference", "low", "high", "standard_error",
+    "first", "second", "metric", "value_first", "value_second", "difference", "low", "high", "unit", "standard_error",
     "degrees_of_freedom", "p", "p_holm", "p_sign_flip", "test", "detectable", "images", "groups", "seeds", "role",
     "estimand", "sentence", "reason",
 )  # fmt: skip
@@ -46,27 +44,27 @@ def compare(
 
     The difference `first - second` gets the same jackknife as a single value, on the linear scale, and its t test.
     Holm's correction is over all pairs of backbones for the one primary metric, which is to be chosen before the
-    results are seen; pairs with a baseline, and metrics in `descriptive`, are described without a corrected p. For
-    accuracy `p_sign_flip` stands beside it: the share of all ways to swap the two backbones within whole groups whose
-    difference is as large (20,000 drawn ways with more than 14 groups), over means of the seeds.
+    results are seen; pairs with a baseline, and metrics in `descriptive`, have no corrected p. For accuracy
+    `p_sign_flip` is the share of all ways to swap the two backbones within whole groups whose difference is as large
+    (20,000 drawn ways with more than 14 groups), over means of the seeds.
 
-    Where nothing is known of subjects, images are taken as independent: the columns are `low_image_level` and
-    `high_image_level`, and `p` is McNemar's exact test for accuracy, DeLong's for AUROC. If patients have several
-    images these find differences six to nine times in ten where there are none.
+    Where subjects are unknown, images are taken as independent (`unit` is "image"), and `p` is McNemar's exact test for
+    accuracy, DeLong's for AUROC. If patients have several images, these find differences six to nine times in ten where
+    there are none.
 
     Args:
         frame: The prediction frame, see `evaluate`.
         metric: The primary metric.
         backbones: Which ones; None for all. Fewer pairs are corrected less: choose before the results are seen.
         descriptive: Further metrics.
-        level: Of the intervals; `1 - level` is what a sentence calls a difference at.
+        level: Of the intervals; `1 - level` is the significance level of the sentences.
         estimand: "models" or "procedure", see `evaluate`.
         side: Which rows of the column `side`.
 
     Returns:
-        A row per pair and metric: `first, second, metric, value_first, value_second, difference, low, high,
+        A row per pair and metric: `first, second, metric, value_first, value_second, difference, low, high, unit,
         standard_error, degrees_of_freedom, p, p_holm, p_sign_flip, test, detectable` (the difference that would be
-        detected with a power of 80 %), `images, groups, seeds, role` ("confirmatory" or "descriptive"), `estimand,
+        detected with a power of 80%), `images, groups, seeds, role` ("confirmatory" or "descriptive"), `estimand,
         sentence, reason`.
 
     Raises:
@@ -87,29 +85,27 @@ def compare(
         (95% interval of this pair alone -0.196 to +0.046; p = 0.193 by the jackknife over groups), not significant
         at the 5% level; a difference of 0.168 would be detected with a power of 80%.
     """
-    frame = tidy(frame)
+    frame = validated_predictions(frame)
     primary, class_names = find_metric(metric).name, class_names_of(frame)
     further = [descriptive] if isinstance(descriptive, str) else list(descriptive or ())
     names = [primary, *(find_metric(name).name for name in further if name != primary)]
-    real_number("level", level, 0.5, 1, "[)")
-    choice("estimand", estimand, get_args(Estimand))
+    check_settings(level, estimand)
     models = models_of(frame, side, backbones)
     if len(models) < 2:
         raise SettingsError(f"A comparison needs two backbones. The frame has: {models[0].name}.")
-    if "sample" not in frame:
-        raise DataError("A comparison is of the same images: the predictions need a column sample that names them.")
-    pairs = [_paired(*pair) for pair in combinations(models, 2)]
-    rows = [_row(pair, name, class_names, level, estimand) for name in names for pair in pairs]
+    pairs = list(combinations(models, 2))
+    found = [compare_pair(*pair, names, class_names, level, estimand) for pair in pairs]
+    rows = [of_pair[place] for place in range(len(names)) for of_pair in found]
     confirmatory = [
-        row for row in rows if row["metric"] == primary and set(row["kinds"]) == {"backbone"} and not np.isnan(row["p"])
+        row
+        for row, pair in zip(rows, pairs * len(names), strict=True)
+        if row["metric"] == primary and all(one.kind == "backbone" for one in pair) and not np.isnan(row["p"])
     ]
     for row, corrected in zip(confirmatory, holm([row["p"] for row in confirmatory]), strict=True):
         row |= {"p_holm": corrected, "role": "confirmatory"}
-    for row in rows:
-        row["sentence"] = _sentence(row, level, len(confirmatory), models[0].by_group, estimand)
-    result = pd.DataFrame(rows)[list(_COLUMNS)]
-    ends = {} if models[0].by_group else {"low": "low_image_level", "high": "high_image_level"}
-    return result.rename(columns=ends).astype({"groups": "Int64"})
+    for row, pair in zip(rows, pairs * len(names), strict=True):
+        row["sentence"] = _sentence(row, pair, level, len(confirmatory))
+    return pd.DataFrame(rows, columns=_COLUMNS).astype({"groups": "Int64"})
 
 
 def holm(p: Sequence[float]) -> list[float]:
@@ -122,7 +118,7 @@ def holm(p: Sequence[float]) -> list[float]:
     return [float(value) for value in result]
 
 
-def sign_flip_test(differences: NDArray[np.float64], seed: int = 0) -> float:
+def sign_flip_test(differences: Floats, seed: int = 0) -> float:
     """Return the two-sided p of a sum of differences of groups (groups,) under random signs.
 
     Exact for up to 14 groups, otherwise from 20,000 draws, with one added (Phipson and Smyth 2010). It asks whether
@@ -143,69 +139,65 @@ def sign_flip_test(differences: NDArray[np.float64], seed: int = 0) -> float:
     return (1 + found) / (1 + _FLIPS)
 
 
-@dataclass(frozen=True, eq=False)
-class _Pair:
-    first: Model
-    second: Model
-    resampling: Resampling | None  # None: they have no image in common
-    left_out: int
+def compare_pair(
+    first: Model, second: Model, names: Sequence[str], class_names: tuple[str, ...], level: float, estimand: str
+) -> list[dict[str, Any]]:
+    """Return the rows of `compare` of two models, one per metric, without their sentences."""
+    if not first.named:
+        raise DataError("A comparison is of the same images: the predictions need a column sample that names them.")
+    left_out, first, second = _on_common_images(first, second)
+    facts: dict[str, Any] = {
+        "first": first.name, "second": second.name, "unit": first.unit, "test": "", "role": "descriptive",
+        "images": len(first.runs[0].samples), "groups": len(first.units) if first.by_group else pd.NA,
+        "seeds": f"{len(first.runs)}, {len(second.runs)}", "estimand": estimand_in_words(estimand, first.unit),
+    }  # fmt: skip
+    facts |= dict.fromkeys(("value_first", "value_second", "difference", "p", "p_holm", "p_sign_flip"), np.nan)
+    if not facts["images"]:
+        return [facts | {"metric": name, "reason": "no image in common"} for name in names]
+    facts["reason"] = f"{left_out} images are left out that not all runs have" if left_out else ""
+    resampling = resampling_of([first, second])
+    both = [Estimates(model, resampling, names) for model in (first, second)]
+    rows = []
+    for name in names:
+        values, seeds = [one.value(name) for one in both], [one.between_seeds(name) for one in both]
+        row = facts | {"metric": name, "value_first": values[0], "value_second": values[1]}
+        row["difference"] = values[0] - values[1]
+        gaps = both[0].left_out[name] - both[1].left_out[name]
+        why = resampling.too_few(find_metric(name), class_names, first.unit)
+        if not why and np.isnan([row["difference"], *gaps]).any():
+            why = "not defined for both, or not without one of the groups"
+        if not why and estimand == "procedure" and None in seeds:
+            why = ONE_SEED
+        if why:
+            rows.append(row | {"reason": "; ".join(filter(None, [why, row["reason"]]))})
+            continue
+        added = [seed for seed in seeds if seed is not None] if estimand == "procedure" else []
+        row |= _test(row["difference"], sum(added, resampling.spread(gaps)), level)
+        row["test"] = f"the jackknife over {first.unit}s" + ", spread between seeds included" * bool(added)
+        row |= {} if first.by_group else _image_level(first, second, name)
+        if name == "accuracy" and first.by_group:
+            row["p_sign_flip"] = sign_flip_test(_hits_per_unit(first) - _hits_per_unit(second))
+        rows.append(row)
+    return rows
 
 
-def _paired(first: Model, second: Model) -> _Pair:
-    """Return two models on the images that all runs of both have, with one coding of units."""
+def _on_common_images(first: Model, second: Model) -> tuple[int, Model, Model]:
+    """Return how many images not all runs have, and two models without these, with one coding of units."""
     runs = [*first.runs, *second.runs]
     common = set(runs[0].samples).intersection(*(run.samples for run in runs[1:]))
-    left_out = len(set().union(*(run.samples for run in runs))) - len(common)
     names: dict[str, int] = {}
 
     def recoded(model: Model) -> Model:
         parts = []
         for run in model.runs:
-            keep = np.array([sample in common for sample in run.samples])
-            units = [names.setdefault(model.units[code], len(names)) for code in run.unit[keep]]
-            parts.append(replace(run.at(keep), unit=np.array(units, np.int64)))
+            kept = run.at(np.array([sample in common for sample in run.samples]))
+            units = [names.setdefault(model.units[code], len(names)) for code in kept.unit]
+            parts.append(replace(kept, unit=np.array(units, np.int64)))
         return replace(model, runs=tuple(parts))
 
-    one, other = recoded(first), recoded(second)
-    one, other = (replace(model, units=tuple(names)) for model in (one, other))
-    return _Pair(one, other, resampling_of([one, other]) if common else None, left_out)
-
-
-def _row(pair: _Pair, name: str, class_names: tuple[str, ...], level: float, estimand: str) -> dict[str, Any]:
-    first, second, resampling = pair.first, pair.second, pair.resampling
-    unit = "group" if first.by_group else "image"
-    row = _blank(pair, name) | {"estimand": ESTIMANDS[estimand].format(units=unit + "s")}
-    if resampling is None:
-        return row
-    found = [Estimates(model, resampling, [name]) for model in (first, second)]
-    row |= {"value_first": found[0].value(name), "value_second": found[1].value(name)}
-    row["difference"] = row["value_first"] - row["value_second"]
-    row["reason"] = f"{pair.left_out} images are left out that not all runs have" if pair.left_out else ""
-    why = resampling.too_few(find_metric(name), class_names, unit)
-    left_out = found[0].left_out[name] - found[1].left_out[name]
-    if not why and np.isnan([row["difference"], *left_out]).any():
-        why = "not defined for both, or not without one of the groups"
-    seeds = [one.between_seeds(name) for one in found]
-    if not why and estimand == "procedure" and None in seeds:
-        why = "one seed: nothing is known of the spread between seeds"
-    if why:
-        return row | {"reason": "; ".join(filter(None, [why, row["reason"]]))}
-    spread = resampling.spread(left_out)
-    if estimand == "procedure":
-        spread = sum((seed for seed in seeds if seed is not None), spread)
-    row |= _test(row["difference"], spread, level) | {"test": f"the jackknife over {unit}s"}
-    if name == "accuracy":
-        row["p_sign_flip"] = sign_flip_test(_per_unit_gain(pair)) if first.by_group else float("nan")
-    return row if first.by_group else row | _image_level(pair, name)
-
-
-def _blank(pair: _Pair, name: str) -> dict[str, Any]:
-    first, second = pair.first, pair.second
-    return dict.fromkeys(_COLUMNS, float("nan")) | {
-        "first": first.name, "second": second.name, "kinds": (first.kind, second.kind), "metric": name, "test": "",
-        "images": len(first.runs[0].samples), "groups": len(first.units) if first.by_group else pd.NA,
-        "seeds": f"{len(first.runs)}, {len(second.runs)}", "role": "descriptive", "reason": "no image in common",
-    }  # fmt: skip
+    models = [recoded(model) for model in (first, second)]
+    one, other = (replace(model, units=tuple(names)) for model in models)
+    return len(set().union(*(run.samples for run in runs))) - len(common), one, other
 
 
 def _test(difference: float, spread: Spread, level: float) -> dict[str, Any]:
@@ -222,69 +214,76 @@ def _test(difference: float, spread: Spread, level: float) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _per_unit_gain(pair: _Pair) -> NDArray[np.float64]:
-    """Return per unit by how many images the first is right more often, means over seeds."""
-    count, models = len(pair.first.units), (pair.first, pair.second)
-    hits = [[np.bincount(run.unit, run.predicted == run.labels, count) for run in model.runs] for model in models]
-    return np.asarray(np.mean(hits[0], axis=0) - np.mean(hits[1], axis=0))
+def _hits_per_unit(model: Model) -> Floats:
+    """Return the number of images of each unit that are predicted rightly, means over seeds."""
+    count = len(model.units)
+    hits = [np.bincount(run.unit, run.predicted == run.labels, count) for run in model.runs]
+    return np.asarray(np.mean(hits, axis=0))
 
 
-def _image_level(pair: _Pair, name: str) -> dict[str, Any]:
-    one, other = pair.first.runs[0], pair.second.runs[0]
-    if len(pair.first.runs) > 1 or len(pair.second.runs) > 1:
+def _image_level(first: Model, second: Model, name: str) -> dict[str, Any]:
+    """Return the textbook's test of one run against another, where there is one."""
+    one, other = first.runs[0], second.runs[0]
+    if len(first.runs) > 1 or len(second.runs) > 1:
         return {}
     place = {sample: row for row, sample in enumerate(other.samples)}
-    order = np.array([place[sample] for sample in one.samples])
+    other = other.at(np.array([place[sample] for sample in one.samples]))
     if name == "accuracy":
-        p = mcnemar_test(one.predicted == one.labels, (other.predicted == other.labels)[order])
+        p = mcnemar_test(one.predicted == one.labels, other.predicted == other.labels)
         return {"p": p, "test": "McNemar's exact test"}
     if name == "auroc" and one.probabilities.shape[1] == 2 and len({*one.fold, *other.fold}) == 1:
-        p = delong_test(one.labels, one.probabilities[:, 1], other.probabilities[order, 1])
+        p = delong_test(one.labels, one.probabilities[:, 1], other.probabilities[:, 1])
         return {"p": p, "test": "DeLong's test"}
     return {}
 
 
-def _sentence(row: dict[str, Any], level: float, pairs: int, by_group: bool, estimand: str) -> str:
-    """Return the result of a comparison as a sentence; where nothing could be tested the reason comes first."""
-    title = row["metric"].replace("_", " ").replace("auroc", "AUROC")
-    where = f"On {row['images']:,} images" + (f" of {row['groups']} groups of patients" if by_group else "")
-    runs = zip((row["first"], row["second"]), row["seeds"].split(", "), row["kinds"], strict=True)
-    where += seeds_in_words({name: int(count) for name, count, kind in runs if kind != "baseline"})
-    shown = f"{title} is {row['value_first']:.3f} for {row['first']} and {row['value_second']:.3f} for {row['second']}"
+def _sentence(row: dict[str, Any], pair: tuple[Model, Model], level: float, pairs: int) -> str:
+    """Return the sentence of a row of `compare`."""
+    shown = f"is {row['value_first']:.3f} for {row['first']} and {row['value_second']:.3f} for {row['second']}"
+    seeds = {model.name: len(model.runs) for model in pair if model.kind != "baseline"}
+    corrected, at_level, remark = not np.isnan(row["p_holm"]), f"at the {100 * (1 - level):.3g}% level", ""
+    if corrected and pairs > 1:
+        remark = f", {_p_in_words(row['p_holm']).removeprefix('= ')} after Holm's correction for {pairs} pairs"
+    verdict, better = "", find_metric(row["metric"]).better
+    if not corrected:
+        verdict = UNCORRECTED
+    elif row["p_holm"] > 1 - level:
+        verdict = f", not significant {at_level}; a difference of {row['detectable']:.3f} would be detected with a "
+        verdict += f"power of {_POWER:.0%}"
+    elif better:
+        name = row["first"] if (row["difference"] > 0) == (better == "high") else row["second"]
+        verdict = f": {name} is better {at_level}"
+    return comparison_in_words(row, level, shown, seeds, "interval of this pair alone", remark, verdict)
+
+
+def comparison_in_words(
+    row: dict[str, Any],
+    level: float,
+    shown: str,
+    seeds: dict[str, int],
+    interval: str = "interval",
+    remark: str = "",
+    verdict: str = "",
+) -> str:
+    """Return a row of `compare_pair` as a sentence; where nothing could be tested the reason comes first."""
     if not row["images"]:
         return f"Not testable: {row['first']} and {row['second']} have no image in common."
+    counts = [f"{count} seed{'s' * (count > 1)} of {name}" for name, count in seeds.items()]
+    if len(seeds) == 2 and len(set(seeds.values())) == 1:
+        counts = [f"{row['seeds'].split(',')[0]} seeds each"]
+    where = f"On {row['images']:,} images" + f" of {row['groups']} groups of patients" * (row["unit"] == "group")
+    where += f", {' and '.join(counts)}" if set(seeds.values()) - {1} else ""
+    text = f"{where}, {row['metric'].replace('_', ' ').replace('auroc', 'AUROC')} {shown}"
     if np.isnan(row["p"]):
-        return f"Not testable, {row['reason']}. {where}, {shown}."
-    corrected = not np.isnan(row["p_holm"])
-    p = f"p {p_in_words(row['p'])} by {row['test']}" + ", spread between seeds included" * (estimand == "procedure")
-    if corrected and pairs > 1:
-        p += f", {p_in_words(row['p_holm']).removeprefix('= ')} after Holm's correction for {pairs} pairs"
-    text = (
-        f"{where}, {shown}: a difference of {row['difference']:+.3f} ({100 * level:g}% interval of this pair alone "
-        f"{row['low']:+.3f} to {row['high']:+.3f}; {p})"
+        return f"Not testable, {row['reason']}. {text}."
+    text += (
+        f": a difference of {row['difference']:+.3f} ({100 * level:g}% {interval} {row['low']:+.3f} to "
+        f"{row['high']:+.3f}; p {_p_in_words(row['p'])} by {row['test']}{remark}){verdict}."
     )
-    if not corrected:
-        text += UNCORRECTED
-    elif row["p_holm"] > 1 - level:
-        text += f", not significant at the {100 * (1 - level):.3g}% level; a difference of {row['detectable']:.3f} "
-        text += f"would be detected with a power of {_POWER:.0%}"
-    elif find_metric(row["metric"]).better:
-        high = find_metric(row["metric"]).better == "high"
-        better = row["first"] if (row["difference"] > 0) == high else row["second"]
-        text += f": {better} is better at the {100 * (1 - level):.3g}% level"
-    return text + (". Images are taken as independent, which makes such results too certain." if not by_group else ".")
+    remark = " Images are taken as independent, which makes such results too certain."
+    return text + ("" if row["unit"] == "group" else remark)
 
 
-def seeds_in_words(counts: Mapping[str, int]) -> str:
-    """Return how many seeds two have, by their names, as a part of a sentence; "" where that is one."""
-    numbers = set(counts.values())
-    if numbers <= {1}:
-        return ""
-    if len(counts) == 2 and len(numbers) == 1:
-        return f", {numbers.pop()} seeds each"
-    return ", " + " and ".join(f"{count} seed{'s' * (count > 1)} of {name}" for name, count in counts.items())
-
-
-def p_in_words(p: float) -> str:
+def _p_in_words(p: float) -> str:
     """Return a p value with its relation, such as "= 0.030"."""
     return "< 0.001" if p < 0.001 else "= 1" if p > 0.9995 else f"= {p:.3f}"

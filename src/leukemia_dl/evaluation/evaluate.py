@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -12,21 +12,21 @@ from leukemia_dl.checks import choice, real_number
 from leukemia_dl.errors import DataError, SettingsError
 from leukemia_dl.evaluation.intervals import Resampling, Spread, bounds, resampling_of
 from leukemia_dl.evaluation.metrics import METRICS, Metric, metric, values, why_undefined
-from leukemia_dl.evaluation.predictions import Model, class_names_of, models_of, select_side, tidy
+from leukemia_dl.evaluation.predictions import Model, class_names_of, models_of, select_side, validated_predictions
 
 __all__ = [
-    "ESTIMANDS", "Estimates", "drop_repeated_cells", "evaluate",
-    "metrics_of", "rows_of",
+    "ONE_SEED", "Estimand", "Estimates", "check_settings", "drop_repeated_cells", "estimand_in_words", "evaluate",
 ]  # fmt: skip
 
 Estimand = Literal["models", "procedure"]
-ESTIMANDS = {
-    "models": "these fitted models on new {units}",
-    "procedure": "the learning procedure: a mean over seeds, on new {units}",
+_ESTIMANDS = {
+    "models": "these fitted models on new {}s",
+    "procedure": "the learning procedure: a mean over seeds, on new {}s",
 }
+ONE_SEED = "one seed: nothing is known of the spread between seeds"
 _COLUMNS = (
-    "backbone", "metric", "value", "low", "high", "low_image_level", "high_image_level", "standard_error",
-    "degrees_of_freedom", "seeds", "seed_sd", "images", "groups", "prevalence", "method", "estimand", "reason",
+    "backbone", "metric", "value", "low", "high", "unit", "standard_error", "degrees_of_freedom", "seeds", "seed_sd",
+    "images", "groups", "prevalence", "method", "estimand", "reason",
 )  # fmt: skip
 
 
@@ -34,11 +34,10 @@ class Estimates:
     """Metrics of one model: per seed, and without each block of units; means over seeds."""
 
     def __init__(self, model: Model, resampling: Resampling, names: Sequence[str]) -> None:
-        """ComputeConfig them."""
         everything = np.ones((1, resampling.sizes.size))
         weights = np.concatenate([everything, resampling.leave_one_out])
         per_run = [values(run, weights, names) for run in resampling.in_blocks(model)]
-        self.kind = model.kind
+        self.model, self.resampling = model, resampling
         self.per_seed = {name: np.array([run[name][0] for run in per_run]) for name in names}
         self.left_out = {name: np.mean([run[name][1:] for run in per_run], axis=0) for name in names}
 
@@ -51,12 +50,7 @@ class Estimates:
         found = self.per_seed[name]
         if len(found) > 1:
             return Spread(float(found.var(ddof=1)) / len(found), len(found) - 1.0)
-        return Spread(0.0, np.inf) if self.kind == "baseline" else None
-
-    def seed_sd(self, name: str) -> float:
-        """Return the standard deviation between seeds; NaN for one seed."""
-        found = self.per_seed[name]
-        return float(found.std(ddof=1)) if len(found) > 1 else float("nan")
+        return Spread(0.0, np.inf) if self.model.kind == "baseline" else None
 
 
 def evaluate(
@@ -90,11 +84,11 @@ def evaluate(
         side: Which rows of the column `side`.
 
     Returns:
-        A row per backbone (and part) and metric: `backbone, metric, value`, then `low, high`, or `low_image_level,
-        high_image_level` where nothing is known of subjects and images are taken as independent (too narrow if patients
-        have several); `standard_error`, `degrees_of_freedom`, `seeds`, `seed_sd` (between them), `images`, `groups`,
-        `prevalence` (share of the positive class), `method`, `estimand` and `reason`: why a value or interval is NaN.
-        No interval is given where a class has fewer than five groups.
+        A row per backbone (and part) and metric: `backbone, metric, value, low, high`; `unit`: "group", or "image"
+        where subjects are unknown and images are taken as independent (too narrow if patients have several);
+        `standard_error, degrees_of_freedom, seeds, seed_sd` (between seeds), `images, groups, prevalence` (share of the
+        positive class), `method, estimand, reason`: why a value or interval is NaN. No interval is given where a class
+        has fewer than five groups.
 
     Raises:
         DataError: If the frame is not one of predictions.
@@ -110,17 +104,15 @@ def evaluate(
            value   low  high  images  groups
         0   0.75  0.51   0.9      40      20
     """
-    frame = tidy(frame)
-    names, class_names = metrics_of(metrics), class_names_of(frame)
-    choice("estimand", estimand, get_args(Estimand))
-    real_number("level", level, 0.5, 1, "[)")
+    frame = validated_predictions(frame)
+    names, class_names = _metric_names(metrics), class_names_of(frame)
+    check_settings(level, estimand)
     chosen = drop_repeated_cells(select_side(frame, side)) if unique_cells else select_side(frame, side)
     rows: list[dict[str, Any]] = []
     for part, inside in _parts(chosen, by):
         for model in models_of(inside, side):
-            rows += [({by: part} if by else {}) | row for row in rows_of(model, names, class_names, level, estimand)]
-    table = pd.DataFrame(rows).astype({"groups": "Int64"})
-    return table[[name for name in ([by] if by else []) + [*_COLUMNS] if name in table]]
+            rows += [({by: part} if by else {}) | row for row in _rows(model, names, class_names, level, estimand)]
+    return pd.DataFrame(rows, columns=[*([by] if by else []), *_COLUMNS]).astype({"groups": "Int64"})
 
 
 def drop_repeated_cells(frame: pd.DataFrame) -> pd.DataFrame:
@@ -129,7 +121,7 @@ def drop_repeated_cells(frame: pd.DataFrame) -> pd.DataFrame:
     Raises:
         DataError: If there is no column `same_cell`, which names the cell of images that show one that is there twice.
     """
-    frame = tidy(frame)
+    frame = validated_predictions(frame)
     if "same_cell" not in frame:
         raise DataError(
             "To count repeated cells once, the predictions need a column same_cell: equal for images that show the same"
@@ -139,8 +131,19 @@ def drop_repeated_cells(frame: pd.DataFrame) -> pd.DataFrame:
     return frame[frame["same_cell"].isna() | ~frame.duplicated(keys)]
 
 
-def metrics_of(metrics: str | Sequence[str] | None) -> list[str]:
-    """Return the names of metrics that were asked for, checked."""
+def check_settings(level: float, estimand: str = "models") -> None:
+    """Raise SettingsError unless the level of an interval lies in [0.5, 1) and there is such an estimand."""
+    real_number("level", level, 0.5, 1, "[)")
+    choice("estimand", estimand, _ESTIMANDS)
+
+
+def estimand_in_words(estimand: str, unit: str) -> str:
+    """Return what an interval is about."""
+    return _ESTIMANDS[estimand].format(unit)
+
+
+def _metric_names(metrics: str | Sequence[str] | None) -> list[str]:
+    """Return the checked names of metrics, all for None."""
     if metrics is None:
         return list(METRICS)
     if not isinstance(metrics, (str, Sequence)) or not len(metrics):
@@ -148,77 +151,61 @@ def metrics_of(metrics: str | Sequence[str] | None) -> list[str]:
     return [metric(name).name for name in ([metrics] if isinstance(metrics, str) else metrics)]
 
 
-def rows_of(
-    model: Model, names: Sequence[str], class_names: tuple[str, ...], level: float, estimand: str = "models"
+def _rows(
+    model: Model, names: Sequence[str], class_names: tuple[str, ...], level: float, estimand: str
 ) -> list[dict[str, Any]]:
     """Return the rows of `evaluate` for one model."""
-    resampling = resampling_of([model])
-    found, run = Estimates(model, resampling, names), model.runs[0]
-    unit = "group" if model.by_group else "image"
+    run, sizes = model.runs[0], [len(run.samples) for run in model.runs]
+    same = not model.named or all(set(other.samples) == set(run.samples) for other in model.runs)
     facts = {
+        "backbone": model.name,
+        "unit": model.unit,
         "seeds": len(model.runs),
         "images": model.images,
         "groups": len(model.units) if model.by_group else pd.NA,
-        "prevalence": float((run.labels == 1).mean()) if run.probabilities.shape[1] == 2 else float("nan"),
-        "method": f"delete-one-{unit} jackknife",
-        "estimand": ESTIMANDS[estimand].format(units=unit + "s"),
+        "prevalence": float((run.labels == 1).mean()) if run.probabilities.shape[1] == 2 else np.nan,
+        "method": f"delete-one-{model.unit} jackknife",
+        "estimand": estimand_in_words(estimand, model.unit),
+        "reason": "" if same else f"the seeds have predicted different images: {', '.join(f'{n:,}' for n in sizes)}",
     }
-    rows = []
+    found, rows = Estimates(model, resampling_of([model]), names), []
     for name in names:
-        one = {"backbone": model.name, "metric": name, "value": found.value(name), "seed_sd": found.seed_sd(name)}
-        rows.append(one | facts | _interval(model, resampling, found, metric(name), class_names, level, estimand))
+        per_seed = found.per_seed[name]
+        row = {"metric": name, "value": found.value(name)}
+        row["seed_sd"] = float(per_seed.std(ddof=1)) if len(per_seed) > 1 else np.nan
+        rows.append(facts | row | _interval(found, metric(name), class_names, level, estimand))
     return rows
 
 
 def _interval(
-    model: Model,
-    resampling: Resampling,
-    found: Estimates,
-    what: Metric,
-    class_names: tuple[str, ...],
-    level: float,
-    estimand: str,
+    found: Estimates, what: Metric, class_names: tuple[str, ...], level: float, estimand: str
 ) -> dict[str, Any]:
-    ends = ("low", "high") if model.by_group else ("low_image_level", "high_image_level")
-    nothing = dict.fromkeys((*ends, "standard_error", "degrees_of_freedom"), float("nan"))
-    value, left_out = found.value(what.name), found.left_out[what.name]
-    seeds, why = found.between_seeds(what.name), ""
-    if np.isnan(value):
-        why = next(
-            why_undefined(what.name, run, class_names)
-            for run, one in zip(model.runs, found.per_seed[what.name], strict=True)
-            if np.isnan(one)
-        )
-    elif what.name == "prevalence":
-        why = "class shares are held: intervals are for data with these"
-    elif estimand == "procedure" and seeds is None:
-        why = "one seed: nothing is known of the spread between seeds"
-    else:
-        why = resampling.too_few(what, class_names, "group" if model.by_group else "image")
-    if not why and np.isnan(left_out).any():
-        why = "not defined without one of the groups"
-    if why:
-        return nothing | {"reason": why}
-    spread = resampling.spread(left_out)
-    if estimand == "procedure" and seeds is not None:
-        spread = spread + seeds
-    error = {"standard_error": spread.variance**0.5, "degrees_of_freedom": spread.df if spread.variance else np.nan}
-    low, high = bounds(what, value, spread, level, min(n for n in resampling.groups_per_class if n))
-    reason = _seeds_differ(model) if np.isfinite([low, high]).all() else "at 0, which bounds nothing"
-    return dict(zip(ends, (low, high), strict=True)) | error | {"reason": reason}
-
-
-def _seeds_differ(model: Model) -> str:
-    counts = [len(run.samples) for run in model.runs]
-    same = not model.named or all(set(run.samples) == set(model.runs[0].samples) for run in model.runs[1:])
-    return "" if same else f"the seeds have predicted different images: {', '.join(f'{n:,}' for n in counts)}"
+    """Return the interval of a metric, or the reason why it has none."""
+    model, resampling, left_out = found.model, found.resampling, found.left_out[what.name]
+    seeds = found.between_seeds(what.name) if estimand == "procedure" else Spread(0.0, np.inf)
+    undefined = np.flatnonzero(np.isnan(found.per_seed[what.name]))
+    if len(undefined):
+        return {"reason": why_undefined(what.name, model.runs[undefined[0]], class_names)}
+    if what.name == "prevalence":
+        return {"reason": "class shares are held: intervals are for data with these"}
+    if seeds is None:
+        return {"reason": ONE_SEED}
+    if why := resampling.too_few(what, class_names, model.unit):
+        return {"reason": why}
+    if np.isnan(left_out).any():
+        return {"reason": "not defined without one of the groups"}
+    spread = resampling.spread(left_out) + seeds
+    fewest = min(count for count in resampling.groups_per_class if count)
+    low, high = bounds(what, found.value(what.name), spread, level, fewest)
+    degrees = spread.df if spread.variance else np.nan
+    row = {"low": low, "high": high, "standard_error": spread.variance**0.5, "degrees_of_freedom": degrees}
+    return row if np.isfinite([low, high]).all() else row | {"reason": "at 0, which bounds nothing"}
 
 
 def _parts(frame: pd.DataFrame, by: str | None) -> list[tuple[Any, pd.DataFrame]]:
+    """Return the rows of each value of a column, or of each quartile if it is a number with more than eight values."""
     if by is None:
         return [(None, frame)]
-    if not isinstance(by, str) and by not in frame:
-        raise SettingsError(f"by takes the name of a column. Received: by={by!r}.")
     if by in _COLUMNS:
         raise SettingsError(f"The result has a column {by!r} of its own: rename the frame's.")
     if by not in frame:

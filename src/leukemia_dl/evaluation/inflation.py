@@ -1,21 +1,27 @@
-"""`inflation`: what a protocol that leaks adds to each backbone's figures, on the same images."""
+"""`inflation`: the difference that a protocol with leakage makes to each backbone's figures, on the same images."""
 
 from __future__ import annotations
 
-from typing import Any
-
-import numpy as np
 import pandas as pd
 
 from leukemia_dl.errors import DataError, SettingsError, unknown_name_error
-from leukemia_dl.evaluation.comparisons import compare, p_in_words, seeds_in_words
-from leukemia_dl.evaluation.evaluate import Estimand
+from leukemia_dl.evaluation.comparisons import compare_pair, comparison_in_words
+from leukemia_dl.evaluation.evaluate import Estimand, check_settings
 from leukemia_dl.evaluation.metrics import metric as find_metric
-from leukemia_dl.evaluation.predictions import class_names_of, models_of, protocols_of, select_side, tidy
+from leukemia_dl.evaluation.predictions import (
+    class_names_of,
+    models_of,
+    protocols_of,
+    select_side,
+    validated_predictions,
+)
 
 __all__ = ["inflation"]
 
-_TAKEN = ("low", "high", "low_image_level", "high_image_level", "p", "images", "groups")
+_COLUMNS = (
+    "backbone", "kind", "metric", "honest", "leaky", "value_honest", "value_leaky", "difference", "low", "high", "unit",
+    "p", "images", "groups", "seeds", "sentence", "reason",
+)  # fmt: skip
 
 
 def inflation(
@@ -28,12 +34,12 @@ def inflation(
     estimand: Estimand = "models",
     side: str = "test",
 ) -> pd.DataFrame:
-    """Return by how much each backbone looks better under a protocol that lets patients leak.
+    """Return by how much each backbone looks better under a protocol with leakage of patients.
 
     A backbone's nets of both protocols are compared as `compare` does with two backbones: on the images that all of
     them have predicted, by the jackknife over groups. The differences are descriptive: they are not corrected for their
-    number, and more than the leak may be in them, since the nets of two protocols were trained on other images, and on
-    more or fewer of them. Baselines, which can remember no patient, show how much of it that is.
+    number, and leakage need not be their only cause, since the nets of two protocols were trained on other images, and
+    on more or fewer of them. Baselines, which cannot remember a patient, show the size of that.
 
     Args:
         frame: The prediction frame of a benchmark with both protocols, such as
@@ -47,18 +53,16 @@ def inflation(
 
     Returns:
         A row per backbone and baseline that both protocols have: `backbone, kind, metric, honest, leaky` (names of the
-        protocols), `value_honest, value_leaky, difference` (leaky - honest), its interval `low, high` (or
-        `low_image_level, high_image_level`, where nothing is known of subjects), `p, images, groups, seeds` (of the
-        honest, of the leaky), `sentence, reason`.
+        protocols), `value_honest, value_leaky, difference` (leaky - honest), its interval `low, high`, `unit` ("group",
+        or "image" where subjects are unknown), `p, images, groups, seeds` (honest, leaky), `sentence, reason`.
 
     Raises:
         UnknownNameError: If a protocol is not in the frame.
         SettingsError: If both are the same, or the metric does not exist.
         DataError: If the frame is not one of predictions, or no backbone is there under both.
     """
-    what = find_metric(metric).name
-    class_names_of(frame)
-    known = protocols_of(frame)
+    what, class_names, known = find_metric(metric).name, class_names_of(frame), protocols_of(frame)
+    check_settings(level, estimand)
     if not known:
         raise DataError(
             "To compare two protocols, the predictions need a column protocol, as Benchmark.predictions() has it. "
@@ -69,52 +73,28 @@ def inflation(
             raise unknown_name_error("protocol", name, known, "These are the protocols that the predictions are of.")
     if honest == leaky:
         raise SettingsError(f"Name two protocols, the honest one first. Received: {honest!r} twice.")
-    parts = {name: select_side(tidy(frame[frame["protocol"].astype(str) == name]), side) for name in (leaky, honest)}
-    kinds = {name: part.groupby("backbone", sort=False)["kind"].first() for name, part in parts.items()}
-    names = [name for name in kinds[honest].index if name in kinds[leaky].index]
+    parts, backbones = [], dict[str, list[str]]()
+    for protocol in (leaky, honest):
+        rows = select_side(validated_predictions(frame[frame["protocol"].astype(str) == protocol]), side)
+        backbones[protocol] = list(dict.fromkeys(rows["backbone"]))
+        parts.append(rows.assign(backbone=rows["backbone"] + f" [{protocol}]"))
+    names = [name for name in backbones[honest] if name in backbones[leaky]]
     if not names:
         raise DataError(
             f"No backbone has predictions of the side {side!r} under both protocols. {honest}: "
-            f"{', '.join(kinds[honest].index)}; {leaky}: {', '.join(kinds[leaky].index)}."
+            f"{', '.join(backbones[honest])}; {leaky}: {', '.join(backbones[leaky])}."
         )
-    both = pd.concat(
-        [part.assign(backbone=[f"{one} [{name}]" for one in part["backbone"]]) for name, part in parts.items()],
-        ignore_index=True,
-    ).drop(columns="protocol")
-    models_of(both, side)  # checks, so that what is wrong is said of the whole frame
-    rows: list[dict[str, Any]] = []
+    both = validated_predictions(pd.concat(parts).drop(columns="protocol"))  # a sample has one label in both
+    models = {model.name: model for model in models_of(both, side)}
+    table = []
     for name in names:
-        pair = both[both["backbone"].isin([f"{name} [{leaky}]", f"{name} [{honest}]"])]
-        (found,) = compare(pair, what, level=level, estimand=estimand, side=side).to_dict("records")
-        row = {"backbone": name, "kind": kinds[honest][name], "metric": what, "honest": honest, "leaky": leaky}
-        row |= {"value_honest": found["value_second"], "value_leaky": found["value_first"]}
-        row |= {"difference": found["difference"]} | {key: found[key] for key in _TAKEN if key in found}
-        row |= {"seeds": ", ".join(reversed(found["seeds"].split(", ")))}
-        rows.append(row | {"sentence": _sentence(row, found, level, estimand), "reason": found["reason"]})
-    return pd.DataFrame(rows).astype({"groups": "Int64"})
-
-
-def _sentence(row: dict[str, Any], found: dict[Any, Any], level: float, estimand: str) -> str:
-    """Return what a paper could print."""
-    title = row["metric"].replace("_", " ").replace("auroc", "AUROC")
-    protocols = f"{row['leaky']} and {row['honest']}"
-    if not row["images"]:
-        return f"{row['backbone']} has no image that was predicted under both protocols, {protocols}."
-    by_group = "low" in row
-    where = f"On {row['images']:,} images" + (f" of {row['groups']} groups of patients" if by_group else "")
-    where += seeds_in_words(dict(zip((row["honest"], row["leaky"]), map(int, row["seeds"].split(", ")), strict=True)))
-    text = (
-        f"{where}, {title} of {row['backbone']} is {row['value_leaky']:.3f} under the protocol {row['leaky']} and "
-        f"{row['value_honest']:.3f} under {row['honest']}"
-    )
-    if np.isnan(row["difference"]):
-        return f"{text}: {found['reason']}."
-    text += f": a difference of {row['difference']:+.3f}"
-    if np.isnan(row["p"]):
-        return f"{text}, of which no interval can be given: {found['reason']}."
-    low, high = (row[end if by_group else f"{end}_image_level"] for end in ("low", "high"))
-    p = f"{p_in_words(row['p'])} by {found['test']}" + (
-        ", spread between seeds included" if estimand == "procedure" else ""
-    )
-    text += f" ({100 * level:g}% interval {low:+.3f} to {high:+.3f}; p {p}; descriptive)."
-    return text if by_group else text + " Images are taken as independent, which makes such results too certain."
+        pair = models[f"{name} [{leaky}]"], models[f"{name} [{honest}]"]
+        (row,) = compare_pair(*pair, [what], class_names, level, estimand)
+        seeds = {protocol: len(model.runs) for protocol, model in zip((honest, leaky), pair[::-1], strict=True)}
+        values = {"value_leaky": row["value_first"], "value_honest": row["value_second"]}
+        shown = f"of {name} is {row['value_first']:.3f} under the protocol {leaky} and "
+        shown += f"{row['value_second']:.3f} under {honest}"
+        row["sentence"] = comparison_in_words(row, level, shown, seeds, remark="; descriptive")
+        row |= values | {"backbone": name, "kind": pair[1].kind, "honest": honest, "leaky": leaky}
+        table.append(row | {"seeds": f"{seeds[honest]}, {seeds[leaky]}"})
+    return pd.DataFrame(table, columns=_COLUMNS).astype({"groups": "Int64"})

@@ -1,8 +1,8 @@
 """Intervals over groups of subjects by the delete-one-group jackknife.
 
 Cells of one patient are alike, so 3,553 images of 28 groups are far fewer than 3,553 independent ones: an interval that
-takes images as independent holds the truth in a tenth to a third of the cases where it says 95 %. What is left out at a
-time is therefore a group.
+takes images as independent holds the truth in a tenth to a third of the cases where it says 95%. Groups are
+therefore left out, one at a time.
 
 The jackknife is stratified by class (on C-NMC 2019 every group has one class) and holds the class shares: where a group
 is left out, the others of its class are weighted up. Variance per class (Efron and Stein 1981; Rust and Rao 1996, JKn),
@@ -21,12 +21,11 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import stats
 from scipy.special import expit, logit
 
 from leukemia_dl.evaluation.metrics import Metric
-from leukemia_dl.evaluation.predictions import FEWEST_GROUPS, Model, Run
+from leukemia_dl.evaluation.predictions import FEWEST_GROUPS, Floats, Ints, Model, Run
 
 __all__ = ["Resampling", "Spread", "bounds", "resampling_of"]
 
@@ -61,13 +60,13 @@ class Resampling:
         groups_per_class: In how many units each class occurs (classes,).
     """
 
-    block: NDArray[np.int64]
-    stratum: NDArray[np.int64]
-    sizes: NDArray[np.float64]
+    block: Ints
+    stratum: Ints
+    sizes: Floats
     groups_per_class: tuple[int, ...]
 
     @cached_property
-    def leave_one_out(self) -> NDArray[np.float64]:
+    def leave_one_out(self) -> Floats:
         """Weights (blocks, blocks): one block is absent, the others of its stratum make up for its images."""
         count = len(self.sizes)
         totals = np.bincount(self.stratum, self.sizes)[self.stratum]
@@ -83,7 +82,7 @@ class Resampling:
         """Return a model's runs with blocks as their units."""
         return tuple(replace(run, unit=self.block[run.unit]) for run in model.runs)
 
-    def spread(self, left_out: NDArray[np.float64]) -> Spread:
+    def spread(self, left_out: Floats) -> Spread:
         """Return variance and degrees of freedom from estimates without each block (blocks,)."""
         total = Spread(0.0, np.inf)
         for stratum in range(int(self.stratum.max()) + 1):
@@ -128,7 +127,7 @@ def resampling_of(models: list[Model]) -> Resampling:
     return Resampling(block, stratum.astype(np.int64), sizes, tuple(int(n) for n in (counts > 0).sum(axis=0)))
 
 
-def _blocks(stratum: NDArray[np.int64], units: int) -> NDArray[np.int64]:
+def _blocks(stratum: Ints, units: int) -> Ints:
     """Return a block per unit, drawn at random with a fixed seed, so that the order of images has no say."""
     block, first = np.zeros(units, np.int64), 0
     random = np.random.default_rng(0)

@@ -1,4 +1,4 @@
-"""The leaderboard: values with intervals, ranks that show ties, what each backbone costs, and what to beware of."""
+"""The leaderboard: values with intervals, ranks that show ties, the costs of each backbone, and warnings."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from leukemia_dl.evaluation.choices import model_keys
 from leukemia_dl.evaluation.comparisons import compare
 from leukemia_dl.evaluation.evaluate import Estimand, evaluate
 from leukemia_dl.evaluation.metrics import metric as find_metric
-from leukemia_dl.evaluation.predictions import select_side, tidy
+from leukemia_dl.evaluation.predictions import select_side, validated_predictions
 
 __all__ = ["leaderboard"]
 
@@ -20,6 +21,10 @@ _COSTS = {
     "fit_seconds": ("fit_seconds", "mean"),
     "images_per_second": ("predict_images_per_second", "median"),
 }
+_COLUMNS = (
+    "rank", "backbone", "kind", "value", "low", "high", "unit", "better_than", "trials", "seeds", "images", "groups",
+    *_COSTS, "changes", "estimand", "flags",
+)  # fmt: skip
 
 
 def leaderboard(
@@ -51,60 +56,49 @@ def leaderboard(
         side: Which rows of the column `side`.
 
     Returns:
-        A row per backbone and baseline that has predictions, best first: `rank, backbone, kind, <metric>, low, high`
-        (or `low_image_level, high_image_level`), `better_than, trials, seeds, images, groups, parameters, fit_seconds`
-        (mean of the trials), `images_per_second` (predicting), `changes` (to the preset of the recipe), `estimand`,
-        `flags`.
-
-    Raises:
-        DataError: If the frame is not one of predictions.
-        SettingsError: If the metric does not exist.
+        A row per backbone and baseline that has predictions, best first: `rank, backbone, kind, <metric>, low, high,
+        unit, better_than, trials, seeds, images, groups, parameters, fit_seconds` (mean of the trials),
+        `images_per_second` (predicting), `changes` (to the preset of the recipe), `estimand, flags`.
     """
-    what, frame = find_metric(metric), tidy(frame)
+    what, frame = find_metric(metric), validated_predictions(frame)
     settings: dict[str, Any] = {"level": level, "estimand": estimand, "side": side}
-    table = evaluate(frame, metrics=metric, **settings)
-    chosen = select_side(frame, side)
+    table, chosen = evaluate(frame, metrics=metric, **settings), select_side(frame, side)
+    trials = _trials(chosen)
     table["kind"] = table["backbone"].map(chosen.groupby("backbone")["kind"].first())
-    table["trials"] = table["backbone"].map(_trials(chosen).map(len)).astype(int)
-    pairs = compare(frame, metric, **settings).to_dict("records") if len(table) > 1 and "sample" in frame else []
+    table["trials"] = [len(trials[name]) for name in table["backbone"]]
+    comparable = len(table) == 1 or "sample" in frame
+    pairs = compare(frame, metric, **settings).to_dict("records") if len(table) > 1 and comparable else []
     better = _better_than(pairs, what.better, level)
-    table["better_than"] = table["backbone"].map(lambda name: ", ".join(better.get(name, [])))
+    table["better_than"] = [", ".join(better.get(name, [])) for name in table["backbone"]]
     nets = set(table.loc[(table["kind"] == "backbone") & table["value"].notna(), "backbone"])
     untested = {frozenset((row["first"], row["second"])): row["reason"] for row in pairs if np.isnan(row["p"])}
-    ranked = _testable(nets, set(untested)) if what.better and (len(table) == 1 or "sample" in frame) else set()
-    ends = [name for name in table if str(name).startswith(("low", "high"))]
+    ranked = _testable(nets, set(untested)) if what.better and comparable else set()
     if len(nets) == 1:  # without a pair to test its own interval decides
-        ranked &= set(table.loc[table[ends[0]].notna(), "backbone"])
-    ranks = [
-        1 + sum(name in better.get(other, []) for other in nets) if name in ranked else pd.NA
-        for name in table["backbone"]
-    ]
-    table["untested"] = [
-        "" if name in ranked else next((why for pair, why in untested.items() if name in pair and pair <= nets), "")
-        for name in table["backbone"]
-    ]
-    table["rank"] = pd.Series(ranks, dtype="Int64")
+        ranked &= set(table.loc[table["low"].notna(), "backbone"])
+    places = {name: 1 + sum(name in better.get(other, []) for other in nets) for name in ranked}
+    table["rank"] = table["backbone"].map(places).astype("Int64")
+    whys = {name: [why for pair, why in untested.items() if name in pair and pair <= nets] for name in nets - ranked}
+    table["untested"] = [(whys.get(name) or [""])[0] for name in table["backbone"]]
     table = table.sort_values("value", ascending=what.better == "low", kind="stable", ignore_index=True)
     for column, (source, how) in _COSTS.items():
         given = next((one for one in (results, timings) if one is not None and source in one), None)
         known = given.groupby("backbone")[source].agg(how) if given is not None else pd.Series(dtype=float)
         table[column] = table["backbone"].map(known).astype("Int64" if column == "parameters" else "float64")
-    rows = results if results is not None and "changes" in results else pd.DataFrame(columns=["backbone", "changes"])
-    changes = dict(zip(rows["backbone"], rows["changes"], strict=True))
+    rows = pd.DataFrame(columns=["backbone"]) if results is None else results
+    changes = dict(zip(rows["backbone"], rows["changes"], strict=True)) if "changes" in rows else {}
     table["changes"] = [changes.get(name, "") for name in table["backbone"]]
-    table["flags"] = _flags(table, chosen, results)
-    front = ["rank", "backbone", "kind", "value", *ends, "better_than", "trials", "seeds", "images", "groups"]
-    return table[[*front, *_COSTS, "changes", "estimand", "flags"]].rename(columns={"value": metric})
+    failed = rows.loc[rows["status"] == "failed", "backbone"].tolist() if "status" in rows else []
+    table["flags"] = _flags(table, trials, "" if comparable else "not compared: there is no column sample", failed)
+    return table.rename(columns={"value": metric})[[metric if name == "value" else name for name in _COLUMNS]]
 
 
-def _trials(chosen: pd.DataFrame) -> pd.Series:
-    """Return, per backbone, which folds, seeds and repeats there are."""
-    keys = [name for name in ("seed", "repeat", "fold") if name in chosen]
-    found = {
-        name: set(map(tuple, rows[keys].drop_duplicates().astype(str).to_numpy())) if keys else {()}
-        for name, rows in chosen.groupby("backbone", sort=False)
-    }
-    return pd.Series(found, dtype=object)
+def _trials(chosen: pd.DataFrame) -> dict[str, set[Any]]:
+    """Return, per backbone, which seeds, repeats and folds there are."""
+    keys = model_keys(chosen)
+    found: dict[str, set[Any]] = {}
+    for backbone, *trial in chosen[keys].drop_duplicates().astype(str).to_numpy():
+        found.setdefault(backbone, set()).add(tuple(trial))
+    return found
 
 
 def _testable(nets: set[str], untested: set[frozenset[str]]) -> set[str]:
@@ -116,6 +110,7 @@ def _testable(nets: set[str], untested: set[frozenset[str]]) -> set[str]:
 
 
 def _better_than(pairs: list[dict[Any, Any]], better: str, level: float) -> dict[str, list[str]]:
+    """Return, per backbone, those that it is better than at a level."""
     found: dict[str, list[str]] = {}
     for row in pairs if better else ():
         p = row["p"] if np.isnan(row["p_holm"]) else row["p_holm"]
@@ -126,28 +121,23 @@ def _better_than(pairs: list[dict[Any, Any]], better: str, level: float) -> dict
     return found
 
 
-def _flags(table: pd.DataFrame, chosen: pd.DataFrame, results: pd.DataFrame | None) -> list[str]:
-    trials = _trials(chosen)
+def _flags(table: pd.DataFrame, trials: dict[str, set[Any]], uncompared: str, failed: list[str]) -> list[str]:
+    """Return the warnings of each row."""
     nets = [name for name, kind in zip(table["backbone"], table["kind"], strict=True) if kind == "backbone"]
-    best = table.loc[table["rank"].notna(), "backbone"].tolist()
-    most = int(table["images"].max())
-    grid = set().union(*(trials[name] for name in nets)) if nets else set()
-    failed: dict[Any, int] = {}
-    if results is not None and {"backbone", "status"} <= set(results):
-        failed = results[results["status"] == "failed"].groupby("backbone").size().to_dict()
+    grid = set().union(*(trials[name] for name in nets))
+    ranked, most = table.loc[table["rank"].notna(), "backbone"].tolist(), int(table["images"].max())
     flags = []
-    unnamed = "" if len(table) == 1 or "sample" in chosen else "not compared: there is no column sample"
     for name, why, untested, images in table[["backbone", "reason", "untested", "images"]].to_numpy():
-        notes = [note for note in (why, unnamed) if note]
+        notes = [note for note in (why, uncompared) if note]
         if untested and not why:
             notes.append(f"not testable against the others, {untested}")
         if images < most:
             notes.append(f"{images:,} of {most:,} images")
         if name in nets and len(trials[name]) < len(grid):
             notes.append(f"incomplete: {len(trials[name])} of {len(grid)} trials")
-        if failed.get(name):
-            notes.append(f"{failed[name]} failed")
-        if best and name == best[0] and len(best) > 1:
-            notes.append(f"best of {len(best)} on this side: its value is optimistic")
+        if name in failed:
+            notes.append(f"{failed.count(name)} failed")
+        if name in ranked[:1] and len(ranked) > 1:
+            notes.append(f"best of {len(ranked)} on this side: its value is optimistic")
         flags.append("; ".join(notes))
     return flags

@@ -1,7 +1,7 @@
 """Every metric as a function of weights: one row of weights gives a value, a row per left-out group an interval.
 
-So an interval can never be of another number than the value that it stands beside. scikit-learn is the oracle of the
-tests; calling it once per left-out group would take a hundred times as long.
+The value and its interval are thus of one definition. The tests compare with scikit-learn; calling it once per left-out
+group would take a hundred times as long.
 """
 
 from __future__ import annotations
@@ -11,11 +11,10 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from leukemia_dl.errors import SettingsError
 from leukemia_dl.evaluation.calibration import calibration_fits
-from leukemia_dl.evaluation.predictions import Run, as_arrays
+from leukemia_dl.evaluation.predictions import Floats, Ints, Run, as_arrays
 from leukemia_dl.evaluation.ranking import ranking_values
 
 __all__ = ["ECE_BINS", "LOSS_CLIP", "METRICS", "Metric", "metric", "score", "values", "why_undefined"]
@@ -28,15 +27,10 @@ _RANKING, _CALIBRATION = ("auroc", "auprc"), ("calibration_slope", "calibration_
 
 @dataclass(frozen=True)
 class Metric:
-    """What has to be known of a metric to give it an interval.
+    """The properties of a metric that its interval depends on.
 
-    Attributes:
-        name: The column.
-        scale: On which an interval is symmetric: "logit" for what lies between `lowest` and `highest`, "log", "linear".
-        better: "high", "low", or "" where neither is.
-        classes: The only class whose images it depends on, in a binary task; None for all.
-        lowest: Lower bound.
-        highest: Upper bound.
+    An interval is symmetric on `scale`, "logit" between the bounds `lowest` and `highest`. `classes` is the only class
+    whose images the metric depends on, in a binary task; None for all. `better` is "" where neither high nor low is.
     """
 
     name: str
@@ -69,7 +63,7 @@ _ALL = (
     Metric("calibration_intercept", "linear", ""),
 )
 METRICS = tuple(metric.name for metric in _ALL)
-"""Names of all metrics, in the order of columns; `score` says what they are."""
+"""Names of all metrics, in the order of columns; `score` defines them."""
 
 
 def metric(name: str) -> Metric:
@@ -84,7 +78,7 @@ def metric(name: str) -> Metric:
     return found
 
 
-def score(labels: NDArray[np.int64], probabilities: NDArray[np.float64]) -> dict[str, float]:
+def score(labels: Ints, probabilities: Floats) -> dict[str, float]:
     """Return every metric of `METRICS`; NaN where undefined, never 0.
 
     The predicted class is the most probable one (the first of equals). Class 1 is the positive one of two.
@@ -110,7 +104,7 @@ def score(labels: NDArray[np.int64], probabilities: NDArray[np.float64]) -> dict
         probabilities: (n, classes), rows that sum to 1.
 
     Raises:
-        DataError: If shapes, labels or probabilities are not as said.
+        DataError: If shapes, labels or probabilities are wrong.
 
     Examples:
         >>> import numpy as np
@@ -124,29 +118,19 @@ def score(labels: NDArray[np.int64], probabilities: NDArray[np.float64]) -> dict
     return {name: float(value[0]) for name, value in values(run, np.ones((1, 1))).items()}
 
 
-def values(run: Run, weights: NDArray[np.float64], names: Sequence[str] = METRICS) -> dict[str, NDArray[np.float64]]:
-    """Return metrics of weighted predictions.
-
-    Args:
-        run: The predictions.
-        weights: (r, units), not negative: how often each unit counts, in each of r weightings.
-        names: Which metrics.
-
-    Returns:
-        Per name the values (r,), NaN where undefined.
-    """
-    found: dict[str, NDArray[np.float64]] = {}
+def values(run: Run, weights: Floats, names: Sequence[str] = METRICS) -> dict[str, Floats]:
+    """Return metrics (r,) of weighted predictions; weights (r, units) say how often each unit counts."""
+    found: dict[str, Floats] = {}
     if set(names) - {*_RANKING, *_CALIBRATION}:
         found |= _of_sums(run, weights)
-    wanted = [name for name in _RANKING if name in names]
-    if wanted:
-        found |= ranking_values(run, weights, wanted)
+    if set(names) & set(_RANKING):
+        found |= ranking_values(run, weights)
     if set(names) & set(_CALIBRATION):
         found |= calibration_fits(run, weights)
     return {name: found[name] for name in METRICS if name in names}
 
 
-def _of_sums(run: Run, weights: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
+def _of_sums(run: Run, weights: Floats) -> dict[str, Floats]:
     """Return the metrics that are functions of sums over predictions: those are taken per unit, once."""
     n, k = run.probabilities.shape
     rows = np.arange(n)
@@ -156,9 +140,7 @@ def _of_sums(run: Run, weights: NDArray[np.float64]) -> dict[str, NDArray[np.flo
     bins = np.clip(np.ceil(confidence * ECE_BINS).astype(np.int64) - 1, 0, ECE_BINS - 1)
     units = weights.shape[1]
 
-    def per_unit(
-        column: NDArray[np.int64], columns: int, value: NDArray[np.float64] | None = None
-    ) -> NDArray[np.float64]:
+    def per_unit(column: Ints, columns: int, value: Floats | None = None) -> Floats:
         sums = np.bincount(run.unit * columns + column, value, units * columns)
         return sums.reshape(units, columns).astype(np.float64)
 
@@ -193,23 +175,19 @@ def _of_sums(run: Run, weights: NDArray[np.float64]) -> dict[str, NDArray[np.flo
         }
 
 
-def _matthews(
-    hits: NDArray[np.float64], true: NDArray[np.float64], said: NDArray[np.float64], total: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    # Gorodkin 2004, equation 8. Of one class only, true or said, the spread is exactly or nearly 0.
+def _matthews(hits: Floats, true: Floats, said: Floats, total: Floats) -> Floats:
+    """Return Matthews' correlation (Gorodkin 2004, equation 8); NaN where all images are of one class, true or said."""
     spread_true = total**2 - (true**2).sum(axis=1)
     spread_said = total**2 - (said**2).sum(axis=1)
     tiny = 1e-9 * total**2
     defined = (spread_true > tiny) & (spread_said > tiny)
     found = (hits * total - (true * said).sum(axis=1)) / np.sqrt(spread_true * spread_said)
-    result: NDArray[np.float64] = np.where(defined, found, np.nan)
-    return result
+    return np.where(defined, found, np.nan)
 
 
-def _mean_of_defined(table: NDArray[np.float64]) -> NDArray[np.float64]:
-    defined = ~np.isnan(table)
-    result: NDArray[np.float64] = np.where(defined, table, 0.0).sum(axis=1) / defined.sum(axis=1)
-    return result
+def _mean_of_defined(table: Floats) -> Floats:
+    """Return the mean of each row's defined values."""
+    return np.asarray(np.nansum(table, axis=1) / (~np.isnan(table)).sum(axis=1))
 
 
 def why_undefined(name: str, run: Run, class_names: Sequence[str]) -> str:

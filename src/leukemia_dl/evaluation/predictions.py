@@ -1,11 +1,12 @@
-"""The prediction frame, checked and made tidy once, and turned into arrays: one `Run` per backbone and seed."""
+"""The prediction frame, checked once and turned into arrays: one `Run` per backbone and seed."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -14,47 +15,49 @@ from numpy.typing import NDArray
 from leukemia_dl.errors import DataError, SettingsError
 
 __all__ = [
-    "FEWEST_GROUPS", "PREFIX", "Model", "Run", "as_arrays", "class_names_of", "groups_of", "models_of", "protocols_of",
-    "select_side", "tidy",
+    "FEWEST_GROUPS", "PREFIX", "Floats", "Ints", "Model", "Run", "arrays_of", "as_arrays", "class_names_of",
+    "groups_of", "models_of", "protocols_of", "select_side", "unit_column", "validated_predictions",
 ]  # fmt: skip
 
-_log = logging.getLogger(__name__)
+Floats: TypeAlias = NDArray[np.float64]
+Ints: TypeAlias = NDArray[np.int64]
 
 PREFIX = "probability_"
 FEWEST_GROUPS = 5
 KINDS = ("backbone", "baseline", "tta")
-# Probabilities that were rounded to a few digits by another program are taken as they are.
+# Optional columns, and where their values may be missing. Those that may be missing for a whole backbone tell its
+# fitted models apart; all others hold text.
+_MAY_BE_MISSING = {
+    "nowhere": ("backbone", "kind", "side", "sample"),
+    "in a whole backbone": ("seed", "repeat", "fold"),
+    "anywhere": ("group", "subject", "same_cell"),
+}
+_DEFAULTS = {"backbone": "model", "kind": KINDS[0]}
+# Probabilities that another program rounded to two digits are accepted.
 _SUM_TOLERANCE = 1e-2 + 1e-9
-_RUN_KEYS = ("seed", "repeat")
 _LIKE_SUBJECT = ("patient", "patient_id", "subject_id", "case", "case_id")
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """The predictions of one backbone and seed, over all its folds, as arrays.
+    """Predictions of one backbone and seed over all its folds, each array of n rows.
 
-    Attributes:
-        labels: True class indices (n,).
-        probabilities: float64 (n, classes).
-        predicted: Class indices (n,): the most probable class, the first of equals.
-        unit: Which resampling unit (group of subjects, or image) each prediction is of (n,).
-        fold: Which fold's model predicted it (n,).
-        samples: Ids (n,).
+    `predicted` is the most probable class (the first of equals), `unit` the group or image that is left out at a time.
     """
 
-    labels: NDArray[np.int64]
-    probabilities: NDArray[np.float64]
-    predicted: NDArray[np.int64]
-    unit: NDArray[np.int64]
-    fold: NDArray[np.int64]
+    labels: Ints
+    probabilities: Floats
+    predicted: Ints
+    unit: Ints
+    fold: Ints
     samples: NDArray[np.object_]
 
     @classmethod
-    def of(cls, labels: NDArray[np.int64], probabilities: NDArray[np.float64]) -> Run:
+    def of(cls, labels: Ints, probabilities: Floats) -> Run:
         """Return a run of one fold, each prediction its own unit."""
         rows = np.arange(len(labels))
-        zeros = np.zeros(len(labels), np.int64)
-        return cls(labels, probabilities, probabilities.argmax(axis=1), rows, zeros, rows.astype(object))
+        return cls(labels, probabilities, probabilities.argmax(axis=1), rows, np.zeros_like(rows), rows.astype(object))
 
     def at(self, rows: NDArray[Any]) -> Run:
         """Return some of the predictions."""
@@ -63,17 +66,7 @@ class Run:
 
 @dataclass(frozen=True, eq=False)
 class Model:
-    """All runs of one backbone.
-
-    Attributes:
-        name: Of the backbone.
-        kind: "backbone", "baseline", or "tta": a backbone's predictions averaged over symmetries, which are shown
-            beside it and compete with none.
-        runs: One per seed and repeat.
-        units: Names of the units, in the order of `Run.unit`.
-        by_group: Whether units are groups of subjects; otherwise images.
-        named: Whether images have names, that of a row of the frame otherwise.
-    """
+    """All runs of one backbone; `units` are the names of `Run.unit`, `named` says whether samples have names."""
 
     name: str
     kind: str
@@ -83,8 +76,13 @@ class Model:
     named: bool = True
 
     @property
+    def unit(self) -> str:
+        """Return "group" or "image"."""
+        return "group" if self.by_group else "image"
+
+    @property
     def images(self) -> int:
-        """Return how many different images the runs have predicted."""
+        """Return the number of different images that the runs have predicted."""
         if not self.named:
             return max(len(run.samples) for run in self.runs)
         return len(set().union(*(run.samples for run in self.runs)))
@@ -108,13 +106,13 @@ def class_names_of(frame: pd.DataFrame) -> tuple[str, ...]:
     if "label" not in frame:
         key = next((name for name in ("sample", "path") if name in frame), "sample")
         raise DataError(
-            "The predictions have no column label, the true class, so there is nothing to compare them with. Join it: "
-            f"predictions.merge(truth[[{key!r}, 'label']], on={key!r}), where truth is a table such as Dataset.table "
-            f"with the same spelling of each {key}."
+            "The predictions have no column label, the true class. Join it from a table such as Dataset.table: "
+            f"predictions.merge(truth[[{key!r}, 'label']], on={key!r})."
         )
     if not frame.columns.is_unique:
-        twice = frame.columns[frame.columns.duplicated()][0]
-        raise DataError(f"The column {twice!r} is there twice. Drop one of them.")
+        raise DataError(
+            f"The column {frame.columns[frame.columns.duplicated()][0]!r} is there twice. Drop one of them."
+        )
     return names
 
 
@@ -123,13 +121,12 @@ def protocols_of(frame: pd.DataFrame) -> list[str]:
     return list(dict.fromkeys(map(str, frame["protocol"]))) if "protocol" in frame else []
 
 
-def tidy(frame: pd.DataFrame) -> pd.DataFrame:
+def validated_predictions(frame: pd.DataFrame) -> pd.DataFrame:
     """Return a checked prediction frame, with text where names are, float64 probabilities, and a plain index.
 
     Raises:
-        DataError: If a column is missing or damaged, a label unknown, a probability none, a name missing where others
-            are there, a sample has two labels or groups, or there are several protocols: how patients were kept apart
-            is not to be averaged over.
+        DataError: If a column is missing or damaged, a sample has two labels or groups, or there are several protocols,
+            over which nothing may be averaged.
     """
     names = class_names_of(frame)
     result = frame.reset_index(drop=True)
@@ -144,228 +141,186 @@ def tidy(frame: pd.DataFrame) -> pd.DataFrame:
             f"{unread:,} of {len(result):,} rows are images that could not be read, as their column error says. Drop "
             "these rows: frame[frame['error'].isna()]."
         )
-    # Images of another side may have no label; where one is needed, `select_side` asks for it.
-    known = result["label"].notna()
-    result["label"] = result["label"].astype(object).where(known, None)
-    result.loc[known, "label"] = np.array(names, dtype=object)[
-        _codes(frame["label"].reset_index(drop=True)[known], names)
-    ]
+    columns = [PREFIX + name for name in names]
     try:
-        probabilities = result[[PREFIX + name for name in names]].to_numpy(dtype=np.float64)
+        result[columns] = result[columns].to_numpy(dtype=np.float64)
     except (TypeError, ValueError) as error:
         raise DataError(f"The columns probability_<class> must hold numbers. {error}.") from None
-    for place, name in enumerate(names):
-        result[PREFIX + name] = probabilities[:, place]
-    result["backbone"] = _text(result, "backbone", "model")
-    result["kind"] = _text(result, "kind", KINDS[0])
-    if not result["kind"].isin(KINDS).all():
+    # Images of a side that is not evaluated may have no label.
+    labels = [None if pd.isna(label) else _class_of(label, names) for label in result["label"]]
+    if unknown := sorted(set(filter(None, labels)) - set(names)):
         raise DataError(
-            f"The column kind holds {' or '.join(map(repr, KINDS))}. Received: {sorted(set(result['kind']))[:5]}."
+            f"The column label names classes that have no probability_ column: {', '.join(unknown[:5])}. Classes: "
+            f"{', '.join(names)}. Samples without a label cannot be scored."
         )
-    for name in ("side", "sample"):
-        if name in result:
-            result[name] = _text(result, name)
-    for name in ("group", "subject", "same_cell"):
-        if name in result:
-            known = result[name].notna() & (result[name].astype(str) != "")
-            result[name] = result[name].astype(object).map(str).where(known, None)
-    _check_keys(result)
-    _check_samples(result)
+    result["label"] = pd.Series(labels, dtype=object)
+    result = result.assign(**{name: value for name, value in _DEFAULTS.items() if name not in result})
+    for where, optional in _MAY_BE_MISSING.items():
+        for name in filter(result.__contains__, optional):
+            result[name] = _validated_column(result, name, where)
+    if unknown := sorted(set(result["kind"]) - set(KINDS)):
+        raise DataError(f"The column kind holds {' or '.join(map(repr, KINDS))}. Received: {unknown[:5]}.")
+    if "sample" in result:
+        _check_samples(result)
     return result
 
 
+def _class_of(label: Any, names: tuple[str, ...]) -> str:
+    """Return the class that a label names; 1.0 and True may be the class of `probability_1`."""
+    with suppress(TypeError, ValueError):
+        if str(label) not in names and float(label).is_integer():
+            return str(int(float(label)))
+    return str(label)
+
+
+def _validated_column(frame: pd.DataFrame, name: str, may_be_missing: str) -> pd.Series:
+    """Return an optional column, as text unless it only tells models apart."""
+    column, missing = frame[name], frame[name].isna()
+    if may_be_missing == "in a whole backbone":
+        try:
+            pd.factorize(column)
+        except TypeError:
+            raise DataError(f"The column {name} holds numbers or text. Received: {column.iloc[0]!r}.") from None
+        share = missing.groupby(frame["backbone"]).mean()
+        if len(partly := share.index[share.between(0, 1, inclusive="neither")]):
+            raise DataError(f"Some predictions of {partly[0]} have no {name}, others have. Complete the column {name}.")
+        return column
+    if may_be_missing == "anywhere":
+        missing |= column.astype(str) == ""
+    elif missing.any():
+        count = f"{missing.sum():,} of {len(frame):,}"
+        raise DataError(f"{count} predictions have no {name}. Complete the column {name}.")
+    return column.astype(object).map(str).where(~missing, None)
+
+
+def _check_samples(frame: pd.DataFrame) -> None:
+    """Raise DataError if a sample has two labels or groups on one side."""
+    keys = [name for name in ("side", "sample") if name in frame]
+    facts = [name for name in ("label", "group", "subject") if name in frame]
+    different = frame.drop_duplicates([*keys, *facts])
+    twice = different[different.duplicated(keys, keep=False)]
+    if len(twice):
+        one, other = twice[twice["sample"] == twice["sample"].iloc[0]].iloc[:2].to_dict("records")
+        fact = next(name for name in facts if one[name] != other[name])
+        values = f"two values of {fact}: {one[fact]!r} and {other[fact]!r}"
+        raise DataError(f"Sample {one['sample']!r} has {values}. The predictions are of different data.")
+
+
 def select_side(frame: pd.DataFrame, side: str) -> pd.DataFrame:
-    """Return the rows of one side of a tidy frame; all of them if it has no column `side`."""
+    """Return the rows of one side of a validated frame; all of them if it has no column `side`."""
     if not isinstance(side, str):
         raise SettingsError(f"side must be a name of the column side, such as 'test'. Received: side={side!r}.")
     chosen = frame[frame["side"] == side] if "side" in frame else frame
-    if chosen["label"].isna().any():
-        raise DataError(
-            f"{int(chosen['label'].isna().sum()):,} of {len(chosen):,} predictions have no label. Samples "
-            "without a label cannot be scored."
-        )
+    if missing := int(chosen["label"].isna().sum()):
+        raise DataError(f"{missing:,} of {len(chosen):,} predictions without a label cannot be scored.")
     if chosen.empty and "side" in frame:
         there = ", ".join(map(str, frame["side"].unique())) or "no rows at all"
         raise DataError(f"There are no predictions of the side {side!r}. The column side has: {there}.")
     return chosen
 
 
-def models_of(frame: pd.DataFrame, side: str = "test", only: Iterable[str] | None = None) -> list[Model]:
-    """Return the backbones of a tidy prediction frame, in order of appearance.
+def unit_column(frame: pd.DataFrame) -> str | None:
+    """Return the column that holds groups of subjects; None where subjects are unknown."""
+    return next((name for name in ("group", "subject") if name in frame and frame[name].notna().any()), None)
 
-    Args:
-        frame: What `tidy` returned.
-        side: Which rows of the column `side` to take.
-        only: Names of the backbones to take; None for all.
+
+def groups_of(frame: pd.DataFrame) -> NDArray[np.object_] | None:
+    """Return the group of each row; None where subjects are unknown."""
+    column = unit_column(frame)
+    if column is None:
+        for alike in [name for name in frame if str(name).lower() in _LIKE_SUBJECT]:
+            _log.warning("Images are taken as independent. If the column %r names patients, call it subject.", alike)
+        return None
+    if missing := int(frame[column].isna().sum()):
+        count = f"{missing:,} of {len(frame):,} predictions have no {column}."
+        raise DataError(f"{count} Leave them out, or empty the columns group and subject to count images instead.")
+    return frame[column].to_numpy(dtype=object)
+
+
+def models_of(frame: pd.DataFrame, side: str = "test", only: Iterable[str] | None = None) -> list[Model]:
+    """Return the backbones on one side of a validated frame, in order of appearance or of `only`.
 
     Raises:
         DataError: If there are no rows, a sample is there twice in one run, or a group is not known for all.
+        SettingsError: If `only` names a backbone that is not there.
     """
     chosen = select_side(frame, side).reset_index(drop=True)
     if chosen.empty:
         raise DataError("The frame of predictions is empty. Were two tables joined that spell a path differently?")
-    names = class_names_of(chosen)
-    labels = pd.Index(names).get_indexer(pd.Index(chosen["label"])).astype(np.int64)
-    probabilities = chosen[[PREFIX + name for name in names]].to_numpy(dtype=np.float64)
-    _check_probabilities(labels, probabilities)
-    groups = groups_of(chosen)
-    named = "sample" in chosen
+    labels, probabilities = arrays_of(chosen)
+    groups, named = groups_of(chosen), "sample" in chosen
     samples = chosen["sample"].to_numpy(dtype=object) if named else np.array([f"row {i}" for i in chosen.index], object)
-    folds = pd.factorize(chosen["fold"])[0] if "fold" in chosen else np.zeros(len(chosen), np.int64)
-    keys = [column for column in _RUN_KEYS if column in chosen]
-    runs = chosen.groupby(keys, dropna=False, sort=False).ngroup().to_numpy() if keys else np.zeros(len(chosen), int)
-    backbones = chosen["backbone"].to_numpy(dtype=object)
+    everything = replace(Run.of(labels, probabilities), samples=samples)
+    if "fold" in chosen:
+        everything = replace(everything, fold=pd.factorize(chosen["fold"])[0].astype(np.int64))
+    keys = [name for name in ("seed", "repeat") if name in chosen]
+    if named and (twice := chosen.duplicated(["backbone", *keys, "sample"])).any():
+        backbone, sample = chosen.loc[twice, ["backbone", "sample"]].iloc[0]
+        raise DataError(
+            f"{backbone} has several predictions of sample {sample!r} in one run. Columns backbone, seed and repeat "
+            "tell runs apart; of val sides that share images take one fold."
+        )
+    runs = chosen.groupby(keys, dropna=False, sort=False).ngroup() if keys else pd.Series(0, index=chosen.index)
     models = []
-    for name in _wanted(list(dict.fromkeys(backbones)), only):
-        rows = np.flatnonzero(backbones == name)
-        different = list(dict.fromkeys(runs[rows]))
-        if groups is None and len(different) > 1 and not named:
-            raise DataError("With several seeds and nothing known of subjects, the predictions need a column sample.")
-        # In the order of their names, so that the order of rows has no say in what is drawn.
-        codes, units = pd.factorize(samples[rows] if groups is None else groups[rows], sort=True)
-        parts = []
-        for run in different:
-            inside = runs[rows] == run
-            part = rows[inside]
-            _check_unique(name, samples[part])
-            p = probabilities[part]
-            fold = folds[part].astype(np.int64)
-            parts.append(Run(labels[part], p, p.argmax(axis=1), codes[inside].astype(np.int64), fold, samples[part]))
-        models.append(Model(name, chosen["kind"].iloc[rows[0]], tuple(parts), tuple(units), groups is not None, named))
+    for name in _wanted(list(dict.fromkeys(chosen["backbone"])), only):
+        rows = np.flatnonzero(chosen["backbone"] == name)
+        run = runs.to_numpy()[rows]
+        if groups is None and not named and (run != run[0]).any():
+            raise DataError("With several seeds and unknown subjects, the predictions need a column sample.")
+        # In the order of their names, so that the order of rows does not change which units form a block.
+        codes, units = pd.factorize((samples if groups is None else groups)[rows], sort=True)
+        own = replace(everything.at(rows), unit=codes.astype(np.int64))
+        parts = tuple(own.at(run == number) for number in dict.fromkeys(run))
+        models.append(Model(name, chosen["kind"].iloc[rows[0]], parts, tuple(units), groups is not None, named))
     return models
 
 
-def as_arrays(labels: Any, probabilities: Any) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Return labels (n,) and probabilities (n, classes) as int64 and float64.
-
-    Raises:
-        DataError: If they are not such.
-    """
-    try:
-        labels, probabilities = np.asarray(labels), np.asarray(probabilities, dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise DataError(f"Expected labels (n,) and probabilities (n, classes). {error}.") from None
-    _check_probabilities(labels, probabilities)
-    return labels.astype(np.int64), probabilities
-
-
-def _check_probabilities(labels: NDArray[np.int64], probabilities: NDArray[np.float64]) -> None:
-    """Raise DataError unless labels (n,) are class indices and probabilities (n, classes) are such."""
-    if probabilities.ndim != 2 or probabilities.shape[1] < 2 or labels.shape != probabilities.shape[:1]:
-        raise DataError(
-            "Expected labels (n,) and probabilities (n, classes) with at least two classes. "
-            f"Received: {labels.shape} and {probabilities.shape}."
-        )
-    if not len(labels):
-        raise DataError("There are no predictions to score: the test side is empty.")
-    if labels.dtype.kind not in "iu":
-        raise DataError(f"Labels must be class indices, whole numbers from 0. Received: dtype {labels.dtype}.")
-    if labels.min() < 0 or labels.max() >= probabilities.shape[1]:
-        raise DataError(
-            f"Labels must be class indices from 0 to {probabilities.shape[1] - 1}. Received: from {labels.min()} to "
-            f"{labels.max()}. Samples without a label, such as the final test set of C-NMC 2019, cannot be scored."
-        )
-    finite: NDArray[np.bool_] = np.all(np.isfinite(probabilities) & (probabilities >= 0), axis=1)
-    sums = np.where(finite[:, None], probabilities, 0.0).sum(axis=1)
-    wrong: NDArray[np.bool_] = np.abs(sums - 1) > _SUM_TOLERANCE
-    if wrong.any():
-        row = int(np.flatnonzero(wrong)[0])
-        raise DataError(
-            f"Probabilities must be finite, not negative, and sum to 1 in each row (within .01). "
-            f"{int(wrong.sum()):,} rows are not so. Received, the first of them: {probabilities[row].tolist()}."
-        )
-
-
-def _codes(labels: pd.Series, names: tuple[str, ...]) -> NDArray[np.int64]:
-    """Return class indices; 1.0 and True may be the class of `probability_1`."""
-    text = [str(label) for label in labels]
-    codes = pd.Index(names).get_indexer(pd.Index(text, dtype=object))
-    if (codes < 0).any():
-        whole = pd.to_numeric(labels, errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
-        again = [str(int(value)) if np.isfinite(value) and value == int(value) else "" for value in whole]
-        codes = np.where(codes < 0, pd.Index(names).get_indexer(pd.Index(again, dtype=object)), codes)
-    if (codes < 0).any():
-        unknown = sorted({label for label, code in zip(text, codes, strict=True) if code < 0})[:5]
-        raise DataError(
-            f"The column label names classes that have no probability_ column: {', '.join(unknown)}. Classes: "
-            f"{', '.join(names)}. Samples without a label cannot be scored."
-        )
-    return codes.astype(np.int64)
-
-
-def _text(frame: pd.DataFrame, name: str, default: str = "") -> pd.Series:
-    if name not in frame:
-        return pd.Series(default, index=frame.index, dtype=object)
-    missing = int(frame[name].isna().sum())
-    if missing:
-        raise DataError(f"{missing:,} of {len(frame):,} predictions have no {name}. Complete the column {name}.")
-    return frame[name].astype(object).map(str)
-
-
-def _check_keys(frame: pd.DataFrame) -> None:
-    for key in (name for name in (*_RUN_KEYS, "fold") if name in frame):
-        try:
-            pd.factorize(frame[key])
-        except TypeError:
-            raise DataError(f"The column {key} holds numbers or text. Received: {frame[key].iloc[0]!r}.") from None
-        missing = frame[key].isna().groupby(frame["backbone"]).agg(["any", "all"])
-        partly = missing.index[missing["any"] & ~missing["all"]]
-        if len(partly):
-            raise DataError(f"Some predictions of {partly[0]} have no {key}, others have. Complete the column {key}.")
-
-
-def _check_samples(frame: pd.DataFrame) -> None:
-    if "sample" not in frame:
-        return
-    keys = [name for name in ("side", "sample") if name in frame]
-    facts = [name for name in ("label", "group", "subject") if name in frame]
-    different = frame.drop_duplicates([*keys, *facts])
-    twice = different[different.duplicated(keys, keep=False)]
-    if len(twice):
-        first = twice[twice["sample"] == twice["sample"].iloc[0]].iloc[:2]
-        what = next(name for name in facts if first[name].iloc[0] != first[name].iloc[1])
-        raise DataError(
-            f"Sample {first['sample'].iloc[0]!r} has two values of {what}: {first[what].iloc[0]!r} and "
-            f"{first[what].iloc[1]!r}. The predictions are not of the same data."
-        )
-
-
-def groups_of(frame: pd.DataFrame) -> NDArray[np.object_] | None:
-    """Return the group of each row; None where nothing is known of subjects."""
-    known = [name for name in ("group", "subject") if name in frame and frame[name].notna().any()]
-    if not known:
-        alike = [name for name in frame if str(name).lower() in _LIKE_SUBJECT]
-        if alike:
-            _log.warning(
-                "Images are taken as independent. If the column %r says whose they are, rename it to subject.", alike[0]
-            )
-        return None
-    column = frame[known[0]]
-    if column.isna().any():
-        raise DataError(
-            f"{int(column.isna().sum()):,} of {len(column):,} predictions have no {known[0]}. Leave them out, or empty "
-            "the columns group and subject for intervals that take images as independent."
-        )
-    return column.to_numpy(dtype=object)
-
-
 def _wanted(there: list[str], only: Iterable[str] | None) -> list[str]:
-    if only is None:
-        return there
-    wanted = [only] if isinstance(only, str) else list(only)
-    missing = [name for name in wanted if name not in there]
-    if missing or not wanted or len(set(wanted)) < len(wanted):
+    """Return the names of `only`, or all, if each is there once."""
+    wanted = there if only is None else [only] if isinstance(only, str) else list(only)
+    if not wanted or not set(wanted) <= set(there) or len(set(wanted)) < len(wanted):
         raise SettingsError(
             f"Name backbones that there are predictions of, each once: {', '.join(there)}. Received: {wanted!r}."
         )
     return wanted
 
 
-def _check_unique(name: str, samples: NDArray[np.object_]) -> None:
-    if len(set(samples)) < len(samples):
-        twice = pd.Series(samples)[pd.Series(samples).duplicated()].iloc[0]
+def arrays_of(frame: pd.DataFrame) -> tuple[Ints, Floats]:
+    """Return the labels (n,) and probabilities (n, classes) of a validated frame, checked."""
+    names = class_names_of(frame)
+    codes = pd.Index(names).get_indexer(pd.Index(frame["label"]))
+    return as_arrays(codes, frame[[PREFIX + name for name in names]])
+
+
+def as_arrays(labels: Any, probabilities: Any) -> tuple[Ints, Floats]:
+    """Return labels (n,) and probabilities (n, classes) as int64 and float64.
+
+    Raises:
+        DataError: If shapes, labels or probabilities are wrong.
+    """
+    try:
+        labels, probabilities = np.asarray(labels), np.asarray(probabilities, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"Expected labels (n,) and probabilities (n, classes). {error}.") from None
+    if probabilities.ndim != 2 or probabilities.shape[1] < 2 or labels.shape != probabilities.shape[:1]:
         raise DataError(
-            f"{name} has several predictions of sample {twice!r} in one run. Tell models apart by a column backbone, "
-            "seeds by a column seed, repeated draws of folds by a column repeat. The val sides of several folds may "
-            "share images: take one fold."
+            "Expected labels (n,) and probabilities (n, classes) with at least two classes. "
+            f"Received: {labels.shape} and {probabilities.shape}."
         )
+    classes = probabilities.shape[1]
+    if not len(labels):
+        raise DataError("There are no predictions to score: the test side is empty.")
+    if labels.dtype.kind not in "iu" or labels.min() < 0 or labels.max() >= classes:
+        raise DataError(
+            f"Labels must be class indices, whole numbers from 0 to {classes - 1}; samples without a label cannot be "
+            f"scored. Received: {labels.dtype} from {labels.min()} to {labels.max()}."
+        )
+    finite = np.all(np.isfinite(probabilities) & (probabilities >= 0), axis=1)
+    sums = np.where(finite[:, None], probabilities, 0.0).sum(axis=1)
+    wrong = np.flatnonzero(np.abs(sums - 1) > _SUM_TOLERANCE)
+    if len(wrong):
+        raise DataError(
+            f"Probabilities must be finite, not negative, and sum to 1 in each row (within 0.01). {len(wrong):,} rows "
+            f"are not so. Received, the first of them: {probabilities[wrong[0]].tolist()}."
+        )
+    return labels.astype(np.int64), probabilities

@@ -2,46 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 from numpy.typing import NDArray
 
-from leukemia_dl.evaluation.predictions import Run
+from leukemia_dl.evaluation.predictions import Floats, Ints, Run
 
 __all__ = ["ranking_values"]
 
-# How many weighted predictions are held at once: 16 MB for each of a few arrays.
+# Weighted predictions that are held at once: 16 MB for each of a few arrays.
 _AT_ONCE = 2_000_000
 
 
-def ranking_values(run: Run, weights: NDArray[np.float64], names: Sequence[str]) -> dict[str, NDArray[np.float64]]:
+def ranking_values(run: Run, weights: Floats) -> dict[str, Floats]:
     """Return `auroc` and `auprc` under each row of weights.
 
     Each fold has its own model, whose scores need not be comparable with those of another: a positive image is compared
     with the negative ones of its fold. The folds' AUROCs are thus weighted by their numbers of pairs, the average
-    precisions by their numbers of positives. With more than two classes: means over one-against-the-rest.
-
-    Args:
-        run: The predictions.
-        weights: (r, units).
-        names: "auroc", "auprc" or both.
-
-    Returns:
-        Per name the values (r,); NaN where there is no pair of some class.
+    precisions by their numbers of positives. With more than two classes: means over one-against-the-rest. NaN where
+    there is no pair of some class.
     """
     classes = run.probabilities.shape[1]
-    positives = [1] if classes == 2 else range(classes)
-    per_class = [_one_against_rest(run, weights, positive) for positive in positives]
-    found = {
-        name: np.mean([both[place] for both in per_class], axis=0) for place, name in enumerate(("auroc", "auprc"))
-    }
-    return {name: found[name] for name in names}
+    per_class = [_one_against_rest(run, weights, code) for code in ([1] if classes == 2 else range(classes))]
+    auroc, auprc = np.mean(per_class, axis=0)
+    return {"auroc": auroc, "auprc": auprc}
 
 
-def _one_against_rest(
-    run: Run, weights: NDArray[np.float64], positive: int
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _one_against_rest(run: Run, weights: Floats, positive: int) -> tuple[Floats, Floats]:
+    """Return AUROC and average precision of one class under each row of weights."""
     wins, pairs, precision, count = (np.zeros(len(weights)) for _ in range(4))
     for fold in np.unique(run.fold):
         rows = np.flatnonzero(run.fold == fold)
@@ -60,9 +47,7 @@ def _one_against_rest(
         return wins / pairs, np.where(pairs > 0, precision / count, np.nan)
 
 
-def _curve(
-    weights: NDArray[np.float64], is_positive: NDArray[np.bool_], starts: NDArray[np.int64]
-) -> tuple[NDArray[np.float64], ...]:
+def _curve(weights: Floats, is_positive: NDArray[np.bool_], starts: Ints) -> tuple[Floats, ...]:
     """Return pairs won, pairs, the sum of precisions over positives, and positives, per row of weights (r, n)."""
     positive, negative = np.where(is_positive, weights, 0.0), np.where(is_positive, 0.0, weights)
     if len(starts) < len(is_positive):

@@ -21,7 +21,6 @@ from leukemia_dl.plugins import DISTRIBUTION, installed_version
 from leukemia_dl.preprocess import Pipeline
 from leukemia_dl.reporting import render
 from leukemia_dl.reporting.figures_of_run import folder_of
-from leukemia_dl.reporting.style import with_unit
 
 __all__ = ["model_card", "write_model_cards"]
 
@@ -79,7 +78,7 @@ def _card(run: StoredRun, trial: str) -> str:
     (row,) = render.rows_of(results[(results["trial"] == trial) & (results["tta"] != "8 symmetries")])
     own = run.predictions[(run.predictions["trial"] == trial) & (run.predictions["kind"] == "backbone")]
     test = own[own["side"] == "test"]
-    metrics = with_unit(evaluate(own, metrics=_METRICS if len(class_names_of(own)) == 2 else _OF_ANY_CLASSES))
+    metrics = evaluate(own, metrics=_METRICS if len(class_names_of(own)) == 2 else _OF_ANY_CLASSES)
     worst = group_table(own).head(3) if own["group"].notna().all() else pd.DataFrame()
     recipe = {name: value for name, value in settings["recipe"].items() if name != "name"}
     context = {

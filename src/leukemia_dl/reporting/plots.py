@@ -51,7 +51,7 @@ def plot_comparison(
     frame, order = pd.concat(parts), [name for names in orders for name in names]
     figure = style.new_figure(3.4 * len(metrics) + 1.2, 0.42 * len(order) + 1.9)
     panels = np.atleast_1d(figure.subplots(1, len(metrics), sharey=True))
-    known = None if intervals is None else pd.concat(style.by_protocol(style.with_unit(intervals)))
+    known = None if intervals is None else pd.concat(style.by_protocol(intervals))
     for axes, metric in zip(panels, metrics, strict=True):
         _comparison_panel(axes, frame, order, metric, known)
         for border in np.cumsum([len(names) for names in orders])[:-1]:
@@ -118,7 +118,7 @@ def plot_inflation(table: pd.DataFrame, title: str = "") -> Figure:
     """
     from matplotlib.ticker import MaxNLocator
 
-    rows = style.with_unit(table[table["difference"].notna()])[::-1] if len(table) else table  # the first one on top
+    rows = table[table["difference"].notna()][::-1] if len(table) else table  # the first one on top
     if rows.empty:
         raise DataError("No difference to draw: no backbone was tested on the same images under both protocols.")
     metric, honest, leaky = (str(rows[name].iloc[0]) for name in ("metric", "honest", "leaky"))

@@ -14,7 +14,7 @@ import pandas as pd
 
 from leukemia_dl import evaluation
 from leukemia_dl.errors import DataError, SettingsError
-from leukemia_dl.evaluation.predictions import PREFIX, models_of, select_side, tidy
+from leukemia_dl.evaluation.predictions import PREFIX, models_of, select_side, validated_predictions
 from leukemia_dl.reporting import style
 
 if TYPE_CHECKING:
@@ -178,7 +178,7 @@ def plot_cost(leaderboard: pd.DataFrame, cost: str = "fit_seconds", ax: Axes | N
             f"cost is fit_seconds, parameters, images_per_second or a column that you added. Received: cost={cost!r}."
         )
     metric = str(leaderboard.columns[3])
-    known = style.with_unit(leaderboard[leaderboard[metric].notna()])
+    known = leaderboard[leaderboard[metric].notna()]
     nets, baselines = known[(known["kind"] == "backbone") & known[cost].notna()], known[known["kind"] == "baseline"]
     if nets.empty:
         raise DataError(f"No cost to draw: of no backbone {metric} and {cost} are known. Pass results and timings.")
@@ -233,7 +233,7 @@ def plot_errors_by_size(
     frame = _own_predictions(predictions)
     if by == "cell_area" and by not in frame:
         raise SettingsError("There is no column 'cell_area'. Benchmark.predictions(cell_area=True) has it.")
-    found = style.with_unit(evaluation.evaluate(frame, metrics="accuracy", by=by, level=level, side=side))
+    found = evaluation.evaluate(frame, metrics="accuracy", by=by, level=level, side=side)
     figure, axes = style.axes_for(ax, 7.4, 4.4)
     parts, backbones = list(dict.fromkeys(found[by])), list(dict.fromkeys(found["backbone"]))
     baselines = set(frame.loc[frame["kind"] == "baseline", "backbone"])
@@ -263,7 +263,7 @@ def plot_errors_by_size(
 
 
 def _own_predictions(predictions: pd.DataFrame) -> pd.DataFrame:
-    frame = tidy(predictions)
+    frame = validated_predictions(predictions)
     return frame[frame["kind"] != "tta"]
 
 
@@ -291,7 +291,7 @@ def _ranking_figure(
 ) -> Figure:
     """Return ROC curves (metric "auroc") or precision over recall ("auprc")."""
     names, roc = evaluation.class_names_of(frame), metric == "auroc"
-    areas = style.with_unit(evaluation.evaluate(frame, metrics=metric, level=level, side=side)).set_index("backbone")
+    areas = evaluation.evaluate(frame, metrics=metric, level=level, side=side).set_index("backbone")
     shares = (select_side(frame, side)["label"] == names[-1]).groupby(frame["backbone"]).mean()
 
     def draw(panel: Axes, rows: pd.DataFrame, colour: str) -> None:

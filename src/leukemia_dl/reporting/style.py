@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "add_legend", "add_titles", "axes_for", "by_protocol", "colours_of", "has_intervals", "label_of",
-    "new_figure", "panels_for", "png", "remove_frame", "with_unit",
+    "new_figure", "panels_for", "png", "remove_frame",
 ]  # fmt: skip
 
 _log = logging.getLogger(__name__)
@@ -156,13 +156,6 @@ def label_of(column: str) -> str:
 def colours_of(names: Iterable[str]) -> dict[str, str]:
     """Return a colour for each name, in their order; an eighth name gets the first colour again."""
     return dict(zip(names, itertools.cycle(_CYCLE), strict=False))
-
-
-def with_unit(table: pd.DataFrame) -> pd.DataFrame:
-    """Return a table with columns low, high and unit."""
-    if "unit" in table or "low_image_level" not in table:
-        return table if "unit" in table else table.assign(unit="group")
-    return table.rename(columns={"low_image_level": "low", "high_image_level": "high"}).assign(unit="image")
 
 
 def has_intervals(table: pd.DataFrame) -> bool:

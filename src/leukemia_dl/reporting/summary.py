@@ -13,7 +13,6 @@ from leukemia_dl.benchmark.stored import StoredRun
 from leukemia_dl.datasets.splits import GROUP_DISJOINT
 from leukemia_dl.errors import DataError, LeukemiaDLError, UnknownNameError
 from leukemia_dl.evaluation import compare, error_list, evaluate, inflation, leaderboard
-from leukemia_dl.reporting.style import with_unit
 from leukemia_dl.text import counted, listed
 
 __all__ = ["METRIC", "ProtocolSummary", "inflation_of", "summaries_of", "worst_errors"]
@@ -114,8 +113,8 @@ def _evaluated(summary: ProtocolSummary, results: pd.DataFrame, timings: pd.Data
         return replace(summary, problem="no trial was finished")
     try:
         timings = timings[timings["trial"].isin(results["trial"])]
-        board = with_unit(leaderboard(part, METRIC, results=results, timings=timings))
-        intervals = with_unit(evaluate(part, metrics=_INTERVALS)).assign(protocol=summary.protocol)
+        board = leaderboard(part, METRIC, results=results, timings=timings)
+        intervals = evaluate(part, metrics=_INTERVALS).assign(protocol=summary.protocol)
         pairs = compare(part, METRIC) if len(board) > 1 else pd.DataFrame()
     except LeukemiaDLError as error:
         return replace(summary, problem=" ".join(str(error).split()))
