@@ -30,11 +30,10 @@ PUBLIC = {
         "PROTOCOLS", "Dataset", "DatasetInfo", "DatasetSource", "PixelStore", "Split", "cache_dir", "dataset_table",
         "get_source", "list_datasets", "load_dataset", "make_splits",
     ),
-    "leukemia_dl.datasets.archives": ("unpack",),
     "leukemia_dl.datasets.audit": ("AuditReport", "audit"),
-    "leukemia_dl.datasets.manifest": ("read_manifest",),
+    "leukemia_dl.datasets.download": ("unpack",),
     "leukemia_dl.datasets.synthetic": ("SyntheticCohort", "draw_cell", "draw_cohort", "write_dataset"),
-    "leukemia_dl.datasets.verify": ("VerifyReport", "verify"),
+    "leukemia_dl.datasets.verify": ("VerifyReport", "read_manifest", "verify"),
     "leukemia_dl.errors": (
         "BackendError", "DamagedRecordError", "DataError", "ImageError", "LeukemiaDLError", "OutOfMemoryError",
         "PluginError", "SettingsError", "SplitError", "StoreError", "TimeLimitError", "TrainingError",
@@ -74,8 +73,8 @@ PUBLIC = {
 }  # fmt: skip
 # What these modules hand to other modules of ours only, and promise to nobody.
 INTERNAL = {
-    "leukemia_dl.datasets.archives": ("require_space",),
     "leukemia_dl.datasets.audit": ("SEVERITIES",),
+    "leukemia_dl.datasets.download": ("DOWNLOADS", "Download", "check_counts", "download"),
     "leukemia_dl.datasets.verify": ("STATUSES",),
     "leukemia_dl.plugins": (
         "PROJECT",

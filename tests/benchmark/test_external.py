@@ -316,7 +316,7 @@ def test_images_of_several_sizes_come_together_after_the_whole_pipeline(dataset,
     for row, image in enumerate(pixels):
         Image.fromarray(image).save(tmp_path / f"{row}.png")
     table = pd.DataFrame({"path": [f"{row}.png" for row in range(12)], "label": ["hem", "all"] * 6})
-    found = bench.predict_on(ldl.Dataset.from_dataframe(table, root=tmp_path), show_progress=False)
+    found = bench.predict_on(ldl.Dataset.from_dataframe(table, images_root=tmp_path), show_progress=False)
     expected = ldl.load_classifier(tmp_path).predict(pixels, calibrated=False, show_progress=False)
     np.testing.assert_allclose(found["probability_all"], expected["probability_all"], atol=1e-5)
 

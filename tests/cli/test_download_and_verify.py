@@ -38,10 +38,13 @@ def test_verify_the_real_sample(c_nmc_sample, c_nmc_manifest, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["verify", "nowhere", "--manifest", "nothing"], "/nothing. Pass a text file with lines"),
+        (["verify", "nowhere", "--manifest", "nothing"], "/nothing, or it lists no files. Pass a text file with lines"),
         (["download", "c_nmc_2018", "--to", "x"], "There is no data set 'c_nmc_2018'. Did you mean 'c_nmc_2019'?"),
         (["download", "synthetic", "--to", "x"], "There is no data set to download 'synthetic'. Known: c_nmc_2019."),
-        (["download", "c_nmc_2019", "--to", "x", "--archive", "y"], "/y. Allowed: .zip"),
+        (
+            ["download", "c_nmc_2019", "--to", "x", "--archive", "y"],
+            "/y was not unpacked: there is no such file. Allowed: .zip",
+        ),
     ],
 )
 def test_errors_are_one_line(arguments, message, tmp_path, monkeypatch):

@@ -65,26 +65,30 @@ def test_classes_without_a_version_around_them_are_the_original(tree: Path) -> N
     tree.rmdir()
     for root in (bare, bare.parent, bare / "Early"):
         assert Dataset.load("all_aria", root=root).fingerprint == expected
-    with pytest.raises(DataError, match=r"does not hold the segmented version .* Wanted: .* Found: Benign, Early"):
+    with pytest.raises(
+        DataError, match=r"does not look like the segmented version .* Wanted: .* Found in it: Benign, Early"
+    ):
         Dataset.load("all_aria", root=bare, version="segmented")
 
 
 def test_a_root_that_contradicts_the_version_is_a_question(tree: Path) -> None:
-    with pytest.raises(DataError, match=r"Segmented is the segmented version, and version is 'original'. Pass version"):
+    with pytest.raises(
+        DataError, match=r"Segmented is the segmented version: pass version='segmented', or the root .*archive"
+    ):
         Dataset.load("all_aria", root=tree / "Segmented")
-    with pytest.raises(DataError, match=r"Original is the original version, and version is 'segmented'"):
+    with pytest.raises(DataError, match=r"Original is the original version: pass version='original'"):
         Dataset.load("all_aria", root=tree / "Original" / "Pro", version="segmented")
     assert len(Dataset.load("all_aria", root=tree / "Segmented", version="segmented")) == 6
     shutil.rmtree(tree / "Original")
-    with pytest.raises(DataError, match=r"does not hold the original version .* Found: Segmented"):
+    with pytest.raises(DataError, match=r"does not look like the original version .* Found in it: Segmented"):
         Dataset.load("all_aria", root=tree)
-    with pytest.raises(SettingsError, match=r"version must be one of original, segmented. Received: 'Both'"):
+    with pytest.raises(SettingsError, match="version must be one of 'original', 'segmented'"):
         Dataset.load("all_aria", root=tree, version="Both")
 
 
 def test_two_copies_are_a_question(tree: Path) -> None:
     shutil.copytree(tree, tree.parent / "copy")
-    with pytest.raises(DataError, match=r"several copies of the original version in .*archive/Original, .*copy/Origin"):
+    with pytest.raises(DataError, match=r"several copies of the original version of .*archive/Original, .*copy/Origin"):
         Dataset.load("all_aria", root=tree.parent)
 
 
@@ -124,22 +128,22 @@ def test_other_names_are_left_out_and_counted(
         dataset = Dataset.load("all_aria", root=tree)
     assert dataset.table["sample"].tolist() == SAMPLES
     assert f"left out {left_out} files" in caplog.text
-    assert "6 of the 3256 declared for images are there" in caplog.text
-    assert "1 of the 985 declared for Early are there" in caplog.text
+    assert "not all that all_aria declares is there: images: 6 of 3,256" in caplog.text
+    assert "Early: 1 of 985" in caplog.text
 
 
 def test_what_is_not_there_is_said(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"There is no folder .*gone \(the nearest that exists is "):
+    with pytest.raises(DataError, match=r"gone does not exist \(the nearest folder that exists is "):
         Dataset.load("all_aria", root=tmp_path / "gone")
     with zipfile.ZipFile(tmp_path / "archive.zip", "w") as archive:
         archive.writestr("x", b"x")
     with pytest.raises(DataError, match="is an archive, not a folder: unpack it first"):
         Dataset.load("all_aria", root=tmp_path / "archive.zip")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match=r"does not hold the original version .* Found: nothing"):
+    with pytest.raises(DataError, match=r"does not look like the original version .* Found in it: nothing"):
         Dataset.load("all_aria", root=tmp_path / "empty")
     (tmp_path / "one" / "Early").mkdir(parents=True)
-    with pytest.raises(DataError, match=r"does not hold the original version .* Found: Early"):
+    with pytest.raises(DataError, match=r"does not look like the original version .* Found in it: Early"):
         Dataset.load("all_aria", root=tmp_path / "one")
     (tmp_path / "one" / "Pro").mkdir()
     with pytest.raises(DataError, match="hold no images of this data set"):

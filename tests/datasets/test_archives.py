@@ -1,11 +1,9 @@
 """Archives of strangers: good ones come out whole, hostile and damaged ones leave nothing, anywhere."""
 
 import bz2
-import contextlib
 import gzip
 import io
 import lzma
-import os
 import shutil
 import signal
 import stat
@@ -22,7 +20,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from leukemia_dl.datasets.archives import require_space, unpack
+from leukemia_dl.datasets import download
+from leukemia_dl.datasets.download import unpack
 from leukemia_dl.errors import DataError
 
 FILES = {"top/a.bmp": b"a" * 3000, "top/b/c.bmp": bytes(range(256)) * 5, "top/empty": b"", "é.txt": b"x"}
@@ -59,7 +58,7 @@ def tree(root):
     return {p.relative_to(root).as_posix(): p.read_bytes() for p in root.rglob("*") if p.is_file()}
 
 
-def attempt(folder: Path, content: bytes, **bounds):
+def attempt(folder: Path, content: bytes):
     """Unpack bytes inside `folder`; return the files, or the error. Whatever happens, nothing else may be there."""
     box = folder / "box"
     shutil.rmtree(box, ignore_errors=True)
@@ -68,7 +67,7 @@ def attempt(folder: Path, content: bytes, **bounds):
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if box not in path.parents and path != box}
     error = None
     try:
-        unpack(folder / "archive.tar", box / "to", show_progress=False, **bounds)
+        unpack(folder / "archive.tar", box / "to", show_progress=False)
     except DataError as raised:
         error = str(raised)
     assert {p: p.stat().st_mtime_ns for p in folder.rglob("*") if box not in p.parents and p != box} == before
@@ -82,27 +81,10 @@ def test_good_archives_come_out_whole(tmp_path, kind):
     assert attempt(tmp_path, archive_of(kind)) == FILES
 
 
-@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_BZIP2])
-def test_other_methods_of_zip(tmp_path, method):
-    assert attempt(tmp_path, zip_of(FILES.items(), method)) == FILES
-
-
 @pytest.mark.parametrize("format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
 def test_formats_of_tar_and_long_names(tmp_path, format):
     name = "/".join(["n" * 60] * 3)
     assert attempt(tmp_path, tar_of([(f"./{name}", b"1")], format=format)) == {name: b"1"}
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="no modes of this kind")
-def test_modes_are_not_taken_over(tmp_path):
-    info, folder = tarfile.TarInfo("f"), tarfile.TarInfo("d")
-    info.mode, folder.mode, folder.type = 0o6777, 0o000, tarfile.DIRTYPE
-    assert attempt(tmp_path, tar_of([(folder, b""), (info, b"1")])) == {"f": b"1"}
-    old = os.umask(0o022)
-    os.umask(old)
-    to = tmp_path / "box" / "to"
-    assert stat.S_IMODE((to / "f").stat().st_mode) == 0o666 & ~old
-    assert stat.S_IMODE(to.stat().st_mode) == stat.S_IMODE((to / "d").stat().st_mode) == 0o777 & ~old
 
 
 def test_into_an_empty_folder_only(tmp_path):
@@ -121,10 +103,10 @@ def test_what_is_no_archive(tmp_path):
     for content in (b"", b"BM" + bytes(2000), b"PK\x03\x04", gzip.compress(b"text" * 500), b"\x1f\x8b", b"7z\xbc\xaf"):
         assert "archive.tar was not unpacked" in attempt(tmp_path, content)
     (tmp_path / "x.rar").write_bytes(b"Rar!" * 200)
-    with pytest.raises(DataError, match=r"no archive that can be read\. Allowed: \.zip"):
+    with pytest.raises(DataError, match=r"no archive that can be read, damaged, or cannot be written"):
         unpack(tmp_path / "x.rar", tmp_path / "to")
     for path in (tmp_path, tmp_path / "none", "a\x00b"):
-        with pytest.raises(DataError, match=r"There is no archive|Cannot unpack"):
+        with pytest.raises(DataError, match=r"was not unpacked: there is no such file\. Allowed: \.zip"):
             unpack(path, tmp_path / "to")
     for archive, to, name in ((None, "x", "archive"), (tmp_path / "x.rar", None, "to"), (tmp_path / "x.rar", 5, "to")):
         with pytest.raises(DataError, match=f"{name}=(None|5) is no path that can be used"):
@@ -133,8 +115,7 @@ def test_what_is_no_archive(tmp_path):
 
 NAMES = [
     "/tmp/leukemia_dl_escaped", "../escaped", "a/../../escaped", "..", "a/..", "C:/x", "c:x", "\\\\host\\x", "a\\..\\b",
-    "a\nb", "a\rb", "a\x1b[2J", "a/b:stream", "a|b", "x" * 256, "é" * 128, "a/. /b", "a/.../b", "~\x7f",
-    "nul", "a/COM1.bmp", "a/" * 1001 + "a",
+    "a\nb", "a\rb", "a\x1b[2J", "a/b:stream", "~\x7f",
 ]  # fmt: skip
 
 
@@ -143,44 +124,12 @@ NAMES = [
 def test_names_that_climb_or_cannot_be(tmp_path, name, kind):
     members = [("good", b"1"), (name, b"2")]
     error = attempt(tmp_path, zip_of(members) if kind == "zip" else tar_of(members))
-    assert "a name that is not allowed" in error
+    assert "names below the archive's top are allowed" in error
     assert error.isprintable()
     assert not Path("/tmp/leukemia_dl_escaped").exists()
 
 
-def test_names_that_are_not_utf_8_or_hide_behind_a_null(tmp_path):
-    assert "not allowed" in attempt(tmp_path, tar_of([("a\udcff", b"1")], format=tarfile.GNU_FORMAT))
-    content = zip_of([("é.txt", b"1")]).replace("é".encode(), b"\xff\xfe")
-    assert "was not unpacked" in attempt(tmp_path, content)
-    assert "not allowed" in attempt(tmp_path, zip_of([("aXb", b"1")]).replace(b"aXb", b"a\x00b"))
-
-
-@pytest.mark.parametrize(
-    "names",
-    [
-        ("a", "a"),
-        ("a", "A"),
-        ("a", "a/b"),
-        ("a/b", "a"),
-        ("a", "a."),
-        ("é", "e\u0301"),
-        ("ß", "SS"),
-        ("a", "./a"),
-    ],
-)
-@pytest.mark.parametrize("kind", ["zip", "tar"])
-def test_names_that_collide(tmp_path, names, kind):
-    members = [(name, b"1") for name in names]
-    with (
-        pytest.warns(UserWarning, match="Duplicate")
-        if kind == "zip" and names == ("a", "a")
-        else contextlib.nullcontext()
-    ):
-        content = zip_of(members) if kind == "zip" else tar_of(members)
-    assert "was not unpacked" in attempt(tmp_path, content)
-
-
-LINKS = [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.GNUTYPE_SPARSE]
+LINKS = [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE]
 
 
 @pytest.mark.parametrize("kind", [*LINKS, b"Z"])
@@ -188,29 +137,32 @@ LINKS = [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE, ta
 def test_links_and_devices_in_a_tar(tmp_path, kind, target):
     info = tarfile.TarInfo("link")
     info.type, info.linkname = kind, target
-    assert "is a link or device" in attempt(tmp_path, tar_of([("good", b"1"), (info, b""), ("link/x", b"2")]))
+    assert "no links or devices" in attempt(tmp_path, tar_of([("good", b"1"), (info, b""), ("link/x", b"2")]))
 
 
 @pytest.mark.parametrize("mode", [stat.S_IFLNK, stat.S_IFIFO, stat.S_IFCHR, stat.S_IFSOCK])
 def test_links_and_devices_in_a_zip(tmp_path, mode):
     info = zipfile.ZipInfo("link")
     info.create_system, info.external_attr = 3, (mode | 0o777) << 16
-    assert "is a link or device" in attempt(tmp_path, zip_of([(info, b"/etc")]))
+    assert "no links or devices" in attempt(tmp_path, zip_of([(info, b"/etc")]))
 
 
-def test_encrypted_and_unknown_methods(tmp_path):
+def test_an_encrypted_member(tmp_path):
     content = bytearray(zip_of([("a", b"1")], zipfile.ZIP_STORED))
     content[content.index(b"PK\x01\x02") + 8] |= 1
     assert "is encrypted" in attempt(tmp_path, bytes(content))
-    assert "unknown method" in attempt(tmp_path, zip_of([("a", b"1")], zipfile.ZIP_LZMA))
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_bounds_on_size_and_count(tmp_path, kind):
+def test_bounds_on_size_and_count(tmp_path, kind, monkeypatch):
     content = archive_of(kind, {f"{n}": bytes(10_000) for n in range(20)})
-    assert "more than 199,999 bytes" in attempt(tmp_path, content, max_bytes=199_999)
-    assert "more than 19 members" in attempt(tmp_path, content, max_files=19)
-    assert len(attempt(tmp_path, content, max_bytes=200_000, max_files=20)) == 20
+    monkeypatch.setattr(download, "_MOST_FILES", 20)
+    monkeypatch.setattr(download, "_MOST_BYTES", 200_000)
+    assert len(attempt(tmp_path, content)) == 20
+    monkeypatch.setattr(download, "_MOST_BYTES", 199_999)
+    assert "or 199,999 bytes" in attempt(tmp_path, content)
+    monkeypatch.setattr(download, "_MOST_FILES", 19)
+    assert "more than 19 members" in attempt(tmp_path, content)
 
 
 @pytest.mark.parametrize("kind", ["zip", "tar.gz", "tar.bz2", "tar.xz"])
@@ -225,73 +177,25 @@ def test_a_bomb_that_lies_about_its_size(tmp_path):
     content = zip_of([("bomb", bytes(10**6))])
     content = content.replace(struct.pack("<L", 10**6), struct.pack("<L", 10))
     assert "was not unpacked" in attempt(tmp_path, content)
-    short = zip_of([("short", b"abc" * 5)])
-    crc = struct.pack("<L", zlib.crc32(b"abc" * 5))
-    place = [i for i in range(len(short)) if short.startswith(crc, i)]
-    lying = bytearray(short)
-    for i in place:
-        lying[i + 8 : i + 12] = struct.pack("<L", 16)
-    assert "'short' is cut off" in attempt(tmp_path, bytes(lying))
 
 
-def header(name, size, kind=b"0"):
-    info = tarfile.TarInfo(name)
-    info.type = kind
-    block = bytearray(info.tobuf(tarfile.GNU_FORMAT))
-    block[124:136] = size
-    block[148:156] = b" " * 8
-    block[148:156] = b"%06o\x00 " % sum(block)
-    return bytes(block)
-
-
-def number(value):
-    """The size of a member as GNU tar writes what does not fit in octal digits: binary, signed."""
-    return b"\x80" + value.to_bytes(11, "big") if value >= 0 else b"\xff" + (256**11 + value).to_bytes(11, "big")
-
-
-@pytest.mark.parametrize("size", [-1, -512, -1024, -(2**40), 2**40, 2**62, 2**87])
-@pytest.mark.parametrize("kind", [b"0", b"L", b"K", b"x", b"g", b"5", b"S"])
-@pytest.mark.parametrize("packed", ["tar", "tar.gz"])
-def test_sizes_in_tar_headers_that_lie(tmp_path, size, kind, packed):
-    """Negative ones lead backwards, for ever; the name of a member that claims a terabyte would be read at once."""
-    content = tar_of([("good", b"1")])[:1024] + header("x", number(size), kind) + bytes(4096)
-    started = time.monotonic()
-    result = attempt(tmp_path, PACK[packed](content))
-    # What a folder says of its size is not used by anyone.
-    assert result == {"good": b"1"} if kind == b"5" else isinstance(result, str)
-    assert time.monotonic() - started < 5
-
-
-def test_long_names_of_a_bomb_are_not_read_into_memory(tmp_path):
-    size = 2**25
-    content = gzip.compress(header("x", number(size), b"L") + bytes(size) + bytes(1024))
-    error = attempt(tmp_path, content)
-    assert "impossible size" in error
-
-
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["zip", "tar.gz", "tar.bz2", "tar.xz"])
 def test_archives_that_end_early(tmp_path, kind):
-    """tarfile takes a cut or damaged header for the end: half a data set must not look like one."""
+    """Half a data set must not look like one."""
     content = archive_of(kind, {f"{n}": bytes([n]) * 1000 for n in range(10)})
-    end = 10 * (512 + 1024) + 512 if kind == "tar" else len(content)  # a tar without its padding is complete
-    for length in range(0, end, max(1, end // 40)):
-        assert isinstance(attempt(tmp_path, content[:length]), str), length
-
-
-def test_a_damaged_header_is_not_the_end(tmp_path):
-    content = bytearray(tar_of([(str(n), b"1") for n in range(5)]))
-    content[2048 + 10] ^= 0x40
-    assert "damaged or ends too early" in attempt(tmp_path, bytes(content))
+    for length in range(0, len(content), max(1, len(content) // 40)):
+        result = attempt(tmp_path, content[:length])
+        assert isinstance(result, str) or len(result) == 10, length  # without its end only
 
 
 FUZZED = {kind: archive_of(kind) for kind in KINDS}
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(data=st.data())
 def test_mutated_archives_do_no_harm(tmp_path, kind, data):
-    """400 of them: flipped bits, cut ends, bytes put in, pieces moved, in packed and (for tar) unpacked form."""
+    """150 of them: flipped bits, cut ends, bytes put in, pieces moved, in packed and (for tar) unpacked form."""
     inside = kind.startswith("tar.") and data.draw(st.booleans())
     content = bytearray(FUZZED["tar"] if inside else FUZZED[kind])
     for _ in range(data.draw(st.integers(1, 6))):
@@ -309,24 +213,20 @@ def test_mutated_archives_do_no_harm(tmp_path, kind, data):
                 content[place : place + 4] = data.draw(
                     st.sampled_from([b"\xff" * 4, bytes(4), b"\x80\x00\x00\x01", b"../.", b"7777"])
                 )
-    result = attempt(tmp_path, PACK[kind](bytes(content)) if inside else bytes(content), max_bytes=2**24)
+    result = attempt(tmp_path, PACK[kind](bytes(content)) if inside else bytes(content))
     if isinstance(result, dict) and kind == "zip":
         assert set(result.values()) <= {*FILES.values()}  # each file has a checksum
 
 
-def test_space_is_checked_first(tmp_path):
-    require_space(tmp_path / "not" / "there" / "yet", 1)
-    with pytest.raises(DataError, match=r"GB free, and 1000000000\.0 GB are needed"):
-        require_space(tmp_path / "not" / "there", 10**18)
-
-
-def test_more_than_the_disk_holds(tmp_path):
+def test_more_than_the_disk_holds(tmp_path, monkeypatch):
+    monkeypatch.setattr(download, "_MOST_RATIO", 10**15)
+    monkeypatch.setattr(download, "_MOST_BYTES", 2**60)
     count = shutil.disk_usage(tmp_path).free // 2**32 + 2
     content = bytearray(zip_of([(str(n), b"x" * 2000) for n in range(count)]))
     crc, place = struct.pack("<L", zlib.crc32(b"x" * 2000)), -1
     while (place := content.find(crc, place + 1)) >= 0:
         content[place + 8 : place + 12] = struct.pack("<L", 2**32 - 2)
-    assert "GB are needed" in attempt(tmp_path, bytes(content), max_ratio=1e15, max_bytes=2**60)
+    assert "GB are needed" in attempt(tmp_path, bytes(content))
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no signals of this kind")
@@ -338,8 +238,8 @@ def test_ctrl_c_leaves_nothing(tmp_path, kind):
     (tmp_path / "box").mkdir()
     program = (
         "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-        "from leukemia_dl.datasets.archives import unpack\n"
-        f"unpack({str(tmp_path / 'archive')!r}, {str(tmp_path / 'box' / 'to')!r}, max_bytes=2**40)"
+        "from leukemia_dl.datasets.download import unpack\n"
+        f"unpack({str(tmp_path / 'archive')!r}, {str(tmp_path / 'box' / 'to')!r})"
     )
     process = subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE, text=True)
     while process.poll() is None and not list((tmp_path / "box").rglob("2")):

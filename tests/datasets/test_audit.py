@@ -33,7 +33,7 @@ def kinds(report):
 def dataset_of(rows, folder, class_names=("hem", "all")):
     """Make a data set of (path, label, further columns) and take no notice of what the balance says of so few."""
     frame = pd.DataFrame(rows)
-    return Dataset.from_dataframe(frame, root=folder, class_names=class_names)
+    return Dataset.from_dataframe(frame, images_root=folder, class_names=class_names)
 
 
 def save(path, pixels, **how):
@@ -250,7 +250,7 @@ def test_a_large_set_of_equal_files_hides_no_error(tmp_path, write_image, unknow
         fold = folds[number * 3 // 24]
         rows.append({"path": path.name, "label": "a", "subject": f"s{number}", "fold": fold})
     rows.append({"path": write_image(tmp_path / "other.png", 2).name, "label": "b", "subject": "t", "fold": 0})
-    dataset = Dataset.from_dataframe(pd.DataFrame(rows), root=tmp_path)
+    dataset = Dataset.from_dataframe(pd.DataFrame(rows), images_root=tmp_path)
     assert not audit(dataset, show_progress=False).ok
 
 

@@ -38,7 +38,7 @@ def test_everything_that_may_be_in_it(folder: Path) -> None:
 
 
 def test_class_names_give_the_order(folder: Path) -> None:
-    dataset = Dataset.load("csv", root=save(folder, GOOD), class_names="hem,all")
+    dataset = Dataset.load("csv", path=save(folder, GOOD), class_names="hem,all")
     assert dataset.class_names == ("hem", "all")
     assert dataset.labels.tolist() == [0, 1]
 
@@ -47,10 +47,10 @@ def test_a_canvas_keeps_the_scale(folder: Path) -> None:
     path = save(folder, GOOD)
     assert Dataset.from_csv(path).info.canvas is None
     assert Dataset.from_csv(path, canvas=450).info.canvas == 450
-    loaded = Dataset.load("csv", root=path, canvas=450)
+    loaded = Dataset.load("csv", path=path, canvas=450)
     assert loaded.info.canvas == 450
     assert loaded.source["options"] == {"canvas": 450}
-    numpy = Dataset.load("csv", root=path, canvas=np.int64(450))
+    numpy = Dataset.load("csv", path=path, canvas=np.int64(450))
     assert type(numpy.source["options"]["canvas"]) is type(numpy.info.canvas) is int
     assert loaded.fingerprint == Dataset.from_csv(path).fingerprint
 
@@ -92,7 +92,8 @@ def test_root_and_absolute_paths_give_the_same_ids(folder: Path) -> None:
         "absolute": f"path,label\n{folder}/images/0.png,a\n{folder}/images/1.png,b\n",
     }
     ids = [
-        Dataset.from_csv(save(inner, text), root=folder / "images").table["sample"].tolist() for text in texts.values()
+        Dataset.from_csv(save(inner, text), images_root=folder / "images").table["sample"].tolist()
+        for text in texts.values()
     ]
     ids.append(Dataset.from_csv(save(inner, texts["absolute"])).table["sample"].tolist())
     ids.append(
@@ -104,7 +105,7 @@ def test_root_and_absolute_paths_give_the_same_ids(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "is empty. Wanted: a CSV file in UTF-8"),
+        ("", "cannot be read as CSV in UTF-8: No columns .*Wanted: a CSV file in UTF-8"),
         ("path,label\n", "has no rows"),
         ("file,label\n0.png,a\n", "needs the columns path and label, once each. Found: file, label"),
         ("path;label\nimages/0.png;a\n", "Found: path;label"),
@@ -139,7 +140,7 @@ def test_unknown_label(folder: Path) -> None:
 
 
 def test_other_encodings(folder: Path) -> None:
-    with pytest.raises(DataError, match=r"table\.csv is not in UTF-8 .*save it as such"):
+    with pytest.raises(DataError, match=r"table\.csv cannot be read as CSV in UTF-8: .*codec can't decode"):
         Dataset.from_csv(save(folder, "path,label\nimages/0.png,caf\xe9\n", "latin-1"))
 
 
@@ -148,5 +149,7 @@ def test_no_file_a_folder_no_root(folder: Path) -> None:
         Dataset.from_csv(folder / "gone.csv")
     with pytest.raises(DataError, match=r"is a folder\. .*Dataset\.from_folder"):
         Dataset.from_csv(folder)
-    with pytest.raises(SettingsError, match=r"'csv' is read from a place of yours: pass root=PATH"):
+    with pytest.raises(
+        SettingsError, match=r"'csv' is read from your disk: pass path=\.\.\. \(command line: --root PATH\)"
+    ):
         Dataset.load("csv")

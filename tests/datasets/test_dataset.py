@@ -35,7 +35,7 @@ def small(tmp_path: Path, write_image: Callable[..., Path]) -> Dataset:
     frame["path"] = [f"{name}.png" for name in frame["path"]]
     for number, name in enumerate(frame["path"]):
         write_image(tmp_path / "images" / name, min(number, 4))
-    return Dataset.from_dataframe(frame, root=tmp_path / "images", class_names=["hem", "all"])
+    return Dataset.from_dataframe(frame, images_root=tmp_path / "images", class_names=["hem", "all"])
 
 
 def test_columns_dtypes_and_defaults() -> None:
@@ -125,7 +125,7 @@ def test_what_is_no_path_is_named() -> None:
     for make, name in (
         (lambda: Dataset.from_csv(None), "path=None"),
         (lambda: Dataset.from_folder(None), "root=None"),
-        (lambda: Dataset.load("csv", root=5), "root=5"),
+        (lambda: Dataset.load("csv", path=5), "path=5"),
         (lambda: Dataset.from_folder(["a"]), r"root=\['a'\]"),
     ):
         with pytest.raises(DataError, match=f"{name} is no path that can be used"):
@@ -134,11 +134,11 @@ def test_what_is_no_path_is_named() -> None:
 
 @pytest.mark.parametrize("canvas", [0, -450, 450.0, True, "450", 4_473])
 def test_a_canvas_is_a_side_in_pixels(tmp_path: Path, canvas: object) -> None:
-    message = rf"size must be a whole number from 1 to 4,472. Received: size={canvas!r}"
+    message = rf"canvas must be a whole number from 1 to 4,472. Received: canvas={canvas!r}"
     for make in (
         lambda: DatasetInfo("cells", "Cells", "none", "nobody", canvas=canvas),
         lambda: Dataset.from_folder(tmp_path, canvas=canvas),
-        lambda: Dataset.load("csv", root=tmp_path / "x.csv", canvas=canvas),
+        lambda: Dataset.load("csv", path=tmp_path / "x.csv", canvas=canvas),
         lambda: Dataset.from_dataframe(a_frame(), canvas=canvas),
     ):
         with pytest.raises(SettingsError, match=message):
@@ -175,7 +175,7 @@ def test_fingerprint_knows_neither_place_nor_order(small: Dataset, tmp_path: Pat
     shutil.copytree(tmp_path / "images", tmp_path / "elsewhere")
     frame = small.table.iloc[::-1].drop(columns="path")
     frame["path"] = frame["sample"]
-    moved = Dataset.from_dataframe(frame, root=tmp_path / "elsewhere", class_names=["hem", "all"])
+    moved = Dataset.from_dataframe(frame, images_root=tmp_path / "elsewhere", class_names=["hem", "all"])
     assert moved.table["sample"].tolist() == small.table["sample"].tolist()[::-1]
     assert moved.fingerprint == small.fingerprint
 
@@ -240,7 +240,7 @@ def test_to_numpy_names_ten_of_many(tmp_path: Path) -> None:
         (tmp_path / f"{number}.png").write_bytes(b"no image")
     frame = pd.DataFrame({"path": [f"{number}.png" for number in range(14)], "label": ["a", "b"] * 7})
     with pytest.raises(ImageError, match="and 4 more") as caught:
-        Dataset.from_dataframe(frame, root=tmp_path).to_numpy(Pipeline.default(4, canvas=450))
+        Dataset.from_dataframe(frame, images_root=tmp_path).to_numpy(Pipeline.default(4, canvas=450))
     assert str(caught.value).count("it is none of BMP") == 10
 
 

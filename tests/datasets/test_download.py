@@ -14,26 +14,28 @@ import threading
 import time
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
 
 from leukemia_dl.datasets import Dataset
 from leukemia_dl.datasets import download as module
-from leukemia_dl.datasets.download import DOWNLOADS, KaggleDataset, check_counts, download
+from leukemia_dl.datasets.download import DOWNLOADS, check_counts, download
 from leukemia_dl.errors import DataError, UnknownNameError
 
 needs_kagglehub = pytest.mark.skipif(importlib.util.find_spec("kagglehub") is None, reason="kagglehub is not installed")
-SMALL = KaggleDataset("andrewmvd/leukemia-classification", 10**7)
+SMALL = ("andrewmvd/leukemia-classification", 10**7)
+PAGE = "https://www.kaggle.com/datasets/andrewmvd/leukemia-classification"
 
 
-def start(to, *arguments, unpacked=SMALL.unpacked, before="", **environment):
+def start(to, *arguments, unpacked=SMALL[1], before="", **environment):
     """Start the command in a process of its own, for a data set of that size; no proxy or token of the user's."""
     program = (
         f"import sys; sys.argv = {['leukemia-dl', 'download', 'c_nmc_2019', '--to', str(to), *map(str, arguments)]!r}\n"
         "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "from leukemia_dl.datasets import download\n"
-        f"download.DOWNLOADS = {{'c_nmc_2019': download.KaggleDataset({SMALL.handle!r}, {unpacked})}}\n"
+        f"download.DOWNLOADS = {{'c_nmc_2019': ({SMALL[0]!r}, {unpacked})}}\n"
         f"{before}\nfrom leukemia_dl.cli import main; main()"
     )
     kept = {k: v for k, v in os.environ.items() if "proxy" not in k.lower() and "KAGGLE" not in k}
@@ -58,8 +60,7 @@ def archive(c_nmc_tree, tmp_path_factory):
 
 
 def test_what_can_be_downloaded():
-    assert DOWNLOADS["c_nmc_2019"].url == "https://www.kaggle.com/datasets/andrewmvd/leukemia-classification"
-    assert set(DOWNLOADS) <= {"c_nmc_2019"}
+    assert {"c_nmc_2019": (SMALL[0], 10_400_000_000)} == DOWNLOADS
     with pytest.raises(UnknownNameError, match=r"no data set to download 'c_nmc'.*Known: c_nmc_2019"):
         download("c_nmc", "x")
 
@@ -132,7 +133,7 @@ def test_without_kagglehub_the_ways_out_are_named(tmp_path):
     assert code == 1
     assert len(re.findall("^Error: ", error, re.MULTILINE)) == 1
     assert "Traceback" not in error
-    for text in ("pip install 'leukemia-dl[kaggle]'", DOWNLOADS["c_nmc_2019"].url, "--archive FILE"):
+    for text in ("pip install 'leukemia-dl[kaggle]'", PAGE, "--archive FILE"):
         assert text in error
     assert not (tmp_path / "to").exists()
 
@@ -257,12 +258,15 @@ def test_an_archive_that_is_none_is_one_error(tmp_path):
     server.shutdown()
 
 
-def test_the_environment_is_put_back(monkeypatch):
+def test_the_environment_is_put_back(tmp_path, monkeypatch):
     monkeypatch.setenv("KAGGLEHUB_CACHE", "mine")
     monkeypatch.delenv("DISABLE_COLAB_CACHE", raising=False)
-    before = dict(os.environ)
-    with module._environment(KAGGLEHUB_CACHE="x", DISABLE_COLAB_CACHE="1"):
-        assert os.environ["KAGGLEHUB_CACHE"] == "x"
+    monkeypatch.setattr(module, "DOWNLOADS", {"c_nmc_2019": SMALL})
+    seen, before = {}, dict(os.environ)
+    fake = SimpleNamespace(dataset_download=lambda handle: seen.update(os.environ, handle=handle) or str(tmp_path))
+    monkeypatch.setitem(sys.modules, "kagglehub", fake)
+    assert module._fetch("c_nmc_2019", tmp_path / "to") == tmp_path
+    assert (seen["handle"], seen["KAGGLEHUB_CACHE"]) == (SMALL[0], str(tmp_path / "to" / ".kagglehub"))
     assert dict(os.environ) == before
 
 

@@ -14,7 +14,7 @@ from leukemia_dl.errors import DataError
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("LEUKEMIA_DL_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(hashes, "_SETTLED_NS", 0)
-    monkeypatch.setattr(hashes, "_unusable", set())
+    hashes._warn_once.cache_clear()
     return tmp_path / "cache"
 
 
@@ -43,7 +43,7 @@ def test_the_next_process_does_not_read_again(tmp_path: Path, cache: Path, monke
     path = old(tmp_path / "a", b"one")
     first = file_hash(str(path))
     hashes._remembered.cache_clear()  # as in a new process
-    monkeypatch.setattr(hashes, "_read", lambda key: pytest.fail(f"read {key} again"))
+    monkeypatch.setattr(hashes, "sha256_of_file", lambda key: pytest.fail(f"read {key} again"))
     assert file_hash(str(path)) == first
     assert remembered(cache) == 1
 

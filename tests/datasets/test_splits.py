@@ -181,7 +181,7 @@ def test_files_need_not_be_images(tmp_path: Path, write_image: Callable[..., Pat
     rows = [(f"{name}{i}.bmp", name, f"{name}{i // 2}") for name in "ab" for i in range(8)]
     for path, *_ in rows:
         (tmp_path / path).write_text(path)
-    dataset = Dataset.from_dataframe(pd.DataFrame(rows, columns=["path", "label", "subject"]), root=tmp_path)
+    dataset = Dataset.from_dataframe(pd.DataFrame(rows, columns=["path", "label", "subject"]), images_root=tmp_path)
     assert_clean(dataset, make_splits(dataset, "holdout")[0])
 
 

@@ -125,7 +125,7 @@ def audit(
 
     Args:
         dataset: Any data set.
-        manifest: The files that there should be, for `datasets.manifest.read_manifest`; found by the ends of paths.
+        manifest: The files that there should be, for `datasets.verify.read_manifest`; found by the ends of paths.
         show_progress: Whether to show progress.
         partial: Whether files of the manifest may be missing: there is then no finding `missing_file`.
 
@@ -135,7 +135,7 @@ def audit(
     Raises:
         DataError: If the manifest cannot be read or is none. It is read before the images.
     """
-    from leukemia_dl.datasets.manifest import read_manifest
+    from leukemia_dl.datasets.verify import read_manifest
 
     expected = None if manifest is None else read_manifest(manifest)
     table = dataset.table

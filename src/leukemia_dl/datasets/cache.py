@@ -18,12 +18,8 @@ _UNFINISHED = ".*-" + 8 * "[0-9a-f]" + "*"  # in a folder of the user nothing el
 def user_path(path: str | Path, name: str = "") -> Path:
     """Return a path as a user writes it, absolute, with `~` and `~name` replaced by home folders.
 
-    Args:
-        path: What came.
-        name: Of the argument that it is, for the message.
-
     Raises:
-        DataError: If there is no such user, or it is no path.
+        DataError: If there is no such user, or it is no path; the message has the `name` of the argument.
     """
     try:
         return Path(path).expanduser().absolute()
@@ -33,8 +29,7 @@ def user_path(path: str | Path, name: str = "") -> Path:
 
 def cache_dir() -> Path:
     """Return the cache folder, which need not exist: `LEUKEMIA_DL_CACHE` if set, else the user's cache folder."""
-    chosen = os.environ.get("LEUKEMIA_DL_CACHE")
-    if chosen:
+    if chosen := os.environ.get("LEUKEMIA_DL_CACHE"):
         return user_path(chosen)
     from platformdirs import user_cache_dir
 
@@ -73,22 +68,23 @@ def in_use(place: Path) -> None:
 def make_room(place: Path, needed: int) -> None:
     """Keep the cache within its limit when `needed` bytes are to be written at `place`; other folders have no limit.
 
-    The files that were not used for longest are deleted first, but none that was used within a day: another process may
-    use it again. Unfinished files of killed processes beside `place` are deleted when they are a day old.
+    The least recently used files are deleted first, but none that was used within a day: another process may use it
+    again.
     """
-    yesterday = time.time() - 86_400
     for left in place.parent.glob(_UNFINISHED):
         with contextlib.suppress(OSError):
-            if left.lstat().st_mtime < yesterday:
+            if left.lstat().st_mtime < time.time() - 86_400:
                 _delete(left)
     kept = cache_use() if cache_dir() in place.parents else []
     over = sum(size for _, size, _ in kept) + needed - cache_limit()
     for used, size, old in kept:
-        if over <= 0 or used > yesterday:
+        if over <= 0 or used > time.time() - 86_400:
             break
         over -= size
         with contextlib.suppress(OSError):
-            _delete(old.rename(old.with_name(f".{old.name}-00000000")))  # at any moment it is whole or not there
+            _delete(
+                old.rename(old.with_name(f".{old.name}-00000000.unfinished"))
+            )  # at any moment it is whole or absent
             old.with_name(f"{old.name}.sha256").unlink(missing_ok=True)
 
 

@@ -6,19 +6,21 @@ import logging
 import os
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike, NDArray
 
 from leukemia_dl.errors import DataError
 
-__all__ = ["COLUMNS", "SPLITS", "TEXT", "UNKNOWN_PATIENTS", "counted", "name_key", "one_spelling", "typed"]
+__all__ = ["COLUMNS", "SPLITS", "TEXT", "counted", "differing_counts", "name_key", "one_spelling", "typed"]
+__all__ += ["UNKNOWN_PATIENTS", "problem_of", "row_numbers"]
 
 COLUMNS = ("sample", "path", "label", "subject", "group", "field", "cell", "fold", "split", "same_cell")
 SPLITS = ("train", "val", "test", "preliminary", "final")
-# Named in full: what "string" means depends on the version of pandas and on whether pyarrow is installed, and arrow
-# cannot hold file names that are not UTF-8.
+# Not "string", which depends on the version of pandas and on pyarrow; arrow cannot hold file names that are not UTF-8.
 TEXT = pd.StringDtype("python")
 UNKNOWN_PATIENTS = frozenset({"-", "?", "#n/a", "<na>", "n/a", "na", "nan", "none", "null", "unknown"})
 """Words, in lower case, for an unknown patient. Taken as names, they would make all unknown patients one."""
@@ -33,17 +35,45 @@ def typed(table: pd.DataFrame) -> pd.DataFrame:
         DataError: If a fold is no whole number.
     """
     table = table.reindex(columns=list(COLUMNS)).reset_index(drop=True)
-    for column in COLUMNS:
-        if column == "fold":
-            table[column] = _whole_numbers(table[column])
-        elif table[column].dtype != TEXT:
+    for column in table.columns.drop("fold"):
+        if table[column].dtype != TEXT:
             table[column] = table[column].convert_dtypes().astype(TEXT)
+    try:
+        table["fold"] = pd.to_numeric(table["fold"]).astype("Int64")
+    except (TypeError, ValueError, OverflowError) as error:
+        received = sorted(map(str, table["fold"].dropna().unique()))[:5]
+        raise DataError(f"Folds are whole numbers. Received: {received}.") from error
     # Not resolve(), which follows links: two links to one file are two samples.
     paths = [path if path is pd.NA else os.path.abspath(path) for path in table["path"]]  # noqa: PTH100
     table["path"] = pd.array(paths, dtype=TEXT)
     table["subject"] = _known_patients(table["subject"])
     table["group"] = _known_patients(table["group"].fillna(table["subject"]))
     return table
+
+
+def problem_of(table: pd.DataFrame, names: tuple[str, ...], arrays: Mapping[str, Any]) -> str:
+    """Return why a typed table, class names and arrays by sample id make no data set; "" if they do."""
+    no_path = table["path"].isna() & ~table["sample"].isin(arrays)
+    repeated = table["sample"][table["sample"].duplicated()]
+    groups = table[["subject", "group"]].dropna().drop_duplicates()["subject"]
+    if not len(table):
+        return "has no samples. Check the root, or the rows that were chosen"
+    if len(set(names)) != len(names) or len(names) < 2 or not all(isinstance(n, str) and n for n in names):
+        return f"needs at least two different class names to tell apart. Received: {list(names)!r}"
+    if not all(name.isprintable() for name in names):
+        return f"has a class name that cannot be printed: {list(names)!a}. Rename it"
+    for column, missing in (("sample", table["sample"].isna()), ("path", no_path)):
+        if missing.any():
+            return f"has no {column} in row {int(missing.argmax())}"
+    if len(repeated):
+        return f"has {len(repeated):,} sample ids twice, such as {repeated.iloc[0]!r}: each names one image"
+    for column, allowed in (("label", names), ("split", SPLITS)):
+        if unknown := sorted(set(table[column].dropna()) - set(allowed))[:5]:
+            return f"has the unknown {column} {', '.join(map(repr, unknown))}. Allowed: {', '.join(allowed)}"
+    if groups.duplicated().any():
+        subject = groups[groups.duplicated()].iloc[0]
+        return f"has the subject {subject!r} in two groups. A group is made of whole subjects"
+    return ""
 
 
 def counted(table: pd.DataFrame) -> dict[str, int]:
@@ -55,6 +85,30 @@ def counted(table: pd.DataFrame) -> dict[str, int]:
     return counts
 
 
+def differing_counts(table: pd.DataFrame, declared: Iterable[tuple[str, int]]) -> list[str]:
+    """Return a text for each declared number that a typed table does not have, such as "images: 60 of 15,114"."""
+    found = counted(table)
+    return [f"{name}: {found.get(name, 0):,} of {count:,}" for name, count in declared if found.get(name, 0) != count]
+
+
+def row_numbers(rows: ArrayLike, count: int) -> NDArray[np.int64]:
+    """Return the numbers of the chosen ones of `count` rows, from a mask, in which NA means no, or from numbers."""
+    chosen = np.asarray(rows)
+    if chosen.dtype == object and pd.api.types.infer_dtype(chosen.ravel()) == "boolean":
+        chosen = np.where(pd.isna(chosen), False, chosen).astype(bool)
+    if isinstance(rows, pd.Series) and chosen.dtype == np.bool_:
+        if set(rows.index) != set(range(count)):
+            raise DataError(f"A Series as mask has the index of `table`, 0 to {count - 1}. Received: {rows.index}.")
+        chosen = chosen[np.argsort(rows.index)]
+    if chosen.dtype == np.bool_ and chosen.shape == (count,):
+        chosen = np.flatnonzero(chosen)
+    fits = chosen.ndim == 1 and (chosen.dtype.kind in "iu" or chosen.size == 0)
+    if not fits or (chosen.size and not -count <= chosen.min() <= chosen.max() < count):
+        received = f"Received: {chosen.dtype} {chosen.shape}."
+        raise DataError(f"subset takes a bool mask of length {count} or row numbers below it. {received}")
+    return chosen.astype(np.int64)
+
+
 def name_key(name: str) -> str:
     """Return a key that is equal for spellings of a name that differ only in case, spaces or a trailing `.0`."""
     text = " ".join(unicodedata.normalize("NFC", name).casefold().split())
@@ -64,11 +118,8 @@ def name_key(name: str) -> str:
 def one_spelling(names: pd.Series[Any], what: str, wanted: Sequence[str] = ()) -> pd.Series[Any]:
     """Return names with one spelling for each `name_key`, and warn where there were several.
 
-    Args:
-        names: Text; NA stays.
-        what: The kind of the names, for the warning: "classes".
-        wanted: Spellings that are kept; for other keys the most frequent spelling is kept. If two of `wanted` have the
-            same key, nothing is changed.
+    The spellings in `wanted` are kept, otherwise the most frequent one. If two of `wanted` have the same key, nothing
+    is changed. `what` is the kind of the names for the warning, such as "classes".
     """
     chosen = {name_key(name): name for name in wanted}
     if len(chosen) < len(wanted):
@@ -77,30 +128,20 @@ def one_spelling(names: pd.Series[Any], what: str, wanted: Sequence[str] = ()) -
     for name in names.value_counts().sort_index().sort_values(ascending=False, kind="stable").index:
         found.setdefault(name_key(name), []).append(name)
     for key, spellings in found.items():
-        number = _POINT_ZERO.fullmatch(spellings[0].strip())
-        chosen.setdefault(key, number[1] if number else spellings[0].strip())
+        chosen.setdefault(key, key if _POINT_ZERO.fullmatch(spellings[0].strip()) else spellings[0].strip())
     if several := [key for key, spellings in found.items() if len(spellings) > 1]:
+        message = "%s with several spellings: %d, such as %s, which are taken for one (%r). Spellings that differ in "
+        message += "case, spaces or a trailing .0 only are one name"
         example = ", ".join(map(repr, found[several[0]]))
-        _log.warning(
-            "%s with several spellings: %d, such as %s, which are taken for one (%r). Spellings that differ in case, "
-            "spaces or a trailing .0 only are one name", *(what.capitalize(), len(several), example, chosen[several[0]])
-        )  # fmt: skip
+        _log.warning(message, what.capitalize(), len(several), example, chosen[several[0]])
     return names.map(lambda name: chosen[name_key(name)], na_action="ignore")
 
 
 def _known_patients(column: pd.Series[Any]) -> pd.Series[Any]:
+    """Return names of patients with NA for empty texts and words for unknown ones."""
     column = column.mask(column.str.strip() == "")
     unknown = column.str.strip().str.lower().isin(UNKNOWN_PATIENTS)
     if unknown.any():
         shown = ", ".join(map(repr, sorted(set(column[unknown]))))
         _log.warning("%d images name their patient %s: taken for not known", unknown.sum(), shown)
     return one_spelling(column.mask(unknown), "patients").astype(TEXT)
-
-
-def _whole_numbers(column: pd.Series[Any]) -> pd.Series[Any]:
-    try:
-        return pd.to_numeric(column).astype("Int64")
-    except (TypeError, ValueError, OverflowError) as error:
-        raise DataError(
-            f"Folds are whole numbers. Received: {sorted(map(str, column.dropna().unique()))[:5]}."
-        ) from error

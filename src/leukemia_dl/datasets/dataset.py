@@ -6,22 +6,25 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from leukemia_dl import identity
-from leukemia_dl.datasets.columns import COLUMNS, SPLITS, TEXT, counted, typed
+from leukemia_dl.datasets.audit import AuditReport, audit
+from leukemia_dl.datasets.cache import user_path
+from leukemia_dl.datasets.columns import COLUMNS, SPLITS, TEXT, counted, problem_of, row_numbers, typed
 from leukemia_dl.datasets.hashes import array_hash, file_hashes
-from leukemia_dl.datasets.info import DatasetInfo
+from leukemia_dl.datasets.info import DatasetInfo, joined_info
 from leukemia_dl.datasets.pixels import PixelStore, decode_all
+from leukemia_dl.datasets.sources.csv_file import read_csv
+from leukemia_dl.datasets.sources.folder import read_folder
+from leukemia_dl.datasets.tables import class_list, frame_table
 from leukemia_dl.errors import DataError, unknown_name_error
 from leukemia_dl.preprocess import Pipeline, decode_image
-
-if TYPE_CHECKING:
-    from leukemia_dl.datasets.audit import AuditReport
+from leukemia_dl.preprocess.decode import check_image
 
 __all__ = ["COLUMNS", "SPLITS", "Dataset", "DatasetInfo"]
 
@@ -31,17 +34,16 @@ class Dataset:
     """An immutable table of images with labels and patients, made by `Dataset.load`, `from_folder`, `from_csv` etc.
 
     The columns, missing values being NA: `sample` (a stable id, independent of where the files lie), `path` (absolute;
-    NA for an image that is an array),
-    `label` (a class name; NA: not known), `subject` (the patient), `group` (joins subjects known to share cells; equals
-    `subject` unless the source knows better; splits and intervals use it), `field` (of view), `cell` (all str), `fold`
-    (Int64), `split` (one of `SPLITS`: a side given by the authors), `same_cell` (str: equal for images known to show
-    one and the same cell; NA for all others).
+    NA for an image that is an array), `label` (a class name; NA: not known), `subject` (the patient), `group` (joins
+    subjects known to share cells; equals `subject` unless the source knows better; splits and intervals use it),
+    `field` (of view), `cell` (all str), `fold` (Int64), `split` (one of `SPLITS`: a side given by the authors),
+    `same_cell` (str: equal for images known to show one and the same cell; NA for all others).
 
     Attributes:
         class_names: In label order: class i has label i.
         info: Licence, citation and counts as declared.
-        source: What `Dataset.load` was given, so that it can be loaded again: name, root (absolute) and options; None
-            for one that was made otherwise, or of parts.
+        source: The arguments of `Dataset.load` to load it again: name, root (absolute) and options; None for a data set
+            that was made otherwise, or of parts.
 
     Raises:
         DataError: On creation, if samples repeat, a label is no class, a subject is in two groups, a split is unknown,
@@ -58,7 +60,8 @@ class Dataset:
     def __post_init__(self) -> None:
         object.__setattr__(self, "class_names", tuple(self.class_names))
         object.__setattr__(self, "_table", typed(self._table))
-        self._check()
+        if problem := problem_of(self._table, self.class_names, self._arrays):
+            raise DataError(f"The data set {self.info.name!r} {problem}.")
 
     @classmethod
     def load(cls, name: str, root: str | Path | None = None, **options: Any) -> Dataset:
@@ -66,14 +69,14 @@ class Dataset:
 
         Args:
             name: One of `leukemia_dl.list_datasets()`.
-            root: Its folder, or for "csv" the file; of ours only "synthetic" does without, and uses the cache folder.
+            root: Its folder. "csv" takes `path`, its file, instead; "synthetic" uses the cache folder by default.
             options: The source's own, see the column `options` of `leukemia_dl.dataset_table()`.
 
         Raises:
             UnknownNameError: If there is no such source.
             SettingsError: If the source needs a root, or does not know an option.
-            DataError: If what is there is not such a data set.
         """
+        # The one import of a module above this one: the registry collects sources, also of plugins that use Dataset.
         from leukemia_dl.datasets.registry import load_dataset
 
         return load_dataset(name, root, **options)
@@ -82,30 +85,25 @@ class Dataset:
     def from_folder(
         cls, root: str | Path, class_names: Sequence[str] | None = None, canvas: int | None = None
     ) -> Dataset:
-        """Return the data set of a folder per class; nothing is known of patients then.
+        """Return the data set of a folder per class, without patients.
 
         Folders named after a side (`train`, `TestA`, `validation_set`) or a fold (`fold_0`) may hold a folder per
-        class, or be in each; they make the column `split` or `fold`. Subfolders are searched too. Images that are in no
-        class folder, and files whose suffix is not in `IMAGE_SUFFIXES`, are left out with a warning.
+        class, or be in each; they make the column `split` or `fold`. Images that are in no class folder, and files
+        whose suffix is not in `IMAGE_SUFFIXES`, are left out with a warning.
 
         Args:
             root: The folder.
             class_names: In label order; None for the folders' names, sorted. Where outer and inner folders could both
                 be the classes, this says which are.
             canvas: Side in pixels of one canvas for all images, if they are at one scale; None pads each to a square.
-
-        Raises:
-            DataError: If `root` is no folder, has one class only, others than `class_names`, or two possible readings.
         """
-        from leukemia_dl.datasets.sources.folder import read_folder
-
-        return read_folder(root, class_names=class_names, canvas=canvas)
+        return cls(*read_folder(root, class_names, canvas))
 
     @classmethod
     def from_csv(
         cls,
         path: str | Path,
-        root: str | Path | None = None,
+        images_root: str | Path | None = None,
         class_names: Sequence[str] | None = None,
         canvas: int | None = None,
     ) -> Dataset:
@@ -113,34 +111,32 @@ class Dataset:
 
         Args:
             path: The file; each row needs a label. Cells are text, `007` is not `7`; an empty or NA subject: unknown.
-            root: Folder that relative paths in it start from; None for the folder of the file.
+            images_root: Folder that relative paths start from; None for the folder of the file.
             class_names: In label order; None for the labels found, sorted.
             canvas: As in `from_folder`.
         """
-        from leukemia_dl.datasets.sources.csv_file import read_csv
-
-        return read_csv(path, files=root, class_names=class_names, canvas=canvas)
+        return cls(*read_csv(path, images_root, class_names, canvas))
 
     @classmethod
     def from_dataframe(
         cls,
         frame: pd.DataFrame,
-        root: str | Path | None = None,
+        images_root: str | Path | None = None,
         class_names: Sequence[str] | None = None,
         canvas: int | None = None,
     ) -> Dataset:
         """Return the data set of a table.
 
         Args:
-            frame: Columns `path` and `label` (NA: not known), and of the class's other columns those that are known,
-                in upper or lower case. Without `sample` the ids are the paths below `root`, with forward slashes.
-            root: Folder that relative paths start from; None for the working directory.
+            frame: Columns `path` and `label` (NA: not known), and others of `COLUMNS`, in upper or lower case. Without
+                `sample` the ids are the paths below `images_root`, with `/`.
+            images_root: Folder that relative paths start from; None for the working directory.
             class_names: In label order; None for the labels found, sorted.
             canvas: As in `from_folder`.
         """
-        from leukemia_dl.datasets.frames import read_frame
-
-        return read_frame(frame, root=root, class_names=class_names, canvas=canvas)
+        info = DatasetInfo("dataframe", "Images named by a table", licence="yours", citation="yours", canvas=canvas)
+        start = Path.cwd() if images_root is None else user_path(images_root, "images_root")
+        return cls(*frame_table(frame, info, start, class_names))
 
     @classmethod
     def from_arrays(
@@ -160,18 +156,28 @@ class Dataset:
             images: uint8, (n, height, width, 3), RGB 0..255. Neither copied nor changed; do not change it either.
             labels: int, (n,) or (n, 1): class indices; -1 means: not known.
             class_names: In label order.
-            info: What to say about it: licence, citation, a common canvas.
+            info: Licence, citation, a common canvas.
             samples: Ids (n,), each once; None for 0, 1, 2, ...
-            subjects: Patients (n,); None if they are not known.
-            splits: Sides that its authors give, of `SPLITS` (n,); None if there are none.
-            canvas: As in `from_folder`; None for that of `info`.
-
-        Raises:
-            DataError: If shapes, dtypes or lengths do not fit together, or a label is no class.
+            subjects: Patients (n,), if known.
+            splits: Sides (n,) as the authors give them, if they do.
+            canvas: As in `from_folder`; None for the one of `info`.
         """
-        from leukemia_dl.datasets.frames import read_arrays
-
-        return read_arrays(images, labels, class_names, info, samples, subjects, splits, canvas)
+        check_image(images, batch=True)
+        codes, names, count = np.asarray(labels), class_list(class_names), len(images)
+        if images.ndim != 4 or codes.shape not in ((count,), (count, 1)) or codes.dtype.kind not in "iu":
+            received = f"Received: images {images.shape}, labels {codes.dtype} {codes.shape}."
+            raise DataError(f"Images are uint8 (n, height, width, 3) and labels n whole numbers. {received}")
+        if count and not -1 <= codes.min() <= codes.max() < len(names):
+            received = f"Received: {codes.min()} to {codes.max()}."
+            raise DataError(f"Labels are class indices from 0 to {len(names) - 1}, or -1: not known. {received}")
+        given = {"sample": range(count) if samples is None else samples, "subject": subjects, "split": splits}
+        columns: dict[str, list[Any]] = {name: list(values) for name, values in given.items() if values is not None}
+        if wrong := [name for name, values in columns.items() if len(values) != count]:
+            raise DataError(f"There are {count:,} images, and another number of entries for {', '.join(wrong)}.")
+        table = pd.DataFrame({"label": [None if code < 0 else names[code] for code in codes.ravel()], **columns})
+        info = info or DatasetInfo("arrays", "Images in memory", "yours", "yours")
+        info = info if canvas is None else replace(info, canvas=canvas)
+        return cls(table, names, info, dict(zip(map(str, columns["sample"]), images, strict=True)))
 
     def __len__(self) -> int:
         return len(self._table)
@@ -187,11 +193,7 @@ class Dataset:
 
     @property
     def paths(self) -> list[Path]:
-        """The files, in row order.
-
-        Raises:
-            DataError: If there are images that are no files; `decode` reads them all.
-        """
+        """The files, in row order; DataError if there are images that are no files (`decode` reads them all)."""
         if self._table["path"].isna().any():
             raise DataError(f"The data set {self.info.name!r} has images that are arrays, not files. Use decode(row).")
         return [Path(path) for path in self._table["path"]]
@@ -199,8 +201,7 @@ class Dataset:
     @cached_property
     def labels(self) -> NDArray[np.int64]:
         """Class indices, int64 (n,), read-only; -1 where the label is not known."""
-        codes = pd.Index(self.class_names).get_indexer(pd.Index(self._table["label"].astype(object)))
-        codes = codes.astype(np.int64)
+        codes = pd.Index(self.class_names).get_indexer(pd.Index(self._table["label"].astype(object))).astype(np.int64)
         codes.flags.writeable = False
         return codes
 
@@ -215,9 +216,6 @@ class Dataset:
         """SHA-256 of each file's bytes (or array's shape and bytes), 64 hexadecimal digits, in row order.
 
         Files are read in parallel, once: their hashes are remembered by path, size and time of change.
-
-        Raises:
-            DataError: If a file cannot be read.
         """
         of_files = self._table["path"].dropna()
         hashes = dict(zip(of_files.index, file_hashes(list(of_files)), strict=True))
@@ -239,50 +237,26 @@ class Dataset:
         Args:
             rows: bool mask (n,), NA meaning no, or int row numbers in the wanted order. A mask that is a pandas Series
                 is taken by its index, as pandas does.
-            class_names: In label order, if classes are left out: `ds.subset(ds.labels != 2, ("a", "b"))`; None for all.
+            class_names: In label order, if classes are left out: `ds.subset(ds.labels != 2, ("a", "b"))`.
 
         Raises:
             DataError: If nothing is left, a row is named twice or does not exist, or has a class that is left out.
         """
-        chosen = np.asarray(rows)
-        if isinstance(rows, pd.Series) and chosen.dtype in (np.bool_, object):
-            if set(rows.index) != set(range(len(self))):
-                raise DataError(
-                    f"A Series as mask has the index of `table`, 0 to {len(self) - 1}. Received: {rows.index}."
-                )
-            chosen = np.asarray(rows.sort_index())
-        if chosen.dtype == object and pd.api.types.infer_dtype(chosen.ravel()) == "boolean":
-            chosen = np.where(pd.isna(chosen), False, chosen).astype(bool)
-        if chosen.dtype == np.bool_ and chosen.shape == (len(self),):
-            chosen = np.flatnonzero(chosen)
-        fits = chosen.ndim == 1 and (np.issubdtype(chosen.dtype, np.integer) or chosen.size == 0)
-        if not fits or (chosen.size and not -len(self) <= chosen.min() <= chosen.max() < len(self)):
-            raise DataError(
-                f"subset takes a bool mask of length {len(self)} or row numbers below it. "
-                f"Received: {chosen.dtype} {chosen.shape}."
-            )
-        names = self.class_names if class_names is None else tuple(class_names)
-        table, info = self._table.iloc[chosen.astype(np.int64)], self.info
+        chosen = row_numbers(rows, len(self))
+        table, info = self._table.iloc[chosen], self.info
         if info.declared:  # counts of the whole data set do not hold for a part
             whole, left = counted(self._table), counted(table)
-            same = tuple(item for item in info.declared if whole.get(item[0]) == left.get(item[0]))
-            info = replace(info, declared=same)
-        part = Dataset(table, names, info, self._arrays)
+            info = replace(info, declared=tuple(i for i in info.declared if whole.get(i[0]) == left.get(i[0])))
+        part = Dataset(table, self.class_names if class_names is None else tuple(class_names), info, self._arrays)
         if "content_hashes" in self.__dict__:
             part.__dict__["content_hashes"] = tuple(self.content_hashes[row] for row in chosen)
         return part
 
     def drop_classes(self, names: Sequence[str]) -> Dataset:
-        """Return the data set without the images of some classes; images without a label stay.
+        """Return the data set without the images of the classes `names`; images without a label stay.
 
         `source` keeps the names, so that a benchmark's settings load the same data again.
-
-        Args:
-            names: Classes that are left out; at least two others are needed.
-
-        Raises:
-            UnknownNameError: If there is no such class.
-            DataError: If fewer than two classes are left.
+        An unknown class is an UnknownNameError.
         """
         for name in names:
             if name not in self.class_names:
@@ -303,23 +277,30 @@ class Dataset:
         of both are kept; a common canvas is kept if it is the same.
 
         Args:
-            other: What is added; its classes come after those of this one.
+            other: The data set that is added; its classes come after those of this one.
             label_map: Labels of either to classes of the result, such as `{"Early": "all", "Benign": "hem"}`; a label
                 that is not in it stays as it is.
-
-        Raises:
-            DataError: If the map names a label that neither has, or both have a sample of the same id.
         """
-        from leukemia_dl.datasets.frames import merge
-
-        return merge(self, other, label_map or {})
+        known, renamed = dict.fromkeys([*self.class_names, *other.class_names]), dict(label_map or {})
+        if unknown := sorted(set(renamed) - set(known)):
+            raise DataError(f"label_map names {', '.join(map(repr, unknown))}; the labels are {', '.join(known)}.")
+        class_names = tuple(dict.fromkeys(renamed.get(name, name) for name in known))
+        tables: list[pd.DataFrame] = []
+        arrays: dict[str, NDArray[np.uint8]] = {}
+        for data in (self, other):
+            prefix = "" if self.info.name == other.info.name else f"{data.info.name}/"
+            own = ["sample", "subject", "group", "same_cell"]
+            tables.append(data._table.assign(label=data._table["label"].replace(renamed)))
+            tables[-1][own] = prefix + tables[-1][own]
+            arrays |= {prefix + sample: pixels for sample, pixels in data._arrays.items()}
+        same = self.info == other.info and class_names == self.class_names
+        info = self.info if same else joined_info(self.info, other.info, class_names)
+        return Dataset(pd.concat(tables, ignore_index=True), class_names, info, arrays)
 
     def audit(
         self, manifest: str | Path | None = None, show_progress: bool = True, partial: bool = False
     ) -> AuditReport:
         """Return an audit; see `datasets.audit.audit` for `manifest`, `show_progress` and `partial`."""
-        from leukemia_dl.datasets.audit import audit
-
         return audit(self, manifest, show_progress, partial)
 
     def default_pipeline(self, size: int) -> Pipeline:
@@ -333,20 +314,14 @@ class Dataset:
         return PixelStore.open(self, pipeline, folder, show_progress)
 
     def decode(self, row: int) -> NDArray[np.uint8]:
-        """Return the pixels of the row with number `row` as they are in its file: uint8 (height, width, 3), RGB.
-
-        Raises:
-            ImageError: If the file cannot be decoded; the message names it.
-        """
+        """Return the pixels of the row number `row` as they are in its file: uint8 (height, width, 3), RGB."""
         path = self._table["path"].iloc[row]
         return self._arrays[self._table["sample"].iloc[row]].copy() if path is pd.NA else decode_image(path)
 
     def to_numpy(self, pipeline: Pipeline, show_progress: bool = True) -> NDArray[np.uint8]:
-        """Decode all images, in parallel: uint8 (n, height, width, 3), in row order.
+        """Return all images after `pipeline`, in row order: uint8 (n, height, width, 3). Files are decoded in parallel.
 
-        Args:
-            pipeline: From files to pixels, such as `dataset.default_pipeline(224)`.
-            show_progress: Whether to tell how far it is.
+        `show_progress` shows the progress.
 
         Raises:
             ImageError: If files cannot be decoded; one error names up to ten of them.
@@ -365,35 +340,3 @@ class Dataset:
         summed = pd.DataFrame(counts).groupby(sides).sum()
         people = self._table[["subject", "group"]].groupby(sides).nunique()
         return summed.join(people.rename(columns={"subject": "subjects", "group": "groups"}).astype("int64"))
-
-    def _check(self) -> None:
-        table, names = self._table, self.class_names
-        where = f"The data set {self.info.name!r}"
-        if not len(table):
-            raise DataError(f"{where} has no samples. Check the root, or the rows that were chosen.")
-        if len(set(names)) != len(names) or len(names) < 2 or not all(isinstance(n, str) and n for n in names):
-            raise DataError(
-                f"{where} needs at least two different class names to tell apart. Received: {list(names)!r}."
-            )
-        missing = {"sample": table["sample"].isna(), "path": table["path"].isna() & ~table["sample"].isin(self._arrays)}
-        for column, rows in missing.items():
-            if rows.any():
-                raise DataError(f"{where} has no {column} in row {int(rows.argmax())}.")
-        if any(not name.isprintable() for name in names):
-            raise DataError(f"{where} has a class name that cannot be printed: {list(names)!a}. Rename it.")
-        repeated = table["sample"][table["sample"].duplicated()]
-        if len(repeated):
-            raise DataError(
-                f"{where} has {len(repeated):,} sample ids twice, such as {repeated.iloc[0]!r}: each names one image."
-            )
-        for column, allowed in (("label", names), ("split", SPLITS)):
-            unknown = sorted(set(table[column].dropna()) - set(allowed))
-            if unknown:
-                raise DataError(
-                    f"{where} has the unknown {column} {', '.join(map(repr, unknown[:5]))}. "
-                    f"Allowed: {', '.join(allowed)}."
-                )
-        groups = table[["subject", "group"]].dropna().drop_duplicates()["subject"]
-        if groups.duplicated().any():
-            subject = groups[groups.duplicated()].iloc[0]
-            raise DataError(f"{where} has the subject {subject!r} in two groups. A group is made of whole subjects.")

@@ -2,60 +2,37 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import os
+import re
 import shutil
+import stat
+import tarfile
 import textwrap
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from leukemia_dl.datasets.archives import require_space, unpack
-from leukemia_dl.datasets.columns import counted
+from leukemia_dl.atomic import new_folder
+from leukemia_dl.datasets.cache import user_path
+from leukemia_dl.datasets.columns import differing_counts
 from leukemia_dl.datasets.dataset import Dataset
 from leukemia_dl.datasets.verify import VerifyReport, verify
 from leukemia_dl.errors import DataError, LeukemiaDLError, unknown_name_error
+from leukemia_dl.progress import track
 
-__all__ = ["DOWNLOADS", "Download", "KaggleDataset", "check_counts", "download"]
+__all__ = ["DOWNLOADS", "Download", "check_counts", "download", "unpack"]
 
-_PARTIAL = ".kagglehub"  # what is not complete yet, in the folder that was asked for
-_SHOWN = 5
-
-
-@dataclass(frozen=True)
-class KaggleDataset:
-    """Where a data set is on Kaggle.
-
-    Attributes:
-        handle: Owner and name.
-        unpacked: Size of all files in bytes. The archive takes no more, and lies beside them for a while.
-    """
-
-    handle: str
-    unpacked: int
-
-    @property
-    def url(self) -> str:
-        """The page for people."""
-        return f"https://www.kaggle.com/datasets/{self.handle}"
+DOWNLOADS = {"c_nmc_2019": ("andrewmvd/leukemia-classification", 10_400_000_000)}
+"""Owner and name on Kaggle, and size of all files in bytes. The archive takes no more."""
+_PARTIAL = ".kagglehub"  # files that are not complete yet, in the folder that was asked for
+_MOST_BYTES, _MOST_FILES = 2**36, 200_000  # of an archive
+_MOST_RATIO, _FREE_RATIO = 200, 2**26  # below 64 MiB no ratio is too high: a few blank images compress a thousandfold
+_FORBIDDEN = re.compile(r"^/|(^|/)\.\.(/|$)|[\\:\x00-\x1f\x7f]")
 
 
-DOWNLOADS: Mapping[str, KaggleDataset] = {
-    "c_nmc_2019": KaggleDataset("andrewmvd/leukemia-classification", 10_400_000_000)
-}
-
-
-@dataclass(frozen=True)
-class Download:
-    """What is there now.
-
-    Attributes:
-        root: To be passed to `Dataset.load(name, root=...)`.
-        dataset: Loaded from there; its counts are the declared ones.
-        report: The comparison with the manifest, if one was given.
-    """
+class Download(NamedTuple):
+    """The folder and the data set that `download` fetched, and the comparison with the manifest, if one was given."""
 
     root: Path
     dataset: Dataset
@@ -75,138 +52,158 @@ def download(
 
     Args:
         name: A key of `DOWNLOADS`.
-        to: A folder that is new, empty, holds the data set already, or holds what an interrupted download left, which
+        to: A folder that is new, empty, holds the data set already, or holds the rest of an interrupted download, which
             then goes on.
         archive: An archive fetched by hand, to be unpacked instead of downloading.
-        manifest: Hashes of the files to compare with, see `leukemia_dl.datasets.manifest.read_manifest`.
-        show_progress: Whether to tell how far it is.
+        manifest: Hashes of the files to compare with, see `leukemia_dl.datasets.verify.read_manifest`.
+        show_progress: Whether to show progress.
 
     Returns:
         The folder, the data set and the comparison; look at its `report.ok`.
 
     Raises:
         UnknownNameError: If the data set cannot be downloaded.
-        DataError: If the folder holds other things, the disk is too small, the archive is refused (see
-            `leukemia_dl.datasets.archives.unpack`), or what came is not what the authors declare.
+        DataError: If the folder holds other things, the disk is too small, `unpack` refuses the archive, or the files
+            are not those that the authors declare.
         LeukemiaDLError: If kagglehub is not installed, or the download failed; the message names the ways out.
     """
     if name not in DOWNLOADS:
         raise unknown_name_error("data set to download", name, DOWNLOADS, "Others are read from a folder of yours.")
-    where, root = DOWNLOADS[name], Path(to).absolute()
-    dataset = _already_there(name, root)
-    if dataset is None:
-        if archive is not None:
-            _unpack(name, Path(archive), root, show_progress)
-        else:
-            _fetch(name, where, root)
+    root = user_path(to, "to")
+    try:
+        others = sorted(path.name for path in root.iterdir() if path.name != _PARTIAL) if root.exists() else []
+    except (OSError, ValueError) as error:
+        raise DataError(f"{root} cannot be used: {error}. Choose another folder.") from error
+    if not others:
+        folder = _fetch(name, root) if archive is None else _unpacked(name, archive, root, show_progress)
+        for entry in sorted(folder.iterdir()):
+            entry.replace(root / entry.name)
+        shutil.rmtree(root / _PARTIAL, ignore_errors=True)
+    try:
         dataset = Dataset.load(name, root=root)
+    except DataError as error:
+        held = f"{', '.join(map(ascii, others[:5]))}{', ...' if len(others) > 5 else ''}"
+        raise DataError(f"{root} holds other things ({held}) and not {name}. Choose a new or empty folder.") from error
     check_counts(dataset)
-    report = None if manifest is None else verify(root, manifest, show_progress=show_progress)
-    return Download(root, dataset, report)
+    return Download(root, dataset, None if manifest is None else verify(root, manifest, show_progress))
 
 
 def check_counts(dataset: Dataset) -> None:
-    """Compare the numbers of images and subjects, in all and per fold and side, with the declared ones.
-
-    Raises:
-        DataError: If they differ; it names each.
-    """
-    found = counted(dataset.table)
-    declared = dict(dataset.info.declared)
-    wrong = [
-        f"{what}: {found.get(what, 0):,} of {count:,}"
-        for what, count in declared.items()
-        if found.get(what, 0) != count
-    ]
-    if wrong:
+    """Raise DataError if the numbers of images and subjects, or those per fold and side, are not the declared ones."""
+    if wrong := differing_counts(dataset.table, dataset.info.declared):
         raise DataError(
             f"{dataset.info.title} is not complete, or not the published one ({'; '.join(wrong)}). "
             "Delete it and fetch it again, or see which files differ: leukemia-dl verify ROOT --manifest FILE."
         )
 
 
-def _already_there(name: str, root: Path) -> Dataset | None:
-    """Load the data set if it is in the folder; raise if anything else is."""
+def unpack(archive: str | Path, to: str | Path, show_progress: bool = True) -> Path:
+    """Unpack a .zip, .tar, .tar.gz, .tar.bz2 or .tar.xz (recognised by its content) into a new or empty folder.
+
+    All members are checked before the first is written. After an error or Ctrl-C there is nothing.
+
+    Args:
+        archive: The file.
+        to: The folder.
+        show_progress: Whether to show progress.
+
+    Returns:
+        The folder, absolute.
+
+    Raises:
+        DataError: If it is no such archive or damaged, has more than 200,000 members or 64 GiB, unpacks to more than
+            200 times its size, the disk is too small, or a member is a link or device, encrypted, or has a name that is
+            absolute or climbs (`..`).
+    """
+    archive, to = user_path(archive, "archive"), user_path(to, "to")
     try:
-        entries = sorted(entry.name for entry in root.iterdir()) if root.exists() else []
-    except (OSError, ValueError) as error:
-        raise DataError(f"{root} cannot be used: {error}. Choose another folder.") from error
-    others = [entry for entry in entries if entry != _PARTIAL]
-    if not others:
-        return None
-    try:
-        return Dataset.load(name, root=root)
-    except DataError as error:
-        named = ", ".join(map(ascii, others[:_SHOWN])) + (", ..." if len(others) > _SHOWN else "")
-        raise DataError(
-            f"{root} holds other things ({named}) and not {name}. Choose a folder that is new or empty."
-        ) from error
+        if not archive.is_file():
+            raise DataError("there is no such file. Allowed: .zip, .tar, .tar.gz, .tar.bz2, .tar.xz.")
+        if to.exists() and (not to.is_dir() or any(to.iterdir())):
+            raise DataError(f"{to} is there already and not empty. Name a new folder to unpack into.")
+        is_zip = zipfile.is_zipfile(archive)
+        safe: Any = {} if is_zip else {"filter": "data"}
+        with zipfile.ZipFile(archive) if is_zip else tarfile.open(archive) as opened, new_folder(to) as folder:
+            members = _checked_members(opened, archive.stat().st_size)
+            _require_space(to, sum(size for _, size in members))
+            for member, _ in track(members, len(members), "Unpacking", show_progress):
+                opened.extract(member, folder, **safe)
+    except Exception as error:  # damaged archives make the readers raise almost anything
+        damaged = f"it is no archive that can be read, damaged, or cannot be written ({type(error).__name__}: {error})"
+        reason = str(error) if isinstance(error, DataError) else damaged
+        raise DataError(f"{archive} was not unpacked: {reason:.500}") from error
+    return to
 
 
-def _fetch(name: str, where: KaggleDataset, root: Path) -> None:
-    try:
-        kagglehub: Any = importlib.import_module("kagglehub")
-    except ImportError as error:
-        raise LeukemiaDLError(
-            f"Downloading needs kagglehub, which cannot be imported ({error}): pip install 'leukemia-dl[kaggle]'. "
-            f"{_by_hand(name, where, root)}"
-        ) from error
-    partial = root / _PARTIAL
-    have = sum(path.stat().st_size for path in partial.rglob("*") if path.is_file()) if partial.is_dir() else 0
-    require_space(root, max(where.unpacked, 2 * where.unpacked - have))
-    try:
-        partial.mkdir(parents=True, exist_ok=True)
-        with _environment(KAGGLEHUB_CACHE=str(partial), DISABLE_KAGGLE_CACHE="1", DISABLE_COLAB_CACHE="1"):
-            _move(Path(kagglehub.dataset_download(where.handle)), root)
-    except Exception as error:  # kagglehub, its client and requests each have their own; all mean the same to a user
-        said = textwrap.shorten(str(error), 200, placeholder=" ...")
-        raise LeukemiaDLError(
-            f"{name} could not be downloaded ({type(error).__name__}: {said}). What was fetched is kept in "
-            f"{partial}, and the same command goes on from there: check the network, HTTPS_PROXY and the free space. "
-            "If it fails in the same way again, delete that. If Kaggle asks who you are, create a token on the "
-            f"page of your account and save it as ~/.kaggle/kaggle.json. {_by_hand(name, where, root)}"
-        ) from error
+def _checked_members(opened: Any, packed: int) -> list[tuple[Any, int]]:
+    """Return the members of a zip or tar with their sizes. Raises DataError at the first that breaks a rule."""
+    members: list[tuple[Any, int]] = []
+    most, total = min(_MOST_BYTES, max(_FREE_RATIO, _MOST_RATIO * packed)), 0
+    for member in opened.infolist() if isinstance(opened, zipfile.ZipFile) else opened:
+        if isinstance(member, zipfile.ZipInfo):
+            name, size = member.filename, member.file_size
+            is_plain = stat.S_IFMT(member.external_attr >> 16) in (0, stat.S_IFREG, stat.S_IFDIR)
+        else:
+            name, size, is_plain = member.name, member.size, member.isreg() or member.isdir()
+        total += size
+        members.append((member, size))
+        if not is_plain or _FORBIDDEN.search(name):
+            rule = "only files and folders with names below the archive's top are allowed, no links or devices"
+            raise DataError(f"the member {name[:100]!a}: {rule}.")
+        if size < 0 or total > most or len(members) > _MOST_FILES:
+            raise DataError(f"it unpacks to more than {_MOST_FILES:,} members or {most:,} bytes, as bombs do.")
+    return members
 
 
-def _unpack(name: str, archive: Path, root: Path, show_progress: bool) -> None:
+def _require_space(folder: Path, needed: int) -> None:
+    """Raise DataError if a disk has less room, in bytes, for a folder that need not exist yet."""
+    free = shutil.disk_usage(next(parent for parent in (folder, *folder.parents) if parent.exists())).free
+    if free < needed:
+        free_gb, needed_gb = free / 1e9, needed / 1e9
+        raise DataError(f"{folder} has {free_gb:.1f} GB free, and {needed_gb:.1f} GB are needed. Choose another disk.")
+
+
+def _unpacked(name: str, archive: str | Path, root: Path, show_progress: bool) -> Path:
+    """Return a folder inside `root` with the files of an archive, which hold the data set."""
     aside = root / _PARTIAL / "unpacked"  # not in `root` at once: the rest of a download may be there
     shutil.rmtree(aside, ignore_errors=True)
-    unpack(archive, aside, show_progress=show_progress)
+    unpack(archive, aside, show_progress)
     try:
         Dataset.load(name, root=aside)  # before it is moved: another archive's files would be in the way ever after
     except DataError as error:
         shutil.rmtree(aside, ignore_errors=True)
         raise DataError(f"{archive} does not hold {name}: {error}") from error
-    try:
-        _move(aside, root)
-    except OSError as error:
-        raise DataError(f"{archive} was unpacked into {aside} and cannot be moved to {root}: {error}.") from error
+    return aside
 
 
-def _move(folder: Path, root: Path) -> None:
-    """Move complete files where they were asked for, and what is left of their way there out of it."""
-    for entry in sorted(folder.iterdir()):
-        os.replace(entry, root / entry.name)  # noqa: PTH105
-    shutil.rmtree(root / _PARTIAL, ignore_errors=True)
-
-
-def _by_hand(name: str, where: KaggleDataset, root: Path) -> str:
-    return (
-        f"By hand: open {where.url} in a browser, sign in, download the archive, and unpack it with "
-        f"leukemia-dl download {name} --to {root} --archive FILE"
+def _fetch(name: str, root: Path) -> Path:
+    """Return the folder with the files that kagglehub has fetched and unpacked, in its cache inside `root`."""
+    (handle, size), partial = DOWNLOADS[name], root / _PARTIAL
+    by_hand = (
+        f"By hand: open https://www.kaggle.com/datasets/{handle} in a browser, sign in, download the archive, and "
+        f"unpack it with leukemia-dl download {name} --to {root} --archive FILE"
     )
-
-
-@contextlib.contextmanager
-def _environment(**values: str) -> Iterator[None]:
-    """Set environment variables, which is how kagglehub is told where to write, and put them back."""
-    before = {key: os.environ.get(key) for key in values}
-    os.environ.update(values)
     try:
-        yield
+        kagglehub: Any = importlib.import_module("kagglehub")
+    except ImportError as error:
+        install = f"({error}): pip install 'leukemia-dl[kaggle]'"
+        raise LeukemiaDLError(f"Downloading needs kagglehub, which is not there {install}. {by_hand}") from error
+    _require_space(root, max(size, 2 * size - sum(p.stat().st_size for p in partial.rglob("*") if p.is_file())))
+    before = dict(os.environ)
+    changed = {"KAGGLEHUB_CACHE": str(partial), "DISABLE_KAGGLE_CACHE": "1", "DISABLE_COLAB_CACHE": "1"}
+    try:
+        partial.mkdir(parents=True, exist_ok=True)
+        os.environ |= changed
+        return Path(kagglehub.dataset_download(handle))
+    except Exception as error:  # kagglehub, its client and requests each have their own; all mean the same to a user
+        said = textwrap.shorten(str(error), 200, placeholder=" ...")
+        raise LeukemiaDLError(
+            f"{name} could not be downloaded ({type(error).__name__}: {said}). The fetched part is kept in {partial}, "
+            "and the same command goes on from there: check the network, HTTPS_PROXY and the free space. If it fails "
+            "in the same way again, delete that folder. If Kaggle asks who you are, create a token on the page of your "
+            f"account and save it as ~/.kaggle/kaggle.json. {by_hand}"
+        ) from error
     finally:
-        for key, value in before.items():
-            if value is None:
-                os.environ.pop(key, None)
-            else:
-                os.environ[key] = value
+        for key in changed:
+            os.environ.pop(key, None)
+        os.environ |= {key: before[key] for key in changed if key in before}

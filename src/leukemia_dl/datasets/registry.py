@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from leukemia_dl.datasets.cache import user_path
-from leukemia_dl.datasets.dataset import Dataset, DatasetInfo
-from leukemia_dl.datasets.frames import class_list
-from leukemia_dl.errors import PluginError, SettingsError, unknown_name_error
+from leukemia_dl.datasets.columns import differing_counts
+from leukemia_dl.datasets.dataset import Dataset
+from leukemia_dl.datasets.info import DatasetSource
+from leukemia_dl.datasets.tables import class_list
+from leukemia_dl.errors import DataError, SettingsError, unknown_name_error
 from leukemia_dl.identity import plain_number
 from leukemia_dl.plugins import Provided, add_registry, collect, problems_with
 
@@ -22,40 +24,9 @@ BUILTIN = tuple(
     f"leukemia_dl.datasets.sources.{name}"
     for name in ("all_aria", "c_nmc_2019", "csv_file", "folder", "segmentation_wbc", "synthetic")
 )
-
-
 _DROPPED = "classes to leave out, such as ['basophil']"
 _UNDECLARED = {False: "yours", True: "as many as asked for"}  # images, by whether they are drawn
-
-
-@dataclass(frozen=True)
-class DatasetSource:
-    """What a plugin yields from the hook `leukemia_dl_datasets`.
-
-    Attributes:
-        name: As in `Dataset.load(name)`.
-        load: `load(root, **options) -> Dataset`; `root` is a Path, or None if none was given.
-        info: Licence, citation and counts as the authors declare them.
-        needs_root: False if the source does without a root, as one that draws its images.
-        options: What may be passed beside the root: name to one line of help.
-
-    Raises:
-        PluginError: On creation, if a field is of another kind.
-    """
-
-    name: str
-    load: Callable[..., Dataset]
-    info: DatasetInfo
-    needs_root: bool = True
-    options: Mapping[str, str] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        """Refuse a record that no table could show."""
-        if not isinstance(self.name, str) or not callable(self.load) or not isinstance(self.info, DatasetInfo):
-            raise PluginError(
-                "A DatasetSource has a name, a function that loads it, and a DatasetInfo. "
-                f"Received: name={self.name!r}, load={self.load!r}, info={self.info!r}."
-            )
+_log = logging.getLogger(__name__)
 
 
 def get_source(name: str) -> DatasetSource:
@@ -66,30 +37,37 @@ def get_source(name: str) -> DatasetSource:
     """
     sources = {item.record.name: item.record for item in _provided()}
     if name not in sources:
-        hint = "Images of your own: folder (a folder per class) or csv, each with root=PATH."
+        hint = "For your own images: folder (a folder per class, root=FOLDER) or csv (path=FILE)."
         raise unknown_name_error("data set", name, sources, f"{hint} {problems_with(name)}".strip())
     source: DatasetSource = sources[name]
     return source
 
 
 def load_dataset(name: str, root: str | Path | None = None, **options: Any) -> Dataset:
-    """Return the data set `name`, read from `root` with a source's `options`; `Dataset.load` is the same.
+    """Return the data set `name`, read from `root` with `options` of its source; `Dataset.load` is the same.
 
     It raises UnknownNameError, SettingsError and DataError, as said there.
     """
     source, options = get_source(name), {key: plain_number(value) for key, value in options.items()}
     dropped = options.pop("drop_classes", ())
-    unknown = sorted(set(options) - set(source.options))
-    if unknown:
+    if unknown := sorted(set(options) - set(source.options)):
         known = "; ".join(f"{key} ({text})" for key, text in {**source.options, "drop_classes": _DROPPED}.items())
         raise SettingsError(f"The data set {name!r} has no option {', '.join(map(repr, unknown))}. Known: {known}.")
-    if root is None and source.needs_root:
+    word = "path" if "path" in source.options else "root"
+    place = options.pop("path", None) if root is None and word == "path" else root
+    if place is None and source.needs_root:
         raise SettingsError(
-            f"The data set {name!r} is read from a place of yours: pass root=PATH (command line: --root PATH)."
+            f"The data set {name!r} is read from your disk: pass {word}=... (command line: --root PATH)."
         )
-    place = {} if root is None else {"root": str(user_path(root, "root"))}
-    dataset = source.load(None if root is None else Path(root), **options)
-    object.__setattr__(dataset, "source", {"name": name, **place, "options": options})
+    known_place = {} if place is None else {"root": str(user_path(place, word))}
+    try:
+        loaded = source.load(None if place is None else Path(place), **options)
+    except OSError as error:
+        raise DataError(f"Cannot read {error.filename}: {error.strerror}. Check its permissions.") from error
+    dataset = loaded if isinstance(loaded, Dataset) else Dataset(*loaded)
+    if wrong := differing_counts(dataset.table, dataset.info.declared):
+        _log.warning("%s: not all that %s declares is there: %s", place, name, "; ".join(wrong))
+    object.__setattr__(dataset, "source", {"name": name, **known_place, "options": options})
     return dataset.drop_classes(class_list(dropped)) if dropped else dataset
 
 
@@ -100,21 +78,22 @@ def list_datasets() -> list[str]:
 
 def dataset_table() -> pd.DataFrame:
     """Return a row per data set: name, title, classes, images, licence, citation, url, options, plugin, version."""
-    rows = [
-        {
-            "name": item.record.name,
-            "title": item.record.info.title,
-            "classes": ", ".join(item.record.info.class_names) or "yours",
-            "images": str(dict(item.record.info.declared).get("images", _UNDECLARED[item.record.info.synthetic])),
-            "licence": item.record.info.licence,
-            "citation": item.record.info.citation,
-            "url": item.record.info.url,
-            "options": ", ".join(["root"] * item.record.needs_root + list(item.record.options)),
+    rows = []
+    for item in _provided():
+        source, info = item.record, item.record.info
+        place = ["root"] if source.needs_root and "path" not in source.options else []
+        rows.append({
+            "name": source.name,
+            "title": info.title,
+            "classes": ", ".join(info.class_names) or "yours",
+            "images": str(dict(info.declared).get("images", _UNDECLARED[info.synthetic])),
+            "licence": info.licence,
+            "citation": info.citation,
+            "url": info.url,
+            "options": ", ".join([*place, *source.options]),
             "plugin": item.plugin,
             "version": item.version,
-        }
-        for item in _provided()
-    ]
+        })  # fmt: skip
     return pd.DataFrame(rows, dtype="str")
 
 

@@ -7,18 +7,18 @@ be on two sides of a split. Nothing says which patient a field is of, and 40 gro
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Iterable
 from pathlib import Path
 
 import pandas as pd
 
-from leukemia_dl.datasets.dataset import Dataset, DatasetInfo
-from leukemia_dl.datasets.folders import folders_in, listed, require_folder, warn_left_out
-from leukemia_dl.datasets.registry import DatasetSource
-from leukemia_dl.errors import DataError, SettingsError
+from leukemia_dl.checks import choice
+from leukemia_dl.datasets.folders import folders_in, listed, only_copy, require_folder
+from leukemia_dl.datasets.info import DatasetInfo, DatasetSource, Table
+from leukemia_dl.errors import DataError
 from leukemia_dl.plugins import hookimpl
+from leukemia_dl.preprocess.decode import warn_left_out
 
 CLASS_NAMES = ("Benign", "Early", "Pre", "Pro")
 VERSIONS = ("original", "segmented")
@@ -33,23 +33,17 @@ INFO = DatasetInfo(
 )
 _NAME = re.compile(r"WBC-(?:Malignant-(Early|Pre|Pro)|(Benign))-(\d{1,6})\.jpe?g", re.IGNORECASE | re.ASCII)
 _LABELS = {name.lower(): name for name in CLASS_NAMES}
-_WANTED = (
-    "a folder with Original/Benign/WBC-Benign-001.jpg, Original/Early/WBC-Malignant-Early-012.jpg and so on "
-    "(classes Benign, Early, Pre, Pro)"
-)
-_log = logging.getLogger(__name__)
+_WANTED = "a folder with Original/Benign/WBC-Benign-001.jpg, Original/Early/WBC-Malignant-Early-012.jpg and so on"
 
 
 def parse_name(name: str) -> tuple[str, str] | None:
     """Return (class, number) of a file name: ("Early", "012") of `WBC-Malignant-Early-012.jpg`; None if it is none."""
     match = _NAME.fullmatch(name)
-    if match is None:
-        return None
-    return _LABELS[(match[1] or match[2]).lower()], f"{int(match[3]):03d}"
+    return (_LABELS[(match[1] or match[2]).lower()], f"{int(match[3]):03d}") if match else None
 
 
-def read_all_aria(root: Path, version: str = "original") -> Dataset:
-    """Load one version of the ALL data set of Aria et al., whole or in part.
+def read_all_aria(root: Path, version: str = "original") -> Table:
+    """Return the table of one version of the ALL data set of Aria et al., whole or in part.
 
     Args:
         root: The folder that holds `Original` and `Segmented`, one of these, or one above or below. Four class folders
@@ -57,80 +51,42 @@ def read_all_aria(root: Path, version: str = "original") -> Dataset:
         version: "original" or "segmented".
 
     Returns:
-        The data set, with `class_names` ("Benign", "Early", "Pre", "Pro"). `sample` is like `Early/012`, in both
-        versions, so that they cannot be merged by mistake. `subject` is NA: a grouped protocol is not possible.
+        The table, with class names ("Benign", "Early", "Pre", "Pro"). `sample` is like `Early/012`, in both versions,
+        so that they cannot be merged by mistake. `subject` is NA: a grouped protocol is not possible.
 
     Raises:
         SettingsError: If there is no such version.
         DataError: If that version is not in `root`, a name contradicts its folder, or two files have one number.
     """
-    if version not in VERSIONS:
-        raise SettingsError(f"version must be one of {', '.join(VERSIONS)}. Received: {version!r}.")
-    root = require_folder(Path(root), _WANTED)
-    try:
-        rows, others = _rows(_find(root, version))
-    except OSError as error:
-        raise DataError(f"Cannot read {error.filename}: {error.strerror}. Check its permissions.") from error
+    choice("version", version, VERSIONS)
+    root = require_folder(root, _WANTED)
+    start = root.parent if root.name.lower() in _LABELS and not _classes(root) and _classes(root.parent) else root
+    if (here := start.name.lower()) in VERSIONS and here != version and _classes(start):
+        raise DataError(f"{start} is the {here} version: pass version={here!r}, or the root {start.parent}.")
+
+    def find(place: Path) -> dict[Path, list[Path]]:
+        bases = [place, *(inner for inner in folders_in(place) if inner.name.lower() in VERSIONS)]
+        fitting = [base for base in bases if (base.name.lower() == "segmented") == (version == "segmented")]
+        return {base: classes for base in fitting if (classes := _classes(base))}
+
+    _, folders = only_copy(root, find, f"the {version} version of {INFO.title}", _WANTED, start)
+    rows: dict[str, str] = {}
+    others = []
+    for folder, path in ((inner, path) for inner in folders for path in listed(inner)):
+        name = parse_name(path.name) if path.is_file() else None
+        if name is None:
+            others.append(path.name)
+            continue
+        label, number = name
+        if label.lower() != folder.name.lower():
+            raise DataError(f"{path} says {label!r} in its name but lies in the folder {folder.name!r}. Move it.")
+        if (first := rows.setdefault(f"{label}/{number}", str(path))) != str(path):
+            raise DataError(f"{first} and {path} are both number {number} of {label}. Remove one of them.")
     warn_left_out(root, others, "are not called WBC-Malignant-Early-012.jpg or the like")
     if not rows:
         raise DataError(f"The class folders in {root} hold no images of this data set. Wanted: {_WANTED}.")
-    frame = pd.DataFrame([{"sample": sample, **row} for sample, row in sorted(rows.items())])
-    for name, declared in dict(INFO.declared).items():
-        found = len(frame) if name == "images" else int((frame["label"] == name).sum())
-        if found != declared:
-            _log.warning("%s: %d of the %d declared for %s are there", root, found, declared, name)
-    return Dataset(frame, CLASS_NAMES, INFO)
-
-
-def _rows(folders: list[Path]) -> tuple[dict[str, dict[str, str]], list[str]]:
-    """Return label and path per sample id, and the files whose names have another form."""
-    rows: dict[str, dict[str, str]] = {}
-    others = []
-    for folder in folders:
-        for path in listed(folder):
-            name = parse_name(path.name) if path.is_file() else None
-            if name is None:
-                others.append(path.name)
-                continue
-            label, number = name
-            if label.lower() != folder.name.lower():
-                raise DataError(
-                    f"{path} says {label!r} in its name but lies in the folder {folder.name!r}. Move it to the folder "
-                    "of its class, or unpack the original archive again."
-                )
-            row = rows.setdefault(f"{label}/{number}", {"label": label, "path": str(path)})
-            if row["path"] != str(path):
-                raise DataError(f"{row['path']} and {path} are both number {number} of {label}. Remove one of them.")
-    return rows, others
-
-
-def _find(root: Path, version: str) -> list[Path]:
-    """Return the class folders of that version: around `root`, in it, or one level below it."""
-    start = root
-    if root.name.lower() in _LABELS and not _classes(root) and _classes(root.parent):
-        start = root.parent
-    here = start.name.lower()
-    if here in VERSIONS and here != version and _classes(start):
-        raise DataError(
-            f"{start} is the {here} version, and version is {version!r}. Pass version={here!r}, or the root of the "
-            f"other one: {start.parent}."
-        )
-    for places in ([start], folders_in(start)):
-        found: dict[Path, list[Path]] = {}
-        for place in places:
-            for base in [place, *(inner for inner in folders_in(place) if inner.name.lower() in VERSIONS)]:
-                is_segmented = base.name.lower() == "segmented"
-                if is_segmented == (version == "segmented") and (classes := _classes(base)):
-                    found[base] = classes
-        if len(found) > 1:
-            raise DataError(
-                f"There are several copies of the {version} version in {root}: {', '.join(map(str, sorted(found)))}. "
-                "Pass one of them as root."
-            )
-        if found:
-            return next(iter(found.values()))
-    inside = ", ".join(path.name for path in listed(start)[:8]) or "nothing"
-    raise DataError(f"{root} does not hold the {version} version of {INFO.title}. Wanted: {_WANTED}. Found: {inside}.")
+    table = [(sample, sample.split("/")[0], path) for sample, path in sorted(rows.items())]
+    return pd.DataFrame(table, columns=["sample", "label", "path"]), CLASS_NAMES, INFO
 
 
 def _classes(folder: Path) -> list[Path]:

