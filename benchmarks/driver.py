@@ -49,15 +49,25 @@ with tempfile.TemporaryDirectory(dir=Path.cwd()) as folder:
     settings = {"recipe": "quick", "baselines": [], "folds": [2]}
     bench = ldl.Benchmark(dataset, seeds=range(TRIALS // 5), store=Path(folder) / "store", **settings)
     found = {}
-    found["plan(), empty store, s"], plan = timed(bench.plan)
-    assert len(plan) == TRIALS
+    found["plan(), empty store, s"], frame = timed(bench.plan)
+    assert len(frame) == TRIALS
+    plan = bench.planned
     bench.store.create()
-    shared = Shared(Samples.of(bench.dataset), {}, bench.recipe)
+    shared = Shared(Samples.of(bench.dataset), {}, plan.recipe)
     rng, records = np.random.default_rng(0), {}
     history = pd.DataFrame({name: rng.random(30) for name in ("loss", "accuracy", "val_loss", "val_accuracy")})
-    for cell in bench._grid:
+    for cell in plan.trials:
         driver = Driver(
-            bench.store, [cell], Cells(bench.dataset, bench._used, False), None, 1, "rerun", False, True, None, False
+            bench.store,
+            [cell],
+            Cells(bench.dataset, plan.rows, False),
+            None,
+            1,
+            "rerun",
+            False,
+            True,
+            None,
+            False,
         )
         record = failed_record(driver._task(cell, cell.spec), shared, ("", "", ""), time.perf_counter())
         p = rng.random(len(record.labels))
@@ -74,25 +84,25 @@ with tempfile.TemporaryDirectory(dir=Path.cwd()) as folder:
 
     def run(cells, model):
         driver = Driver(
-            store=bench.store, cells=cells, cells_read=Cells(bench.dataset, bench._used, False),
+            store=bench.store, cells=cells, cells_read=Cells(bench.dataset, plan.rows, False),
             executor=Instant(records, model), workers=1, existing="reuse", raise_errors=False, save_models=True,
             time_limit=None, show=False,
         )  # fmt: skip
         driver.run(cells, [], shared)
 
-    few = bench._grid[:20]
+    few = plan.trials[:20]
     seconds, _ = timed(lambda: run(few, bytes(MODEL_BYTES)))
     found["driver's own time per trial with a net of 20 MB, s"] = seconds / len(few)
     found["the same as a share of a trial of one minute"] = seconds / len(few) / 60
-    seconds, _ = timed(lambda: run(bench._grid[20:120], b"x"))
+    seconds, _ = timed(lambda: run(plan.trials[20:120], b"x"))
     found["driver's own time per trial without a net, s"] = seconds / 100
     # The rest of the store is only to be read: nobody needs to wait for the disk.
     os.fsync = lambda descriptor: None
-    run(bench._grid[120:], b"x")
+    run(plan.trials[120:], b"x")
     found["results() of 10,000 trials, s"], frame = timed(bench.results)
     assert list(frame["status"]) == ["ok"] * TRIALS
-    found["plan(), full store, s"], plan = timed(bench.plan)
-    assert (plan["status"] == "ok").all()
+    found["plan(), full store, s"], frame = timed(bench.plan)
+    assert (frame["status"] == "ok").all()
     found["writing results.csv of 10,000 trials, s"], _ = timed(bench._export)
 print(json.dumps({name: float(f"{value:.3g}") for name, value in found.items()}, indent=1))
 limits = {

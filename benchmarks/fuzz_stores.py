@@ -40,8 +40,9 @@ import numpy as np
 
 import leukemia_dl as ldl
 from leukemia_dl import reporting
-from leukemia_dl.benchmark.maintenance import entries, items, open_store, verify
-from leukemia_dl.benchmark.stored import read_run
+from leukemia_dl.benchmark import Store
+from leukemia_dl.benchmark.run_files import read_run
+from leukemia_dl.cli import runs
 from leukemia_dl.errors import LeukemiaDLError
 
 ROOT = Path(__file__).parents[1]
@@ -200,11 +201,15 @@ def read(folder: Path, report: bool = False) -> list[Callable[[], object]]:
         parts = (run.results, run.timings, run.histories, run.predictions)
         assert run.others + sum(map(len, parts)) >= 0
 
+    def listed() -> None:
+        with contextlib.redirect_stdout(io.StringIO()):
+            runs.show_all(folder)
+
     ways: list[Callable[[], object]] = [
         frames,
-        lambda: entries(open_store(folder)),
-        lambda: verify(open_store(folder)),
-        lambda: items(open_store(folder), failed=True, models=True),
+        listed,
+        lambda: Store.open(folder).verify(),
+        lambda: Store.open(folder).unfinished(),
     ]
     return [*ways, lambda: reporting.write_report(folder, show_progress=False)] if report else ways
 

@@ -14,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "helpers"))
 
 import grids
 import soak
+from leukemia_dl.benchmark import Store
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--kills", type=int, default=100)
@@ -38,7 +39,7 @@ with tempfile.TemporaryDirectory() as folder:
         "all ok": set(statuses) == {"ok"} and len(statuses) == trials == 3 * options.seeds + 3,
         "results.csv equals that of an undisturbed run": tables[0] == tables[1],
         "finished trials that ran again": 0,  # `soak` fails on the first
-        "quarantined": len(list((Path(folder) / "killed").glob("quarantine/*"))),
+        "damaged": len(Store(Path(folder) / "killed").verify()),
         "seconds": round(time.monotonic() - started),
     }
 print(json.dumps(found, indent=1))

@@ -38,7 +38,7 @@ def test_durations_are_said_as_people_say_them(seconds, text):
 def test_expected_seconds_are_those_of_earlier_trials_of_the_same_kind(dataset, tmp_path):
     def trials(**settings):
         bench = ldl.Benchmark(dataset, ["tiny", "raises"], **{"recipe": grids.RECIPE, "store": tmp_path, **settings})
-        return {(cell.trial.backbone, cell.trial.seed): cell.trial for cell in bench._grid}
+        return {(cell.trial.backbone, cell.trial.seed): cell.trial for cell in bench.planned.trials}
 
     mine = trials(seeds=[0, 1, 2])
     records = [

@@ -143,7 +143,7 @@ def test_each_backbone_may_have_its_native_size(dataset, tmp_path):
     chosen = ldl.Benchmark(
         dataset, ["tiny", "larger"], recipe=recipe, pipeline=lambda s: ldl.Pipeline.default(s, canvas=400)
     )
-    assert chosen.pipelines[40] == ldl.Pipeline.default(40, canvas=400)
+    assert chosen.planned.pipelines[40] == ldl.Pipeline.default(40, canvas=400)
     with pytest.raises(SettingsError, match="must be a Pipeline or a function"):
         ldl.Benchmark(dataset, ["tiny"], recipe=recipe, pipeline=lambda size: size)
 
@@ -228,7 +228,7 @@ def test_published_v1_follows_its_published_habit_and_says_so(dataset, tmp_path,
     assert np.isnan(row["temperature"])
     assert row["n_val"] == row["n_test"]
     assert "val" in row["flags"]
-    assert bench.pipelines[32] == ldl.Pipeline((ldl.preprocess.Resize(32, method="bilinear"),))
+    assert bench.planned.pipelines[32] == ldl.Pipeline((ldl.preprocess.Resize(32, method="bilinear"),))
     assert row["accuracy"] == row["val_accuracy"]
     model = ldl.load_classifier(tmp_path / "cnn").model
     assert model.get_layer("logits").units == 1

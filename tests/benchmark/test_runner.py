@@ -12,7 +12,6 @@ from leukemia_dl import BackboneSpec, Benchmark, Dataset, Pipeline, PixelStore, 
 from leukemia_dl.benchmark import runner
 from leukemia_dl.benchmark.baselines import CellMeasures
 from leukemia_dl.benchmark.inputs import Samples, read_images
-from leukemia_dl.benchmark.maintenance import verify
 from leukemia_dl.benchmark.runner import _repeatable, run_baseline
 from leukemia_dl.benchmark.store import Store
 from leukemia_dl.datasets import make_splits
@@ -80,7 +79,7 @@ def test_a_damaged_net_is_trained_again_by_the_next_run(dataset, tmp_path, caplo
     assert caplog.text.count("model.keras has another checksum than SHA256SUMS says. The trial runs again.") >= 1
     assert again["status"].tolist() == ["ok"]
     assert load_classifier(tmp_path).predict(IMAGES).shape[0] == 30
-    assert verify(Store(tmp_path)) == {}
+    assert Store(tmp_path).verify() == {}
 
 
 def stops(context):
@@ -124,7 +123,7 @@ def test_a_temperature_that_val_cannot_support_stays_one_and_the_row_says_why(pa
     subjects = [f"p{row % patients}" for row in range(240)]
     noisy = Dataset.from_arrays(images, labels, ("hem", "all"), subjects=subjects)
     bench = Benchmark(noisy, ["cnn"], protocol="holdout", baselines=["cell_colour"], store=tmp_path)
-    (cell,) = (cell for cell in bench._grid if cell.spec is None)
+    (cell,) = (cell for cell in bench.planned.trials if cell.spec is None)
     measures = CellMeasures(np.ones(240, bool), shown, shown)
     record = run_baseline(cell.trial, cell.split, Samples.of(noisy), lambda: measures)
     assert record.status == "ok", record.message
@@ -162,12 +161,12 @@ def test_a_spec_is_taken_as_a_backbone_and_a_keras_model_is_refused(dataset, tmp
     spec = BackboneSpec(name="mine", build=grids.tiny, scaling="unit", native_size=32, min_size=8)
     recipe = Recipe.preset("quick", image_size=32, epochs=1)
     bench = Benchmark(dataset, ["vgg16", spec], protocol="holdout", store=tmp_path, recipe=recipe)
-    assert bench.backbones == ("vgg16", "mine")
-    assert Benchmark(dataset, [spec, "mine"][:1], protocol="holdout", store=tmp_path, recipe=recipe).backbones == (
-        "mine",
-    )
+    assert bench.planned.backbones == ("vgg16", "mine")
+    assert Benchmark(
+        dataset, [spec, "mine"][:1], protocol="holdout", store=tmp_path, recipe=recipe
+    ).planned.backbones == ("mine",)
     changed = replace(spec, native_size=48)  # as when a cell of a notebook is run again
-    assert Benchmark(dataset, [changed], protocol="holdout", store=tmp_path)._found["mine"].record == changed
+    assert Benchmark(dataset, [changed], protocol="holdout", store=tmp_path).planned.trials[0].spec == changed
     with pytest.raises(PluginError, match="'vgg16' is provided by leukemia-dl"):
         Benchmark(dataset, [replace(spec, name="vgg16")])
     inputs = keras.Input((8, 8, 3))

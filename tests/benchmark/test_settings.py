@@ -38,8 +38,8 @@ def test_the_file_alone_repeats_the_run(dataset, tmp_path):
     assert (tmp_path / "x.toml").read_text() == text
     again = ldl.Benchmark.from_toml(tmp_path / "x.toml", store=tmp_path / "b")
     assert list(again.plan()["digest"]) == list(first.plan()["digest"])
-    assert again.compute.threads == 1
-    assert not again.save_models
+    assert again.planned.compute.threads == 1
+    assert not again.planned.save_models
     assert str(ldl.Benchmark.from_toml(tmp_path / "x.toml").store.root) == str(tmp_path / "a")
     frames = [made.run(executor="in-process", show_progress=False) for made in (first, again)]
     assert (frames[0]["status"] == "ok").all()
@@ -69,10 +69,10 @@ def test_what_a_benchmark_can_be_given_comes_back(dataset, tmp_path, settings):
     made.to_toml(tmp_path / "x.toml")
     again = ldl.Benchmark.from_toml(tmp_path / "x.toml")
     assert list(again.plan()["digest"]) == list(made.plan()["digest"])
-    assert again.protocols == made.protocols
-    assert again.compute == made.compute
+    assert again.planned.protocols == made.planned.protocols
+    assert again.planned.compute == made.planned.compute
     if "callbacks" in settings:
-        assert again.callbacks == "leukemia_dl.training.callbacks:tensorboard"
+        assert again.planned.callbacks == "leukemia_dl.training.callbacks:tensorboard"
     assert again.to_toml() == made.to_toml()
 
 
@@ -96,7 +96,7 @@ def test_one_fold_may_be_given_without_a_list(dataset, tmp_path):
 
 @pytest.mark.parametrize("seeds", [np.array([0.0]), np.array([[0]]), np.array([True]), np.array([-1]), np.array([])])
 def test_what_is_no_seed_is_refused_of_numpy_too(dataset, tmp_path, seeds):
-    with pytest.raises(SettingsError, match="seeds must be whole numbers"):
+    with pytest.raises(SettingsError, match=r"seeds must be (a whole number|whole numbers)"):
         bench(dataset, tmp_path / "s", seeds=seeds)
 
 

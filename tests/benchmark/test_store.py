@@ -7,6 +7,10 @@ import math
 import os
 import shutil
 import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -16,8 +20,9 @@ from hypothesis import strategies as st
 
 import leukemia_dl.benchmark.store as store_module
 from leukemia_dl.atomic import sha256_of_file as sha256_of
-from leukemia_dl.benchmark import files
-from leukemia_dl.benchmark.files import read_sums
+from leukemia_dl.benchmark import record_files
+from leukemia_dl.benchmark.environment import remove_leftovers, temporary_prefix
+from leukemia_dl.benchmark.record_files import read_sums
 from leukemia_dl.benchmark.store import Store
 from leukemia_dl.benchmark.trial import Record, Trial
 from leukemia_dl.errors import DamagedRecordError, StoreError
@@ -126,7 +131,7 @@ def test_a_writer_killed_between_the_two_moves_loses_nothing(store):
 
 
 def test_a_damaged_record_is_an_error_that_names_it(store, monkeypatch):
-    monkeypatch.setattr(store_module, "_LOOKS", 1)  # nobody is replacing it: no need to look again
+    monkeypatch.setattr(store_module, "_ATTEMPTS", 1)  # nobody is replacing it: no need to look again
     folder = store.write(RECORD)
     for name in ("record.json", "probabilities.npz", "history.csv", "SHA256SUMS"):
         whole = (folder / name).read_bytes()
@@ -155,15 +160,13 @@ def test_a_changed_byte_is_damage(tmp_path_factory, name, where, data):
         store.read(TRIAL)
 
 
-def test_a_damaged_record_is_put_into_quarantine_with_a_warning(store, caplog):
+def test_a_damaged_record_stays_until_the_trial_ran_again_and_is_named_once(store, caplog):
     (store.write(RECORD) / "record.json").write_text("{")
     with caplog.at_level(logging.WARNING):
         assert store.take(TRIAL) is None
-    (place,) = (store.root / "quarantine").iterdir()
-    assert (place / "record.json").read_text() == "{"
-    assert f"{store.folder(TRIAL)} is damaged" in caplog.text
-    assert str(place) in caplog.text
-    assert store.read(TRIAL) is None
+        assert list(store.records()) == []
+    assert caplog.text.count(f"{store.folder(TRIAL)} is damaged") == 1
+    assert (store.folder(TRIAL) / "record.json").read_text() == "{"
     store.write(RECORD)
     assert store.take(TRIAL).metrics["accuracy"] == RECORD.metrics["accuracy"]
 
@@ -176,16 +179,9 @@ def test_a_record_that_is_replaced_while_it_is_read_is_not_damaged(store):
     with ThreadPoolExecutor(1) as pool:
         writing = pool.submit(lambda: [store.write(RECORD) for _ in range(60)])
         while not writing.done():
-            store.take(TRIAL)
+            store.read(TRIAL)  # raises if it is damaged
     writing.result()
     assert store.take(TRIAL).metrics["accuracy"] == RECORD.metrics["accuracy"]
-    assert not list((store.root / "quarantine").glob("*"))
-
-
-def test_what_is_whole_comes_back_from_quarantine(store):
-    store.write(RECORD)
-    store.quarantine(TRIAL.folder)
-    assert store.read(TRIAL) is not None
 
 
 @pytest.mark.parametrize(
@@ -277,29 +273,29 @@ def test_a_store_without_permission(tmp_path):
 
 
 def test_text_files_are_replaced_whole(store):
-    store.write_text("results.csv", "a\n")
-    store.write_text("results.csv", "b\n")
+    store.write_file("results.csv", "a\n")
+    store.write_file("results.csv", "b\n")
     assert (store.root / "results.csv").read_bytes() == b"b\n"
     assert sorted(path.name for path in store.root.iterdir()) == ["results.csv", "trials"]
 
 
 def test_a_text_file_that_cannot_be_written_leaves_the_old_one(store, monkeypatch):
     """20, mutant 12: a full disk leaves the results of before."""
-    store.write_text("results.csv", "a\n")
+    store.write_file("results.csv", "a\n")
 
     def full(descriptor):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(StoreError, match="No space left on device"):
-        store.write_text("results.csv", "b\n")
+        store.write_file("results.csv", "b\n")
     assert (store.root / "results.csv").read_bytes() == b"a\n"
     assert sorted(path.name for path in store.root.iterdir()) == ["results.csv", "trials"]
 
 
 def test_what_is_not_a_regular_file_is_damage_and_is_not_waited_for(store, monkeypatch):
     """20.39: a pipe in the place of any file of a record hangs nothing."""
-    monkeypatch.setattr(store_module, "_LOOKS", 1)
+    monkeypatch.setattr(store_module, "_ATTEMPTS", 1)
     folder = store.write(RECORD, model=b"model")
     for name in ("record.json", "history.csv", "probabilities.npz", "SHA256SUMS"):
         content = (folder / name).read_bytes()
@@ -320,7 +316,7 @@ def test_what_is_not_a_regular_file_is_damage_and_is_not_waited_for(store, monke
 @pytest.mark.parametrize("name", ["record.json", "history.csv", "probabilities.npz", "SHA256SUMS"])
 def test_a_file_that_is_too_large_is_not_read(store, name, monkeypatch):
     """20.39: a sparse file of 5 GB is refused by its size."""
-    monkeypatch.setattr(store_module, "_LOOKS", 1)
+    monkeypatch.setattr(store_module, "_ATTEMPTS", 1)
     with (store.write(RECORD) / name).open("r+b") as file:
         file.truncate(5 * 10**9)
     with pytest.raises(DamagedRecordError, match=rf"{name} has more than [\d,]+ bytes"):
@@ -329,7 +325,7 @@ def test_a_file_that_is_too_large_is_not_read(store, name, monkeypatch):
 
 def test_predictions_that_unpack_to_gigabytes_are_not_unpacked(store, monkeypatch):
     """20.39: the unpacked size of predictions is bounded by the number of samples that the record counts."""
-    monkeypatch.setattr(store_module, "_LOOKS", 1)
+    monkeypatch.setattr(store_module, "_ATTEMPTS", 1)
     folder = store.write(RECORD)
     arrays = {name: getattr(RECORD, name) for name in ("sides", "samples", "labels", "tta")}
     np.savez_compressed(folder / "probabilities.npz", probabilities=np.zeros((3_000_000, 1)), **arrays)
@@ -337,7 +333,7 @@ def test_predictions_that_unpack_to_gigabytes_are_not_unpacked(store, monkeypatc
     with pytest.raises(DamagedRecordError, match=r"unpacks to 24,000,\d+ bytes, too many for 0 samples"):
         store.read(TRIAL)
     rewrite(folder, {"row": {"n_test": 10**12}})
-    monkeypatch.setattr(files, "_MOST_ARRAY_BYTES", 2**24)
+    monkeypatch.setattr(record_files, "_MOST_ARRAY_BYTES", 2**24)
     with pytest.raises(DamagedRecordError, match="too many"):
         store.read(TRIAL)
 
@@ -397,10 +393,10 @@ def test_a_full_disk_is_one_error_and_what_is_there_stays(tmp_path):
         with contextlib.suppress(OSError), (place / "filler").open("wb") as file:
             while True:
                 file.write(bytes(4096))
-        with pytest.raises(StoreError, match="disk space"):
+        with pytest.raises(StoreError, match="No space left"):
             store.create()
         with pytest.raises(StoreError, match="No space left"):
-            store.write_text("results.csv", "a" * 10_000)
+            store.write_file("results.csv", "a" * 10_000)
         (place / "filler").unlink()
         store.write(other)
         assert len(list(store.records())) == 2
@@ -420,3 +416,143 @@ def test_records_are_all_there_are(store, caplog):
     with caplog.at_level(logging.WARNING):
         assert [record.trial.seed for record in store.records()] == [1]
     assert f"{TRIAL.folder} is damaged" in caplog.text
+
+
+FAILED = dataclasses.replace(
+    RECORD, trial=dataclasses.replace(TRIAL, seed=1), status="failed", metrics={}, history=pd.DataFrame(),
+    exception="ValueError", message="no", traceback="Traceback ...\n",
+)  # fmt: skip
+FLOOR = dataclasses.replace(
+    RECORD, trial=dataclasses.replace(TRIAL, kind="baseline", backbone="cell_size", seed=None), status="not_applicable",
+    metrics={}, message="no single cells",
+)  # fmt: skip
+
+
+@pytest.fixture
+def filled(store):
+    """One that is well, with its net; a failure with its log; a baseline that is not applicable."""
+    store.write(RECORD, model=b"model" * 1000)
+    store.write(FAILED)
+    store.write(FLOOR)
+    return store
+
+
+def age(path: Path, hours: float = 25.0) -> Path:
+    """Let a folder and what it holds seem that old."""
+    then = time.time() - 3600 * hours
+    for each in [*path.rglob("*"), path]:
+        os.utime(each, (then, then), follow_symlinks=False)
+    return path
+
+
+def fill(folder: Path, name: str = "state.npz", size: int = 100) -> Path:
+    folder.mkdir(parents=True)
+    (folder / name).write_bytes(bytes(size))
+    return folder
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_what_is_no_store_is_refused(tmp_path):
+    with pytest.raises(StoreError, match=r"nowhere is no store: there is no such folder. A store is the folder that"):
+        Store.open(tmp_path / "nowhere")
+    with pytest.raises(StoreError, match="is no store: it has no folder trials/"):
+        Store.open(tmp_path)
+    (tmp_path / "trials").mkdir()
+    assert (Store.open(tmp_path).names(), Store.open(tmp_path).verify(), Store.open(tmp_path).unfinished()) == (
+        [],
+        {},
+        [],
+    )
+
+
+@pytest.mark.parametrize("file", ["record.json", "probabilities.npz", "history.csv", "model.keras"])
+def test_a_changed_or_missing_file_is_found(filled, file):
+    path = filled.folder(TRIAL) / file
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    assert list(filled.verify()) == [TRIAL.folder]
+    says = "JSONDecodeError" if file == "record.json" else f"{file} has another checksum than SHA256SUMS says"
+    assert says in filled.verify()[TRIAL.folder]
+    path.unlink()
+    assert list(filled.verify()) == ([] if file == "model.keras" else [TRIAL.folder])
+
+
+@pytest.mark.parametrize(
+    ("harm", "says"),
+    [
+        (lambda f: (f / "SHA256SUMS").unlink(), "SHA256SUMS"),
+        (lambda f: (f / "SHA256SUMS").write_text("x"), "SHA256SUMS is damaged"),
+        (lambda f: [path.unlink() for path in f.iterdir()], "it holds no record"),
+        (lambda f: rewrite(f, {"status": "done"}), "ValueError: status is 'done'"),
+        (lambda f: rewrite(f, {"metrics": None}), "AttributeError"),
+        (lambda f: rewrite(f, {"format": 1}), "has format 1; this version reads 4"),
+        (lambda f: f.replace(f.with_name("other")), f"it holds the record of {TRIAL.folder}"),
+    ],
+)
+def test_what_is_wrong_with_a_record_is_said(filled, harm, says):
+    harm(filled.folder(TRIAL))
+    (problem,) = filled.verify().values()
+    assert says in problem
+
+
+def test_a_record_that_is_replaced_at_that_moment_is_not_damaged(filled, monkeypatch):
+    wrong = ["0" * 64]
+    monkeypatch.setattr(store_module, "sha256_of_file", lambda path: wrong.pop() if wrong else sha256_of(path))
+    assert filled.verify() == {}
+    assert wrong == []
+
+
+def listed(store):
+    return [str(path.relative_to(store.root)) for path in store.unfinished()]
+
+
+def test_a_record_whose_writer_was_killed_while_replacing_it_is_kept(filled):
+    old = age(filled.folder(TRIAL).rename(filled.trials / f".{TRIAL.folder}-01234567.old"))
+    assert listed(filled) == []
+    filled.create()
+    assert filled.read(TRIAL) is not None
+    age(filled.folder(FLOOR.trial).rename(old))  # now the place is taken, and it is out of date
+    assert listed(filled) == [f"trials/{old.name}"]
+
+
+def test_what_was_begun_is_listed_once_it_was_not_touched_for_a_day(filled):
+    age(fill(filled.trials / ".cnn-1-abc", "record.json"))
+    age(fill(filled.trials / ".cnn-2-abc"), hours=23)
+    (age(fill(filled.trials / ".cnn-3-abc")) / "model.keras").write_bytes(b"x")  # somebody is at it
+    fresh, old = (dataclasses.replace(TRIAL, seed=seed) for seed in (5, 6))
+    for trial in (TRIAL, old):
+        age(fill(filled.checkpoints(trial)))
+    fill(filled.checkpoints(fresh))
+    (filled.root / "unfinished" / "stop-1-2").touch()
+    assert listed(filled) == ["trials/.cnn-1-abc", *sorted(f"unfinished/{trial.folder}" for trial in (TRIAL, old))]
+
+
+def test_links_are_not_followed(filled, tmp_path):
+    outside = age(fill(tmp_path / "outside" / TRIAL.folder))
+    (filled.trials / ".old").symlink_to(outside)
+    (filled.root / "unfinished").symlink_to(outside.parent)
+    assert listed(filled) == []
+    (filled.root / "unfinished").unlink()
+    begun = fill(filled.checkpoints(TRIAL))
+    (begun / "link").symlink_to(outside)
+    age(begun)
+    assert listed(filled) == [f"unfinished/{TRIAL.folder}"]
+
+
+def test_leftovers_of_killed_runs_go_after_a_day(tmp_path, monkeypatch):
+    """20.42: temporary folders of a process that is gone are removed, those of a running one or of today are not."""
+    monkeypatch.setattr(tempfile, "gettempdir", lambda: str(tmp_path))
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    dead = f"leukemia-dl-{gone.pid}-"
+    old = age(fill(tmp_path / f"{dead}a"))
+    kept = [age(fill(tmp_path / f"{temporary_prefix()}a")), age(fill(tmp_path / "leukemia-dl-notes-a"))]
+    kept += [age(fill(tmp_path / f"{dead}b"), hours=23), age(fill(tmp_path / "somebody"))]
+    (tmp_path / f"{dead}link").symlink_to(kept[-1])
+    remove_leftovers()
+    assert not old.exists()
+    assert all((path / "state.npz").is_file() for path in kept)

@@ -21,7 +21,7 @@ def test_a_backbone_of_a_script_is_one_for_all_its_tasks(synthetic_root, tmp_pat
     data = grids.dataset(synthetic_root)
     made = ldl.Benchmark(data, ["cnn"], recipe=grids.RECIPE, seeds=[0, 1], baselines=[], store=tmp_path)
     spec = ldl.BackboneSpec(name="here", build=lambda *given: given, scaling="unit", native_size=32, min_size=8)
-    tasks = [packed_task(Task(cell.trial, cell.split, spec, 32)) for cell in made._grid]
+    tasks = [packed_task(Task(cell.trial, cell.split, spec, 32)) for cell in made.planned.trials]
     assert len({pickle.loads(task)[0] for task in tasks}) == 1 < len({*tasks})
 
 

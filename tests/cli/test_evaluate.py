@@ -5,7 +5,6 @@ from typer.testing import CliRunner
 
 import leukemia_dl as ldl
 import stores
-from leukemia_dl.benchmark.stored import run_of
 from leukemia_dl.cli import app
 from leukemia_dl.errors import DataError, SettingsError, StoreError, UnknownNameError
 from predictions import clustered
@@ -84,7 +83,7 @@ def test_costs_and_flags_are_of_the_trials_that_are_evaluated(run, tmp_path):
     folder = tmp_path / "grids" / grid_of("from_scratch", tmp_path)
     assert "failed" not in run(folder, "--protocol", "holdout")
     assert "1 failed" in run(folder, "--protocol", "kfold")
-    assert folder.name in str(run_of(good).folder)
+    assert folder.name in str(good.stored().folder)
 
 
 def grid_of(recipe, store):

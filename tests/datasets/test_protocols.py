@@ -111,7 +111,7 @@ def test_the_default_protocol_follows_from_the_data() -> None:
         assert {split.protocol for split in found} == {protocol}
         assert [split.digest for split in found] == [split.digest for split in make_splits(dataset, protocol)]
         bench = Benchmark(dataset, ["cnn"])
-        assert (bench.protocols, len(bench.splits)) == ((protocol,), len(found))
+        assert (bench.planned.protocols, len(bench.splits)) == ((protocol,), len(found))
     table = known.table.assign(**anonymous)
     for missing in (table, table.assign(subject=known.table["subject"].where(known.table.index > 3))):
         question = r"How is 'made_up' to be split\? It has no official folds, .* (60|4) of its 60 labelled samples .*"

@@ -9,7 +9,7 @@ import pandas as pd
 import leukemia_dl as ldl
 from leukemia_dl.benchmark import runner
 from leukemia_dl.benchmark.inputs import Samples
-from leukemia_dl.benchmark.stored import write_run
+from leukemia_dl.benchmark.run_files import write_run
 
 RECIPE = ldl.Recipe(name="made-up", image_size=32, epochs=3, batch_size=8)
 
@@ -40,18 +40,17 @@ def run_folder(store):
 def made_up(store, dataset, backbones=("cnn", "vgg16"), *, failed=(), missing=(), learned=1.5, **settings):
     """Write a store as a benchmark leaves it, with probabilities drawn at random around the labels.
 
-    `failed` and `missing` hold numbers of cells of the grid.
+    `failed` and `missing` hold numbers of trials.
     """
     settings = {"recipe": RECIPE, "protocol": "holdout", **settings}
     bench = ldl.Benchmark(dataset, backbones, store=store, **settings)
     bench.store.create()
-    write_run(bench)
+    write_run(bench.planned, bench.store)
     samples, random = Samples.of(bench.dataset), np.random.default_rng(0)
-    for number, cell in enumerate(bench._grid):
+    for number, cell in enumerate(bench.planned.trials):
         if number in missing:
             continue
-        recipe = bench.recipes[cell.trial.backbone] if cell.spec else None
-        blank = runner._blank(cell.trial, cell.split, samples, recipe)
+        blank = runner._blank(cell.trial, cell.split, samples, cell.recipe)
 
         def run(cell=cell, number=number, blank=blank):
             if number in failed:

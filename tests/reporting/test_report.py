@@ -12,7 +12,7 @@ import leukemia_dl as ldl
 import records
 import stores
 from browser import CHROMIUM, Browser
-from leukemia_dl.benchmark.stored import read_run
+from leukemia_dl.benchmark.run_files import read_run
 from leukemia_dl.datasets import splits
 from leukemia_dl.errors import DataError, StoreError
 from leukemia_dl.reporting import render, write_model_cards, write_report

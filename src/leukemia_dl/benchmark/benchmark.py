@@ -1,40 +1,47 @@
-"""Benchmark: the grid of backbones, folds and seeds over one data set, with its floors, as one DataFrame."""
+"""Benchmark: backbones, folds and seeds on one data set, with baselines, as one DataFrame."""
 
 from __future__ import annotations
 
-import logging
+import math
 from collections.abc import Callable, Iterator, Sequence
-from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
-from leukemia_dl.benchmark.arguments import checked_seeds, chosen_pipeline, executor_of, plain_folds, unique_names
-from leukemia_dl.benchmark.baselines import BASELINES, check_baseline, measure_cells
+from leukemia_dl.benchmark import external, settings
+from leukemia_dl.benchmark.arguments import executor_of
+from leukemia_dl.benchmark.baselines import BASELINES, measure_cells
 from leukemia_dl.benchmark.cost import Costs
 from leukemia_dl.benchmark.driver import Driver, is_kept, split_by_store
 from leukemia_dl.benchmark.executors import Executor, InProcess
-from leukemia_dl.benchmark.external import LabelMap, evaluate_on, predict_on
+from leukemia_dl.benchmark.external import LabelMap
 from leukemia_dl.benchmark.frames import history_frame, prediction_frame, result_frame, timing_frame
-from leukemia_dl.benchmark.grid import Cell, check_shard, grid, shard_of, splits_of
 from leukemia_dl.benchmark.inputs import Cells, Samples, read_images
+from leukemia_dl.benchmark.plan import (
+    Plan,
+    check_shard,
+    checked_seeds,
+    net_settings,
+    planned_trials,
+    shard_of,
+    splits_of,
+    unique_names,
+)
 from leukemia_dl.benchmark.processes import Processes
+from leukemia_dl.benchmark.run_files import StoredRun, run_of, write_run
 from leukemia_dl.benchmark.runner import Shared
-from leukemia_dl.benchmark.settings import read_settings, settings_of
 from leukemia_dl.benchmark.store import Store
-from leukemia_dl.benchmark.stored import write_run
 from leukemia_dl.benchmark.trial import Record, Trial
 from leukemia_dl.benchmark.worker import prepare_elsewhere
+from leukemia_dl.checks import choice, flag, real_number
 from leukemia_dl.datasets import Dataset
 from leukemia_dl.datasets.protocols import default_protocol
+from leukemia_dl.datasets.splits import whole_numbers
 from leukemia_dl.errors import DamagedRecordError, SettingsError
 from leukemia_dl.identity import plain_number
-from leukemia_dl.models.backend import backend_name
-from leukemia_dl.models.build import check_size, weights_identity
-from leukemia_dl.models.registry import find_backbone, names_of
+from leukemia_dl.models.registry import names_of
 from leukemia_dl.preprocess import Pipeline
 from leukemia_dl.training.backends import ComputeConfig, prepare
 from leukemia_dl.training.callbacks import CallbackFactory, load_factory
@@ -42,34 +49,33 @@ from leukemia_dl.training.recipe import Recipe
 
 __all__ = ["DEFAULT_BACKBONES", "Benchmark"]
 
-_log = logging.getLogger(__name__)
 DEFAULT_BACKBONES = ("vgg16", "resnet50", "inception_v3", "xception", "cnn")
 
 
 class Benchmark:
     """A comparison of backbones on one data set.
 
-    Everything is checked on creation, before a pixel is read; `run()` reuses what the store already holds.
+    Everything is checked on creation, before a pixel is read; `run()` reuses the trials that the store already holds.
 
     Args:
-        dataset: What to learn from. Samples without a label are left out.
+        dataset: The images. Those without a label are left out.
         backbones: Names of backbones, or specs, which are registered; by default the five built-in architectures.
         recipe: Name of a preset, or a `Recipe`.
         protocol: How the data set is split, see `leukemia_dl.make_splits`; None for its official folds if there are
             any, else its given sides, else `kfold`. Several, such as ["kfold", "random"], show how much a protocol
             with leakage adds (`leukemia_dl.inflation`).
         folds: Which folds are the test side in turn; None for the protocol's own default, "all" for all.
-        n_folds: How many the protocol "kfold" draws; None for 5, or 3 where patients are few.
+        n_folds: How many folds the protocol "kfold" draws; None for 5, or 3 where patients are few.
         seeds: One trial per seed, each with its own weights, order and augmentation.
-        baselines: Floors to compare with: "majority", "cell_size", "cell_colour".
-        store: Folder for the results; "runs/<dataset>-<recipe>" by default. It is made, and tried, by `run`.
+        baselines: Baselines to compare with: "majority", "cell_size", "cell_colour".
+        store: Folder for the results; "runs/<dataset>-<recipe>" by default. `run` makes it.
         pipeline: From file to pixels; by default the data set's canvas at absolute scale, resized to the recipe's
             image size. Where sizes differ between backbones (`image_size="native"`), a function from a size to a
             pipeline. A step that is to be fitted, such as `Reinhard()`, is fitted per split, to its training images.
         allow_leakage: Needed for the protocol "random".
         save_models: Keep each trained net in the store, as `model.keras`.
         device: "auto" for the first GPU where there is one, else the CPU; "cpu", "gpu" or "gpu:1". Rows say which kind
-            it was; it is not part of what names a trial.
+            it was; it is not part of the name of a trial.
         threads: Threads of one operation on a CPU, wherever a trial runs; None for as many as the machine of each trial
             has cores. Not part of the trial's name, but results equal to the bit need equal threads: rows have them.
         callbacks: A function of a `FitContext` that makes Keras callbacks, its name as "module:function", or, for
@@ -79,6 +85,10 @@ class Benchmark:
         UnknownNameError: For a backbone, baseline, recipe or protocol that is not there.
         SettingsError: For a value that is not allowed, such as an image size below a backbone's minimum.
         SplitError: If the protocol cannot be applied to the data set.
+
+    Attributes:
+        planned: Its `Plan`: all settings, checked, and every trial.
+        dataset, splits, store: The labelled images, the splits of all protocols, and the `Store`.
 
     Examples:
         >>> frame = ldl.Benchmark(ldl.Dataset.load("synthetic"), ["cnn"], store="runs/first").run()  # doctest: +SKIP
@@ -106,62 +116,64 @@ class Benchmark:
         if not isinstance(dataset, Dataset) or not isinstance(recipe, (str, Recipe)):
             given = f"{type(dataset).__name__} and recipe={recipe!r}"
             raise SettingsError(f"Benchmark takes a Dataset, and a Recipe or the name of a preset. Received: {given}.")
-        self.recipe = Recipe.preset(recipe) if isinstance(recipe, str) else recipe
-        self.backbones = unique_names("backbones", DEFAULT_BACKBONES if backbones is None else names_of(backbones))
-        self.baselines = tuple(check_baseline(name) for name in unique_names("baselines", baselines, empty=True))
-        self.seeds = checked_seeds(seeds)
-        self._found = {name: find_backbone(name) for name in self.backbones}
-        self.recipes = {name: self.recipe.for_backbone(found.record) for name, found in self._found.items()}
-        self._weights = {}
-        for name, found in self._found.items():
-            check_size(found.record, int(self.recipes[name].image_size))
-            self._weights[name] = weights_identity(found.record, self.recipes[name].weights_for(found.record))
-        sizes = sorted({int(recipe.image_size) for recipe in self.recipes.values()})
-        self.pipelines = {size: chosen_pipeline(pipeline, self.recipe, size, dataset.info.canvas) for size in sizes}
-        self.callbacks = self.recipe.callbacks if callbacks is None else callbacks
-        load_factory(self.callbacks)
-        self.compute = ComputeConfig(device, threads)
-        self.source = dataset.source
-        self.dataset = dataset.subset(dataset.labels >= 0)
-        protocol = default_protocol(self.dataset) if protocol is None else protocol
-        self.protocols = unique_names("protocol", (protocol,) if isinstance(protocol, str) else protocol)
-        self.folds, self.n_folds, self.allow_leakage = plain_folds(folds), plain_number(n_folds), allow_leakage
-        self.splits = splits_of(self.dataset, self.protocols, folds, allow_leakage, self.n_folds)
-        self.store = Store(store if store is not None else Path("runs") / f"{dataset.info.name}-{self.recipe.name}")
-        self.save_models = save_models
-
-    @property
-    def protocol(self) -> str:
-        """The names of its protocols."""
-        return ", ".join(self.protocols)
+        recipe = Recipe.preset(recipe) if isinstance(recipe, str) else recipe
+        names = unique_names("backbones", DEFAULT_BACKBONES if backbones is None else names_of(backbones))
+        baselines = tuple(
+            choice("baseline", name, BASELINES) for name in unique_names("baselines", baselines, empty=True)
+        )
+        seeds, compute = checked_seeds(seeds), ComputeConfig(device, threads)
+        nets = [net_settings(name, recipe, pipeline, dataset.info.canvas) for name in names]
+        callbacks = recipe.callbacks if callbacks is None else callbacks
+        load_factory(callbacks)
+        labelled = dataset.subset(dataset.labels >= 0)
+        protocol = default_protocol(labelled) if protocol is None else protocol
+        protocols = unique_names("protocol", (protocol,) if isinstance(protocol, str) else protocol)
+        n_folds, listed = plain_number(n_folds), whole_numbers(folds)
+        splits = splits_of(labelled, protocols, folds, n_folds, allow_leakage)
+        self.planned = Plan(
+            dataset=labelled,
+            source=dataset.source,
+            recipe=recipe,
+            backbones=names,
+            baselines=baselines,
+            protocols=protocols,
+            folds=cast(Any, folds) if listed is None else listed,
+            n_folds=n_folds,
+            allow_leakage=allow_leakage,
+            seeds=seeds,
+            splits=splits,
+            compute=compute,
+            callbacks=callbacks,
+            save_models=flag("save_models", save_models),
+            trials=planned_trials(labelled, splits, nets, seeds, baselines),
+        )
+        self.dataset, self.splits = labelled, splits
+        self.store = Store(Path("runs") / f"{dataset.info.name}-{recipe.name}" if store is None else store)
 
     def __repr__(self) -> str:
-        """Name the axes of the grid."""
+        plan = self.planned
         return (
-            f"Benchmark({self.dataset.info.name!r}, backbones={list(self.backbones)}, recipe={self.recipe.name!r}, "
-            f"protocol={self.protocol!r}, folds={[split.fold for split in self.splits]}, seeds={list(self.seeds)}, "
-            f"store={str(self.store.root)!r})"
+            f"Benchmark({self.dataset.info.name!r}, backbones={list(plan.backbones)}, recipe={plan.recipe.name!r}, "
+            f"protocol={', '.join(plan.protocols)!r}, folds={[split.fold for split in self.splits]}, "
+            f"seeds={list(plan.seeds)}, store={str(self.store.root)!r})"
         )
 
     def plan(self) -> pd.DataFrame:
         """Return a row per trial, before anything runs.
 
         Columns: backbone, protocol, fold, seed, `status` ("ok" and "not_applicable", which are not run again; "failed",
-        "damaged", "no model" for one whose net is wanted and is not there, and "to do"), `seconds` (what earlier trials
-        of this backbone and recipe in the store took on average; NaN where there are none), trial (its folder), digest.
+        "damaged", "no model" for one whose net is wanted and is not there, and "to do"), `seconds` (how long earlier
+        trials of this backbone and recipe in the store took on average; NaN where there are none), trial (its folder),
+        digest.
         """
         there = set(self.store.names())
-        found = [self._look(cell.trial) if cell.trial.folder in there else "to do" for cell in self._grid]
-        costs = Costs(record for record in found if isinstance(record, Record))
+        trials = [planned.trial for planned in self.planned.trials]
+        found = [self._look(trial) if trial.folder in there else (None, "to do") for trial in trials]
+        costs = Costs(record for record, _ in found if record is not None)
         rows = [
-            {
-                **{name: getattr(cell.trial, name) for name in ("backbone", "protocol", "fold", "seed")},
-                "status": self._status(record) if isinstance(record, Record) else record,
-                "seconds": costs.expected(cell.trial),
-                "trial": cell.trial.folder,
-                "digest": cell.trial.digest,
-            }
-            for cell, record in zip(self._grid, found, strict=True)
+            {name: getattr(trial, name) for name in ("backbone", "protocol", "fold", "seed")}
+            | {"status": status, "seconds": costs.expected(trial), "trial": trial.folder, "digest": trial.digest}
+            for trial, (_, status) in zip(trials, found, strict=True)
         ]
         return pd.DataFrame(rows).astype({"fold": "Int64", "seed": "Int64", "seconds": float})
 
@@ -190,7 +202,7 @@ class Benchmark:
             workers: How many processes at a time; one per GPU, or one, by default. More than one on one GPU or on the
                 same cores is slower per trial.
             time_limit: Seconds of a trial; one that takes longer is a failed row. It goes on from its last epoch
-                when it is run again. In this process and by `submit` it is looked at after each epoch.
+                when it is run again. In this process and by `submit` the limit is checked after each epoch.
             shard: "i/n": only the i-th of n parts of the grid, for as many jobs on one store.
             show_progress: A bar on a terminal, plain lines elsewhere, both on standard error.
 
@@ -204,52 +216,49 @@ class Benchmark:
             BackendError: If there is no such device.
             KeyboardInterrupt: After Ctrl-C.
         """
-        choices = (("existing", existing, ("reuse", "rerun")), ("on_error", on_error, ("continue", "raise")))
-        for name, value, allowed in choices:
-            if value not in allowed:
-                raise SettingsError(f"{name} must be one of {allowed}. Received: {name}={value!r}.")
-        time_limit = plain_number(time_limit)
-        if time_limit is not None and not (type(time_limit) in (int, float) and time_limit > 0):
-            raise SettingsError(f"time_limit must be seconds above 0, or None. Received: time_limit={time_limit!r}.")
+        choice("existing", existing, ("reuse", "rerun"))
+        choice("on_error", on_error, ("continue", "raise"))
+        time_limit = None if time_limit is None else real_number("time_limit", time_limit, 0, math.inf, "()")
         part, parts = check_shard(shard)
-        executor_of(executor, workers, 2)  # what is wrong with it should not wait for the data
+        executor_of(executor, workers, 2)  # before the data are read
+        plan = self.planned
         self.store.create()
-        write_run(self)
-        cells = shard_of(self._grid, [cell.spec is not None for cell in self._grid], part, parts)
-        to_do, kept = split_by_store(self.store, cells, existing, self.save_models)
-        trials = sum(cell.spec is not None for cell in to_do)
-        chosen = executor_of(executor, workers, trials)
-        if trials:
+        write_run(plan, self.store)
+        cells = shard_of(plan.trials, [planned.spec is not None for planned in plan.trials], part, parts)
+        to_do, kept = split_by_store(self.store, cells, existing, plan.save_models)
+        pipelines = plan.pipelines
+        sizes = sorted({planned.size for planned in to_do if planned.spec is not None})
+        chosen = executor_of(executor, workers, sum(planned.spec is not None for planned in to_do))
+        if sizes:
             self._check_device(chosen)
-        # Outside the trials: what cannot be decoded is an error of the data, not of a backbone.
-        sizes = sorted({cell.size for cell in to_do if cell.spec is not None})
-        images = {size: read_images(self.dataset, self._used, self.pipelines[size], show_progress) for size in sizes}
-        samples = Samples.of(self.dataset, self._used if sizes and self.save_models else None)
-        shared = Shared(samples, images, self.recipe, self.compute, load_factory(self.callbacks))
+        # Outside the trials: a file that cannot be decoded is an error of the data, not of a backbone.
+        images = {size: read_images(self.dataset, plan.rows, pipelines[size], show_progress) for size in sizes}
+        samples = Samples.of(self.dataset, plan.rows if sizes and plan.save_models else None)
+        shared = Shared(samples, images, plan.recipe, plan.compute, load_factory(plan.callbacks))
         driver = Driver(
             store=self.store,
             cells=cells,
-            cells_read=Cells(self.dataset, self._used, show_progress),
+            cells_read=Cells(self.dataset, plan.rows, show_progress),
             executor=chosen,
-            workers=chosen.workers_for(shared) if trials else 1,
+            workers=chosen.workers_for(shared) if sizes else 1,
             existing=existing,
             raise_errors=on_error == "raise",
-            save_models=self.save_models,
+            save_models=plan.save_models,
             time_limit=time_limit,
             show=show_progress,
         )
         try:
             driver.run(to_do, kept, shared)
         finally:
-            self._export()
-        return self.results()
+            frame = self._export()
+        return frame
 
     def results(self) -> pd.DataFrame:
-        """Return the result frame from what the store holds: a row per finished trial, in the order of the grid.
+        """Return the result frame from the records in the store: a row per finished trial, in the order of the grid.
 
-        `backbone, accuracy, loss` come first, then the other metrics (float, NaN where undefined), then what was
-        compared on what, and for a failed trial `exception`, `message` and `traceback`, the path of that file in the
-        store: no column changes between equal runs.
+        `backbone, accuracy, loss` come first, then the other metrics (float, NaN where undefined), then the data,
+        split, recipe and device, and for a failed trial `exception`, `message` and `traceback`, the path of that file
+        in the store: no column changes between equal runs.
         """
         return result_frame(self._records(arrays=False))
 
@@ -279,28 +288,36 @@ class Benchmark:
         return prediction_frame(records, self.dataset.class_names, self.dataset.table, areas)
 
     def predict_on(self, other: Dataset, label_map: LabelMap | None = None, show_progress: bool = True) -> pd.DataFrame:
-        """Return the prediction frame of all trained nets, and floors, on `other`, a data set from elsewhere.
+        """Return the prediction frame of all trained nets, and baselines, on `other`, a data set from elsewhere.
 
-        `label_map` leads from its labels to classes of this one, or to None for those to be left out. Every fold's net
-        predicts every image; the fold stands in the column `repeat` too. `show_progress` tells how far it is.
+        `label_map` leads from its labels to classes of this one, or to None to leave them out. The net of every fold
+        predicts every image; the fold stands in the column `repeat` too, so that `evaluate` takes each net as a run of
+        its own: means are over nets, and what it calls seeds is the number of nets. All rows are of the side "test".
 
         Raises:
             DataError, StoreError, ImageError: For a label that is no class; a store without trials; a damaged image.
         """
-        return predict_on(self, other, label_map, show_progress)
+        return external.predict_on(self.planned, self.store, other, label_map, show_progress)
 
     def evaluate_on(
         self, other: Dataset, label_map: LabelMap | None = None, show_progress: bool = True
     ) -> pd.DataFrame:
         """Return the result frame of `other`; `label_map`, `show_progress` and errors as for `predict_on`.
 
-        Nets come with their own pipelines and temperatures; floors are fitted again, on each split's training side.
+        Nets come with their own pipelines and temperatures; baselines are fitted again, on each split's training side.
+        Columns that are not known of another data set (its val side, shared cells and groups) are NA. `leaked_files`
+        counts the images that are, byte for byte, on the train side; `flags` says so, and whether patients are unknown
+        and how the images differ from the benchmark's. A net that is not in the store is a row with status "failed".
         """
-        return evaluate_on(self, other, label_map, show_progress)
+        return external.evaluate_on(self.planned, self.store, other, label_map, show_progress)
 
     def histories(self) -> pd.DataFrame:
         """Return the learning curves: a row per trial and epoch, with trial, backbone, protocol, fold and seed."""
         return history_frame(self._records())
+
+    def stored(self) -> StoredRun:
+        """Return this benchmark as reports read it: its settings, grid and samples, and the records in its store."""
+        return run_of(self.planned, self.store)
 
     def to_toml(self, path: str | Path | None = None) -> str:
         """Return the settings as TOML: everything that makes the frame. `Benchmark.from_toml` repeats the run.
@@ -311,9 +328,9 @@ class Benchmark:
         Raises:
             StoreError: If it cannot be written.
         """
-        text = settings_of(self)
+        text = settings.dump(self.planned, self.store)
         if path is not None:
-            Store(Path(path).parent).write_text(Path(path).name, text)
+            Store(Path(path).parent).write_file(Path(path).name, text)
         return text
 
     @classmethod
@@ -337,60 +354,44 @@ class Benchmark:
             SettingsError: If the file is none of ours, or cannot be repeated here (another backend).
             DataError: If the data set is not the one of the file.
         """
-        found, arguments = read_settings(Path(path), dataset, root)
-        if store is not None:
-            arguments["store"] = store
-        return cls(found, **arguments)
-
-    @cached_property
-    def _grid(self) -> list[Cell]:
-        backbones = {name: (found, self.recipes[name], self._weights[name]) for name, found in self._found.items()}
-        usual = {size: self.recipe.pipeline(size, self.dataset.info.canvas) for size in self.pipelines}
-        axes = (self.dataset.fingerprint, self.splits, backbones, self.baselines, self.seeds)
-        return grid(*axes, backend_name(), self.pipelines, usual)
-
-    @cached_property
-    def _used(self) -> NDArray[np.int64]:
-        """The rows of the data set that any split uses."""
-        return np.unique(np.concatenate([np.concatenate([s.train, s.val, s.test]) for s in self.splits]))
+        found, arguments = settings.load(Path(path), dataset, root)
+        return cls(found, **(arguments if store is None else {**arguments, "store": store}))
 
     def _check_device(self, executor: Executor) -> None:
         """Raise BackendError now, and not once per trial."""
+        precision, compute = self.planned.recipe.precision, self.planned.compute
         if isinstance(executor, InProcess):
-            prepare(self.recipe.precision, self.compute)
-        elif isinstance(executor, Processes) and (self.compute.device[:3] == "gpu" or self.recipe.precision != "auto"):
-            prepare_elsewhere(self.recipe.precision, self.compute)
+            prepare(precision, compute)
+        elif isinstance(executor, Processes) and (compute.device[:3] == "gpu" or precision != "auto"):
+            prepare_elsewhere(precision, compute)
 
-    def _status(self, record: Record) -> str:
-        lacks_model = record.status == "ok" and not is_kept(self.store, record, self.save_models, False)
-        return "no model" if lacks_model else record.status
-
-    def _look(self, trial: Trial) -> Record | str:
-        """Return the record of a trial without its arrays; or its status."""
+    def _look(self, trial: Trial) -> tuple[Record | None, str]:
+        """Return the record of a trial without its arrays, if it can be read, and its status in the plan."""
         try:
-            return self.store.read(trial, arrays=False) or "to do"
+            record = self.store.read(trial, arrays=False)
         except DamagedRecordError:
-            return "damaged"
+            return None, "damaged"
+        if record is None:
+            return None, "to do"
+        lacks_model = record.status == "ok" and not is_kept(self.store, record, self.planned.save_models, False)
+        return record, "no model" if lacks_model else record.status
 
     def _records(self, arrays: bool = True) -> Iterator[Record]:
-        for cell in self._grid:
-            try:
-                record = self.store.read(cell.trial, arrays)
-            except DamagedRecordError as error:
-                _log.warning("%s", error)
-                continue
-            if record is not None:
-                yield record
+        trials = (planned.trial for planned in self.planned.trials)
+        return self.store.records({trial.folder: trial.digest for trial in trials}, arrays)
 
-    def _export(self) -> None:
-        """Write the tables of the whole store: this grid in its order, then the trials of other grids.
+    def _export(self) -> pd.DataFrame:
+        """Write the tables of the whole store, the trials of this grid first, and return the rows of these.
 
-        Another driver may have finished a trial meanwhile, and written a table that this one is about to replace: so
-        they are written until nothing has come.
+        Another run may have finished a trial meanwhile, and written a table that this one is about to replace: so the
+        tables are written until the store has not changed.
         """
         state: list[tuple[str, int]] | None = None
+        mine: list[Record] = []
         while state != (state := self.store.state()):
-            mine = list(self._records(arrays=False))
-            digests = {record.trial.digest for record in mine}
-            others = [record for record in self.store.records(arrays=False) if record.trial.digest not in digests]
-            self.store.export(result_frame([*mine, *others]), timing_frame([*mine, *others]))
+            found = {record.trial.digest: record for record in self.store.records(arrays=False)}
+            digests = [planned.trial.digest for planned in self.planned.trials]
+            mine = [found.pop(digest) for digest in digests if digest in found]
+            records = [*mine, *found.values()]
+            self.store.export(result_frame(records), timing_frame(records))
+        return result_frame(mine)

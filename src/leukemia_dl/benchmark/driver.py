@@ -9,11 +9,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from leukemia_dl.benchmark.cost import Costs, duration
+from leukemia_dl.benchmark.environment import remove_leftovers
 from leukemia_dl.benchmark.executors import Executor, Outcome
-from leukemia_dl.benchmark.grid import Cell
 from leukemia_dl.benchmark.inputs import Cells
 from leukemia_dl.benchmark.interrupt import Interruptible
-from leukemia_dl.benchmark.maintenance import remove_leftovers
+from leukemia_dl.benchmark.plan import PlannedTrial
 from leukemia_dl.benchmark.progress import GridProgress
 from leukemia_dl.benchmark.runner import Listener, Shared, Task, run_baseline
 from leukemia_dl.benchmark.store import Store
@@ -63,7 +63,7 @@ class Driver:
     """
 
     store: Store
-    cells: Sequence[Cell]
+    cells: Sequence[PlannedTrial]
     cells_read: Cells
     executor: Executor
     workers: int
@@ -72,10 +72,10 @@ class Driver:
     save_models: bool
     time_limit: float | None
     show: bool
-    _open: dict[str, Cell] = field(default_factory=dict, init=False)
+    _open: dict[str, PlannedTrial] = field(default_factory=dict, init=False)
     _started: dict[str, float] = field(default_factory=dict, init=False)
 
-    def run(self, to_do: Sequence[Cell], kept: Sequence[Record], shared: Shared) -> None:
+    def run(self, to_do: Sequence[PlannedTrial], kept: Sequence[Record], shared: Shared) -> None:
         """Run what is to do.
 
         Args:
@@ -131,12 +131,12 @@ class Driver:
         self._started[task.trial.digest] = time.perf_counter()
         return self.progress.begin(task.trial, at_once)
 
-    def _task(self, cell: Cell, spec: Any) -> Task:
+    def _task(self, cell: PlannedTrial, spec: Any) -> Task:
         trial, store = cell.trial, self.store
         folders = (store.checkpoints(trial), store.logs(trial))
         return Task(trial, cell.split, spec, cell.size, *folders, self.save_models, self.time_limit)
 
-    def _run_baseline(self, cell: Cell, shared: Shared) -> None:
+    def _run_baseline(self, cell: PlannedTrial, shared: Shared) -> None:
         self.progress.begin(cell.trial)
         self._started[cell.trial.digest] = time.perf_counter()
         record = run_baseline(cell.trial, cell.split, shared.samples, self.cells_read.measures)
@@ -149,7 +149,7 @@ class Driver:
             return
         self._finish(self._open[trial.digest], outcome.record, outcome.model)
 
-    def _finish(self, cell: Cell, record: Record, model: bytes | None) -> None:
+    def _finish(self, cell: PlannedTrial, record: Record, model: bytes | None) -> None:
         record, folder = replace(record, row={**record.row, "changes": cell.changes}), self.store.folder(cell.trial)
         if not self._has_better(record, model):
             self.store.write(record, model)
@@ -173,7 +173,7 @@ class Driver:
             return True
         return self.existing == "reuse" and model is None and self.store.has_model(record.trial.folder)
 
-    def _close(self, cell: Cell, record: Record, reused: bool = False) -> None:
+    def _close(self, cell: PlannedTrial, record: Record, reused: bool = False) -> None:
         del self._open[cell.trial.digest]
         started = self._started.get(cell.trial.digest, time.perf_counter())
         self.progress.end(record, time.perf_counter() - started, reused)
@@ -194,9 +194,9 @@ class Driver:
 
 
 def split_by_store(
-    store: Store, cells: Sequence[Cell], existing: str, save_models: bool
-) -> tuple[list[Cell], list[Record]]:
-    """Return the cells that have to run, and the records of the others; damaged records are put into quarantine."""
+    store: Store, cells: Sequence[PlannedTrial], existing: str, save_models: bool
+) -> tuple[list[PlannedTrial], list[Record]]:
+    """Return the cells that have to run, and the records of the others."""
     to_do, kept = [], []
     for cell in cells:
         record = store.take(cell.trial) if existing == "reuse" else None

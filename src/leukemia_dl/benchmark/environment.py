@@ -1,14 +1,21 @@
-"""Where and when a trial ran, and the memory that it took."""
+"""Where and when a trial ran, the memory that it took, and temporary folders."""
 
 from __future__ import annotations
 
+import contextlib
+import os
 import platform
+import shutil
 import sys
+import tempfile
 import time
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
-__all__ = ["environment"]
+__all__ = ["environment", "remove_leftovers", "temporary_prefix"]
+
+_DAY = 86_400.0
 
 
 def environment(started: float) -> dict[str, Any]:
@@ -37,3 +44,21 @@ def _peak_memory() -> float | None:
 
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+
+
+def temporary_prefix() -> str:
+    """Return the prefix of this process's temporary folders, which holds its number for `remove_leftovers`."""
+    return f"leukemia-dl-{os.getpid()}-"
+
+
+def remove_leftovers() -> None:
+    """Remove temporary folders that are older than a day and whose process no longer exists."""
+    if os.name == "nt":  # where signal 0 ends a process
+        return
+    for path in Path(tempfile.gettempdir()).glob("leukemia-dl-*-*"):
+        with contextlib.suppress(OSError, ValueError):
+            try:
+                os.kill(int(path.name.split("-")[2]), 0)
+            except ProcessLookupError:
+                if path.lstat().st_uid == os.getuid() and path.lstat().st_mtime < time.time() - _DAY:
+                    shutil.rmtree(path)

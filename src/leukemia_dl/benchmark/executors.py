@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from leukemia_dl.benchmark.maintenance import temporary_prefix
+from leukemia_dl.benchmark.environment import temporary_prefix
 from leukemia_dl.benchmark.runner import Listener, Shared, Task, failed_record, run_task
 from leukemia_dl.benchmark.trial import Record
 from leukemia_dl.benchmark.worker import TrialLog, packed, run_packed

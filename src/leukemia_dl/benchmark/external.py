@@ -1,12 +1,12 @@
-"""The external test: every trained net of a store, and every floor, on a data set from elsewhere."""
+"""The external test: every trained net of a store, and every baseline, on a data set from elsewhere."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 
 from leukemia_dl.benchmark.baselines import CellMeasures, measure_cells
 from leukemia_dl.benchmark.frames import CALIBRATED, WATCHED, metrics_of, prediction_frame, result_frame
-from leukemia_dl.benchmark.grid import Cell
 from leukemia_dl.benchmark.inputs import Cells, Images, Samples, looks_of, read_images
+from leukemia_dl.benchmark.plan import Plan, PlannedTrial
 from leukemia_dl.benchmark.runner import Shared, Task, failed_record, run_baseline
+from leukemia_dl.benchmark.store import Store
 from leukemia_dl.benchmark.trial import Record
 from leukemia_dl.datasets import Dataset, Split
 from leukemia_dl.datasets.splits import CONTENT_DISJOINT, TEST_IS_NOT_VAL
@@ -28,9 +29,6 @@ from leukemia_dl.progress import track
 from leukemia_dl.training.backends import prepare
 from leukemia_dl.training.phases import predict_batch_size
 
-if TYPE_CHECKING:
-    from leukemia_dl.benchmark.benchmark import Benchmark
-
 __all__ = ["LabelMap", "evaluate_on", "predict_on"]
 
 LabelMap = Mapping[str, str | None]
@@ -38,171 +36,103 @@ _CHUNK_BATCHES = 16
 _log = logging.getLogger(__name__)
 
 
-def predict_on(bench: Benchmark, other: Dataset, label_map: LabelMap | None, show_progress: bool) -> pd.DataFrame:
-    """Return the prediction frame of another data set: of every trained net in the store, and of the floors.
-
-    Every fold's net predicts every image here. Evaluation takes the folds of one backbone and seed as one set of
-    predictions of different images, and the predictions of one image by several nets would be duplicates in it. So the
-    number of the fold stands in the column `repeat` too, by which each net is a run of its own, as if folds had been
-    drawn anew: means are taken over nets, then groups of patients are left out. What evaluation calls seeds is then the
-    number of nets.
-
-    Args:
-        bench: A benchmark whose trials are in its store, with their nets. A net that is not there is left out, with a
-            warning.
-        other: Another data set. Images without a label are left out.
-        label_map: Its labels to classes of the benchmark's data set, or to None to leave them out; labels that are not
-            in it are classes by their name.
-        show_progress: Whether to tell how far it is.
-
-    Returns:
-        The columns of `Benchmark.predictions`, with `repeat` and `test_dataset` after the seed; all of the side "test".
-
-    Raises:
-        DataError: If a label is no class of the benchmark's data set and not mapped to one, or no image is left.
-        StoreError: If the store holds no trial of the benchmark.
-        ImageError: If images cannot be decoded; up to ten are named.
-    """
-    test = _Test(bench, _relabelled(bench, other, label_map), show_progress)
+def predict_on(plan: Plan, store: Store, other: Dataset, label_map: LabelMap | None, show: bool) -> pd.DataFrame:
+    """Return the prediction frame of another data set, see `Benchmark.predict_on`."""
+    test = _Test(plan, store, _relabelled(plan.dataset, other, label_map), show)
     records = list(test.records())
     for record in records:
         if record.status == "failed":
             _log.warning("%s is left out: %s", record.trial.folder, record.error)
     frame = prediction_frame(records, test.other.class_names, test.other.table)
     if len(frame):
+        # Evaluation takes the folds of one seed as predictions of different images. Here they are of the same ones.
         place = list(frame).index("seed") + 1
         frame.insert(place, "repeat", frame["fold"])
         frame.insert(place + 1, "test_dataset", other.info.name)
     return frame
 
 
-def evaluate_on(bench: Benchmark, other: Dataset, label_map: LabelMap | None, show_progress: bool) -> pd.DataFrame:
-    """Return the result frame of another data set: a row per trial in the store, and per floor of its splits.
-
-    Pixels come by each net's own pipeline, which travels with it, fitted steps included; what is calibrated has the
-    temperature that was fitted on the benchmark's val side. Floors are fitted again, on the train side of each split.
-
-    What is not known of another data set is NA: the val side's columns, and cells and groups that cross.
-    `leaked_files` is how many of the images are, byte for byte, on the train side; `flags` says so, and also
-    whether patients are unknown and how the images look unlike the benchmark's (100 images of each are compared);
-    `guarantees` has "content-disjoint" where none is on the train or val side. That no patient is on both sides cannot
-    be verified.
-
-    Args:
-        bench: A benchmark whose trials are in its store. Where a net was not kept, or is damaged, the row has the
-            status "failed" and says what to do.
-        other: See `predict_on`.
-        label_map: Likewise.
-        show_progress: Likewise.
-
-    Returns:
-        The columns of `Benchmark.results`, with `test_dataset` after `dataset`.
-
-    Raises:
-        DataError: See `predict_on`.
-        StoreError: Likewise.
-        ImageError: Likewise.
-    """
-    test = _Test(bench, _relabelled(bench, other, label_map), show_progress)
+def evaluate_on(plan: Plan, store: Store, other: Dataset, label_map: LabelMap | None, show: bool) -> pd.DataFrame:
+    """Return the result frame of another data set, see `Benchmark.evaluate_on`."""
+    test = _Test(plan, store, _relabelled(plan.dataset, other, label_map), show)
     frame = result_frame(test.records())
     frame.insert(list(frame).index("dataset") + 1, "test_dataset", other.info.name)
     # Of a trial that failed there is a file; of a net that is not there, none.
-    paths = frame["traceback"]
-    frame["traceback"] = [path if path and (bench.store.root / path).is_file() else "" for path in paths]
+    frame["traceback"] = [path if path and (store.root / path).is_file() else "" for path in frame["traceback"]]
     return frame
 
 
-@dataclass(eq=False)
 class _Test:
-    """What is known of another data set, beside a benchmark.
+    """Another data set, whose labels are classes of the plan's, and the records of all trials on it."""
 
-    Attributes:
-        bench: The benchmark.
-        other: The images to predict, their labels being classes of the benchmark's data set.
-        show: Whether to tell how far it is.
-    """
-
-    bench: Benchmark
-    other: Dataset
-    show: bool
-    _images: dict[str, Images] = field(default_factory=dict, init=False)
-    _facts: dict[str, dict[str, Any]] = field(default_factory=dict, init=False)
+    def __init__(self, plan: Plan, store: Store, other: Dataset, show: bool) -> None:
+        self.plan, self.store, self.other, self.show = plan, store, other, show
+        self._images: dict[str, Images] = {}
+        self._facts: dict[str, dict[str, Any]] = {}
 
     def records(self) -> Iterator[Record]:
-        """Yield a record per trial, in the order of the grid: of every net in the store, and every floor of its splits.
+        """Yield a record per net in the store, and per baseline of its splits, in the order of the grid.
 
         Raises:
             StoreError: If the store holds no trial of the grid.
             ImageError: If images cannot be decoded; up to ten are named.
         """
-        bench = self.bench
-        found = [(cell, self._stored(cell)) for cell in bench._grid]
-        splits = {cell.split.digest for cell, record in found if record is not None}
+        found = [(planned, self._stored(planned)) for planned in self.plan.trials]
+        splits = {planned.split.digest for planned, record in found if record is not None}
         if not splits:
             raise StoreError(
-                f"The store {bench.store.root} holds no trial of this benchmark, so there is nothing to test. "
+                f"The store {self.store.root} holds no trial of this benchmark, so there is nothing to test. "
                 "Call run() first, or name the store that holds its trials (store=...)."
             )
-        for cell, record in track(found, len(found), f"Testing on {self.other.info.name}", self.show):
-            if cell.spec is None and cell.split.digest in splits:
-                yield self._of_elsewhere(cell, self._baseline(cell))
-            elif cell.spec is not None and record is not None:
-                yield self._of_elsewhere(cell, self._net(cell, record) if record.status == "ok" else record)
+        for planned, record in track(found, len(found), f"Testing on {self.other.info.name}", self.show):
+            if planned.spec is None and planned.split.digest in splits:
+                yield self._of_other(planned, self._baseline(planned))
+            elif planned.spec is not None and record is not None:
+                yield self._of_other(planned, self._net(planned, record) if record.status == "ok" else record)
 
-    def _stored(self, cell: Cell) -> Record | None:
+    def _stored(self, planned: PlannedTrial) -> Record | None:
+        """Return the stored record; a failed one where it is damaged."""
         try:
-            return self.bench.store.read(cell.trial, arrays=False)
+            return self.store.read(planned.trial, arrays=False)
         except DamagedRecordError as error:
-            return self._without_record(cell, error)
+            if planned.spec is None:  # a baseline is fitted again, whatever is left of its record
+                return Record(planned.trial, "failed")
+            task = Task(planned.trial, planned.split, planned.spec, planned.size)
+            shared = Shared(Samples.of(self.plan.dataset), {}, self.plan.recipe)
+            return failed_record(task, shared, (type(error).__name__, str(error), ""), 0.0)
 
-    def _without_record(self, cell: Cell, error: DamagedRecordError) -> Record | None:
-        """Return a failed record in place of one that cannot be read."""
-        if cell.spec is None:  # a floor is fitted again, whatever is left of its record
-            return Record(cell.trial, "failed")
-        task = Task(cell.trial, cell.split, cell.spec, cell.size)
-        shared = Shared(Samples.of(self.bench.dataset), {}, self.bench.recipe)
-        return failed_record(task, shared, (type(error).__name__, str(error), ""), 0.0)
-
-    def _net(self, cell: Cell, record: Record) -> Record:
-        """Return a trial's record with the predictions that its net makes here, or with what stood in their way."""
-        bench = self.bench
-        prepare(bench.recipe.precision, bench.compute)
+    def _net(self, planned: PlannedTrial, record: Record) -> Record:
+        """Return a trial's record with the predictions of its net on the other data set, or with the error."""
+        assert planned.recipe is not None
+        assert planned.pipeline is not None
+        prepare(planned.recipe.precision, self.plan.compute)
         import keras
 
         # The nets of other trials would otherwise stay in memory for as long as the process lives.
         keras.utils.clear_session(free_memory=True)
         try:
-            classifier = self._classifier(record)
+            if problem := self.store.model_problem(record.trial.folder):
+                raise StoreError(f"{problem}: run with save_models=True, which trains the net again.")
+            classifier = load_classifier(self.store.folder(record.trial))
         except Exception as error:
             return _failed(record, error)
-        # Outside: what cannot be decoded is an error of the data, not of a net.
-        images = self._images_of(classifier.pipeline, bench.pipelines[cell.size].partition()[0])
-        recipe = bench.recipes[cell.trial.backbone]
-        batch = predict_batch_size(replace(recipe, batch_size=int(record.row["batch_size"])))
+        # Outside: a file that cannot be decoded is an error of the data, not of a net.
+        images = self._images_of(classifier.pipeline, planned.pipeline.partition()[0])
+        batch = predict_batch_size(replace(planned.recipe, batch_size=int(record.row["batch_size"])))
         try:
-            logits, views = self._logits(classifier, images, min(batch, len(self.other)), recipe.tta)
+            logits, views = self._logits(classifier, images, min(batch, len(self.other)), planned.recipe.tta)
         except Exception as error:
             return _failed(record, error)
         temperature = classifier.temperature if "temperature" in record.metrics else None
         plain, sides = softmax(logits), np.full(len(logits), "test")
-        scores = metrics_of(self.other.labels, sides, plain, views, temperature)
-        return replace(record, probabilities=plain, **scores)
-
-    def _classifier(self, record: Record) -> Classifier:
-        """Load the net of a trial; an error says why there is none."""
-        store, trial = self.bench.store, record.trial
-        if problem := store.model_problem(trial.folder):
-            raise StoreError(f"{problem}: run with save_models=True, which trains the net again.")
-        return load_classifier(store.folder(trial))
+        return replace(record, probabilities=plain, **metrics_of(self.other.labels, sides, plain, views, temperature))
 
     def _images_of(self, pipeline: Pipeline, stored: Pipeline) -> Images:
         """Return the pixels after the part of a net's pipeline that is equal for all splits, read once."""
         # Before a common size is reached images cannot be kept together: then the whole pipeline comes first.
-        count = len(pipeline.steps) if stored.output_size is None else len(stored.steps)
-        common = Pipeline(pipeline.steps[:count])
+        common = Pipeline(pipeline.steps[: None if stored.output_size is None else len(stored.steps)])
         if common.digest not in self._images:
-            rows = np.arange(len(self.other))
-            self._images[common.digest] = read_images(self.other, rows, common, self.show)
+            self._images[common.digest] = read_images(self.other, np.arange(len(self.other)), common, self.show)
         return self._images[common.digest]
 
     def _logits(
@@ -219,56 +149,54 @@ class _Test:
                 views.append(logits_over_symmetries(classifier.model, pixels, batch))
         return np.concatenate(logits), np.concatenate(views, axis=1) if symmetries else None
 
-    def _baseline(self, cell: Cell) -> Record:
-        """Fit a floor on the train side again, and return the record of what it says here."""
-        first = len(self.bench.dataset)
-        here = np.arange(first, first + len(self.other))
-        # The val side stays the benchmark's: a floor's temperature is fitted there.
-        record = run_baseline(cell.trial, replace(cell.split, test=here), self._both, lambda: self._measures)
-        if record.status in ("failed", "not_applicable"):
+    def _baseline(self, planned: PlannedTrial) -> Record:
+        """Fit a baseline on the train side again, and return its record on the other data set."""
+        first, split = len(self.plan.dataset), planned.split
+        # The val side stays the benchmark's: the temperature of a baseline is fitted there.
+        elsewhere = replace(split, test=np.arange(first, first + len(self.other)))
+        record = run_baseline(planned.trial, elsewhere, self._both, lambda: self._measures)
+        if record.status != "ok":
             return record
-        val_was_test = np.intersect1d(cell.split.val, cell.split.test).size > 0
+        val_was_test = np.intersect1d(split.val, split.test).size > 0
         unwanted = (*WATCHED, *CALIBRATED) if val_was_test else WATCHED  # as in the benchmark's own results
         metrics = {name: value for name, value in record.metrics.items() if name not in unwanted}
         return replace(record, metrics=metrics, probabilities=record.probabilities[record.sides == "test"])
 
     @cached_property
     def _both(self) -> Samples:
-        """The rows of the benchmark's data set, and after them those of the other."""
-        own, here = Samples.of(self.bench.dataset), Samples.of(self.other)
+        """The rows of the plan's data set, and after them those of the other."""
+        own, here = Samples.of(self.plan.dataset), Samples.of(self.other)
         ids, labels = np.concatenate([own.ids, here.ids]), np.concatenate([own.labels, here.labels])
         groups = None if own.groups is None else np.concatenate([own.groups, np.full(len(self.other), -1)])
         return replace(own, ids=ids, labels=labels, groups=groups)
 
     @cached_property
     def _measures(self) -> CellMeasures:
-        own = Cells(self.bench.dataset, self.bench._used, self.show).measures()
+        own = Cells(self.plan.dataset, self.plan.rows, self.show).measures()
         here = measure_cells(self.other, self.show)
-        parts = [
-            np.concatenate([getattr(own, name), getattr(here, name)]) for name in ("single_cell", "size", "colour")
-        ]
-        return CellMeasures(*parts)
+        names = ("single_cell", "size", "colour")
+        return CellMeasures(*(np.concatenate([getattr(own, name), getattr(here, name)]) for name in names))
 
     @cached_property
     def _unlike(self) -> list[str]:
-        known = summary(looks_of(self.bench.dataset, self.bench._used))
+        """How the images differ from the plan's, of which 100 are compared."""
+        known = summary(looks_of(self.plan.dataset, self.plan.rows))
         found = differences(looks_of(self.other, np.arange(len(self.other))), known)
         for difference in found:
             _log.warning("%s: %s", self.other.info.name, difference)
         return found
 
-    def _of_elsewhere(self, cell: Cell, record: Record) -> Record:
+    def _of_other(self, planned: PlannedTrial, record: Record) -> Record:
         """Return a record whose samples and row are those of the other data set."""
-        if cell.split.digest not in self._facts:
-            self._facts[cell.split.digest] = _facts(self.bench.dataset, self.other, cell.split, self._unlike)
-        facts = self._facts[cell.split.digest]
-        synthetic = self.bench.dataset.info.synthetic or self.other.info.synthetic
-        # Flags of the split are about the other test side; all others are about the net.
-        kept = [flag for flag in record.row.get("flags", "").split("; ") if flag not in cell.split.flags]
-        flags = "; ".join(dict.fromkeys(filter(None, [facts["flags"], *kept])))
+        split = planned.split
+        if split.digest not in self._facts:
+            self._facts[split.digest] = _facts(self.plan.dataset, self.other, split, self._unlike)
+        facts = self._facts[split.digest]
+        # Flags of the split are about its own test side; all others are about the net.
+        kept = [flag for flag in record.row.get("flags", "").split("; ") if flag and flag not in split.flags]
         return replace(
             record,
-            row={**record.row, **facts, "synthetic": synthetic, "flags": flags},
+            row={**record.row, **facts, "flags": "; ".join(dict.fromkeys([*facts["flags"], *kept]))},
             sides=np.full(len(self.other), "test"),
             samples=self.other.table["sample"].to_numpy(dtype=np.str_),
             labels=self.other.labels,
@@ -276,7 +204,7 @@ class _Test:
 
 
 def _facts(dataset: Dataset, other: Dataset, split: Split, unlike: list[str]) -> dict[str, Any]:
-    """Return what is known of another data set as the test side of a split: what crosses, and no more than that."""
+    """Return the columns of a row that are about another data set as the test side of a split."""
     contents, known = np.array(other.content_hashes), np.array(dataset.content_hashes)
     shared = {side: int(np.isin(contents, known[getattr(split, side)]).sum()) for side in ("train", "val")}
     flags = [
@@ -288,49 +216,42 @@ def _facts(dataset: Dataset, other: Dataset, split: Split, unlike: list[str]) ->
         _log.warning("%s: %s", other.info.name, flag)
     flags += [flag for flag in split.flags if flag.startswith("patients unknown")]
     flags += [*([] if other.has_subjects else [f"patients unknown in {other.info.name}"]), *unlike]
-    guarantees = [] if any(shared.values()) else [CONTENT_DISJOINT]
-    guarantees += [] if shared["val"] else [TEST_IS_NOT_VAL]
+    guarantees = [*([] if any(shared.values()) else [CONTENT_DISJOINT]), *([] if shared["val"] else [TEST_IS_NOT_VAL])]
     return {
-        "n_val": None,
-        "groups_val": None,
+        "synthetic": dataset.info.synthetic or other.info.synthetic,
+        **dict.fromkeys(("n_val", "groups_val", "leaked_cells", "leaked_groups")),  # not known
         "n_test": len(other),
         "groups_test": int(other.table["group"].nunique()) if other.has_subjects else None,
         "leaked_files": shared["train"],
-        "leaked_cells": None,
-        "leaked_groups": None,
         "guarantees": "; ".join(guarantees),
-        "flags": "; ".join(flags),
+        "flags": flags,
     }
 
 
-def _relabelled(bench: Benchmark, other: Dataset, label_map: LabelMap | None) -> Dataset:
-    """Return the images of a data set whose labels are, or are mapped to, classes of a benchmark's data set."""
+def _relabelled(dataset: Dataset, other: Dataset, label_map: LabelMap | None) -> Dataset:
+    """Return the images of another data set whose labels are, or are mapped to, classes of `dataset`."""
     if not isinstance(other, Dataset) or not isinstance(label_map, (Mapping, type(None))):
         raise SettingsError(
             "Pass a Dataset, and as label_map a dictionary from its labels to classes of the benchmark, or None. "
             f"Received: {type(other).__name__} and label_map={label_map!r}."
         )
-    names, classes, chosen = f"{other.info.name!r}", bench.dataset.class_names, dict(label_map or {})
-    there = ", ".join(classes)
-    strange = [label for label in chosen if label not in other.class_names]
-    if strange:
+    names, classes, chosen = f"{other.info.name!r}", dataset.class_names, dict(label_map or {})
+    there, table = f"the classes of the benchmark are {', '.join(classes)}", other.table
+    if strange := [label for label in chosen if label not in other.class_names]:
         raise DataError(
             f"label_map names {', '.join(map(repr, strange))}; {names} has the labels {', '.join(other.class_names)}."
         )
-    wrong = sorted({repr(name) for name in chosen.values() if name is not None and name not in classes})
-    if wrong:
-        raise DataError(f"label_map leads to {', '.join(wrong)}; the classes of the benchmark are {there} (or None).")
-    table = other.table
-    unknown = sorted(set(table["label"].dropna()) - set(chosen) - set(classes))
-    if unknown:
+    if wrong := sorted({repr(name) for name in chosen.values() if name is not None and name not in classes}):
+        raise DataError(f"label_map leads to {', '.join(wrong)}; {there} (or None).")
+    if unknown := sorted(set(table["label"].dropna()) - set(chosen) - set(classes)):
         raise DataError(
-            f"{names} has images of {', '.join(map(repr, unknown))}; the classes of the benchmark are {there}. Say "
-            f"what each is, or None to leave it out: label_map={{{unknown[0]!r}: {classes[0]!r}}}, for instance."
+            f"{names} has images of {', '.join(map(repr, unknown))}; {there}. Say what each is, or None to leave it "
+            f"out: label_map={{{unknown[0]!r}: {classes[0]!r}}}, for instance."
         )
     table["label"] = [None if pd.isna(label) else chosen.get(label, label) for label in table["label"]]
     table = table[table["label"].notna()]
     if table.empty:
-        raise DataError(f"{names} has no image with a label that is a class of the benchmark: {there}.")
+        raise DataError(f"{names} has no image with a label that is a class of the benchmark: {', '.join(classes)}.")
     return replace(other, _table=table, class_names=classes, source=None)
 
 

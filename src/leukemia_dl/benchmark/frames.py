@@ -1,4 +1,4 @@
-"""The frames of a benchmark, made of the records that its trials left."""
+"""The frames of a benchmark, made of the records of its trials."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ def result_frame(records: Iterable[Record]) -> pd.DataFrame:
     """Return a row per record, and one for its averaged predictions: `backbone`, every metric, what was compared."""
     columns = [*METRICS, *CALIBRATED, *WATCHED]
     rows = []
-    for record in _with_averaged(records):
+    for record in _with_tta(records):
         metrics = {name: record.metrics.get(name, float("nan")) for name in columns}
+        folder = record.trial.folder
         rows.append(
             {"backbone": record.name, **metrics, "status": record.status, **record.row}
-            | {"trial": record.trial.folder, "exception": record.exception, "message": record.message}
-            | {"traceback": f"trials/{record.trial.folder}/traceback.txt" if record.status == "failed" else ""}
+            | {"trial": folder, "exception": record.exception, "message": record.message}
+            | {"traceback": f"trials/{folder}/traceback.txt" if record.status == "failed" else ""}
         )
-    frame = pd.DataFrame(rows, columns=None if rows else ["backbone", *columns, "status"])
-    return frame.astype({name: "Int64" for name in WHOLE_NUMBERS if name in frame})
+    return _whole(pd.DataFrame(rows, columns=None if rows else ["backbone", *columns, "status"]), WHOLE_NUMBERS)
 
 
 def timing_frame(records: Iterable[Record]) -> pd.DataFrame:
@@ -40,8 +40,7 @@ def timing_frame(records: Iterable[Record]) -> pd.DataFrame:
         {"backbone": r.trial.backbone, "fold": r.trial.fold, "seed": r.trial.seed, **r.timings, "trial": r.trial.folder}
         for r in records
     ]
-    frame = pd.DataFrame(rows)
-    return frame.astype({name: "Int64" for name in ("fold", "seed") if name in frame})
+    return _whole(pd.DataFrame(rows))
 
 
 def history_frame(records: Iterable[Record]) -> pd.DataFrame:
@@ -51,7 +50,7 @@ def history_frame(records: Iterable[Record]) -> pd.DataFrame:
         if len(record.history):
             fixed = pd.DataFrame([_names_of(record)] * len(record.history))
             parts.append(pd.concat([fixed, record.history], axis=1))
-    return _joined(parts)
+    return _whole(pd.concat(parts, ignore_index=True)) if parts else pd.DataFrame()
 
 
 def prediction_frame(
@@ -60,17 +59,17 @@ def prediction_frame(
     samples: pd.DataFrame,
     cell_area: Mapping[str, float] | None = None,
 ) -> pd.DataFrame:
-    """Return a row per record and predicted sample, and likewise of averaged predictions.
+    """Return a row per record and predicted sample, and one per sample of averaged predictions.
 
     Args:
         records: Those with another status than "ok" are left out.
         class_names: In label order.
-        samples: `sample, subject, group, same_cell` of what they are of.
+        samples: `sample, subject, group, same_cell` of the data set.
         cell_area: By sample, for a column of that name.
     """
     known = samples.set_index("sample")[["subject", "group", "same_cell"]]
     parts = []
-    for record in _with_averaged(records):
+    for record in _with_tta(records):
         if record.status != "ok":
             continue
         fixed = {name: [value] * len(record.samples) for name, value in _names_of(record).items()}
@@ -84,14 +83,13 @@ def prediction_frame(
         for position, name in enumerate(class_names):
             part[f"probability_{name}"] = record.probabilities[:, position]
         parts.append(part)
-    return _joined(parts)
+    return _whole(pd.concat(parts, ignore_index=True)) if parts else pd.DataFrame()
 
 
-def _with_averaged(records: Iterable[Record]) -> Iterator[Record]:
+def _with_tta(records: Iterable[Record]) -> Iterator[Record]:
     for record in records:
         yield record
-        averaged = record.as_tta()
-        if averaged is not None:
+        if (averaged := record.as_tta()) is not None:
             yield averaged
 
 
@@ -101,10 +99,8 @@ def _names_of(record: Record) -> dict[str, Any]:
     return {"trial": trial.folder, "backbone": record.name, **where}
 
 
-def _joined(parts: list[pd.DataFrame]) -> pd.DataFrame:
-    if not parts:
-        return pd.DataFrame()
-    return pd.concat(parts, ignore_index=True).astype({"fold": "Int64", "seed": "Int64"})
+def _whole(frame: pd.DataFrame, names: Sequence[str] = ("fold", "seed")) -> pd.DataFrame:
+    return frame.astype({name: "Int64" for name in names if name in frame})
 
 
 def metrics_of(

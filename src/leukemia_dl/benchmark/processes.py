@@ -19,8 +19,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from leukemia_dl.benchmark.environment import temporary_prefix
 from leukemia_dl.benchmark.executors import Outcome, Watcher
-from leukemia_dl.benchmark.maintenance import temporary_prefix
 from leukemia_dl.benchmark.runner import Listener, Shared, Task, failed_record
 from leukemia_dl.benchmark.worker import RESULT_FILE, SHARED_FILE, TASK_FILE, TrialLog, packed, packed_task, start
 from leukemia_dl.checks import whole_number

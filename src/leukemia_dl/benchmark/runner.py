@@ -17,10 +17,9 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from leukemia_dl.benchmark.baselines import CellMeasures, predict_baseline
-from leukemia_dl.benchmark.environment import environment
+from leukemia_dl.benchmark.environment import environment, temporary_prefix
 from leukemia_dl.benchmark.frames import metrics_of
 from leukemia_dl.benchmark.inputs import Images, Samples
-from leukemia_dl.benchmark.maintenance import temporary_prefix
 from leukemia_dl.benchmark.trial import Record, Trial
 from leukemia_dl.datasets import Split, cache_dir
 from leukemia_dl.errors import TimeLimitError

@@ -1,4 +1,4 @@
-"""A benchmark's settings as a TOML file that repeats it."""
+"""The settings of a benchmark as a TOML file that repeats it."""
 
 from __future__ import annotations
 
@@ -6,82 +6,83 @@ import os
 import re
 import sys
 import tomllib
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from leukemia_dl.benchmark.files import read_file
+from leukemia_dl.benchmark.plan import Plan
+from leukemia_dl.benchmark.record_files import read_file
+from leukemia_dl.benchmark.store import Store
 from leukemia_dl.datasets import Dataset
 from leukemia_dl.errors import DataError, LeukemiaDLError, SettingsError
 from leukemia_dl.models.backend import backend_name
-from leukemia_dl.models.registry import THIS_PROCESS, find_backbone
+from leukemia_dl.models.registry import THIS_PROCESS
 from leukemia_dl.plugins import installed_version
 from leukemia_dl.preprocess import Pipeline
+from leukemia_dl.training.backends import ComputeConfig
 from leukemia_dl.training.recipe import Recipe
 
-if TYPE_CHECKING:
-    from leukemia_dl.benchmark.benchmark import Benchmark
+__all__ = ["dump", "load"]
 
-__all__ = ["read_settings", "settings_of"]
-
-_BENCHMARK = (
-    "backbones", "baselines", "protocol", "folds", "n_folds", "seeds", "allow_leakage", "save_models", "device",
-    "threads", "store", "callbacks",
-)  # fmt: skip
+_GIVEN = ("backbones", "baselines", "protocol", "folds", "n_folds", "seeds", "allow_leakage", "save_models", "store")
+_BENCHMARK = {*_GIVEN, "callbacks", *(field.name for field in fields(ComputeConfig))}
+_TABLES = {"dataset", "benchmark", "recipe", "pipeline", "made_with"}
 _VERSIONED = ("leukemia-dl", "keras", "tensorflow", "jax", "torch", "numpy")
 
 
-def settings_of(bench: Benchmark) -> str:
-    """Return the settings as TOML; what is None is left out. What cannot be said in it, comments say."""
+def dump(plan: Plan, store: Store) -> str:
+    """Return the settings as TOML, without those that are None; comments say what the file alone does not repeat."""
     import tomli_w
 
-    info, comments = bench.dataset.info, []
-    source = dict(bench.source or {})
-    if bench.source is None:
+    info, callbacks = plan.dataset.info, _name_of(plan.callbacks)
+    comments = []
+    if plan.source is None:
         comments.append("The data set was not made by Dataset.load: pass it, Benchmark.from_toml(path, dataset=...).")
-    callbacks = bench.callbacks if isinstance(bench.callbacks, str) or bench.callbacks is None else _name_of(bench)
-    if bench.callbacks is not None and callbacks is None:
+    if plan.callbacks is not None and callbacks is None:
         comments.append("There were callbacks that have no name: this file alone does not repeat what they did.")
-    if here := [name for name in bench.backbones if find_backbone(name).plugin == THIS_PROCESS]:
+    if here := dict.fromkeys(one.trial.backbone for one in plan.trials if one.trial.plugin == THIS_PROCESS):
         comments.append(
             f"A script registered the backbones {', '.join(here)}: let it do so again, then Benchmark.from_toml(path). "
             "The command line does not know them."
         )
     settings = {
-        "dataset": {"name": info.name, **source}
-        | {"title": info.title, "synthetic": info.synthetic, "samples": len(bench.dataset)}
+        "dataset": {"name": info.name, **(plan.source or {})}
+        | {"title": info.title, "synthetic": info.synthetic, "samples": len(plan.dataset)}
         | {"licence": info.licence, "citation": info.citation, "url": info.url}
-        | {"class_names": list(bench.dataset.class_names), "fingerprint": bench.dataset.fingerprint},
+        | {"class_names": list(plan.dataset.class_names), "fingerprint": plan.dataset.fingerprint},
         "benchmark": {
-            "backbones": list(bench.backbones),
-            "baselines": list(bench.baselines),
-            "protocol": list(bench.protocols),
-            "folds": bench.folds if bench.folds is None or bench.folds == "all" else list(bench.folds),
-            "n_folds": bench.n_folds,
-            "seeds": list(bench.seeds),
-            "allow_leakage": bench.allow_leakage,
-            "save_models": bench.save_models,
-            **asdict(bench.compute),
-            "store": str(bench.store.root.absolute()),
+            "backbones": list(plan.backbones),
+            "baselines": list(plan.baselines),
+            "protocol": list(plan.protocols),
+            "folds": plan.folds,
+            "n_folds": plan.n_folds,
+            "seeds": list(plan.seeds),
+            "allow_leakage": plan.allow_leakage,
+            "save_models": plan.save_models,
+            **asdict(plan.compute),
+            "store": str(store.root.absolute()),
             "callbacks": callbacks,
         },
-        "recipe": bench.recipe.to_dict(),
-        "pipeline": {str(size): steps.to_dict() for size, steps in bench.pipelines.items()},
+        "recipe": plan.recipe.to_dict(),
+        "pipeline": {str(size): steps.to_dict() for size, steps in plan.pipelines.items()},
         "made_with": {"backend": backend_name()}
         | {name: found for name in _VERSIONED if (found := installed_version(name)) != "unknown"},
     }
-    head = "".join(f"# {line}\n" for line in comments)
-    text = head + tomli_w.dumps({name: _without_none(part) for name, part in settings.items()})
-    return text.encode("utf-8", "backslashreplace").decode()
+    head = "".join(f"# {comment}\n" for comment in comments)
+    tables = {
+        table: {name: value for name, value in values.items() if value is not None}
+        for table, values in settings.items()
+    }
+    return (head + tomli_w.dumps(tables)).encode("utf-8", "backslashreplace").decode()
 
 
-def read_settings(path: Path, dataset: Dataset | None, root: str | Path | None) -> tuple[Dataset, dict[str, Any]]:
+def load(path: Path, dataset: Dataset | None, root: str | Path | None) -> tuple[Dataset, dict[str, Any]]:
     """Return the data set and the arguments of `Benchmark` that a file describes.
 
     Args:
         path: The file.
         dataset: The data set; None to load it.
-        root: Where it lies; None for what the file says.
+        root: Where the data set lies; None for the folder that the file names.
 
     Raises:
         SettingsError: If the file is none of ours, or cannot be repeated here.
@@ -93,70 +94,57 @@ def read_settings(path: Path, dataset: Dataset | None, root: str | Path | None) 
         raise SettingsError(f"{path} cannot be read: {error.strerror or error}.") from error
     except ValueError as error:
         raise SettingsError(f"{path} cannot be read as TOML: {error}.") from error
-    said, asked, recipe = (_table(content, name, path) for name in ("dataset", "benchmark", "recipe"))
-    unknown = sorted(set(content) - {"dataset", "benchmark", "recipe", "pipeline", "made_with"})
-    unknown += sorted(set(asked) - set(_BENCHMARK))
-    if unknown:
+    data, asked, recipe = (_table(content, name, path) for name in ("dataset", "benchmark", "recipe"))
+    if unknown := sorted((set(content) - _TABLES) | (set(asked) - _BENCHMARK)):
         raise SettingsError(f"{path} has the unknown setting {', '.join(map(repr, unknown))}. See Benchmark.to_toml.")
-    _use_backend(_table(content, "made_with", path, needed=False).get("backend"), path)
-    for table, name in ((said, "name"), (said, "root"), (said, "fingerprint"), (asked, "store"), (asked, "device")):
+    _use_backend(_table(content, "made_with", path, {}).get("backend"), path)
+    for table, name in ((data, "name"), (data, "root"), (data, "fingerprint"), (asked, "store"), (asked, "device")):
         if not isinstance(table.get(name, ""), str):
             raise SettingsError(f"{path}: {name} must be text. Received: {table[name]!r}.")
-    if "..." in (said.get("root"), asked.get("store")):
+    if "..." in (data.get("root"), asked.get("store")):
         raise SettingsError(f"{path} has a root or store '...', as a report shows it: put your own folder there.")
     arguments: dict[str, Any] = {**asked, "recipe": Recipe.from_dict(recipe)}
-    pipelines = _table(content, "pipeline", path, needed=False)
-    if pipelines:
-        steps = {
-            int(size): Pipeline.from_dict(values)
-            for size, values in pipelines.items()
-            if re.fullmatch("[0-9]{1,5}", size)
-        }
-        arguments["pipeline"] = _Chosen(steps)
+    if pipelines := _table(content, "pipeline", path, {}):
+        sizes = [size for size in pipelines if re.fullmatch("[0-9]{1,5}", size)]
+        arguments["pipeline"] = _BySize({int(size): Pipeline.from_dict(pipelines[size]) for size in sizes})
     if dataset is None:
-        dataset = _load(said, root, path)
-    _compare(dataset, said, path)
+        dataset = _load_dataset(data, root, path)
+    labelled = dataset.subset(dataset.labels >= 0)
+    if data.get("fingerprint") not in (None, labelled.fingerprint):
+        raise DataError(
+            f"The data set is not the one that {path} was written for: {len(labelled):,} labelled images where "
+            f"{data.get('samples')} are expected, or other contents, labels or groups. Check its root and options, or "
+            "delete the line `fingerprint` to run on these data instead."
+        )
     return dataset, arguments
 
 
-class _Chosen(dict[int, Pipeline]):
-    """Pipelines by size, called with a size."""
+class _BySize(dict[int, Pipeline]):
+    """Pipelines by image size, called with a size."""
 
     def __call__(self, size: int) -> Pipeline:
-        """Return that of a size."""
         if size not in self:
             raise SettingsError(f"There is no pipeline for images of {size} pixels. There are: {list(self)}.")
         return self[size]
 
 
-def _load(said: dict[str, Any], root: str | Path | None, path: Path) -> Dataset:
-    if "options" not in said and root is None and "root" not in said:
+def _load_dataset(data: dict[str, Any], root: str | Path | None, path: Path) -> Dataset:
+    if "options" not in data and root is None and "root" not in data:
         raise SettingsError(
-            f"The data set {said.get('name')!r} of {path} was not made by Dataset.load. Pass it: "
+            f"The data set {data.get('name')!r} of {path} was not made by Dataset.load. Pass it: "
             "Benchmark.from_toml(path, dataset=...)."
         )
-    options = _table(said, "options", path, needed=False)
+    options = _table(data, "options", path, {})
     try:
-        return Dataset.load(str(said.get("name")), root=root or said.get("root"), **options)
+        return Dataset.load(str(data.get("name")), root=root or data.get("root"), **options)
+    except LeukemiaDLError:
+        raise
     except (TypeError, ValueError) as error:
-        if isinstance(error, LeukemiaDLError):
-            raise
-        raise SettingsError(f"The data set of {path} cannot be loaded: {error}. Received: {said!r}.") from error
-
-
-def _compare(dataset: Dataset, said: dict[str, Any], path: Path) -> None:
-    """Raise DataError if a data set is another one than a file says; a file without a fingerprint asks for none."""
-    labelled = dataset.subset(dataset.labels >= 0)
-    expected = said.get("fingerprint")
-    if expected is not None and labelled.fingerprint != expected:
-        raise DataError(
-            f"The data set is not the one that {path} was written for: {len(labelled):,} labelled images where "
-            f"{said.get('samples')} are expected, or other contents, labels or groups. Check its root and options, or "
-            "delete the line `fingerprint` to run on these data instead."
-        )
+        raise SettingsError(f"The data set of {path} cannot be loaded: {error}. Received: {data!r}.") from error
 
 
 def _use_backend(backend: Any, path: Path) -> None:
+    """Choose the backend of a file where none is chosen yet; SettingsError if another one is in use."""
     if backend is None:
         return
     if "keras" not in sys.modules and not os.environ.get("KERAS_BACKEND"):
@@ -168,19 +156,17 @@ def _use_backend(backend: Any, path: Path) -> None:
         )
 
 
-def _table(content: dict[str, Any], name: str, path: Path, needed: bool = True) -> dict[str, Any]:
-    found = content.get(name, None if needed else {})
+def _table(content: dict[str, Any], name: str, path: Path, default: Any = None) -> dict[str, Any]:
+    found = content.get(name, default)
     if not isinstance(found, dict):
         raise SettingsError(f"{path} has no table [{name}]: it is no file of Benchmark.to_toml.")
     return found
 
 
-def _without_none(values: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in values.items() if value is not None}
-
-
-def _name_of(bench: Benchmark) -> str | None:
-    """Return "module:function" of a callback factory that can be had by it."""
-    module, name = (getattr(bench.callbacks, attribute, "") for attribute in ("__module__", "__qualname__"))
+def _name_of(callbacks: Any) -> str | None:
+    """Return "module:function", by which a callback factory can be imported; None if there is none or it cannot."""
+    if isinstance(callbacks, str):
+        return callbacks
+    module, name = (getattr(callbacks, attribute, "") for attribute in ("__module__", "__qualname__"))
     found = getattr(sys.modules.get(module), name, None) if module != "__main__" else None
-    return f"{module}:{name}" if found is bench.callbacks and found is not None else None
+    return f"{module}:{name}" if found is not None and found is callbacks else None

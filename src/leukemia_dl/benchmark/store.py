@@ -1,12 +1,11 @@
-"""The store: one folder per trial, written aside and moved in place, so that what is there is always whole.
+"""The store: one folder per trial, written aside and moved in place, so that a record is complete or absent.
 
-STORE/grids/DIGEST/              a benchmark: settings.toml, grid.csv (its trials), samples.csv (patients of images)
+STORE/grids/DIGEST/              settings, grid and samples of a benchmark, see `run_files`
 STORE/settings.toml, *.csv       exports for the user, never read back: settings of the last run; results.csv, a row
                                  per trial, equal between equal runs; timings.csv, seconds, machine and versions
-STORE/trials/NAME-DIGEST/        the record of a trial, see `files`
+STORE/trials/NAME-DIGEST/        the record of a trial, see `record_files`
 STORE/unfinished/NAME-DIGEST/    checkpoints of a fit that has not ended
 STORE/logs/NAME-DIGEST/          log.txt, and what callbacks write
-STORE/quarantine/                records that were damaged
 """
 
 from __future__ import annotations
@@ -18,35 +17,35 @@ import os
 import shutil
 import tempfile
 import time
-import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pandas as pd
 
 from leukemia_dl.atomic import moved_aside, new_folder, sha256_of_file, write_file
-from leukemia_dl.benchmark.files import (
+from leukemia_dl.benchmark.record_files import (
     DAMAGE,
-    FORMAT,
     MODEL_FILE,
+    RECORD_FILE,
     SUMS_FILE,
     check_format,
-    pack,
+    files_of,
     read_file,
+    read_record,
     read_sums,
-    unpack,
 )
 from leukemia_dl.benchmark.trial import Record, Trial
 from leukemia_dl.errors import DamagedRecordError, StoreError
+from leukemia_dl.progress import track
 
-__all__ = ["Store"]
+__all__ = ["Store", "paths_in"]
 
-_LOOKS = 3
+_ATTEMPTS, _DAY = 3, 86_400.0
 _log = logging.getLogger(__name__)
 
 
 class Store:
-    """A folder of trials. Any number of writers may share it: they never write the same file in place.
+    """A folder of records. Any number of writers may share it: they never write the same file in place.
 
     In its methods `trial` is a `Trial`, `name` that of a trial's folder (`Trial.folder`, `names()`), and `arrays` says
     whether to read history, predictions and traceback too, which are left empty otherwise.
@@ -56,13 +55,28 @@ class Store:
     """
 
     def __init__(self, root: str | Path) -> None:
-        """Take the folder."""
         self.root = Path(root).expanduser()
         self.trials = self.root / "trials"
+        self._warned: set[str] = set()
 
     def __repr__(self) -> str:
-        """Name the folder."""
         return f"Store({str(self.root)!r})"
+
+    @classmethod
+    def open(cls, root: str | Path) -> Store:
+        """Return the store at a path.
+
+        Raises:
+            StoreError: If there is none.
+        """
+        store = cls(root)
+        if not store.trials.is_dir():
+            found = "it has no folder trials/" if store.root.is_dir() else "there is no such folder"
+            raise StoreError(
+                f"{store.root} is no store: {found}. A store is the folder that a benchmark writes to (--store, by "
+                "default runs/DATASET-RECIPE), with a folder per trial in trials/."
+            )
+        return store
 
     def create(self) -> None:
         """Make the folder and try to write into it.
@@ -70,33 +84,23 @@ class Store:
         Raises:
             StoreError: If that fails, or it holds records of another format; it says why and what to do.
         """
-        try:
+        with _writing(self.root):
             self.trials.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=self.trials) as probe:
                 probe.write(b"x")  # a full disk still makes empty files
                 probe.flush()
-        except OSError as error:
-            raise StoreError(
-                f"The store {self.root} cannot be written: {error.strerror or error}. "
-                "Choose another folder (store=..., command line: --store) or mend its permissions or disk space."
-            ) from error
-        for old, place in self.displaced():
+        for old, place in moved_aside(self.trials):
             with contextlib.suppress(OSError):
                 old.rename(place)
-        for file in self.trials.glob("[!.]*/record.json"):
-            # Now, and not when the tables are written after hours of training. Damage is the business of `take`.
-            found = FORMAT
-            with contextlib.suppress(OSError, *DAMAGE):
+        for file in self.trials.glob(f"[!.]*/{RECORD_FILE}"):
+            try:
                 found = json.loads(read_file(file))["format"]
-            if found != FORMAT:
-                check_format(file.parent, found)
-
-    def displaced(self) -> list[tuple[Path, Path]]:
-        """Return records that were moved away by a writer who was then killed, and where they belong."""
-        return moved_aside(self.trials)
+            except DAMAGE:
+                continue
+            check_format(file.parent, found)  # now, and not when the tables are written after hours of training
 
     def folder(self, trial: Trial) -> Path:
-        """Return the folder that holds, or would hold, what a trial left."""
+        """Return the folder for the record of a trial."""
         return self.trials / trial.folder
 
     def checkpoints(self, trial: Trial) -> Path:
@@ -116,12 +120,10 @@ class Store:
 
     def names(self) -> list[str]:
         """Return the names of all folders of trials, sorted."""
-        if not self.trials.is_dir():
-            return []
-        return sorted(path.name for path in self.trials.iterdir() if not path.name.startswith(".") and path.is_dir())
+        return [name for name, _ in self.state() if (self.trials / name).is_dir()]
 
     def state(self) -> list[tuple[str, int]]:
-        """Return what changes whenever a record comes, goes or is replaced."""
+        """Return names and numbers that change whenever a record comes, goes or is replaced."""
         if not self.trials.is_dir():
             return []
         with os.scandir(self.trials) as found:
@@ -138,54 +140,39 @@ class Store:
         return record if record is not None and record.trial.digest == trial.digest else None
 
     def read_folder(self, name: str, arrays: bool = True) -> Record | None:
-        """Return the record in a folder of `trials`, whichever grid it is of; likewise, DamagedRecordError included."""
+        """Return the record in a folder of `trials`, whichever grid it is of; None, and errors, as of `read`."""
         folder = self.trials / name
-        for attempt in range(_LOOKS):
+        for attempt in range(_ATTEMPTS):
             try:
-                return unpack(folder, arrays)
+                return read_record(folder, arrays)
             except StoreError:
                 raise
-            except (*DAMAGE, OSError) as caught:
-                # Another driver may be replacing it at this moment.
+            except DAMAGE as caught:
+                # Another run may be replacing it at this moment.
                 error = caught
-                time.sleep(0.02 * (attempt + 1 < _LOOKS))
+                time.sleep(0.02 * (attempt + 1 < _ATTEMPTS))
         raise DamagedRecordError(
-            f"{folder} is damaged ({type(error).__name__}: {error}). `run` puts it into quarantine and runs the "
-            "trial again."
+            f"{folder} is damaged ({type(error).__name__}: {error}). The same benchmark runs the trial again."
         ) from error
 
     def take(self, trial: Trial) -> Record | None:
-        """Return the record of a trial without its arrays; a damaged one goes to quarantine, with a warning: None."""
-        try:
-            return self.read(trial, arrays=False)
-        except DamagedRecordError as error:
-            place = self.quarantine(trial.folder)
-            _log.warning("%s It was moved to %s.", str(error).partition(" `run`")[0], place)
-            return None
+        """Return the record of a trial without its arrays; None, with one warning, if it is damaged."""
+        return next(self.records({trial.folder: trial.digest}, arrays=False), None)
 
-    def quarantine(self, name: str) -> Path:
-        """Move a folder of `trials` out of the way, and return where to; StoreError if that cannot be done."""
-        place = self.root / "quarantine" / f"{name}-{uuid.uuid4().hex[:8]}"
-        try:
-            place.parent.mkdir(exist_ok=True)
-            with contextlib.suppress(FileNotFoundError):  # another driver was faster
-                (self.trials / name).replace(place)
-            with contextlib.suppress(*DAMAGE, OSError):
-                if unpack(place) is not None:  # it was replaced by a whole one in the last moment
-                    place.rename(self.trials / name)
-        except OSError as error:
-            raise StoreError(f"{self.trials / name} is damaged and cannot be moved: {error}.") from error
-        return place
+    def records(self, digests: Mapping[str, str] | None = None, arrays: bool = True) -> Iterator[Record]:
+        """Yield the records of trials, given as digests by name, or all records, sorted by name.
 
-    def records(self, arrays: bool = True) -> Iterator[Record]:
-        """Yield every record of the store that can be read, sorted by the name of its folder; others with a warning."""
-        for name in self.names():
+        A damaged record is left out, with one warning.
+        """
+        for name, digest in (dict.fromkeys(self.names(), "") if digests is None else digests).items():
             try:
                 record = self.read_folder(name, arrays)
             except DamagedRecordError as error:
-                _log.warning("%s", error)
+                if name not in self._warned:
+                    _log.warning("%s", error)
+                self._warned.add(name)
                 continue
-            if record is not None:
+            if record is not None and digest in ("", record.trial.digest):
                 yield record
 
     def has_model(self, name: str) -> bool:
@@ -204,8 +191,22 @@ class Store:
             return f"{MODEL_FILE} cannot be read: {error}"
         return "" if whole else f"{MODEL_FILE} has another checksum than {SUMS_FILE} says"
 
+    def verify(self) -> dict[str, str]:
+        """Compare every file with its checksum, nets included, and return the problem of each damaged folder."""
+        names = self.names()
+        # One after the other: Python 3.11 parses the headers of arrays wrongly in several threads, now and then.
+        found = [name for name in track(names, len(names), "Checking records") if self._problem(name)]
+        # A running benchmark replaces a whole folder by another: check a folder that seems damaged again.
+        return {name: problem for name in found if (problem := self._problem(name))}
+
+    def unfinished(self) -> list[Path]:
+        """Return records and fits that were begun and not touched for a day; no links."""
+        kept = {old for old, _ in moved_aside(self.trials)}  # `create` puts them back
+        found = [path for path in paths_in(self.trials) if path.name.startswith(".") and path not in kept]
+        return [path for path in (*found, *paths_in(self.root / "unfinished")) if _touched(path) < time.time() - _DAY]
+
     def write(self, record: Record, model: bytes | None = None) -> Path:
-        """Keep what a trial left, in place of an earlier record of it, and return its folder.
+        """Keep the record of a trial, in place of an earlier one, and return its folder.
 
         Args:
             record: The record.
@@ -215,33 +216,64 @@ class Store:
             StoreError: If it cannot be written; nothing half is left.
         """
         target = self.folder(record.trial)
-        try:
-            with new_folder(target) as folder:
-                for name, content in pack(record, model).items():
-                    write_file(folder / name, content)
-        except OSError as error:
-            raise StoreError(
-                f"{target} cannot be written: {error.strerror or error}. Free space or choose another store. "
-                "Finished trials are kept, and this one goes on from its last epoch: run it again."
-            ) from error
+        with _writing(target), new_folder(target) as folder:
+            for name, content in files_of(record, model).items():
+                write_file(folder / name, content)
         return target
 
-    def write_text(self, name: str, text: str) -> Path:
-        """Write `text` to the store's own file `name`, such as results.csv, aside, then in place; return its path."""
-        return self.write_bytes(name, text.encode("utf-8", "surrogateescape"))
+    def write_file(self, name: str, content: str | bytes) -> Path:
+        """Write the store's own file `name`, such as results.csv, aside, then in place; return its path.
 
-    def write_bytes(self, name: str, content: bytes) -> Path:
-        """Write `content` likewise; StoreError if that fails."""
+        Raises:
+            StoreError: If it cannot be written.
+        """
         path = self.root / name
-        try:
-            write_file(path, content)
-        except OSError as error:
-            raise StoreError(
-                f"{path} cannot be written: {error.strerror or error}. Free space or choose another store."
-            ) from error
+        with _writing(path):
+            write_file(path, content.encode("utf-8", "surrogateescape") if isinstance(content, str) else content)
         return path
 
     def export(self, results: pd.DataFrame, timings: pd.DataFrame) -> None:
         """Write `results` and `timings` to their CSV files, floats so that they read back to the same value."""
-        self.write_text("results.csv", results.to_csv(index=False, lineterminator="\n"))
-        self.write_text("timings.csv", timings.to_csv(index=False, lineterminator="\n"))
+        self.write_file("results.csv", results.to_csv(index=False, lineterminator="\n"))
+        self.write_file("timings.csv", timings.to_csv(index=False, lineterminator="\n"))
+
+    def _problem(self, name: str) -> str:
+        """Return the problem of a trial's folder, or ""."""
+        try:
+            record = self.read_folder(name)
+        except DamagedRecordError as error:
+            return f"{type(error.__cause__).__name__}: {error.__cause__}"
+        except StoreError as error:  # of another format
+            return str(error)
+        if record is None:
+            return "it holds no record" if (self.trials / name).is_dir() else ""
+        if record.trial.folder != name:
+            return f"it holds the record of {record.trial.folder}"
+        return self.model_problem(name) if self.has_model(name) else ""
+
+
+def paths_in(folder: Path) -> list[Path]:
+    """Return the paths in a folder, sorted; no links, and none if the folder is a link or is not there."""
+    if folder.is_symlink() or not folder.is_dir():
+        return []
+    return sorted(path for path in folder.iterdir() if not path.is_symlink())
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise StoreError(
+            f"{path} cannot be written: {error.strerror or error}. Free space, change its permissions or choose "
+            "another folder (store=..., command line: --store). Finished trials are kept."
+        ) from error
+
+
+def _touched(path: Path) -> float:
+    """Return when a path, or one below it, was changed last; no link is followed."""
+    times = [0.0]
+    for each in (path, *path.rglob("*")):
+        with contextlib.suppress(OSError):  # it was deleted meanwhile
+            times.append(each.lstat().st_mtime)
+    return max(times)

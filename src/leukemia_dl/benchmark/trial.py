@@ -1,4 +1,4 @@
-"""Trial, the unit of work, and Record, what it leaves."""
+"""Trial, a unit of work, and Record, its result."""
 
 from __future__ import annotations
 
@@ -19,12 +19,10 @@ __all__ = ["RESULTS_VERSION", "WHOLE_NUMBERS", "Record", "Status", "Trial"]
 # Part of every trial's digest in place of this library's version. Increase it only with a change after which equal
 # settings give different numbers.
 RESULTS_VERSION = 2
-
 # Columns of a row.
 WHOLE_NUMBERS = (
     "fold", "seed", "image_size", "epochs", "batch_size", "n_train", "n_val", "n_test", "groups_train", "groups_val",
-    "groups_test", "dropped", "threads", "leaked_files", "leaked_cells", "leaked_groups",
-    "parameters",
+    "groups_test", "dropped", "threads", "leaked_files", "leaked_cells", "leaked_groups", "parameters",
 )  # fmt: skip
 _LONGEST = 150
 Status = Literal["ok", "failed", "not_applicable"]
@@ -32,7 +30,7 @@ Status = Literal["ok", "failed", "not_applicable"]
 
 @dataclass(frozen=True)
 class Trial:
-    """One backbone (or baseline) on one split with one recipe and one seed.
+    """One backbone (or baseline) on one split with one recipe and one seed: everything that makes its result.
 
     Attributes:
         kind: "backbone" or "baseline".
@@ -46,8 +44,8 @@ class Trial:
         recipe: `Recipe.to_dict()`; None for a baseline.
         seed: None for a baseline, which draws nothing.
         backend: Keras backend; None for a baseline.
-        protocol: Name of the split's protocol; in the folder's name, and part of `split` already.
-        fold: Of the split, if it has one; likewise.
+        protocol: Name of the split's protocol.
+        fold: Of the split, if it has one.
         versions: Of the software that computes: `RESULTS_VERSION` as "results", Keras and the backend; scikit-learn for
             a baseline that is fitted.
     """
@@ -89,25 +87,22 @@ class Trial:
 
 @dataclass(frozen=True, eq=False)
 class Record:
-    """What a trial left.
+    """The result of a trial.
 
     Attributes:
         trial: The trial.
-        status: "ok"; "failed", with `exception` and `message`; or "not_applicable", a baseline that the images do not
-            allow.
+        status: "ok"; "failed", with `exception`, `message` and `traceback`; or "not_applicable", a baseline that the
+            images do not allow, with a `message`.
         row: Further columns of the result frame, equal between equal runs.
         metrics: By name; empty unless ok.
-        timings: Seconds, machine and versions: what may change between equal runs.
+        timings: Seconds, machine and versions: columns that may change between equal runs.
         history: A row per epoch.
         sides: "val" or "test" per prediction (n,).
         samples: Ids (n,).
         labels: True class indices (n,).
         probabilities: (n, classes), float64.
-        tta: The mean over the eight symmetries of each image, likewise; (0, 0) if it was not asked for.
+        tta: Mean probabilities over the eight symmetries of each image; (0, 0) if they were not asked for.
         metrics_tta: Of these.
-        exception: Name of the class of a failure.
-        message: Of a failure; or why a baseline is not applicable.
-        traceback: Of a failure.
     """
 
     trial: Trial

@@ -123,7 +123,7 @@ def benchmark(
 
 def _check_run(executor: str, workers: int | None, shard: str | None, time_limit: float | None) -> None:
     from leukemia_dl.benchmark.arguments import executor_of
-    from leukemia_dl.benchmark.grid import check_shard
+    from leukemia_dl.benchmark.plan import check_shard
 
     if not executor.startswith("ray") or workers is not None:  # Ray itself would be started by this
         executor_of(executor, workers, 2)
@@ -172,7 +172,7 @@ def _find_modules_here() -> None:
 def _print_plan(bench: Benchmark, how: dict[str, Any]) -> None:
     """Print the trials of this part of the grid."""
     from leukemia_dl.benchmark.cost import duration
-    from leukemia_dl.benchmark.grid import check_shard, shard_of
+    from leukemia_dl.benchmark.plan import check_shard, shard_of
 
     frame = bench.plan()
     if how["shard"] is not None:
@@ -193,7 +193,6 @@ def _print_plan(bench: Benchmark, how: dict[str, Any]) -> None:
 
 def _run(bench: Benchmark, how: dict[str, Any], with_report: bool) -> None:
     """Run, print the table and write the pictures and the report."""
-    from leukemia_dl.benchmark.stored import run_of
     from leukemia_dl.reporting import write_model_cards, write_pictures, write_report
 
     _print_splits(bench)
@@ -207,7 +206,7 @@ def _run(bench: Benchmark, how: dict[str, Any], with_report: bool) -> None:
     if with_report and how["shard"] is not None and left:
         typer.echo("Report:   when all parts are done")
     elif with_report:
-        folder = run_of(bench).folder  # the store may hold other benchmarks
+        folder = bench.stored().folder  # the store may hold other benchmarks
         typer.echo(f"Report:   {write_report(folder, dataset=bench.dataset)}")
         if cards := write_model_cards(folder):
             typer.echo(f"Cards:    {cards[0].parent} ({len(cards)})")
@@ -228,17 +227,18 @@ def _print_splits(bench: Benchmark) -> None:
 
 def _print_results(bench: Benchmark, frame: pd.DataFrame, left: int) -> None:
     """Print the table, the inflation by a protocol that leaks, and the missing and failed trials."""
-    several = ["protocol"] if len(bench.protocols) > 1 else []
+    several = ["protocol"] if len(bench.planned.protocols) > 1 else []
     columns = ["backbone", *several, "fold", "seed", *_METRICS, "status"]
     wanted = [name for name in columns if name in frame and not frame[name].isna().all()]
     shown = frame.sort_values("balanced_accuracy", ascending=False, kind="stable", na_position="last")[wanted]
     kind = "synthetic cells, not real ones" if bench.dataset.info.synthetic else bench.dataset.info.title
-    options.print_table(shown, dict.fromkeys(_METRICS, ".3f"), title=f"Test side, {bench.protocol} ({kind})")
+    options.print_table(
+        shown, dict.fromkeys(_METRICS, ".3f"), title=f"Test side, {', '.join(bench.planned.protocols)} ({kind})"
+    )
     if several:
-        from leukemia_dl.benchmark.stored import run_of
         from leukemia_dl.reporting.summary import inflation_of, summaries_of
 
-        found = inflation_of(summaries_of(run_of(bench)))
+        found = inflation_of(summaries_of(bench.stored()))
         for sentence in found["sentence"] if len(found) else ():
             typer.echo(f"- {sentence}")
     if left:

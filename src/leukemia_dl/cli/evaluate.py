@@ -80,7 +80,7 @@ def _read(path: Path, protocol: str | None) -> tuple[pd.DataFrame, dict[str, Any
 
     run, file = None, path.expanduser()
     if file.is_dir():
-        from leukemia_dl.benchmark.stored import read_run
+        from leukemia_dl.benchmark.run_files import read_run
 
         run = read_run(file, together=True)
         frame = run.predictions

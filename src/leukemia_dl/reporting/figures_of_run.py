@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from leukemia_dl.benchmark import Benchmark
-from leukemia_dl.benchmark.stored import StoredRun, run_of
+from leukemia_dl.benchmark.run_files import StoredRun
 from leukemia_dl.datasets import Dataset
 from leukemia_dl.identity import generator
 from leukemia_dl.preprocess import Pipeline
@@ -63,7 +63,7 @@ def write_pictures(benchmark: Benchmark) -> list[Path]:
     Raises:
         StoreError: If they cannot be written.
     """
-    run = run_of(benchmark)
+    run = benchmark.stored()
     folder, summaries = folder_of(run), summaries_of(run)
     for name, frame in (("predictions", run.predictions), ("inflation", inflation_of(summaries))):
         if len(frame):

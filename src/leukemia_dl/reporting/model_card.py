@@ -13,7 +13,7 @@ from typing import Any
 
 import pandas as pd
 
-from leukemia_dl.benchmark.stored import StoredRun, read_run
+from leukemia_dl.benchmark.run_files import StoredRun, read_run
 from leukemia_dl.errors import LeukemiaDLError, StoreError, UnknownNameError, unknown_name_error
 from leukemia_dl.evaluation import class_names_of, evaluate, group_table
 from leukemia_dl.models.registry import get_backbone

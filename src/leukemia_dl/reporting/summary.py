@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from leukemia_dl.benchmark.stored import StoredRun
+from leukemia_dl.benchmark.run_files import StoredRun
 from leukemia_dl.datasets.splits import GROUP_DISJOINT
 from leukemia_dl.errors import DataError, LeukemiaDLError, UnknownNameError
 from leukemia_dl.evaluation import compare, error_list, evaluate, inflation, leaderboard

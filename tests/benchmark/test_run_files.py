@@ -8,8 +8,8 @@ import pytest
 
 import leukemia_dl as ldl
 import stores
-from leukemia_dl.benchmark import grid
-from leukemia_dl.benchmark.stored import read_run, run_of
+from leukemia_dl.benchmark import plan
+from leukemia_dl.benchmark.run_files import read_run
 from leukemia_dl.errors import SettingsError, StoreError
 
 
@@ -20,7 +20,9 @@ def made(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", ["results", "timings", "histories", "predictions"])
-@pytest.mark.parametrize("read", [lambda bench: read_run(bench.store.root), run_of], ids=["files", "benchmark"])
+@pytest.mark.parametrize(
+    "read", [lambda bench: read_run(bench.store.root), lambda bench: bench.stored()], ids=["files", "benchmark"]
+)
 def test_its_frames_are_those_of_the_benchmark(made, name, read):
     pd.testing.assert_frame_equal(getattr(read(made), name), getattr(made, name)(), check_dtype=name != "predictions")
 
@@ -44,7 +46,7 @@ def sweep(store, *rates, **settings):
 def test_a_second_benchmark_replaces_no_file_of_the_first(tmp_path):
     """20.2: each benchmark of a store keeps its own settings, grid and samples, and a reader asks which is meant."""
     first = stores.made_up(tmp_path, stores.cells(), ["cnn"])
-    folder = run_of(first).folder
+    folder = first.stored().folder
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     assert sorted(before) == ["grid.csv", "samples.csv", "settings.toml"]
     second = stores.made_up(tmp_path, stores.cells(80), ["vgg16"], recipe="quick", seeds=[1])
@@ -54,8 +56,8 @@ def test_a_second_benchmark_replaces_no_file_of_the_first(tmp_path):
     with pytest.raises(StoreError, match="holds 2 benchmarks"):  # of two data sets, so never together
         read_run(tmp_path, together=True)
     for bench in (first, second):
-        assert f"{run_of(bench).folder} (4 trials of made_up; " in str(asked.value)
-        run = read_run(run_of(bench).folder)
+        assert f"{bench.stored().folder} (4 trials of made_up; " in str(asked.value)
+        run = read_run(bench.stored().folder)
         assert run.text == bench.to_toml()
         pd.testing.assert_frame_equal(run.results, bench.results())
         assert len(run.samples) == len(bench.dataset)
@@ -99,7 +101,7 @@ def test_recipes_are_told_apart_by_their_names(tmp_path):
 def test_trials_that_cannot_be_told_apart_are_not_read_together(tmp_path, monkeypatch):
     """20.10: trials of another version of Keras are never mixed with those of this one in one table."""
     stores.made_up(tmp_path, stores.cells(), ["cnn"])
-    monkeypatch.setattr(grid, "installed_version", {"keras": "9.9"}.get)
+    monkeypatch.setattr(plan, "installed_version", {"keras": "9.9"}.get)
     stores.made_up(tmp_path, stores.cells(), ["cnn"])
     with pytest.raises(StoreError, match="holds 2 benchmarks"):
         read_run(tmp_path, together=True)

@@ -1,4 +1,9 @@
-"""What a store holds of the benchmark that it was made for: enough to report on it, with or without the images."""
+"""The files of a benchmark in its store, grids/DIGEST/, and reading it back, with or without the images.
+
+settings.toml   settings that repeat it, see `settings`
+grid.csv        a row per trial that it asks for
+samples.csv     patient and group of each image
+"""
 
 from __future__ import annotations
 
@@ -6,43 +11,31 @@ import contextlib
 import io
 import logging
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from leukemia_dl.benchmark.files import MOST_BYTES, read_file
+from leukemia_dl.benchmark import settings
 from leukemia_dl.benchmark.frames import history_frame, prediction_frame, result_frame, timing_frame
-from leukemia_dl.benchmark.grid import Cell
-from leukemia_dl.benchmark.maintenance import paths_in
-from leukemia_dl.benchmark.store import Store
+from leukemia_dl.benchmark.plan import Plan
+from leukemia_dl.benchmark.record_files import MOST_BYTES, read_file
+from leukemia_dl.benchmark.store import Store, paths_in
 from leukemia_dl.benchmark.trial import Record
-from leukemia_dl.datasets import Dataset
-from leukemia_dl.errors import DamagedRecordError, StoreError, UnknownNameError
+from leukemia_dl.errors import StoreError, UnknownNameError
 from leukemia_dl.identity import digest
 from leukemia_dl.preprocess import Pipeline
 
-if TYPE_CHECKING:
-    from leukemia_dl.benchmark.benchmark import Benchmark
-
-__all__ = [
-    "GRIDS", "GRID_FILE", "SAMPLES_FILE", "SETTINGS_FILE", "StoredRun", "grid_frame", "read_run", "run_of",
-    "sample_frame", "write_run",
-]  # fmt: skip
+__all__ = ["StoredRun", "read_run", "run_of", "write_run"]
 
 GRIDS, SETTINGS_FILE, GRID_FILE, SAMPLES_FILE = "grids", "settings.toml", "grid.csv", "samples.csv"
 _GRID = ["trial", "digest", "kind", "backbone", "protocol", "fold", "seed", "recipe", "changes"]
-_SAMPLES_BYTES, _ALL_BYTES = 128 * 2**20, 256 * 2**20
 _SAMPLES = ["sample", "subject", "group", "same_cell"]
-_NEEDED: dict[str, tuple[str, ...]] = {
-    "dataset": ("name", "title", "class_names", "fingerprint"),
-    "recipe": ("name",),
-    "pipeline": (),
-}
+_SAMPLES_BYTES, _ALL_BYTES = 128 * 2**20, 256 * 2**20
 _log = logging.getLogger(__name__)
 
 
@@ -51,7 +44,7 @@ class StoredRun:
     """A benchmark as its store knows it.
 
     Attributes:
-        store: Where its trials are.
+        store: The store of its trials.
         text: Its settings, TOML.
         grid: A row per trial that was asked for: `trial` (its folder), `digest`, `kind`, `backbone`, `protocol`,
             `fold`, `seed`, `recipe`, `changes` (settings that differ from the recipe's preset).
@@ -83,51 +76,42 @@ class StoredRun:
     @cached_property
     def results(self) -> pd.DataFrame:
         """A row per finished trial, in the order of the grid, see `Benchmark.results`."""
-        return self._called(result_frame(self._records))
+        return self._named(result_frame(self._records))
 
     @cached_property
     def timings(self) -> pd.DataFrame:
         """See `Benchmark.timings`."""
-        return self._called(timing_frame(self._records))
+        return self._named(timing_frame(self._records))
 
     @cached_property
     def histories(self) -> pd.DataFrame:
         """See `Benchmark.histories`."""
-        return self._called(history_frame(self._records))
+        return self._named(history_frame(self._records))
 
     @cached_property
     def predictions(self) -> pd.DataFrame:
         """See `Benchmark.predictions`."""
-        return self._called(prediction_frame(self._records, self.class_names, self.samples))
+        return self._named(prediction_frame(self._records, self.class_names, self.samples))
 
     @cached_property
     def others(self) -> int:
         """How many trials of other benchmarks the store holds."""
         return len(set(self.store.names()) - set(self.grid["trial"]))
 
-    def _called(self, frame: pd.DataFrame) -> pd.DataFrame:
+    def _named(self, frame: pd.DataFrame) -> pd.DataFrame:
         if self.suffixes and len(frame):
             frame["backbone"] += frame["trial"].map(self.suffixes)
         return frame
 
     @cached_property
     def _records(self) -> list[Record]:
-        return list(self._read())
-
-    def _read(self) -> Iterator[Record]:
-        known = set(self.samples["sample"])
-        for name, expected in zip(self.grid["trial"], self.grid["digest"], strict=True):
-            try:
-                record = self.store.read_folder(name)
-            except DamagedRecordError as error:
-                _log.warning("%s", error)
-                continue
-            if record is None or record.trial.digest != expected:
-                continue
-            if record.status == "ok" and not self._fits(record, known):
-                _log.warning("%s is of other classes or images than the run, and is left out", self.store.trials / name)
-                continue
-            yield record
+        found, known = [], set(self.samples["sample"])
+        for record in self.store.records(dict(zip(self.grid["trial"], self.grid["digest"], strict=True))):
+            if record.status != "ok" or self._fits(record, known):
+                found.append(record)
+            else:
+                _log.warning("%s is left out: it is of other classes or images than the run", record.trial.folder)
+        return found
 
     def _fits(self, record: Record, known: set[str]) -> bool:
         """Return whether predictions are of this run's images and classes."""
@@ -142,26 +126,31 @@ class StoredRun:
         )
 
 
-def run_of(bench: Benchmark) -> StoredRun:
-    """Return what the store of a benchmark holds of it."""
-    return StoredRun(bench.store, bench.to_toml(), grid_frame(bench._grid), sample_frame(bench.dataset))
+def run_of(plan: Plan, store: Store) -> StoredRun:
+    """Return a benchmark as its store knows it, or will."""
+    rows = [
+        {"trial": planned.trial.folder, **{name: getattr(planned.trial, name) for name in _GRID[1:-2]}}
+        | {"recipe": (planned.trial.recipe or {}).get("name", ""), "changes": planned.changes}
+        for planned in plan.trials
+    ]
+    grid = pd.DataFrame(rows, columns=_GRID).astype({"fold": "Int64", "seed": "Int64"})
+    return StoredRun(store, settings.dump(plan, store), grid, plan.dataset.table[_SAMPLES])
 
 
-def write_run(bench: Benchmark) -> None:
+def write_run(plan: Plan, store: Store) -> None:
     """Write the settings, grid and samples of a benchmark into its folder in grids/, which is named by its trials.
 
-    Another benchmark in the same store has another folder. `settings.toml` in the store is a copy for the user, of the
-    benchmark that ran last, which is never read back.
+    `settings.toml` in the store is a copy for the user, of the benchmark that ran last, which is never read back.
 
     Raises:
         StoreError: If the store cannot be written.
     """
-    run = run_of(bench)
-    run.store.write_text(SETTINGS_FILE, run.text)
-    tables = ((GRID_FILE, run.grid), (SAMPLES_FILE, run.samples))
-    texts = {name: frame.to_csv(index=False, lineterminator="\n") for name, frame in tables}
-    for name, text in (texts | {SETTINGS_FILE: run.text}).items():
-        run.store.write_text(f"{GRIDS}/{run.folder.name}/{name}", text)
+    run = run_of(plan, store)
+    store.write_file(SETTINGS_FILE, run.text)
+    for name, frame in ((GRID_FILE, run.grid), (SAMPLES_FILE, run.samples)):
+        store.write_file(f"{GRIDS}/{run.folder.name}/{name}", frame.to_csv(index=False, lineterminator="\n"))
+    # Last: a folder without settings is being written.
+    store.write_file(f"{GRIDS}/{run.folder.name}/{SETTINGS_FILE}", run.text)
 
 
 def read_run(folder: str | Path, together: bool = False) -> StoredRun:
@@ -179,16 +168,12 @@ def read_run(folder: str | Path, together: bool = False) -> StoredRun:
     """
     try:
         root = Path(folder).expanduser().absolute()
-    except RuntimeError as error:  # ~somebody who is not there
-        raise StoreError(f"{folder} is no path that can be used: {error}.") from None
-    alone = root.parent.name == GRIDS
-    store = Store(root.parent.parent if alone else root)
-    # The settings are written last: a folder without them is being written.
-    try:
+        alone = root.parent.name == GRIDS
         folders = [path for path in ([root] if alone else paths_in(root / GRIDS)) if (path / SETTINGS_FILE).exists()]
         size = sum(file.lstat().st_size for path in folders for file in path.iterdir())
-    except OSError as error:
-        raise StoreError(f"{error.filename or root} cannot be read: {error.strerror or error}.") from error
+    except (OSError, RuntimeError) as error:  # RuntimeError: no home folder for ~name
+        raise StoreError(f"{folder} cannot be read: {getattr(error, 'strerror', None) or error}.") from error
+    store = Store(root.parent.parent if alone else root)
     if size > _ALL_BYTES and not alone:
         raise StoreError(f"{root / GRIDS} is larger than {_ALL_BYTES:,} bytes. Give the folder of one benchmark there.")
     if not folders:
@@ -197,7 +182,7 @@ def read_run(folder: str | Path, together: bool = False) -> StoredRun:
             f"{GRIDS}/*/{SETTINGS_FILE}. The same benchmark, run again on it, writes that."
         )
     runs: dict[Path, StoredRun] = {}
-    for path, run in sorted(((path, _read(store, path)) for path in folders), key=lambda pair: -len(pair[1].grid)):
+    for path, run in sorted(((path, _read_one(store, path)) for path in folders), key=lambda pair: -len(pair[1].grid)):
         if not any(set(run.grid["trial"]) <= set(other.grid["trial"]) for other in runs.values()):
             runs[path] = run
     found = next(iter(runs.values())) if len(runs) == 1 else _joined([*runs.values()]) if together else None
@@ -207,12 +192,12 @@ def read_run(folder: str | Path, together: bool = False) -> StoredRun:
     return found
 
 
-def _read(store: Store, folder: Path) -> StoredRun:
+def _read_one(store: Store, folder: Path) -> StoredRun:
     try:
         text = read_file(folder / SETTINGS_FILE).decode()
-        grid, samples = _read_csv(folder / GRID_FILE), _read_csv(folder / SAMPLES_FILE, _SAMPLES_BYTES)
         # As in a data set's table; arrow cannot hold names that are not UTF-8.
-        samples = samples.astype(pd.StringDtype("python"))
+        samples = _read_csv(folder / SAMPLES_FILE, _SAMPLES_BYTES).astype(pd.StringDtype("python"))
+        grid = _read_csv(folder / GRID_FILE, MOST_BYTES)
         grid = grid.astype({"fold": "Int64", "seed": "Int64"}).fillna({"recipe": "", "changes": ""})
         run = StoredRun(store, text, grid, samples)
         _check(run)
@@ -221,9 +206,15 @@ def _read(store: Store, folder: Path) -> StoredRun:
     except (AttributeError, KeyError, OverflowError, RecursionError, TypeError, ValueError) as error:
         raise StoreError(
             f"{folder}: its {SETTINGS_FILE}, {GRID_FILE} or {SAMPLES_FILE} is damaged ({error}). The same benchmark, "
-            "run again on the store, writes them anew and keeps its trials."
+            "run again on the store, writes them again and keeps its trials."
         ) from error
     return run
+
+
+def _read_csv(path: Path, most: int) -> pd.DataFrame:
+    # A patient may be called NA: only an empty field is missing.
+    content = io.BytesIO(read_file(path, most))
+    return pd.read_csv(content, dtype=str, keep_default_na=False, na_values=[""], encoding_errors="surrogateescape")
 
 
 def _joined(runs: Sequence[StoredRun]) -> StoredRun | None:
@@ -251,51 +242,25 @@ def _words(run: StoredRun) -> str:
 
 def _check(run: StoredRun) -> None:
     """Raise KeyError, TypeError or ValueError if something is missing, or a name of a trial leads elsewhere."""
-    said = run.settings
-    for table, names in _NEEDED.items():
-        missing = [name for name in names if not isinstance(said[table][name], (str, list))]
-        if missing:
-            raise ValueError(f"{table}.{missing[0]} is {said[table][missing[0]]!r}")
-    if not isinstance(said["dataset"]["class_names"], list) or len(set(run.class_names)) < 2:
-        raise ValueError("there are no classes")
-    for name in ("licence", "citation", "url", "root"):
-        if not isinstance(said["dataset"].get(name, ""), str):
-            raise ValueError(f"dataset.{name} is no text")
-    for size, steps in said["pipeline"].items():
+    data, classes = run.settings["dataset"], run.class_names
+    texts = [data[name] for name in ("name", "title", "fingerprint")] + [run.settings["recipe"]["name"]]
+    texts += [data.get(name, "") for name in ("licence", "citation", "url", "root")]
+    if not all(isinstance(text, str) for text in texts):
+        raise ValueError(f"one of {texts} is no text")
+    if not isinstance(data["class_names"], list) or len(set(classes)) < max(2, len(classes)):
+        raise ValueError(f"the classes are {data['class_names']}")
+    if not run.settings["pipeline"]:
+        raise ValueError("there is no pipeline")
+    for size, steps in run.settings["pipeline"].items():
         int(size)
         for step in steps["steps"]:
-            with contextlib.suppress(UnknownNameError):  # one of somebody's own, whose module is not imported here
+            with contextlib.suppress(UnknownNameError):  # a step of a module that is not imported here
                 Pipeline.from_dict({"steps": [step]})
-    if not said["pipeline"] or len(set(run.class_names)) < len(run.class_names):
-        raise ValueError("there is no pipeline, or a class is there twice")
-    run.grid[_GRID], run.samples[_SAMPLES]
-    if run.grid["trial"].duplicated().any() or run.grid[["kind", "backbone", "protocol"]].isna().any(axis=None):
-        raise ValueError("a trial is there twice, or has no name")
-    for name in run.grid["trial"]:
+    names, samples = run.grid[_GRID]["trial"], run.samples[_SAMPLES]["sample"]
+    if run.grid[["kind", "backbone", "protocol"]].isna().any(axis=None):
+        raise ValueError("a trial has no kind, backbone or protocol")
+    for name in names:
         if not isinstance(name, str) or name.startswith(".") or Path(name).name != name or "\\" in name:
             raise ValueError(f"{name!r} is no name of a trial")
-    if run.samples["sample"].isna().any() or run.samples["sample"].duplicated().any():
-        raise ValueError("samples have no name, or one that is there twice")
-
-
-def grid_frame(cells: Sequence[Cell]) -> pd.DataFrame:
-    """Return a row per trial of a grid, which a store keeps as grid.csv."""
-    rows = [
-        {"trial": c.trial.folder, **{name: getattr(c.trial, name) for name in _GRID[1:-2]}}
-        | {"recipe": (c.trial.recipe or {}).get("name", ""), "changes": c.changes}
-        for c in cells
-    ]
-    return pd.DataFrame(rows, columns=_GRID).astype({"fold": "Int64", "seed": "Int64"})
-
-
-def sample_frame(dataset: Dataset) -> pd.DataFrame:
-    """Return what predictions are to be joined with, which a store keeps as samples.csv."""
-    return dataset.table[_SAMPLES]
-
-
-def _read_csv(path: Path, most: int = MOST_BYTES) -> pd.DataFrame:
-    # A patient may be called NA: only what is empty is missing.
-    names: dict[str, Any] = {"dtype": str, "keep_default_na": False, "na_values": [""]}
-    content = io.BytesIO(read_file(path, most))
-    table: pd.DataFrame = pd.read_csv(content, encoding="utf-8", encoding_errors="surrogateescape", **names)
-    return table
+    if names.duplicated().any() or samples.duplicated().any() or samples.isna().any():
+        raise ValueError("a trial or sample is there twice or has no name")

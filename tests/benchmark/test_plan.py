@@ -6,34 +6,34 @@ import pytest
 
 import leukemia_dl as ldl
 import stores
-from leukemia_dl.benchmark import grid
-from leukemia_dl.benchmark.grid import changes_of
+from leukemia_dl.benchmark import plan as plan_module
+from leukemia_dl.benchmark.plan import changes_of
 
 DATASET = stores.cells(60, 12)
 
 
-def plan(store, **settings):
+def bench(store, **settings):
     settings = {"recipe": stores.RECIPE, "protocol": "holdout", **settings}
     return ldl.Benchmark(DATASET, ["cnn"], store=store, **settings)
 
 
 def digests(store, **settings):
-    return plan(store, **settings).plan().set_index("backbone")["digest"].to_dict()
+    return bench(store, **settings).plan().set_index("backbone")["digest"].to_dict()
 
 
 def test_versions_that_compute_name_a_trial_and_that_of_this_library_does_not(tmp_path, monkeypatch):
     """20.10: a release of this library keeps every trial, a new Keras or backend makes new ones."""
     versions = {"leukemia-dl": "1.0", "keras": "3.1", "tensorflow": "2.1", "jax": "0.9", "scikit-learn": "1.8"}
-    monkeypatch.setattr(grid, "installed_version", versions.__getitem__)
+    monkeypatch.setattr(plan_module, "installed_version", versions.__getitem__)
     before = digests(tmp_path)
     versions["leukemia-dl"] = "1.1"
     assert digests(tmp_path) == before
-    backend = plan(tmp_path)._grid[0].trial.backend
+    backend = bench(tmp_path).planned.trials[0].trial.backend
     for name, changed in (("keras", {"cnn"}), (backend, {"cnn"}), ("scikit-learn", {"cell_size", "cell_colour"})):
         old = digests(tmp_path)
         versions[name] += ".9"
         assert {key for key, value in digests(tmp_path).items() if value != old[key]} == changed
-    monkeypatch.setattr(grid, "RESULTS_VERSION", grid.RESULTS_VERSION + 1)
+    monkeypatch.setattr(plan_module, "RESULTS_VERSION", plan_module.RESULTS_VERSION + 1)
     assert not set(digests(tmp_path).values()) & set(before.values())
 
 
@@ -43,10 +43,10 @@ def test_a_plugin_keeps_its_own_version(tmp_path, monkeypatch):
     ldl.register_backbone(spec, replace=True)
     (trial,) = [cell.trial for cell in ldl.Benchmark(
         DATASET, ["of_a_script"], recipe=stores.RECIPE, protocol="holdout", baselines=[], store=tmp_path
-    )._grid]  # fmt: skip
+    ).planned.trials]  # fmt: skip
     assert trial.plugin == "this process"
     assert trial.plugin_version.startswith("source ")
-    assert plan(tmp_path)._grid[0].trial.plugin_version is None
+    assert bench(tmp_path).planned.trials[0].trial.plugin_version is None
 
 
 def test_a_baseline_is_named_by_what_it_uses_only(tmp_path):
@@ -55,7 +55,7 @@ def test_a_baseline_is_named_by_what_it_uses_only(tmp_path):
     other = digests(tmp_path, recipe=ldl.Recipe(image_size=64), pipeline=ldl.Pipeline.published_v1)
     assert first.pop("cnn") != other.pop("cnn")
     assert first == other
-    (trial, *_) = [cell.trial for cell in plan(tmp_path)._grid if cell.spec is None]
+    (trial, *_) = [cell.trial for cell in bench(tmp_path).planned.trials if cell.spec is None]
     assert (trial.pipeline, trial.recipe, trial.backend, trial.seed) == (None, None, None, None)
 
 
