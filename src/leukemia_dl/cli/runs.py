@@ -8,9 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from leukemia_dl.checks import choice
 from leukemia_dl.cli import options
-from leukemia_dl.errors import SettingsError, StoreError
+from leukemia_dl.errors import SettingsError, StoreError, unknown_name_error
 
 __all__ = ["app"]
 
@@ -63,8 +62,10 @@ def show(
     found = [name for name in names if name.startswith(trial) or name.rpartition("-")[2].startswith(trial.lower()[:12])]
     if len(found) > 1 and trial not in names:
         raise SettingsError(f"{len(found)} trials begin with {trial!r}: {', '.join(found)}. Give more of the name.")
-    name = trial if trial in names or not found else found[0]
-    record = opened.read_folder(choice("trial", name, names))
+    if not found:
+        raise unknown_name_error("trial", trial, names)
+    name = trial if trial in names else found[0]
+    record = opened.read_folder(name)
     if record is None:
         raise StoreError(f"{opened.trials / name} holds no record.")
     facts = record.trial.to_dict()
