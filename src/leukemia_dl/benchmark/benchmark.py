@@ -39,7 +39,7 @@ from leukemia_dl.checks import choice, flag, real_number
 from leukemia_dl.datasets import Dataset
 from leukemia_dl.datasets.protocols import default_protocol
 from leukemia_dl.datasets.splits import whole_numbers
-from leukemia_dl.errors import DamagedRecordError, SettingsError, unknown_name_error
+from leukemia_dl.errors import DamagedRecordError, SettingsError
 from leukemia_dl.identity import plain_number
 from leukemia_dl.models.registry import names_of
 from leukemia_dl.preprocess import Pipeline
