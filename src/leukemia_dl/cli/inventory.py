@@ -85,11 +85,11 @@ def _print_fact(name: str, text: str) -> None:
 
 
 def _check_backend() -> bool:
-    from leukemia_dl.training.backends import device_names, prepare
+    from leukemia_dl.training.backends import prepare
 
     try:
         device = prepare()
-        devices = device_names()
+        devices = ["cpu:0", *(f"gpu:{number}" for number in range(device.gpus))]
     except LeukemiaDLError as error:
         _print_fact("Backend", f"PROBLEM: {error}")
         return False

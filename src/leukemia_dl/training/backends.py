@@ -17,7 +17,7 @@ from leukemia_dl.checks import whole_number
 from leukemia_dl.errors import BackendError, SettingsError
 from leukemia_dl.models.backend import backend_name, silence_startup
 
-__all__ = ["ComputeConfig", "Device", "as_fit_input", "core_count", "device_names", "prepare", "xla_jit"]
+__all__ = ["ComputeConfig", "Device", "as_fit_input", "core_count", "prepare", "xla_jit"]
 
 # Other values make another network, or a shorter fit, than a recipe says.
 _KERAS_SETTINGS = (
@@ -55,7 +55,10 @@ class ComputeConfig:
 
 @dataclass(frozen=True)
 class Device:
-    """The device that a fit runs on: kind "gpu" or "cpu", Keras's dtype policy and argument `jit_compile`."""
+    """The device that a fit runs on: kind "gpu" or "cpu", Keras's dtype policy and argument `jit_compile`.
+
+    `gpus` is the number of GPUs that the backend sees.
+    """
 
     backend: str
     kind: str
@@ -63,6 +66,7 @@ class Device:
     dtype_policy: str
     jit_compile: bool | str
     threads: int
+    gpus: int
 
 
 def prepare(precision: str = "auto", compute: ComputeConfig | None = None) -> Device:
@@ -77,7 +81,7 @@ def prepare(precision: str = "auto", compute: ComputeConfig | None = None) -> De
     with silence_startup("devices"):
         started = _START[backend](compute.device, compute.threads or core_count())
         _check_settings_of_keras()
-    kind, name, has_bfloat16, threads = started
+    kind, name, has_bfloat16, threads, gpus = started
     if precision == "mixed_bfloat16" and not has_bfloat16:
         raise SettingsError(
             f"precision='mixed_bfloat16' needs a GPU with bfloat16 (NVIDIA Ampere or later). This runs on {name}. "
@@ -86,7 +90,7 @@ def prepare(precision: str = "auto", compute: ComputeConfig | None = None) -> De
     policy = "mixed_bfloat16" if has_bfloat16 and precision != "float32" else "float32"
     # XLA on a CPU under TensorFlow is up to 3.7 times slower (Xception); under torch it has open bugs; JAX is XLA.
     jit: bool | str = False if backend == "torch" or (backend == "tensorflow" and kind == "cpu") else "auto"
-    return Device(backend, kind, name, policy, jit, threads)
+    return Device(backend, kind, name, policy, jit, threads, gpus)
 
 
 def _check_settings_of_keras() -> None:
@@ -104,23 +108,6 @@ def _check_settings_of_keras() -> None:
 def core_count() -> int:
     """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def device_names() -> list[str]:
-    """Return the devices that the backend sees, such as ["cpu:0", "gpu:0"]."""
-    backend = backend_name()
-    with silence_startup("devices"):
-        if backend == "tensorflow":
-            import tensorflow as tf
-
-            return [f"{d.device_type}:{d.name.rsplit(':', 1)[-1]}".lower() for d in tf.config.list_logical_devices()]
-        if backend == "jax":
-            import jax
-
-            return [f"{d.platform}:{d.id}" for d in jax.devices()]
-        import torch
-
-        return ["cpu:0", *(f"gpu:{i}" for i in range(torch.cuda.device_count()))]
 
 
 def as_fit_input(batches: Callable[[], Iterator[Any]], example: Any, *, grouped: bool = False) -> Any:
@@ -170,7 +157,7 @@ def _chosen(device: str, gpus: Sequence[Any]) -> Any:
     return gpus[number]
 
 
-def _start_tensorflow(device: str, threads: int) -> tuple[str, str, bool, int]:
+def _start_tensorflow(device: str, threads: int) -> tuple[str, str, bool, int, int]:
     import tensorflow as tf
 
     # TensorFlow warns of one function per model, which is wanted, from the fifth model in a process on.
@@ -200,17 +187,17 @@ def _start_tensorflow(device: str, threads: int) -> tuple[str, str, bool, int]:
             threading.set_inter_op_parallelism_threads(1)
     tf.zeros(()).numpy()  # starts the run-time now, while its messages are kept from the terminal
     if gpu is None:
-        return "cpu", _cpu_name(), False, threads
+        return "cpu", _cpu_name(), False, threads, len(gpus)
     details = tf.config.experimental.get_device_details(gpu)
     has_bfloat16 = details.get("compute_capability", (0, 0)) >= (8, 0)
-    return "gpu", str(details.get("device_name", "GPU")), has_bfloat16, threads
+    return "gpu", str(details.get("device_name", "GPU")), has_bfloat16, threads, len(gpus)
 
 
 def _not_about_retracing(record: logging.LogRecord) -> bool:
     return "retracing" not in record.getMessage()
 
 
-def _start_jax(device: str, threads: int) -> tuple[str, str, bool, int]:
+def _start_jax(device: str, threads: int) -> tuple[str, str, bool, int, int]:
     import jax
     from jax._src import xla_bridge
 
@@ -218,17 +205,18 @@ def _start_jax(device: str, threads: int) -> tuple[str, str, bool, int]:
     if not xla_bridge.backends_are_initialized():
         os.environ["NPROC"] = str(threads)
     threads = int(os.environ.get("NPROC", core_count()))
-    chosen = _chosen(device, [found for found in jax.devices() if found.platform != "cpu"])
+    gpus = [found for found in jax.devices() if found.platform != "cpu"]
+    chosen = _chosen(device, gpus)
     wanted = jax.devices("cpu")[0] if chosen is None else chosen
     jax.config.update("jax_default_device", None if device == "auto" else wanted)
     if chosen is None:
-        return "cpu", _cpu_name(), False, threads
+        return "cpu", _cpu_name(), False, threads, len(gpus)
     is_gpu = chosen.platform in ("gpu", "cuda", "rocm")
     has_bfloat16 = not is_gpu or float(getattr(chosen, "compute_capability", "0.0")) >= 8.0
-    return "gpu" if is_gpu else chosen.platform, str(chosen.device_kind), has_bfloat16, threads
+    return "gpu" if is_gpu else chosen.platform, str(chosen.device_kind), has_bfloat16, threads, len(gpus)
 
 
-def _start_torch(device: str, threads: int) -> tuple[str, str, bool, int]:
+def _start_torch(device: str, threads: int) -> tuple[str, str, bool, int, int]:
     import torch
 
     if device == "cpu":
@@ -239,11 +227,12 @@ def _start_torch(device: str, threads: int) -> tuple[str, str, bool, int]:
             )
         os.environ["KERAS_TORCH_DEVICE"] = "cpu"  # Keras reads it when it is imported
     torch.set_num_threads(threads)
-    number = _chosen(device, range(torch.cuda.device_count()))
+    gpus = range(torch.cuda.device_count())
+    number = _chosen(device, gpus)
     if number is None:
-        return "cpu", _cpu_name(), False, threads
+        return "cpu", _cpu_name(), False, threads, len(gpus)
     torch.cuda.set_device(number)
-    return "gpu", str(torch.cuda.get_device_name(number)), bool(torch.cuda.is_bf16_supported()), threads
+    return "gpu", str(torch.cuda.get_device_name(number)), bool(torch.cuda.is_bf16_supported()), threads, len(gpus)
 
 
 _START = {"tensorflow": _start_tensorflow, "jax": _start_jax, "torch": _start_torch}

@@ -36,45 +36,29 @@ class Stopwatch:
 
 @dataclass(eq=False)
 class Progress:
-    """History of a training, a row per epoch, and the objects that follow it.
-
-    Attributes:
-        callbacks: Keras callbacks of the user by phase.
-        resumed: State that a checkpoint held, or None.
-        preparing: Adds up the seconds up to the end of each phase's first step.
-    """
+    """History of a training, a row per epoch, and the objects that follow it."""
 
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
-    callbacks: Mapping[str, list[Any]] = field(default_factory=dict)
+    callbacks: Mapping[str, list[Any]] = field(default_factory=dict)  # of the user, by phase
     on_step: Callable[[int, int, int], None] | None = None
     on_epoch: Callable[[int, dict[str, Any]], None] | None = None
-    preparing: Stopwatch = field(default_factory=Stopwatch)
+    preparing: Stopwatch = field(default_factory=Stopwatch)  # up to the end of each phase's first step
     rows: list[dict[str, Any]] = field(default_factory=list)
-    resumed: FitState | None = None
+    resumed: FitState | None = None  # state of the checkpoint
 
 
 @dataclass(eq=False)
 class PhaseLoop:
-    """One phase of a training.
+    """One phase of a training."""
 
-    Attributes:
-        name: "head" or "full".
-        model: Compiled `keras.Model`.
-        variables: Every variable that the phase changes.
-        before: Epochs of the phase before this one.
-        epochs: Epochs of the recipe, which the learning rates are spread over.
-        stop: Epochs to train; fewer if an epoch was selected.
-        validate: Given whether the epoch is the last, updates statistics and returns validation metrics.
-    """
-
-    name: str
-    model: Any
-    variables: list[Any]
+    name: str  # "head" or "full"
+    model: Any  # compiled
+    variables: list[Any]  # every variable that the phase changes
     batches: Batches
-    before: int
-    epochs: int
-    stop: int
-    validate: Callable[[bool], dict[str, float]]
+    before: int  # epochs of the phase before this one
+    epochs: int  # epochs of the recipe, which the learning rates are spread over
+    stop: int  # epochs to train; fewer if an epoch was selected
+    validate: Callable[[bool], dict[str, float]]  # given whether the epoch is the last, updates BatchNorm and validates
     progress: Progress
     _own: list[NDArray[Any]] = field(default_factory=list, init=False)
 

@@ -23,21 +23,13 @@ __all__ = ["BuiltModel", "ModelCache", "as_numpy", "assign"]
 
 @dataclass(eq=False)
 class BuiltModel:
-    """A net and what was compiled of it.
+    """A net, its two parts, which share its layers, and the models that were compiled of it."""
 
-    Attributes:
-        model: `keras.Model` from pixels to logits.
-        extractor: From pixels to features; shares its layers.
-        head: From features to logits; shares its layers.
-        phases: The compiled `keras.Model` of each phase of a fit, by the phase's name.
-        inner_head: A copy of the head, which is trained on inner folds.
-    """
-
-    model: Any
-    extractor: Any
-    head: Any
-    phases: dict[str, Any] = field(default_factory=dict)
-    inner_head: BuiltModel | None = None
+    model: Any  # from pixels to logits
+    extractor: Any  # from pixels to features
+    head: Any  # from features to logits
+    phases: dict[str, Any] = field(default_factory=dict)  # compiled, by the name of the phase
+    inner_head: BuiltModel | None = None  # a copy of the head, for inner folds
 
 
 class ModelCache:

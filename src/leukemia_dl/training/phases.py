@@ -38,13 +38,7 @@ Side = tuple[Images, NDArray[np.int64]]
 
 @dataclass(frozen=True, eq=False)
 class FitJob:
-    """Everything that the trainings of one fit have in common: those of inner folds and the last one.
-
-    Attributes:
-        checkpoints: Folder of the states, or None.
-        callbacks: Keras callbacks of the user by phase; for the last training only.
-        preparing: Adds up the seconds of building, compiling and computing features.
-    """
+    """Everything that the trainings of one fit have in common: those of inner folds and the last one."""
 
     spec: BackboneSpec
     recipe: Recipe
@@ -54,10 +48,10 @@ class FitJob:
     models: ModelCache
     features: FeatureCache
     checkpoints: Path | None = None
-    callbacks: Mapping[str, list[Any]] = field(default_factory=dict)
+    callbacks: Mapping[str, list[Any]] = field(default_factory=dict)  # by phase, for the last training only
     on_step: Callable[[int, int, int], None] | None = None
     on_epoch: Callable[[int, dict[str, Any]], None] | None = None
-    preparing: Stopwatch = field(default_factory=Stopwatch)
+    preparing: Stopwatch = field(default_factory=Stopwatch)  # building, compiling and computing features
 
 
 class Training:
