@@ -90,7 +90,7 @@ class Augmentation:
         return self.symmetries or self.moves or self.recolours
 
     def draw(self, background: NDArray[np.uint8], seed: int, epoch: int) -> NDArray[np.float32]:
-        """Return the parameters of each image for one epoch: float32 (n, len(PARAMETERS)).
+        """Return the parameters of each image for an `epoch`, from 0: float32 (n, len(PARAMETERS)).
 
         Angles are in radians, counter-clockwise; shifts are shares of the side. `background` is uint8 (n, 3), see
         `background_colour`; `seed` that of the trial. Each parameter is an axis of its own: none shifts another.
@@ -160,7 +160,7 @@ def augment(
 def augment_images(
     images: NDArray[np.uint8], settings: Augmentation, seed: int = 0, epoch: int = 0
 ) -> NDArray[np.uint8]:
-    """Return uint8 images (n, size, size, 3) as training sees them, rounded to uint8, to look at them.
+    """Return `images`, uint8 (n, size, size, 3), as training sees them, rounded to uint8, to look at them.
 
     `settings` is an `Augmentation`, such as a `Recipe`; `seed` that of a trial, `epoch` counts from 0.
 

@@ -32,7 +32,7 @@ class Subset:
 
     @classmethod
     def of(cls, images: Any, rows: NDArray[np.int64]) -> Subset:
-        """Return the `rows` of an array, or of a subset."""
+        """Return the `rows` of `images`: an array or a subset."""
         return cls(images.base, images.rows[rows]) if isinstance(images, Subset) else cls(images, rows)
 
     def __len__(self) -> int:
@@ -50,6 +50,7 @@ class Subset:
         return found
 
     def __getitem__(self, index: Any) -> NDArray[Any]:
+        """Return the rows that a numpy `index` chooses."""
         chosen: NDArray[Any] = self.base[self.rows[index]]
         return chosen
 

@@ -55,7 +55,7 @@ _REFUSED = {
 
 
 def load_factory(factory: CallbackFactory | Sequence[Any] | str | None) -> CallbackFactory | None:
-    """Return a callback factory that is given as a function, as "module:function" or as a list of Keras callbacks.
+    """Return a callback `factory` that is given as a function, as "module:function" or as a list of Keras callbacks.
 
     The callbacks of a list serve every phase of every fit in this process. None stays None.
 
@@ -125,7 +125,7 @@ def tensorboard(context: FitContext) -> list[Any]:
 
 
 def mlflow(context: FitContext) -> list[Any]:
-    """Return a callback that logs settings and epochs to an MLflow run per phase, a child of an active run.
+    """Return a callback that logs the settings of `context` and each epoch to MLflow: a run, below an active one.
 
     MLflow's own settings choose the place: MLFLOW_TRACKING_URI and MLFLOW_EXPERIMENT_NAME, or the calling program.
 

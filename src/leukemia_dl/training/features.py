@@ -35,7 +35,7 @@ class FeatureCache:
     """
 
     def __init__(self, folder: str | Path | None = None) -> None:
-        """Make a cache in a folder of `.npy` files, or in memory if there is none or it cannot be written."""
+        """Make a cache in a `folder` of `.npy` files, or in memory if it is None or cannot be written."""
         self.folder = None if folder is None else Path(folder)
         self._held: dict[str, _Features] = {}
         self._images: dict[int, tuple[weakref.ref[Any], list[Any]]] = {}

@@ -69,14 +69,14 @@ class FitResult:
     features: FeatureCache | None = None
 
     def logits(self, images: Images) -> NDArray[np.float64]:
-        """Return logits (n, classes) of uint8 images (n, size, size, 3), from cached features of a frozen backbone."""
+        """Return logits (n, classes) of uint8 `images` (n, size, size, 3), from cached features if there are any."""
         if self.features is None or self.recipe.epochs:
             return predict_logits(self.model, images, predict_batch_size(self.recipe))
         features, forms, head = self._frozen(self.features, images)
         return predict_logits(head, Subset.of(features, np.arange(len(images)) * forms), HEAD_BATCH)
 
     def logits_over_symmetries(self, images: Images) -> NDArray[np.float64]:
-        """Return the logits of the eight symmetries of each image, (8, n, classes)."""
+        """Return the logits (8, n, classes) of the eight symmetries of each of the `images`."""
         if self.features is None or self.recipe.epochs or not self.recipe.head_symmetries:
             return logits_over_symmetries(self.model, images, predict_batch_size(self.recipe))
         features, forms, head = self._frozen(self.features, images)

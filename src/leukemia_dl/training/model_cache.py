@@ -51,7 +51,10 @@ class ModelCache:
             gc.collect()
 
     def get(self, spec: BackboneSpec, recipe: Recipe, classes: int, seed: int, device: Device) -> BuiltModel:
-        """Return an untrained model with the initial weights of a seed; a model that was returned before may change.
+        """Return an untrained model; one that was returned before changes, if it is for the same settings.
+
+        It has the backbone `spec`, the settings of the `recipe`, so many `classes`, and initial weights by the `seed`; it
+        runs on the `device`.
 
         Raises:
             SettingsError, WeightsError, PluginError: As `build_model`.

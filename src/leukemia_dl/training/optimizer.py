@@ -71,6 +71,9 @@ def build_optimizer(recipe: Recipe, learning_rate: float, rates: Mapping[str, fl
         def __call__(self, step: Any) -> Any:
             return rate(optimizer.progress())
 
+        def get_config(self) -> dict[str, Any]:
+            return {}  # asked for by TensorBoard
+
     optimizer = LayerwiseAdamW(
         PhaseSchedule(),
         weight_decay=recipe.weight_decay,

@@ -172,7 +172,7 @@ class Recipe(Augmentation):
         return Head(kind=self.head, units=self.head_units, dropout=self.dropout, sigmoid=self.sigmoid)
 
     def for_backbone(self, spec: BackboneSpec) -> Self:
-        """Return the settings for a backbone: its native size, and `if_no_weights` if it has no weights.
+        """Return the settings for the backbone `spec`: its native size, and `if_no_weights` if it has no weights.
 
         Raises:
             SettingsError: If only the head would be trained, on features of random weights, without `weights=None`.
@@ -195,7 +195,7 @@ class Recipe(Augmentation):
         return dataclasses.replace(self, **changes)
 
     def weights_for(self, spec: BackboneSpec) -> str | None:
-        """Return the weights of a backbone: None, a name or a path.
+        """Return the weights of the backbone `spec`: None, a name or a path.
 
         Raises:
             SettingsError: If it is a mapping without this backbone.
