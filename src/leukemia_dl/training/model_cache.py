@@ -53,7 +53,7 @@ class ModelCache:
     def get(self, spec: BackboneSpec, recipe: Recipe, classes: int, seed: int, device: Device) -> BuiltModel:
         """Return an untrained model; one that was returned before changes, if it is for the same settings.
 
-        It has the backbone `spec`, the settings of the `recipe`, so many `classes`, and initial weights by the `seed`; it
+        It has the backbone `spec`, the settings of the `recipe`, so many `classes`, initial weights by the `seed`, and
         runs on the `device`.
 
         Raises:
