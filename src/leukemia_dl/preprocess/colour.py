@@ -16,8 +16,8 @@ __all__ = ["GIEMSA", "LIGHT", "lab_to_rgb", "optical_density", "rgb_to_lab"]
 LIGHT = 256.0
 """Grey level, plus one, of unstained glass: with it, white has optical density 0 and black one of ln 256 = 5.5."""
 GIEMSA = ((0.834750233, 0.513556283, 0.196330403), (0.092789, 0.954111, 0.283111))
-"""Unit vectors of methylene blue and eosin in optical density (red, green, blue): those of ImageJ's plugin Colour
-Deconvolution (Landini et al. 2021, doi:10.1093/bioinformatics/btaa847) for Giemsa, the family of blood smear stains."""
+"""Unit vectors of methylene blue and eosin, stains of blood smears, in optical density (red, green, blue), of ImageJ's
+Colour Deconvolution (Landini et al. 2021, doi:10.1093/bioinformatics/btaa847)."""
 
 # sRGB (IEC 61966-2-1) and its white, D65, as in scikit-image: a test compares.
 _RGB_TO_XYZ = np.array([[0.412453, 0.357580, 0.180423], [0.212671, 0.715160, 0.072169], [0.019334, 0.119193, 0.950227]])
@@ -75,9 +75,7 @@ def lab_to_rgb(lab: NDArray[np.float64]) -> NDArray[np.uint8]:
 def optical_density(pixels: NDArray[np.uint8], light: float = LIGHT) -> NDArray[np.float64]:
     """Return -ln((value + 1) / light) per channel (Beer and Lambert): uint8 (..., 3) to float64 of the same shape.
 
-    Args:
-        pixels: RGB; another array is an ImageError.
-        light: Grey level, plus one, of unstained glass: above 0. Brighter pixels have a negative density.
+    `pixels` are RGB; `light` is the grey level, plus one, of unstained glass: brighter pixels have a negative density.
     """
     light = real_number("light", light, 0, math.inf, ends="()")
     density: NDArray[np.float64] = -np.log((np.arange(256) + 1) / light)[_three(pixels, np.uint8)]

@@ -61,7 +61,6 @@ def foreground_pixels(
         bool, (h, w).
 
     Raises:
-        SettingsError: For another `background`.
         ImageError: If `image` is no such array.
     """
     choice("background", background, get_args(Background))
@@ -122,11 +121,7 @@ def silhouette(mask: NDArray[np.bool_]) -> dict[str, float]:
 def mask_colour(image: NDArray[np.uint8], mask: NDArray[np.bool_]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return mean and standard deviation of each channel of `image`, uint8 (h, w, 3), inside `mask`, bool (h, w).
 
-    Returns:
-        Two float64 arrays (3,), red, green, blue, in grey levels 0..255; both all 0 for an empty mask.
-
-    Raises:
-        ImageError: If the two do not fit together.
+    They are float64 (3,), red, green, blue, in grey levels 0..255; all 0 for an empty mask.
     """
     check_mask(mask, check_image(image).shape[:2])
     pixels = image[mask].astype(np.float64) if mask.any() else np.zeros((1, 3))

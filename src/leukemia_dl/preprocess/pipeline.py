@@ -29,10 +29,7 @@ class Pipeline:
     Equal pipelines have equal hashes, equal `digest` and give equal pixels. May be used by many threads at once.
 
     Attributes:
-        steps: Records such as `CenterOnCanvas(450)`, `Resize(224)`, `Reinhard()`; none means the pixels as decoded.
-
-    Raises:
-        SettingsError: If something in `steps` is no known step.
+        steps: Records such as `CenterOnCanvas(450)`, `Resize(224)`, `Reinhard()`; anything else is a SettingsError.
 
     Examples:
         >>> import leukemia_dl as ldl
@@ -61,21 +58,18 @@ class Pipeline:
 
     @classmethod
     def default(cls, size: int, canvas: int | None = None) -> Pipeline:
-        """Return a pipeline that pads each image to a square, or puts it on a canvas, and resizes it, antialiased.
+        """Return a pipeline that pads each image to a square, or puts it on a canvas, and resizes it to `size` pixels.
 
-        Args:
-            size: Side of the result in pixels.
-            canvas: Side of the canvas in pixels, for data sets whose cells have one scale (see
-                `dataset.default_pipeline`): everything outside the middle of an image is cut off. None to pad.
+        `canvas` is the side of the canvas in pixels, for data sets whose cells have one scale (see
+        `dataset.default_pipeline`); everything outside the middle of an image is then cut off.
         """
         return cls((PadToSquare() if canvas is None else CenterOnCanvas(canvas), Resize(size)))
 
     @classmethod
     def published_v1(cls, size: int = 180) -> Pipeline:
-        """Return the preprocessing behind the published table: squeezed to a square, bilinear, without antialiasing.
+        """Return the preprocessing behind the published table: squeezed to a square of `size` pixels, not antialiased.
 
-        Keras keeps the interpolated values as floats; here they are rounded to whole grey levels. `size` is the side of
-        the result in pixels, 180 as published.
+        Keras keeps the interpolated values as floats; here they are rounded to whole grey levels.
         """
         return cls((Resize(size, method="bilinear"),))
 
@@ -118,10 +112,7 @@ class Pipeline:
         return Pipeline(tuple(steps))
 
     def __call__(self, array: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Apply the steps to one image or a batch.
-
-        Args:
-            array: uint8, (h, w, 3) or (n, h, w, 3), RGB 0..255. It is not changed.
+        """Apply the steps to `array`, one image or a batch, uint8 (h, w, 3) or (n, h, w, 3), RGB 0..255.
 
         Returns:
             uint8, (h', w', 3) or (n, h', w', 3), a new array.
@@ -145,11 +136,7 @@ class Pipeline:
         return np.stack(results)
 
     def load(self, path: str | Path) -> NDArray[np.uint8]:
-        """Return the pixels of the file `path` after the steps: uint8 (h', w', 3), a new array.
-
-        Raises:
-            ImageError: If the file cannot be decoded.
-        """
+        """Return the pixels of the file `path` after the steps: uint8 (h', w', 3), a new array."""
         return self._one(decode_image(path))
 
     @property

@@ -90,9 +90,9 @@ class _Normalizer(Step):
         if len(masks) != len(images):
             raise ImageError(f"fit needs a mask per image. Received: {len(images)} images and {len(masks)} masks.")
         most = max(_FIT_PIXELS // max(len(images), 1), 256)
-        tiles = (_thinned(image[_mask(image, mask)], most) for image, mask in zip(images, masks, strict=True))
+        tiles = (image[_mask(image, mask)] for image, mask in zip(images, masks, strict=True))
         try:
-            found = self._statistics(pixels for pixels in tiles if len(pixels) >= self.fewest)
+            found = self._statistics(tile[:: -(-len(tile) // most)] for tile in tiles if len(tile) >= self.fewest)
         except _Undefined as reason:
             raise ImageError(f"{type(self).__name__} cannot be fitted to these images: {reason}.") from None
         return replace(self, **dict(zip(self.target, found, strict=True)))  # type: ignore[type-var]
@@ -221,7 +221,7 @@ class Macenko(_Normalizer):
 
 
 def _moments(values: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return mean (3,) and covariance (3, 3) of (n, 3), by matrix products: numpy's own sums over n are far slower."""
+    """Return mean (3,) and covariance (3, 3) of (n, 3), by matrix products: numpy's sums over n are far slower."""
     mean = np.ones(len(values)) @ values / len(values)
     centred = values - mean
     return mean, centred.T @ centred / len(values)
@@ -232,10 +232,6 @@ def _mask(image: NDArray[np.uint8], mask: NDArray[np.bool_] | None) -> NDArray[n
         return foreground_pixels(image, threshold=_TRACES)
     check_mask(mask, check_image(image).shape[:2])
     return mask
-
-
-def _thinned(pixels: NDArray[np.uint8], most: int) -> NDArray[np.uint8]:
-    return pixels[:: -(-len(pixels) // most)] if len(pixels) > most else pixels
 
 
 def _numbers(name: str, values: Any, shape: tuple[int, ...], low: float) -> Any:

@@ -20,18 +20,14 @@ __all__ = ["MAX_SIZE", "METHODS", "STEPS", "CenterOnCanvas", "CropToCell", "PadT
 METHODS = ("lanczos", "bilinear")
 MAX_SIZE = 4_472
 """Longest side, in pixels, that a step may produce: a square of it has as many pixels as a file may have."""
-STEPS: dict[str, type[Step]] = {}
-"""All steps by name; subclasses of `Step` enter themselves."""
+STEPS: dict[str, type[Step]] = {}  # by name; subclasses of `Step` enter themselves
 
 
 class Step(ABC):
     """One deterministic step from pixels to pixels.
 
-    A subclass is a frozen dataclass; its fields are JSON values or tuples of numbers, checked on creation, so that a
-    pipeline can be printed, hashed and stored. A custom step enters pipelines in the same way.
-
-    Raises:
-        SettingsError: On creation, for a value that is not allowed; for a class with the name of a built-in step.
+    A subclass, yours too, is a frozen dataclass; its fields are JSON values or tuples of numbers, checked on creation,
+    so that a pipeline can be printed, hashed and stored. The name of a built-in step is a SettingsError.
     """
 
     keeps_scale: ClassVar[bool] = True
