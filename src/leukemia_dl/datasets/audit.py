@@ -17,7 +17,7 @@ from leukemia_dl.datasets.hashes import array_hash, tried_hashes
 from leukemia_dl.datasets.same_cells import CellKey, cell_key, likeness_of_rows, same_cells
 from leukemia_dl.errors import DataError
 from leukemia_dl.preprocess.decode import FORMATS, IMAGE_SUFFIXES
-from leukemia_dl.preprocess.quality import measure_quality
+from leukemia_dl.preprocess.quality import MEASURES, measure_quality
 from leukemia_dl.progress import parallel_map
 from leukemia_dl.text import printable
 
@@ -34,11 +34,9 @@ _SHOWN = 3
 _BLACK = 16  # the highest level that 12 bits reach in 16, as 8 bits
 _COPIES = "copies of an image that were turned, mirrored, recoloured, resized or stored again with loss"
 _SAME_CELL = "one cell in files that differ, where images are not single cells on exactly black background"
-_MEASURES = dict.fromkeys(("focus", "brightness", "dark", "saturated", "foreground"), "float64")
 _IMAGE_TYPES: dict[str, Any] = {
-    "sample": TEXT, "readable": "bool", "height": "Int64", "width": "Int64", "mode": TEXT, "blank": "boolean",
-    "nearly_black": "boolean", "single_cell": "boolean", **_MEASURES, "empty_mask": "boolean",
-    "touches_border": "boolean", "sha256": TEXT, "problem": TEXT,
+    "sample": TEXT, "readable": "bool", "height": "Int64", "width": "Int64", "mode": TEXT, "nearly_black": "boolean",
+    "single_cell": "boolean", **MEASURES, "sha256": TEXT, "problem": TEXT,
 }  # fmt: skip
 
 
@@ -46,7 +44,7 @@ class _Finding(NamedTuple):
     kind: str
     severity: str
     detail: str
-    row: int | None = None
+    sample: int | None = None  # the row of an image, and of the other one of a pair
     other: int | None = None
 
 
@@ -78,7 +76,7 @@ class AuditReport:
     @property
     def not_checked(self) -> tuple[str, ...]:
         """Problems that the audit does not look for in these images."""
-        others = int((~self.images["single_cell"].fillna(False)).sum())
+        others = len(self.images) - self.images["single_cell"].sum()
         return (_COPIES, f"{_SAME_CELL} ({others:,} of {len(self.images):,} images)") if others else (_COPIES,)
 
     def __repr__(self) -> str:
@@ -155,14 +153,12 @@ def audit(
     found += _balance(table, counts)
     if expected is not None:
         found += _compare(dict(zip(expected["path"], expected["sha256"], strict=True)), paths, contents, partial)
-    return AuditReport(dataset.info.name, _finding_frame(found, list(table["sample"])), images, counts)
-
-
-def _finding_frame(found: list[_Finding], samples: list[str]) -> pd.DataFrame:
-    named = [[pd.NA if row is None else samples[row] for row in (one.row, one.other)] for one in found]
-    rows = [(f.kind, f.severity, *names, f.detail) for f, names in zip(found, named, strict=True)]
-    rows.sort(key=lambda row: SEVERITIES.index(row[1]))
-    return pd.DataFrame(rows, columns=["kind", "severity", "sample", "other", "detail"], dtype=TEXT)
+    found.sort(key=lambda one: SEVERITIES.index(one.severity))
+    findings = pd.DataFrame(found, columns=list(_Finding._fields), dtype=object)
+    for column in ("sample", "other"):
+        findings[column] = findings[column].map(table["sample"].to_dict())
+    columns = ["kind", "severity", "sample", "other", "detail"]
+    return AuditReport(dataset.info.name, findings[columns].astype(TEXT), images, counts)
 
 
 def _look(

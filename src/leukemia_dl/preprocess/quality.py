@@ -17,15 +17,16 @@ from leukemia_dl.progress import parallel_map
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["measure_quality", "quality_frame"]
+__all__ = ["MEASURES", "measure_quality", "quality_frame"]
 
 _LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601, as in Pillow's mode "L"
 _RIM = 3  # pixels next to the background, whose Laplacian shows the outline and not the focus
 _BLANK = 1.0  # standard deviation of grey below which there is nothing to see
-_TYPES = {
+MEASURES = {
     **dict.fromkeys(["focus", "brightness", "dark", "saturated", "foreground"], "float64"),
     **dict.fromkeys(["empty_mask", "touches_border", "blank"], "boolean"),
 }
+"""The measures of an image and their dtypes in a frame."""
 
 
 def measure_quality(image: NDArray[np.uint8]) -> dict[str, float | bool]:
@@ -94,8 +95,8 @@ def quality_frame(images: Any, names: Sequence[Any] | None = None, show_progress
         came = f"{len(names)} names and {len(items)} images" if isinstance(names, Sized) else f"names={names!r}"
         raise SettingsError(f"names must be one per image, in a list. Received: {came}.")
     rows = parallel_map(_measured, items, "Measuring quality", show=show_progress)
-    frame = pd.DataFrame(rows, index=pd.Index(list(names), name="image"), columns=[*_TYPES, "problem"])
-    return frame.astype(_TYPES)
+    frame = pd.DataFrame(rows, index=pd.Index(list(names), name="image"), columns=[*MEASURES, "problem"])
+    return frame.astype(MEASURES)
 
 
 def _measured(item: Any) -> dict[str, Any]:
