@@ -44,23 +44,14 @@ class SplitIndices:
 
 @dataclass(frozen=True)
 class Protocol:
-    """One row of the table of protocols.
-
-    Attributes:
-        draw: Yields the indices of each split.
-        folds: "given" by the data set, "drawn", or "" for none.
-        needs_groups: The patient of each image must be known.
-        clean: Training images whose unit is on the test side are dropped.
-        val_is_test: The test side is also the val side.
-        guaranteed: What its splits must hold; anything else is a bug.
-    """
+    """One row of the table of protocols."""
 
     draw: Callable[[SplitContext], Iterator[SplitIndices]]
-    folds: Literal["given", "drawn", ""] = ""
-    needs_groups: bool = True
-    clean: bool = False
+    folds: Literal["given", "drawn", ""] = ""  # by whom its folds are made; "" if it has none
+    needs_groups: bool = True  # the patient of each image must be known
+    clean: bool = False  # training images whose unit is on the test side are dropped
     val_is_test: bool = False
-    guaranteed: tuple[str, ...] = ()
+    guaranteed: tuple[str, ...] = ()  # properties that its splits have; otherwise there is a bug
 
 
 class SplitContext:

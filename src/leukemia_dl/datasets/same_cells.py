@@ -15,9 +15,7 @@ from leukemia_dl.preprocess.foreground import bounding_box, foreground_mask, is_
 
 __all__ = ["CellKey", "Likeness", "cell_key", "likeness", "likeness_of_rows", "same_cells"]
 
-_OVERLAP = 0.995
-_DIFFERENCE = 1.0
-_GRID = 8
+_OVERLAP, _DIFFERENCE, _GRID = 0.995, 1.0, 8
 # Equal cells differ by less than 1 inside both masks, by at most 255 in the 0.5% outside one of them, and by rounding.
 _GRID_DIFFERENCE = 4.0
 _Decode = Callable[[int], NDArray[np.uint8]]
@@ -33,7 +31,7 @@ class CellKey(NamedTuple):
 
 
 class Likeness(NamedTuple):
-    """How like two cells are: overlap of the masks (intersection over union), mean difference in both, grey levels."""
+    """Overlap of two masks (intersection over union), and mean difference in both, in grey levels."""
 
     overlap: float
     difference: float

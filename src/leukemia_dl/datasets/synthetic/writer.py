@@ -32,10 +32,7 @@ FRAME, FINAL_FRAME = 450, 600
 def write_dataset(
     root: Path, settings: SyntheticCohort, workers: int | None = None, show_progress: bool = True
 ) -> Path:
-    """Write the data set under `root`, or find it there.
-
-    The files are written into a folder beside `root` that is moved in place at the end: an interrupted call leaves
-    nothing behind. They are the same for equal settings, whatever the number of workers.
+    """Write the data set under `root`, whole or not at all, or find it there.
 
     Args:
         root: Folder that will hold `C-NMC_Leukemia/` and `synthetic.json`; absent, empty, or written by an
@@ -52,14 +49,10 @@ def write_dataset(
     """
     root = Path(root)
     cohort = draw_cohort(settings)
-    note = {
-        "notice": NOTICE,
-        "generator_version": GENERATOR_VERSION,
-        "settings": asdict(settings),
-        "files": len(cohort),
-    }
+    wanted = {"generator_version": GENERATOR_VERSION, "settings": asdict(settings)}
+    note = {"notice": NOTICE, **wanted, "files": len(cohort)}
     try:
-        if not _is_there(root, note):
+        if not _is_there(root, wanted, len(cohort)):
             with new_folder(root) as folder:
                 _write_files(folder, cohort, settings.seed, workers or -1, show_progress)
                 (folder / NOTE_NAME).write_text(json.dumps(note, indent=2) + "\n", encoding="utf-8")
@@ -72,8 +65,8 @@ def write_dataset(
     return root
 
 
-def _is_there(root: Path, note: dict[str, Any]) -> bool:
-    """Return whether `root` already holds the data set of `note`; raise DataError if it holds anything else."""
+def _is_there(root: Path, wanted: dict[str, Any], count: int) -> bool:
+    """Return whether `root` already holds the wanted data set; raise DataError if it holds anything else."""
     if not root.exists():
         return False
     if not root.is_dir():
@@ -82,15 +75,14 @@ def _is_there(root: Path, note: dict[str, Any]) -> bool:
         return False
     try:
         found = json.loads((root / NOTE_NAME).read_text(encoding="utf-8"))
-        held: Any = {key: found[key] for key in ("generator_version", "settings")}
+        held: Any = {key: found[key] for key in wanted}
     except FileNotFoundError:
         held = "it is not empty and was not written by this generator"
     except (ValueError, TypeError, KeyError):
         held = f"its {NOTE_NAME} cannot be read"
-    wanted = {key: note[key] for key in ("generator_version", "settings")}
     files = sum(1 for _ in (root / TOP).rglob("*.bmp"))
-    if held == wanted and files != note["files"]:
-        held = f"{files:,} images instead of {note['files']:,}: something was deleted or added"
+    if held == wanted and files != count:
+        held = f"{files:,} images instead of {count:,}: something was deleted or added"
     if held != wanted:
         raise DataError(
             f"{str(root)!r} does not hold this synthetic data set: {held}. Asked for: {wanted}. "
