@@ -29,7 +29,7 @@ from leukemia_dl.progress import parallel_map, process_map
 if TYPE_CHECKING:
     from leukemia_dl.datasets.dataset import Dataset
 
-__all__ = ["PixelStore", "decode_all", "stores"]
+__all__ = ["PixelStore", "decode_all"]
 
 _PIXELS, _INDEX = "pixels.npy", "index.json"
 _CHUNK = 32
@@ -167,32 +167,16 @@ def decode_all(dataset: Dataset, pipeline: Pipeline, show_progress: bool = True)
     return pixels
 
 
-def stores(folder: str | Path | None = None) -> list[tuple[Path, dict[str, Any] | None, int]]:
-    """Return (path, index, bytes on disk) of each store in a folder; index is None if it is damaged or unfinished."""
-    base = cache_dir() / "pixels" if folder is None else Path(folder)
-    places = [place for place in sorted(base.iterdir()) if place.is_dir()] if base.is_dir() else []
-    return [(place, _read_index(place), sum(file.lstat().st_size for file in place.iterdir())) for place in places]
-
-
-def _read_index(place: Path) -> dict[str, Any] | None:
-    try:
-        index = json.loads((place / _INDEX).read_text(encoding="utf-8"))
-        fits = {"pipeline", "shape"} <= set(index) and identity.digest(index)[:24] == place.name
-        return index if fits else None
-    except (OSError, ValueError, TypeError, RecursionError):
-        return None
-
-
 def _mapped(place: Path, index: dict[str, Any]) -> NDArray[np.uint8] | None:
     """Return the pixels of a complete store; None if there is none, or a damaged one."""
     if not place.is_dir():
         return None
     try:
-        if _read_index(place) == index:
+        if json.loads((place / _INDEX).read_text(encoding="utf-8")) == index:
             images: NDArray[np.uint8] = np.load(place / _PIXELS, mmap_mode="r", allow_pickle=False)
             if images.dtype == np.uint8 and images.shape == tuple(index["shape"]):
                 return images
-    except Exception as error:  # numpy's reader of headers raises about anything, MemoryError and TokenError included
+    except Exception as error:  # of damaged files: numpy's reader of headers raises MemoryError and TokenError too
         _log.debug("%s: %s", place, error)
     _log.warning("The pixel store %s is damaged, and is built again", place)
     return None
