@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import pandas as pd
@@ -14,15 +14,14 @@ from PIL import Image
 
 from leukemia_dl.datasets.columns import SPLITS, TEXT
 from leukemia_dl.datasets.hashes import array_hash, tried_hashes
+from leukemia_dl.datasets.info import DatasetInfo
+from leukemia_dl.datasets.pixels import Images
 from leukemia_dl.datasets.same_cells import CellKey, cell_key, likeness_of_rows, same_cells
 from leukemia_dl.errors import DataError
 from leukemia_dl.preprocess.decode import FORMATS, IMAGE_SUFFIXES
 from leukemia_dl.preprocess.quality import MEASURES, measure_quality
 from leukemia_dl.progress import parallel_map
 from leukemia_dl.text import printable
-
-if TYPE_CHECKING:
-    from leukemia_dl.datasets.dataset import Dataset
 
 __all__ = ["SEVERITIES", "AuditReport", "audit"]
 
@@ -38,6 +37,15 @@ _IMAGE_TYPES: dict[str, Any] = {
     "sample": TEXT, "readable": "bool", "height": "Int64", "width": "Int64", "mode": TEXT, "nearly_black": "boolean",
     "single_cell": "boolean", **MEASURES, "sha256": TEXT, "problem": TEXT,
 }  # fmt: skip
+
+
+class AuditedImages(Images, Protocol):
+    """The part of a `Dataset` that is audited."""
+
+    @property
+    def info(self) -> DatasetInfo: ...
+    @property
+    def class_names(self) -> tuple[str, ...]: ...
 
 
 class _Finding(NamedTuple):
@@ -113,7 +121,7 @@ class AuditReport:
 
 
 def audit(
-    dataset: Dataset, manifest: str | Path | None = None, show_progress: bool = True, partial: bool = False
+    dataset: AuditedImages, manifest: str | Path | None = None, show_progress: bool = True, partial: bool = False
 ) -> AuditReport:
     """Check every image of a data set, and what its samples share.
 
@@ -162,7 +170,7 @@ def audit(
 
 
 def _look(
-    dataset: Dataset, row: int, path: str | None, content: str | DataError | None
+    dataset: AuditedImages, row: int, path: str | None, content: str | DataError | None
 ) -> tuple[dict[str, Any], CellKey | None]:
     """Return the values of an image for the frame, and the key of its cell."""
     values: dict[str, Any] = {"readable": False, "problem": ""}
@@ -230,7 +238,7 @@ def _odd(values: pd.Series[Any]) -> tuple[str | None, list[int]]:
 
 
 def _equal_images(
-    dataset: Dataset, table: pd.DataFrame, contents: list[str | None], keys: list[CellKey | None]
+    dataset: AuditedImages, table: pd.DataFrame, contents: list[str | None], keys: list[CellKey | None]
 ) -> Iterator[_Finding]:
     """Yield the pairs of identical files, and of files that differ and show the same cell."""
     known = table[["label", "split", "fold", "subject", "group"]].astype(object)
@@ -274,7 +282,7 @@ def _pair(kind: str, one: int, two: int, known: list[dict[Any, Any]], likeness: 
     return _Finding(kind, severity, f"{detail}; {likeness}" if likeness else detail, one, two)
 
 
-def _counts(dataset: Dataset) -> pd.DataFrame:
+def _counts(dataset: AuditedImages) -> pd.DataFrame:
     table = dataset.table
     declared = dict(dataset.info.declared)
     rows: list[tuple[Any, ...]] = []

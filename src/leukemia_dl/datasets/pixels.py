@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from functools import partial
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from leukemia_dl import identity
@@ -26,9 +27,6 @@ from leukemia_dl.errors import DataError, ImageError, SettingsError, StoreError
 from leukemia_dl.preprocess import Pipeline, Step
 from leukemia_dl.progress import parallel_map, process_map
 
-if TYPE_CHECKING:
-    from leukemia_dl.datasets.dataset import Dataset
-
 __all__ = ["PixelStore", "decode_all"]
 
 _PIXELS, _INDEX = "pixels.npy", "index.json"
@@ -37,6 +35,17 @@ _FEW = 1_000  # below this, starting processes takes longer than it saves
 _NAMED = 10
 _log = logging.getLogger(__name__)
 _Job = tuple[int, str, str]  # place in the store, path, expected SHA-256
+
+
+class Images(Protocol):
+    """The part of a `Dataset` that knows its images."""
+
+    @property
+    def table(self) -> pd.DataFrame: ...
+    @property
+    def content_hashes(self) -> tuple[str, ...]: ...
+    def __len__(self) -> int: ...
+    def decode(self, row: int) -> NDArray[np.uint8]: ...
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -58,7 +67,7 @@ class PixelStore:
 
     @classmethod
     def open(
-        cls, dataset: Dataset, pipeline: Pipeline, folder: str | Path | None = None, show_progress: bool = True
+        cls, dataset: Images, pipeline: Pipeline, folder: str | Path | None = None, show_progress: bool = True
     ) -> PixelStore:
         """Return the store of a data set and a pipeline; build it if it is not there.
 
@@ -149,7 +158,7 @@ def _reopened(folder: Path, rows: NDArray[np.int64]) -> PixelStore:
         ) from error
 
 
-def decode_all(dataset: Dataset, pipeline: Pipeline, show_progress: bool = True) -> NDArray[np.uint8]:
+def decode_all(dataset: Images, pipeline: Pipeline, show_progress: bool = True) -> NDArray[np.uint8]:
     """Return the images of a data set after a pipeline, in memory: uint8 (n, height, width, 3), in row order."""
     size = pipeline.output_size
     shape = pipeline(dataset.decode(0)).shape if size is None else (size, size, 3)
@@ -209,7 +218,7 @@ def _reserve(path: Path, shape: tuple[int, ...]) -> None:
                 file.write(b"\0" * min(1 << 24, length - done))
 
 
-def _fill(path: Path, dataset: Dataset, first: NDArray[np.int64], pipeline: Pipeline, show_progress: bool) -> None:
+def _fill(path: Path, dataset: Images, first: NDArray[np.int64], pipeline: Pipeline, show_progress: bool) -> None:
     """Write the pixels of the rows `first` into the file, in order."""
     paths = dataset.table["path"]
     target = np.load(path, mmap_mode="r+")
