@@ -78,7 +78,7 @@ def exact(right, count, level):
     return low, beta.ppf(1 - tail, right + 1, count - right) if right < count else 1.0
 
 
-@settings(max_examples=150)
+@settings(max_examples=60)
 @given(frames())
 def test_the_table_equals_a_plain_implementation(case):
     names, rows = case
@@ -92,7 +92,7 @@ def test_the_table_equals_a_plain_implementation(case):
     assert [None if pd.isna(label) else label for label in table["label"]] == [row["label"] for row in expected]
 
 
-@settings(max_examples=100)
+@settings(max_examples=40)
 @given(frames(), st.sampled_from([0.5, 0.9, 0.95, 0.99]))
 def test_verdicts_equal_a_plain_implementation_with_exact_intervals(case, level):
     names, rows = case
@@ -119,7 +119,7 @@ def test_verdicts_equal_a_plain_implementation_with_exact_intervals(case, level)
             assert got[name] == (pytest.approx(value, abs=1e-9, nan_ok=True) if isinstance(value, float) else value)
 
 
-@settings(max_examples=100)
+@settings(max_examples=40)
 @given(frames(), st.booleans())
 def test_the_list_of_errors_equals_a_plain_implementation(case, grouped):
     names, rows = case

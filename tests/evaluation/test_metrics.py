@@ -14,7 +14,7 @@ from predictions import scored
 
 UNBOUNDED = {"loss", "balanced_loss", "calibration_slope", "calibration_intercept"}
 FITTED = {"calibration_slope", "calibration_intercept"}
-quick = settings(max_examples=150, deadline=None)
+quick = settings(max_examples=80, deadline=None)
 
 
 def by_hand(labels, p):

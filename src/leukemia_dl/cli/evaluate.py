@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["evaluate"]
 
 _TEXT = ("protocol", "sample", "subject", "group", "same_cell", "label", "backbone", "kind", "side")
+_FORMATS = {"fit_seconds": ".0f", "images_per_second": ".0f"}
 _NOT_SHOWN = ("flags", "estimand", "kind", "unit", "images", "groups")
 
 
@@ -51,10 +52,7 @@ def evaluate(
     untestable = "" if tested or "rank" in filled else table["flags"].iloc[0].split("; ")[0]
     if untestable:
         typer.echo(f"Not testable, {untestable} ({on}): no ranks and no intervals.")
-    formats = dict.fromkeys(map(str, table.select_dtypes("float")), ".3f") | {
-        "fit_seconds": ".0f",
-        "images_per_second": ".0f",
-    }
+    formats = dict.fromkeys(map(str, table.select_dtypes("float")), ".3f") | _FORMATS
     title = f"{metric}, side {side}, " + (f"{100 * level:g}% intervals" if tested else "without intervals")
     options.print_table(table[[name for name in filled if name not in _NOT_SHOWN]], formats, title=title)
     typer.echo(on + (f"; intervals are of {table['estimand'].iloc[0]}" if tested else ""))

@@ -15,7 +15,7 @@ CHOSEN = "_chosen"
 
 
 def model_keys(frame: pd.DataFrame) -> list[str]:
-    """Return the columns that tell fitted models apart."""
+    """Return the columns that identify a fitted model."""
     return ["backbone", *(name for name in ("seed", "repeat", "fold") if name in frame)]
 
 

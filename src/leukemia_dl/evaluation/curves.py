@@ -13,13 +13,13 @@ from leukemia_dl.evaluation.evaluate import check_settings
 from leukemia_dl.evaluation.intervals import bounds, resampling_of
 from leukemia_dl.evaluation.metrics import Metric
 from leukemia_dl.evaluation.predictions import FEWEST_GROUPS, Floats, Ints, Model, Run, models_of, validated_predictions
+from leukemia_dl.evaluation.ranking import ranked_folds
 
 __all__ = ["precision_recall_curves", "reliability_curves", "roc_curves"]
 
 _SHARE = Metric("share")
 # On the logit scale a band would fill everything where a curve comes near 1 and one group decides how near.
 _ON_CURVE = Metric("share", "linear")
-_AT_ONCE = 2_000_000
 # Cumulative weights of positive and negative images along the ranking, and the grid -> the curve on it.
 _Interpolation = Callable[[Floats, Floats, Floats], Floats]
 
@@ -115,30 +115,16 @@ def _ranked_curves(frame: pd.DataFrame, side: str, level: float, points: int, at
 
 def _ranked_curve(run: Run, weights: Floats, grid: Floats, at: _Interpolation, positive: int) -> Floats:
     """Return the curve of one class against the rest under each row of weights: a weighted mean over folds."""
-    total, shares, pairs = (
-        np.zeros((len(weights), len(grid))),
-        np.zeros((len(weights), 1)),
-        np.zeros(len(weights), bool),
-    )
-    for fold in np.unique(run.fold):
-        rows = np.flatnonzero(run.fold == fold)
-        rows = rows[np.argsort(-run.probabilities[rows, positive], kind="stable")]
-        scores, hit = run.probabilities[rows, positive], run.labels[rows] == positive
-        # Equal scores are one step.
-        ends = np.flatnonzero(np.r_[scores[1:] != scores[:-1], True])
-        step = max(_AT_ONCE // len(rows), 1)
-        for first in range(0, len(weights), step):
-            part = weights[first : first + step][:, run.unit[rows]]
-            above = np.cumsum(np.where(hit, part, 0.0), axis=1)[:, ends]
-            below = np.cumsum(np.where(hit, 0.0, part), axis=1)[:, ends]
-            for row, (positives, negatives) in enumerate(zip(above, below, strict=True), start=first):
-                share = positives[-1] * (negatives[-1] if at is _roc else 1.0)
-                if share > 0:
-                    total[row] += share * at(positives, negatives, grid)
-                    shares[row] += share
-                pairs[row] |= positives[-1] > 0 and negatives[-1] > 0
+    total, shares, paired = np.zeros((len(weights), len(grid))), np.zeros(len(weights)), np.zeros(len(weights), bool)
+    for part, above, below in ranked_folds(run, weights, positive):
+        for row, (positives, negatives) in enumerate(zip(above, below, strict=True), start=part.start):
+            share = positives[-1] * (negatives[-1] if at is _roc else 1.0)
+            if share > 0:
+                total[row] += share * at(positives, negatives, grid)
+                shares[row] += share
+            paired[row] |= positives[-1] > 0 and negatives[-1] > 0
     with np.errstate(invalid="ignore", divide="ignore"):
-        return np.where(pairs[:, None], total / shares, np.nan)
+        return np.where(paired[:, None], total / shares[:, None], np.nan)
 
 
 def _roc(above: Floats, below: Floats, grid: Floats) -> Floats:

@@ -63,24 +63,22 @@ def evaluate(
     estimand: Estimand = "models",
     side: str = "test",
 ) -> pd.DataFrame:
-    """Return every metric of every backbone with an interval that takes groups of subjects as what is independent.
+    """Return every metric of every backbone with an interval over groups of subjects.
 
-    Works on `Benchmark.predictions()` and on predictions from anywhere: only `label` (class name) and a column
-    `probability_<class>` per class are needed. The second class is the positive one of two. Further columns are used
-    where they are there: `backbone`, `kind`, `seed`, `repeat`, `fold`, `side`, `sample`, `group` (or `subject`) and
-    `same_cell`. Folds of one backbone and seed are one set of predictions, and AUROC compares images within a fold
-    only; over seeds, means are taken first, and groups left out then.
+    A prediction frame, such as `Benchmark.predictions()`, needs `label` (class name) and a column `probability_<class>`
+    per class; the second class is the positive one of two. It may have `backbone`, `kind`, `seed`, `repeat`, `fold`,
+    `side`, `sample`, `group` (or `subject`) and `same_cell`. Folds of one backbone and seed are one set of predictions,
+    and AUROC compares images within a fold only; over seeds, means are taken first, and groups left out then.
 
     Args:
         frame: The prediction frame.
         metrics: Names from `METRICS`; None for all.
         by: A column to split the images by: its values, or its quartiles if it is a number with more than eight values,
-            such as `cell_area`. Each part is evaluated by itself.
+            such as `cell_area`.
         unique_cells: Count images that show one cell (column `same_cell`) once, by their first prediction in each run.
         level: Of the intervals.
-        estimand: What the interval is about. "models": these fitted models, on new groups. "procedure": the mean over
-            seeds of the learning procedure on these training data, so that the spread between seeds enters; two seeds
-            (or repeats) are needed.
+        estimand: "models": intervals for these fitted models on new groups. "procedure": for the mean over seeds of the
+            learning procedure on these training data; the spread between seeds enters, and two seeds are needed.
         side: Which rows of the column `side`.
 
     Returns:
@@ -158,16 +156,12 @@ def _rows(
     run, sizes = model.runs[0], [len(run.samples) for run in model.runs]
     same = not model.named or all(set(other.samples) == set(run.samples) for other in model.runs)
     facts = {
-        "backbone": model.name,
-        "unit": model.unit,
-        "seeds": len(model.runs),
-        "images": model.images,
-        "groups": len(model.units) if model.by_group else pd.NA,
+        "backbone": model.name, "unit": model.unit, "seeds": len(model.runs), "images": model.images,
+        "groups": len(model.units) if model.by_group else pd.NA, "method": f"delete-one-{model.unit} jackknife",
         "prevalence": float((run.labels == 1).mean()) if run.probabilities.shape[1] == 2 else np.nan,
-        "method": f"delete-one-{model.unit} jackknife",
         "estimand": estimand_in_words(estimand, model.unit),
         "reason": "" if same else f"the seeds have predicted different images: {', '.join(f'{n:,}' for n in sizes)}",
-    }
+    }  # fmt: skip
     found, rows = Estimates(model, resampling_of([model]), names), []
     for name in names:
         per_seed = found.per_seed[name]

@@ -12,7 +12,6 @@ from leukemia_dl.errors import DataError
 from leukemia_dl.evaluation.evaluate import check_settings
 from leukemia_dl.evaluation.predictions import (
     PREFIX,
-    Model,
     arrays_of,
     class_names_of,
     models_of,
@@ -41,10 +40,29 @@ def group_table(frame: pd.DataFrame, side: str = "test") -> pd.DataFrame:
         DataError: If subjects are unknown.
     """
     frame = validated_predictions(frame)
-    models = models_of(frame, side)
-    if not models[0].by_group:
+    if not models_of(frame, side)[0].by_group:
         raise DataError("Nothing is known of subjects: the predictions need a column group or subject without gaps.")
-    return pd.concat([_verdicts(model, class_names_of(frame)) for model in models], ignore_index=True)
+    rows, names = _predicted(frame, side), list(class_names_of(frame))
+    order, unit = list(rows["backbone"].unique()), unit_column(rows)
+    groups = rows.groupby(["backbone", unit])
+    labels, count = groups["label"].agg(["first", "nunique"]), groups.size()
+    # Rounded, so that errors of the last digit do not decide between equal means.
+    means = groups[[PREFIX + name for name in names]].mean().round(12)
+    votes = groups["predicted"].value_counts().unstack(fill_value=0).reindex(columns=names, fill_value=0)
+    errors = count - groups["right"].sum()
+    columns = {
+        "label": labels["first"].where(labels["nunique"] == 1, None),
+        "images": groups["sample"].nunique() if "sample" in rows else count,
+        "predictions": count,
+        "errors": errors,
+        "error_share": errors / count,
+        "by_mean_probability": means.set_axis(names, axis=1).idxmax(axis=1),
+        # Shares of votes differ by at least one vote; the mean only decides between equals.
+        "by_majority_vote": (votes + means.set_axis(names, axis=1) / 2).idxmax(axis=1),
+    }
+    table = means.assign(**columns)[[*columns, *means]].rename_axis(["backbone", "group"]).reset_index()
+    table = table.sort_values("error_share", ascending=False, kind="stable")
+    return table.sort_values("backbone", key=lambda column: column.map(order.index), kind="stable", ignore_index=True)
 
 
 def evaluate_groups(frame: pd.DataFrame, level: float = 0.95, side: str = "test") -> pd.DataFrame:
@@ -86,51 +104,21 @@ def error_list(frame: pd.DataFrame, side: str = "test") -> pd.DataFrame:
     groups are known, `errors_in_group` (in all seeds); within a group the highest confidence first.
     """
     frame = validated_predictions(frame)
-    chosen = select_side(frame, side)
     models_of(frame, side)  # checks
-    _, probabilities = arrays_of(chosen)
-    predicted = np.asarray(class_names_of(frame), dtype=object)[probabilities.argmax(axis=1)]
-    found = chosen.assign(predicted=predicted, confidence=probabilities.max(axis=1))
-    found = found[found["predicted"] != found["label"]].reset_index(drop=True)
+    rows = _predicted(frame, side)
+    found = rows[~rows["right"]].drop(columns="right")
     order = {"backbone": True, "confidence": False}
-    unit = unit_column(chosen)
-    if unit is not None:
+    if unit := unit_column(rows):
         found["errors_in_group"] = found.groupby(["backbone", unit])[unit].transform("size").astype(np.int64)
         order = {"backbone": True, "errors_in_group": False, unit: True, "confidence": False}
     return found.sort_values(list(order), ascending=list(order.values()), kind="stable", ignore_index=True)
 
 
-def _verdicts(model: Model, names: tuple[str, ...]) -> pd.DataFrame:
-    """Return the table of one backbone's groups."""
-    unit, labels, predicted, samples = (
-        np.concatenate([getattr(run, name) for run in model.runs])
-        for name in ("unit", "labels", "predicted", "samples")
+def _predicted(frame: pd.DataFrame, side: str) -> pd.DataFrame:
+    """Return the rows of one side with the predicted class, its probability, and whether it is right."""
+    rows = select_side(frame, side)
+    _, probabilities = arrays_of(rows)
+    predicted = np.asarray(class_names_of(rows), dtype=object)[probabilities.argmax(axis=1)]
+    return rows.assign(
+        predicted=predicted, confidence=probabilities.max(axis=1), right=predicted == rows["label"].to_numpy()
     )
-    probabilities = np.concatenate([run.probabilities for run in model.runs])
-    units, classes = len(model.units), np.array(names, dtype=object)
-    counts = np.bincount(unit, minlength=units)
-    # Rounded, so that errors of the last digit do not decide between equal means.
-    means = np.stack([np.bincount(unit, column, units) for column in probabilities.T], axis=1) / counts[:, None]
-    means = np.round(means, 12)
-    votes, of_class = (
-        np.bincount(unit * len(names) + codes, minlength=units * len(names)).reshape(units, -1)
-        for codes in (predicted, labels)
-    )
-    errors = np.bincount(unit, predicted != labels, units).astype(np.int64)
-    images = pd.DataFrame({"unit": unit, "sample": samples}).drop_duplicates()["unit"].value_counts(sort=False)
-    table = pd.DataFrame(
-        {
-            "backbone": model.name,
-            "group": list(model.units),
-            "label": np.where((of_class > 0).sum(axis=1) > 1, None, classes[of_class.argmax(axis=1)]),
-            "images": images.sort_index().to_numpy(),
-            "predictions": counts,
-            "errors": errors,
-            "error_share": errors / counts,
-            "by_mean_probability": classes[means.argmax(axis=1)],
-            # Shares of votes differ by at least one vote; the mean only decides between equals.
-            "by_majority_vote": classes[(votes + means / 2).argmax(axis=1)],
-            **{PREFIX + name: means[:, code] for code, name in enumerate(names)},
-        }
-    )
-    return table.sort_values("error_share", ascending=False, kind="stable", ignore_index=True)

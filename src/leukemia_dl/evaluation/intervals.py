@@ -11,7 +11,7 @@ is left out, the others of its class are weighted up. Variance per class (Efron 
 
 is summed over classes. A t quantile is taken at Satterthwaite's degrees of freedom, (sum v_c)^2 / sum(v_c^2 / d_c),
 where d_c = (sum n_g)^2 / sum n_g^2 - 1: Kish's effective number of groups, less one, since groups of 9 and of 757
-images do not tell equally much. On the logit scale for what lies between two bounds, the log scale for losses.
+images do not carry equal information. The scale is the logit for values between two bounds, the log for losses.
 `benchmarks/interval_coverage.py` measures how often such intervals hold the truth.
 """
 
@@ -29,7 +29,7 @@ from leukemia_dl.evaluation.predictions import FEWEST_GROUPS, Floats, Ints, Mode
 
 __all__ = ["Resampling", "Spread", "bounds", "resampling_of"]
 
-# Above, units are left out in blocks: leaving out one image of a hundred thousand at a time tells no more.
+# With more units, blocks of them are left out: one image of a hundred thousand at a time gives no better variance.
 _MOST_UNITS = 400
 _SMALLEST_DF = 1e-2
 _ROUNDING = 1e-12
@@ -51,13 +51,10 @@ class Spread:
 
 @dataclass(frozen=True, eq=False)
 class Resampling:
-    """What is left out at a time, and in which strata.
+    """The blocks that are left out one at a time, and their strata.
 
-    Attributes:
-        block: Which block each unit belongs to (units,); a block is one unit, but for very many units.
-        stratum: Of each block (blocks,).
-        sizes: Images of each block (blocks,).
-        groups_per_class: In how many units each class occurs (classes,).
+    A block is one unit, but for very many units: `block` (units,) is the block of each. `stratum` and `sizes` (numbers
+    of images) are of each block (blocks,); `groups_per_class` (classes,) is in how many units each class occurs.
     """
 
     block: Ints
@@ -89,7 +86,7 @@ class Resampling:
             inside = self.stratum == stratum
             count, sizes = int(inside.sum()), self.sizes[inside]
             around = left_out[inside] - left_out[inside].mean()
-            # What is left of a constant by rounding is no spread.
+            # Rounding errors of a constant are no spread.
             around[np.abs(around) < _ROUNDING * (1 + np.abs(left_out[inside]))] = 0.0
             variance = (count - 1) / count * float((around**2).sum())
             effective = float(sizes.sum() ** 2 / (sizes**2).sum())
@@ -107,7 +104,7 @@ class Resampling:
 
 
 def resampling_of(models: list[Model]) -> Resampling:
-    """Return what to leave out for models whose runs share one coding of units.
+    """Return the blocks to leave out for models whose runs share one coding of units.
 
     Strata are the classes if every unit has one class; otherwise there is one stratum.
     """
@@ -140,16 +137,11 @@ def _blocks(stratum: Ints, units: int) -> Ints:
 
 
 def bounds(metric: Metric, value: float, spread: Spread, level: float, fewest: int) -> tuple[float, float]:
-    """Return the interval of a metric.
+    """Return the interval of a value on its metric's scale.
 
-    Args:
-        metric: On whose scale.
-        value: The estimate.
-        spread: Its variance and degrees of freedom.
-        level: Such as .95.
-        fewest: Units of the class that has the fewest. Where a value reaches its bound all units agree and the
-            jackknife says nothing: the other end is then the exact one of `fewest` successes in `fewest` trials
-            (Clopper and Pearson 1934), if units were right or wrong as wholes.
+    Where a value reaches its bound all units agree and the jackknife has no variance: the other end is then the exact
+    one of `fewest` successes in `fewest` trials (Clopper and Pearson 1934), as if units were right or wrong as wholes;
+    `fewest` is the number of units of the class that has the fewest.
     """
     if metric.scale == "logit" and value in (metric.lowest, metric.highest):
         width = metric.highest - metric.lowest

@@ -25,8 +25,8 @@ Ints: TypeAlias = NDArray[np.int64]
 PREFIX = "probability_"
 FEWEST_GROUPS = 5
 KINDS = ("backbone", "baseline", "tta")
-# Optional columns, and where their values may be missing. Those that may be missing for a whole backbone tell its
-# fitted models apart; all others hold text.
+# Optional columns, by where their values may be missing. Columns whose values may be missing for a whole backbone
+# identify its fitted models; all others hold text.
 _MAY_BE_MISSING = {
     "nowhere": ("backbone", "kind", "side", "sample"),
     "in a whole backbone": ("seed", "repeat", "fold"),
@@ -94,9 +94,10 @@ def class_names_of(frame: pd.DataFrame) -> tuple[str, ...]:
     Raises:
         DataError: If there are fewer than two, no column `label`, a column twice, or it is no DataFrame.
     """
-    if not isinstance(frame, pd.DataFrame) or frame.columns.nlevels > 1:
-        kind = "one with columns of several levels" if isinstance(frame, pd.DataFrame) else type(frame).__name__
-        raise DataError(f"Expected a DataFrame of predictions. Received: {kind}.")
+    if not isinstance(frame, pd.DataFrame):
+        raise DataError(f"Expected a DataFrame of predictions. Received: {type(frame).__name__}.")
+    if frame.columns.nlevels > 1:
+        raise DataError("Expected a DataFrame of predictions. Received: one with columns of several levels.")
     names = tuple(str(column)[len(PREFIX) :] for column in frame.columns if str(column).startswith(PREFIX))
     if len(names) < 2:
         raise DataError(
@@ -109,10 +110,8 @@ def class_names_of(frame: pd.DataFrame) -> tuple[str, ...]:
             "The predictions have no column label, the true class. Join it from a table such as Dataset.table: "
             f"predictions.merge(truth[[{key!r}, 'label']], on={key!r})."
         )
-    if not frame.columns.is_unique:
-        raise DataError(
-            f"The column {frame.columns[frame.columns.duplicated()][0]!r} is there twice. Drop one of them."
-        )
+    if len(twice := frame.columns[frame.columns.duplicated()]):
+        raise DataError(f"The column {twice[0]!r} is there twice. Drop one of them.")
     return names
 
 
@@ -147,13 +146,14 @@ def validated_predictions(frame: pd.DataFrame) -> pd.DataFrame:
     except (TypeError, ValueError) as error:
         raise DataError(f"The columns probability_<class> must hold numbers. {error}.") from None
     # Images of a side that is not evaluated may have no label.
-    labels = [None if pd.isna(label) else _class_of(label, names) for label in result["label"]]
-    if unknown := sorted(set(filter(None, labels)) - set(names)):
+    known = result["label"].notna()
+    labels = result["label"][known].astype(object).map(lambda label: _class_of(label, names))
+    if unknown := sorted({*labels} - {*names}):
         raise DataError(
             f"The column label names classes that have no probability_ column: {', '.join(unknown[:5])}. Classes: "
             f"{', '.join(names)}. Samples without a label cannot be scored."
         )
-    result["label"] = pd.Series(labels, dtype=object)
+    result["label"] = labels.astype(object).reindex(result.index).where(known, None)
     result = result.assign(**{name: value for name, value in _DEFAULTS.items() if name not in result})
     for where, optional in _MAY_BE_MISSING.items():
         for name in filter(result.__contains__, optional):
@@ -174,7 +174,7 @@ def _class_of(label: Any, names: tuple[str, ...]) -> str:
 
 
 def _validated_column(frame: pd.DataFrame, name: str, may_be_missing: str) -> pd.Series:
-    """Return an optional column, as text unless it only tells models apart."""
+    """Return an optional column, as text unless it identifies fitted models."""
     column, missing = frame[name], frame[name].isna()
     if may_be_missing == "in a whole backbone":
         try:
@@ -257,8 +257,8 @@ def models_of(frame: pd.DataFrame, side: str = "test", only: Iterable[str] | Non
     if named and (twice := chosen.duplicated(["backbone", *keys, "sample"])).any():
         backbone, sample = chosen.loc[twice, ["backbone", "sample"]].iloc[0]
         raise DataError(
-            f"{backbone} has several predictions of sample {sample!r} in one run. Columns backbone, seed and repeat "
-            "tell runs apart; of val sides that share images take one fold."
+            f"{backbone} has several predictions of sample {sample!r} in one run. A run is "
+            "one backbone, seed and repeat; of val sides that share images take one fold."
         )
     runs = chosen.groupby(keys, dropna=False, sort=False).ngroup() if keys else pd.Series(0, index=chosen.index)
     models = []
@@ -307,18 +307,16 @@ def as_arrays(labels: Any, probabilities: Any) -> tuple[Ints, Floats]:
             "Expected labels (n,) and probabilities (n, classes) with at least two classes. "
             f"Received: {labels.shape} and {probabilities.shape}."
         )
-    classes = probabilities.shape[1]
     if not len(labels):
         raise DataError("There are no predictions to score: the test side is empty.")
-    if labels.dtype.kind not in "iu" or labels.min() < 0 or labels.max() >= classes:
+    if labels.dtype.kind not in "iu" or labels.min() < 0 or labels.max() >= probabilities.shape[1]:
         raise DataError(
-            f"Labels must be class indices, whole numbers from 0 to {classes - 1}; samples without a label cannot be "
-            f"scored. Received: {labels.dtype} from {labels.min()} to {labels.max()}."
+            f"Labels must be class indices, whole numbers from 0 to {probabilities.shape[1] - 1}; samples without a "
+            f"label cannot be scored. Received: {labels.dtype} from {labels.min()} to {labels.max()}."
         )
     finite = np.all(np.isfinite(probabilities) & (probabilities >= 0), axis=1)
     sums = np.where(finite[:, None], probabilities, 0.0).sum(axis=1)
-    wrong = np.flatnonzero(np.abs(sums - 1) > _SUM_TOLERANCE)
-    if len(wrong):
+    if len(wrong := np.flatnonzero(np.abs(sums - 1) > _SUM_TOLERANCE)):
         raise DataError(
             f"Probabilities must be finite, not negative, and sum to 1 in each row (within 0.01). {len(wrong):,} rows "
             f"are not so. Received, the first of them: {probabilities[wrong[0]].tolist()}."

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
-from numpy.typing import NDArray
 
-from leukemia_dl.evaluation.predictions import Floats, Ints, Run
+from leukemia_dl.evaluation.predictions import Floats, Run
 
-__all__ = ["ranking_values"]
+__all__ = ["ranked_folds", "ranking_values"]
 
 # Weighted predictions that are held at once: 16 MB for each of a few arrays.
 _AT_ONCE = 2_000_000
@@ -27,35 +28,35 @@ def ranking_values(run: Run, weights: Floats) -> dict[str, Floats]:
     return {"auroc": auroc, "auprc": auprc}
 
 
-def _one_against_rest(run: Run, weights: Floats, positive: int) -> tuple[Floats, Floats]:
-    """Return AUROC and average precision of one class under each row of weights."""
-    wins, pairs, precision, count = (np.zeros(len(weights)) for _ in range(4))
+def ranked_folds(run: Run, weights: Floats, positive: int) -> Iterator[tuple[slice, Floats, Floats]]:
+    """Yield which weightings, and their cumulative weights of positive and of negative images along a fold's ranking.
+
+    Images with equal scores are one step.
+    """
     for fold in np.unique(run.fold):
         rows = np.flatnonzero(run.fold == fold)
-        scores = run.probabilities[rows, positive]
-        order = np.argsort(-scores, kind="stable")
-        rows, scores = rows[order], scores[order]
-        # Equal scores are one step of the curve.
-        starts = np.flatnonzero(np.r_[True, scores[1:] != scores[:-1]])
+        rows = rows[np.argsort(-run.probabilities[rows, positive], kind="stable")]
+        scores, hit = run.probabilities[rows, positive], run.labels[rows] == positive
+        ends = np.flatnonzero(np.r_[scores[1:] != scores[:-1], True])
         step = max(_AT_ONCE // len(rows), 1)
         for first in range(0, len(weights), step):
             part = slice(first, first + step)
-            found = _curve(weights[part][:, run.unit[rows]], run.labels[rows] == positive, starts)
-            for total, value in zip((wins, pairs, precision, count), found, strict=True):
-                total[part] += value
+            weight = weights[part][:, run.unit[rows]]
+            above, below = (np.cumsum(np.where(own, weight, 0.0), axis=1)[:, ends] for own in (hit, ~hit))
+            yield part, above, below
+
+
+def _one_against_rest(run: Run, weights: Floats, positive: int) -> tuple[Floats, Floats]:
+    """Return AUROC and average precision of one class under each row of weights."""
+    wins, pairs, precision, count = np.zeros((4, len(weights)))
+    for part, above, below in ranked_folds(run, weights, positive):
+        positives, negatives = (np.diff(steps, axis=1, prepend=0.0) for steps in (above, below))
+        # A negative loses to the positives above it, and to half of those with its own score.
+        wins[part] += (negatives * (above - 0.5 * positives)).sum(axis=1)
+        pairs[part] += above[:, -1] * below[:, -1]
+        so_far = above + below
+        found = np.divide(positives * above, so_far, out=np.zeros_like(above), where=so_far > 0)
+        precision[part] += found.sum(axis=1)
+        count[part] += above[:, -1]
     with np.errstate(invalid="ignore", divide="ignore"):
         return wins / pairs, np.where(pairs > 0, precision / count, np.nan)
-
-
-def _curve(weights: Floats, is_positive: NDArray[np.bool_], starts: Ints) -> tuple[Floats, ...]:
-    """Return pairs won, pairs, the sum of precisions over positives, and positives, per row of weights (r, n)."""
-    positive, negative = np.where(is_positive, weights, 0.0), np.where(is_positive, 0.0, weights)
-    if len(starts) < len(is_positive):
-        positive, negative = (np.add.reduceat(part, starts, axis=1) for part in (positive, negative))
-    above = np.cumsum(positive, axis=1)
-    so_far = above + np.cumsum(negative, axis=1)
-    # A negative loses to the positives above it, and to half of those with its own score.
-    wins = (negative * (above - 0.5 * positive)).sum(axis=1)
-    precision = np.divide(positive * above, so_far, out=np.zeros_like(above), where=so_far > 0).sum(axis=1)
-    positives, negatives = above[:, -1], negative.sum(axis=1)
-    return wins, positives * negatives, precision, positives
