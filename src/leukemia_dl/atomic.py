@@ -76,7 +76,7 @@ def moved_aside(parent: Path) -> list[tuple[Path, Path]]:
 
 def remove_unfinished(parent: Path) -> None:
     """Remove what killed writers left in a folder, if it is older than a day."""
-    for path in parent.glob(f".*{_UNFINISHED}"):
+    for path in parent.glob(f".*-{8 * '[0-9a-f]'}{_UNFINISHED}"):
         with contextlib.suppress(OSError):
             if time.time() - path.lstat().st_mtime > _DAY:
                 shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()

@@ -1,9 +1,25 @@
 """Text for people: names from files and plugins made safe to show, counts and lists in words."""
 
+import re
 import unicodedata
 from collections.abc import Sequence
+from typing import Any
 
-__all__ = ["counted", "listed", "printable"]
+__all__ = ["counted", "is_unknown", "listed", "name_key", "printable"]
+
+_POINT_ZERO = re.compile(r"(\d+)\.0+", re.ASCII)
+_UNKNOWN = frozenset({"", "-", "?", "#n/a", "<na>", "n/a", "na", "nan", "none", "null", "unknown"})
+
+
+def is_unknown(name: Any) -> bool:
+    """Return whether a patient's name is empty or a word for an unknown one, such as "n/a" or "-"."""
+    return name is None or str(name).strip().lower() in _UNKNOWN
+
+
+def name_key(name: str) -> str:
+    """Return a key that is equal for spellings of a name that differ only in case, spaces or a trailing `.0`."""
+    text = " ".join(unicodedata.normalize("NFC", name).casefold().split())
+    return found[1] if (found := _POINT_ZERO.fullmatch(text)) else text
 
 
 def printable(text: str, kept: str = "\n\t") -> str:

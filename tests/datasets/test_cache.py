@@ -11,7 +11,6 @@ from leukemia_dl.datasets import Dataset, PixelStore
 from leukemia_dl.datasets.cache import cache_limit, cache_use, make_room
 from leukemia_dl.errors import SettingsError
 from leukemia_dl.preprocess import Pipeline
-from leukemia_dl.training import features
 
 DAY = 86_400
 
@@ -35,7 +34,8 @@ def test_what_was_not_used_for_longest_makes_room(cache: Path, monkeypatch: pyte
     """20.42: the cache had no limit: pixels of every size and features of every net stayed for ever."""
     first, second, third = store(16).folder, store(17).folder, store(18).folder
     written = cache / "features" / "net-0a1b.npy"
-    features._write(written, (10, 3), iter([np.ones((10, 3), np.float32)]))
+    written.parent.mkdir(parents=True)
+    np.save(written, np.ones((10, 3), np.float32))
     for path, days in ((first, 5), (written, 4), (second, 3), (third, 0.5)):
         age(path, days)
     assert [place for _, _, place in cache_use()] == [first, written, second, third]
@@ -58,8 +58,8 @@ def test_what_was_not_used_for_longest_makes_room(cache: Path, monkeypatch: pyte
     for kept in (third, fourth, fifth, sixth, written):
         assert kept.exists()  # used within a day
     age(written, 2)
-    features._write(cache / "features" / "net-0a1c.npy", (1, 3), iter([np.ones((1, 3), np.float32)]))
-    assert sorted(path.name for path in written.parent.iterdir()) == ["net-0a1c.npy", "net-0a1c.npy.sha256"]
+    make_room(cache / "features" / "net-0a1c.npy", 12)
+    assert not list(written.parent.iterdir())
 
 
 def test_a_store_that_is_opened_counts_as_used(cache: Path) -> None:
@@ -87,3 +87,15 @@ def test_the_limit_is_a_size_in_gb(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("LEUKEMIA_DL_CACHE_LIMIT", text)
         with pytest.raises(SettingsError, match="LEUKEMIA_DL_CACHE_LIMIT is a size in GB, such as 20, or inf"):
             cache_limit()
+
+
+def test_hidden_folders_of_the_user_stay(tmp_path: Path) -> None:
+    """20.42: hidden folders with eight digits in their names, such as a date, were deleted after a day."""
+    names = [".backup-20240101", ".conda-deadbeef-env", ".notes-20231224.txt", ".x-0a1b2c3d.unfinished"]
+    for name in names:
+        (tmp_path / name).mkdir()
+        age(tmp_path / name, 3)
+    Dataset.from_arrays(np.zeros((2, 16, 16, 3), np.uint8), [0, 1], ("a", "b")).pixel_store(
+        Pipeline.default(8, canvas=None), folder=tmp_path, show_progress=False
+    )
+    assert [name for name in names if not (tmp_path / name).exists()] == [".x-0a1b2c3d.unfinished"]

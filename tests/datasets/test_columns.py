@@ -9,7 +9,8 @@ import pandas as pd
 import pytest
 
 from leukemia_dl.datasets import Dataset
-from leukemia_dl.datasets.columns import name_key, one_spelling
+from leukemia_dl.datasets.columns import one_spelling
+from leukemia_dl.text import name_key
 
 
 def data_set(labels: list[object], subjects: list[object], tmp_path: Path, write_image: Callable[..., Path]) -> Dataset:
@@ -94,3 +95,14 @@ def test_words_for_unknown_are_no_patient(
     caplog.clear()
     dataset.subset(range(9))
     assert not caplog.text
+
+
+def test_a_group_that_is_unknown_is_that_of_the_known_patient(tmp_path: Path, write_image: Callable[..., Path]) -> None:
+    """20.19: "-" in the column group made patients unknown that the column subject names."""
+    paths = [str(write_image(tmp_path / f"{row}.png", row)) for row in range(4)]
+    table = pd.DataFrame(
+        {"path": paths, "label": ["a", "b"] * 2, "subject": ["p1", "p1", "p2", "p3"], "group": ["-", "NA", "", "g"]}
+    )
+    dataset = Dataset.from_dataframe(table)
+    assert dataset.table["group"].tolist() == ["p1", "p1", "p2", "g"]
+    assert dataset.has_subjects

@@ -170,6 +170,35 @@ def test_two_readings_are_an_error_that_says_how_to_choose(tmp_path: Path, write
     assert Dataset.from_folder(tmp_path, ["hem", "all"]).labels.tolist() == [1, 0, 1, 0]
 
 
+@pytest.mark.parametrize(
+    "names",
+    [
+        [f"fold_{fold}/{name}" for fold in (0, 1) for name in each("train test", "hem all")],
+        [f"train/{name}" for name in each("images masks", "hem all")],
+        [f"{side}/{name}" for side, who in (("train", "p1 p2"), ("test", "p3 p4")) for name in each(who, "hem all")],
+    ],
+)
+def test_sides_patients_and_masks_between_sides_and_classes_are_refused(
+    tmp_path: Path, write_image: Writer, names: list[str]
+) -> None:
+    """20.16: folders of sides, patients or masks inside folders of sides became the classes."""
+    with pytest.raises(DataError, match="can be read in two ways"):
+        Dataset.from_folder(written(tmp_path, write_image, names))
+
+
+def test_images_beside_folders_of_sides_are_left_out_with_a_count(
+    tmp_path: Path, write_image: Writer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """20.16: one image beside the folders train and test of a class made all sides unknown."""
+    names = [
+        *(f"{label}/{side}/{n}.png" for n, label in enumerate(["hem", "all"]) for side in ("train", "test")),
+        "hem/overview.png",
+    ]
+    dataset = Dataset.from_folder(written(tmp_path, write_image, names))
+    assert sorted(dataset.table["split"]) == ["test", "test", "train", "train"]
+    assert "left out 1 image" in caplog.text
+
+
 @pytest.mark.parametrize("names", ["Train TestA TestB", "train test", "all hem test"])
 def test_sides_without_class_folders_are_an_error(tmp_path: Path, write_image: Writer, names: str) -> None:
     """20.16: images that lie directly in folders called like sides have no class."""

@@ -177,7 +177,20 @@ def test_unknown_subjects_are_never_taken_for_patients(protocol: str) -> None:
     assert 'protocol="random", allow_leakage=True' in str(caught.value)
     assert "--protocol random --allow-leakage" in str(caught.value)
     flags = make_splits(dataset, "random", allow_leakage=True)[0].flags
-    assert "patients unknown: one may be on several sides" in flags
+    assert "patients unknown of 2 of 36 images: one may be on several sides" in flags
+
+
+def test_images_without_a_side_or_fold_are_counted() -> None:
+    """20.9: rows with an empty `split` or `fold` were left out without a word."""
+    table = with_folds(cohort({"a": [2] * 9, "b": [2] * 9})).table
+    some = table["subject"].isin(["a1", "b1"])
+    sided = table.assign(split=np.where(table.index % 2, "train", "test"), fold=pd.NA)
+    for changed, protocol in (
+        (sided.assign(split=sided["split"].mask(some)), "fixed"),
+        (table.assign(fold=table["fold"].mask(some)), "official_clean"),
+    ):
+        for split in make_splits(Dataset(changed, ("a", "b"), INFO), protocol, folds=None):
+            assert "4 labelled images have no side or fold and are not used" in split.flags
 
 
 def test_fixed_uses_the_sides_that_are_given() -> None:
@@ -294,4 +307,6 @@ def test_patients_that_are_known_are_kept_apart_although_others_are_not() -> Non
     split = make_splits(Dataset(table, dataset.class_names, INFO), "fixed")[0]
     train, val = (set(table["subject"].iloc[side].dropna()) for side in (split.train, split.val))
     assert not train & val
-    assert split.leaked["groups"] is None
+    assert split.leaked["groups"] == 35  # 18 patients with two training images and one test image, one row unknown
+    assert "35 images outside the test side share their group with another side" in split.flags
+    assert "group-disjoint" not in split.guarantees

@@ -9,7 +9,14 @@ from hypothesis import strategies as st
 
 from leukemia_dl.errors import DataError, SettingsError
 from leukemia_dl.evaluation import METRICS, evaluate, score
-from leukemia_dl.evaluation.predictions import class_names_of, models_of, select_side, validated_predictions
+from leukemia_dl.evaluation.predictions import (
+    class_names_of,
+    groups_of,
+    models_of,
+    select_side,
+    unit_column,
+    validated_predictions,
+)
 
 NET = "probability_"
 
@@ -256,3 +263,23 @@ def test_an_external_frame_of_labels_and_probabilities_is_enough(rows):
     assert result["groups"].isna().all()
     assert set(result["unit"]) == {"image"}
     assert (result["low"].isna() | (result["low"] <= result["value"] + 1e-9)).all()
+
+
+@pytest.mark.parametrize("column", ["Side", "Backbone", "SUBJECT", " group"])
+def test_columns_in_upper_case_are_refused(column):
+    """20.1: `Side` was no column side, so that val and test rows were scored together."""
+    frame = frame_of(["hem", "all"]).assign(**{column: "x"})
+    frame = frame.drop(columns=[name for name in frame if name == column.strip().lower()])
+    with pytest.raises(DataError, match=r"lower case: frame\.rename"):
+        validated_predictions(frame)
+
+
+def test_names_of_patients_follow_the_rule_of_data_sets():
+    """20.19: "12" and "12.0" were two patients, and "unknown" was one."""
+    frame = frame_of(["hem"] * 6, subject=["12", "12.0", "P1", "p1 ", "x", "x"])
+    assert validated_predictions(frame)["subject"].tolist() == ["12", "12", "P1", "P1", "x", "x"]
+    frame["subject"] = ["a", "a", "unknown", "NA", "-", "?"]
+    with pytest.raises(DataError, match="4 of 6 predictions have no subject"):
+        groups_of(validated_predictions(frame))
+    frame["group"] = "-"
+    assert unit_column(validated_predictions(frame)) == "subject"

@@ -8,11 +8,10 @@ import shutil
 import time
 from pathlib import Path
 
+from leukemia_dl.atomic import remove_unfinished
 from leukemia_dl.errors import DataError, SettingsError
 
 __all__ = ["cache_dir", "cache_limit", "cache_use", "in_use", "make_room", "user_path"]
-
-_UNFINISHED = ".*-" + 8 * "[0-9a-f]" + "*"  # in a folder of the user nothing else may be deleted
 
 
 def user_path(path: str | Path, name: str = "") -> Path:
@@ -71,10 +70,7 @@ def make_room(place: Path, needed: int) -> None:
     The least recently used files are deleted first, but none that was used within a day: another process may use it
     again.
     """
-    for left in place.parent.glob(_UNFINISHED):
-        with contextlib.suppress(OSError):
-            if left.lstat().st_mtime < time.time() - 86_400:
-                _delete(left)
+    remove_unfinished(place.parent)
     kept = cache_use() if cache_dir() in place.parents else []
     over = sum(size for _, size, _ in kept) + needed - cache_limit()
     for used, size, old in kept:
@@ -82,11 +78,6 @@ def make_room(place: Path, needed: int) -> None:
             break
         over -= size
         with contextlib.suppress(OSError):
-            _delete(
-                old.rename(old.with_name(f".{old.name}-00000000.unfinished"))
-            )  # at any moment it is whole or absent
+            gone = old.rename(old.with_name(f".{old.name}-00000000.unfinished"))  # at any moment it is whole or absent
+            shutil.rmtree(gone) if gone.is_dir() else gone.unlink()
             old.with_name(f"{old.name}.sha256").unlink(missing_ok=True)
-
-
-def _delete(place: Path) -> None:
-    shutil.rmtree(place) if place.is_dir() else place.unlink()

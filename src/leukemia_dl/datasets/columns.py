@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
-import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -14,17 +12,15 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from leukemia_dl.errors import DataError
+from leukemia_dl.text import is_unknown, name_key
 
-__all__ = ["COLUMNS", "SPLITS", "TEXT", "counted", "differing_counts", "name_key", "one_spelling", "typed"]
-__all__ += ["UNKNOWN_PATIENTS", "problem_of", "row_numbers"]
+__all__ = ["COLUMNS", "SPLITS", "TEXT", "counted", "differing_counts", "one_spelling", "typed"]
+__all__ += ["problem_of", "row_numbers"]
 
 COLUMNS = ("sample", "path", "label", "subject", "group", "field", "cell", "fold", "split", "same_cell")
 SPLITS = ("train", "val", "test", "preliminary", "final")
 # Not "string", which depends on the version of pandas and on pyarrow; arrow cannot hold file names that are not UTF-8.
 TEXT = pd.StringDtype("python")
-UNKNOWN_PATIENTS = frozenset({"-", "?", "#n/a", "<na>", "n/a", "na", "nan", "none", "null", "unknown"})
-"""Words, in lower case, for an unknown patient. Taken as names, they would make all unknown patients one."""
-_POINT_ZERO = re.compile(r"(\d+)\.0+", re.ASCII)
 _log = logging.getLogger(__name__)
 
 
@@ -47,7 +43,7 @@ def typed(table: pd.DataFrame) -> pd.DataFrame:
     paths = [path if path is pd.NA else os.path.abspath(path) for path in table["path"]]  # noqa: PTH100
     table["path"] = pd.array(paths, dtype=TEXT)
     table["subject"] = _known_patients(table["subject"])
-    table["group"] = _known_patients(table["group"].fillna(table["subject"]))
+    table["group"] = _known_patients(_known_patients(table["group"]).fillna(table["subject"]))
     return table
 
 
@@ -109,12 +105,6 @@ def row_numbers(rows: ArrayLike, count: int) -> NDArray[np.int64]:
     return chosen.astype(np.int64)
 
 
-def name_key(name: str) -> str:
-    """Return a key that is equal for spellings of a name that differ only in case, spaces or a trailing `.0`."""
-    text = " ".join(unicodedata.normalize("NFC", name).casefold().split())
-    return found[1] if (found := _POINT_ZERO.fullmatch(text)) else text
-
-
 def one_spelling(names: pd.Series[Any], what: str, wanted: Sequence[str] = ()) -> pd.Series[Any]:
     """Return names with one spelling for each `name_key`, and warn where there were several.
 
@@ -128,7 +118,7 @@ def one_spelling(names: pd.Series[Any], what: str, wanted: Sequence[str] = ()) -
     for name in names.value_counts().sort_index().sort_values(ascending=False, kind="stable").index:
         found.setdefault(name_key(name), []).append(name)
     for key, spellings in found.items():
-        chosen.setdefault(key, key if _POINT_ZERO.fullmatch(spellings[0].strip()) else spellings[0].strip())
+        chosen.setdefault(key, key if key.isdecimal() else spellings[0].strip())
     if several := [key for key, spellings in found.items() if len(spellings) > 1]:
         message = "%s with several spellings: %d, such as %s, which are taken for one (%r). Spellings that differ in "
         message += "case, spaces or a trailing .0 only are one name"
@@ -139,9 +129,10 @@ def one_spelling(names: pd.Series[Any], what: str, wanted: Sequence[str] = ()) -
 
 def _known_patients(column: pd.Series[Any]) -> pd.Series[Any]:
     """Return names of patients with NA for empty texts and words for unknown ones."""
-    column = column.mask(column.str.strip() == "")
-    unknown = column.str.strip().str.lower().isin(UNKNOWN_PATIENTS)
-    if unknown.any():
-        shown = ", ".join(map(repr, sorted(set(column[unknown]))))
-        _log.warning("%d images name their patient %s: taken for not known", unknown.sum(), shown)
+    unknown = column.notna() & column.map(is_unknown, na_action="ignore").eq(True).fillna(False)
+    if words := sorted(set(column[unknown].str.strip()) - {""}):
+        shown = ", ".join(map(repr, words))
+        _log.warning(
+            "%d images name their patient %s: taken for not known", (unknown & (column.str.strip() != "")).sum(), shown
+        )
     return one_spelling(column.mask(unknown), "patients").astype(TEXT)

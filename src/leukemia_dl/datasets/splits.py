@@ -184,7 +184,12 @@ def _checked(context: SplitContext, indices: SplitIndices) -> Split:
     counts = _count(context, sides, indices.fold)
     guarantees, flags, leaked = _verify(context, sides)
     if not context.grouped:
-        flags.append("patients unknown: one may be on several sides")
+        unknown = int(context.table["group"].isna().sum())
+        part = f" of {unknown:,} of {len(context.table):,} images" if unknown < len(context.table) else ""
+        flags.append(f"patients unknown{part}: one may be on several sides")
+    placed = np.concatenate([indices.train, indices.test, val])
+    if unused := len(np.setdiff1d(context.everything, placed)):
+        flags.append(f"{unused:,} labelled images have no side or fold and are not used")
     if dropped:
         flags.append(f"{dropped:,} training images dropped: their group or content is on the test side")
     few = counts[counts["groups"] < FEW_GROUPS].reset_index() if context.grouped else counts[:0]
@@ -215,7 +220,7 @@ def _verify(context: SplitContext, sides: dict[str, IntArray]) -> tuple[list[str
     leaked: dict[str, int | None] = {
         "files": _shared(context.contents, sides, pairs),
         "cells": _shared(context.cells, sides, pairs),
-        "groups": _shared(context.groups, sides, pairs) if context.grouped else None,
+        "groups": _shared(context.groups, sides, pairs) if context.table["group"].notna().any() else None,
     }
     for name, counted, what in ((GROUP_DISJOINT, "groups", "group"), (CONTENT_DISJOINT, "files", "content")):
         count = leaked[counted]
@@ -223,7 +228,7 @@ def _verify(context: SplitContext, sides: dict[str, IntArray]) -> tuple[list[str
             raise SplitError(f"Protocol {context.protocol!r} broke its promise to be {name}: please report this.")
         if count:
             flags.append(f"{count:,} images outside the test side share their {what} with another side")
-        elif count == 0:
+        elif count == 0 and (name != GROUP_DISJOINT or context.grouped):
             guarantees.append(name)
     if leaked["cells"]:
         flags.append(f"{leaked['cells']:,} images outside the test side show a cell that another side shows too")

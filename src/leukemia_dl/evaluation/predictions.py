@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
+import re
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -13,6 +15,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from leukemia_dl.errors import DataError, SettingsError
+from leukemia_dl.text import is_unknown, name_key
 
 __all__ = [
     "FEWEST_GROUPS", "PREFIX", "Floats", "Ints", "Model", "Run", "arrays_of", "as_arrays", "class_names_of",
@@ -35,7 +38,7 @@ _MAY_BE_MISSING = {
 _DEFAULTS = {"backbone": "model", "kind": KINDS[0]}
 # Probabilities that another program rounded to two digits are accepted.
 _SUM_TOLERANCE = 1e-2 + 1e-9
-_LIKE_SUBJECT = ("patient", "patient_id", "subject_id", "case", "case_id")
+_LIKE_SUBJECT = ("patient", "patientid", "subjectid", "case", "caseid")
 _log = logging.getLogger(__name__)
 
 
@@ -110,6 +113,10 @@ def class_names_of(frame: pd.DataFrame) -> tuple[str, ...]:
             "The predictions have no column label, the true class. Join it from a table such as Dataset.table: "
             f"predictions.merge(truth[[{key!r}, 'label']], on={key!r})."
         )
+    known = {"protocol", *itertools.chain(*_MAY_BE_MISSING.values())}
+    odd = {name: str(name).strip().lower() for name in frame}
+    if odd := {name: lower for name, lower in odd.items() if lower in known - {*frame}}:
+        raise DataError(f"Names of columns are in lower case: frame.rename(columns={odd}).")
     if len(twice := frame.columns[frame.columns.duplicated()]):
         raise DataError(f"The column {twice[0]!r} is there twice. Drop one of them.")
     return names
@@ -186,7 +193,9 @@ def _validated_column(frame: pd.DataFrame, name: str, may_be_missing: str) -> pd
             raise DataError(f"Some predictions of {partly[0]} have no {name}, others have. Complete the column {name}.")
         return column
     if may_be_missing == "anywhere":
-        missing |= column.astype(str) == ""
+        missing |= column.map(is_unknown).astype(bool)
+        spelled: dict[str, str] = {}
+        column = column.map(lambda value: spelled.setdefault(name_key(str(value)), str(value)))
     elif missing.any():
         count = f"{missing.sum():,} of {len(frame):,}"
         raise DataError(f"{count} predictions have no {name}. Complete the column {name}.")
@@ -228,7 +237,7 @@ def groups_of(frame: pd.DataFrame) -> NDArray[np.object_] | None:
     """Return the group of each row; None where subjects are unknown."""
     column = unit_column(frame)
     if column is None:
-        for alike in [name for name in frame if str(name).lower() in _LIKE_SUBJECT]:
+        for alike in [name for name in frame if re.sub("[^a-z]", "", str(name).lower()) in _LIKE_SUBJECT]:
             _log.warning("Images are taken as independent. If the column %r names patients, call it subject.", alike)
         return None
     if missing := int(frame[column].isna().sum()):

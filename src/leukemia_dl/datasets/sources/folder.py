@@ -13,13 +13,14 @@ from pathlib import Path
 
 import pandas as pd
 
-from leukemia_dl.datasets.columns import name_key, one_spelling
+from leukemia_dl.datasets.columns import one_spelling
 from leukemia_dl.datasets.folders import folders_in, require_folder
 from leukemia_dl.datasets.info import CANVAS, DatasetInfo, DatasetSource, Table
 from leukemia_dl.datasets.tables import class_list
 from leukemia_dl.errors import DataError
 from leukemia_dl.plugins import hookimpl
 from leukemia_dl.preprocess.decode import image_files
+from leukemia_dl.text import name_key
 
 INFO = DatasetInfo("folder", "A folder per class", licence="yours", citation="yours")
 SIDES = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val"}
@@ -43,6 +44,8 @@ def read_folder(root: str | Path, class_names: Sequence[str] | None = None, canv
             inside.setdefault(first, set()).add(rest[0] if len(rest) > 1 else "")
     level = _level_of_classes(root, inside, wanted)
     frame = _rows(root, samples, inside, level)
+    if wanted is None:
+        _refuse_inner_classes(root, frame, level)
     frame["label"] = one_spelling(frame["label"], "classes", wanted or ())
     found = sorted(frame["label"].unique())
     tops = [folder.name for folder in folders_in(root)]
@@ -92,7 +95,9 @@ def _level_of_classes(root: Path, inside: _Inside, wanted: Sequence[str] | None)
 def _rows(root: Path, samples: list[str], inside: _Inside, level: int) -> pd.DataFrame:
     """Return the rows of the images that are in a class folder, and warn of the others."""
     # Names of sides or folds: of the outer folders, where the inner ones are the classes, else of all inner ones.
-    sided = any(map(_part, inside)) if level else all(_part(name) for names in inside.values() for name in names)
+    inner = {name for names in inside.values() for name in names}
+    loose = "" in inner and len({_part(name) for name in inner - {""}}) < 2
+    sided = any(map(_part, inside)) if level else not loose and all(_part(name) for name in inner - {""})
     rows: list[tuple[str, str, str, str | None, int | None]] = []
     left_out = Counter[str]()
     for sample in samples:
@@ -108,6 +113,21 @@ def _rows(root: Path, samples: list[str], inside: _Inside, level: int) -> pd.Dat
         places = "; ".join(f"{count:,} {place}" for place, count in left_out.items())
         _log.warning("%s: left out %d images that are in no class folder: %s", root, left_out.total(), places)
     return pd.DataFrame(rows, columns=["sample", "path", "label", "split", "fold"])
+
+
+def _refuse_inner_classes(root: Path, frame: pd.DataFrame, level: int) -> None:
+    """Raise DataError if the folders that would be classes are sides, or all hold the same inner folders."""
+    below: dict[str, set[str]] = {label: set() for label in sorted(frame["label"].unique())}
+    for sample, label in zip(frame["sample"], frame["label"], strict=True):
+        below[label].update(sample.split("/")[level + 1 : -1][:1])
+    first, *others = below.values() or [set()]
+    equal = len(first) > 1 and all(names == first for names in others) and not all(map(_part, first))
+    if (level and all(map(_part, below))) or (level and equal):
+        raise DataError(
+            f"{root} can be read in two ways: the classes may be {', '.join([*below][:8])}, or the folders in them, "
+            f"{', '.join(sorted(first)[:8])}. Put the images into one folder per class, or write a CSV file with the "
+            "columns path, label and subject (Dataset.from_csv)."
+        )
 
 
 def _keys(names: Iterable[str]) -> set[str]:
