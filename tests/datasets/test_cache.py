@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from leukemia_dl.datasets import Dataset, PixelStore
-from leukemia_dl.datasets.cache import cache_limit, cache_use, make_room
+from leukemia_dl.datasets.cache import cache_limit, cache_use, in_use, make_room
 from leukemia_dl.errors import SettingsError
 from leukemia_dl.preprocess import Pipeline
 
@@ -46,7 +46,7 @@ def test_what_was_not_used_for_longest_makes_room(cache: Path, monkeypatch: pyte
     monkeypatch.setenv("LEUKEMIA_DL_CACHE_LIMIT", str((total + needed) / 1e9))
     fourth = store(19).folder
     assert first.exists()  # it fits to the byte
-    assert features._mapped(written, (10, 3)) is not None  # used now
+    in_use(written)
     monkeypatch.setenv("LEUKEMIA_DL_CACHE_LIMIT", str((total + needed) / 1e9))
     fifth = store(20).folder
     assert not first.exists()

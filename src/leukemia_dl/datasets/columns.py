@@ -129,10 +129,9 @@ def one_spelling(names: pd.Series[Any], what: str, wanted: Sequence[str] = ()) -
 
 def _known_patients(column: pd.Series[Any]) -> pd.Series[Any]:
     """Return names of patients with NA for empty texts and words for unknown ones."""
-    unknown = column.notna() & column.map(is_unknown, na_action="ignore").eq(True).fillna(False)
-    if words := sorted(set(column[unknown].str.strip()) - {""}):
-        shown = ", ".join(map(repr, words))
-        _log.warning(
-            "%d images name their patient %s: taken for not known", (unknown & (column.str.strip() != "")).sum(), shown
-        )
+    unknown = column.map(is_unknown, na_action="ignore").eq(True).fillna(False)
+    words = column[unknown & (column.str.strip() != "")]
+    if len(words):
+        shown = ", ".join(map(repr, sorted(set(words))))
+        _log.warning("%d images name their patient %s: taken for not known", len(words), shown)
     return one_spelling(column.mask(unknown), "patients").astype(TEXT)
