@@ -501,7 +501,7 @@ def test_what_is_wrong_with_a_record_is_said(filled, harm, says):
 
 def test_a_record_that_is_replaced_at_that_moment_is_not_damaged(filled, monkeypatch):
     wrong = ["0" * 64]
-    monkeypatch.setattr(store_module, "sha256_of_file", lambda path: wrong.pop() if wrong else sha256_of(path))
+    monkeypatch.setattr(record_files, "sha256_of_file", lambda path: wrong.pop() if wrong else sha256_of(path))
     assert filled.verify() == {}
     assert wrong == []
 

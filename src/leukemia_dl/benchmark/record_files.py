@@ -25,11 +25,11 @@ from typing import Any, get_args
 import numpy as np
 import pandas as pd
 
+from leukemia_dl.atomic import sha256_of_file
 from leukemia_dl.benchmark.trial import WHOLE_NUMBERS, Record, Status, Trial
 from leukemia_dl.errors import StoreError
 
-__all__ = ["DAMAGE", "MODEL_FILE", "MOST_BYTES", "SUMS_FILE", "check_format", "files_of", "read_file", "read_record",
-           "read_sums"]  # fmt: skip
+__all__ = ["DAMAGE", "MOST_BYTES", "check_format", "files_of", "model_problem", "read_file", "read_record", "read_sums"]
 
 FORMAT = 4
 # Limits in bytes: of a text file, of all predictions, of predictions per sample (a long name, 200 classes).
@@ -130,13 +130,30 @@ def _arrays_of(files: Mapping[str, bytes], row: Mapping[str, Any]) -> dict[str, 
     return more | {"traceback": files.get(TRACEBACK_FILE, b"").decode("utf-8", "replace")}
 
 
-def check_format(folder: Path, found: Any) -> None:
-    """Raise StoreError if a record is of another format."""
+def check_format(folder: Path, found: Any = None) -> None:
+    """Raise StoreError if a record is of another format than this version reads; nothing where it is damaged."""
+    try:
+        found = json.loads(read_file(folder / RECORD_FILE))["format"] if found is None else found
+    except DAMAGE:
+        return
     if found != FORMAT:
         raise StoreError(
             f"{folder} has format {found!r}; this version reads {FORMAT}. "
             "Use another store, or the version of leukemia-dl that wrote it."
         )
+
+
+def model_problem(folder: Path, compare: bool = True) -> str:
+    """Return why the trained net in a folder cannot be used, or ""; `compare` checks its checksum."""
+    try:
+        expected = read_sums(folder).get(MODEL_FILE)
+        if expected is None or not (folder / MODEL_FILE).is_file():
+            return f"{MODEL_FILE} is not there"
+        if compare and sha256_of_file(folder / MODEL_FILE) != expected:
+            return f"{MODEL_FILE} has another checksum than {SUMS_FILE} says"
+    except (OSError, ValueError) as error:
+        return f"{MODEL_FILE} cannot be read: {error}"
+    return ""
 
 
 def read_sums(folder: Path) -> dict[str, str]:

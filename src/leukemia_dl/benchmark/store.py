@@ -11,7 +11,6 @@ STORE/logs/NAME-DIGEST/          log.txt, and what callbacks write
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
 import shutil
@@ -22,18 +21,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from leukemia_dl.atomic import moved_aside, new_folder, sha256_of_file, write_file
-from leukemia_dl.benchmark.record_files import (
-    DAMAGE,
-    MODEL_FILE,
-    RECORD_FILE,
-    SUMS_FILE,
-    check_format,
-    files_of,
-    read_file,
-    read_record,
-    read_sums,
-)
+from leukemia_dl.atomic import moved_aside, new_folder, write_file
+from leukemia_dl.benchmark.record_files import DAMAGE, check_format, files_of, model_problem, read_record
 from leukemia_dl.benchmark.trial import Record, Trial
 from leukemia_dl.errors import DamagedRecordError, StoreError
 from leukemia_dl.progress import track
@@ -92,12 +81,8 @@ class Store:
         for old, place in moved_aside(self.trials):
             with contextlib.suppress(OSError):
                 old.rename(place)
-        for file in self.trials.glob(f"[!.]*/{RECORD_FILE}"):
-            try:
-                found = json.loads(read_file(file))["format"]
-            except DAMAGE:
-                continue
-            check_format(file.parent, found)  # now, and not when the tables are written after hours of training
+        for name in self.names():  # now, and not when the tables are written after hours of training
+            check_format(self.trials / name)
 
     def folder(self, trial: Trial) -> Path:
         """Return the folder for the record of a trial."""
@@ -181,15 +166,7 @@ class Store:
 
     def model_problem(self, name: str, compare: bool = True) -> str:
         """Return why the trained net in a folder of `trials` cannot be used, or ""; `compare` checks its checksum."""
-        folder = self.trials / name
-        try:
-            expected = read_sums(folder).get(MODEL_FILE)
-            if expected is None or not (folder / MODEL_FILE).is_file():
-                return f"{MODEL_FILE} is not there"
-            whole = not compare or sha256_of_file(folder / MODEL_FILE) == expected
-        except (OSError, ValueError) as error:
-            return f"{MODEL_FILE} cannot be read: {error}"
-        return "" if whole else f"{MODEL_FILE} has another checksum than {SUMS_FILE} says"
+        return model_problem(self.trials / name, compare)
 
     def verify(self) -> dict[str, str]:
         """Compare every file with its checksum, nets included, and return the problem of each damaged folder."""

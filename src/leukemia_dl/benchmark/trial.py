@@ -33,19 +33,16 @@ class Trial:
     """One backbone (or baseline) on one split with one recipe and one seed: everything that makes its result.
 
     Attributes:
-        kind: "backbone" or "baseline".
+        kind: "backbone" or "baseline", which has no weights, pipeline, recipe, seed and backend (None).
         backbone: Its name.
-        plugin: Distribution that provides it.
-        plugin_version: Of that distribution; None for this library, of which `versions` holds the results version.
+        plugin, plugin_version: Of the distribution that provides it; None for this library's version, of which
+            `versions` holds the results version.
         weights: None, a name, or "sha256:..." of a file.
         dataset: Fingerprint of the data set.
-        split: Digest of the split.
-        pipeline: `Pipeline.to_dict()`; None for a baseline, which reads the files as they are.
-        recipe: `Recipe.to_dict()`; None for a baseline.
-        seed: None for a baseline, which draws nothing.
-        backend: Keras backend; None for a baseline.
-        protocol: Name of the split's protocol.
-        fold: Of the split, if it has one.
+        split, protocol, fold: Digest of the split, the name of its protocol, and its fold, if it has one.
+        pipeline, recipe: `Pipeline.to_dict()` and `Recipe.to_dict()`.
+        seed: Of weights, order and augmentation.
+        backend: Keras backend.
         versions: Of the software that computes: `RESULTS_VERSION` as "results", Keras and the backend; scikit-learn for
             a baseline that is fitted.
     """
