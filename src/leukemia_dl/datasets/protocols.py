@@ -1,7 +1,6 @@
 """The rules by which rows come to sides, one protocol each; `splits` checks the outcome.
 
-Everything is drawn in units: the groups of the data set, joined where two of them hold byte-identical files. So a drawn
-split keeps groups AND contents apart by construction.
+Everything is drawn in units, groups joined where they hold byte-identical files: groups AND contents are kept apart.
 """
 
 from __future__ import annotations
@@ -245,11 +244,7 @@ PROTOCOLS = {
 
 
 def default_protocol(dataset: Dataset) -> str:
-    """Return the protocol that follows from the data set: official folds, sides, or patients, in this order.
-
-    Raises:
-        SplitError: If it has none of them, so that only the user can choose.
-    """
+    """Return the protocol that follows from official folds, sides, or patients, in this order; else SplitError."""
     context = SplitContext(dataset, "fixed", 0)
     if context.table["fold"].nunique() > 1:
         return "official_clean"

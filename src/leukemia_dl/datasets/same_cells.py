@@ -75,16 +75,8 @@ def likeness_of_rows(decode: _Decode, one: int, two: int) -> Likeness | None:
 def same_cells(keys: Sequence[CellKey | None], contents: Sequence[str | None], decode: _Decode) -> list[list[int]]:
     """Find the images that show the same cell in files that differ.
 
-    Only cells whose boxes have the same size, with nearly equal areas and colours on the grid, are decoded again, and
-    compared with the first of each set that was found so far.
-
-    Args:
-        keys: The `cell_key` of each image.
-        contents: Equal for identical files; None if not known.
-        decode: Returns the pixels of a row, uint8 (h, w, 3).
-
-    Returns:
-        Sets of rows, each in row order, with at least two contents.
+    Only cells whose keys are nearly equal are decoded again, and compared with the first of each set that was found so
+    far. `contents` are equal for identical files, None if not known. The sets of rows have at least two contents.
     """
     boxes: dict[tuple[int, int], list[tuple[int, CellKey]]] = {}
     for row, key in enumerate(keys):

@@ -98,11 +98,7 @@ def decode_image(source: str | Path | bytes) -> NDArray[np.uint8]:
 
 
 def check_image(image: Any, batch: bool = False) -> NDArray[np.uint8]:
-    """Return `image` if it is uint8 (height, width, 3), or with `batch` also (n, height, width, 3).
-
-    Raises:
-        ImageError: If it is something else or has no pixels.
-    """
+    """Return `image` if it is uint8 (height, width, 3), or with `batch` also (n, height, width, 3); else ImageError."""
     allowed = (3, 4) if batch else (3,)
     if not isinstance(image, np.ndarray):
         came = type(image).__name__
@@ -147,16 +143,13 @@ def _bound_work(image: ImageFile.ImageFile, repeats: int) -> None:
 
 
 def _to_8_bits(image: Image.Image, data: bytes, name: str) -> Image.Image:
-    """Return a 16-bit image as one of 8 bits: scaled by the range that its tags state, otherwise by all 16 bits.
-
-    Pillow gives 16-bit levels of grey images as they are, and only the upper bytes of coloured ones.
-    """
+    """Return a 16-bit image as one of 8 bits: scaled by the range that its tags state, otherwise by all 16 bits."""
     tags = getattr(image, "tag_v2", {})
     stated = {2**bits - 1 for bits in tags.get(258, ())} | set(tags.get(281, ())) | set(tags.get(341, ()))
     top = int(max(stated & _DEPTHS, default=_DEEP))
     grey = image.mode.startswith("I;16")
     levels = np.asarray(image if grey else image.convert("RGB"))
-    if not grey:
+    if not grey:  # Pillow gives only the upper bytes of coloured images
         levels = levels.astype(np.uint16) << 8
         levels |= _lower_bytes(data) if top < _DEEP and image.mode == "RGB" else 0
     largest = int(levels.max())
@@ -195,10 +188,7 @@ def _to_rgb(image: Image.Image) -> NDArray[np.uint8]:
 
 
 def is_system_file(path: str | Path) -> bool:
-    """Return whether the last part of a path is hidden or a name that operating systems make, in any case.
-
-    Names that start with a dot are hidden; `@eaDir`, `$RECYCLE.BIN`, `__MACOSX` and `Thumbs.db` are made by systems.
-    """
+    """Return whether the last part of a path starts with a dot, or is a name that operating systems make."""
     name = os.path.basename(path).lower()  # noqa: PTH119 - called for a hundred thousand files
     return name.startswith(".") or name in _SYSTEM_NAMES
 
@@ -206,11 +196,7 @@ def is_system_file(path: str | Path) -> bool:
 def image_files(root: Path) -> list[str]:
     """Return the images below a folder, by their suffix, as paths relative to it with `/`, in order.
 
-    System files and documents (`.txt`, `.csv`, `.xml` and so on) are skipped. A warning counts all other files, which
-    may be images in a format that is not read.
-
-    Raises:
-        DataError: If a folder cannot be listed.
+    System files and documents are skipped. A warning counts all other files, which may be images too.
     """
 
     def refuse(error: OSError) -> None:
