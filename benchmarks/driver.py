@@ -16,9 +16,9 @@ import pandas as pd
 
 import leukemia_dl as ldl
 from leukemia_dl.benchmark.driver import Driver
-from leukemia_dl.benchmark.executors import Outcome
-from leukemia_dl.benchmark.inputs import Cells, Samples
-from leukemia_dl.benchmark.runner import Shared, failed_record
+from leukemia_dl.benchmark.inputs import CellMeasurer, Samples
+from leukemia_dl.benchmark.records import blank_record, environment
+from leukemia_dl.benchmark.runner import RunContext, TrialOutput
 
 TRIALS, MODEL_BYTES = 10_000, 20_000_000
 
@@ -35,13 +35,9 @@ class Instant:
     def __init__(self, records, model):
         self.records, self.model = records, model
 
-    def workers_for(self, shared):
-        return 1
-
-    def run(self, tasks, shared, watcher):
-        for task in tasks:
-            if watcher.begins(task) is not None:
-                yield Outcome(task, self.records[task.trial.digest], self.model)
+    def run(self, trials, context, on_progress):
+        for planned in trials:
+            yield TrialOutput(planned.trial, self.records[planned.trial.digest], self.model)
 
 
 with tempfile.TemporaryDirectory(dir=Path.cwd()) as folder:
@@ -53,42 +49,26 @@ with tempfile.TemporaryDirectory(dir=Path.cwd()) as folder:
     assert len(frame) == TRIALS
     plan = bench.planned
     bench.store.create()
-    shared = Shared(Samples.of(bench.dataset), {}, plan.recipe)
+    samples = Samples.of(bench.dataset)
+    context = RunContext(samples, {}, plan.recipe)
     rng, records = np.random.default_rng(0), {}
     history = pd.DataFrame({name: rng.random(30) for name in ("loss", "accuracy", "val_loss", "val_accuracy")})
-    for cell in plan.trials:
-        driver = Driver(
-            bench.store,
-            [cell],
-            Cells(bench.dataset, plan.rows, False),
-            None,
-            1,
-            "rerun",
-            False,
-            True,
-            None,
-            False,
-        )
-        record = failed_record(driver._task(cell, cell.spec), shared, ("", "", ""), time.perf_counter())
+    for planned in plan.trials:
+        record = blank_record(planned, samples)
         p = rng.random(len(record.labels))
         metrics = {name: float(rng.random()) for name in (*ldl.evaluation.METRICS, "val_accuracy", "val_loss")}
         record = dataclasses.replace(
             record,
-            status="ok",
+            timings=environment(time.perf_counter()),
             metrics=metrics,
             history=history,
             probabilities=np.stack([p, 1 - p], axis=1),
-            traceback="",
         )
-        records[cell.trial.digest] = record
+        records[planned.trial.digest] = record
 
-    def run(cells, model):
-        driver = Driver(
-            store=bench.store, cells=cells, cells_read=Cells(bench.dataset, plan.rows, False),
-            executor=Instant(records, model), workers=1, existing="reuse", raise_errors=False, save_models=True,
-            time_limit=None, show=False,
-        )  # fmt: skip
-        driver.run(cells, [], shared)
+    def run(trials, model):
+        measurer = CellMeasurer(bench.dataset, plan.rows, False)
+        Driver(bench.store, context, Instant(records, model), measurer, "reuse", False, False).run(trials, [])
 
     few = plan.trials[:20]
     seconds, _ = timed(lambda: run(few, bytes(MODEL_BYTES)))

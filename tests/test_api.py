@@ -24,7 +24,7 @@ PUBLIC = {
         "register_backbone", "score",
     ),
     "leukemia_dl.benchmark": (
-        "Benchmark", "InProcess", "Processes", "Ray", "Record", "Store", "Submitted", "Trial",
+        "Benchmark", "ProcessExecutor", "RayExecutor", "Record", "SerialExecutor", "Store", "SubmitExecutor", "Trial",
     ),
     "leukemia_dl.datasets": (
         "PROTOCOLS", "Dataset", "DatasetInfo", "DatasetSource", "PixelStore", "Split", "cache_dir", "dataset_table",

@@ -145,16 +145,16 @@ bench.results()[["backbone", "seed", "accuracy", "loss", "balanced_accuracy", "s
 #
 # ```python needs="Ray"
 # import leukemia_dl as ldl
-# from leukemia_dl.benchmark import Ray
+# from leukemia_dl.benchmark import RayExecutor
 #
 # bench = ldl.Benchmark.from_toml("cluster.toml")
-# frame = bench.run(executor=Ray(num_cpus=2, address="auto"))  # cores per trial; the cluster of this machine
+# frame = bench.run(executor=RayExecutor(num_cpus=2, address="auto"))  # cores per trial; the cluster of this machine
 # ```
 #
 # Without `address` Ray starts on this machine alone. On the command line use `--executor ray`, or
 # `--executor ray:ADDRESS` for a cluster. A trial takes a GPU if the cluster has any (`num_gpus`). Trials of a
-# node that is lost are run again on another. Where nodes share no folders, `Ray(shared_folders=False)` sends the pixels
-# through Ray; a trial that is interrupted then begins from its first epoch.
+# node that is lost are run again on another. Where nodes share no folders, `RayExecutor(shared_folders=False)` sends
+# the pixels through Ray; a trial that is interrupted then begins from its first epoch.
 #
 # ## Where to go from here
 #

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import time
@@ -9,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
-__all__ = ["kept_memory", "parallel_map", "process_map", "track"]
+__all__ = ["kept_memory", "parallel_map", "process_map", "safe_path", "track"]
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -61,13 +62,22 @@ def process_map(function: Callable[[T], R], items: Sequence[T], what: str, show:
     from joblib import cpu_count
     from joblib.externals.loky import ProcessPoolExecutor
 
+    with safe_path():
+        pool = ProcessPoolExecutor(cpu_count(), env=kept_memory())
+        try:
+            return list(track(pool.map(function, items), len(items), what, show))
+        finally:
+            pool.shutdown(kill_workers=True)
+
+
+@contextlib.contextmanager
+def safe_path() -> Iterator[None]:
+    """Start Python processes without the current folder in front of their path, where `-m` and `-c` put it."""
     before = os.environ.get("PYTHONSAFEPATH", "")  # an empty value counts as unset
-    os.environ["PYTHONSAFEPATH"] = "1"  # `-m` and `-c` put the current folder in front of the path
-    pool = ProcessPoolExecutor(cpu_count(), env=kept_memory())
+    os.environ["PYTHONSAFEPATH"] = "1"
     try:
-        return list(track(pool.map(function, items), len(items), what, show))
+        yield
     finally:
-        pool.shutdown(kill_workers=True)
         os.environ["PYTHONSAFEPATH"] = before
 
 

@@ -11,7 +11,7 @@ import pytest
 
 import grids
 import leukemia_dl as ldl
-from leukemia_dl.benchmark import Ray
+from leukemia_dl.benchmark import RayExecutor
 from leukemia_dl.models import registry
 
 pytest.importorskip("ray")
@@ -25,7 +25,7 @@ import ray
 from ray.cluster_utils import Cluster
 import grids
 import leukemia_dl as ldl
-from leukemia_dl.benchmark import Ray
+from leukemia_dl.benchmark import RayExecutor
 
 root, store, kind = sys.argv[1:]
 here = {{"node_ip_address": "127.0.0.1"}}
@@ -46,7 +46,7 @@ if kind == "broken":
 bench = ldl.Benchmark(grids.dataset(root), grids.register(*builders), recipe=grids.RECIPE, store=store, **grid)
 if kind == "lost":
     threading.Thread(target=lose_a_node).start()
-executor = Ray(num_cpus=1, shared_folders=kind == "lost", max_retries=1 if kind == "broken" else 3)
+executor = RayExecutor(num_cpus=1, shared_folders=kind == "lost", max_retries=1 if kind == "broken" else 3)
 frame = bench.run(executor=executor, show_progress=False)
 print("nodes", sum(node["Alive"] for node in ray.nodes()), flush=True)
 for row in frame.itertuples():
@@ -108,7 +108,7 @@ def test_pixels_can_be_sent_and_failures_are_rows(synthetic_root, tmp_path):
 def test_it_says_how_to_install_ray(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ldl.errors.SettingsError, match="pip install 'leukemia-dl"):
-        Ray()
+        RayExecutor()
 
 
 def test_it_starts_on_this_machine_and_imports_nothing_from_the_current_folder(
@@ -134,7 +134,7 @@ print(*bench.run(executor="ray", show_progress=False)["status"])
 
 def test_a_cluster_needs_its_address():
     """20.43: the address of a cluster is part of the executor's name."""
-    from leukemia_dl.benchmark.arguments import executor_of
+    from leukemia_dl.benchmark.process_executor import choose_executor
 
-    assert executor_of("ray", None, 1)._address is None
-    assert executor_of("ray:10.0.0.1:6379", None, 1)._address == "10.0.0.1:6379"
+    assert choose_executor("ray", None, 1)._address is None
+    assert choose_executor("ray:10.0.0.1:6379", None, 1)._address == "10.0.0.1:6379"

@@ -185,11 +185,12 @@ def test_what_is_replaced_is_on_the_row(dataset, tmp_path):
 PROGRAM = """
 import sys
 import leukemia_dl as ldl
-from leukemia_dl.benchmark.progress import _Line
+from leukemia_dl.benchmark.progress import GridProgress
 dataset = ldl.Dataset.load("synthetic", root=sys.argv[1], **{sizes})
-def epoch(self, number, epochs, row):
-    print("epoch", number, flush=True)
-_Line.epoch = epoch
+def update(self, trial, epoch, epochs, row):
+    if epoch:
+        print("epoch", epoch, flush=True)
+GridProgress.update = update
 recipe = ldl.Recipe(image_size=32, epochs=4, batch_size=8)
 frame = ldl.Benchmark(dataset, ["cnn"], recipe=recipe, baselines=[], store=sys.argv[2]).run(show_progress=False)
 print("status", *frame["status"], flush=True)

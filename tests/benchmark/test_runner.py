@@ -125,7 +125,7 @@ def test_a_temperature_that_val_cannot_support_stays_one_and_the_row_says_why(pa
     bench = Benchmark(noisy, ["cnn"], protocol="holdout", baselines=["cell_colour"], store=tmp_path)
     (cell,) = (cell for cell in bench.planned.trials if cell.spec is None)
     measures = CellMeasures(np.ones(240, bool), shown, shown)
-    record = run_baseline(cell.trial, cell.split, Samples.of(noisy), lambda: measures)
+    record = run_baseline(cell, Samples.of(noisy), lambda: measures)
     assert record.status == "ok", record.message
     assert [flag for flag in record.row["flags"].split("; ") if "temperature" in flag] == ([says] if says else [])
     assert (record.metrics["temperature"] == 1) == bool(says)

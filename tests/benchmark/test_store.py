@@ -17,11 +17,11 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from leukemia_dl.benchmark.environment import remove_leftovers, temporary_prefix
 
 import leukemia_dl.benchmark.store as store_module
 from leukemia_dl.atomic import sha256_of_file as sha256_of
 from leukemia_dl.benchmark import record_files
-from leukemia_dl.benchmark.environment import remove_leftovers, temporary_prefix
 from leukemia_dl.benchmark.record_files import read_sums
 from leukemia_dl.benchmark.store import Store
 from leukemia_dl.benchmark.trial import Record, Trial

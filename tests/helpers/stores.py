@@ -7,8 +7,14 @@ import numpy as np
 import pandas as pd
 
 import leukemia_dl as ldl
-from leukemia_dl.benchmark import runner
 from leukemia_dl.benchmark.inputs import Samples
+from leukemia_dl.benchmark.records import (
+    blank_record,
+    environment,
+    failed_record,
+    scored_record,
+    temperature_of_val,
+)
 from leukemia_dl.benchmark.run_files import write_run
 
 RECIPE = ldl.Recipe(name="made-up", image_size=32, epochs=3, batch_size=8)
@@ -47,35 +53,36 @@ def made_up(store, dataset, backbones=("cnn", "vgg16"), *, failed=(), missing=()
     bench.store.create()
     write_run(bench.planned, bench.store)
     samples, random = Samples.of(bench.dataset), np.random.default_rng(0)
-    for number, cell in enumerate(bench.planned.trials):
+    for number, planned in enumerate(bench.planned.trials):
         if number in missing:
             continue
-        blank = runner._blank(cell.trial, cell.split, samples, cell.recipe)
-
-        def run(cell=cell, number=number, blank=blank):
-            if number in failed:
-                raise MemoryError("no memory for <b>this</b> one")
-            return _outcome(cell, blank.labels, len(dataset.class_names), random, learned)
-
-        record = runner._recorded(blank, cell.split, samples, run)[0]
-        bench.store.write(replace(record, row={**record.row, "changes": cell.changes}))
+        record = blank_record(planned, samples)
+        if number in failed:
+            record = failed_record(record, MemoryError("no memory for <b>this</b> one"), 0.0)
+        else:
+            record = _made_up(record, planned, samples, random, learned)
+        bench.store.write(replace(record, row={**record.row, "changes": planned.changes}))
     return bench
 
 
-def _outcome(cell, labels, classes, random, learned):
-    odds = random.normal(size=(len(labels), classes))
-    odds[np.arange(len(labels)), labels] += learned if cell.spec else learned / 2
+def _made_up(record, planned, samples, random, learned):
+    classes = len(samples.class_names)
+    odds = random.normal(size=(len(record.labels), classes))
+    odds[np.arange(len(record.labels)), record.labels] += learned if planned.spec else learned / 2
     shares = np.exp(odds) / np.exp(odds).sum(axis=1, keepdims=True)
-    if cell.spec is None:
-        return runner._Outcome(shares)
-    curve = np.linspace(0.5, 0.9, RECIPE.epochs)
-    history = pd.DataFrame(
-        {
-            "epoch": range(1, RECIPE.epochs + 1), "phase": "full", "loss": 1 - curve / 2, "accuracy": curve,
-            "val_loss": 1.1 - curve / 2, "val_accuracy": curve - 0.1, "seconds": 1.0,
-        }
-    )  # fmt: skip
-    row = {"parameters": 1000 * (1 + len(cell.trial.backbone)), "backend": "tensorflow", "device": "cpu"}
-    row |= {"precision": "float32", "threads": 1}
-    timings = {"fit_seconds": 3.0 * len(cell.trial.backbone), "predict_images_per_second": 100.0, "device_name": "none"}
-    return runner._Outcome(shares, row, timings, history)
+    timings = environment(0.0)
+    if planned.spec is not None:
+        curve = np.linspace(0.5, 0.9, RECIPE.epochs)
+        history = pd.DataFrame(
+            {
+                "epoch": range(1, RECIPE.epochs + 1), "phase": "full", "loss": 1 - curve / 2, "accuracy": curve,
+                "val_loss": 1.1 - curve / 2, "val_accuracy": curve - 0.1, "seconds": 1.0,
+            }
+        )  # fmt: skip
+        row = {"parameters": 1000 * (1 + len(planned.trial.backbone)), "backend": "tensorflow", "device": "cpu"}
+        row |= {"precision": "float32", "threads": 1}
+        timings |= {"fit_seconds": 3.0 * len(planned.trial.backbone), "predict_images_per_second": 100.0}
+        timings["device_name"] = "none"
+        record = replace(record, row={**record.row, **row}, history=history)
+    fitted = temperature_of_val(record, planned.split, samples, shares)
+    return replace(scored_record(record, shares, None, fitted), timings=timings)

@@ -4,10 +4,19 @@ One fit is the business of `training/`, metrics of `evaluation/`, pictures of `r
 """
 
 from leukemia_dl.benchmark.benchmark import Benchmark
-from leukemia_dl.benchmark.executors import InProcess, Submitted
-from leukemia_dl.benchmark.processes import Processes
-from leukemia_dl.benchmark.ray_executor import Ray
+from leukemia_dl.benchmark.executors import SerialExecutor, SubmitExecutor
+from leukemia_dl.benchmark.process_executor import ProcessExecutor
+from leukemia_dl.benchmark.ray_executor import RayExecutor
 from leukemia_dl.benchmark.store import Store
 from leukemia_dl.benchmark.trial import Record, Trial
 
-__all__ = ["Benchmark", "InProcess", "Processes", "Ray", "Record", "Store", "Submitted", "Trial"]
+__all__ = [
+    "Benchmark",
+    "ProcessExecutor",
+    "RayExecutor",
+    "Record",
+    "SerialExecutor",
+    "Store",
+    "SubmitExecutor",
+    "Trial",
+]

@@ -1,7 +1,7 @@
-"""The floors of every comparison: what the class shares, the size of the cell and its colour tell without a net.
+"""The baselines of every comparison: predictions from class shares, cell size and cell colour, without a net.
 
-A backbone that does not beat `cell_size` has shown nothing about how cells look: on C-NMC 2019 logistic regression on
-the size of the cell alone reaches .75 to .83 accuracy.
+A backbone that does not beat `cell_size` has shown nothing about the appearance of cells: on C-NMC 2019 logistic
+regression on the size of the cell alone reaches an accuracy of 0.75 to 0.83.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from leukemia_dl.checks import choice
 from leukemia_dl.datasets import Dataset, Split
-from leukemia_dl.errors import unknown_name_error
 from leukemia_dl.preprocess import foreground_mask, is_single_cell, mask_colour, silhouette
 from leukemia_dl.progress import parallel_map
 
@@ -22,13 +22,12 @@ __all__ = ["BASELINES", "FITTED_BY", "CellMeasures", "check_baseline", "measure_
 BASELINES = ("majority", "cell_size", "cell_colour")
 # Distributions whose version changes what a baseline predicts.
 FITTED_BY = {"cell_size": ("scikit-learn",), "cell_colour": ("scikit-learn",)}
-# Images are measured as they are in their files, so at absolute scale. One in fifty may fail to show a single cell.
 _SINGLE_CELL_SHARE = 0.98
 
 
 @dataclass(frozen=True)
 class CellMeasures:
-    """Measures of the cell in each image.
+    """Measures of the cell in each image, as it is in its file and so at absolute scale.
 
     Attributes:
         single_cell: Whether the image shows one cell on black (n,).
@@ -43,72 +42,15 @@ class CellMeasures:
 
 def check_baseline(name: str) -> str:
     """Return `name`, or raise UnknownNameError with the near match."""
-    if name not in BASELINES:
-        raise unknown_name_error("baseline", name, BASELINES)
-    return name
+    return choice("baseline", name, BASELINES)
 
 
 def measure_cells(dataset: Dataset, show_progress: bool = True) -> CellMeasures:
-    """Measure the cell in each image, as it is in its file, in parallel."""
+    """Measure the cell in each image in parallel."""
     images = list(range(len(dataset)))
     rows = parallel_map(lambda row: _measure(dataset.decode(row)), images, "Measuring cells", show=show_progress)
-    return CellMeasures(
-        np.array([row[0] for row in rows], dtype=bool),
-        np.array([row[1] for row in rows], dtype=np.float64),
-        np.array([row[2] for row in rows], dtype=np.float64),
-    )
-
-
-def predict_baseline(
-    name: str,
-    labels: NDArray[np.int64],
-    split: Split,
-    classes: int,
-    measures: Callable[[], CellMeasures],
-) -> tuple[NDArray[np.float64], str]:
-    """Fit a baseline on the train side and predict the val side, then the test side.
-
-    Args:
-        name: One of `BASELINES`.
-        labels: Class indices of all samples.
-        split: Rows to fit on and to predict.
-        classes: Number of classes.
-        measures: Gives the cells' measures; called only if they are needed.
-
-    Returns:
-        Probabilities (rows, classes), and why the baseline is not applicable ("" if it is).
-    """
-    check_baseline(name)
-    train, predict = split.train, np.concatenate([split.val, split.test])
-    counts = np.bincount(labels[train], minlength=classes)
-    if name == "majority":
-        return np.tile(counts / counts.sum(), (len(predict), 1)), ""
-    cells = measures()
-    # Each by itself: a few images without cells among many with them would pass.
-    for side, rows in (("train", train), ("val", split.val), ("test", split.test)):
-        if len(rows) and (share := float(cells.single_cell[rows].mean())) < _SINGLE_CELL_SHARE:
-            shown = f"{share:.0%} of the {side} images show a single cell on a black background"
-            return np.empty((0, classes)), f"{shown}; {name} needs nearly all to."
-    features = cells.size if name == "cell_size" else cells.colour
-    return _logistic_regression(features, labels, train, predict, classes), ""
-
-
-def _logistic_regression(
-    features: NDArray[np.float64],
-    labels: NDArray[np.int64],
-    train: NDArray[np.int64],
-    predict: NDArray[np.int64],
-    classes: int,
-) -> NDArray[np.float64]:
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
-    model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
-    model.fit(features[train], labels[train])
-    probabilities = np.zeros((len(predict), classes))
-    probabilities[:, model.classes_] = model.predict_proba(features[predict])
-    return probabilities
+    single, size, colour = ([row[i] for row in rows] for i in range(3))
+    return CellMeasures(np.array(single, dtype=bool), np.array(size, np.float64), np.array(colour, np.float64))
 
 
 def _measure(image: NDArray[np.uint8]) -> tuple[bool, list[float], list[float]]:
@@ -119,3 +61,41 @@ def _measure(image: NDArray[np.uint8]) -> tuple[bool, list[float], list[float]]:
     size = [float(np.log(max(outline[name], 1.0))) for name in ("area", "width", "height", "perimeter")]
     mean, spread = mask_colour(image, mask)
     return True, size, [*map(float, mean), *map(float, spread)]
+
+
+def predict_baseline(
+    name: str, labels: NDArray[np.int64], split: Split, classes: int, measures: Callable[[], CellMeasures]
+) -> tuple[NDArray[np.float64], str]:
+    """Fit a baseline on the train side and predict the val side, then the test side.
+
+    Args:
+        name: One of `BASELINES`.
+        labels: Class indices of all samples.
+        split: Rows to fit on and to predict.
+        classes: Number of classes.
+        measures: Returns the cells' measures; called only if they are needed.
+
+    Returns:
+        Probabilities (rows, classes), and why the baseline is not applicable ("" if it is).
+    """
+    check_baseline(name)
+    train, predict = split.train, np.concatenate([split.val, split.test])
+    counts = np.bincount(labels[train], minlength=classes)
+    if name == "majority":
+        return np.tile(counts / counts.sum(), (len(predict), 1)), ""
+    cells = measures()
+    # Side by side: a few images without cells among many with them would pass.
+    for side, rows in (("train", train), ("val", split.val), ("test", split.test)):
+        if len(rows) and (share := float(cells.single_cell[rows].mean())) < _SINGLE_CELL_SHARE:
+            shown = f"{share:.0%} of the {side} images show a single cell on a black background"
+            return np.empty((0, classes)), f"{shown}; {name} needs nearly all to."
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    features = cells.size if name == "cell_size" else cells.colour
+    model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
+    model.fit(features[train], labels[train])
+    probabilities = np.zeros((len(predict), classes))
+    probabilities[:, model.classes_] = model.predict_proba(features[predict])
+    return probabilities, ""

@@ -11,14 +11,11 @@ import numpy as np
 import pandas as pd
 
 from leukemia_dl.benchmark import external, settings
-from leukemia_dl.benchmark.arguments import executor_of
 from leukemia_dl.benchmark.baselines import BASELINES, measure_cells
-from leukemia_dl.benchmark.cost import Costs
 from leukemia_dl.benchmark.driver import Driver, is_kept, split_by_store
-from leukemia_dl.benchmark.executors import Executor, InProcess
 from leukemia_dl.benchmark.external import LabelMap
 from leukemia_dl.benchmark.frames import history_frame, prediction_frame, result_frame, timing_frame
-from leukemia_dl.benchmark.inputs import Cells, Samples, read_images
+from leukemia_dl.benchmark.inputs import CellMeasurer, Samples, read_images
 from leukemia_dl.benchmark.plan import (
     Plan,
     check_shard,
@@ -29,12 +26,12 @@ from leukemia_dl.benchmark.plan import (
     splits_of,
     unique_names,
 )
-from leukemia_dl.benchmark.processes import Processes
+from leukemia_dl.benchmark.process_executor import check_device, choose_executor
+from leukemia_dl.benchmark.progress import Costs
 from leukemia_dl.benchmark.run_files import StoredRun, run_of, write_run
-from leukemia_dl.benchmark.runner import Shared
+from leukemia_dl.benchmark.runner import RunContext
 from leukemia_dl.benchmark.store import Store
 from leukemia_dl.benchmark.trial import Record, Trial
-from leukemia_dl.benchmark.worker import prepare_elsewhere
 from leukemia_dl.checks import choice, flag, real_number
 from leukemia_dl.datasets import Dataset
 from leukemia_dl.datasets.protocols import default_protocol
@@ -43,7 +40,7 @@ from leukemia_dl.errors import DamagedRecordError, SettingsError
 from leukemia_dl.identity import plain_number
 from leukemia_dl.models.registry import names_of
 from leukemia_dl.preprocess import Pipeline
-from leukemia_dl.training.backends import ComputeConfig, prepare
+from leukemia_dl.training.backends import ComputeConfig
 from leukemia_dl.training.callbacks import CallbackFactory, load_factory
 from leukemia_dl.training.recipe import Recipe
 
@@ -198,7 +195,8 @@ class Benchmark:
             on_error: "continue" with the next trial, the failed one being a row with its error; or "raise".
             executor: "in-process"; "processes", one per backbone, which give their memory back and take no other trial
                 with them if they die; "auto", the latter from two trials on; "ray", "ray:ADDRESS"; or an object: one of
-                `leukemia_dl.benchmark.InProcess`, `Processes`, `Ray`, or anything with `submit(function, argument)`.
+                `leukemia_dl.benchmark.SerialExecutor`, `ProcessExecutor`, `RayExecutor`, or anything with
+                `submit(function, argument)`.
             workers: How many processes at a time; one per GPU, or one, by default. More than one on one GPU or on the
                 same cores is slower per trial.
             time_limit: Seconds of a trial; one that takes longer is a failed row. It goes on from its last epoch
@@ -220,7 +218,7 @@ class Benchmark:
         choice("on_error", on_error, ("continue", "raise"))
         time_limit = None if time_limit is None else real_number("time_limit", time_limit, 0, math.inf, "()")
         part, parts = check_shard(shard)
-        executor_of(executor, workers, 2)  # before the data are read
+        choose_executor(executor, workers, 2)  # before the data are read
         plan = self.planned
         self.store.create()
         write_run(plan, self.store)
@@ -228,27 +226,18 @@ class Benchmark:
         to_do, kept = split_by_store(self.store, cells, existing, plan.save_models)
         pipelines = plan.pipelines
         sizes = sorted({planned.size for planned in to_do if planned.spec is not None})
-        chosen = executor_of(executor, workers, sum(planned.spec is not None for planned in to_do))
+        chosen = choose_executor(executor, workers, sum(planned.spec is not None for planned in to_do))
         if sizes:
-            self._check_device(chosen)
+            check_device(chosen, plan.recipe.precision, plan.compute)
         # Outside the trials: a file that cannot be decoded is an error of the data, not of a backbone.
         images = {size: read_images(self.dataset, plan.rows, pipelines[size], show_progress) for size in sizes}
         samples = Samples.of(self.dataset, plan.rows if sizes and plan.save_models else None)
-        shared = Shared(samples, images, plan.recipe, plan.compute, load_factory(plan.callbacks))
-        driver = Driver(
-            store=self.store,
-            cells=cells,
-            cells_read=Cells(self.dataset, plan.rows, show_progress),
-            executor=chosen,
-            workers=chosen.workers_for(shared) if sizes else 1,
-            existing=existing,
-            raise_errors=on_error == "raise",
-            save_models=plan.save_models,
-            time_limit=time_limit,
-            show=show_progress,
-        )
+        callbacks = load_factory(plan.callbacks)
+        context = RunContext(samples, images, plan.recipe, plan.compute, callbacks, plan.save_models, time_limit)
+        measurer = CellMeasurer(self.dataset, plan.rows, show_progress)
+        driver = Driver(self.store, context, chosen, measurer, existing, on_error == "raise", show_progress)
         try:
-            driver.run(to_do, kept, shared)
+            driver.run(to_do, kept)
         finally:
             frame = self._export()
         return frame
@@ -356,14 +345,6 @@ class Benchmark:
         """
         found, arguments = settings.load(Path(path), dataset, root)
         return cls(found, **(arguments if store is None else {**arguments, "store": store}))
-
-    def _check_device(self, executor: Executor) -> None:
-        """Raise BackendError now, and not once per trial."""
-        precision, compute = self.planned.recipe.precision, self.planned.compute
-        if isinstance(executor, InProcess):
-            prepare(precision, compute)
-        elif isinstance(executor, Processes) and (compute.device[:3] == "gpu" or precision != "auto"):
-            prepare_elsewhere(precision, compute)
 
     def _look(self, trial: Trial) -> tuple[Record | None, str]:
         """Return the record of a trial without its arrays, if it can be read, and its status in the plan."""

@@ -1,132 +1,63 @@
-"""Where trials run: in this process, or by whatever has `submit`; `processes` has other processes.
+"""Run the trials of backbones: in this process, or by an object with `submit`; `process_executor` has processes.
 
-An executor is given tasks and yields what became of them, in the order in which they end. It neither reads nor writes
-the store: the driver does.
+An executor takes trials from an iterator as it has room for them, and yields the output of each as it ends. It neither
+reads nor writes the store.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
+import pickle
 import sys
-import tempfile
 import time
-import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any, Protocol, cast
 
-from leukemia_dl.benchmark.environment import temporary_prefix
-from leukemia_dl.benchmark.runner import Listener, Shared, Task, failed_record, run_task
-from leukemia_dl.benchmark.trial import Record
-from leukemia_dl.benchmark.worker import TrialLog, packed, run_packed
-from leukemia_dl.errors import SettingsError, WorkerError
+from leukemia_dl.benchmark.plan import PlannedTrial
+from leukemia_dl.benchmark.records import blank_record, failed_record
+from leukemia_dl.benchmark.runner import OnProgress, RunContext, TrialOutput, run_trial
+from leukemia_dl.errors import SettingsError, TimeLimitError, WorkerError
 
-__all__ = ["Executor", "InProcess", "Outcome", "Submitted", "Watcher"]
+__all__ = ["Executor", "SerialExecutor", "SubmitExecutor", "lost_trial", "packed", "run_isolated", "run_packed"]
 
-_POLL_SECONDS = 0.1
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What became of a task: its record and the file of its net; or nothing, since it was stopped."""
-
-    task: Task
-    record: Record | None
-    model: bytes | None = None
-
-
-class Watcher(Protocol):
-    """Who follows a run and may stop it."""
-
-    @property
-    def stopping(self) -> bool:
-        """Whether no further trial should begin and the running ones should end after their epoch."""
-
-    def begins(self, task: Task, at_once: bool = True) -> Listener | None:
-        """Hear that a task is about to begin, and return who is told of it; None if it is not needed any more.
-
-        Where others decide when it begins, `at_once` is false.
-        """
+POLL_SECONDS = 0.1
 
 
 class Executor(Protocol):
-    """Runs tasks. `Benchmark.run` calls it; a user only makes one, and passes it there."""
+    """Runs trials for `Benchmark.run`; a user makes one and passes it there."""
 
-    def workers_for(self, shared: Shared) -> int:
-        """Return how many at a time, given what all tasks have in common (`shared`)."""
-
-    def run(self, tasks: Iterable[Task], shared: Shared, watcher: Watcher) -> Iterator[Outcome]:
-        """Yield an outcome for each of `tasks` that was begun, as it ends.
-
-        `shared` is what they have in common; `watcher` is told of each as it begins, and may stop them.
-        """
+    def run(
+        self, trials: Iterable[PlannedTrial], context: RunContext, on_progress: OnProgress
+    ) -> Iterator[TrialOutput]:
+        """Yield the output of each of `trials` as it ends; `on_progress` is called as it begins and proceeds."""
 
 
 @dataclass(frozen=True)
-class InProcess:
-    """Runs trials one after the other in this process, which keeps their memory.
+class SerialExecutor:
+    """Runs trials one after the other in this process; a time limit is compared after every epoch."""
 
-    A time limit is looked at after every epoch. Its methods are for `Benchmark.run`.
-    """
-
-    def workers_for(self, shared: Shared) -> int:
-        """Return 1, whatever is `shared`."""
-        return 1
-
-    def run(self, tasks: Iterable[Task], shared: Shared, watcher: Watcher) -> Iterator[Outcome]:
-        """Yield an outcome for each of `tasks`, which have `shared` in common; `watcher` follows and may stop them."""
-        with tempfile.TemporaryDirectory(prefix=temporary_prefix()) as folder:
-            stop_file = Path(folder) / "stop"
-            for task in tasks:
-                if watcher.stopping:
-                    return
-                listener = watcher.begins(task)
-                if listener is None:
-                    continue
-                task = replace(task, stop_file=stop_file)
-                try:
-                    with TrialLog(task, _Stopping(listener, watcher, stop_file)) as log:
-                        record, model = run_task(task, shared, log)
-                except KeyboardInterrupt:
-                    if not watcher.stopping:
-                        raise
-                    yield Outcome(task, None)
-                    return
-                yield Outcome(task, record, model)
+    def run(
+        self, trials: Iterable[PlannedTrial], context: RunContext, on_progress: OnProgress
+    ) -> Iterator[TrialOutput]:
+        """Yield the output of each of `trials`, with `context`, as it ends; `on_progress` is called per epoch."""
+        for planned in trials:
+            on_progress(planned.trial, 0, 0, {})
+            yield run_trial(planned, context, on_progress)
 
 
-@dataclass(frozen=True)
-class _Stopping:
-    """Makes the stop file in time for it to be seen after this epoch."""
-
-    listener: Listener
-    watcher: Watcher
-    stop_file: Path
-
-    def step(self, epoch: int, step: int, steps: int, epochs: int) -> None:
-        self.listener.step(epoch, step, steps, epochs)
-
-    def epoch(self, epoch: int, epochs: int, row: Any) -> None:
-        self.listener.epoch(epoch, epochs, row)
-        if self.watcher.stopping:
-            self.stop_file.touch()
-
-
-class Submitted:
+class SubmitExecutor:
     """Runs trials by an object with `submit(function, *arguments)` whose results have `done()` and `result()`.
 
-    So do the executors of concurrent.futures, `dask.distributed.Client` and `submitit.AutoExecutor`. All are submitted
-    at once; tasks and pixels travel by paths that the workers must see. Its methods are for `Benchmark.run`.
+    So do the executors of concurrent.futures, `dask.distributed.Client` and `submitit.AutoExecutor`. All trials are
+    submitted at once; settings and pixels travel by paths that the workers must see.
 
     Args:
         executor: That object; one that is none, or a pool of threads, is a SettingsError.
     """
 
     def __init__(self, executor: Any) -> None:
-        """Take the object."""
         if not callable(getattr(executor, "submit", None)):
             raise SettingsError(
                 "executor must be 'auto', 'in-process', 'processes', 'ray', 'ray:ADDRESS', or an object with "
@@ -139,79 +70,82 @@ class Submitted:
             )
         self._executor = executor
 
-    def workers_for(self, shared: Shared) -> int:
-        """Return how many at a time, where the object says so, whatever is `shared`; otherwise 1."""
-        return int(getattr(self._executor, "_max_workers", 1))
-
-    def run(self, tasks: Iterable[Task], shared: Shared, watcher: Watcher) -> Iterator[Outcome]:
-        """Yield an outcome for each of `tasks`, which have `shared` in common; `watcher` follows and may stop them."""
-        waiting: dict[Any, tuple[Task, float]] = {}
-        stop_file: Path | None = None
-        handed = self._hand_over(shared)
+    def run(
+        self, trials: Iterable[PlannedTrial], context: RunContext, on_progress: OnProgress
+    ) -> Iterator[TrialOutput]:
+        """Yield the output of each of `trials`, with `context`, as it ends; `on_progress` is not called."""
+        waiting: dict[Any, tuple[PlannedTrial, float]] = {}
+        shared = self._share(context)
         try:
-            for task in tasks:
-                if watcher.stopping:
-                    break
-                if watcher.begins(task, at_once=False) is None:
-                    continue
-                if task.checkpoints is not None:
-                    stop_file = task.checkpoints.parent / f"stop-{os.getpid()}-{id(waiting)}"
-                    task = replace(task, stop_file=stop_file)
+            for planned in trials:
                 started = time.perf_counter()
                 try:
-                    waiting[self._submit(task, handed)] = (task, started)
+                    waiting[self._submit(planned, shared)] = (planned, started)
                 except Exception as error:  # a pool that is broken
-                    yield Outcome(task, _lost(task, shared, error, started))
-            told = False
+                    yield lost_trial(planned, context, error, started)
             while waiting:
-                if watcher.stopping and not told:
-                    told = True
-                    self._tell_to_stop(stop_file)
                 ended = [future for future in waiting if future.done()]
                 for future in ended:
-                    task, started = waiting.pop(future)
-                    yield self._outcome(task, shared, future, started, watcher)
+                    yield self._output(future, context, *waiting.pop(future))
                 if not ended:
-                    time.sleep(_POLL_SECONDS)
+                    time.sleep(POLL_SECONDS)
         finally:
             for future in waiting:
                 with contextlib.suppress(Exception):
                     future.cancel()
-            if waiting:
-                # Some may run where nobody can end them: it stays for them to see, and `gc` takes it away.
-                self._tell_to_stop(stop_file)
-            elif stop_file is not None:
-                with contextlib.suppress(OSError):
-                    stop_file.unlink(missing_ok=True)
-                    stop_file.parent.rmdir()
 
-    def _hand_over(self, shared: Shared) -> Any:
-        """Return what is shared in the form that `_submit` takes."""
-        return packed(shared)
+    def _share(self, context: RunContext) -> Any:
+        """Return the context in the form that `_submit` takes."""
+        return packed(context)
 
-    def _submit(self, task: Task, handed: Any) -> Any:
-        return self._executor.submit(run_packed, [*map(str, sys.path)], packed(task), handed)
+    def _submit(self, planned: PlannedTrial, shared: Any) -> Any:
+        return self._executor.submit(run_packed, [*map(str, sys.path)], packed(planned), shared)
 
     @staticmethod
-    def _tell_to_stop(stop_file: Path | None) -> None:
-        """Have running fits end after their epoch, and those that have not begun at once."""
-        if stop_file is not None:
-            with contextlib.suppress(OSError):
-                stop_file.parent.mkdir(parents=True, exist_ok=True)
-                stop_file.touch()
-
-    @staticmethod
-    def _outcome(task: Task, shared: Shared, future: Any, started: float, watcher: Watcher) -> Outcome:
+    def _output(future: Any, context: RunContext, planned: PlannedTrial, started: float) -> TrialOutput:
         try:
-            return Outcome(task, *future.result())
+            return cast(TrialOutput, future.result())
         except BaseException as error:
-            if watcher.stopping:
-                return Outcome(task, None)
-            return Outcome(task, _lost(task, shared, error, started))
+            return TrialOutput(planned.trial, None) if context.stopped else lost_trial(planned, context, error, started)
 
 
-def _lost(task: Task, shared: Shared, error: BaseException, started: float) -> Record:
-    """Return the record of a trial that was lost by who should have run it: its own failures come as records."""
-    known = isinstance(error, WorkerError)
-    message = str(error) if known else f"{type(error).__name__}: {error}".removesuffix(": ")
-    return failed_record(task, shared, ("WorkerError", message, traceback.format_exc()), started)
+def run_packed(path: list[str], planned: bytes, context: bytes, buffers: Sequence[Any] = ()) -> TrialOutput:
+    """Run a packed trial with its packed context (its arrays in `buffers`), in a process of another executor."""
+    sys.path += [folder for folder in path if folder not in sys.path]
+    shared = pickle.loads(context, buffers=buffers)
+    return run_isolated(pickle.loads(planned), shared, lambda *progress: None)
+
+
+def run_isolated(planned: PlannedTrial, context: RunContext, on_progress: OnProgress) -> TrialOutput:
+    """Run a trial, and return a failed record if it interrupts this process although no stop was requested."""
+    started = time.perf_counter()
+    try:
+        return run_trial(planned, context, on_progress)
+    except BaseException as error:
+        return lost_trial(planned, context, error, started)
+
+
+def lost_trial(planned: PlannedTrial, context: RunContext, error: BaseException, started: float) -> TrialOutput:
+    """Return the failed record of a trial whose process did not return one."""
+    if not isinstance(error, (TimeLimitError, WorkerError)):
+        cause, error = error, WorkerError(f"{type(error).__name__}: {error}".removesuffix(": "))
+        error.__cause__ = cause
+    record = failed_record(blank_record(planned, context.samples), error, started, here=False)
+    return TrialOutput(planned.trial, record)
+
+
+def packed(value: Any, buffers: list[Any] | None = None) -> bytes:
+    """Return a value as bytes that another process can read, functions of a script or a notebook included.
+
+    The memory of its arrays is appended to `buffers` instead, if planned. SettingsError if something cannot be sent.
+    """
+    import cloudpickle
+
+    try:
+        keep = None if buffers is None else lambda buffer: buffers.append(buffer)
+        return bytes(cloudpickle.dumps(value, protocol=5, buffer_callback=keep))
+    except Exception as error:  # whatever a callback factory holds
+        raise SettingsError(
+            f"The trials cannot be sent to other processes ({type(error).__name__}: {error}). Name callbacks and "
+            "builders by a function of a module, or use executor='in-process'."
+        ) from error

@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 
 from leukemia_dl.benchmark.baselines import CellMeasures, measure_cells
 from leukemia_dl.benchmark.frames import CALIBRATED, WATCHED, metrics_of, prediction_frame, result_frame
-from leukemia_dl.benchmark.inputs import Cells, Images, Samples, looks_of, read_images
+from leukemia_dl.benchmark.inputs import CellMeasurer, Images, Samples, looks_of, read_images
 from leukemia_dl.benchmark.plan import Plan, PlannedTrial
-from leukemia_dl.benchmark.runner import Shared, Task, failed_record, run_baseline
+from leukemia_dl.benchmark.records import blank_record, failed_record
+from leukemia_dl.benchmark.runner import run_baseline
 from leukemia_dl.benchmark.store import Store
 from leukemia_dl.benchmark.trial import Record
 from leukemia_dl.datasets import Dataset, Split
@@ -97,9 +98,7 @@ class _Test:
         except DamagedRecordError as error:
             if planned.spec is None:  # a baseline is fitted again, whatever is left of its record
                 return Record(planned.trial, "failed")
-            task = Task(planned.trial, planned.split, planned.spec, planned.size)
-            shared = Shared(Samples.of(self.plan.dataset), {}, self.plan.recipe)
-            return failed_record(task, shared, (type(error).__name__, str(error), ""), 0.0)
+            return failed_record(blank_record(planned, Samples.of(self.plan.dataset)), error, 0.0, here=False)
 
     def _net(self, planned: PlannedTrial, record: Record) -> Record:
         """Return a trial's record with the predictions of its net on the other data set, or with the error."""
@@ -154,7 +153,7 @@ class _Test:
         first, split = len(self.plan.dataset), planned.split
         # The val side stays the benchmark's: the temperature of a baseline is fitted there.
         elsewhere = replace(split, test=np.arange(first, first + len(self.other)))
-        record = run_baseline(planned.trial, elsewhere, self._both, lambda: self._measures)
+        record = run_baseline(replace(planned, split=elsewhere), self._both, lambda: self._measures)
         if record.status != "ok":
             return record
         val_was_test = np.intersect1d(split.val, split.test).size > 0
@@ -172,7 +171,7 @@ class _Test:
 
     @cached_property
     def _measures(self) -> CellMeasures:
-        own = Cells(self.plan.dataset, self.plan.rows, self.show).measures()
+        own = CellMeasurer(self.plan.dataset, self.plan.rows, self.show).measures
         here = measure_cells(self.other, self.show)
         names = ("single_cell", "size", "colour")
         return CellMeasures(*(np.concatenate([getattr(own, name), getattr(here, name)]) for name in names))

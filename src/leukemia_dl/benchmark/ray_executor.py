@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import importlib.util
-import re
 import sys
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from leukemia_dl.benchmark.executors import Submitted
-from leukemia_dl.benchmark.runner import Shared, Task
-from leukemia_dl.benchmark.worker import packed, run_packed
-from leukemia_dl.errors import SettingsError, WorkerError
+from leukemia_dl.benchmark.executors import SubmitExecutor, packed, run_packed
+from leukemia_dl.benchmark.plan import PlannedTrial
+from leukemia_dl.benchmark.runner import RunContext
+from leukemia_dl.errors import SettingsError
 
-__all__ = ["Ray"]
+__all__ = ["RayExecutor"]
 
 
-class Ray(Submitted):
+class RayExecutor(SubmitExecutor):
     """Runs each trial as a task of Ray, in a process of its own, anywhere in a cluster.
 
     Ray decides where and when. The trials of a node that is lost are run again elsewhere; if the driver is lost, run it
@@ -47,24 +46,14 @@ class Ray(Submitted):
         max_retries: int = 3,
         address: str | None = None,
     ) -> None:
-        """Check; nothing is connected yet."""
         if importlib.util.find_spec("ray") is None:
             raise SettingsError("ray is not installed. Install it: pip install 'leukemia-dl[ray]'.")
         self._num_cpus, self._num_gpus, self._address = num_cpus, num_gpus, address
         self._shared_folders, self._max_retries = shared_folders, max_retries
         self._remote: Any = None
 
-    def workers_for(self, shared: Shared) -> int:
-        """Return for how many trials the cluster has room, whatever is `shared`."""
-        import ray
-
-        cores, gpus = self._needs()
-        have = ray.cluster_resources()
-        room = [have.get(name, 0.0) / need for name, need in (("CPU", cores), ("GPU", gpus)) if need]
-        return max(int(min(room, default=1.0)), 1)
-
-    def _needs(self) -> tuple[float, float]:
-        """Connect, and return the cores and GPUs of a trial."""
+    def _share(self, context: RunContext) -> Any:
+        """Put the context into Ray's object store, where the processes of a node read one copy of it."""
         import ray
         from ray.job_config import JobConfig
 
@@ -75,61 +64,18 @@ class Ray(Submitted):
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         cores = min((node["CPU"] for node in nodes if node.get("CPU")), default=1.0)
         gpus = 1.0 if any(node.get("GPU") for node in nodes) else 0.0
-        return (
-            cores if self._num_cpus is None else self._num_cpus,
-            gpus if self._num_gpus is None else self._num_gpus,
-        )
-
-    def _hand_over(self, shared: Shared) -> Any:
-        """Put what is shared into Ray's object store, where the processes of a node read one copy of it."""
-        import ray
-
-        cores, gpus = self._needs()
         self._remote = ray.remote(
-            num_cpus=cores,
-            num_gpus=gpus,
+            num_cpus=cores if self._num_cpus is None else self._num_cpus,
+            num_gpus=gpus if self._num_gpus is None else self._num_gpus,
             max_retries=self._max_retries,
-            # One task per process: its memory, and that of its GPU, is given back.
-            max_calls=1,
-        )(_run)
+            max_calls=1,  # a process per trial, so that its memory, and that of its GPU, is planned back
+        )(run_packed)
         if not self._shared_folders:
-            shared = replace(shared, images={size: images.in_memory() for size, images in shared.images.items()})
+            images = {size: images.in_memory() for size, images in context.images.items()}
+            context = replace(context, images=images, store=None, scratch=None)
         buffers: list[Any] = []
-        content = packed(shared, buffers)
-        return ray.put((content, [np.frombuffer(buffer, np.uint8) for buffer in buffers]))
+        content = packed(context, buffers)
+        return ray.put(content), ray.put([np.frombuffer(buffer, np.uint8) for buffer in buffers])
 
-    def _submit(self, task: Task, handed: Any) -> Any:
-        if not self._shared_folders:
-            task = replace(task, checkpoints=None, logs=None, stop_file=None)
-        return _Pending(self._remote.remote([*map(str, sys.path)], packed(task), handed))
-
-
-class _Pending:
-    """A task of Ray, as `Submitted` asks of it."""
-
-    def __init__(self, reference: Any) -> None:
-        self._reference = reference
-
-    def done(self) -> bool:
-        import ray
-
-        return bool(ray.wait([self._reference], timeout=0)[0])
-
-    def result(self) -> Any:
-        import ray
-
-        try:
-            return ray.get(self._reference)
-        except ray.exceptions.RayError as error:
-            text = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
-            raise WorkerError(f"Ray lost the trial ({type(error).__name__}): {text}") from error
-
-    def cancel(self) -> None:
-        import ray
-
-        ray.cancel(self._reference, force=True)
-
-
-def _run(path: list[str], task: bytes, handed: tuple[bytes, list[Any]]) -> Any:
-    content, buffers = handed
-    return run_packed(path, task, content, buffers)
+    def _submit(self, planned: PlannedTrial, shared: Any) -> Any:
+        return self._remote.remote([*map(str, sys.path)], packed(planned), *shared).future()

@@ -122,11 +122,11 @@ def benchmark(
 
 
 def _check_run(executor: str, workers: int | None, shard: str | None, time_limit: float | None) -> None:
-    from leukemia_dl.benchmark.arguments import executor_of
     from leukemia_dl.benchmark.plan import check_shard
+    from leukemia_dl.benchmark.process_executor import choose_executor
 
     if not executor.startswith("ray") or workers is not None:  # Ray itself would be started by this
-        executor_of(executor, workers, 2)
+        choose_executor(executor, workers, 2)
     check_shard(shard)
 
 
@@ -171,8 +171,8 @@ def _find_modules_here() -> None:
 
 def _print_plan(bench: Benchmark, how: dict[str, Any]) -> None:
     """Print the trials of this part of the grid."""
-    from leukemia_dl.benchmark.cost import duration
     from leukemia_dl.benchmark.plan import check_shard, shard_of
+    from leukemia_dl.benchmark.progress import duration
 
     frame = bench.plan()
     if how["shard"] is not None:

@@ -12,9 +12,7 @@ Each check builds small nets on random pixels; nothing is downloaded.
 
 from __future__ import annotations
 
-import pickle
 import re
-import subprocess
 import tempfile
 import warnings
 import zipfile
@@ -164,7 +162,7 @@ def check_mixed_precision(spec: BackboneSpec) -> None:
 
 def check_saving(spec: BackboneSpec) -> None:
     """A saved classifier loads with `safe_mode=True` and predicts the same; custom layers load in a new process."""
-    from leukemia_dl.benchmark.worker import packed, python_command
+    from leukemia_dl.benchmark.process_executor import call_elsewhere
 
     model, images = _net(spec), _images(spec)
     classifier = Classifier(model, ("one", "other"), Pipeline.default(images.shape[1]))
@@ -175,18 +173,18 @@ def check_saving(spec: BackboneSpec) -> None:
         with zipfile.ZipFile(file) as archive:
             modules = re.findall(r'"module": "([^".]*)', archive.read("config.json").decode())
         if set(modules) - {"keras", "builtins"}:
-            (Path(name) / "spec.pickle").write_bytes(packed(spec))
-            ended = subprocess.run(python_command(__name__, "load_elsewhere", name), capture_output=True, check=False)
-            said = ended.stderr.decode("utf-8", "replace").strip().rpartition("\n")[2]
-            _hold(spec, ended.returncode == 0, f"a saved classifier does not load in a new process: {said}")
+            try:
+                call_elsewhere(_load, spec, file)
+            except Exception as error:
+                _hold(spec, False, f"a saved classifier does not load in a new process: {error}")
     gap = float(np.abs(after - before).max())
     _hold(spec, gap <= 1e-4 * (1 + float(np.abs(before).max())), f"saved and loaded, logits differ by {gap:.2g}")
 
 
-def load_elsewhere(name: str) -> None:
-    """Load the classifier in the folder `name`, after its backbone was built: for `check_saving`, in a new process."""
-    build_model(spec := pickle.loads((Path(name) / "spec.pickle").read_bytes()), spec.min_size, 2)
-    load_classifier(Path(name) / "model.keras")
+def _load(spec: BackboneSpec, file: Path) -> None:
+    """Load a classifier after its backbone was built, in a new process."""
+    build_model(spec, spec.min_size, 2)
+    load_classifier(file)
 
 
 BACKBONE_CHECKS: tuple[Check, ...] = (

@@ -7,7 +7,7 @@ import pytest
 
 import grids
 import leukemia_dl as ldl
-from leukemia_dl.benchmark.cost import Costs, duration
+from leukemia_dl.benchmark.progress import Costs, duration
 from leukemia_dl.benchmark.trial import Record
 from leukemia_dl.models import registry
 
@@ -51,7 +51,7 @@ def test_expected_seconds_are_those_of_earlier_trials_of_the_same_kind(dataset, 
     assert costs.expected(mine["raises", 1]) is None
     longer = trials(recipe=dataclasses.replace(grids.RECIPE, epochs=9), seeds=[0])
     assert costs.expected(longer["tiny", 0]) is None
-    costs.note(Record(longer["tiny", 0], "ok", timings={"seconds": 8.0}))
+    costs.add(Record(longer["tiny", 0], "ok", timings={"seconds": 8.0}))
     assert costs.expected(longer["tiny", 0]) == 8.0
 
 
