@@ -7,8 +7,6 @@ import math
 import os
 import shutil
 import subprocess
-import sys
-import tempfile
 import time
 from pathlib import Path
 
@@ -17,7 +15,6 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from leukemia_dl.benchmark.environment import remove_leftovers, temporary_prefix
 
 import leukemia_dl.benchmark.store as store_module
 from leukemia_dl.atomic import sha256_of_file as sha256_of
@@ -541,18 +538,3 @@ def test_links_are_not_followed(filled, tmp_path):
     (begun / "link").symlink_to(outside)
     age(begun)
     assert listed(filled) == [f"unfinished/{TRIAL.folder}"]
-
-
-def test_leftovers_of_killed_runs_go_after_a_day(tmp_path, monkeypatch):
-    """20.42: temporary folders of a process that is gone are removed, those of a running one or of today are not."""
-    monkeypatch.setattr(tempfile, "gettempdir", lambda: str(tmp_path))
-    gone = subprocess.Popen([sys.executable, "-c", ""])
-    gone.wait()
-    dead = f"leukemia-dl-{gone.pid}-"
-    old = age(fill(tmp_path / f"{dead}a"))
-    kept = [age(fill(tmp_path / f"{temporary_prefix()}a")), age(fill(tmp_path / "leukemia-dl-notes-a"))]
-    kept += [age(fill(tmp_path / f"{dead}b"), hours=23), age(fill(tmp_path / "somebody"))]
-    (tmp_path / f"{dead}link").symlink_to(kept[-1])
-    remove_leftovers()
-    assert not old.exists()
-    assert all((path / "state.npz").is_file() for path in kept)
