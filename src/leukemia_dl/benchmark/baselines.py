@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from leukemia_dl.checks import choice
 from leukemia_dl.datasets import Dataset, Split
+from leukemia_dl.errors import unknown_name_error
 from leukemia_dl.preprocess import foreground_mask, is_single_cell, mask_colour, silhouette
 from leukemia_dl.progress import parallel_map
 
@@ -42,7 +42,9 @@ class CellMeasures:
 
 def check_baseline(name: str) -> str:
     """Return `name`, or raise UnknownNameError with the near match."""
-    return choice("baseline", name, BASELINES)
+    if name not in BASELINES:
+        raise unknown_name_error("baseline", name, BASELINES)
+    return name
 
 
 def measure_cells(dataset: Dataset, show_progress: bool = True) -> CellMeasures:
