@@ -86,6 +86,7 @@ def run(root, store, kind):
     return output.splitlines()
 
 
+@pytest.mark.slow
 def test_a_lost_node_costs_no_trial_and_the_table_is_that_of_the_serial_run(synthetic_root, tmp_path, expected):
     lines = run(synthetic_root, tmp_path, "lost")
     assert "lost a node" in lines
@@ -96,6 +97,7 @@ def test_a_lost_node_costs_no_trial_and_the_table_is_that_of_the_serial_run(synt
     assert max(begun) >= 2, "no trial ran on the node that was lost"
 
 
+@pytest.mark.slow
 def test_pixels_can_be_sent_and_failures_are_rows(synthetic_root, tmp_path):
     lines = run(synthetic_root, tmp_path, "broken")
     assert [line for line in lines if line.startswith("row")][:3] == [

@@ -8,7 +8,10 @@ import pytest
 import soak
 from leukemia_dl.benchmark import Store
 
-pytestmark = pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="needs Linux to find the workers")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="needs Linux to find the workers"),
+]
 
 
 def test_a_grid_that_is_killed_again_and_again_ends_in_the_same_table(synthetic_root, tmp_path):
