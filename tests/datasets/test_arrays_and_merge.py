@@ -104,6 +104,14 @@ def test_merge_maps_labels_and_keeps_what_authors_say() -> None:
         arrays().merge(other, label_map={"early": "all"})
 
 
+def test_merge_takes_classes_of_other_spelling_for_one(caplog: pytest.LogCaptureFixture) -> None:
+    """20.19: (hem, all) and (HEM, ALL) became four classes."""
+    merged = arrays().merge(Dataset.from_arrays(IMAGES, np.arange(12) % 2, ("HEM", "ALL"), OTHER))
+    assert merged.class_names == CLASSES
+    assert merged.labels.tolist() == [0, 1] * 12
+    assert "are taken for one: {'HEM': 'hem', 'ALL': 'all'}" in caplog.text
+
+
 def test_parts_of_one_data_set_come_together_again() -> None:
     whole = arrays(subjects=[str(i // 4) for i in range(12)])
     again = whole.subset(range(5)).merge(whole.subset(range(5, 12)))

@@ -118,6 +118,13 @@ def test_every_callback_of_keras_is_in_one_of_the_two_tables():
     assert sorted(set(WORKING) | set(REFUSED)) == EVERY
 
 
+def test_weights_that_a_callback_restores_were_chosen_on_the_val_side():
+    """20.24: early stopping that restores the best weights, and never stops early, counts as a choice too."""
+    result = train(callbacks=[keras.callbacks.EarlyStopping(patience=99, restore_best_weights=True)])
+    assert result.stopped
+    assert "weights chosen by a callback: 3 of 3 epochs" in result.notes
+
+
 @pytest.mark.filterwarnings("ignore:Could not reach RemoteMonitor")
 @pytest.mark.parametrize("name", sorted(WORKING))
 def test_callbacks_that_work(name, tmp_path, recwarn):

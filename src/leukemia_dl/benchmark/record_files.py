@@ -34,6 +34,7 @@ __all__ = ["DAMAGE", "MOST_BYTES", "check_format", "files_of", "model_problem", 
 FORMAT = 4
 # Limits in bytes: of a text file, of all predictions, of predictions per sample (a long name, 200 classes).
 MOST_BYTES, _MOST_ARRAY_BYTES, _SAMPLE_BYTES = 16 * 2**20, 2**29, 8 * 2**10
+_MOST_MODEL_BYTES = 2**31
 RECORD_FILE, MODEL_FILE, SUMS_FILE = "record.json", "model.keras", "SHA256SUMS"
 HISTORY_FILE, PREDICTIONS_FILE, TRACEBACK_FILE = "history.csv", "probabilities.npz", "traceback.txt"
 # Errors that the reading of a damaged or hostile file ends in.
@@ -149,6 +150,8 @@ def model_problem(folder: Path, compare: bool = True) -> str:
         expected = read_sums(folder).get(MODEL_FILE)
         if expected is None or not (folder / MODEL_FILE).is_file():
             return f"{MODEL_FILE} is not there"
+        if (size := (folder / MODEL_FILE).stat().st_size) > _MOST_MODEL_BYTES:
+            return f"{MODEL_FILE} has {size:,} bytes, more than a net has"
         if compare and sha256_of_file(folder / MODEL_FILE) != expected:
             return f"{MODEL_FILE} has another checksum than {SUMS_FILE} says"
     except (OSError, ValueError) as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -25,8 +26,11 @@ from leukemia_dl.datasets.tables import class_list, frame_table
 from leukemia_dl.errors import DataError, unknown_name_error
 from leukemia_dl.preprocess import Pipeline, decode_image
 from leukemia_dl.preprocess.decode import check_image
+from leukemia_dl.text import name_key
 
 __all__ = ["COLUMNS", "SPLITS", "Dataset", "DatasetInfo"]
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -284,6 +288,11 @@ class Dataset:
         known, renamed = dict.fromkeys([*self.class_names, *other.class_names]), dict(label_map or {})
         if unknown := sorted(set(renamed) - set(known)):
             raise DataError(f"label_map names {', '.join(map(repr, unknown))}; the labels are {', '.join(known)}.")
+        spelled = {name_key(name): name for name in self.class_names}
+        alike = {name: spelled.get(name_key(name), name) for name in other.class_names if name not in renamed}
+        if alike := {name: own for name, own in alike.items() if name != own}:
+            _log.warning("Classes that differ in case or spaces only are taken for one: %s", alike)
+        renamed |= alike
         class_names = tuple(dict.fromkeys(renamed.get(name, name) for name in known))
         tables: list[pd.DataFrame] = []
         arrays: dict[str, NDArray[np.uint8]] = {}

@@ -174,9 +174,11 @@ def fit(
     if curves is not None:
         history["inner_val_loss"] = curves.mean(axis=0)[history["epoch"] - 1]
         notes.append(f"epoch {stop} of {recipe.total_epochs} selected on {len(curves)} inner folds")
-    stopped = len(history) < stop
+    restored = any(getattr(one, "restore_best_weights", False) for made in job.callbacks.values() for one in made)
+    stopped = len(history) < stop or restored
     if stopped:
-        notes.append(f"stopped by a callback: {len(history)} of {stop} epochs")
+        what = "stopped" if len(history) < stop else "weights chosen"
+        notes.append(f"{what} by a callback: {len(history)} of {stop} epochs")
     last_phase = history["loss"][history["phase"] == history["phase"].iloc[-1]].to_numpy()
     notes += _unconverged(last_phase, recipe, np.bincount(labels, minlength=classes) / len(labels))
     return FitResult(
