@@ -225,6 +225,14 @@ def test_checksums_are_those_of_sha256sum(store):
     assert {path.name for path in folder.iterdir()} - {"SHA256SUMS"} == set(read_sums(folder))
 
 
+def test_a_net_of_gigabytes_is_not_hashed(store):
+    """20.39: `runs verify` hashed a sparse file of 5 GB for seconds."""
+    folder = store.write(RECORD, model=b"model")
+    os.truncate(folder / "model.keras", 5_000_000_000)
+    assert "5,000,000,000 bytes" in store.model_problem(TRIAL.folder)
+    assert "5,000,000,000 bytes" in store.verify()[TRIAL.folder]
+
+
 def test_a_model_that_is_gone_is_no_damage(store):
     folder = store.write(RECORD, model=b"model")
     assert store.has_model(TRIAL.folder)
