@@ -3,7 +3,7 @@
 import shutil
 
 import stores
-from command import FAST, SIZES, fails, run
+from command import fails, run
 
 
 def test_a_benchmark_ends_with_its_report_and_cards(finished):
@@ -38,16 +38,6 @@ def test_a_data_set_that_has_moved_is_found_by_root(finished, synthetic_root, tm
     answer = run("report", copy, "--root", synthetic_root, "--output", tmp_path / "with.html", "--no-cards")
     assert "This page has no images" not in (tmp_path / "with.html").read_text()
     assert "Cards" not in answer.stdout
-
-
-def test_a_part_of_a_grid_waits_for_the_others(synthetic_root, tmp_path):
-    fast = [option for option in FAST if option != "--no-report"]
-    common = ("benchmark", "--root", synthetic_root, *SIZES, *fast, "--store", tmp_path / "s")
-    first = run(*common, "--shard", "1/2")
-    assert "Report:   when all parts are done" in first.stdout
-    assert not (tmp_path / "s" / "report.html").exists()
-    second = run(*common, "--shard", "2/2")
-    assert f"Report:   {tmp_path / 's' / 'report.html'}" in second.stdout
 
 
 def test_what_is_wrong_is_said(tmp_path):

@@ -8,8 +8,8 @@ import pytest
 
 import grids
 import leukemia_dl as ldl
+import stores
 from leukemia_dl.errors import DataError, SettingsError
-from leukemia_dl.models import registry
 from leukemia_dl.reporting import (
     plot_comparison,
     plot_inflation,
@@ -174,37 +174,19 @@ def test_inflation_without_subjects_or_differences():
         plot_inflation(marked, title=name).savefig(io.BytesIO(), format="png")
 
 
-@pytest.fixture
-def run(synthetic_root, tmp_path, monkeypatch):
-    """Return a finished benchmark of some protocols."""
-    monkeypatch.setattr(registry, "_registered", {})
-    grids.register(grids.tiny)
-
-    def of(*protocols, **settings):
-        bench = ldl.Benchmark(
-            grids.dataset(synthetic_root),
-            ["tiny"],
-            recipe=grids.RECIPE,
-            protocol=protocols,
-            allow_leakage=True,
-            store=tmp_path / "-".join(protocols),
-            save_models=False,
-            **settings,
-        )
-        bench.run(executor="in-process", show_progress=False)
-        return bench
-
-    return of
+def finished(root, store, *protocols):
+    """Return a benchmark of some protocols on synthetic cells, with predictions drawn at random."""
+    return stores.made_up(store, grids.dataset(root), ["cnn"], protocol=protocols, allow_leakage=True)
 
 
-def test_pictures_of_a_protocol_that_leaks_and_one_that_does_not(run):
-    bench = run("random", "official_clean")
+def test_pictures_of_a_protocol_that_leaks_and_one_that_does_not(synthetic_root, tmp_path):
+    bench = finished(synthetic_root, tmp_path, "random", "official_clean")
     names = [path.name for path in write_pictures(bench)]
     assert names == ["samples.png", "comparison.png", "inflation.png", "learning_curves.png"]
     written = pd.read_csv(bench.store.root / "inflation.csv")
     # The honest one is found by what was verified of its splits, not by its place.
     expected = ldl.inflation(bench.predictions(), "official_clean", "random")
-    assert list(written["backbone"]) == ["tiny", "majority", "cell_size", "cell_colour"]
+    assert list(written["backbone"]) == ["cnn", "majority", "cell_size", "cell_colour"]
     np.testing.assert_allclose(written["difference"], expected["difference"])
     assert set(written["honest"]) == {"official_clean"}
     predictions = pd.read_csv(bench.store.root / "predictions.csv")
@@ -214,8 +196,8 @@ def test_pictures_of_a_protocol_that_leaks_and_one_that_does_not(run):
 
 
 @pytest.mark.parametrize("protocols", [("official_clean", "holdout"), ("official_clean",)])
-def test_no_inflation_where_no_protocol_leaks(run, protocols):
-    bench = run(*protocols)
+def test_no_inflation_where_no_protocol_leaks(synthetic_root, tmp_path, protocols):
+    bench = finished(synthetic_root, tmp_path, *protocols)
     assert "inflation.png" not in [path.name for path in write_pictures(bench)]
     assert not (bench.store.root / "inflation.csv").exists()
 

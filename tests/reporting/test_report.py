@@ -15,7 +15,7 @@ from browser import CHROMIUM, Browser
 from leukemia_dl.benchmark.run_files import read_run
 from leukemia_dl.datasets import splits
 from leukemia_dl.errors import DataError, StoreError
-from leukemia_dl.reporting import render, write_model_cards, write_report
+from leukemia_dl.reporting import render, write_model_cards, write_pictures, write_report
 from leukemia_dl.reporting.summary import summaries_of, worst_errors
 
 FIFTEEN = [f"class {i}" for i in range(15)]
@@ -522,3 +522,20 @@ def test_a_step_whose_module_is_not_here_costs_one_figure(tmp_path):
     assert "MyStep" in card.read_text(encoding="utf-8")
     assert "<b>" not in card.read_text(encoding="utf-8")
     assert len(read_run(tmp_path).predictions) > 0
+
+
+def test_a_second_benchmark_in_a_store_leaves_the_report_and_cards_of_the_first(tmp_path):
+    dataset = stores.cells()
+    first = stores.made_up(tmp_path, dataset, ["cnn"])
+    (page,), cards = [write_report(tmp_path, audit=False, show_progress=False)], write_model_cards(tmp_path)
+    before = page.read_bytes()
+    second = stores.made_up(tmp_path, dataset, ["cnn"], seeds=[1])
+    folders = {bench: bench.stored().folder for bench in (first, second)}
+    for folder in folders.values():
+        assert write_report(folder, audit=False, show_progress=False) == folder / "report.html"
+        assert {path.parent for path in write_model_cards(folder)} == {folder / "cards"}
+    assert {path.parent for path in write_pictures(second)} == {folders[second]}
+    assert (folders[second] / "predictions.csv").is_file()
+    assert page.read_bytes() == before
+    assert [path.name for path in (tmp_path / "cards").iterdir()] == [path.name for path in cards]
+    assert not list(tmp_path.glob("*.png"))

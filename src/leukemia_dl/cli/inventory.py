@@ -89,15 +89,13 @@ def _check_backend() -> bool:
 
     try:
         device = prepare()
-        devices = ["cpu:0", *(f"gpu:{number}" for number in range(device.gpus))]
-    except LeukemiaDLError as error:
+    except Exception as error:  # whatever a broken installation raises
         _print_fact("Backend", f"PROBLEM: {error}")
-        return False
-    except Exception as error:
-        _print_fact("Backend", f"PROBLEM: Keras could not be imported ({type(error).__name__}: {error}).")
-        _print_fact("", "Reinstall it: pip install --force-reinstall keras tensorflow")
+        if not isinstance(error, LeukemiaDLError):
+            _print_fact("", "Reinstall it: pip install --force-reinstall keras tensorflow")
         return False
     _print_fact("Backend", f"{device.backend}, XLA {'off' if device.jit_compile is False else device.jit_compile}")
+    devices = ["cpu:0", *(f"gpu:{number}" for number in range(device.gpus))]
     _print_fact("Devices", f"{', '.join(devices)} ({device.name})")
     _print_fact("Precision", device.dtype_policy)
     _print_fact("CPU cores", str(os.cpu_count()))

@@ -217,7 +217,7 @@ def _comparison_panel(
 
 
 def _curves_panel(axes: Axes, trials: pd.DataFrame, metric: str) -> None:
-    from matplotlib.ticker import FormatStrFormatter, LogLocator, MaxNLocator, NullFormatter
+    from matplotlib.ticker import MaxNLocator
 
     curves = ((metric, "-o", style.TRAIN_COLOUR, "train"), (f"val_{metric}", "-s", style.VAL_COLOUR, "validation"))
     for column, marker, colour, label in curves:
@@ -233,11 +233,7 @@ def _curves_panel(axes: Axes, trials: pd.DataFrame, metric: str) -> None:
     if metric == "accuracy":
         axes.set_ylim(0, 1.03)
         return
-    # One bad epoch of one net would flatten all other curves on a linear axis.
-    axes.set_yscale("log")
-    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-    axes.yaxis.set_major_formatter(FormatStrFormatter("%g"))
-    axes.yaxis.set_minor_formatter(NullFormatter())
+    style.make_logarithmic(axes, "y")  # one bad epoch of one net would flatten all other curves on a linear axis
 
 
 def _check_columns(frame: pd.DataFrame, columns: Sequence[str], source: str) -> None:

@@ -6,6 +6,7 @@ Figure. Rows of kind "tta" are left out, since each has a row of its own backbon
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -70,16 +71,13 @@ def plot_confusion(predictions: pd.DataFrame, title: str = "", *, side: str = "t
     images = []
 
     def draw(panel: Axes, rows: pd.DataFrame, _: str) -> None:
-        counts = np.zeros((len(names), len(names)))
-        true = pd.Index(names).get_indexer(pd.Index(rows["label"]))
-        np.add.at(counts, (true, rows[[PREFIX + name for name in names]].to_numpy(float).argmax(axis=1)), 1)
-        with np.errstate(invalid="ignore"):
-            shares = counts / counts.sum(axis=1, keepdims=True)
+        predicted = np.array(names)[rows[[PREFIX + name for name in names]].to_numpy(float).argmax(axis=1)]
+        table = pd.crosstab(rows["label"].to_numpy(), predicted, normalize="index")
+        shares = table.reindex(columns=list(names), fill_value=0).reindex(names).to_numpy()
         images.append(panel.imshow(shares, cmap="Blues", vmin=0, vmax=1))
-        panel.set_xticks(
-            range(len(names)), names, rotation=90 if longest > 4 else 0, fontsize="small", parse_math=False
-        )
-        panel.set_yticks(range(len(names)), names, fontsize="small", parse_math=False)
+        ticks: dict[str, Any] = {"labels": names, "fontsize": "small", "parse_math": False}
+        panel.set_xticks(range(len(names)), rotation=90 if longest > 4 else 0, **ticks)
+        panel.set_yticks(range(len(names)), **ticks)
         for (row, column), share in np.ndenumerate(shares) if not many else ():
             text = f"{share:.2f}" if np.isfinite(share) else "none"
             colour = "white" if share > 0.5 else "black"
@@ -130,19 +128,15 @@ def plot_subjects(predictions: pd.DataFrame, ax: Axes | None = None, title: str 
     table, names = evaluation.group_table(frame, side), [*evaluation.class_names_of(frame)]
     backbones = list(dict.fromkeys(table["backbone"]))[::-1]
     figure, axes = style.axes_for(ax, 8.4, 0.75 * len(backbones) + 1.6)
-    colours, random = style.colours_of(names), np.random.default_rng(0)
+    looks, random = style.looks_of([*names, "several"], ["several"]), np.random.default_rng(0)
     table["class"] = table["label"].where(table["label"].notna(), "several")
     dots: dict[str, Any] = {"alpha": 0.6, "lw": 0.5, "ec": "black", "rasterized": len(table) > _MANY_DOTS}
     handles = []
-    for place, name in enumerate([*names, "several"]):
+    for name, look in looks.items():
         rows = table[table["class"] == name]
         if rows.empty:
             continue
         heights = rows["backbone"].map(backbones.index).to_numpy(float) + random.uniform(-0.28, 0.28, len(rows))
-        look: dict[str, Any] = {
-            "color": colours.get(name, style.BASELINE_COLOUR),
-            "marker": style.MARKERS[place % len(style.MARKERS)],
-        }
         sizes = 12 + 130 * rows["images"] / float(table["images"].max())
         axes.scatter(1 - rows["error_share"], heights, sizes, **look, **dots)
         handles.append(Line2D([], [], ls="", label=name, **look))
@@ -171,8 +165,6 @@ def plot_cost(leaderboard: pd.DataFrame, cost: str = "fit_seconds", ax: Axes | N
         DataError: If the cost of no backbone is known, or one is no number above 0.
         SettingsError: If the leaderboard has no such column.
     """
-    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
-
     if cost not in leaderboard:
         raise SettingsError(
             f"cost is fit_seconds, parameters, images_per_second or a column that you added. Received: cost={cost!r}."
@@ -186,29 +178,25 @@ def plot_cost(leaderboard: pd.DataFrame, cost: str = "fit_seconds", ax: Axes | N
     if not (np.isfinite(costs) & (costs > 0)).all():
         raise DataError(f"On a log scale costs are numbers above 0. Received: {cost} of {nets[cost].tolist()!r}.")
     figure, axes = style.axes_for(ax, 7.4, 4.4)
-    colours = style.colours_of(nets["backbone"])
+    looks = style.looks_of(nets["backbone"])
     small: dict[str, Any] = {"textcoords": "offset points", "fontsize": "small", "parse_math": False}
     values = nets[["backbone", metric, "low", "high"]].itertuples(index=False)
-    for place, (name, value, low, high) in enumerate(values):
-        axes.vlines(costs[place], low, high, color=colours[name], lw=1.5)
-        axes.plot(costs[place], value, style.MARKERS[place % len(style.MARKERS)], color=colours[name], markersize=8)
-        axes.annotate(name, (costs[place], value), xytext=(8, -3), **small)
+    for x, (name, value, low, high) in zip(costs, values, strict=True):
+        axes.vlines(x, low, high, color=looks[name]["color"], lw=1.5)
+        axes.plot(x, value, markersize=8, **looks[name])
+        axes.annotate(name, (x, value), xytext=(8, -3), **small)
     for name, value in zip(baselines["backbone"], baselines[metric], strict=True):
         axes.axhline(value, color=style.BASELINE_COLOUR, ls="--", lw=1)
         corner: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "ha": "right", "color": "#555555"}
         axes.annotate(name, (1, value), xytext=(0, 3), **corner, **small)
-    axes.set_xscale("log")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
-    axes.xaxis.set_minor_formatter(NullFormatter())
+    style.make_logarithmic(axes, "x")
     axes.margins(x=0.2)
     axes.set_xlabel(f"{style.label_of(cost)}, log scale")
     axes.set_ylabel(style.label_of(metric))
     style.remove_frame(axes)
     if ax is None:
-        style.add_titles(
-            figure, title, f"{'line: interval; ' if style.has_intervals(nets) else ''}dashed: baselines without a net"
-        )
+        line = "line: interval; " if style.has_intervals(nets) else ""
+        style.add_titles(figure, title, f"{line}dashed: baselines without a net")
     return figure
 
 
@@ -236,15 +224,13 @@ def plot_errors_by_size(
     found = evaluation.evaluate(frame, metrics="accuracy", by=by, level=level, side=side)
     figure, axes = style.axes_for(ax, 7.4, 4.4)
     parts, backbones = list(dict.fromkeys(found[by])), list(dict.fromkeys(found["backbone"]))
-    baselines = set(frame.loc[frame["kind"] == "baseline", "backbone"])
-    colours = style.colours_of(name for name in backbones if name not in baselines)
+    looks = style.looks_of(backbones, frame.loc[frame["kind"] == "baseline", "backbone"])
     for place, backbone in enumerate(backbones):
-        rows, colour = found[found["backbone"] == backbone], colours.get(backbone, style.BASELINE_COLOUR)
+        rows, look = found[found["backbone"] == backbone], looks[backbone]
         x = rows[by].map(parts.index).to_numpy(float) + 0.07 * (place - (len(backbones) - 1) / 2)
         low, high = rows[["low", "high"]].to_numpy(float).T
-        axes.vlines(x, 1 - high, 1 - low, color=colour, lw=1.2)
-        marker = f"-{style.MARKERS[place % len(style.MARKERS)]}"
-        axes.plot(x, 1 - rows["value"], marker, color=colour, lw=1, markersize=5, label=backbone)
+        axes.vlines(x, 1 - high, 1 - low, color=look["color"], lw=1.2)
+        axes.plot(x, 1 - rows["value"], lw=1, markersize=5, label=backbone, **look)
     axes.set_xticks(range(len(parts)), [_readable_interval(part) for part in parts])
     axes.set_xlabel("Area of the cell in pixels, quarters of the images" if by == "cell_area" else by, parse_math=False)
     axes.set_ylabel("Share of wrong predictions")
@@ -253,12 +239,9 @@ def plot_errors_by_size(
     style.add_legend(axes, 4)
     if ax is None:
         unit = f"{found['unit'].iloc[0]}s"
-        line = f"line: {level:.0%} interval, where each class has five {unit}"
-        style.add_titles(
-            figure,
-            title,
-            line if style.has_intervals(found) else f"no intervals: no part has five {unit} of each class",
-        )
+        note = f"line: {level:.0%} interval, where each class has five {unit}"
+        note = note if style.has_intervals(found) else f"no intervals: no part has five {unit} of each class"
+        style.add_titles(figure, title, note)
     return figure
 
 
@@ -325,8 +308,5 @@ def _with_interval(row: pd.Series) -> str:
 
 def _readable_interval(part: object) -> str:
     """Return an interval of pandas, "(1.5, 7.0]", as "2 to 7"; anything else as it is."""
-    try:
-        low, high = (float(end) for end in str(part).strip("(]").split(","))
-    except ValueError:
-        return str(part)
-    return f"{low:,.0f} to {high:,.0f}"
+    match = re.fullmatch(r"\(([\d.e+-]+), ([\d.e+-]+)\]", str(part))
+    return f"{float(match[1]):,.0f} to {float(match[2]):,.0f}" if match else str(part)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,6 @@ from leukemia_dl.datasets.cache import user_path
 from leukemia_dl.datasets.sources.synthetic import synthetic_folder
 from leukemia_dl.errors import DataError, LeukemiaDLError, StoreError, UnknownNameError
 from leukemia_dl.evaluation import published_results
-from leukemia_dl.evaluation.comparisons import UNCORRECTED
 from leukemia_dl.plugins import DISTRIBUTION, installed_version
 from leukemia_dl.progress import track
 from leukemia_dl.reporting import render
@@ -140,7 +138,10 @@ def _page(run: StoredRun, dataset: Dataset | None, why: str, found: dict[str, An
     }
     summaries = summaries_of(run, areas)
     figures, left_out = _figures(run, summaries, dataset, show)
-    grid, facts = run.grid, run.settings["dataset"]
+    grid, facts, results = run.grid, run.settings["dataset"], run.results
+    own = results[results["tta"] != "8 symmetries"] if len(results) else results
+    records = {row["trial"]: row for row in render.rows_of(own)}
+    histories = dict(list(run.histories.groupby("trial"))) if len(run.histories) else {}
     context = {
         "made": time.strftime("%Y-%m-%d"),
         "version": installed_version(DISTRIBUTION),
@@ -155,14 +156,13 @@ def _page(run: StoredRun, dataset: Dataset | None, why: str, found: dict[str, An
         "summaries": summaries,
         "counts": _counts(run, dataset, found),
         "audit": _findings(found),
-        "splits": _splits(run.results, len(run.samples)),
-        "boards": [
-            _board(one) | {"figures": [f for f in figures if f["protocol"] == one.protocol]} for one in summaries
-        ],
+        "labelled": len(run.samples),
+        "splits": render.rows_of(results.drop_duplicates(["protocol", "fold"])) if len(results) else [],
+        "boards": [_board(one, figures) for one in summaries],
         "figures": [figure for figure in figures if not figure["protocol"]],
         "left_out": left_out,
         "errors": [_errors(one, dataset) for one in summaries],
-        "trials": list(_trials(run, show)),
+        "trials": [_trial(row, records.get(row["trial"]), histories.get(row["trial"])) for row in render.rows_of(grid)],
         "others": run.others,
         "environments": _environments(run.timings),
         "settings": render.settings_without_folders(run.text),
@@ -216,17 +216,8 @@ def _findings(found: dict[str, Any] | None) -> dict[str, Any] | None:
     }
 
 
-def _splits(results: pd.DataFrame, labelled: int) -> list[dict[str, Any]]:
-    """Return a row per split, as its trials say, with the images that it does not use."""
-    if "protocol" not in results:
-        return []
-    table = results.drop_duplicates(["protocol", "fold"]).copy()
-    table["n_unused"] = labelled - table[["n_train", "n_val", "n_test", "dropped"]].fillna(0).sum(axis=1)
-    return render.rows_of(table)
-
-
-def _board(one: ProtocolSummary) -> dict[str, Any]:
-    """Return the leaderboard of a protocol, with intervals of further metrics, and the comparisons in words."""
+def _board(one: ProtocolSummary, figures: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the leaderboard of a protocol, with intervals of further metrics, comparisons and figures."""
     intervals = {(row["backbone"], row["metric"]): row for row in render.rows_of(one.intervals)}
     rows = render.rows_of(one.leaderboard)
     for row in rows:
@@ -234,26 +225,15 @@ def _board(one: ProtocolSummary) -> dict[str, Any]:
         for cell in row["cells"]:
             # Shares of classes are held fixed, so that an interval of the majority's accuracy would have no width.
             cell["spread"] = cell["low"] is not None and cell["low"] < cell["high"]
-    pairs = render.rows_of(one.comparisons)
-    tested = [pair for pair in pairs if pair["p"] is not None]
-    untested: dict[str, list[str]] = {}
-    for pair in pairs:
-        if pair["p"] is None:
-            untested.setdefault(pair["reason"], []).append(f"{pair['first']} and {pair['second']}")
-    if len(untested) == 1 and not tested:
-        untested = {reason: ["every pair of rows"] for reason in untested}
-    optional = ("rank", "parameters", "fit_seconds", "images_per_second", "better_than", "flags")
     return {
         "protocol": one.protocol,
         "rows": rows,
         "problem": one.problem,
         "columns": _COLUMNS,
-        "untested": untested,
-        "confirmatory": [pair["sentence"] for pair in tested if pair["role"] == "confirmatory"],
-        "descriptive": [pair["sentence"].replace(UNCORRECTED, "") for pair in tested if pair["role"] == "descriptive"],
-        "units": "images, taken as independent" if rows and rows[0]["unit"] == "image" else "groups of patients",
-        "filled": {name for name in optional if any(row[name] not in (None, "") for row in rows)},
+        "pairs": render.rows_of(one.comparisons),
+        "filled": {name for row in rows for name in row if row[name] not in (None, "")},
         "intervals": any(cell["spread"] for row in rows for cell in row["cells"]),
+        "figures": [figure for figure in figures if figure["protocol"] == one.protocol],
     }
 
 
@@ -272,22 +252,17 @@ def _errors(one: ProtocolSummary, dataset: Dataset | None) -> dict[str, Any]:
     return {"protocol": one.protocol, "rows": rows, "tested": tested}
 
 
-def _trials(run: StoredRun, show: bool) -> Iterator[dict[str, Any]]:
-    """Yield a row per trial of the grid, with its learning curve."""
-    results = run.results[run.results["tta"] != "8 symmetries"] if len(run.results) else run.results
-    records = {row["trial"]: row for row in render.rows_of(results)}
-    curves = dict(list(run.histories.groupby("trial"))) if len(run.histories) else {}
-    for row in track(render.rows_of(run.grid), len(run.grid), "Drawing trials", show):
-        record = records.get(row["trial"], {"status": "missing"})
-        message = ": ".join(filter(None, (record.get("exception"), record.get("message"))))
-        curve = curves.get(row["trial"])
-        yield row | {
-            "status": record["status"],
-            "message": render.without_folders(message),
-            "accuracy": record.get("accuracy"),
-            "loss": record.get("loss"),
-            "curve": None if curve is None else render.learning_curve(curve),
-        }
+def _trial(row: dict[str, Any], record: dict[str, Any] | None, history: pd.DataFrame | None) -> dict[str, Any]:
+    """Return a trial of the grid with its outcome and learning curve."""
+    record = record or {"status": "missing"}
+    message = ": ".join(filter(None, (record.get("exception"), record.get("message"))))
+    return row | {
+        "status": record["status"],
+        "message": render.without_folders(message),
+        "accuracy": record.get("accuracy"),
+        "loss": record.get("loss"),
+        "curve": None if history is None else render.learning_curve(history),
+    }
 
 
 def _environments(timings: pd.DataFrame) -> list[dict[str, Any]]:
@@ -303,8 +278,6 @@ def _environments(timings: pd.DataFrame) -> list[dict[str, Any]]:
 
 def _published(name: str) -> list[dict[str, Any]]:
     try:
-        table = published_results(name)
+        return render.rows_of(published_results(name))
     except UnknownNameError:
         return []
-    parts = table.groupby(["protocol", "scored_on"], sort=False)
-    return [{"protocol": p, "scored_on": on, "rows": rows.to_dict("records")} for (p, on), rows in parts]

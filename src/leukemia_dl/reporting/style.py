@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = [
-    "add_legend", "add_titles", "axes_for", "by_protocol", "colours_of", "has_intervals", "label_of",
-    "new_figure", "panels_for", "png", "remove_frame",
+    "add_legend", "add_titles", "axes_for", "by_protocol", "has_intervals", "label_of", "looks_of",
+    "make_logarithmic", "new_figure", "panels_for", "png", "remove_frame",
 ]  # fmt: skip
 
 _log = logging.getLogger(__name__)
@@ -32,7 +32,7 @@ _warned: set[str] = set()
 BLUE, ORANGE, GREEN, PURPLE, SKY, YELLOW = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00"
 NET_COLOUR, BASELINE_COLOUR, TRAIN_COLOUR, VAL_COLOUR = BLUE, "#9A9A9A", BLUE, ORANGE
 HONEST_COLOUR, LEAKY_COLOUR = BLUE, ORANGE
-MARKERS = "osD^vPX*"
+_MARKERS = "osD^vPX*"
 _CYCLE = (BLUE, ORANGE, GREEN, PURPLE, SKY, YELLOW, "#000000")
 _LABELS = {
     "auroc": "AUROC",
@@ -148,14 +148,29 @@ def remove_frame(axes: Axes, grid: Literal["both", "x", "y"] = "both") -> None:
     axes.set_axisbelow(True)
 
 
+def make_logarithmic(axes: Axes, name: Literal["x", "y"]) -> None:
+    """Give an axis a logarithmic scale with ticks at 1, 2 and 5."""
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
+    axes.set(**{f"{name}scale": "log"})
+    axis = axes.xaxis if name == "x" else axes.yaxis
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.set_major_formatter(StrMethodFormatter("{x:,g}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
 def label_of(column: str) -> str:
     """Return a metric or a cost as axes name it."""
     return _LABELS.get(column, column.replace("_", " ").capitalize())
 
 
-def colours_of(names: Iterable[str]) -> dict[str, str]:
-    """Return a colour for each name, in their order; an eighth name gets the first colour again."""
-    return dict(zip(names, itertools.cycle(_CYCLE), strict=False))
+def looks_of(names: Iterable[str], baselines: Iterable[str] = ()) -> dict[str, dict[str, Any]]:
+    """Return colour and marker of each name, in their order; an eighth name gets the first colour again."""
+    colours, grey = itertools.cycle(_CYCLE), set(baselines)
+    return {
+        name: {"color": BASELINE_COLOUR if name in grey else next(colours), "marker": marker}
+        for name, marker in zip(names, itertools.cycle(_MARKERS), strict=False)
+    }
 
 
 def has_intervals(table: pd.DataFrame) -> bool:
