@@ -95,7 +95,7 @@ board[["rank", "backbone", "accuracy", "low", "high", "better_than", "groups", "
 
 # %% [markdown]
 # Below the table, pairs are compared in words. Look at the last number: a difference smaller than that would have been
-# missed more often than one time in five, so that "not told from none" may only mean "too few patients".
+# missed more often than one time in five, so that "no significant difference" may only mean "too few patients".
 
 # %%
 print(ldl.compare(predictions)["sentence"][0])

@@ -1,4 +1,4 @@
-"""What a shell gets when a person presses Tab: asked for as bash asks, of a fresh process."""
+"""Completion in a shell: asked for as bash asks, of a fresh process, and the names themselves."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""What the plots show, read back from the drawn objects; how they look was looked at."""
+"""The data in the plots of a benchmark, read back from the drawn objects; test_appearance looks at their pictures."""
 
 import io
 

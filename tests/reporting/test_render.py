@@ -1,4 +1,4 @@
-"""What a page may not say: folders of the machine that it was made on."""
+"""Pages name no folder of the machine that they were made on."""
 
 import time
 

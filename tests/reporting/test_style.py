@@ -1,4 +1,4 @@
-"""What all plots share."""
+"""Fonts of figures."""
 
 import logging
 import warnings

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = [
-    "Code", "anchor", "learning_curve", "render_html", "render_markdown", "rows_of", "settings_without_folders",
+    "Code", "learning_curve", "render_html", "render_markdown", "rows_of", "settings_without_folders",
     "svg", "thumbnail", "without_folders", "write",
 ]  # fmt: skip
 
@@ -96,11 +96,6 @@ def learning_curve(history: pd.DataFrame) -> str:
     return _address("image/svg+xml", f"{head}{''.join(lines)}</svg>".encode())
 
 
-def anchor(name: str) -> str:
-    """Return a name with the characters that an address may have."""
-    return re.sub(r"[^A-Za-z0-9_]+", "-", name).strip("-") or "part"
-
-
 def rows_of(table: pd.DataFrame) -> list[dict[str, Any]]:
     """Return the rows of a table, with None for missing values."""
     rows = table.to_dict("records")
@@ -148,7 +143,7 @@ def _environment(markdown: bool = False) -> Environment:
         keep_trailing_newline=True,
         finalize=_escaped if markdown else lambda value: printable(value) if isinstance(value, str) else value,
     )
-    made.filters |= {"anchor": anchor, "counted": counted, "listed": listed, "shown": _shown}
+    made.filters |= {"counted": counted, "listed": listed, "shown": _shown}
     return made
 
 

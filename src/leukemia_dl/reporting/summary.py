@@ -24,22 +24,12 @@ _INTERVALS = ("accuracy", "loss", "balanced_accuracy", "weighted_f1", "auroc", "
 
 @dataclass(frozen=True, eq=False)
 class ProtocolSummary:
-    """The findings under one protocol.
-
-    Attributes:
-        protocol: Its name.
-        keeps_patients_apart: None if the patients are not known.
-        planned: Names of the backbones and baselines of which there should be trials.
-        inapplicable: Names of the baselines that these images do not allow, such as `cell_size` without single cells.
-        predictions: Its part of the prediction frame.
-        intervals, leaderboard, comparisons: Of `evaluate`, `leaderboard` and `compare`; empty without predictions.
-        problem: Why there is nothing to evaluate; "" otherwise.
-    """
+    """The findings under one protocol; tables are empty without predictions, and `problem` says why."""
 
     protocol: str
-    keeps_patients_apart: bool | None
-    planned: list[str]
-    inapplicable: set[str]
+    keeps_patients_apart: bool | None  # None if the patients are not known
+    planned: list[str]  # backbones and baselines of which there should be trials
+    inapplicable: set[str]  # baselines that these images do not allow, such as `cell_size` without single cells
     predictions: pd.DataFrame
     intervals: pd.DataFrame = field(default_factory=pd.DataFrame)
     leaderboard: pd.DataFrame = field(default_factory=pd.DataFrame)
@@ -84,12 +74,7 @@ class ProtocolSummary:
 
 
 def summaries_of(run: StoredRun, areas: Mapping[str, float] | None = None) -> list[ProtocolSummary]:
-    """Return the findings of a run under each of its protocols.
-
-    Args:
-        run: The run.
-        areas: Of the cell in each sample, in pixels of the file; they become the column `cell_area`.
-    """
+    """Return the findings of a run under each of its protocols; `areas` of cells become the column `cell_area`."""
     predictions, results = run.predictions, run.results
     if areas and len(predictions):
         predictions = predictions.assign(cell_area=predictions["sample"].map(dict(areas)).astype(float))
@@ -136,9 +121,8 @@ def inflation_of(summaries: list[ProtocolSummary]) -> pd.DataFrame:
 def worst_errors(summary: ProtocolSummary, count: int) -> pd.DataFrame:
     """Return the images that most of the fitted nets get wrong, the most confident errors first among equals.
 
-    Returns:
-        `sample, label, subject, group, wrong` (fitted nets that are wrong), `nets` (that have predicted it),
-        `predicted` (the most frequent wrong class), `times` (by how many), `confidence` (their mean probability of it).
+    Columns are `sample, label, subject, group, wrong` (fitted nets that are wrong), `nets` (that have predicted it),
+    `predicted` (the most frequent wrong class), `times` (by how many), `confidence` (their mean probability of it).
     """
     nets = summary.predictions
     nets = nets[(nets["kind"] == "backbone") & (nets["side"] == "test")] if len(nets) else nets
