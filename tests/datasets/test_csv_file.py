@@ -81,7 +81,7 @@ def test_rows_of_system_files_are_left_out(
     rows = [f"{name},{'ab'[number % 2]}" for number, name in enumerate(names)]
     dataset = Dataset.from_csv(save(folder, "\n".join(["path,label", *rows])))
     assert dataset.table["sample"].tolist() == names[:2]
-    assert "left out 3 rows that name hidden or system files, such as 'images/@eaDir/2.png'" in caplog.text
+    assert "left out 3 rows of hidden or system files, such as 'images/@eaDir/2.png'" in caplog.text
 
 
 def test_root_and_absolute_paths_give_the_same_ids(folder: Path) -> None:

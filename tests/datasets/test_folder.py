@@ -146,7 +146,7 @@ def test_what_lies_beside_the_sides_is_left_out_and_counted(
     (tmp_path / "annotations").mkdir()
     dataset = Dataset.from_folder(written(tmp_path, write_image, [*names, "test/1.png", "test/2.png"]))
     assert dataset.table.groupby(["split", "label"]).size().tolist() == [1] * 6
-    assert "left out 8 images that are in no class folder" in caplog.text
+    assert "left out 8 images outside of the class folders" in caplog.text
     for part in ("4 in cells, which is not", "1 directly in plots", "2 directly in test", "1 directly in "):
         assert part in caplog.text
     assert "the folders annotations hold no images" in caplog.text
@@ -158,7 +158,7 @@ def test_a_test_folder_without_classes_does_not_make_the_sides_classes(
     """20.16: images without a label in test_set are left out with their number."""
     names = [*each("training_set", "all hem"), "test_set/1.png", "test_set/2.png"]
     assert Dataset.from_folder(written(tmp_path, write_image, names)).class_names == ("all", "hem")
-    assert "left out 2 images that are in no class folder: 2 directly in test_set" in caplog.text
+    assert "left out 2 images outside of the class folders: 2 directly in test_set" in caplog.text
 
 
 def test_two_readings_are_an_error_that_says_how_to_choose(tmp_path: Path, write_image: Writer) -> None:
@@ -232,7 +232,7 @@ def test_other_suffixes_are_counted_and_named_in_a_warning(
         (tmp_path / name).write_bytes(b"x")
     assert len(Dataset.from_folder(tmp_path)) == 5
     assert "left out 4 files (2 .gif, 1 without a suffix, 1 .svs; such as 'a/x.gif')" in caplog.text
-    assert "Read are .bmp, .jfif, .jpe, .jpeg, .jpg, .png, .tif, .tiff, .webp" in caplog.text
+    assert "only these suffixes are read: .bmp, .jfif, .jpe, .jpeg, .jpg, .png, .tif, .tiff, .webp" in caplog.text
 
 
 @pytest.mark.parametrize("dataset", SOURCES)

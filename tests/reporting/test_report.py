@@ -6,6 +6,7 @@ import shutil
 from html.parser import HTMLParser
 
 import numpy as np
+import pandas as pd
 import pytest
 
 import leukemia_dl as ldl
@@ -223,7 +224,8 @@ def test_degenerate_runs_have_a_whole_page(settings, data, says, tmp_path):
 
 def test_one_class_alone_on_the_test_side(tmp_path, monkeypatch):
     """Our protocols refuse that; a store may come from anywhere."""
-    monkeypatch.setattr(splits, "_require_each_class", lambda *_: None)
+    counts = pd.DataFrame({"side": ["train"], "class": ["hem"], "images": [60], "groups": [24]})
+    monkeypatch.setattr(splits, "_count", lambda *_: counts.set_index(["side", "class"]))
     dataset = stores.cells(60)
     sides = ["test" if label else ("val" if i % 3 else "train") for i, label in enumerate(dataset.labels)]
     dataset = ldl.Dataset(dataset.table.assign(split=sides), dataset.class_names, dataset.info, dataset._arrays)

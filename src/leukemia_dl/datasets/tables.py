@@ -16,6 +16,7 @@ from leukemia_dl.datasets.columns import COLUMNS, one_spelling
 from leukemia_dl.datasets.info import DatasetInfo, Table
 from leukemia_dl.errors import DataError, SettingsError
 from leukemia_dl.preprocess.decode import is_system_file
+from leukemia_dl.text import counted
 
 __all__ = ["class_list", "frame_table", "read_text_csv"]
 
@@ -88,7 +89,8 @@ def frame_table(
     hidden = np.array([any(map(is_system_file, name.split("/"))) for name in below])
     if hidden.any():
         example = below[int(hidden.argmax())]
-        _log.warning("%s: left out %d rows that name hidden or system files, such as %r", where, hidden.sum(), example)
+        count = counted(int(hidden.sum()), "row")
+        _log.warning("%s: left out %s of hidden or system files, such as %r", where, count, example)
     return table[~hidden], names, info
 
 

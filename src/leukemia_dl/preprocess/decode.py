@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from leukemia_dl.errors import DataError, ImageError
+from leukemia_dl.text import counted
 
 __all__ = [
     "FORMATS", "IMAGE_SUFFIXES", "MAX_PIXELS", "check_image", "decode_image", "image_files", "is_system_file",
@@ -211,7 +212,7 @@ def image_files(root: Path) -> list[str]:
             path = os.path.join(parent, name)[top:].replace(os.sep, "/")  # noqa: PTH118
             if not is_system_file(name):
                 (found if _suffix(name) in IMAGE_SUFFIXES else others).append(path)
-    warn_left_out(root, others, f"have a suffix that is not read. Read are {', '.join(sorted(IMAGE_SUFFIXES))}")
+    warn_left_out(root, others, f"only these suffixes are read: {', '.join(sorted(IMAGE_SUFFIXES))}")
     return found
 
 
@@ -220,7 +221,7 @@ def warn_left_out(root: Path, names: Sequence[str], why: str) -> None:
     if names := [name for name in names if _suffix(name) not in _DOCUMENTS]:
         counts = Counter(_suffix(name) or "without a suffix" for name in names)
         kinds = ", ".join(f"{count:,} {ascii(kind)[1:-1]}" for kind, count in counts.most_common())
-        _log.warning("%s: left out %d files (%s; such as %r) that %s", root, len(names), kinds, names[0], why)
+        _log.warning("%s: left out %s (%s; such as %r): %s", root, counted(len(names), "file"), kinds, names[0], why)
 
 
 def _suffix(name: str) -> str:

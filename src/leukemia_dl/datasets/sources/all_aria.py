@@ -82,7 +82,7 @@ def read_all_aria(root: Path, version: str = "original") -> Table:
             raise DataError(f"{path} says {label!r} in its name but lies in the folder {folder.name!r}. Move it.")
         if (first := rows.setdefault(f"{label}/{number}", str(path))) != str(path):
             raise DataError(f"{first} and {path} are both number {number} of {label}. Remove one of them.")
-    warn_left_out(root, others, "are not called WBC-Malignant-Early-012.jpg or the like")
+    warn_left_out(root, others, "names must be like WBC-Malignant-Early-012.jpg")
     if not rows:
         raise DataError(f"The class folders in {root} hold no images of this data set. Wanted: {_WANTED}.")
     table = [(sample, sample.split("/")[0], path) for sample, path in sorted(rows.items())]

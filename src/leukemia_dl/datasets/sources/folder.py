@@ -20,7 +20,7 @@ from leukemia_dl.datasets.tables import class_list
 from leukemia_dl.errors import DataError
 from leukemia_dl.plugins import hookimpl
 from leukemia_dl.preprocess.decode import image_files
-from leukemia_dl.text import name_key
+from leukemia_dl.text import counted, name_key
 
 INFO = DatasetInfo("folder", "A folder per class", licence="yours", citation="yours")
 SIDES = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val"}
@@ -111,7 +111,8 @@ def _rows(root: Path, samples: list[str], inside: _Inside, level: int) -> pd.Dat
             rows.append((sample, os.path.join(root, sample), folders[level], *(part or (None, None))))  # noqa: PTH118
     if left_out:
         places = "; ".join(f"{count:,} {place}" for place, count in left_out.items())
-        _log.warning("%s: left out %d images that are in no class folder: %s", root, left_out.total(), places)
+        count = counted(left_out.total(), "image")
+        _log.warning("%s: left out %s outside of the class folders: %s", root, count, places)
     return pd.DataFrame(rows, columns=["sample", "path", "label", "split", "fold"])
 
 

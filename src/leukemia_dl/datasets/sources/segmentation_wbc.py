@@ -84,7 +84,7 @@ def read_segmentation_wbc(root: Path, part: int | str | None = None) -> Table:
         _log.warning("%s: %d rows name images that are not there, such as %d", label_file, len(missing), missing[0])
     others = [path.name for path in listed(folder) if path.suffix.lower() != ".png" and not path.is_dir()]
     known = {path.name for path in images.values()}
-    warn_left_out(folder, [name for name in others if name not in known], "are not called 001.bmp or the like")
+    warn_left_out(folder, [name for name in others if name not in known], "names must be like 001.bmp")
     declared = dict(INFO.declared)[f"part {number}"]
     if len(images) > declared:
         raise DataError(
