@@ -110,6 +110,13 @@ def test_12_bit_levels_are_scaled_by_the_range_that_a_tag_states(order: str, tag
     np.testing.assert_array_equal(decode_image(tiff(colour, order, **tags)), wanted)
 
 
+def test_12_bit_levels_with_an_alpha_channel_are_refused() -> None:
+    """20.20: the tag was ignored in RGBA images, and they came out black."""
+    levels = np.stack([TWELVE, TWELVE, TWELVE, np.full_like(TWELVE, 4095)], axis=2)
+    with pytest.raises(ImageError, match="more than three channels: save RGB"):
+        decode_image(tiff(levels, t281=4095, t338=2))
+
+
 def test_packed_12_bit_levels_are_scaled() -> None:
     """20.20: a TIFF with BitsPerSample=12, two levels in three bytes, came out nearly black."""
     pairs = TWELVE.reshape(-1, 2).astype(int)
@@ -346,3 +353,13 @@ def test_a_large_webp_is_refused_from_its_header() -> None:
     data = b"WEBPVP8L" + (22).to_bytes(4, "little") + bits + bytes(17)
     with pytest.raises(ImageError, match="more than the 20,000,000"):
         decode_image(b"RIFF" + len(data).to_bytes(4, "little") + data)
+
+
+def test_links_to_folders_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """20.17: images behind links to folders were left out without a word."""
+    (tmp_path / "root" / "all").mkdir(parents=True)
+    (tmp_path / "root" / "all" / "1.png").write_bytes(b"x")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "root" / "all" / "pat7").symlink_to(tmp_path / "elsewhere")
+    assert decoding.image_files(tmp_path / "root") == ["all/1.png"]
+    assert "left out 1 link, such as" in caplog.text

@@ -154,6 +154,8 @@ def _to_8_bits(image: Image.Image, data: bytes, name: str) -> Image.Image:
         levels = levels.astype(np.uint16) << 8
         levels |= _lower_bytes(data) if top < _DEEP and image.mode == "RGB" else 0
     largest = int(levels.max())
+    if not grey and image.mode != "RGB" and top < _DEEP:
+        raise _Refused("it has 16 bits per channel, a smaller range in its tags and more than three channels: save RGB")
     if largest > top or (not grey and (image.mode != "RGB" or tags.get(284) == 2)):
         top = _DEEP
     if top == _DEEP and 0 < largest <= _DEEP // 16:
@@ -206,13 +208,17 @@ def image_files(root: Path) -> list[str]:
     top = len(os.path.join(root, ""))  # noqa: PTH118 - pathlib takes seconds for a hundred thousand files
     found: list[str] = []
     others: list[str] = []
+    links: list[str] = []
     for parent, inner, names in os.walk(root, onerror=refuse):
         inner[:] = sorted(name for name in inner if not is_system_file(name))
+        links += [path for name in inner if os.path.islink(path := os.path.join(parent, name))]  # noqa: PTH114, PTH118
         for name in sorted(names):
             path = os.path.join(parent, name)[top:].replace(os.sep, "/")  # noqa: PTH118
             if not is_system_file(name):
                 (found if _suffix(name) in IMAGE_SUFFIXES else others).append(path)
     warn_left_out(root, others, f"only these suffixes are read: {', '.join(sorted(IMAGE_SUFFIXES))}")
+    if links:
+        _log.warning("%s: left out %s, such as %s; copy their images", root, counted(len(links), "link"), links[0])
     return found
 
 
