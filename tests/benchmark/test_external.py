@@ -163,7 +163,7 @@ def test_metrics_are_those_of_each_saved_net_by_itself(finished, results, other)
     assert (nets["temperature"] != 1).any()  # it is 1 where no image of val was called wrongly
     for row in nets.itertuples():
         classifier = ldl.load_classifier(finished.store.root / "trials" / row.trial)
-        averaged = row.backbone.endswith("symmetries")
+        averaged = row.backbone.endswith("+tta")
         predict = {"tta": averaged, "show_progress": False}
         plain = classifier.predict(chosen, calibrated=False, **predict)[P].to_numpy()
         assert row.accuracy == np.mean(plain.argmax(axis=1) == codes)
