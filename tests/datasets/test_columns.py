@@ -41,7 +41,8 @@ def test_classes_have_one_spelling_the_most_frequent(
     assert dataset.class_names == ("ALL", "hem")
     assert dataset.labels.tolist() == [0, 0, 1, 0, 0]
     assert (
-        "Classes with several spellings: 1, such as 'ALL', 'All', 'all', which are taken for one ('ALL')" in caplog.text
+        "Classes with several spellings (in case, spaces or a trailing .0): 1, such as 'ALL', 'All', 'all', "
+        "which are taken for 'ALL'" in caplog.text
     )
 
 
@@ -66,7 +67,7 @@ def test_a_patient_has_one_name(
     """20.19: 12 and 12.0, p3 and P3 are one patient; otherwise their images would be on two sides."""
     table = data_set(["a", "b"] * 3, ["12", "12.0", "p3", "P3", "007", "7"], tmp_path, write_image).table
     assert table["subject"].tolist() == table["group"].tolist() == ["12", "12", "P3", "P3", "007", "7"]
-    assert "Patients with several spellings: 2" in caplog.text
+    assert "Patients with several spellings (in case, spaces or a trailing .0): 2" in caplog.text
 
 
 def test_parts_with_other_spellings_of_a_patient_come_together() -> None:

@@ -314,7 +314,7 @@ print(Dataset.from_folder(sys.argv[1]).pixel_store(Pipeline((Resize(12), Own()))
 
 def test_what_a_killed_process_left_is_swept_after_a_day(small: Dataset, base: Path) -> None:
     """Nothing else may be deleted in a folder of the user, such as `.git`."""
-    left, busy = (f".{name}-0a1b2c3d" for name in ("left", "busy"))
+    left, busy = (f".{name}-0a1b2c3d.unfinished" for name in ("left", "busy"))
     for name, age in ((left, 2 * 86_400), (busy, 60), (".git", 2 * 86_400)):
         (base / name).mkdir(parents=True)
         os.utime(base / name, (time.time() - age,) * 2)

@@ -234,7 +234,7 @@ def test_nets_that_compute_something_else_do_not_share_features(kind, tmp_path):
 
 def test_what_a_killed_process_has_left_is_deleted_by_the_next(extractor, tmp_path):
     """20.42: what is a day old belongs to no running process."""
-    left, alive = tmp_path / ".small-0a1b2c3d.npy", tmp_path / ".small-4e5f6a7b.npy"
+    left, alive = tmp_path / ".small.npy-0a1b2c3d.unfinished", tmp_path / ".small.npy-4e5f6a7b.unfinished"
     for file in (left, alive):
         file.write_bytes(b"x" * 10)
     os.utime(left, (1e9, 1e9))

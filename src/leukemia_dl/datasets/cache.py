@@ -15,11 +15,7 @@ __all__ = ["cache_dir", "cache_limit", "cache_use", "in_use", "make_room", "user
 
 
 def user_path(path: str | Path, name: str = "") -> Path:
-    """Return a path as a user writes it, absolute, with `~` and `~name` replaced by home folders.
-
-    Raises:
-        DataError: If there is no such user, or it is no path; the message has the `name` of the argument.
-    """
+    """Return a path as a user writes it, absolute, without `~`. Raises DataError, which names the argument `name`."""
     try:
         return Path(path).expanduser().absolute()
     except (RuntimeError, TypeError) as error:
@@ -36,11 +32,7 @@ def cache_dir() -> Path:
 
 
 def cache_limit() -> float:
-    """Return how many bytes decoded pixels and features may take: `LEUKEMIA_DL_CACHE_LIMIT` in GB, 20 by default.
-
-    Raises:
-        SettingsError: If the variable is no number of at least 0; `inf` means no limit.
-    """
+    """Return how many bytes decoded pixels and features may take: `LEUKEMIA_DL_CACHE_LIMIT` in GB, 20 by default."""
     text = os.environ.get("LEUKEMIA_DL_CACHE_LIMIT") or "20"
     with contextlib.suppress(ValueError):
         if (limit := float(text)) >= 0:
@@ -78,6 +70,5 @@ def make_room(place: Path, needed: int) -> None:
             break
         over -= size
         with contextlib.suppress(OSError):
-            gone = old.rename(old.with_name(f".{old.name}-00000000.unfinished"))  # at any moment it is whole or absent
-            shutil.rmtree(gone) if gone.is_dir() else gone.unlink()
-            old.with_name(f"{old.name}.sha256").unlink(missing_ok=True)
+            aside = old.rename(old.with_name(f".{old.name}.unfinished"))  # at any moment it is whole or absent
+            shutil.rmtree(aside) if aside.is_dir() else aside.unlink()

@@ -25,11 +25,7 @@ _log = logging.getLogger(__name__)
 
 
 def typed(table: pd.DataFrame) -> pd.DataFrame:
-    """Return exactly `COLUMNS`, with their dtypes, absolute paths, one spelling per patient, and `group` filled.
-
-    Raises:
-        DataError: If a fold is no whole number.
-    """
+    """Return exactly `COLUMNS`, with their dtypes, absolute paths, one spelling per patient, and `group` filled."""
     table = table.reindex(columns=list(COLUMNS)).reset_index(drop=True)
     for column in table.columns.drop("fold"):
         if table[column].dtype != TEXT:
@@ -97,12 +93,13 @@ def row_numbers(rows: ArrayLike, count: int) -> NDArray[np.int64]:
             raise DataError(f"A Series as mask has the index of `table`, 0 to {count - 1}. Received: {rows.index}.")
         chosen = chosen[np.argsort(rows.index)]
     if chosen.dtype == np.bool_ and chosen.shape == (count,):
-        chosen = np.flatnonzero(chosen)
-    fits = chosen.ndim == 1 and (chosen.dtype.kind in "iu" or chosen.size == 0)
-    if not fits or (chosen.size and not -count <= chosen.min() <= chosen.max() < count):
+        return np.flatnonzero(chosen)
+    numbers = chosen if chosen.size else chosen.astype(np.int64)
+    fits = numbers.ndim == 1 and numbers.dtype.kind in "iu"
+    if not fits or ((numbers < -count) | (numbers >= count)).any():
         received = f"Received: {chosen.dtype} {chosen.shape}."
         raise DataError(f"subset takes a bool mask of length {count} or row numbers below it. {received}")
-    return chosen.astype(np.int64)
+    return numbers.astype(np.int64)
 
 
 def one_spelling(names: pd.Series[Any], what: str, wanted: Sequence[str] = ()) -> pd.Series[Any]:
@@ -120,8 +117,7 @@ def one_spelling(names: pd.Series[Any], what: str, wanted: Sequence[str] = ()) -
     for key, spellings in found.items():
         chosen.setdefault(key, key if key.isdecimal() else spellings[0].strip())
     if several := [key for key, spellings in found.items() if len(spellings) > 1]:
-        message = "%s with several spellings: %d, such as %s, which are taken for one (%r). Spellings that differ in "
-        message += "case, spaces or a trailing .0 only are one name"
+        message = "%s with several spellings (in case, spaces or a trailing .0): %d, such as %s, which are taken for %r"
         example = ", ".join(map(repr, found[several[0]]))
         _log.warning(message, what.capitalize(), len(several), example, chosen[several[0]])
     return names.map(lambda name: chosen[name_key(name)], na_action="ignore")

@@ -135,7 +135,7 @@ class Dataset:
             frame: Columns `path` and `label` (NA: not known), and others of `COLUMNS`, in upper or lower case. Without
                 `sample` the ids are the paths below `images_root`, with `/`.
             images_root: Folder that relative paths start from; None for the working directory.
-            class_names: In label order; None for the labels found, sorted.
+            class_names: As in `from_csv`.
             canvas: As in `from_folder`.
         """
         info = DatasetInfo("dataframe", "Images named by a table", licence="yours", citation="yours", canvas=canvas)
@@ -217,10 +217,7 @@ class Dataset:
 
     @cached_property
     def content_hashes(self) -> tuple[str, ...]:
-        """SHA-256 of each file's bytes (or array's shape and bytes), 64 hexadecimal digits, in row order.
-
-        Files are read in parallel, once: their hashes are remembered by path, size and time of change.
-        """
+        """SHA-256 of each file's bytes (or array's shape and bytes), 64 hexadecimal digits, in row order."""
         of_files = self._table["path"].dropna()
         hashes = dict(zip(of_files.index, file_hashes(list(of_files)), strict=True))
         samples = self._table["sample"]
@@ -239,8 +236,7 @@ class Dataset:
         """Return the data set of some rows.
 
         Args:
-            rows: bool mask (n,), NA meaning no, or int row numbers in the wanted order. A mask that is a pandas Series
-                is taken by its index, as pandas does.
+            rows: bool mask (n,), NA meaning no, or int row numbers in the wanted order. A Series is taken by its index.
             class_names: In label order, if classes are left out: `ds.subset(ds.labels != 2, ("a", "b"))`.
 
         Raises:

@@ -48,11 +48,7 @@ def only_copy(
     start: Path | None = None,
     choose: str = "Pass one of them as root.",
 ) -> tuple[Path, T]:
-    """Return the one copy of a data set that `find` returns for `start`, or else for the folders in `root`.
-
-    Raises:
-        DataError: If no folder holds the data set, or several do.
-    """
+    """Return the one copy of a data set that `find` returns for `start`, or else for the folders in `root`."""
     for folders in ([start or root], folders_in(root)):
         found = [copy for folder in folders for copy in find(folder).items()]
         if len(found) > 1:

@@ -20,12 +20,9 @@ from leukemia_dl.plugins import Provided, add_registry, collect, problems_with
 
 __all__ = ["BUILTIN", "DatasetSource", "dataset_table", "get_source", "list_datasets", "load_dataset"]
 
-BUILTIN = tuple(
-    f"leukemia_dl.datasets.sources.{name}"
-    for name in ("all_aria", "c_nmc_2019", "csv_file", "folder", "segmentation_wbc", "synthetic")
-)
+_NAMES = ("all_aria", "c_nmc_2019", "csv_file", "folder", "segmentation_wbc", "synthetic")
+BUILTIN = tuple(f"leukemia_dl.datasets.sources.{name}" for name in _NAMES)
 _DROPPED = "classes to leave out, such as ['basophil']"
-_UNDECLARED = {False: "yours", True: "as many as asked for"}  # images, by whether they are drawn
 _log = logging.getLogger(__name__)
 
 
@@ -81,20 +78,13 @@ def dataset_table() -> pd.DataFrame:
     rows = []
     for item in _provided():
         source, info = item.record, item.record.info
-        place = ["root"] if source.needs_root and "path" not in source.options else []
-        rows.append({
-            "name": source.name,
-            "title": info.title,
-            "classes": ", ".join(info.class_names) or "yours",
-            "images": str(dict(info.declared).get("images", _UNDECLARED[info.synthetic])),
-            "licence": info.licence,
-            "citation": info.citation,
-            "url": info.url,
-            "options": ", ".join([*place, *source.options]),
-            "plugin": item.plugin,
-            "version": item.version,
-        })  # fmt: skip
-    return pd.DataFrame(rows, dtype="str")
+        classes = ", ".join(info.class_names) or "yours"
+        images = dict(info.declared).get("images", "as many as asked for" if info.synthetic else "yours")
+        options = ["root"] * (source.needs_root and "path" not in source.options) + list(source.options)
+        texts = [info.licence, info.citation, info.url, ", ".join(options)]
+        rows.append([source.name, info.title, classes, str(images), *texts, item.plugin, item.version])
+    columns = ["name", "title", "classes", "images", "licence", "citation", "url", "options", "plugin", "version"]
+    return pd.DataFrame(rows, columns=columns, dtype="str")
 
 
 def _provided() -> Sequence[Provided]:

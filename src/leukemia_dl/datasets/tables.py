@@ -34,11 +34,7 @@ def class_list(names: Sequence[str]) -> tuple[str, ...]:
 
 
 def read_text_csv(path: Path, wanted: str) -> pd.DataFrame:
-    """Return the cells of a CSV file as text without outer spaces, NA for empty ones.
-
-    Raises:
-        DataError: If it cannot be read; `wanted` ends the message.
-    """
+    """Return the cells of a CSV file as text without outer spaces, NA if empty. `wanted` ends the message of errors."""
     reading: Any = {"dtype": str, "keep_default_na": False, "encoding": "utf-8-sig", "skipinitialspace": True}
     try:
         with warnings.catch_warnings():
@@ -62,9 +58,6 @@ def frame_table(
     """Return the table of a data set from columns that a user named; see `Dataset.from_dataframe`.
 
     `where` begins the error messages, which count rows from 1; `all_labelled` says that each row needs a label.
-
-    Raises:
-        DataError: If a column, a file or a label is missing, or one is named twice.
     """
     table = frame.rename(columns={name: str(name).strip().lower() for name in frame.columns})
     known = [name for name in table.columns if name in COLUMNS]

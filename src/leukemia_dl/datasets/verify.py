@@ -37,12 +37,10 @@ def read_manifest(path: str | Path) -> pd.DataFrame:
             and such lines.
 
     Returns:
-        A row per file: `path` (str, relative, with `/`), `sha256` (str, 64 lower-case digits), `size` (Int64, in
-        bytes; NA if the manifest does not say).
+        A row per file: `path` (relative, with `/`), `sha256` (64 lower-case digits), `size` (Int64, bytes or NA).
 
     Raises:
-        DataError: If it cannot be read, a line is malformed, or a path repeats or could lead out of a folder. The
-            message names the line.
+        DataError: If it cannot be read, or a line is malformed, repeats a path or could lead out of a folder.
     """
     path = user_path(path, "manifest")
     try:
