@@ -71,6 +71,25 @@ def test_na_is_no_patient(folder: Path) -> None:
     assert table["label"].tolist() == ["hem", "NA"]  # a class may be called so
 
 
+@pytest.mark.parametrize("name", ["patient", "Patient_ID"])
+def test_a_column_of_patients_must_be_called_subject(folder: Path, name: str, caplog: pytest.LogCaptureFixture) -> None:
+    text = f"path,label,{name},comment\nimages/0.png,hem,p1,x\nimages/1.png,all,p2,x\n"
+    assert not Dataset.from_csv(save(folder, text)).has_subjects
+    assert f"columns that are not used: comment, {name.lower()}" in caplog.text
+    assert f"Rename {name.lower()} to subject, otherwise no patient is known" in caplog.text
+    caplog.clear()
+    assert Dataset.from_csv(save(folder, text.replace(",comment", ",subject"))).has_subjects
+    assert "Rename" not in caplog.text
+
+
+def test_a_csv_file_is_loaded_by_its_path_and_remembered(folder: Path) -> None:
+    path = save(folder / "images", "path,label\nimages/0.png,hem\nimages/1.png,all\n")
+    loaded = Dataset.load("csv", path=path, images_root=str(folder))
+    assert loaded.source == {"name": "csv", "root": str(path), "options": {"images_root": str(folder)}}
+    again = Dataset.load(loaded.source["name"], loaded.source["root"], **loaded.source["options"])
+    assert again.fingerprint == loaded.fingerprint == Dataset.from_csv(path, images_root=folder).fingerprint
+
+
 def test_rows_of_system_files_are_left_out(
     folder: Path, write_image: Callable[..., Path], caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -46,20 +46,14 @@ def download(
     manifest: str | Path | None = None,
     show_progress: bool = True,
 ) -> Download:
-    """Fetch a data set from Kaggle, unless it is there already, and check it.
-
-    Nothing else of this library uses the network for data. The licence of a data set is in `get_source(name).info`.
+    """Fetch a data set from Kaggle, unless it is there already, and check it. Nothing else fetches data.
 
     Args:
         name: A key of `DOWNLOADS`.
-        to: A folder that is new, empty, holds the data set already, or holds the rest of an interrupted download, which
-            then goes on.
+        to: A folder that is new, empty, holds the data set, or the rest of an interrupted download, which goes on.
         archive: An archive fetched by hand, to be unpacked instead of downloading.
         manifest: Hashes of the files to compare with, see `leukemia_dl.datasets.verify.read_manifest`.
         show_progress: Whether to show progress.
-
-    Returns:
-        The folder, the data set and the comparison; look at its `report.ok`.
 
     Raises:
         UnknownNameError: If the data set cannot be downloaded.
@@ -112,8 +106,7 @@ def unpack(archive: str | Path, to: str | Path, show_progress: bool = True) -> P
 
     Raises:
         DataError: If it is no such archive or damaged, has more than 200,000 members or 64 GiB, unpacks to more than
-            200 times its size, the disk is too small, or a member is a link or device, encrypted, or has a name that is
-            absolute or climbs (`..`).
+            200 times its size, or has a member that is a link, a device or encrypted, or whose name leads out of it.
     """
     archive, to = user_path(archive, "archive"), user_path(to, "to")
     try:
@@ -148,7 +141,7 @@ def _checked_members(opened: Any, packed: int) -> list[tuple[Any, int]]:
         total += size
         members.append((member, size))
         if not is_plain or _FORBIDDEN.search(name):
-            rule = "only files and folders with names below the archive's top are allowed, no links or devices"
+            rule = "no links or devices, and only names below the archive's top are allowed"
             raise DataError(f"the member {name[:100]!a}: {rule}.")
         if size < 0 or total > most or len(members) > _MOST_FILES:
             raise DataError(f"it unpacks to more than {_MOST_FILES:,} members or {most:,} bytes, as bombs do.")

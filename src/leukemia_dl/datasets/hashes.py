@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import json
 import logging
-import stat
 import time
 from functools import cache
 from pathlib import Path
@@ -19,27 +18,14 @@ from leukemia_dl.datasets.cache import cache_dir
 from leukemia_dl.errors import DataError
 from leukemia_dl.progress import parallel_map
 
-__all__ = ["HASH_FILE", "Stamp", "array_hash", "file_hashes", "stamp", "tried_hashes"]
+__all__ = ["HASH_FILE", "array_hash", "file_hashes", "tried_hashes"]
 
-Stamp = tuple[str, int, int, int]
-"""Path, size in bytes, and the times in nanoseconds of the last change of the content and of the entry (which no user
-can set back, so that files that change places are noticed): equal as long as a file was not touched."""
 HASH_FILE = "hashes.jsonl"
 """In the cache folder: a line `[path, size, changed, moved, sha256]` per file, to which any process appends."""
 # A file that changes twice within a tick of the clock keeps its stamp, so young files are not remembered on disk.
 _SETTLED_NS = 2_000_000_000
+_Stamp = tuple[str, int, int, int]
 _log = logging.getLogger(__name__)
-
-
-def stamp(path: str) -> Stamp:
-    """Return the stamp of a file. Raises DataError if it is no regular file: reading a pipe would wait for ever."""
-    try:
-        status = Path(path).stat()
-    except (OSError, ValueError) as error:  # ValueError: a null character in the name
-        raise _unreadable(path, error) from error
-    if not stat.S_ISREG(status.st_mode):
-        raise DataError(f"{path} is no regular file. Take it out of the data set.")
-    return path, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def array_hash(array: NDArray[np.uint8]) -> str:
@@ -61,49 +47,53 @@ def tried_hashes(paths: list[str], show: bool = True) -> list[str | DataError]:
     A hash is remembered in the cache folder, if that can be written, until size or time of change of the file differ.
     """
     file = cache_dir() / HASH_FILE
-    known, read = _remembered(file), dict[Stamp, str]()
+    known, read = _remembered(file), dict[_Stamp, str]()
 
     def hash_one(path: str) -> str | DataError:
         try:
-            key = stamp(path)
+            key = _stamp(path)
             if key in known:
                 return known[key]
             content = sha256_of_file(Path(path))
-            if stamp(path) != key:
-                raise DataError(f"{path} changes while it is read. Wait until it is complete.")
+            if _stamp(path) != key:
+                raise OSError("it changes while it is read")
             read[key] = content
             return content
-        except OSError as error:
-            return _unreadable(path, error)
-        except DataError as error:
-            return error
+        except (OSError, ValueError) as error:  # ValueError: a null character in the name
+            reason = getattr(error, "strerror", None) or error
+            return DataError(f"Cannot read {path}: {reason}. Was it moved since the data set was loaded?")
 
     try:
         return parallel_map(hash_one, paths, "Hashing files", show=show)
     finally:  # so that files that were read before Ctrl-C need not be read again
-        _remember(file, read)
+        settled = time.time_ns() - _SETTLED_NS
+        _remember(file, {key: content for key, content in read.items() if max(key[2:]) < settled})
+
+
+def _stamp(path: str) -> _Stamp:
+    """Return path, size, and the times of the last change of the content and of the entry, which no user can set."""
+    status = Path(path).stat()
+    return path, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 @cache
-def _remembered(file: Path) -> dict[Stamp, str]:
+def _remembered(file: Path) -> dict[_Stamp, str]:
     """Return the hashes in the file, which is read once per process; damaged lines are skipped."""
-    known: dict[Stamp, str] = {}
+    known: dict[_Stamp, str] = {}
     with contextlib.suppress(OSError):
         for line in file.read_bytes().splitlines():
             with contextlib.suppress(ValueError, TypeError):  # half a line, of a process that was killed
-                path, size, changed, moved, digest = json.loads(line)
-                known[path, size, changed, moved] = str(digest)
+                path, size, changed, moved, content = json.loads(line)
+                known[path, size, changed, moved] = str(content)
     return known
 
 
-def _remember(file: Path, read: dict[Stamp, str]) -> None:
-    settled = time.time_ns() - _SETTLED_NS
-    new = {key: text for key, text in read.items() if max(key[2:]) < settled}
+def _remember(file: Path, new: dict[_Stamp, str]) -> None:
     _remembered(file).update(new)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with file.open("a", encoding="ascii") as opened:
-            opened.write("".join(json.dumps([*key, text]) + "\n" for key, text in new.items()))
+            opened.write("".join(json.dumps([*key, content]) + "\n" for key, content in new.items()))
     except OSError as error:
         _warn_once(file, str(error))
 
@@ -111,8 +101,3 @@ def _remember(file: Path, read: dict[Stamp, str]) -> None:
 @cache
 def _warn_once(file: Path, reason: str) -> None:
     _log.warning("Hashes are not remembered, since %s cannot be written: %s", file, reason)
-
-
-def _unreadable(path: str, error: OSError | ValueError) -> DataError:
-    reason = getattr(error, "strerror", None) or error
-    return DataError(f"Cannot read {path}: {reason}. Was it moved since the data set was loaded?")

@@ -108,8 +108,6 @@ class VerifyReport:
 def verify(root: str | Path, manifest: str | Path, show_progress: bool = True, partial: bool = False) -> VerifyReport:
     """Compare the files of a data set with a manifest: sizes first, then SHA-256 where these are equal.
 
-    Hashes are remembered until a file changes, so that an interrupted check goes on where it was.
-
     Args:
         root: The folder that the manifest's paths start from, or the one folder that all of them start with. Nothing
             outside it is read, also not through links.
@@ -118,8 +116,7 @@ def verify(root: str | Path, manifest: str | Path, show_progress: bool = True, p
         partial: Whether files may be missing.
 
     Returns:
-        The report. Extra files are looked for in the folders that the manifest names; hidden and system files are
-        skipped.
+        The report, also with extra files in the folders that the manifest names, except hidden and system files.
 
     Raises:
         DataError: If the manifest is malformed, the root holds none of its folders, or a folder cannot be listed.

@@ -43,20 +43,11 @@ def parse_name(name: str) -> tuple[str, str] | None:
 
 
 def read_all_aria(root: Path, version: str = "original") -> Table:
-    """Return the table of one version of the ALL data set of Aria et al., whole or in part.
+    """Return the table of one version, "original" or "segmented", of the ALL data set of Aria et al., whole or in part.
 
-    Args:
-        root: The folder that holds `Original` and `Segmented`, one of these, or one above or below. Four class folders
-            without such a folder around them are taken for the original version.
-        version: "original" or "segmented".
-
-    Returns:
-        The table, with class names ("Benign", "Early", "Pre", "Pro"). `sample` is like `Early/012`, in both versions,
-        so that they cannot be merged by mistake. `subject` is NA: a grouped protocol is not possible.
-
-    Raises:
-        SettingsError: If there is no such version.
-        DataError: If that version is not in `root`, a name contradicts its folder, or two files have one number.
+    `root` is the folder that holds `Original` and `Segmented`, one of these, or one above or below. Four class folders
+    without such a folder around them are taken for the original version. `sample` is like `Early/012`, in both
+    versions, so that they cannot be merged by mistake.
     """
     choice("version", version, VERSIONS)
     root = require_folder(root, _WANTED)

@@ -78,18 +78,9 @@ def parse_name(name: str) -> _Name | None:
 def read_c_nmc(root: Path, info: DatasetInfo = INFO, linked: Sequence[Sequence[str]] = LINKED_SUBJECTS) -> Table:
     """Return the table of C-NMC 2019 in the layout of Kaggle or of TCIA, whole or in part.
 
-    Args:
-        root: The folder that holds the training, validation and test folders, or one above or below it.
-        info: Description of the data set.
-        linked: Sets of subjects that share cells: one group each.
-
-    Returns:
-        The table, with class names ("hem", "all"), so ALL = 1. `sample` is the file's name without suffix for training
-        images, `prelim/1` and `final/1` for the others; `split` is train, preliminary or final; final images, and
-        preliminary ones that the CSV does not name, have no label.
-
-    Raises:
-        DataError: If nothing of it is there, or names and labels contradict each other.
+    `root` is the folder that holds the training, validation and test folders, or one above or below it; `linked` are
+    sets of subjects that share cells: one group each. `sample` is the file's name without suffix for training images,
+    `prelim/1` and `final/1` for the others. Images that the CSV does not name have no label.
     """
     root = top = require_folder(root, _WANTED)
     while top.name.lower() in _OUTER:

@@ -44,21 +44,11 @@ _log = logging.getLogger(__name__)
 
 
 def read_segmentation_wbc(root: Path, part: int | str | None = None) -> Table:
-    """Return the table of one part of segmentation_WBC.
+    """Return the table of part 1 or 2 of segmentation_WBC; None: of the one that is there.
 
-    Args:
-        root: The folder with `Dataset 1` and its CSV file, one above it, `Dataset 1` itself, or a folder that holds
-            images and their CSV file (part 1, unless the names or `part` say 2).
-        part: 1 or 2; None for the one that is there.
-
-    Returns:
-        The table, with class names in the order of the authors' numbers 1 to 5. `sample` is part and number, like
-        `1/001`. `subject` is NA. An image that the CSV file does not name has no label.
-
-    Raises:
-        SettingsError: If `part` is neither 1 nor 2.
-        DataError: If the part is not there, both are and `part` is None, or the CSV file is missing, malformed, names
-            an image twice, a class outside 1 to 5 or no image that is there.
+    `root` is the folder with `Dataset 1` and its CSV file, one above it, `Dataset 1` itself, or a folder that holds
+    images and their CSV file (part 1, unless the names or `part` say 2). `sample` is part and number, like `1/001`. An
+    image that the CSV file does not name has no label.
     """
     if part is not None and (isinstance(part, bool) or str(part) not in ("1", "2")):
         raise SettingsError(f"part must be 1 or 2. Received: {part!r}.")
@@ -78,8 +68,8 @@ def read_segmentation_wbc(root: Path, part: int | str | None = None) -> Table:
     if len(unknown) == len(images):
         raise DataError(f"{label_file} names none of the {len(images):,} images in {folder}, as another part's would.")
     if unknown:
-        name = images[unknown[0]].name
-        _log.warning("%s: %d images have no row in %s, so no label, such as %s", folder, len(unknown), label_file, name)
+        message = "%s: %d images have no row in %s, so no label, such as %s"
+        _log.warning(message, folder, len(unknown), label_file.name, images[unknown[0]].name)
     if missing:
         _log.warning("%s: %d rows name images that are not there, such as %d", label_file, len(missing), missing[0])
     others = [path.name for path in listed(folder) if path.suffix.lower() != ".png" and not path.is_dir()]

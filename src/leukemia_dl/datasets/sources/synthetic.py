@@ -37,18 +37,7 @@ _OPTIONS = {
 def read_synthetic(
     root: Path | None = None, workers: int | None = None, show_progress: bool = True, **settings: int
 ) -> Table:
-    """Return the table of synthetic cells, which are drawn unless they are there already.
-
-    Args:
-        root: Folder to write to; None for one in the cache folder that is named by the settings.
-        workers: Threads that draw.
-        show_progress: Whether to show progress.
-        settings: Fields of `SyntheticCohort`.
-
-    Raises:
-        SettingsError: If a setting is not allowed.
-        DataError: If `root` holds something else or cannot be written.
-    """
+    """Return the table of synthetic cells, drawn unless they are there; `settings` are those of `SyntheticCohort`."""
     from leukemia_dl.datasets.synthetic import SyntheticCohort, write_dataset  # here, since it takes scipy
 
     if workers is not None:
