@@ -184,7 +184,7 @@ def test_what_is_not_there_is_said(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="Found in it: cats"):
         Dataset.load("c_nmc_2019", root=tmp_path / "other")
     (tmp_path / "hollow" / "fold_0" / "all").mkdir(parents=True)
-    with pytest.raises(DataError, match="hold no images"):
+    with pytest.raises(DataError, match="has no samples"):
         Dataset.load("c_nmc_2019", root=tmp_path / "hollow")
 
 

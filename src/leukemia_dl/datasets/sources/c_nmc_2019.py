@@ -94,8 +94,6 @@ def read_c_nmc(root: Path, info: DatasetInfo = INFO, linked: Sequence[Sequence[s
     for folder in (parts[name] for name in (_PRELIMINARY, _FINAL) if name in parts):
         others = [path.name for path in listed(folder) if path.suffix.lower() != ".bmp" and path.is_file()]
         warn_left_out(folder, others, "only BMP files are read")
-    if not rows:
-        raise DataError(f"The folders of C-NMC in {root} hold no images. Wanted: {_WANTED}.")
     frame = pd.DataFrame(rows, columns=["sample", "path", "label", "subject", "field", "cell", "fold", "split"])
     frame["group"] = frame["subject"].map({subject: "+".join(members) for members in linked for subject in members})
     frame["same_cell"] = frame["sample"].str.lower().map(_same_cells() if linked else {})
@@ -136,7 +134,7 @@ def _training(fold: int, folder: Path) -> Iterator[dict[str, object]]:
                 raise DataError(f"{path} says {name.label!r} in its name but lies in the folder {inner.name!r}.")
             else:
                 yield {"sample": path.stem, "path": str(path), "fold": fold, "split": "train", **name._asdict()}
-    warn_left_out(folder, others, "names must be like UID_<subject>_<field>_<cell>_<label>.bmp")
+    warn_left_out(folder, others, "are not called UID_<subject>_<field>_<cell>_<label>.bmp")
 
 
 def _preliminary(folder: Path, labels: Path | None) -> Iterator[dict[str, object]]:

@@ -78,16 +78,16 @@ def _level_of_classes(root: Path, inside: _Inside, wanted: Sequence[str] | None)
         return 1
     outer = f"class_names={','.join(tops)} (command line: -o class_names={','.join(tops)})"
     if exact or (parts and parts == tops):
+        called = f"folders that are called like sides or folds ({', '.join(exact or parts)})"
+        sides = f"{_WANTED}, or with sides ROOT/train/hem/1.bmp"
         raise DataError(
-            f"{root} has folders that are called like sides or folds ({', '.join(exact or parts)}), and no folder per "
-            f"class in them, so nothing says which class their images are of. Wanted: {_WANTED}, or with sides "
-            f"ROOT/train/hem/1.bmp. If the folders are the classes, pass {outer}; or use a CSV file (Dataset.from_csv)."
+            f"{root} has {called}, and no folder per class in them. Wanted: {sides}. If the folders are the classes, "
+            f"pass {outer}; or use a CSV file (Dataset.from_csv)."
         )
     if single or (len(repeated) > 1 and not all(map(_part, repeated))):
         raise DataError(
-            f"{root} can be read in two ways, and the names of its folders do not say which. If the outer folders are "
-            f"the classes, pass {outer}. If the inner ones are, pass class_names={','.join(inner)}; "
-            "where the outer ones are sides or folds, call them train, val and test, or fold_0, fold_1 and so on."
+            f"{root} can be read in two ways. If the outer folders are the classes, pass {outer}. If the inner ones "
+            f"are, pass class_names={','.join(inner)}, or call the outer ones train, val and test, or fold_0 and so on."
         )
     return 0
 

@@ -38,7 +38,6 @@ INFO = DatasetInfo(
 _IMAGE = re.compile(r"(\d{1,6})\.bmp", re.IGNORECASE | re.ASCII)
 _FOLDER = re.compile(r"dataset[ _-]?([12])", re.IGNORECASE | re.ASCII)
 _LABEL_FILE = re.compile(r"class[ _-]?labels?(?: of dataset |_of_dataset_)([12])\.csv", re.IGNORECASE | re.ASCII)
-_MOST_BYTES = 1_000_000  # of a CSV file
 _WANTED = "a folder with 'Dataset 1/001.bmp' and so on and 'Class Labels of Dataset 1.csv', or with all of these in it"
 _log = logging.getLogger(__name__)
 
@@ -67,22 +66,15 @@ def read_segmentation_wbc(root: Path, part: int | str | None = None) -> Table:
     unknown, missing = sorted(images.keys() - labels.keys()), sorted(labels.keys() - images.keys())
     if len(unknown) == len(images):
         raise DataError(f"{label_file} names none of the {len(images):,} images in {folder}, as another part's would.")
-    if unknown:
-        message = "%s: %d images have no row in %s, so no label, such as %s"
-        _log.warning(message, folder, len(unknown), label_file.name, images[unknown[0]].name)
-    if missing:
-        _log.warning("%s: %d rows name images that are not there, such as %d", label_file, len(missing), missing[0])
-    others = [path.name for path in listed(folder) if path.suffix.lower() != ".png" and not path.is_dir()]
-    known = {path.name for path in images.values()}
-    warn_left_out(folder, [name for name in others if name not in known], "names must be like 001.bmp")
-    declared = dict(INFO.declared)[f"part {number}"]
-    if len(images) > declared:
-        raise DataError(
-            f"{folder} holds {len(images):,} images, and part {number} has {declared}: pass part={3 - number}."
-        )
+    for numbers, text in ((unknown, "images have no row in it, so no label"), (missing, "rows name no image")):
+        if numbers:
+            _log.warning("%s: %d %s, such as number %d", label_file, len(numbers), text, numbers[0])
+    others = {path.name for path in listed(folder) if path.suffix.lower() != ".png" and not path.is_dir()}
+    others -= {path.name for path in images.values()}
+    warn_left_out(folder, sorted(others), "names must be like 001.bmp")
     rows = [(f"{number}/{image:03d}", str(path), labels.get(image)) for image, path in sorted(images.items())]
-    frame = pd.DataFrame(rows, columns=["sample", "path", "label"])
-    return frame, CLASS_NAMES, replace(INFO, declared=(("images", declared),))
+    info = replace(INFO, declared=(("images", dict(INFO.declared)[f"part {number}"]),))
+    return pd.DataFrame(rows, columns=["sample", "path", "label"]), CLASS_NAMES, info
 
 
 def _images(folder: Path) -> dict[int, Path]:
@@ -122,25 +114,20 @@ def _csv_files(folder: Path) -> list[Path]:
 
 def _read_labels(path: Path) -> dict[int, str]:
     """Return the class name of each image number that the CSV file names."""
-    if path.stat().st_size > _MOST_BYTES:
-        raise DataError(f"{path} has {path.stat().st_size:,} bytes, more than a label file of this data set has.")
-    frame = read_text_csv(path, "Take it from the original repository").rename(
-        columns=lambda name: name.strip().lower()
-    )
+    frame = read_text_csv(path, "Take it from the original repository").rename(columns=str.lower)
     columns = [name for name in ("image id", "class label", "class") if name in frame]  # part 2 has "class"
     if len(columns) < 2 or columns[0] != "image id":
         found = ", ".join(map(repr, frame.columns)) or "none"
         raise DataError(f"{path} needs the columns 'image ID' and 'class label' (or 'class'). It has: {found}.")
     labels: dict[int, str] = {}
     for row, (number, label) in enumerate(frame[columns[:2]].fillna("").itertuples(index=False), start=1):
-        if not (number or label):
-            continue
-        if not re.fullmatch(r"\d{1,6}", number, re.ASCII) or label not in ("1", "2", "3", "4", "5"):
-            received = f"Received: {number[:100]!r}, {label[:100]!r}"
-            raise DataError(f"{path}, row {row}: image ID must be a whole number like 1, the class 1 to 5. {received}.")
-        if int(number) in labels:
-            raise DataError(f"{path}, row {row}: image {number} is named a second time. Remove one of the rows.")
-        labels[int(number)] = CLASS_NAMES[int(label) - 1]
+        received = f"{path}, row {row}: {number[:100]!r}, {label[:100]!r}"
+        if number or label:
+            if not re.fullmatch(r"\d{1,6}", number, re.ASCII) or label not in ("1", "2", "3", "4", "5"):
+                raise DataError(f"{received}. Wanted: image ID, a whole number like 1, and a class from 1 to 5.")
+            if int(number) in labels:
+                raise DataError(f"{received}: the image is named a second time. Remove one of the rows.")
+            labels[int(number)] = CLASS_NAMES[int(label) - 1]
     return labels
 
 
