@@ -169,6 +169,6 @@ def test_no_file_a_folder_no_root(folder: Path) -> None:
     with pytest.raises(DataError, match=r"is a folder\. .*Dataset\.from_folder"):
         Dataset.from_csv(folder)
     with pytest.raises(
-        SettingsError, match=r"'csv' is read from your disk: pass path=\.\.\. \(command line: --root PATH\)"
+        SettingsError, match=r"'csv' is read from your disk: pass path=\.\.\., command line: --root PATH"
     ):
         Dataset.load("csv")

@@ -54,7 +54,7 @@ def load_dataset(name: str, root: str | Path | None = None, **options: Any) -> D
     place = options.pop("path", None) if root is None and word == "path" else root
     if place is None and source.needs_root:
         raise SettingsError(
-            f"The data set {name!r} is read from your disk: pass {word}=... (command line: --root PATH)."
+            f"The data set {name!r} is read from your disk: pass {word}=..., command line: --root PATH."
         )
     known_place = {} if place is None else {"root": str(user_path(place, word))}
     try:

@@ -126,7 +126,7 @@ def _absolute(column: pd.Series[Any], start: Path, where: str) -> list[str]:
             why = "is a folder, not a file" if os.path.isdir(full) else "does not exist or is closed to you"  # noqa: PTH112
             raise DataError(
                 f"{where} names the file {str(path)!r} in row {row}, which {why} ({full}). Relative paths start from "
-                f"{start}: pass images_root=FOLDER if they should start elsewhere."
+                f"{start}; for another folder pass images_root=..., command line: -o images_root=FOLDER."
             )
         if (first := seen.setdefault(full, row)) != row:
             raise DataError(f"{where} names the file {str(path)!r} twice, in rows {first} and {row}. Remove one.")
