@@ -134,7 +134,7 @@ def _training(fold: int, folder: Path) -> Iterator[dict[str, object]]:
                 raise DataError(f"{path} says {name.label!r} in its name but lies in the folder {inner.name!r}.")
             else:
                 yield {"sample": path.stem, "path": str(path), "fold": fold, "split": "train", **name._asdict()}
-    warn_left_out(folder, others, "are not called UID_<subject>_<field>_<cell>_<label>.bmp")
+    warn_left_out(folder, others, "names must be like UID_<subject>_<field>_<cell>_<label>.bmp")
 
 
 def _preliminary(folder: Path, labels: Path | None) -> Iterator[dict[str, object]]:
