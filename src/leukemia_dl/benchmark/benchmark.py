@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from leukemia_dl.benchmark import external, settings
-from leukemia_dl.benchmark.baselines import BASELINES, measure_cells
+from leukemia_dl.benchmark.baselines import BASELINES, check_baseline, measure_cells
 from leukemia_dl.benchmark.driver import Driver, is_kept, split_by_store
 from leukemia_dl.benchmark.external import LabelMap
 from leukemia_dl.benchmark.frames import history_frame, prediction_frame, result_frame, timing_frame
@@ -115,9 +115,7 @@ class Benchmark:
             raise SettingsError(f"Benchmark takes a Dataset, and a Recipe or the name of a preset. Received: {given}.")
         recipe = Recipe.preset(recipe) if isinstance(recipe, str) else recipe
         names = unique_names("backbones", DEFAULT_BACKBONES if backbones is None else names_of(backbones))
-        baselines = tuple(
-            choice("baseline", name, BASELINES) for name in unique_names("baselines", baselines, empty=True)
-        )
+        baselines = tuple(check_baseline(name) for name in unique_names("baselines", baselines, empty=True))
         seeds, compute = checked_seeds(seeds), ComputeConfig(device, threads)
         nets = [net_settings(name, recipe, pipeline, dataset.info.canvas) for name in names]
         callbacks = recipe.callbacks if callbacks is None else callbacks
