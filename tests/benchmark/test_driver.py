@@ -103,20 +103,18 @@ def children_of(store):
     return found
 
 
-def test_nothing_outlives_its_driver(synthetic_root, tmp_path, monkeypatch):
-    (tmp_path / "tmp").mkdir()
-    monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
+def test_nothing_outlives_its_driver(synthetic_root, tmp_path):
     with driver(synthetic_root, tmp_path, names="hangs") as process:
         while not children_of(tmp_path):
             assert process.poll() is None
             time.sleep(0.05)
-        assert list((tmp_path / "tmp").glob("leukemia-dl-*"))
+        assert list(tmp_path.glob("unfinished/run-*"))
         process.kill()
         end = time.monotonic() + 20
         while workers_of(tmp_path) or children_of(tmp_path):
             assert time.monotonic() < end, "something lives on"
             time.sleep(0.05)
-        assert not list((tmp_path / "tmp").glob("leukemia-dl-*"))
+        assert not list(tmp_path.glob("unfinished/run-*"))
 
 
 def test_two_drivers_on_one_store_lose_nothing_and_count_nothing_twice(synthetic_root, tmp_path):
