@@ -45,7 +45,7 @@ class Split:
         dropped: Training images left out because their group, or their content, is on the test side.
         leaked: How many images outside the test side share, with another side, an identical file (`files`), a
             known cell (`cells`, identical files included), a group (`groups`; None if the groups are not known).
-        flags: What a reader of the results should know, such as a side with few patients.
+        flags: Notes for readers of the results, such as a side with few patients.
         digest: SHA-256 of sample ids and sides, whatever the order of the rows.
     """
 

@@ -159,7 +159,7 @@ class Macenko(_Normalizer):
 
     Attributes:
         stains: Unit vectors of the two stains (2, 3), the bluer one first; None before `fit`.
-        levels: That percentile of each one's concentration.
+        levels: The `percentile` of each one's concentration.
         light: Grey level, plus one, of unstained glass.
         alpha: The stains are the percentiles `alpha`, in [0, 50), and 100 - `alpha` of the angle.
         percentile: Of the concentrations. The 99 of the paper suits tissue, most of which is pale. Of a cell on black
