@@ -137,5 +137,5 @@ class Record:
 
     @property
     def kind(self) -> str:
-        """What it is in frames: "backbone", "baseline", or "tta", which is no competitor of its own."""
+        """Kind in frames: "backbone", "baseline", or "tta" for averaged predictions, which have no rank."""
         return "tta" if self.row.get("tta") == "8 symmetries" else self.trial.kind
