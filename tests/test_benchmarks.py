@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from importlib import util
@@ -46,6 +47,18 @@ def test_the_gpu_benchmark_runs_dry_on_a_cpu(tmp_path):
     assert (device["backend"], device["kind"]) == ("jax", "cpu")
     assert min(training["ours"], training["fit"], inference["ours"], inference["fit"]) > 0
     assert "cnn             32 training" in printed
+
+
+# Files that one run enters, and changes of file from call to call. These numbers may only fall, to 35 and 250.
+FILES, CHANGES = 66, 600
+
+
+def test_a_run_does_not_walk_further_through_the_code_than_before():
+    command = [sys.executable, str(BENCHMARKS / "walk.py")]
+    printed = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False).stdout
+    files, changes = (int(re.search(rf"^{what}: (\d+)", printed, re.M)[1]) for what in ("files", "changes of file"))
+    assert files <= FILES, printed
+    assert changes <= CHANGES, printed
 
 
 @pytest.mark.parametrize("arguments", [["nonsense"], []])

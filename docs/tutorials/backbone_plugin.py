@@ -74,8 +74,8 @@ check_backbone(spec)
 # %% [markdown]
 # ## A changed builder is a new trial
 #
-# A backbone without a version is known by a digest of its builder's source, and of the values that it was made with.
-# Here other widths make another net; the rest of the table stays.
+# A backbone without a version is named by a digest of the file (in a notebook, of the function) that defines its builder,
+# and of the arguments of a `functools.partial`. Here other widths make another net; the rest of the table stays.
 
 # %%
 other = dataclasses.replace(spec, build=functools.partial(build, widths=(8, 16)), parameters=1_464)
@@ -83,7 +83,8 @@ ldl.register_backbone(other, replace=True)
 ldl.Benchmark(dataset, ["mine", "cnn"], **settings).plan()[["backbone", "status"]]
 
 # %% [markdown]
-# The digest does not cover functions that `build` calls. After a change there, `run(existing="rerun")` runs all again.
+# The digest does not cover other files or values that `build` reads. After a change there, pass another `version` to
+# `register_backbone`, or train all nets again with `run(existing="rerun")`.
 #
 # ## The same as a package
 #

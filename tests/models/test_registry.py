@@ -81,6 +81,7 @@ def test_the_version_of_a_registered_backbone_is_given_or_follows_from_the_file_
         return registry.find_backbone("made").version
 
     assert version(4) == version(4) == version(4, wrap=functools.partial)
+    assert version(4) != version(4, wrap=lambda build: functools.partial(build, weights="mine"))
     assert version(4) != version(16)
     assert version(4).startswith("source ")
     assert version(4, "2") == version(16, "2") == "2"

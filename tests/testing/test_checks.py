@@ -11,35 +11,29 @@ from leukemia_dl.testing import BACKBONE_CHECKS, check_backbone, parametrize_wit
 from leukemia_dl.testing import checks as module
 
 keras = pytest.importorskip("keras")
-LARGEST = ("inception_v3", "xception")
-ON_TENSORFLOW = keras.backend.backend() == "tensorflow"
-
-
-def slow_elsewhere(test):
-    return test if ON_TENSORFLOW else pytest.mark.slow(test)
+LARGE = ("inception_v3", "resnet50", "vgg16", "xception")
 
 
 def specs(*names):
     return [ldl.get_backbone(name) for name in names]
 
 
-@parametrize_with_checks(specs("cnn", "published_cnn", "resnet50", "vgg16"))
+@parametrize_with_checks(specs("cnn", "published_cnn"))
 def test_a_builtin_backbone(spec, check):
     keras.utils.clear_session()
     check(spec)
 
 
-@slow_elsewhere
-@parametrize_with_checks(specs(*LARGEST))
-def test_one_of_the_largest(spec, check):
+@pytest.mark.slow
+@parametrize_with_checks(specs(*LARGE))
+def test_a_large_backbone(spec, check):
     keras.utils.clear_session()
     check(spec)
 
 
-@pytest.mark.skipif(ON_TENSORFLOW, reason="they hold every check there")
-@pytest.mark.parametrize("spec", specs(*LARGEST), ids=LARGEST)
-def test_one_of_the_largest_learns_on_another_backend(spec):
-    """The short form of the test above, which takes minutes where each net is compiled anew for each check."""
+@pytest.mark.parametrize("spec", specs(*LARGE), ids=LARGE)
+def test_a_large_backbone_learns(spec):
+    """The short form of the test above, which takes minutes, since each check compiles the net anew."""
     keras.utils.clear_session()
     module.check_gradients(spec)
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import inspect
+import re
 from typing import TYPE_CHECKING, Any
 
 from leukemia_dl.errors import PluginError, unknown_name_error
@@ -142,11 +144,12 @@ def _version(name: str) -> str:
         return _versions[name]
     build: Any = _registered[name].build
     function = inspect.unwrap(getattr(build, "func", build))
-    try:
-        source = inspect.getsource(inspect.getmodule(function) or type(function))
-    except (OSError, TypeError):
-        return "unversioned"
-    return f"source {hashlib.sha256(source.encode()).hexdigest()[:8]}"
+    values = f"{getattr(build, 'args', ())} {getattr(build, 'keywords', {})}"  # of a partial
+    for source in (inspect.getmodule(function), function, type(function)):
+        with contextlib.suppress(OSError, TypeError):
+            text = re.sub(r" at 0x[0-9a-fA-F]+", "", values) + inspect.getsource(source)  # type: ignore[arg-type]
+            return f"source {hashlib.sha256(text.encode()).hexdigest()[:8]}"
+    return "unversioned"
 
 
 def _provided() -> list[Provided]:
