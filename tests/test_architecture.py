@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 SRC = Path(__file__).parents[1] / "src" / "leukemia_dl"
-# Which package may import which, from the bottom up. "helpers" are the modules of the first lines. An arrow holds for
+# Which package may import which, from the bottom up. "helpers" are the modules of the first two lines. An arrow holds for
 # every import: at the top of a module, inside a function and under TYPE_CHECKING.
 ARROWS = """
 errors, atomic, identity, progress, text -> nothing
@@ -29,20 +29,20 @@ EXCEPTIONS = {("datasets.dataset", "datasets.registry")}
 # Modules that import each other today, directly or by way of others. This list may only get shorter.
 KNOWN_CIRCLES: set[str] = set()
 # Functions of more than 60 lines today. This list may only get shorter, and its numbers smaller.
-LONG_FUNCTIONS = {"cli/evaluate.py: evaluate": 74, "training/fit.py: fit": 65}
+LONG_FUNCTIONS = {"training/fit.py: fit": 65}
 MODULES = sorted(path for path in SRC.rglob("*.py"))
 NAMES = {".".join(path.relative_to(SRC).with_suffix("").parts).removesuffix(".__init__"): path for path in MODULES}
 
 
 def allowed():
     """Return the packages that each package may import, besides itself."""
-    arrows = {}
-    for line in ARROWS.strip().splitlines():
-        sources, targets = (part.strip().split(", ") for part in line.split("->"))
-        helpers = set(arrows) - {"preprocess"} if "helpers" in targets and "preprocess" not in arrows else set()
-        arrows |= dict.fromkeys(sources, set(targets) | helpers)
-    helpers = arrows["preprocess"] - {"helpers"}
-    return {name: targets | (helpers if "helpers" in targets else set()) for name, targets in arrows.items()}
+    lines = [[part.strip().split(", ") for part in line.split("->")] for line in ARROWS.strip().splitlines()]
+    helpers = {name for sources, _ in lines[:2] for name in sources}
+    return {
+        name: set(targets) | (helpers if "helpers" in targets else set())
+        for sources, targets in lines
+        for name in sources
+    }
 
 
 def imports(path):
