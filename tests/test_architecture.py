@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 SRC = Path(__file__).parents[1] / "src" / "leukemia_dl"
-# Which package may import which, from the bottom up. "helpers" are the modules of the first two lines. An arrow holds for
-# every import: at the top of a module, inside a function and under TYPE_CHECKING.
+# Which package may import which, from the bottom up; "helpers" are the modules of the first two lines. The arrows hold
+# for every import: at the top of a module, inside a function and under TYPE_CHECKING.
 ARROWS = """
 errors, atomic, identity, progress, text -> nothing
 checks, plugins -> errors

@@ -74,8 +74,8 @@ check_backbone(spec)
 # %% [markdown]
 # ## A changed builder is a new trial
 #
-# A backbone without a version is named by a digest of the file (in a notebook, of the function) that defines its builder,
-# and of the arguments of a `functools.partial`. Here other widths make another net; the rest of the table stays.
+# A backbone without a version is named by a digest of the file (in a notebook, of the function) that defines its
+# builder, and of the arguments of a `functools.partial`. Here other widths make another net; the other rows stay.
 
 # %%
 other = dataclasses.replace(spec, build=functools.partial(build, widths=(8, 16)), parameters=1_464)
