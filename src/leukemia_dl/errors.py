@@ -77,7 +77,7 @@ class DamagedRecordError(StoreError):
 
 
 def unknown_name_error(kind: str, name: object, known: Iterable[str], hint: str = "") -> UnknownNameError:
-    """Return the error for a failed lookup of a `kind` ("backbone"): the near match, all known names, and a hint."""
+    """Return the error for a lookup of a `kind` that has no `name`: the near match, all `known` names, and a `hint`."""
     names = {name.lower(): name for name in sorted(known)}
     near = difflib.get_close_matches(str(name).lower(), names, n=1, cutoff=0.6)
     meant = f"Did you mean {names[near[0]]!r}? " if near else ""

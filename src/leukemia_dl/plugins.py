@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = [
-    "DISTRIBUTION", "PROJECT", "Provided", "add_registry", "collect", "forget", "hookimpl", "hookspec",
-    "installed_version", "plugin_problems", "problems_with",
+    "PROJECT", "Provided", "collect", "forget", "hookimpl", "hookspec", "installed_version", "plugin_problems",
+    "problems_with",
 ]  # fmt: skip
 
 PROJECT = "leukemia_dl"

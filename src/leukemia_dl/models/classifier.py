@@ -156,7 +156,7 @@ class Classifier:
         return pd.DataFrame({column: names, "predicted": predicted} | columns | {"error": errors})
 
     def save(self, path: str | Path) -> Path:
-        """Write one `.keras` file in one step, with the folders on the way to it, and return its path.
+        """Write one `.keras` file to `path` in one step, with the folders on the way to it, and return its path.
 
         Raises:
             SettingsError: If the path does not end in .keras.
