@@ -1,4 +1,7 @@
-"""Files and folders that are absent or complete at any moment: written aside, flushed to the disk, moved in place."""
+"""Files and folders that are absent or complete at any moment: written aside, flushed to the disk, moved in place.
+
+Functions raise OSError if they cannot write; `path` is then what it was before.
+"""
 
 from __future__ import annotations
 
@@ -23,11 +26,7 @@ _OLD, _UNFINISHED = ".old", ".unfinished"
 
 @contextlib.contextmanager
 def new_file(path: Path) -> Iterator[BinaryIO]:
-    """Open a file beside `path` to be written, and put it in the place of `path` unless the block raises.
-
-    Raises:
-        OSError: If it cannot be written; `path` is then what it was before.
-    """
+    """Open a file beside `path` to be written, and put it in the place of `path` unless the block raises."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = _aside(path)
     try:
@@ -42,7 +41,7 @@ def new_file(path: Path) -> Iterator[BinaryIO]:
 
 
 def write_file(path: Path, content: bytes) -> None:
-    """Write bytes to `path`. Raises OSError as `new_file`."""
+    """Write bytes to `path`."""
     with new_file(path) as file:
         file.write(content)
 
@@ -52,9 +51,6 @@ def new_folder(path: Path) -> Iterator[Path]:
     """Yield a new folder beside `path` to be filled, and put it in the place of `path` unless the block raises.
 
     Of several writers of one path the last one stays.
-
-    Raises:
-        OSError: If it cannot be written; `path` is then what it was before.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = _aside(path)
@@ -83,11 +79,7 @@ def remove_unfinished(parent: Path) -> None:
 
 
 def sha256_of_file(path: Path) -> str:
-    """Return the SHA-256 of a regular file as 64 hexadecimal digits.
-
-    Raises:
-        OSError: If it cannot be read or is no regular file.
-    """
+    """Return the SHA-256 of a regular file as 64 hexadecimal digits; OSError for anything else."""
     if not stat.S_ISREG(path.stat().st_mode):  # asked first, since opening a pipe would wait for ever
         raise OSError(f"{path} is no regular file")
     with path.open("rb") as file:

@@ -1,4 +1,4 @@
-"""Checks of settings and arguments, each with one error sentence: what is allowed, and what was received."""
+"""Checks of settings and arguments. Each raises SettingsError with one sentence: allowed values, and the one received."""
 
 from __future__ import annotations
 
@@ -13,11 +13,7 @@ __all__ = ["choice", "flag", "real_number", "whole_number"]
 
 
 def whole_number(name: str, value: Any, low: int = 0, high: int | None = None) -> int:
-    """Return a whole number, low <= value <= high, as `int`.
-
-    Raises:
-        SettingsError: If it is another value; booleans and whole floats are refused too.
-    """
+    """Return a whole number, low <= value <= high, as `int`; booleans and whole floats are refused."""
     whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
     if not whole or not low <= int(value) <= (math.inf if high is None else high):
         allowed = f"of at least {low}" if high is None else f"from {low} to {high:,}"
@@ -26,11 +22,7 @@ def whole_number(name: str, value: Any, low: int = 0, high: int | None = None) -
 
 
 def real_number(name: str, value: Any, low: float, high: float, ends: str = "[]") -> float:
-    """Return a number in an interval as `float`; `ends` says which ends belong to it, such as "(]".
-
-    Raises:
-        SettingsError: If it is another value; booleans and NaN are refused too.
-    """
+    """Return a number in an interval as `float`; `ends`, such as "(]", says which ends belong to it. NaN is refused."""
     try:
         number = float(value) if isinstance(value, numbers.Real) and not isinstance(value, bool) else math.nan
     except OverflowError:  # an integer of more than 308 digits
@@ -44,11 +36,7 @@ def real_number(name: str, value: Any, low: float, high: float, ends: str = "[]"
 
 
 def choice(name: str, value: Any, allowed: Iterable[str]) -> str:
-    """Return one of several texts.
-
-    Raises:
-        SettingsError: If it is none of them.
-    """
+    """Return one of several texts."""
     allowed = list(allowed)
     if not isinstance(value, str) or value not in allowed:
         raise SettingsError(f"{name} must be one of {', '.join(map(repr, allowed))}. Received: {name}={value!r}.")
@@ -56,11 +44,7 @@ def choice(name: str, value: Any, allowed: Iterable[str]) -> str:
 
 
 def flag(name: str, value: Any) -> bool:
-    """Return True or False.
-
-    Raises:
-        SettingsError: If it is another value.
-    """
+    """Return True or False; no other value will do."""
     if not isinstance(value, bool):
         raise SettingsError(f"{name} must be True or False. Received: {name}={value!r}.")
     return value
