@@ -1,4 +1,4 @@
-"""Checks of settings and arguments. Each raises SettingsError with one sentence: allowed values, and the one received."""
+"""Checks of settings and arguments. Each raises SettingsError with one sentence: what is allowed, and what came."""
 
 from __future__ import annotations
 

@@ -22,16 +22,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
-from leukemia_dl.preprocess import (
-    CenterOnCanvas,
-    CropToCell,
-    Macenko,
-    PadToSquare,
-    Pipeline,
-    Reinhard,
-    Resize,
-    Step,
-)
+from leukemia_dl import preprocess
 
 __all__ = ["cells", "images", "masks", "pipelines", "steps"]
 
@@ -96,7 +87,7 @@ def masks(shape: tuple[int, int]) -> st.SearchStrategy[NDArray[np.bool_]]:
     return hnp.arrays(np.bool_, shape)
 
 
-def steps(max_size: int = 24) -> st.SearchStrategy[Step]:
+def steps(max_size: int = 24) -> st.SearchStrategy[preprocess.Step]:
     """Return any step that can be applied, stain normalisers fitted; sides up to `max_size` pixels.
 
     The first image of a step may take longer than Hypothesis's deadline of 200 ms: use `settings(deadline=None)`.
@@ -107,18 +98,18 @@ def steps(max_size: int = 24) -> st.SearchStrategy[Step]:
     spread = st.tuples(st.floats(1, 20), st.floats(1, 12), st.floats(1, 12))
     mean = st.tuples(st.floats(10, 90), st.floats(-10, 50), st.floats(-50, 10))
     return st.one_of(
-        st.builds(CenterOnCanvas, side),
-        st.builds(CropToCell, st.floats(0, 0.5)),
-        st.just(PadToSquare()),
-        st.builds(Resize, side, st.sampled_from(["lanczos", "bilinear"])),
-        st.builds(Reinhard, mean, spread),
-        st.builds(Macenko, directions, levels),
+        st.builds(preprocess.CenterOnCanvas, side),
+        st.builds(preprocess.CropToCell, st.floats(0, 0.5)),
+        st.just(preprocess.PadToSquare()),
+        st.builds(preprocess.Resize, side, st.sampled_from(["lanczos", "bilinear"])),
+        st.builds(preprocess.Reinhard, mean, spread),
+        st.builds(preprocess.Macenko, directions, levels),
     )
 
 
-def pipelines(max_steps: int = 4, max_size: int = 24) -> st.SearchStrategy[Pipeline]:
+def pipelines(max_steps: int = 4, max_size: int = 24) -> st.SearchStrategy[preprocess.Pipeline]:
     """Return any pipeline of up to `max_steps` steps that can be applied; `max_size` as in `steps`.
 
     The first image of one may take longer than Hypothesis's deadline of 200 ms: use `settings(deadline=None)`.
     """
-    return st.lists(steps(max_size), max_size=max_steps).map(lambda drawn: Pipeline(tuple(drawn)))
+    return st.lists(steps(max_size), max_size=max_steps).map(lambda drawn: preprocess.Pipeline(tuple(drawn)))
