@@ -33,8 +33,8 @@ def build(inputs, weights, widths=(16, 32, 64)):
 
 
 # %% [markdown]
-# The record says what it is called and what it takes. With `scaling="unit"` pixels come as 0 to 1; it becomes part of
-# the model, so that nobody can forget it. `min_size` is the smallest side in pixels that it accepts.
+# The record holds its name and the inputs that it takes. With `scaling="unit"` pixels are scaled to 0 to 1, as a part of
+# the model that cannot be forgotten. `min_size` is the smallest side in pixels that it accepts.
 
 # %%
 spec = ldl.BackboneSpec(name="mine", build=build, scaling="unit", native_size=64, min_size=16, parameters=20_000)
@@ -88,9 +88,9 @@ ldl.Benchmark(dataset, ["mine", "cnn"], **settings).plan()[["backbone", "status"
 #
 # ## The same as a package
 #
-# Three files. The entry point in `pyproject.toml` is what the library looks for: the group is always `leukemia_dl`, the
-# name before the `=` is free, and what follows is the module. That one has the function from above, and a hook that
-# yields records, one or several. The tests are the checks from above, a case for each.
+# Three files. The library looks for the entry point in `pyproject.toml`: the group is always `leukemia_dl`, the name
+# before the `=` is free, and the module follows. This module has the function from above, and a hook that yields
+# records, one or several. The tests are the checks from above, a case for each.
 
 # %%
 project = """\
