@@ -33,8 +33,8 @@ def build(inputs, weights, widths=(16, 32, 64)):
 
 
 # %% [markdown]
-# The record holds its name and the inputs that it takes. With `scaling="unit"` pixels are scaled to 0 to 1, as a part of
-# the model that cannot be forgotten. `min_size` is the smallest side in pixels that it accepts.
+# The record holds its name and the inputs that it takes. With `scaling="unit"` pixels are scaled to 0 to 1, as a part
+# of the model that cannot be forgotten. `min_size` is the smallest side in pixels that it accepts.
 
 # %%
 spec = ldl.BackboneSpec(name="mine", build=build, scaling="unit", native_size=64, min_size=16, parameters=20_000)

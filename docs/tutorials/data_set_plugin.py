@@ -137,8 +137,8 @@ ldl.dataset_table().set_index("name").loc[["folder", "tiny_blood"], ["title", "c
 # %% [markdown]
 # ## Use it
 #
-# The protocol `fixed` takes the authors' sides. The guarantees of the split do not include `group-disjoint`, and it says
-# why. A file in another layout is refused.
+# The protocol `fixed` takes the authors' sides. The split does not guarantee `group-disjoint`, and says why. A
+# file in another layout is refused.
 
 # %%
 dataset = ldl.Dataset.load("tiny_blood", root="tiny_blood.npz")
