@@ -342,13 +342,9 @@ def _sources(images: Any) -> tuple[str, list[Any], list[Any]]:
         images = [images]
     if hasattr(images, "class_names") and hasattr(images, "decode"):
         return "sample", list(images.table["sample"]), [partial(images.decode, row) for row in range(len(images))]
-    if isinstance(images, np.ndarray):
-        images = images[None] if images.ndim == 3 else images
-        if images.ndim != 4:
-            raise SettingsError(f"An array of images has shape (n, height, width, 3). Received: shape={images.shape}.")
     if not isinstance(images, Iterable):
         raise SettingsError(f"Pass paths, a Dataset or uint8 arrays. Received: {type(images).__name__}.")
-    items = list(images)
+    items = [images] if isinstance(images, np.ndarray) and images.ndim == 3 else list(images)
     if all(isinstance(item, (str, Path)) for item in items):
         files = [file for item in items for file in _files(Path(item))]
         return "path", [os.path.abspath(file) for file in files], files  # noqa: PTH100 - as in `Dataset.table`
@@ -367,18 +363,16 @@ def _files(path: Path) -> list[Path]:
 
 
 def _model_file(path: Path) -> Path:
-    if path.is_file():
-        return path
     if not path.exists():
         raise DataError(
             f"There is no model at {path}. Pass a .keras file or the folder of a trial, such as "
             f"'runs/STORE/trials/{path.name}'; for a row of results: bench.store.root / 'trials' / row.trial."
         )
-    places = sorted(path.glob("model.keras")) or sorted(path.glob("trials/[!.]*/model.keras"))
-    found = [file for file in places if file.is_file()]
-    if len(found) == 1:
-        return found[0]
+    found = [file for file in (path, path / "model.keras") if file.is_file()]
+    found = found or sorted(file for file in path.glob("trials/[!.]*/model.keras") if file.is_file())
     if not found:
         raise DataError(f"{path} holds no model.keras. Pass a .keras file or the folder of a trial that saved one.")
+    if len(found) == 1:
+        return found[0]
     names = "".join(f"\n  {file.relative_to(path).parent}" for file in found)
     raise DataError(f"{path} holds {len(found)} models; pass the folder of one of them:{names}")
