@@ -344,7 +344,7 @@ def _sources(images: Any) -> tuple[str, list[Any], list[Any]]:
         return "sample", list(images.table["sample"]), [partial(images.decode, row) for row in range(len(images))]
     if not isinstance(images, Iterable):
         raise SettingsError(f"Pass paths, a Dataset or uint8 arrays. Received: {type(images).__name__}.")
-    items = [images] if isinstance(images, np.ndarray) and images.ndim == 3 else list(images)
+    items: list[Any] = [images] if isinstance(images, np.ndarray) and images.ndim == 3 else list(images)
     if all(isinstance(item, (str, Path)) for item in items):
         files = [file for item in items for file in _files(Path(item))]
         return "path", [os.path.abspath(file) for file in files], files  # noqa: PTH100 - as in `Dataset.table`
