@@ -283,6 +283,9 @@ def test_probabilities_are_noticed_however_the_net_makes_them(end):
     frame = ldl.Classifier(model, ("a", "b"), pipeline, outputs="probabilities").predict(IMAGES)
     own = np.asarray(model(pipeline(IMAGES).astype("float32"), training=False))[:, -1]
     np.testing.assert_allclose(frame["probability_b"], own, atol=1e-5)
+    stack = keras.Sequential([keras.Input((32, 32, 3)), keras.layers.Rescaling(1 / 64), keras.layers.Flatten()])
+    stack.add(keras.layers.Dense(2))
+    assert ldl.Classifier(stack, ("a", "b"), pipeline).outputs == "logits"
     shifted = keras.Model(net.input, keras.layers.Rescaling(1.0, offset=3.0)(net.output))
     assert ldl.Classifier(shifted, ("a", "b"), pipeline).outputs == "logits"
 

@@ -306,13 +306,13 @@ def _gives_probabilities(model: Any) -> bool:
     """Say whether a net ends in a softmax or sigmoid, or gives probabilities of two random images."""
     import keras
 
-    last = model.layers[-1]
+    last = model
     while getattr(last, "layers", None):
-        last = last.layers[-1]
+        last = getattr(last, "operations", last.layers)[-1]
     activation = getattr(getattr(last, "activation", None), "__name__", "")
     if activation in ("softmax", "sigmoid"):
         return True
-    if activation == "linear" and isinstance(last, keras.layers.Dense) and model.operations[-1] is last:
+    if activation == "linear" and isinstance(last, keras.layers.Dense):
         return False  # as most nets end: there is no need to run it
     images = np.random.default_rng(0).integers(0, 256, (2, *model.input_shape[1:])).astype(np.float32)
     values = np.asarray(keras.ops.convert_to_numpy(model(images, training=False)), np.float64)
