@@ -320,7 +320,7 @@ def _gives_probabilities(model: Any) -> bool:
 
 
 def _are_probabilities(values: NDArray[np.float64]) -> bool:
-    return not ((values < 0).any() or (np.abs(values.sum(axis=-1) - 1) > _SUM_TOLERANCE).any())
+    return bool((values >= 0).all() and (np.abs(values.sum(axis=-1) - 1) <= _SUM_TOLERANCE).all())
 
 
 def _checked_provenance(provenance: Any) -> Mapping[str, Any]:
