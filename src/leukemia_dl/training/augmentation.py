@@ -59,9 +59,10 @@ class Augmentation:
 
     def __post_init__(self) -> None:
         """Check the values, and convert numbers: 0, 0.0 and numpy's are one setting, with one digest."""
-        ranges = self._ranges()
-        for name, kind in get_type_hints(type(self)).items():
-            value = plain_number(getattr(self, name))
+        ranges, kinds = self._ranges(), get_type_hints(type(self))
+        values = {name: plain_number(getattr(self, name)) for name in kinds}
+        for name, value in values.items():
+            kind = kinds[name]
             if kind is bool:
                 flag(name, value)
             elif name in ranges:
