@@ -76,7 +76,7 @@ BROKEN = [
     ("from leukemia_dl import hookimpl\n@hookimpl\ndef leukemia_dl_backbone(): yield 1", "unknown hook"),
     (
         "from leukemia_dl import hookimpl\n@hookimpl\ndef leukemia_dl_backbones(value): yield 1",
-        "Known hooks: leukemia_dl_",
+        "Plugin aaa-broken-4 1.2 for hook",
     ),
     (f"{HOOK}backbones(): yield 1", "must yield leukemia_dl.BackboneSpec records"),
     (

@@ -61,6 +61,9 @@ class Origin(NamedTuple):
     version: str
     entry_point: str = ""
 
+    def __repr__(self) -> str:  # as pluggy's messages name it
+        return f"{self.plugin} {self.version}"
+
 
 @dataclass(frozen=True)
 class Provided:
