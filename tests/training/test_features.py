@@ -184,7 +184,9 @@ def test_progress_is_told_while_features_are_computed():
     told = []
     fit(SMALL, *TRAIN, 2, HEAD, on_step=lambda *seen: told.append(seen))
     assert told[:2] == [(0, 0, 2), (0, 1, 2)]  # two batches of 16
-    assert told[2:5] == [(0, 0, 4), (1, 0, 4), (2, 0, 4)]  # then each epoch is one piece
+    steps = [(epoch, step, 4) for epoch in range(3) for step in range(4)]
+    # With TensorFlow an epoch of a head is one execution.
+    assert told[2:] == (steps[::4] if keras.backend.backend() == "tensorflow" else steps)
 
 
 def test_images_that_were_changed_in_place_are_other_images(extractor):
