@@ -15,7 +15,7 @@ from leukemia_dl.plugins import DISTRIBUTION
 from leukemia_dl.training import ModelCache, Recipe, fingerprints, fit
 from leukemia_dl.training.backends import prepare
 from leukemia_dl.training.batches import Subset
-from leukemia_dl.training.features import FeatureCache, feature_files
+from leukemia_dl.training.features import FeatureCache
 
 keras = pytest.importorskip("keras")
 HEAD = Recipe(image_size=32, head_epochs=3, epochs=0, batch_size=8, head_learning_rate=1e-2)
@@ -109,7 +109,7 @@ def test_folds_and_seeds_share_what_was_computed_once(computed, tmp_path):
     # Another process finds the file; other weights, other images and another size of batch are other features.
     fit(SMALL, Subset(IMAGES, rows[:8]), LABELS[:8], 2, recipe, features=FeatureCache(tmp_path / "features"))
     assert sum(computed) == 48
-    assert [file.name.startswith("small-") for file in feature_files(tmp_path / "features")] == [True]
+    assert [file.name.startswith("small-") for file in list((tmp_path / "features").glob("*.npy"))] == [True]
     fit(SMALL, *TRAIN, 2, recipe, features=cache)
     assert sum(computed) == 48 + 32
 
@@ -158,7 +158,7 @@ def plain_views(model, images):
 def test_a_damaged_file_is_computed_again(extractor, computed, tmp_path, damage, said):
     device = prepare()
     first = FeatureCache(tmp_path).read(extractor, IMAGES, device, 8)[:]
-    (file,) = feature_files(tmp_path)
+    (file,) = list(tmp_path.glob("*.npy"))
     file.write_bytes(damage(file.read_bytes()))
     again = FeatureCache(tmp_path).read(extractor, IMAGES, device, 8)[:]
     np.testing.assert_array_equal(first, again)
@@ -254,7 +254,7 @@ def test_another_precision_device_or_version_computes_anew(extractor, computed, 
     assert computed == [4, 4, 4, 4]
     cache.read(extractor, images, device, 4)
     assert computed == [4, 4, 4, 4]
-    assert len(feature_files(tmp_path)) == 4
+    assert len(list(tmp_path.glob("*.npy"))) == 4
     known = fingerprints.installed_version
     for count, changed in enumerate((DISTRIBUTION, "keras", device.backend), 5):
         versions = {changed: "another"}

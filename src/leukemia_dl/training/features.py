@@ -19,7 +19,7 @@ from leukemia_dl.training import fingerprints
 from leukemia_dl.training.backends import Device
 from leukemia_dl.training.batches import Subset
 
-__all__ = ["FeatureCache", "every_form", "feature_files"]
+__all__ = ["FeatureCache", "every_form"]
 
 _HELD = 3  # arrays in memory: features of the training, validation and test images of one fit
 _log = logging.getLogger(__name__)
@@ -92,12 +92,7 @@ class FeatureCache:
         try:
             found = _mapped(path, shape)
             if found is None:
-                make_room(path, 4 * shape[0] * shape[1])
-                with new_file(path) as file:
-                    header = {"descr": "<f4", "fortran_order": False, "shape": shape}
-                    np.lib.format.write_array_header_1_0(file, header)
-                    for batch in batches():
-                        file.write(batch.astype("<f4").tobytes())
+                _write(path, shape, batches())
                 found = _mapped(path, shape)
         except OSError as error:
             found = None
@@ -108,11 +103,6 @@ class FeatureCache:
 def every_form(rows: NDArray[np.int64], forms: int) -> NDArray[np.int64]:
     """Return the row numbers of all forms of some images in an array of features."""
     return (rows[:, None] * forms + np.arange(forms)).ravel()
-
-
-def feature_files(folder: Path) -> list[Path]:
-    """Return the files of a cache."""
-    return sorted(folder.glob("*.npy")) if folder.is_dir() else []
 
 
 def _in_memory(batches: Iterator[_Features]) -> _Features:
@@ -129,6 +119,14 @@ def _computed(
         batch = images[number * batch_size : (number + 1) * batch_size]
         each = [predict_in_batches(extractor, symmetric_form(batch, form), batch_size) for form in range(forms)]
         yield np.stack(each, axis=1).reshape(len(batch) * forms, -1)
+
+
+def _write(path: Path, shape: tuple[int, int], batches: Iterator[_Features]) -> None:
+    make_room(path, 4 * shape[0] * shape[1])
+    with new_file(path) as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": shape})
+        for batch in batches:
+            file.write(batch.astype("<f4").tobytes())
 
 
 def _mapped(path: Path, shape: tuple[int, int]) -> _Features | None:
