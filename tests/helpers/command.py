@@ -51,5 +51,5 @@ def fails(*arguments, cwd=None, **environment):
     answer = run(*arguments, cwd=cwd, **environment)
     assert answer.returncode == 1, (answer.stdout, answer.stderr)
     assert "Traceback" not in answer.stderr
-    assert answer.stderr.count("Error: ") == 1, answer.stderr
+    assert [line[:7] for line in answer.stderr.splitlines()].count("Error: ") == 1, answer.stderr
     return answer.stderr

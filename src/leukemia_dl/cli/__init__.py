@@ -104,6 +104,7 @@ def _as_options(message: str) -> str:
         return f"--{name.replace('_', '-')}{'' if value == 'True' else f' {value}'}"
 
     advice, received, rest = message.partition("Received: ")
+    advice = re.sub(r"\w+=\.\.\. \(command line: ([^)]*)\)", r"\1", advice)
     advice = re.sub(r"\w+=\.\.\., command line: | \(command line: [^)]*\)", "", advice)
     return re.sub(r"\b([a-z_]+)=('[^']*'|\"[^\"]*\"|\w[\w./-]*)", option, advice) + received + rest
 
