@@ -14,7 +14,7 @@ OTHER_BACKEND = tests/test_benchmarks.py tests/test_other_backend.py tests/model
 	tests/training/test_features.py tests/training/test_optimizer.py tests/training/test_resume.py
 
 .DEFAULT_GOAL := help
-.PHONY: help benchmark test test-torch lint dist docs clean
+.PHONY: help benchmark test test-all test-torch lint dist docs clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -28,6 +28,10 @@ test: .venv/test .venv-jax/ready ## Lint, types and the offline tests, then the 
 	.venv/bin/mypy
 	.venv/bin/python -m pytest -n $(WORKERS) --dist loadfile
 	KERAS_BACKEND=jax .venv-jax/bin/python -m pytest -p no:cacheprovider $(OTHER_BACKEND)
+
+test-all: test ## Then what takes minutes: five large nets, soak tests, Ray, every real image
+	.venv/bin/python -m pytest -m slow
+	KERAS_BACKEND=jax .venv-jax/bin/python -m pytest -p no:cacheprovider -m slow $(OTHER_BACKEND)
 
 test-torch: .venv-torch/ready ## The leg on torch without TensorFlow (downloads several GB the first time)
 	KERAS_BACKEND=torch .venv-torch/bin/python -m pytest -p no:cacheprovider $(OTHER_BACKEND)
