@@ -148,6 +148,7 @@ def test_labels_that_are_numbers_or_true_and_false_match_the_names_of_columns(dt
     frame = pd.DataFrame({"label": labels, NET + "0": [0.25, 0.75, 0.5], NET + "1": [0.75, 0.25, 0.5]})
     assert models(frame)[0].runs[0].labels.tolist() == [1, 0, 1]
     assert models(frame)[0].runs[0].predicted.tolist() == [1, 0, 0]
+    assert models(frame.assign(label=["1.0", "0.0", "1"]))[0].runs[0].labels.tolist() == [1, 0, 1]  # from a CSV file
     named = pd.DataFrame({"label": labels.astype(bool), NET + "False": 0.25, NET + "True": 0.75})
     assert models(named)[0].runs[0].labels.tolist() == [1, 0, 1]
 

@@ -174,10 +174,12 @@ def validated_predictions(frame: pd.DataFrame) -> pd.DataFrame:
 
 def _class_of(label: Any, names: tuple[str, ...]) -> str:
     """Return the class that a label names; 1.0 and True may be the class of `probability_1`."""
-    with suppress(TypeError, ValueError):
-        if str(label) not in names and float(label).is_integer():
-            return str(int(float(label)))
-    return str(label)
+    text = str(label)
+    if text not in names:
+        with suppress(TypeError, ValueError):
+            number = float(label)
+            text = str(int(number)) if number.is_integer() else text
+    return text
 
 
 def _validated_column(frame: pd.DataFrame, name: str, may_be_missing: str) -> pd.Series:
