@@ -140,8 +140,7 @@ def fit(
     """
     asked, recipe = recipe, recipe.for_backbone(spec)
     _check((images, labels), classes, recipe, groups)
-    if validation is not None:
-        _check(validation, classes, recipe)
+    _check(validation or (images, labels), classes, recipe)
     started, preparing = time.perf_counter(), Stopwatch()
     with preparing:
         device = prepare(recipe.precision, compute)
@@ -160,11 +159,7 @@ def fit(
             if not _is_out_of_memory(error):
                 raise
             if not recipe.halve_batch or recipe.batch_size == 1:
-                raise OutOfMemoryError(
-                    f"{device.name} ran out of memory training {spec.name} with batch_size={recipe.batch_size} at "
-                    f"{recipe.image_size} pixels. Try batch_size={max(recipe.batch_size // 2, 1)}, or "
-                    "halve_batch=True to have that done."
-                ) from error
+                raise _out_of_memory(device.name, spec.name, recipe) from error
             notes.append(f"out of memory with batches of {recipe.batch_size}: {recipe.batch_size // 2}")
             recipe = dataclasses.replace(recipe, batch_size=recipe.batch_size // 2)
         except BaseException:
@@ -176,9 +171,7 @@ def fit(
         notes.append(f"epoch {stop} of {recipe.total_epochs} selected on {len(curves)} inner folds")
     restored = any(getattr(one, "restore_best_weights", False) for made in job.callbacks.values() for one in made)
     stopped = len(history) < stop or restored
-    if stopped:
-        what = "stopped" if len(history) < stop else "weights chosen"
-        notes.append(f"{what} by a callback: {len(history)} of {stop} epochs")
+    notes += _stop_notes(len(history), stop) if stopped else []
     last_phase = history["loss"][history["phase"] == history["phase"].iloc[-1]].to_numpy()
     notes += _unconverged(last_phase, recipe, np.bincount(labels, minlength=classes) / len(labels))
     return FitResult(
@@ -186,6 +179,17 @@ def fit(
         (*_weights_notes(asked, spec, recipe), *notes), time.perf_counter() - started, preparing.seconds, stopped,
         out_of_fold, features,
     )  # fmt: skip
+
+
+def _out_of_memory(device: str, backbone: str, recipe: Recipe) -> OutOfMemoryError:
+    return OutOfMemoryError(
+        f"{device} ran out of memory training {backbone} with batch_size={recipe.batch_size} at {recipe.image_size} "
+        f"pixels. Try batch_size={max(recipe.batch_size // 2, 1)}, or halve_batch=True to have that done."
+    )
+
+
+def _stop_notes(epochs: int, stop: int) -> list[str]:
+    return [f"{'stopped' if epochs < stop else 'weights chosen'} by a callback: {epochs} of {stop} epochs"]
 
 
 def _trained(
