@@ -280,6 +280,7 @@ class Benchmark:
         `label_map` leads from its labels to classes of this one, or to None to leave them out. The net of every fold
         predicts every image; the fold stands in the column `repeat` too, so that `evaluate` takes each net as a run of
         its own: means are over nets, and what it calls seeds is the number of nets. All rows are of the side "test".
+        `show_progress` shows how far it is.
 
         Raises:
             DataError, StoreError, ImageError: For a label that is no class; a store without trials; a damaged image.

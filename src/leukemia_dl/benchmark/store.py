@@ -125,7 +125,7 @@ class Store:
         return record if record is not None and record.trial.digest == trial.digest else None
 
     def read_folder(self, name: str, arrays: bool = True) -> Record | None:
-        """Return the record in a folder of `trials`, whichever grid it is of; None, and errors, as of `read`."""
+        """Return the record in a folder of `trials`, of any grid; None and `DamagedRecordError` as for `read`."""
         folder = self.trials / name
         for attempt in range(_ATTEMPTS):
             try:
@@ -145,7 +145,7 @@ class Store:
         return next(self.records({trial.folder: trial.digest}, arrays=False), None)
 
     def records(self, digests: Mapping[str, str] | None = None, arrays: bool = True) -> Iterator[Record]:
-        """Yield the records of trials, given as digests by name, or all records, sorted by name.
+        """Yield the records of trials, given as `digests` by name, or all records, sorted by name.
 
         A damaged record is left out, with one warning.
         """
@@ -199,7 +199,7 @@ class Store:
         return target
 
     def write_file(self, name: str, content: str | bytes) -> Path:
-        """Write the store's own file `name`, such as results.csv, aside, then in place; return its path.
+        """Write `content` to the store's own file `name`, such as results.csv, aside, then in place; return its path.
 
         Raises:
             StoreError: If it cannot be written.

@@ -35,12 +35,12 @@ class Trial:
     Attributes:
         kind: "backbone" or "baseline", which has no weights, pipeline, recipe, seed and backend (None).
         backbone: Its name.
-        plugin, plugin_version: Of the distribution that provides it; None for this library's version, of which
+        plugin: Distribution that provides it, with `plugin_version`; None for the version of this library, of which
             `versions` holds the results version.
         weights: None, a name, or "sha256:..." of a file.
         dataset: Fingerprint of the data set.
-        split, protocol, fold: Digest of the split, the name of its protocol, and its fold, if it has one.
-        pipeline, recipe: `Pipeline.to_dict()` and `Recipe.to_dict()`.
+        split: Digest of the split, of the `protocol` of this name, and its `fold`, if it has one.
+        pipeline: `Pipeline.to_dict()`, and `recipe`: `Recipe.to_dict()`.
         seed: Of weights, order and augmentation.
         backend: Keras backend.
         versions: Of the software that computes: `RESULTS_VERSION` as "results", Keras and the backend; scikit-learn for

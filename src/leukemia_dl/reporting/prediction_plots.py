@@ -51,7 +51,7 @@ def plot_precision_recall(
 ) -> Figure:
     """Return a panel per backbone: precision over recall, as `plot_roc`; dotted: the share of the positive class.
 
-    Arguments and errors are those of `plot_roc`.
+    `predictions`, `title`, `level`, `side` and errors are those of `plot_roc`.
     """
     frame = _own_predictions(predictions)
     return _ranking_figure(
@@ -62,7 +62,7 @@ def plot_precision_recall(
 def plot_confusion(predictions: pd.DataFrame, title: str = "", *, side: str = "test") -> Figure:
     """Return a panel per backbone: of the images of each class (a row), the share predicted as each class (a column).
 
-    Folds and seeds are taken together. Arguments and errors are those of `plot_roc`.
+    Folds and seeds are taken together. `predictions`, `title`, `side` and errors are those of `plot_roc`.
     """
     frame = _own_predictions(predictions)
     names, chosen = evaluation.class_names_of(frame), select_side(frame, side)
@@ -94,7 +94,7 @@ def plot_confusion(predictions: pd.DataFrame, title: str = "", *, side: str = "t
 def plot_reliability(predictions: pd.DataFrame, title: str = "", *, level: float = 0.95, side: str = "test") -> Figure:
     """Return a panel per backbone: observed shares over predicted probabilities in ten bins, with intervals.
 
-    Arguments and errors are those of `plot_roc`.
+    `predictions`, `title`, `level`, `side` and errors are those of `plot_roc`.
     """
     frame = _own_predictions(predictions)
     curves, names = evaluation.reliability_curves(frame, level=level, side=side), evaluation.class_names_of(frame)
@@ -117,7 +117,7 @@ def plot_subjects(predictions: pd.DataFrame, ax: Axes | None = None, title: str 
     """Return a row per backbone with a dot per group of patients: the share of its images that are classified right.
 
     A dot is as large as its group has images, and of the colour and form of its class. `ax` are the axes to draw on,
-    None for a new figure; the other arguments are those of `plot_roc`.
+    None for a new figure; `predictions`, `title` and `side` are those of `plot_roc`.
 
     Raises:
         DataError: If the frame has no patients.
@@ -212,7 +212,7 @@ def plot_errors_by_size(
     """Return the share of wrong predictions in quarters of the images, from the smallest cells to the largest.
 
     `by` is the column of sizes, such as that of `Benchmark.predictions(cell_area=True)`; `ax` are the axes to draw on,
-    None for a new figure. The other arguments are those of `plot_roc`.
+    None for a new figure. `predictions`, `title`, `level` and `side` are those of `plot_roc`.
 
     Raises:
         DataError: If the column is empty.
