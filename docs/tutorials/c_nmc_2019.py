@@ -74,7 +74,7 @@ for protocol in ("official", "official_clean"):
 #     print(split, dict(split.leaked))
 # ```
 #
-# ## The floor
+# ## The baseline
 #
 # `official_clean` on fold 2 is the default of a benchmark. The table has three rows beside each net: `majority`, which
 # names the more frequent class, and what the size and the colour of the cell alone tell. On fold 2 of the real data
@@ -150,7 +150,7 @@ ldl.load_classifier("runs/c-nmc").predict(final.paths[:3])[["predicted", "probab
 #
 # - The protocol, and which folds: `official_clean` on all, or `kfold`.
 # - One metric, chosen before you look, with its interval over groups and their number; several seeds.
-# - The floors, in the same table.
+# - The baselines, in the same table.
 # - What crosses the sides, if it is `official`. Nothing from `random` but the difference that it makes.
 # - The page that a run ends in, [which holds all this](reading_a_report.md), and the citation of the data.
 #

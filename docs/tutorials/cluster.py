@@ -32,7 +32,7 @@ asked = tomllib.loads(Path("cluster.toml").read_text())["benchmark"]
 #
 # ## A job runs a part
 #
-# `--shard 1/3` is the first of three parts: every third trial, counted over the nets and then the floors. One job:
+# `--shard 1/3` is the first of three parts: every third trial, counted over the nets and then the baselines. One job:
 
 # %%
 command = "leukemia_dl benchmark cluster.toml --shard 1/3 --store runs/cluster"

@@ -71,7 +71,7 @@ frame = pd.concat([bench.run() for bench in runs.values()], ignore_index=True)
 frame[["backbone", "recipe", "accuracy", "balanced_accuracy", "auroc", "loss"]].round(3)
 
 # %% [markdown]
-# Floors know no recipe, and are in both runs. `cnn+tta` is the same net, averaged over the eight turned and
+# Baselines know no recipe, and are in both runs. `cnn+tta` is the same net, averaged over the eight turned and
 # mirrored forms of each image, which `finetune` asks for (`tta`). In the curves the second phase begins at
 # the dotted line.
 

@@ -1,8 +1,8 @@
 # %% [markdown]
 # # A first benchmark
 #
-# One net and three floors (what can be reached without a net) on synthetic cells, from the data to a page that can be
-# sent to a colleague. It takes about two minutes on a laptop, and nothing is downloaded. Terms such as *floor*, *fold*
+# One net and three baselines (what can be reached without a net) on synthetic cells, from the data to a page that can
+# be sent to a colleague. It takes about two minutes on a laptop, and nothing is downloaded. Terms such as *baseline*, *fold*
 # or *store* are explained in [Words](../explanation/words.md).
 #
 # ```console needs="a package index"
@@ -64,7 +64,7 @@ frame = bench.run()
 frame[["backbone", "accuracy", "loss", "balanced_accuracy", "auroc", "status"]].round(3)
 
 # %% [markdown]
-# The lower rows are floors: `majority` always names the more frequent class, `cell_size` knows only how large a cell
+# The lower rows are baselines: `majority` always names the more frequent class, `cell_size` knows only how large a cell
 # is, `cell_colour` only its mean colour. **A net that does not beat `cell_size` has not been shown to look at anything
 # but size.** [An explanation says why they are there](../explanation/size.md).
 #
@@ -84,7 +84,7 @@ predictions = bench.predictions()
 board = ldl.leaderboard(predictions, "balanced_accuracy")
 board[["rank", "backbone", "balanced_accuracy", "low", "high", "images", "groups"]].round(3)
 
-# %% alt="Three panels of bars with intervals: balanced accuracy, accuracy and loss of the net and the three floors"
+# %% alt="Three panels of bars with intervals: balanced accuracy, accuracy and loss of the net and the three baselines"
 reporting.plot_comparison(frame, intervals=ldl.evaluate(predictions))
 
 # %% [markdown]

@@ -124,22 +124,23 @@ on_canvas.show(clean.paths[small])
 # %% [markdown]
 # ## Images with a light background
 #
-# **Canvas, padding and floors presume a cell that is cut out on black.** For crops of a bright-field smear, whose
+# **Canvas, padding and baselines presume a cell that is cut out on black.** For crops of a bright-field smear, whose
 # background is light, two things differ:
 #
 # - Padding and canvas still fill with black. Each image gets a black frame, and how wide the frame is depends on how
-#   large the crop was. If crops of one class are larger, a net can read the class off the frame, and no floor shows it.
+#   large the crop was. If crops of one class are larger, a net can read the class off the frame, and no baseline shows
+#   it.
 #   So cut all crops to one size in pixels, around the cell, before you load them. Then nothing is padded.
 # - `cell_size` and `cell_colour` have no value where fewer than 98 % of the images of a split show a single cell on
 #   black. An image counts as one if at least three quarters of its outermost pixels are exactly black. The status of
-#   the row is then `not_applicable`, its message says why, and `majority` is the only floor left.
+#   the row is then `not_applicable`, its message says why, and `majority` is the only baseline left.
 #
-# To have these floors, cut the cells out and make all that is not cell exactly black: red, green and blue 0.
+# To have these baselines, cut the cells out and make all that is not cell exactly black: red, green and blue 0.
 #
 # ## A benchmark, and what it is worth
 #
 # Three folds, so that each image is tested once. The protocol is `kfold` because patients are known. Give the canvas
-# when you load the data, and a benchmark uses it. Beside the net stand the floors, such as
+# when you load the data, and a benchmark uses it. Beside the net stand the baselines, such as
 # [what the size of a cell alone tells](../explanation/size.md). By default
 # several trials run in processes of their own; three nets as small as these need none.
 

@@ -87,7 +87,7 @@ print(re.search(r"This protocol lets[^<]*", reporting.write_report("runs/reading
 # ## Results
 #
 # Nets have different ranks only where they differ beyond doubt; **shared ranks are ties**, whatever the third digit
-# says. Floors have no rank. The best of several was chosen on the side that it is shown on: the last column says so.
+# says. Baselines have no rank. The best of several was chosen on the side that it is shown on: the last column says so.
 
 # %%
 board = ldl.leaderboard(predictions, results=frame)
