@@ -2,8 +2,8 @@
 # # A first benchmark
 #
 # One net and three baselines (what can be reached without a net) on synthetic cells, from the data to a page that can
-# be sent to a colleague. It takes about two minutes on a laptop, and nothing is downloaded. Terms such as *baseline*, *fold*
-# or *store* are explained in [Words](../explanation/words.md).
+# be sent to a colleague. It takes about two minutes on a laptop, and nothing is downloaded. Terms such as *baseline*,
+# *fold* or *store* are explained in [Words](../explanation/words.md).
 #
 # ```console needs="a package index"
 # pip install leukemia-dl
