@@ -15,10 +15,10 @@ import numpy as np
 import pandas as pd
 
 import leukemia_dl as ldl
-from leukemia_dl.benchmark.driver import Driver
+from leukemia_dl.benchmark.grid_runner import GridRunner
 from leukemia_dl.benchmark.inputs import CellMeasurer, Samples
 from leukemia_dl.benchmark.records import blank_record, environment
-from leukemia_dl.benchmark.runner import RunContext, TrialOutput
+from leukemia_dl.benchmark.trial_runner import RunContext, TrialOutput
 
 TRIALS, MODEL_BYTES = 10_000, 20_000_000
 
@@ -68,7 +68,7 @@ with tempfile.TemporaryDirectory(dir=Path.cwd()) as folder:
 
     def run(trials, model):
         measurer = CellMeasurer(bench.dataset, plan.rows, False)
-        Driver(bench.store, context, Instant(records, model), measurer, "reuse", False, False).run(trials, [])
+        GridRunner(bench.store, context, Instant(records, model), measurer, "reuse", False, False).run(trials, [])
 
     few = plan.trials[:20]
     seconds, _ = timed(lambda: run(few, bytes(MODEL_BYTES)))

@@ -176,10 +176,8 @@ def test_no_failure_takes_the_place_of_a_result(dataset, tmp_path, caplog):
     assert len(list(tmp_path.glob("trials/*/model.keras"))) == 1
     # Nor does a result without its net take that of one with it, which another driver has written meanwhile.
     without = bench(dataset, tmp_path, baselines=[], save_models=False)
-    from leukemia_dl.benchmark import driver
-
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(driver, "is_kept", lambda *arguments: False)
+        patch.setattr(ldl.benchmark.Store, "has_result", lambda *arguments: False)
         without.run(executor="in-process", show_progress=False)
     assert len(list(tmp_path.glob("trials/*/model.keras"))) == 1
 

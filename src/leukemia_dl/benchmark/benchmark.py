@@ -12,9 +12,9 @@ import pandas as pd
 
 from leukemia_dl.benchmark import external, settings
 from leukemia_dl.benchmark.baselines import BASELINES, check_baseline, measure_cells
-from leukemia_dl.benchmark.driver import Driver, is_kept, split_by_store
 from leukemia_dl.benchmark.external import LabelMap
 from leukemia_dl.benchmark.frames import history_frame, prediction_frame, result_frame, timing_frame
+from leukemia_dl.benchmark.grid_runner import GridRunner, split_by_store
 from leukemia_dl.benchmark.inputs import CellMeasurer, Samples, read_images
 from leukemia_dl.benchmark.plan import (
     Plan,
@@ -29,9 +29,9 @@ from leukemia_dl.benchmark.plan import (
 from leukemia_dl.benchmark.process_executor import check_device, choose_executor
 from leukemia_dl.benchmark.progress import Costs
 from leukemia_dl.benchmark.run_files import StoredRun, run_of, write_run
-from leukemia_dl.benchmark.runner import RunContext
 from leukemia_dl.benchmark.store import Store
 from leukemia_dl.benchmark.trial import Record, Trial
+from leukemia_dl.benchmark.trial_runner import RunContext
 from leukemia_dl.checks import choice, flag, real_number
 from leukemia_dl.datasets import Dataset
 from leukemia_dl.datasets.protocols import default_protocol
@@ -233,7 +233,7 @@ class Benchmark:
         callbacks = load_factory(plan.callbacks)
         context = RunContext(samples, images, plan.recipe, plan.compute, callbacks, plan.save_models, time_limit)
         measurer = CellMeasurer(self.dataset, plan.rows, show_progress)
-        driver = Driver(self.store, context, chosen, measurer, existing, on_error == "raise", show_progress)
+        driver = GridRunner(self.store, context, chosen, measurer, existing, on_error == "raise", show_progress)
         try:
             driver.run(to_do, kept)
         finally:
@@ -353,7 +353,7 @@ class Benchmark:
             return None, "damaged"
         if record is None:
             return None, "to do"
-        lacks_model = record.status == "ok" and not is_kept(self.store, record, self.planned.save_models, False)
+        lacks_model = record.status == "ok" and not self.store.has_result(record, self.planned.save_models, False)
         return record, "no model" if lacks_model else record.status
 
     def _records(self, arrays: bool = True) -> Iterator[Record]:

@@ -17,7 +17,7 @@ from typing import Any, Protocol, cast
 
 from leukemia_dl.benchmark.plan import PlannedTrial
 from leukemia_dl.benchmark.records import blank_record, failed_record
-from leukemia_dl.benchmark.runner import OnProgress, RunContext, TrialOutput, run_trial
+from leukemia_dl.benchmark.trial_runner import OnProgress, RunContext, TrialOutput, run_trial
 from leukemia_dl.errors import SettingsError, TimeLimitError, WorkerError
 
 __all__ = ["Executor", "SerialExecutor", "SubmitExecutor", "lost_trial", "packed", "run_isolated", "run_packed"]

@@ -17,9 +17,9 @@ from leukemia_dl.benchmark.frames import CALIBRATED, WATCHED, metrics_of, predic
 from leukemia_dl.benchmark.inputs import CellMeasurer, Images, Samples, looks_of, read_images
 from leukemia_dl.benchmark.plan import Plan, PlannedTrial
 from leukemia_dl.benchmark.records import blank_record, failed_record
-from leukemia_dl.benchmark.runner import run_baseline
 from leukemia_dl.benchmark.store import Store
 from leukemia_dl.benchmark.trial import Record
+from leukemia_dl.benchmark.trial_runner import run_baseline
 from leukemia_dl.datasets import Dataset, Split
 from leukemia_dl.datasets.splits import CONTENT_DISJOINT, TEST_IS_NOT_VAL
 from leukemia_dl.errors import DamagedRecordError, DataError, SettingsError, StoreError

@@ -35,8 +35,8 @@ from leukemia_dl.benchmark.executors import (
     run_isolated,
 )
 from leukemia_dl.benchmark.plan import PlannedTrial
-from leukemia_dl.benchmark.runner import OnProgress, RunContext, TrialOutput
 from leukemia_dl.benchmark.trial import Trial
+from leukemia_dl.benchmark.trial_runner import OnProgress, RunContext, TrialOutput
 from leukemia_dl.checks import whole_number
 from leukemia_dl.errors import BackendError, SettingsError, TimeLimitError, WorkerError
 from leukemia_dl.progress import kept_memory, safe_path

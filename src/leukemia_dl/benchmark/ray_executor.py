@@ -11,7 +11,7 @@ import numpy as np
 
 from leukemia_dl.benchmark.executors import SubmitExecutor, packed, run_packed
 from leukemia_dl.benchmark.plan import PlannedTrial
-from leukemia_dl.benchmark.runner import RunContext
+from leukemia_dl.benchmark.trial_runner import RunContext
 from leukemia_dl.errors import SettingsError
 
 __all__ = ["RayExecutor"]

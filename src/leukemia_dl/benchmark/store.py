@@ -164,6 +164,21 @@ class Store:
         """Return whether the trained net in a folder of `trials` was kept and is there."""
         return not self.model_problem(name, compare=False)
 
+    def has_result(self, record: Record | None, wants_model: bool, compare: bool = True) -> bool:
+        """Return whether a trial need not run again: it has a result and, if that is wanted, its net.
+
+        With `compare` the net is compared with its checksum, and a warning names a damaged net.
+        """
+        if record is None or record.status == "failed":
+            return False
+        if not wants_model or record.trial.kind == "baseline":
+            return True
+        name = record.trial.folder
+        problem = self.model_problem(name, compare)
+        if problem and self.has_model(name):
+            _log.warning("%s: %s. The trial runs again.", self.trials / name, problem)
+        return not problem
+
     def model_problem(self, name: str, compare: bool = True) -> str:
         """Return why the trained net in a folder of `trials` cannot be used, or ""; `compare` checks its checksum."""
         return model_problem(self.trials / name, compare)

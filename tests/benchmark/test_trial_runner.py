@@ -9,11 +9,11 @@ import pytest
 
 import grids
 from leukemia_dl import BackboneSpec, Benchmark, Dataset, Pipeline, PixelStore, Recipe, load_classifier
-from leukemia_dl.benchmark import runner
+from leukemia_dl.benchmark import trial_runner as runner
 from leukemia_dl.benchmark.baselines import CellMeasures
 from leukemia_dl.benchmark.inputs import Samples, read_images
-from leukemia_dl.benchmark.runner import _repeatable, run_baseline
 from leukemia_dl.benchmark.store import Store
+from leukemia_dl.benchmark.trial_runner import _repeatable, run_baseline
 from leukemia_dl.datasets import make_splits
 from leukemia_dl.errors import PluginError, SettingsError
 from leukemia_dl.models import registry

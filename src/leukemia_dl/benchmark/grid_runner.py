@@ -17,32 +17,16 @@ from leukemia_dl.benchmark.executors import Executor, SubmitExecutor
 from leukemia_dl.benchmark.inputs import CellMeasurer
 from leukemia_dl.benchmark.plan import PlannedTrial
 from leukemia_dl.benchmark.progress import Costs, GridProgress
-from leukemia_dl.benchmark.runner import RunContext, run_baseline
 from leukemia_dl.benchmark.store import Store
 from leukemia_dl.benchmark.trial import Record
+from leukemia_dl.benchmark.trial_runner import RunContext, run_baseline
 from leukemia_dl.errors import TrainingError
 
 _log = logging.getLogger(__name__)
-__all__ = ["Driver", "is_kept", "split_by_store"]
+__all__ = ["GridRunner", "split_by_store"]
 
 # A trial that ended from outside continues from its last epoch; one that failed by itself would fail again.
 _RESUMED = ("TimeLimitError", "WorkerError")
-
-
-def is_kept(store: Store, record: Record | None, wants_model: bool, compare: bool = True) -> bool:
-    """Return whether the store holds the result of a trial and, if it is wanted, its net.
-
-    With `compare` the net is compared with its checksum, and a warning names a damaged net.
-    """
-    if record is None or record.status == "failed":
-        return False
-    if not wants_model or record.trial.kind == "baseline":
-        return True
-    name = record.trial.folder
-    problem = store.model_problem(name, compare)
-    if problem and store.has_model(name):
-        _log.warning("%s: %s. The trial runs again.", store.trials / name, problem)
-    return not problem
 
 
 def split_by_store(
@@ -52,7 +36,7 @@ def split_by_store(
     to_do, kept = [], []
     for planned in trials:
         record = store.take(planned.trial) if existing == "reuse" else None
-        if record is not None and is_kept(store, record, save_models):
+        if record is not None and store.has_result(record, save_models):
             kept.append(record)
         else:
             to_do.append(planned)
@@ -60,7 +44,7 @@ def split_by_store(
 
 
 @dataclass
-class Driver:
+class GridRunner:
     """One run of a grid.
 
     Attributes:
@@ -142,7 +126,7 @@ class Driver:
             trial = planned.trial
             if self.existing == "reuse":
                 record = self.store.take(trial)
-                if record is not None and is_kept(self.store, record, self.context.save_models):
+                if record is not None and self.store.has_result(record, self.context.save_models):
                     self._progress.end(record, reused=True)
                     continue
             else:
