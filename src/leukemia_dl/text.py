@@ -5,15 +5,15 @@ import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
-__all__ = ["counted", "is_unknown", "listed", "name_key", "printable"]
+__all__ = ["UNKNOWN_NAMES", "counted", "is_unknown", "listed", "name_key", "printable"]
 
 _POINT_ZERO = re.compile(r"(\d+)\.0+", re.ASCII)
-_UNKNOWN = frozenset({"", "-", "?", "#n/a", "<na>", "n/a", "na", "nan", "none", "null", "unknown"})
+UNKNOWN_NAMES = frozenset({"", "-", "?", "#n/a", "<na>", "n/a", "na", "nan", "none", "null", "unknown"})
 
 
 def is_unknown(name: Any) -> bool:
     """Return whether a patient's name is empty or a word for an unknown one, such as "n/a" or "-"."""
-    return name is None or str(name).strip().lower() in _UNKNOWN
+    return name is None or str(name).strip().lower() in UNKNOWN_NAMES
 
 
 def name_key(name: str) -> str:

@@ -229,8 +229,8 @@ def test_a_net_of_gigabytes_is_not_hashed(store):
     """20.39: `runs verify` hashed a sparse file of 5 GB for seconds."""
     folder = store.write(RECORD, model=b"model")
     os.truncate(folder / "model.keras", 5_000_000_000)
-    assert "5,000,000,000 bytes" in store.model_problem(TRIAL.folder)
-    assert "5,000,000,000 bytes" in store.verify()[TRIAL.folder]
+    assert "5,000,000,000 bytes is no saved net" in store.model_problem(TRIAL.folder)
+    assert "5,000,000,000 bytes is no saved net" in store.verify()[TRIAL.folder]
 
 
 def test_a_model_that_is_gone_is_no_damage(store):

@@ -1,6 +1,7 @@
 """Archives of strangers: good ones come out whole, hostile and damaged ones leave nothing, anywhere."""
 
 import bz2
+import contextlib
 import gzip
 import io
 import lzma
@@ -249,3 +250,66 @@ def test_ctrl_c_leaves_nothing(tmp_path, kind):
     assert process.returncode != 0, "it was done before the signal came"
     assert "KeyboardInterrupt" in error
     assert list((tmp_path / "box").iterdir()) == []
+
+
+def number(value):
+    """The size of a member as GNU tar writes what does not fit in octal digits: binary, signed."""
+    return b"\x80" + value.to_bytes(11, "big") if value >= 0 else b"\xff" + (256**11 + value).to_bytes(11, "big")
+
+
+def header(name, size, kind=b"0"):
+    info = tarfile.TarInfo(name)
+    info.type = kind
+    block = bytearray(info.tobuf(tarfile.GNU_FORMAT))
+    block[124:136] = size
+    block[148:156] = b" " * 8
+    block[148:156] = b"%06o\x00 " % sum(block)
+    return bytes(block)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("a", "a"),
+        ("a", "A"),
+        ("a", "a/b"),
+        ("a/b", "a"),
+        ("ß", "SS"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["zip", "tar"])
+def test_names_that_collide(tmp_path, names, kind):
+    members = [(name, b"1") for name in names]
+    with (
+        pytest.warns(UserWarning, match="Duplicate")
+        if kind == "zip" and names == ("a", "a")
+        else contextlib.nullcontext()
+    ):
+        content = zip_of(members) if kind == "zip" else tar_of(members)
+    assert "was not unpacked" in attempt(tmp_path, content)
+
+
+@pytest.mark.parametrize("size", [-1, -512, -1024, -(2**40), 2**40, 2**62, 2**87])
+@pytest.mark.parametrize("kind", [b"0", b"L", b"K", b"x", b"g", b"5", b"S"])
+@pytest.mark.parametrize("packed", ["tar", "tar.gz"])
+def test_sizes_in_tar_headers_that_lie(tmp_path, size, kind, packed):
+    """Negative ones lead backwards, for ever; the name of a member that claims a terabyte would be read at once."""
+    content = tar_of([("good", b"1")])[:1024] + header("x", number(size), kind) + bytes(4096)
+    started = time.monotonic()
+    result = attempt(tmp_path, PACK[packed](content))
+    # What a folder says of its size is not used by anyone.
+    assert result == {"good": b"1"} if kind == b"5" else isinstance(result, str)
+    assert time.monotonic() - started < 5
+
+
+def test_long_names_of_a_bomb_are_not_read_into_memory(tmp_path):
+    size = 2**25
+    content = gzip.compress(header("x", number(size), b"L") + bytes(size) + bytes(1024))
+    error = attempt(tmp_path, content)
+    assert "impossible size" in error
+
+
+def test_a_damaged_header_is_not_the_end(tmp_path):
+    content = bytearray(tar_of([(str(n), b"1") for n in range(5)]))
+    content[2048 + 10] ^= 0x40
+    assert "damaged or ends too early" in attempt(tmp_path, bytes(content))

@@ -77,7 +77,7 @@ class GridRunner:
         trials = [*(record.trial for record in kept), *(planned.trial for planned in to_do)]
         self._changes = {planned.trial.digest: planned.changes for planned in to_do}
         self._progress = GridProgress(trials, self.show, Costs(kept))
-        scratch = self.store.root / "unfinished" / f"run-{uuid.uuid4().hex[:12]}"
+        scratch = self.store.root.absolute() / "unfinished" / f"run-{uuid.uuid4().hex[:12]}"
         self.context = replace(self.context, store=self.store, scratch=scratch)
         scratch.mkdir(parents=True)
         again = "" if self.existing == "reuse" else "Finished trials are kept."

@@ -170,7 +170,8 @@ class _Worker:
         (self._folder / "spec").write_bytes(packed(planned.spec))
         environment = self._environment | ({"KERAS_BACKEND": planned.trial.backend} if planned.trial.backend else {})
         start = (os.getpid(), self._folder.parent)
-        self._pool = ProcessPoolExecutor(1, initializer=_begin_worker, initargs=start, env=environment)
+        with safe_path():  # loky starts a process of its own already here
+            self._pool = ProcessPoolExecutor(1, initializer=_begin_worker, initargs=start, env=environment)
 
     def new_epochs(self) -> list[tuple[int, int, dict[str, Any]]]:
         """Return the epochs that have ended since the last call."""
@@ -238,6 +239,11 @@ def _ending(code: int) -> str:
 
 def _begin_worker(driver: int, scratch: Path) -> None:
     """Separate a new process from the terminal of its driver, and end it when the driver ends."""
+    from joblib.externals.loky import process_executor as loky
+
+    loky._USE_PSUTIL = False  # or loky replaces a process that has grown, without the driver
+    os.environ.pop("PYTHONSAFEPATH", None)  # for the programs that callbacks start
+    os.dup2(2, 1)  # until the log of a trial is open
     if os.name != "nt":
         os.setsid()  # Ctrl-C is for the driver, which lets epochs finish
         threading.Thread(target=_end_with_driver, args=(driver, scratch), daemon=True).start()
@@ -276,9 +282,13 @@ def _work(planned: PlannedTrial, folder: Path) -> None:
 
 def _print_to(folder: Path | None) -> None:
     """Redirect everything that this process prints to log.txt in a folder; discard it without one."""
+    path = Path(os.devnull)
     if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
-    with Path(folder / "log.txt" if folder else os.devnull).open("ab") as log:
+        with contextlib.suppress(OSError):  # a trial does not fail for its log
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "log.txt").touch()
+            path = folder / "log.txt"
+    with path.open("ab") as log:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
 

@@ -165,7 +165,7 @@ class Store:
         return not self.model_problem(name, compare=False)
 
     def has_result(self, record: Record | None, wants_model: bool, compare: bool = True) -> bool:
-        """Return whether a trial need not run again: it has a result and, if that is wanted, its net.
+        """Return whether the trial of `record` need not run again: a result and, with `wants_model`, its net are there.
 
         With `compare` the net is compared with its checksum, and a warning names a damaged net.
         """

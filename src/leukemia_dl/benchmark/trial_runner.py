@@ -28,7 +28,7 @@ from leukemia_dl.benchmark.records import (
 from leukemia_dl.benchmark.store import Store
 from leukemia_dl.benchmark.trial import Record, Trial
 from leukemia_dl.datasets import Split, cache_dir
-from leukemia_dl.errors import TimeLimitError, TrainingError
+from leukemia_dl.errors import TimeLimitError, TrainingError, WorkerError
 from leukemia_dl.evaluation.calibration import choose_temperature
 from leukemia_dl.models.build import most_readers
 from leukemia_dl.models.classifier import Classifier, predict_logits, softmax
@@ -246,8 +246,11 @@ def _saved(model: Any, record: Record, context: RunContext, pipeline: Pipeline) 
     temperature = record.metrics.get("temperature", 1.0)
     classifier = Classifier(model, samples.class_names, pipeline, provenance, temperature)
     try:
-        with tempfile.TemporaryDirectory(dir=context.scratch) as folder:
+        scratch = context.scratch if context.scratch and context.scratch.is_dir() else None
+        with tempfile.TemporaryDirectory(dir=scratch) as folder:
             return Path(classifier.save(Path(folder) / "model.keras")).read_bytes()
+    except OSError as error:  # the fit is kept: the next run saves its net
+        raise WorkerError(f"The net was trained but cannot be written: {error}. Free space.") from error
     except Exception as error:  # a layer of a plugin without a usable get_config
         raise TrainingError(
             f"The net was trained but cannot be saved: {error}. Correct its layers, or run with save_models=False."

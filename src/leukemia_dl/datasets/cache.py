@@ -68,7 +68,8 @@ def make_room(place: Path, needed: int) -> None:
     for used, size, old in kept:
         if over <= 0 or used > time.time() - 86_400:
             break
-        over -= size
         with contextlib.suppress(OSError):
-            aside = old.rename(old.with_name(f".{old.name}.unfinished"))  # at any moment it is whole or absent
+            aside = old.rename(old.with_name(f".{old.name}-00000000.unfinished"))  # at any moment it is whole or absent
+            over -= size
             shutil.rmtree(aside) if aside.is_dir() else aside.unlink()
+            old.with_name(f"{old.name}.sha256").unlink(missing_ok=True)

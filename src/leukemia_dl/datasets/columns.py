@@ -12,7 +12,7 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from leukemia_dl.errors import DataError
-from leukemia_dl.text import is_unknown, name_key
+from leukemia_dl.text import UNKNOWN_NAMES, name_key
 
 __all__ = ["COLUMNS", "SPLITS", "TEXT", "counted", "differing_counts", "one_spelling", "typed"]
 __all__ += ["problem_of", "row_numbers"]
@@ -125,7 +125,7 @@ def one_spelling(names: pd.Series[Any], what: str, wanted: Sequence[str] = ()) -
 
 def _known_patients(column: pd.Series[Any]) -> pd.Series[Any]:
     """Return names of patients with NA for empty texts and words for unknown ones."""
-    unknown = column.map(is_unknown, na_action="ignore").eq(True).fillna(False)
+    unknown = column.str.strip().str.lower().isin(UNKNOWN_NAMES)
     words = column[unknown & (column.str.strip() != "")]
     if len(words):
         shown = ", ".join(map(repr, sorted(set(words))))

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import bz2
+import contextlib
+import gzip
 import importlib
+import lzma
 import os
 import re
 import shutil
@@ -10,6 +14,7 @@ import stat
 import tarfile
 import textwrap
 import zipfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,7 +31,8 @@ __all__ = ["DOWNLOADS", "Download", "check_counts", "download", "unpack"]
 DOWNLOADS = {"c_nmc_2019": ("andrewmvd/leukemia-classification", 10_400_000_000)}
 """Owner and name on Kaggle, and size of all files in bytes. The archive takes no more."""
 _PARTIAL = ".kagglehub"  # files that are not complete yet, in the folder that was asked for
-_MOST_BYTES, _MOST_FILES = 2**36, 200_000  # of an archive
+_MOST_BYTES, _MOST_FILES, _BLOCK = 2**36, 200_000, 2**20  # of an archive; in one read of a tar
+_PACKED: dict[bytes, Callable[..., Any]] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open}
 _MOST_RATIO, _FREE_RATIO = 200, 2**26  # below 64 MiB no ratio is too high: a few blank images compress a thousandfold
 _FORBIDDEN = re.compile(r"^/|(^|/)\.\.(/|$)|[\\:\x00-\x1f\x7f]")
 
@@ -108,15 +114,14 @@ def unpack(archive: str | Path, to: str | Path, show_progress: bool = True) -> P
         DataError: If it is no such archive or damaged, has more than 200,000 members or 64 GiB, unpacks to more than
             200 times its size, or has a member that is a link, a device or encrypted, or whose name leads out of it.
     """
-    archive, to = user_path(archive, "archive"), user_path(to, "to")
+    archive, to = user_path(archive, "archive"), Path(os.path.realpath(user_path(to, "to")))
     try:
         if not archive.is_file():
             raise DataError("there is no such file. Allowed: .zip, .tar, .tar.gz, .tar.bz2, .tar.xz.")
         if to.exists() and (not to.is_dir() or any(to.iterdir())):
             raise DataError(f"{to} is there already and not empty. Name a new folder to unpack into.")
-        is_zip = zipfile.is_zipfile(archive)
-        safe: Any = {} if is_zip else {"filter": "data"}
-        with zipfile.ZipFile(archive) if is_zip else tarfile.open(archive) as opened, new_folder(to) as folder:
+        with _opened(archive) as opened, new_folder(to) as folder:
+            safe: Any = {"filter": "data"} if isinstance(opened, tarfile.TarFile) else {}
             members = _checked_members(opened, archive.stat().st_size)
             _require_space(to, sum(size for _, size in members))
             for member, _ in track(members, len(members), "Unpacking", show_progress):
@@ -128,23 +133,68 @@ def unpack(archive: str | Path, to: str | Path, show_progress: bool = True) -> P
     return to
 
 
+class _InBlocks:
+    """A decompressed tar of which only small pieces are read: `tarfile` believes the sizes that headers state."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream, self.seek, self.tell, self.last = stream, stream.seek, stream.tell, b""
+
+    def read(self, size: int = -1) -> bytes:
+        if not 0 <= size <= _BLOCK:
+            raise DataError("a header claims an impossible size.")
+        self.last = self._stream.read(size)
+        return self.last
+
+
+@contextlib.contextmanager
+def _opened(archive: Path) -> Iterator[Any]:
+    """Open a zip or a tar for reading."""
+    if zipfile.is_zipfile(archive):
+        with zipfile.ZipFile(archive) as opened:
+            yield opened
+        return
+    with archive.open("rb") as file:
+        head = file.read(6)
+    unpack_stream = next((opener for magic, opener in _PACKED.items() if head.startswith(magic)), open)
+    with unpack_stream(archive, "rb") as stream:
+        blocks: Any = _InBlocks(stream)
+        with tarfile.open(fileobj=blocks, mode="r:") as opened_tar:
+            yield opened_tar
+
+
+def _check_end(stream: Any) -> None:
+    """Raise DataError unless a tar ends in a block of zeros, since `tarfile` takes a damaged header for the end."""
+    if len(stream.last) != tarfile.BLOCKSIZE or any(stream.last):
+        raise DataError("it is damaged or ends too early. Fetch it again.")
+    while stream.read(_BLOCK):  # to the end, where the checksum of a compressed file is
+        pass
+
+
 def _checked_members(opened: Any, packed: int) -> list[tuple[Any, int]]:
     """Return the members of a zip or tar with their sizes. Raises DataError at the first that breaks a rule."""
     members: list[tuple[Any, int]] = []
+    names = set[str]()
     most, total = min(_MOST_BYTES, max(_FREE_RATIO, _MOST_RATIO * packed)), 0
     for member in opened.infolist() if isinstance(opened, zipfile.ZipFile) else opened:
         if isinstance(member, zipfile.ZipInfo):
             name, size = member.filename, member.file_size
             is_plain = stat.S_IFMT(member.external_attr >> 16) in (0, stat.S_IFREG, stat.S_IFDIR)
         else:
-            name, size, is_plain = member.name, member.size, member.isreg() or member.isdir()
+            name, size = member.name, 0 if member.isdir() else member.size
+            is_plain = member.isdir() or (member.isreg() and not member.issparse())
         total += size
         members.append((member, size))
+        if not name.endswith("/") and not (isinstance(member, tarfile.TarInfo) and member.isdir()):
+            if name.casefold() in names:
+                raise DataError(f"two members are one file on some systems, {name[:100]!a}.")
+            names.add(name.casefold())
         if not is_plain or _FORBIDDEN.search(name):
             rule = "no links or devices, and only names below the archive's top are allowed"
             raise DataError(f"the member {name[:100]!a}: {rule}.")
         if size < 0 or total > most or len(members) > _MOST_FILES:
             raise DataError(f"it unpacks to more than {_MOST_FILES:,} members or {most:,} bytes, as bombs do.")
+    if isinstance(opened, tarfile.TarFile):
+        _check_end(opened.fileobj)
     return members
 
 

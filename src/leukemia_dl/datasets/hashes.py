@@ -89,6 +89,8 @@ def _remembered(file: Path) -> dict[_Stamp, str]:
 
 
 def _remember(file: Path, new: dict[_Stamp, str]) -> None:
+    if not new:
+        return
     _remembered(file).update(new)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)

@@ -51,6 +51,8 @@ def load_dataset(name: str, root: str | Path | None = None, **options: Any) -> D
         known = "; ".join(f"{key} ({text})" for key, text in {**source.options, "drop_classes": _DROPPED}.items())
         raise SettingsError(f"The data set {name!r} has no option {', '.join(map(repr, unknown))}. Known: {known}.")
     word = "path" if "path" in source.options else "root"
+    if root is not None and "path" in options:
+        raise SettingsError(f"root and path name the same file: pass one. Received: {root!r} and {options['path']!r}.")
     place = options.pop("path", None) if root is None and word == "path" else root
     if place is None and source.needs_root:
         raise SettingsError(

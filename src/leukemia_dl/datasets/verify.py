@@ -146,7 +146,8 @@ def _files_in(base: Path, tops: list[str]) -> Iterator[str]:
     def refuse(error: OSError) -> None:
         raise DataError(f"Cannot list {error.filename}: {error.strerror}. Check its permissions.")
 
-    for folder, inner, names in chain.from_iterable(os.walk(base / top, onerror=refuse) for top in tops):
+    there = [base / top for top in tops if (base / top).is_dir()]
+    for folder, inner, names in chain.from_iterable(os.walk(top, onerror=refuse) for top in there):
         inner[:] = sorted(name for name in inner if not is_system_file(name))
         kept = [name for name in sorted(names) if not is_system_file(name)]
         yield from (Path(folder, name).relative_to(base).as_posix() for name in kept)

@@ -196,6 +196,8 @@ def _validated_column(frame: pd.DataFrame, name: str, may_be_missing: str) -> pd
         return column
     if may_be_missing == "anywhere":
         missing |= column.map(is_unknown).astype(bool)
+        if name == "same_cell":
+            return column.astype(object).map(str).where(~missing, None)
         spelled: dict[str, str] = {}
         column = column.map(lambda value: spelled.setdefault(name_key(str(value)), str(value)))
     elif missing.any():

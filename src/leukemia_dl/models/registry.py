@@ -144,7 +144,9 @@ def _version(name: str) -> str:
         return _versions[name]
     build: Any = _registered[name].build
     function = inspect.unwrap(getattr(build, "func", build))
-    values = f"{getattr(build, 'args', ())} {getattr(build, 'keywords', {})}"  # of a partial
+    names = ("args", "keywords", "__defaults__", "__kwdefaults__", "__dict__")
+    held = [value for name in names if (value := getattr(build, name, None))]
+    values = repr([*held, *(cell.cell_contents for cell in getattr(build, "__closure__", None) or ())])
     for source in (inspect.getmodule(function), function, type(function)):
         with contextlib.suppress(OSError, TypeError):
             text = re.sub(r" at 0x[0-9a-fA-F]+", "", values) + inspect.getsource(source)  # type: ignore[arg-type]

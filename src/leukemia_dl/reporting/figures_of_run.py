@@ -14,6 +14,7 @@ import pandas as pd
 from leukemia_dl.benchmark import Benchmark
 from leukemia_dl.benchmark.run_files import StoredRun
 from leukemia_dl.datasets import Dataset
+from leukemia_dl.errors import StoreError
 from leukemia_dl.identity import generator
 from leukemia_dl.preprocess import Pipeline
 from leukemia_dl.reporting import plots, prediction_plots, render, style
@@ -47,6 +48,8 @@ class RunFigure:
 
 def folder_of(run: StoredRun) -> Path:
     """Return the folder for reports and pictures of a run: its store, or grids/DIGEST if that has other trials."""
+    if run.others and (run.folder.is_symlink() or run.folder.parent.is_symlink()):
+        raise StoreError(f"{run.folder} is a link; reports are written into the store itself.")
     return run.folder if run.others else run.store.root
 
 

@@ -109,7 +109,7 @@ def without_folders(text: str) -> str:
 
 def settings_without_folders(text: str) -> str:
     """Return settings in which folders and files of the machine that they were made on are "..."."""
-    hidden = re.sub(r'^(root|store|files) = ".*"$', r'\1 = "..."', text, flags=re.MULTILINE)
+    hidden = re.sub(r'^(root|store|images_root) = ".*"$', r'\1 = "..."', text, flags=re.MULTILINE)
     # Up to the first slash only: with two `.*` the time would grow with the square of the number of slashes.
     weights = re.sub(r'^(\S+) = "[^/\\\n]*[/\\].*\.(h5|hdf5)"$', r'\1 = "..."', hidden, flags=re.MULTILINE)
     return without_folders(weights)

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 from jinja2 import UndefinedError
 
+from leukemia_dl.benchmark.record_files import read_file
 from leukemia_dl.benchmark.run_files import StoredRun, read_run
 from leukemia_dl.datasets import Dataset
 from leukemia_dl.datasets.cache import user_path
@@ -90,7 +91,7 @@ def _dataset_of(run: StoredRun, dataset: Dataset | None, root: str | Path | None
         if dataset is None:
             # A report reads existing files only: it draws and fetches nothing that the settings of a store ask for.
             there = user_path(place) / "synthetic.json" if facts["name"] == "synthetic" else user_path(place)
-            if not there.exists():
+            if not (there.is_file() if facts["name"] == "synthetic" else there.exists()):
                 raise DataError(f"The data set {facts['name']!r} is not at {place}.")
             dataset = Dataset.load(str(facts["name"]), root=place, **facts.get("options", {}))
         dataset = dataset.subset(dataset.labels >= 0)
@@ -114,8 +115,8 @@ def _audit(run: StoredRun, dataset: Dataset | None, show: bool) -> dict[str, Any
     """Return the audit of a data set, which the store keeps, since it takes as long as reading every image."""
     path, fingerprint = run.store.root / "audit.json", run.settings["dataset"]["fingerprint"]
     try:
-        known = json.loads(path.read_bytes())
-        if known["fingerprint"] == fingerprint:
+        known = json.loads(read_file(path, 2**27))
+        if known["fingerprint"] == fingerprint and {"findings", "counts"} <= known["audit"].keys():
             return dict(known["audit"])
     except (OSError, RecursionError, *_ODD):
         pass  # absent or damaged

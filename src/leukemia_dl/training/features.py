@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import weakref
 from collections.abc import Callable, Iterator
@@ -125,8 +126,13 @@ def _write(path: Path, shape: tuple[int, int], batches: Iterator[_Features]) -> 
     make_room(path, 4 * shape[0] * shape[1])
     with new_file(path) as file:
         np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": shape})
+        known = hashlib.sha256()
         for batch in batches:
-            file.write(batch.astype("<f4").tobytes())
+            content = batch.astype("<f4").tobytes()
+            known.update(content)
+            file.write(content)
+        # Beside an old file it says that this is not whole, until the new one is in place.
+        path.with_name(f"{path.name}.sha256").write_text(known.hexdigest(), encoding="ascii")
 
 
 def _mapped(path: Path, shape: tuple[int, int]) -> _Features | None:
@@ -135,7 +141,8 @@ def _mapped(path: Path, shape: tuple[int, int]) -> _Features | None:
         return None
     try:
         found: _Features = np.load(path, mmap_mode="r", allow_pickle=False)
-        if found.dtype == np.float32 and found.shape == shape:
+        known = path.with_name(f"{path.name}.sha256").read_text(encoding="ascii")
+        if found.dtype == np.float32 and found.shape == shape and hashlib.sha256(found.data).hexdigest() == known:
             in_use(path)
             return found
     except Exception as error:  # numpy's reader of headers raises about anything

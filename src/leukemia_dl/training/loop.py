@@ -61,6 +61,7 @@ class PhaseLoop:
     validate: Callable[[bool], dict[str, float]]  # given whether the epoch is the last, updates BatchNorm and validates
     progress: Progress
     _own: list[NDArray[Any]] = field(default_factory=list, init=False)
+    _seconds: list[float] = field(default_factory=list, init=False)
 
     def run(self) -> None:
         """Train from where the state of a checkpoint ends."""
@@ -79,7 +80,7 @@ class PhaseLoop:
         if model.steps_per_execution != steps:
             model.steps_per_execution, model.train_function = steps, None
         stream = batches.grouped if grouped else batches.stream
-        self._began: float | None = time.perf_counter()
+        self._began: float | None = None if grouped else time.perf_counter()
         first = keras.callbacks.LambdaCallback(on_epoch_begin=self._begin_epoch, on_epoch_end=self._validate_epoch)
         last = keras.callbacks.LambdaCallback(on_epoch_end=self._save_epoch, on_train_batch_end=self._end_first_step)
         last.async_safe = True  # Keras then does not wait for the device after each step
@@ -88,6 +89,9 @@ class PhaseLoop:
             epochs=self.stop, initial_epoch=begin, steps_per_epoch=batches.steps, verbose=0, shuffle=False,
             callbacks=[first, *others, last],
         )  # fmt: skip
+        if grouped and self._seconds:  # the first step has ended with the first epoch
+            ordinary = self._seconds[1] if len(self._seconds) > 1 else 0.0
+            progress.preparing.seconds += max(0.0, self._seconds[0] - ordinary)
         if others and progress.rows:
             # They may have stopped it, or put other weights in place at its very end.
             progress.rows[-1] |= self.validate(True)
@@ -108,6 +112,7 @@ class PhaseLoop:
 
     def _validate_epoch(self, epoch: int, logs: Any) -> None:
         """Put the averaged weights in place, validate and add a row to the history: callbacks of the user see these."""
+        self._seconds.append(time.perf_counter() - self._epoch_began)
         number, loss, accuracy = self.before + epoch + 1, float(logs["loss"]), float(logs["accuracy"])
         if not math.isfinite(loss):
             rate = "head_learning_rate" if self.name == "head" else "learning_rate"

@@ -74,6 +74,8 @@ def _is_there(root: Path, wanted: dict[str, Any], count: int) -> bool:
     if not any(root.iterdir()):
         return False
     try:
+        if not (root / NOTE_NAME).is_file():  # a pipe would be waited for
+            raise FileNotFoundError
         found = json.loads((root / NOTE_NAME).read_text(encoding="utf-8"))
         held: Any = {key: found[key] for key in wanted}
     except FileNotFoundError:
