@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import shutil
 import signal
 import sys
@@ -80,6 +81,9 @@ class GridRunner:
         scratch = self.store.root.absolute() / "unfinished" / f"run-{uuid.uuid4().hex[:12]}"
         self.context = replace(self.context, store=self.store, scratch=scratch)
         scratch.mkdir(parents=True)
+        for old in self.store.unfinished():
+            if old.name.startswith("run-"):  # of a run that was killed
+                shutil.rmtree(old, ignore_errors=True)
         again = "" if self.existing == "reuse" else "Finished trials are kept."
         try:
             with _interrupt_once(self.context.stop, again or "The next run continues from there."), self._progress:
@@ -105,11 +109,16 @@ class GridRunner:
             if not self.context.stopped:
                 self._finish(run_baseline(planned, self.context.samples, lambda: self.cells.measures), None)
 
+    def _update(self, *news: Any) -> None:
+        with contextlib.suppress(OSError, TypeError):
+            os.utime(self.context.scratch)  # type: ignore[arg-type]  # a run of days is not taken for a killed one
+        self._progress.update(*news)
+
     def _run_nets(self, nets: Sequence[PlannedTrial]) -> None:
         # One backbone after the other: its net is built and compiled for the first fold and serves the others.
         names = list(dict.fromkeys(planned.trial.backbone for planned in nets))
         needed = self._needed(sorted(nets, key=lambda planned: names.index(planned.trial.backbone)))
-        outputs = self.executor.run(needed, self.context, self._progress.update)
+        outputs = self.executor.run(needed, self.context, self._update)
         with contextlib.closing(outputs):  # type: ignore[type-var]
             for output in outputs:
                 self._running.discard(output.trial.digest)
