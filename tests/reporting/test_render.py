@@ -31,6 +31,7 @@ def test_hiding_folders_takes_time_in_proportion_to_the_text(piece):
 
 def test_settings_name_no_folder():
     said = render.settings_without_folders(
-        'root = "/a/b"\nimages_root = "../c"\nweights = "../alice/w.h5"\nurl = "https://a.org/b"\nvgg16 = "bob/v.hdf5"\n'
+        'root = "/a/b"\nimages_root = "../c"\nweights = "../alice/w.h5"\nurl = "https://a.org/b"\n'
+        'vgg16 = "bob/v.hdf5"\n'
     )
     assert said == 'root = "..."\nimages_root = "..."\nweights = "..."\nurl = "https://a.org/b"\nvgg16 = "..."\n'
