@@ -1,4 +1,4 @@
-"""Files and folders are absent or complete, whatever happens to their writer."""
+"""Files and folders are absent or complete, also after a writer was killed."""
 
 import hashlib
 import os

@@ -1,4 +1,4 @@
-"""Steps per execution, interruptions and callbacks of epochs: the same losses whatever happens between the steps."""
+"""Steps per execution, interruptions and callbacks of epochs: the same losses in each of them."""
 
 import dataclasses
 

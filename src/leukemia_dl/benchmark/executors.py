@@ -144,7 +144,7 @@ def packed(value: Any, buffers: list[Any] | None = None) -> bytes:
     try:
         keep = None if buffers is None else lambda buffer: buffers.append(buffer)
         return bytes(cloudpickle.dumps(value, protocol=5, buffer_callback=keep))
-    except Exception as error:  # whatever a callback factory holds
+    except Exception as error:  # a callback factory may hold anything
         raise SettingsError(
             f"The trials cannot be sent to other processes ({type(error).__name__}: {error}). Name callbacks and "
             "builders by a function of a module, or use executor='in-process'."

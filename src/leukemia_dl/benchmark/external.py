@@ -96,7 +96,7 @@ class _Test:
         try:
             return self.store.read(planned.trial, arrays=False)
         except DamagedRecordError as error:
-            if planned.spec is None:  # a baseline is fitted again, whatever is left of its record
+            if planned.spec is None:  # a baseline is fitted again, with or without its record
                 return Record(planned.trial, "failed")
             return failed_record(blank_record(planned, Samples.of(self.plan.dataset)), error, 0.0, here=False)
 

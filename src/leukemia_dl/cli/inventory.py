@@ -89,7 +89,7 @@ def _check_backend() -> bool:
 
     try:
         device = prepare()
-    except Exception as error:  # whatever a broken installation raises
+    except Exception as error:  # a broken installation may raise anything
         _print_fact("Backend", f"PROBLEM: {error}")
         if not isinstance(error, LeukemiaDLError):
             _print_fact("", "Reinstall it: pip install --force-reinstall keras tensorflow")

@@ -139,7 +139,7 @@ class CropToCell(Step):
 
 @dataclass(frozen=True)
 class Resize(_ToSize):
-    """Resize to a square, whatever the shape before.
+    """Resize to a square, from any shape.
 
     Attributes:
         size: Side in pixels.

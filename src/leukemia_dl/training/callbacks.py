@@ -69,7 +69,7 @@ def load_factory(factory: CallbackFactory | Sequence[Any] | str | None) -> Callb
         module, _, name = factory.partition(":")
         try:
             found = getattr(importlib.import_module(module), name)
-        except Exception as error:  # whatever the module does when it is imported
+        except Exception as error:  # an import may raise anything
             found = f"{factory}, which cannot be imported: {type(error).__name__}: {error}"
     if found is None or callable(found):
         result: CallbackFactory | None = found

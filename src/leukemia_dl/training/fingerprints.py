@@ -34,7 +34,7 @@ def net_fingerprint(model: Any) -> str | None:
     try:
         sources = [inspect.getsource(sys.modules[module]) for module in foreign]
         return json.dumps([_renamed(model.get_config(), names), sources], sort_keys=True)
-    except Exception:  # whatever a layer of a plugin raises
+    except Exception:  # a layer of a plugin may raise anything
         return None
 
 

@@ -45,7 +45,7 @@ class Recipe(Augmentation):
         if_no_weights: Settings for a backbone that offers no weights, such as `cnn`, or if `weights` is None. There is
             no first phase then.
         image_size: Side of the images in pixels; "native" for each backbone's own, so that sizes differ.
-        scaling: "backbone" for what each backbone's weights expect, "unit" for pixels / 255 whatever they expect.
+        scaling: "backbone" for what each backbone's weights expect, "unit" for pixels / 255 for anyy expect.
         preprocessing: "canvas" keeps the scale on a canvas and is antialiased, "published" squeezes the image and is
             not (`Pipeline.published_v1`); unless a pipeline is given.
         head: "pooled" (global average) or "flatten" (every value of the feature map).
