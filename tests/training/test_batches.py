@@ -53,23 +53,14 @@ def test_parameters_belong_to_images_whatever_the_batch_size():
 
 def test_the_example_has_the_form_of_every_batch():
     for augmentation in (None, Augmentation()):
-        batches = Batches(IMAGES, LABELS, 4, 0, augmentation, on_step=lambda *_: pytest.fail("an example is no step"))
-        example = batches.example()
-        batches.on_step = None
-        assert forms(example) == forms(next(iter(batches)))
+        batches = Batches(IMAGES, LABELS, 4, 0, augmentation)
+        assert forms(batches.example()) == forms(next(iter(batches)))
 
 
 def forms(batch):
     inputs, labels = batch
     arrays = inputs if isinstance(inputs, tuple) else (inputs,)
     return [(array.shape, array.dtype) for array in (*arrays, labels)]
-
-
-def test_on_step_counts():
-    seen = []
-    batches = Batches(IMAGES, LABELS, 4, 0, on_step=lambda e, s: seen.append((e, s)))
-    list(islice(batches, 4))
-    assert seen == [(0, 0), (0, 1), (1, 0), (1, 1)]
 
 
 @pytest.mark.parametrize("size", [1, 3])

@@ -180,15 +180,6 @@ def test_where_nothing_can_be_written_features_are_held_in_memory(extractor, com
     assert "held in memory" in said[0]
 
 
-def test_progress_is_told_while_features_are_computed():
-    told = []
-    fit(SMALL, *TRAIN, 2, HEAD, on_step=lambda *seen: told.append(seen))
-    assert told[:2] == [(0, 0, 2), (0, 1, 2)]  # two batches of 16
-    steps = [(epoch, step, 4) for epoch in range(3) for step in range(4)]
-    # With TensorFlow an epoch of a head is one execution.
-    assert told[2:] == (steps[::4] if keras.backend.backend() == "tensorflow" else steps)
-
-
 def test_images_that_were_changed_in_place_are_other_images(extractor):
     cache, device, buffer = FeatureCache(), prepare(), IMAGES.copy()
     first = cache.read(extractor, buffer, device, 8)[:]

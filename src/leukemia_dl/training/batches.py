@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,7 +69,6 @@ class Batches:
         batch_size: int,
         seed: int,
         augmentation: Augmentation | None = None,
-        on_step: Callable[[int, int], None] | None = None,
         balanced: bool = False,
         forms: int = 1,
         weights: NDArray[np.float32] | None = None,
@@ -82,7 +81,6 @@ class Batches:
             batch_size: Images per batch.
             seed: Of the trial.
             augmentation: Adds drawn parameters to the images, for `training_model`.
-            on_step: Called with (epoch, step), from 0, as batches are handed out; maybe from another thread.
             balanced: Draw as many images of each class, to within one per epoch.
             forms: Features per image, next to one another; one of them is drawn in each epoch.
             weights: Weight of each class in the loss (classes,).
@@ -90,7 +88,7 @@ class Batches:
         self.images, self.labels, self.weights = images, labels.astype(np.int32), weights
         self.batch_size = min(batch_size, len(labels))
         self.steps = len(labels) // self.batch_size
-        self.on_step, self._seed, self._balanced, self._forms = on_step, seed, balanced, forms
+        self._seed, self._balanced, self._forms = seed, balanced, forms
         self._augmentation, self._background = augmentation, np.zeros((0, 3), np.uint8)
         if augmentation is not None:
             starts = range(0, len(labels), _CHUNK)
@@ -105,8 +103,6 @@ class Batches:
         while True:
             order, drawn = self._draw(epoch)
             for step in range(self.steps):
-                if self.on_step:
-                    self.on_step(epoch, step)
                 yield self._batch(order, drawn, step, 1)
             epoch += 1
 
@@ -115,8 +111,6 @@ class Batches:
         size = max(1, _GROUP_BYTES // max(1, self.images[:1].nbytes * self.batch_size))
         while True:
             order, drawn = self._draw(epoch)
-            if self.on_step:
-                self.on_step(epoch, 0)
             for step in range(0, self.steps, size):
                 count = min(size, self.steps - step)
                 batch = self._batch(order, drawn, step, count)

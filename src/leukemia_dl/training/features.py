@@ -24,7 +24,6 @@ __all__ = ["FeatureCache", "every_form"]
 
 _HELD = 3  # arrays in memory: features of the training, validation and test images of one fit
 _log = logging.getLogger(__name__)
-OnBatch = Callable[[int, int], None]
 _Features = NDArray[np.float32]
 
 
@@ -41,10 +40,7 @@ class FeatureCache:
         self._held: dict[str, _Features] = {}
         self._images: dict[int, tuple[weakref.ref[Any], list[Any]]] = {}
 
-    def read(
-        self, extractor: Any, images: Any, device: Device, batch_size: int, forms: int = 1,
-        on_batch: OnBatch | None = None,
-    ) -> Subset:  # fmt: skip
+    def read(self, extractor: Any, images: Any, device: Device, batch_size: int, forms: int = 1) -> Subset:
         """Return the features of images, float32 (n * forms, width); the forms of an image are next to one another.
 
         Of a `Subset`, the features of its whole base are computed, so that they serve other folds too.
@@ -55,13 +51,12 @@ class FeatureCache:
             device: Device of the extractor.
             batch_size: Images per step.
             forms: 8 for the symmetries of each image, see `symmetric_form`; 1 for images as they are.
-            on_batch: Called with (batch, batches), from 0, while features are computed.
         """
         whole = images if isinstance(images, Subset) else Subset(images, np.arange(len(images)))
         net = fingerprints.net_fingerprint(extractor)
 
         def batches() -> Iterator[_Features]:
-            return _computed(extractor, whole.base, batch_size, forms, on_batch)
+            return _computed(extractor, whole.base, batch_size, forms)
 
         if net is None:
             found = _in_memory(batches())
@@ -110,14 +105,9 @@ def _in_memory(batches: Iterator[_Features]) -> _Features:
     return np.concatenate(list(batches))
 
 
-def _computed(
-    extractor: Any, images: Any, batch_size: int, forms: int, on_batch: OnBatch | None
-) -> Iterator[_Features]:
-    batches = -(-len(images) // batch_size)
-    for number in range(batches):
-        if on_batch is not None:
-            on_batch(number, batches)
-        batch = images[number * batch_size : (number + 1) * batch_size]
+def _computed(extractor: Any, images: Any, batch_size: int, forms: int) -> Iterator[_Features]:
+    for start in range(0, len(images), batch_size):
+        batch = images[start : start + batch_size]
         each = [predict_in_batches(extractor, symmetric_form(batch, form), batch_size) for form in range(forms)]
         yield np.stack(each, axis=1).reshape(len(batch) * forms, -1)
 

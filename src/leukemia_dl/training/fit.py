@@ -104,7 +104,6 @@ def fit(
     folder: Path | None = None,
     features: FeatureCache | None = None,
     models: ModelCache | None = None,
-    on_step: Callable[[int, int, int], None] | None = None,
     on_epoch: Callable[[int, dict[str, Any]], None] | None = None,
 ) -> FitResult:
     """Train a backbone with a new head, and return the net with its learning curves.
@@ -126,7 +125,6 @@ def fit(
         features: Cache of features, shared with other fits.
         models: Cache of the built and compiled net. The next fit of the same backbone and recipe uses the net again, so
             that the model of this result changes then.
-        on_step: Called with (epoch, step, steps), from 0, as a batch is handed out; maybe from another thread.
         on_epoch: Called with the epoch, from 1, and its row of the history; while an epoch is being selected the row
             has the key `inner_fold`, such as "2/5".
 
@@ -147,7 +145,7 @@ def fit(
     factory, notes = load_factory(recipe.callbacks if callbacks is None else callbacks), list[str]()
     models, features = models or ModelCache(), features or FeatureCache()
     job = FitJob(
-        spec, recipe, classes, seed, device, models, features, checkpoints, {}, on_step, on_epoch, preparing
+        spec, recipe, classes, seed, device, models, features, checkpoints, {}, on_epoch, preparing
     )  # fmt: skip
     while True:
         job = dataclasses.replace(job, recipe=recipe, callbacks=_made_callbacks(factory, spec, recipe, seed, folder))

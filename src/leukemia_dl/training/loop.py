@@ -40,7 +40,6 @@ class Progress:
 
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
     callbacks: Mapping[str, list[Any]] = field(default_factory=dict)  # of the user, by phase
-    on_step: Callable[[int, int, int], None] | None = None
     on_epoch: Callable[[int, dict[str, Any]], None] | None = None
     preparing: Stopwatch = field(default_factory=Stopwatch)  # up to the end of each phase's first step
     rows: list[dict[str, Any]] = field(default_factory=list)
@@ -72,7 +71,6 @@ class PhaseLoop:
         if progress.resumed is not None and progress.resumed.phase == self.name:
             begin = progress.resumed.epoch
             assign(model.optimizer.variables, progress.resumed.optimizer)
-        batches.on_step = self._report_step
         others = progress.callbacks.get(self.name, [])
         # The steps of a head are so short that the time between them counts: a whole epoch is one execution then.
         grouped = self.name == "head" and backend_name() == "tensorflow" and not any(map(_uses_steps, others))
@@ -96,11 +94,6 @@ class PhaseLoop:
             # They may have stopped it, or put other weights in place at its very end.
             progress.rows[-1] |= self.validate(True)
         self._save(self.stop, force=True)
-
-    def _report_step(self, epoch: int, step: int) -> None:
-        # Batches are handed out ahead of their training, also some of an epoch that never comes.
-        if self.progress.on_step is not None and epoch < self.stop:
-            self.progress.on_step(self.before + epoch, step, self.batches.steps)
 
     def _end_first_step(self, step: int, logs: Any) -> None:
         if self._began is not None:

@@ -49,7 +49,6 @@ class FitJob:
     features: FeatureCache
     checkpoints: Path | None = None
     callbacks: Mapping[str, list[Any]] = field(default_factory=dict)  # by phase, for the last training only
-    on_step: Callable[[int, int, int], None] | None = None
     on_epoch: Callable[[int, dict[str, Any]], None] | None = None
     preparing: Stopwatch = field(default_factory=Stopwatch)  # building, compiling and computing features
 
@@ -64,7 +63,7 @@ class Training:
         with job.preparing:
             self.built = job.models.get(job.spec, job.recipe, job.classes, job.seed, job.device)
         self.model = self.built.model
-        self.progress = Progress(Checkpoint(), job.callbacks, job.on_step, job.on_epoch, job.preparing)
+        self.progress = Progress(Checkpoint(), job.callbacks, job.on_epoch, job.preparing)
         if inner_fold:
             self.progress.callbacks = {}
             if (report := job.on_epoch) is not None:
@@ -114,11 +113,9 @@ class Training:
 
     def _as_features(self, side: Side) -> Side:
         """Return (features (n * forms, width), labels (n,)) of a side."""
-        job, on_step = self.job, self.job.on_step
-        on_batch = None if on_step is None else lambda batch, batches: on_step(0, batch, batches)
+        job, size = self.job, predict_batch_size(self.recipe)
         with job.preparing:
-            size = predict_batch_size(self.recipe)
-            return job.features.read(self.built.extractor, side[0], job.device, size, self.forms, on_batch), side[1]
+            return job.features.read(self.built.extractor, side[0], job.device, size, self.forms), side[1]
 
     def _train_head(self, built: BuiltModel, train: Side, watched: Side | None, progress: Progress) -> None:
         """Train a head on features; the backbone stays as it is, BatchNorm statistics included."""
