@@ -36,7 +36,7 @@ test-all: test ## Then what takes minutes: five large nets, soak tests, Ray, eve
 test-torch: .venv-torch/ready ## The leg on torch without TensorFlow (downloads several GB the first time)
 	KERAS_BACKEND=torch .venv-torch/bin/python -m pytest -p no:cacheprovider $(OTHER_BACKEND)
 
-lint: .venv/test ## Mend formatting and imports, then check style and types
+lint: .venv/test ## Fix formatting and imports, then check style and types
 	.venv/bin/ruff check --fix .
 	.venv/bin/ruff format .
 	.venv/bin/mypy
