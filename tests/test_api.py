@@ -76,15 +76,7 @@ INTERNAL = {
     "leukemia_dl.datasets.audit": ("SEVERITIES",),
     "leukemia_dl.datasets.download": ("DOWNLOADS", "Download", "check_counts", "download"),
     "leukemia_dl.datasets.verify": ("STATUSES",),
-    "leukemia_dl.plugins": (
-        "PROJECT",
-        "Provided",
-        "collect",
-        "forget",
-        "hookspec",
-        "installed_version",
-        "problems_with",
-    ),
+    "leukemia_dl.plugins": ("Provided", "collect", "forget", "installed_version", "problems_with"),
     "leukemia_dl.training.callbacks": ("make_callbacks",),
 }
 WHAT_TO_DO = (

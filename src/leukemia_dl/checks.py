@@ -15,7 +15,7 @@ __all__ = ["choice", "flag", "real_number", "whole_number"]
 def whole_number(name: str, value: Any, low: int = 0, high: int | None = None) -> int:
     """Return a whole number, low <= value <= high, as `int`; booleans and whole floats are refused."""
     whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-    if not whole or not low <= int(value) <= (math.inf if high is None else high):
+    if not whole or not low <= value <= (math.inf if high is None else high):
         allowed = f"of at least {low}" if high is None else f"from {low} to {high:,}"
         raise SettingsError(f"{name} must be a whole number {allowed}. Received: {name}={value!r}.")
     return int(value)
@@ -23,16 +23,12 @@ def whole_number(name: str, value: Any, low: int = 0, high: int | None = None) -
 
 def real_number(name: str, value: Any, low: float, high: float, ends: str = "[]") -> float:
     """Return a number in an interval as `float`; `ends`, such as "(]", says which ends belong to it. NaN is refused."""
-    try:
-        number = float(value) if isinstance(value, numbers.Real) and not isinstance(value, bool) else math.nan
-    except OverflowError:  # an integer of more than 308 digits
-        number = math.nan
-    at_open_end = (ends[0] == "(" and number == low) or (ends[1] == ")" and number == high)
-    if not low <= number <= high or at_open_end:
-        raise SettingsError(
-            f"{name} must be a number in {ends[0]}{low:g}, {high:g}{ends[1]}. Received: {name}={value!r}."
-        )
-    return number
+    number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    open_ends = [end for end, sign in ((low, ends[0]), (high, ends[1])) if sign in "()"]
+    if not number or not low <= value <= high or value in open_ends:
+        allowed = f"{ends[0]}{low:g}, {high:g}{ends[1]}"
+        raise SettingsError(f"{name} must be a number in {allowed}. Received: {name}={value!r}.")
+    return float(value)
 
 
 def choice(name: str, value: Any, allowed: Iterable[str]) -> str:

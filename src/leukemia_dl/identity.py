@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from numbers import Integral, Real
 from typing import Any
 
@@ -17,15 +16,11 @@ __all__ = ["canonical_json", "digest", "generator", "named_seed", "plain_number"
 
 
 def canonical_json(value: Any) -> str:
-    """Return `value` as JSON that is equal for equal values: sorted keys, no spaces, ASCII.
+    """Return nested dicts (with str keys), lists and plain values as JSON that is equal for equal values.
 
-    Args:
-        value: Nested dicts (with str keys), lists, tuples, str, int, float, bool and None.
-
-    Raises:
-        TypeError: If something in it is not one of these; `float` NaN and infinities are refused too.
+    TypeError for any other object, ValueError for NaN and infinities.
     """
-    return json.dumps(_plain(value), sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False, default=_plain)
 
 
 def digest(value: Any) -> str:
@@ -54,17 +49,6 @@ def plain_number(value: Any) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    if value is None or isinstance(value, (bool, str)):
-        return value
-    value = plain_number(value)
-    if isinstance(value, float) and not math.isfinite(value):
-        raise TypeError(f"{value!r} has no canonical JSON: use None or a string.")
-    if isinstance(value, (int, float)):
-        return value
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if isinstance(value, dict):
-        if not all(isinstance(key, str) for key in value):
-            raise TypeError(f"Keys must be str. Received: {[key for key in value if not isinstance(key, str)]!r}.")
-        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, Real):
+        return plain_number(value)
     raise TypeError(f"{type(value).__name__} has no canonical JSON. Received: {value!r}.")

@@ -1,7 +1,6 @@
-"""Hooks for plugins, and the loading of plugins: each is isolated, so that a broken one hides no other.
+"""Plugins: modules named by entry points of the group `leukemia_dl`, with one or two functions marked `@hookimpl`.
 
-A plugin is a module, named by an entry point of the group `leukemia_dl`, with one or two functions marked `@hookimpl`;
-see docs/guides/plugins.md. A plugin that fails is a warning and a row of `plugin_problems()`.
+Each is loaded and called by itself: one that fails is a warning and a row of `plugin_problems()`, and hides no other.
 """
 
 from __future__ import annotations
@@ -14,9 +13,8 @@ import os
 import sys
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pluggy
 
@@ -25,19 +23,14 @@ from leukemia_dl.errors import PluginError
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = [
-    "PROJECT", "Provided", "collect", "forget", "hookimpl", "hookspec", "installed_version", "plugin_problems",
-    "problems_with",
-]  # fmt: skip
+__all__ = ["Provided", "collect", "forget", "hookimpl", "installed_version", "plugin_problems", "problems_with"]
 
-PROJECT = "leukemia_dl"
-DISTRIBUTION = "leukemia-dl"
+PROJECT, DISTRIBUTION = "leukemia_dl", "leukemia-dl"
 hookspec = pluggy.HookspecMarker(PROJECT)
 hookimpl = pluggy.HookimplMarker(PROJECT)
 """Marks a plugin's function as one of the hooks `leukemia_dl_backbones` and `leukemia_dl_datasets`."""
 _log = logging.getLogger(__name__)
 _PATIENCE_SECONDS = 5.0
-_leave = os._exit
 
 
 class HookSpecifications:
@@ -55,28 +48,23 @@ class HookSpecifications:
 
 
 class Origin(NamedTuple):
-    """The plugin of a record, under which it is registered: its distribution; our own have no entry point."""
+    """The plugin of a record, under which it is registered: distribution, version and entry point."""
 
     plugin: str
     version: str
-    entry_point: str = ""
-
-    def __repr__(self) -> str:  # as pluggy's messages name it
-        return f"{self.plugin} {self.version}"
+    entry_point: str
 
 
-@dataclass(frozen=True)
-class Provided:
-    """A record that a plugin yielded, with the plugin's distribution and version."""
+class Provided(NamedTuple):
+    """A record with the distribution that provides it."""
 
     record: Any
     plugin: str
     version: str
-    entry_point: str = ""
 
 
 _registries: dict[str, tuple[type, Sequence[str]]] = {}  # hook: class of its records, names of our own modules
-_problems: dict[tuple[str, str, str], None] = {}  # plugin, entry point, problem; in the order of their discovery
+_problems: list[tuple[str, str, str]] = []  # plugin, entry point, problem; in the order of their discovery
 
 
 def add_registry(hook: str, kind: type, builtin: Sequence[str]) -> None:
@@ -92,17 +80,23 @@ def collect(hook: str) -> Sequence[Provided]:
     the user may mean either. Both cases are problems that name both providers.
     """
     kind, builtin = _registries[hook]
-    found, own = list[Provided](), (DISTRIBUTION, installed_version(DISTRIBUTION))
-    for name in builtin:  # an error in one of these is raised: it is a bug
-        found += [Provided(record, *own) for record in getattr(importlib.import_module(name), hook)()]
+    modules = map(importlib.import_module, builtin)
+    own = (DISTRIBUTION, installed_version(DISTRIBUTION))
+    found = {record.name: Provided(record, *own) for module in modules for record in getattr(module, hook)()}
+    unclear: set[str] = set()
     implementations = getattr(_plugin_manager().hook, hook).get_hookimpls()
     for implementation in sorted(implementations, key=lambda item: item.plugin_name.entry_point):
-        with _isolated(implementation.plugin_name, f"{hook} raised"):
+        origin = implementation.plugin_name
+        with _isolated(origin, f"{hook} raised"):
             records = list(implementation.function())
             if wrong := [type(record) for record in records if not isinstance(record, kind)]:
                 raise PluginError(f"{hook} must yield leukemia_dl.{kind.__name__} records. Received: {wrong[0]!r}.")
-            found += [Provided(record, *implementation.plugin_name) for record in records]
-    return _without_clashes(hook, found)
+            for record in records:
+                first = found.setdefault(record.name, Provided(record, origin.plugin, origin.version))
+                if first.record is not record:
+                    unclear |= {record.name} if first.plugin != DISTRIBUTION else set()
+                    _report(origin, _clash(hook, first))
+    return tuple(found[name] for name in sorted(set(found) - unclear))
 
 
 def plugin_problems() -> pd.DataFrame:
@@ -114,7 +108,7 @@ def plugin_problems() -> pd.DataFrame:
 
     for hook in sorted(_registries):
         collect(hook)
-    return pd.DataFrame(list(_problems), columns=["plugin", "entry_point", "problem"], dtype="str")
+    return pd.DataFrame(_problems, columns=["plugin", "entry_point", "problem"], dtype="str")
 
 
 def problems_with(name: str) -> str:
@@ -141,15 +135,15 @@ def installed_version(distribution: str) -> str:
 
 @lru_cache
 def _plugin_manager() -> pluggy.PluginManager:
-    """Return a manager of the third-party plugins that load and implement known hooks, in the order of their names."""
+    """Return a manager of the plugins that load and implement known hooks."""
     manager = pluggy.PluginManager(PROJECT)
     manager.add_hookspecs(HookSpecifications)
-    if os.environ.get("LEUKEMIA_DL_DISABLE_PLUGINS", "") not in ("", "0"):
-        return manager
-    for point in sorted(importlib.metadata.entry_points(group=PROJECT), key=lambda point: (point.name, point.value)):
-        origin = Origin(*((point.dist.name, point.dist.version) if point.dist else ("unknown", "unknown")), point.name)
-        with _isolated(origin, "could not be loaded:"):
-            _register(manager, point.load(), origin)
+    if os.environ.get("LEUKEMIA_DL_DISABLE_PLUGINS", "") in ("", "0"):
+        for point in sorted(importlib.metadata.entry_points(group=PROJECT)):
+            distribution: Any = point.dist
+            origin = Origin(distribution.name, distribution.version, point.name)
+            with _isolated(origin, "could not be loaded:"):
+                _register(manager, point.load(), origin)
     return manager
 
 
@@ -158,32 +152,23 @@ def _register(manager: pluggy.PluginManager, module: Any, origin: Origin) -> Non
     try:
         manager.register(module, name=origin)  # type: ignore[arg-type] # any hashable name will do
         manager.check_pending()
-    except pluggy.PluginValidationError as error:
-        manager.unregister(name=origin)  # type: ignore[arg-type]
-        known = ", ".join(name for name in vars(HookSpecifications) if name.startswith(PROJECT))
-        raise PluginError(f"{error}. Known hooks: {known}.") from error
-    if not manager.get_hookcallers(module):
+        if not manager.get_hookcallers(module):
+            raise PluginError("it has no function marked with leukemia_dl.hookimpl.")
+    except (pluggy.PluginValidationError, PluginError) as error:
         manager.unregister(module)
-        raise PluginError("it has no function marked with leukemia_dl.hookimpl.")
+        known = ", ".join(name for name in vars(HookSpecifications) if name.startswith(PROJECT))
+        raise PluginError(f"{' '.join(str(error).split())} Known hooks: {known}.") from error
 
 
 @contextlib.contextmanager
 def _isolated(origin: Origin, failed: str) -> Iterator[None]:
-    """Run code of a plugin: errors are recorded, prints go to stderr, and it cannot end the process."""
-    own = os.getpid()
-
-    def refuse(status: int) -> NoReturn:
-        if os.getpid() != own:  # in a child that the plugin forked
-            _leave(status)
-        raise SystemExit(f"os._exit({status})")
-
+    """Run code of a plugin: errors and exits are recorded, prints go to stderr, and one that hangs is named."""
     text = "Plugin %s (entry point %s) has been loading for %g s. LEUKEMIA_DL_DISABLE_PLUGINS=1 leaves plugins out."
     values = (text, origin.plugin, origin.entry_point, _PATIENCE_SECONDS)
     timer = threading.Timer(_PATIENCE_SECONDS, _log.warning, values)
     timer.daemon = True
     timer.start()
     try:
-        os._exit = refuse
         with contextlib.redirect_stdout(sys.stderr):
             yield
     except KeyboardInterrupt:
@@ -191,27 +176,17 @@ def _isolated(origin: Origin, failed: str) -> Iterator[None]:
     except BaseException as error:
         _report(origin, f"{failed} {type(error).__name__}: {error}")
     finally:
-        os._exit = _leave
         timer.cancel()
 
 
-def _without_clashes(hook: str, provided: Iterable[Provided]) -> Sequence[Provided]:
-    first: dict[str, Provided] = {}
-    unclear = set()
-    for item in provided:
-        other = first.setdefault(item.record.name, item)
-        if other is item:
-            continue
-        used = "Neither is used" if other.entry_point else f"The one of {DISTRIBUTION} is used"
-        unclear |= {item.record.name} if other.entry_point else set()
-        clash = f"provides {item.record.name!r} ({hook}), as {other.plugin} {other.version} does. {used}:"
-        origin = Origin(item.plugin, item.version, item.entry_point)
-        _report(origin, f"{clash} uninstall one of them, or have its author choose another name.")
-    return tuple(first[name] for name in sorted(set(first) - unclear))
+def _clash(hook: str, first: Provided) -> str:
+    used = f"The one of {DISTRIBUTION} is used" if first.plugin == DISTRIBUTION else "Neither is used"
+    return (
+        f"provides {first.record.name!r} ({hook}), as {first.plugin} {first.version} does. {used}: uninstall one of "
+        "them, or have its author choose another name."
+    )
 
 
 def _report(origin: Origin, problem: str) -> None:
-    entry = (origin.plugin, origin.entry_point, problem)
-    if entry not in _problems:
-        _problems[entry] = None
-        _log.warning("Plugin %s (entry point %s) %s", *entry)
+    _problems.append((origin.plugin, origin.entry_point, problem))
+    _log.warning("Plugin %s (entry point %s) %s", origin.plugin, origin.entry_point, problem)

@@ -20,31 +20,34 @@ _SILENT_SECONDS, _LINE_SECONDS = 2.0, 10.0
 def track(items: Iterable[T], total: int, what: str, show: bool = True) -> Iterator[T]:
     """Yield `items` and show how many of `total` are done, under the title `what`, unless `show` is False."""
     start = last = time.monotonic()
-    bar: Any = None
-    try:
+    with contextlib.ExitStack() as stack:
+        bar: Any = None
         for done, item in enumerate(items, start=1):
             yield item
             now = time.monotonic()
             if not show or now - start < _SILENT_SECONDS:
                 continue
             if sys.stderr.isatty():
-                bar = bar or _started_bar(what, total)
+                bar = bar or _started_bar(stack, what, total)
                 bar.update(bar.task_ids[0], completed=done)
             elif now - last >= _LINE_SECONDS:
                 last = now
                 sys.stderr.write(f"{what}: {done:,} of {total:,}\n")
-    finally:
-        if bar is not None:
-            bar.stop()
+
+
+def _started_bar(stack: contextlib.ExitStack, what: str, total: int) -> Any:
+    from rich.console import Console
+    from rich.progress import Progress
+
+    bar = stack.enter_context(Progress(console=Console(stderr=True), transient=True))
+    bar.add_task(what, total=total)
+    return bar
 
 
 def parallel_map(
     function: Callable[[T], R], items: Sequence[T], what: str, workers: int | None = None, show: bool = True
 ) -> list[R]:
-    """Return `[function(item) for item in items]`, computed by threads, with progress.
-
-    joblib's threads take 0.2 ms more for each item.
-    """
+    """Return `[function(item) for item in items]`, computed by threads, with progress."""
     with ThreadPoolExecutor(workers) as pool:
         try:
             return list(track(pool.map(function, items), len(items), what, show))
@@ -56,8 +59,7 @@ def parallel_map(
 def process_map(function: Callable[[T], R], items: Sequence[T], what: str, show: bool = True) -> list[R]:
     """Return `[function(item) for item in items]`, computed by one process per core, with progress.
 
-    The processes import nothing from the current folder that this one would not, and end with the work: idle workers of
-    joblib's common pool would hold memory for minutes.
+    The processes end with the work: idle workers of joblib's common pool would hold memory for minutes.
     """
     from joblib import cpu_count
     from joblib.externals.loky import ProcessPoolExecutor
@@ -89,13 +91,3 @@ def kept_memory() -> dict[str, str]:
     keep = {"TRIM_THRESHOLD_": 2**31 - 1, "TOP_PAD_": 64 << 20, "MMAP_MAX_": 0, "ARENA_MAX": 1}
     chosen = any(name.startswith("MALLOC_") for name in os.environ)
     return {} if chosen else {f"MALLOC_{name}": str(value) for name, value in keep.items()}
-
-
-def _started_bar(what: str, total: int) -> Any:
-    from rich.console import Console
-    from rich.progress import Progress
-
-    bar = Progress(*Progress.get_default_columns(), console=Console(stderr=True), transient=True)
-    bar.add_task(what, total=total)
-    bar.start()
-    return bar

@@ -68,7 +68,7 @@ def test_it_trains_beside_others(installed, tmp_path, others, size):
     names = ["tiny", *others]
     output = run(
         installed, "-m", "leukemia_dl", "benchmark", "--dataset", "synthetic", *small, "--backbones", ",".join(names),
-        "--image-size", size, "--set", "epochs=1", "--store", tmp_path / "store", "--no-models",
+        "--image-size", size, "--set", "epochs=1", "--store", tmp_path / "store",
     )  # fmt: skip
     assert "tiny" in output
     import pandas as pd

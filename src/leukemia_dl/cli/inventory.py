@@ -1,4 +1,4 @@
-"""`leukemia-dl backbones | datasets | recipes | doctor`: the available parts, and the state of this machine."""
+"""`leukemia-dl backbones | datasets | recipes | doctor | cache`: the available parts, and the state of this machine."""
 
 from __future__ import annotations
 
@@ -6,41 +6,43 @@ import os
 import platform
 import shutil
 import tempfile
-from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
+from typer import Option
 
 from leukemia_dl.cli import options
-from leukemia_dl.cli.cache import limit_line
-from leukemia_dl.errors import LeukemiaDLError
+from leukemia_dl.plugins import DISTRIBUTION, installed_version, plugin_problems
 
-__all__ = ["backbones", "datasets", "doctor", "recipes"]
+if TYPE_CHECKING:
+    import pandas as pd
 
-Format = Annotated[Literal["table", "csv"], typer.Option("--format", help="csv has every column.")]
+__all__ = ["backbones", "cache", "datasets", "doctor", "recipes"]
+
+Format = Annotated[Literal["table", "csv"], Option("--format", help="csv has every column.")]
+cache = typer.Typer(help="List or clear files that can be made again; LEUKEMIA_DL_CACHE chooses the folder.")
+_BACKBONES = ["backbone", "title", "parameters", "native_size", "min_size", "weights", "plugin", "version"]
+_RECIPES = ["weights", "image_size", "head", "head_epochs", "epochs", "batch_size", "learning_rate", "class_balance"]
+_VERSIONS = ("leukemia-dl", "keras", "tensorflow", "jax", "torch", "numpy", "pandas", "scikit-learn", "pillow")
 
 
 def backbones(form: Format = "table") -> None:
     """List the backbones that can be compared, built-in and from plugins."""
     from leukemia_dl.models.registry import backbone_table
 
-    frame = backbone_table()
     if form == "csv":
-        options.write_csv(frame)
-        return
-    shown = frame[["backbone", "title", "parameters", "native_size", "min_size", "weights", "plugin", "version"]]
-    options.print_table(shown, {"parameters": ","})
+        options.write_csv(backbone_table())
+    else:
+        options.print_table(backbone_table()[_BACKBONES], {"parameters": ","})
 
 
 def datasets(form: Format = "table") -> None:
     """List the data sets that can be loaded by name, with licence and citation."""
     from leukemia_dl.datasets import dataset_table
 
-    if form == "csv":
-        options.write_csv(dataset_table())
-    else:
-        options.print_table(dataset_table())
+    show = options.write_csv if form == "csv" else options.print_table
+    show(dataset_table())
 
 
 def recipes(
@@ -56,23 +58,62 @@ def recipes(
         lines = Recipe.preset(name).to_toml().splitlines(keepends=True)
         typer.echo("".join(line for line in lines if not line.startswith("name = ")), nl=False)
         return
-    shown = ["weights", "image_size", "head", "head_epochs", "epochs", "batch_size", "learning_rate", "class_balance"]
     rows = [{"recipe": found, **Recipe.preset(found).to_dict()} for found in Recipe.presets()]
-    frame = pd.DataFrame(rows, columns=["recipe", *shown])
-    options.print_table(frame.fillna({"weights": "random"}))
+    options.print_table(pd.DataFrame(rows, columns=["recipe", *_RECIPES]).fillna({"weights": "random"}))
+
+
+@cache.command("list")
+def list_cache() -> None:
+    """List the content of the cache folder, with sizes."""
+    from leukemia_dl.datasets import cache_dir
+
+    options.print_table(_cached(), {"MB": ",.1f"}, title=str(cache_dir()))
+    typer.echo(_cache_use())
+
+
+@cache.command("clear")
+def clear_cache(synthetic: bool = Option(False, "--synthetic", help="The drawn synthetic cells, too.")) -> None:
+    """Delete decoded images and features, which are made again when they are needed. Not beside a benchmark."""
+    from leukemia_dl.datasets import cache_dir
+
+    found = _cached()
+    found = found if synthetic else found[~found["name"].str.startswith("synthetic-")]
+    for path in map(cache_dir().joinpath, found["name"]):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    typer.echo(f"Deleted: {len(found)}, {found['MB'].sum():,.1f} MB.")
+
+
+def _cached() -> pd.DataFrame:
+    """Return name and megabytes of everything in the cache folder that can be made again."""
+    import pandas as pd
+
+    from leukemia_dl.datasets import cache_dir
+
+    root, rows = cache_dir(), []
+    for path in sorted(path for pattern in ("pixels/*", "features/*", "synthetic-*") for path in root.glob(pattern)):
+        size = sum(file.lstat().st_size for file in (path, *path.rglob("*")) if file.is_file())
+        rows.append((str(path.relative_to(root)), size / 1e6))
+    return pd.DataFrame(rows, columns=["name", "MB"]).astype({"name": "str", "MB": float})
+
+
+def _cache_use() -> str:
+    from leukemia_dl.datasets.cache import cache_limit, cache_use
+
+    taken = sum(size for _, size, _ in cache_use()) / 1e9
+    return f"Pixels and features: {taken:,.1f} GB of at most {cache_limit() / 1e9:g} GB (LEUKEMIA_DL_CACHE_LIMIT)"
 
 
 def doctor() -> None:
     """Print backend, devices, precision, versions and writable folders, and what to do about problems."""
+    from leukemia_dl.datasets import cache_dir
+
     _print_fact("Python", f"{platform.python_version()} on {platform.system()} {platform.machine()}")
-    for name in ("leukemia-dl", "keras", "tensorflow", "jax", "torch", "numpy", "pandas", "scikit-learn", "pillow"):
-        try:
-            _print_fact(name, metadata.version(name))
-        except metadata.PackageNotFoundError:
-            _print_fact(name, "not installed")
-    folders_are_fine = _check_folders()
-    fine = _check_backend() and folders_are_fine
-    _print_fact("Cache limit", limit_line())
+    for name in _VERSIONS:
+        _print_fact(name, installed_version(name).replace("unknown", "not installed"))
+    fine = _check_folder("Cache", cache_dir(), "set LEUKEMIA_DL_CACHE to a folder that can be written")
+    fine &= _check_folder("Here", Path.cwd(), "give --store a folder that can be written")
+    fine &= _check_backend()
+    _print_fact("Cache limit", _cache_use())
     problems = _print_plugins()
     ready = "Ready, but for the plugins named above." if problems else "Ready."
     typer.echo(ready if fine else "Not ready: see above.")
@@ -84,6 +125,18 @@ def _print_fact(name: str, text: str) -> None:
     typer.echo(f"{name:<14}{text}")
 
 
+def _check_folder(name: str, folder: Path, cure: str) -> bool:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            free = shutil.disk_usage(folder).free / 2**30
+    except OSError as error:
+        _print_fact(name, f"{folder} PROBLEM: {error.strerror or error}; {cure}")
+        return False
+    _print_fact(name, f"{folder} (writable, {free:.0f} GiB free)")
+    return True
+
+
 def _check_backend() -> bool:
     from leukemia_dl.training.backends import prepare
 
@@ -91,8 +144,6 @@ def _check_backend() -> bool:
         device = prepare()
     except Exception as error:  # a broken installation may raise anything
         _print_fact("Backend", f"PROBLEM: {error}")
-        if not isinstance(error, LeukemiaDLError):
-            _print_fact("", "Reinstall it: pip install --force-reinstall keras tensorflow")
         return False
     _print_fact("Backend", f"{device.backend}, XLA {'off' if device.jit_compile is False else device.jit_compile}")
     devices = ["cpu:0", *(f"gpu:{number}" for number in range(device.gpus))]
@@ -102,42 +153,17 @@ def _check_backend() -> bool:
     if device.kind == "cpu" and shutil.which("nvidia-smi"):
         _print_fact("", "There is an NVIDIA driver, but the backend sees no GPU.")
         _print_fact("", "For TensorFlow: pip install 'leukemia-dl[gpu]'; for JAX: pip install 'jax[cuda12]'")
-    elif device.kind == "cpu":
-        _print_fact("", "No GPU: training runs on the CPU. Choose small images and few epochs.")
     return True
 
 
-def _check_folders() -> bool:
-    from leukemia_dl.datasets import cache_dir
-
-    fine = True
-    for name, folder, cure in (
-        ("Cache", cache_dir(), "set LEUKEMIA_DL_CACHE to a folder that can be written"),
-        ("Here", Path.cwd(), "give --store a folder that can be written"),
-    ):
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=folder):
-                free = shutil.disk_usage(folder).free / 2**30
-            _print_fact(name, f"{folder} (writable, {free:.0f} GiB free)")
-        except OSError as error:
-            fine = False
-            _print_fact(name, f"{folder} PROBLEM: {error.strerror or error}; {cure}")
-    return fine
-
-
 def _print_plugins() -> bool:
-    """Print the packages that provide backbones or data sets besides this one; return whether any has a problem.
-
-    Problems are logged when they are found, here by the tables.
-    """
+    """Print the packages that provide backbones or data sets besides this one; return whether any has a problem."""
     import pandas as pd
 
     from leukemia_dl.datasets import dataset_table
     from leukemia_dl.models.registry import backbone_table
-    from leukemia_dl.plugins import DISTRIBUTION, plugin_problems
 
-    tables = [backbone_table().rename(columns={"backbone": "name"}), dataset_table()]
+    tables = [backbone_table().rename(columns={"backbone": "name"}), dataset_table()]  # which log the problems
     found = pd.concat([table[["plugin", "version", "name"]] for table in tables])
     others = found[found["plugin"] != DISTRIBUTION].groupby(["plugin", "version"])["name"]
     texts = [f"{plugin} {version} ({', '.join(names)})" for (plugin, version), names in others]

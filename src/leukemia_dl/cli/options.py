@@ -5,11 +5,12 @@ from __future__ import annotations
 import importlib
 import json
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+from typer import Option
 
 from leukemia_dl.errors import SettingsError, StoreError
 from leukemia_dl.text import printable
@@ -35,26 +36,37 @@ def completed(module: str, attribute: str) -> Callable[[str], list[str]]:
 
 
 _datasets, _recipes = completed("datasets", "list_datasets"), completed("training.presets", "PRESETS")
-DatasetName = Annotated[str, typer.Option(help="One of `leukemia-dl datasets`.", autocompletion=_datasets)]
-Root = Annotated[Path | None, typer.Option(help="Folder (or CSV file) of the data set.", show_default=False)]
+DatasetName = Annotated[str, Option(help="One of `leukemia-dl datasets`.", autocompletion=_datasets)]
+Root = Annotated[Path | None, Option(help="Folder (or CSV file) of the data set.", show_default=False)]
 DatasetOptions = Annotated[
     list[str] | None,
-    typer.Option("--dataset-option", "-o", metavar="KEY=VALUE", help="Option of the data set: subjects=60."),
+    Option("--dataset-option", "-o", metavar="KEY=VALUE", help="Option of the data set: subjects=60."),
 ]
-DropClasses = Annotated[list[str] | None, typer.Option("--drop-class", metavar="NAME", help="Leave a class out.")]
+DropClasses = Annotated[list[str] | None, Option("--drop-class", metavar="NAME", help="Leave a class out.")]
 RecipeName = Annotated[
-    str, typer.Option(help="Settings of each fit: see `leukemia-dl recipes`, or a .toml file.", autocompletion=_recipes)
+    str, Option(help="Settings of each fit: see `leukemia-dl recipes`, or a .toml file.", autocompletion=_recipes)
 ]
 Changes = Annotated[
     list[str] | None,
-    typer.Option("--set", "-s", metavar="KEY=VALUE", help="Change a setting of the recipe, such as epochs=10."),
+    Option("--set", "-s", metavar="KEY=VALUE", help="Change a setting of the recipe, such as epochs=10."),
 ]
-ImageSize = Annotated[int | None, typer.Option(help="Side of the images in pixels.", show_default="the recipe's")]
-StainName = Literal["reinhard", "macenko"]
-Stain = Annotated[StainName | None, typer.Option(help="Normalise the stain.", show_default="no")]
-Crop = Annotated[bool, typer.Option("--crop", help="Crop to the cell; its absolute size is then lost.")]
-DeviceName = Annotated[str, typer.Option(help="auto, cpu, gpu or gpu:1.")]
-SafeCsv = Annotated[bool, typer.Option("--safe-csv", help="Quote text that a spreadsheet would run as a formula.")]
+ImageSize = Annotated[int | None, Option(help="Side of the images in pixels.", show_default="the recipe's")]
+Stain = Annotated[Literal["reinhard", "macenko"] | None, Option(help="Normalise the stain.", show_default="no")]
+Crop = Annotated[bool, Option("--crop", help="Crop to the cell; its absolute size is then lost.")]
+DeviceName = Annotated[str, Option(help="auto, cpu, gpu or gpu:1.")]
+SafeCsv = Annotated[bool, Option("--safe-csv", help="Quote text that a spreadsheet would run as a formula.")]
+
+
+def load_dataset(
+    name: str, root: Path | None, options: Iterable[str] | None, drop_classes: list[str] | None = None
+) -> Dataset:
+    """Load a data set as the options --dataset, --root, --dataset-option and --drop-class say."""
+    from leukemia_dl.datasets import Dataset
+
+    values = key_values(options or [], "--dataset-option")
+    for key in {"name", "root"} & set(values):
+        raise SettingsError(f"--dataset-option {key}=... is given as {'--dataset' if key == 'name' else '--root'}.")
+    return Dataset.load(name, root=root, **values, **({"drop_classes": drop_classes} if drop_classes else {}))
 
 
 def recipe(name: str, pairs: Iterable[str] | None, image_size: int | None = None) -> Recipe:
@@ -66,12 +78,10 @@ def recipe(name: str, pairs: Iterable[str] | None, image_size: int | None = None
         changes["weights"] = key_values(names(changes["weights"]), "--set weights")
     if image_size is not None:
         changes["image_size"] = image_size
-    if name.endswith(".toml"):
-        return Recipe.from_toml(name).changed(**changes)
-    return Recipe.preset(name, **changes)
+    return Recipe.from_toml(name).changed(**changes) if name.endswith(".toml") else Recipe.preset(name, **changes)
 
 
-def pipeline(dataset: Dataset, recipe: Recipe, image_size: int, stain: StainName | None, crop: bool) -> Pipeline:
+def pipeline(dataset: Dataset, recipe: Recipe, image_size: int, stain: str | None, crop: bool) -> Pipeline:
     """Return the pipeline of a recipe, with the changes of --stain and --crop."""
     from leukemia_dl.preprocess import CropToCell, Macenko, Pipeline, Reinhard, Resize
 
@@ -123,20 +133,6 @@ def key_values(pairs: Iterable[str], option: str) -> dict[str, Any]:
     return result
 
 
-def load_dataset(
-    name: str, root: Path | None, options: Iterable[str] | None, drop_classes: list[str] | None = None
-) -> Dataset:
-    """Load a data set as the options --dataset, --root, --dataset-option and --drop-class say."""
-    from leukemia_dl.datasets import Dataset
-
-    values = key_values(options or [], "--dataset-option")
-    for key in {"name", "root"} & set(values):
-        raise SettingsError(f"--dataset-option {key}=... is given as {'--dataset' if key == 'name' else '--root'}.")
-    if drop_classes:
-        values["drop_classes"] = drop_classes
-    return Dataset.load(name, root=root, **values)
-
-
 def in_folder(param: typer.CallbackParam, value: Path | None) -> Path | None:
     """Return the value of an option that names a file to write, if its folder exists."""
     if value is not None and not value.absolute().parent.is_dir():
@@ -146,7 +142,7 @@ def in_folder(param: typer.CallbackParam, value: Path | None) -> Path | None:
 
 
 def write_csv(frame: pd.DataFrame, file: Path | None = None, safe: bool = False) -> None:
-    """Write a frame as CSV in UTF-8 to a file, or to standard output of any encoding; StoreError if that fails.
+    """Write a frame as CSV in UTF-8 to a file, or to standard output of any encoding.
 
     If `safe`, text that a spreadsheet would run as a formula begins with an apostrophe, and control characters are
     spelled out, as bytes of file names that are not UTF-8 always are.
@@ -156,11 +152,8 @@ def write_csv(frame: pd.DataFrame, file: Path | None = None, safe: bool = False)
     data = frame.to_csv(index=False, lineterminator="\n").encode("utf-8", "backslashreplace")
     if file is None:
         typer.echo(data, nl=False)
-        return
-    try:
+    else:
         file.write_bytes(data)
-    except OSError as error:
-        raise StoreError(f"{file} cannot be written: {error.strerror or error}.") from error
 
 
 def _quoted(text: str) -> str:
@@ -184,3 +177,10 @@ def print_table(frame: pd.DataFrame, formats: Mapping[str, str] | None = None, t
         cells = ["" if pd.isna(value) else format(value, (formats or {}).get(name, "")) for name, value in values]
         table.add_row(*[Text(printable(cell)) for cell in cells])
     Console(width=None if sys.stdout.isatty() else 200).print(table)
+
+
+def print_report(page: Path, cards: Sequence[Path]) -> None:
+    """Print where a report and its model cards are."""
+    typer.echo(f"Report:   {page}")
+    if cards:
+        typer.echo(f"Cards:    {cards[0].parent} ({len(cards)})")

@@ -1,8 +1,13 @@
+"""`leukemia-dl evaluate | report`: tables of predictions, and the page of a store."""
+
+import shutil
+
 import numpy as np
 import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
+import command
 import leukemia_dl as ldl
 import stores
 from leukemia_dl.cli import app
@@ -166,3 +171,43 @@ def test_a_store_that_python_made_has_no_such_file_and_is_read_all_the_same(run,
     stores.made_up(tmp_path / "t", stores.cells(), ["cnn"], failed=range(4))
     with pytest.raises(DataError, match="no trial was finished"):
         run(tmp_path / "t")
+
+
+def test_a_benchmark_ends_with_its_report_and_cards(finished):
+    store, answer = finished
+    assert f"Report:   {store / 'report.html'}" in answer.stdout
+    assert f"Cards:    {store / 'cards'} (1)" in answer.stdout
+    text = (store / "report.html").read_text()
+    assert "Every image was checked" in text
+    assert (store / "audit.json").is_file()
+
+
+def test_the_report_is_rebuilt_from_the_store_alone(finished, tmp_path):
+    store, _ = finished
+    page = (store / "report.html").read_bytes()
+    copy = tmp_path / "sent"
+    shutil.copytree(store, copy)
+    (copy / "report.html").unlink()
+    answer = command.run("report", copy)
+    assert answer.returncode == 0, answer.stderr
+    assert (copy / "report.html").read_bytes() == page
+
+
+def test_a_data_set_that_has_moved_is_found_by_root(finished, synthetic_root, tmp_path):
+    store, _ = finished
+    copy = tmp_path / "sent"
+    shutil.copytree(store, copy)
+    settings = stores.run_folder(copy) / "settings.toml"
+    settings.write_text(settings.read_text().replace(f'root = "{synthetic_root}', 'root = "/nowhere'))
+    answer = command.run("report", copy, "--output", tmp_path / "without.html", "--no-cards")
+    assert answer.returncode == 0, answer.stderr
+    assert "This page has no images" in (tmp_path / "without.html").read_text()
+    answer = command.run("report", copy, "--root", synthetic_root, "--output", tmp_path / "with.html", "--no-cards")
+    assert "This page has no images" not in (tmp_path / "with.html").read_text()
+    assert "Cards" not in answer.stdout
+
+
+def test_what_is_wrong_is_said(tmp_path):
+    assert "is not the store of a benchmark" in command.fails("report", tmp_path)
+    stores.made_up(tmp_path / "s", stores.cells())
+    assert "there is no folder" in command.fails("report", tmp_path / "s", "--output", tmp_path / "no" / "x.html")

@@ -1,0 +1,109 @@
+"""`leukemia-dl predict | preview`: their output, files and exit status."""
+
+import io
+import shutil
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from PIL import Image
+
+from command import SIZES, fails, run
+from leukemia_dl.cli import options
+
+
+def test_predict_on_unlabelled_files_of_another_size(finished, synthetic_root, tmp_path):
+    store, _ = finished
+    folder = synthetic_root / "C-NMC_Leukemia" / "testing_data" / "C-NMC_test_final_phase_data"
+    output = tmp_path / "predictions.csv"
+    answer = run("predict", store, folder, "--output", output)
+    assert answer.returncode == 0, answer.stderr
+    frame = pd.read_csv(output)
+    assert list(frame) == ["path", "predicted", "probability_hem", "probability_all", "error"]
+    assert len(frame) == 2
+    assert ((frame["probability_hem"] + frame["probability_all"]).round(6) == 1).all()
+    piped = run("predict", store, *sorted(folder.iterdir()))
+    assert piped.stdout.splitlines()[0] == "path,predicted,probability_hem,probability_all,error"
+    assert len(piped.stdout.splitlines()) == 3
+
+
+def test_predict_on_nothing_good(finished, tmp_path):
+    store, _ = finished
+    assert "no model at" in fails("predict", tmp_path / "none.keras", tmp_path / "bad.bmp")
+    (tmp_path / "empty").mkdir()
+    assert "holds no images" in fails("predict", store, tmp_path / "empty")
+
+
+def test_predict_gives_every_file_a_row_and_says_by_its_exit_status_that_some_failed(
+    finished, synthetic_root, tmp_path
+):
+    """20.23: one unreadable image, a file of a system or a folder called old.png stop nothing."""
+    good = sorted(synthetic_root.rglob("*.bmp"))[:2]
+    for path, name in zip(good, ("cells/1.bmp", "cells/old.png/2.bmp"), strict=True):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, tmp_path / name)
+    (tmp_path / "cells" / "._1.bmp").write_bytes(b"x")
+    whole = run("predict", finished[0], "cells", cwd=tmp_path)
+    assert (whole.returncode, whole.stderr) == (0, "")
+    (tmp_path / "cells" / "bad.bmp").write_bytes(b"BM")
+    answer = run("predict", finished[0], "cells", "gone.bmp", cwd=tmp_path)
+    frame = pd.read_csv(io.StringIO(answer.stdout)).set_index("path")
+    names = ["cells/1.bmp", "cells/bad.bmp", "cells/old.png/2.bmp", "gone.bmp"]
+    assert list(frame.index) == [str(tmp_path / name) for name in names]  # absolute, as in Dataset.table
+    assert list(frame["error"].isna()) == [True, False, True, False]
+    assert list(frame["predicted"].isna()) == [False, True, False, True]
+    assert answer.returncode == 1
+    assert "2 of 4 images cannot be read" in answer.stderr
+
+
+def test_csv_holds_names_as_they_are_or_quoted_for_spreadsheets(finished, synthetic_root, tmp_path):
+    """20.40: CSV is data for programs; --safe-csv quotes formulas and spells out control characters."""
+    names = ["=cmd|x!A1.bmp", "@sum.bmp", "-1.bmp", "es\x1b[31mc.bmp", "li\nne.bmp", "plain.bmp"]
+    for name in names:
+        shutil.copy(next(synthetic_root.rglob("*.bmp")), tmp_path / name)
+    plain = run("predict", finished[0], "--", *names, cwd=tmp_path)
+    assert list(pd.read_csv(io.StringIO(plain.stdout))["path"]) == [str(tmp_path / name) for name in names]
+    assert run("predict", finished[0], "--safe-csv", "--output", "p.csv", "--", *names, cwd=tmp_path).returncode == 0
+    spelled = ["=cmd|x!A1.bmp", "@sum.bmp", "-1.bmp", "es\\x1b[31mc.bmp", "li\\nne.bmp", "plain.bmp"]
+    assert list(pd.read_csv(tmp_path / "p.csv")["path"]) == [str(tmp_path / name) for name in spelled]
+    options.write_csv(pd.DataFrame({"sample": names}), tmp_path / "s.csv", safe=True)
+    quoted = ["'=cmd|x!A1.bmp", "'@sum.bmp", "'-1.bmp", *spelled[3:]]
+    assert list(pd.read_csv(tmp_path / "s.csv")["sample"]) == quoted
+    missing = run("predict", finished[0], "es\x1b[31mc.png", "--output", "p.csv", cwd=tmp_path)
+    assert "\x1b" not in missing.stderr + missing.stdout
+    assert "--output no/p.csv cannot be written: there is no folder" in fails(
+        "predict", finished[0], "plain.bmp", "--output", "no/p.csv", cwd=tmp_path
+    )
+
+
+def test_what_predict_writes_is_not_evaluated_without_the_truth(finished, synthetic_root, tmp_path):
+    """20.1: the predicted class was taken for the true one, and accuracy was 1.000."""
+    run("predict", finished[0], synthetic_root / "C-NMC_Leukemia" / "training_data", "--output", tmp_path / "p.csv")
+    error = fails("evaluate", tmp_path / "p.csv")
+    assert "no column label, the true class" in error
+    assert "predictions.merge(truth[['path', 'label']], on='path')" in error
+    frame = pd.read_csv(tmp_path / "p.csv")
+    truth = pd.DataFrame({"path": frame["path"], "label": [Path(path).parent.name for path in frame["path"]]})
+    joined = frame.merge(truth[["path", "label"]], on="path")
+    joined.to_csv(tmp_path / "joined.csv", index=False)
+    run("evaluate", tmp_path / "joined.csv", "--csv", tmp_path / "metrics.csv")
+    metrics = pd.read_csv(tmp_path / "metrics.csv").set_index("metric")["value"]
+    assert metrics["accuracy"] == pytest.approx((joined["predicted"] == joined["label"]).mean())
+    assert metrics["accuracy"] < 1
+
+
+def test_preview_draws_a_contact_sheet(synthetic_root, tmp_path):
+    output = tmp_path / "sheet.png"
+    settings = ["-s", "rotation=20", "-s", "stain=0.2", "--stain", "macenko", "--images", "3", "--image-size", "48"]
+    answer = run("preview", "--root", synthetic_root, *SIZES, *settings, "--output", output)
+    assert answer.returncode == 0, answer.stderr
+    assert "Images: 3" in answer.stdout
+    with Image.open(output) as picture:
+        assert picture.width > 2 * picture.height  # three rows of ten
+    for wrong, allowed in (
+        (["--stain", "machenko"], "'reinhard', 'macenko'"),
+        (["--images", "0"], "greater than or equal to 1"),
+    ):
+        answer = run("preview", *wrong)
+        assert answer.returncode == 2
+        assert allowed in answer.stderr
