@@ -28,14 +28,15 @@ def main() -> int:
     parser.add_argument("--results", type=Path, help=f"folder of the JSON files; {RESULTS} unless --short")
     options = parser.parse_args()
     folder = options.results or (None if options.short else RESULTS)
-    if len(options.names) > 1:
+    if len(options.names) > 1 and not options.short:
         # A process each: the memory of one is not the other's.
-        flags = ["--short"] * options.short + (["--results", str(folder)] if folder else [])
+        flags = ["--results", str(folder)]
         return sum(
             subprocess.run([sys.executable, __file__, name, *flags], check=False).returncode for name in options.names
         )
-    (name,) = options.names
-    return report(name, importlib.import_module(name).rows(options.short), options.short, folder)
+    return sum(
+        report(name, importlib.import_module(name).rows(options.short), options.short, folder) for name in options.names
+    )
 
 
 if __name__ == "__main__":

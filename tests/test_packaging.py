@@ -39,11 +39,23 @@ def built(tmp_path_factory):
 def installed(built, tmp_path_factory):
     """A fresh environment with the wheel, that sees the dependencies of this one, but no file of the repository."""
     root = tmp_path_factory.mktemp("environment")
-    run(sys.executable, "-m", "venv", root)
+    run(sys.executable, "-m", "venv", "--without-pip", root)
     (site,) = root.glob("lib/python*/site-packages") if sys.platform != "win32" else root.glob("Lib/site-packages")
     (site / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
     scripts = root / ("Scripts" if sys.platform == "win32" else "bin")
-    run(scripts / "python", "-m", "pip", "install", "-q", "--no-index", "--no-deps", "--force-reinstall", built[0])
+    run(
+        sys.executable,
+        "-m",
+        "pip",
+        "--python",
+        scripts / "python",
+        "install",
+        "-q",
+        "--no-index",
+        "--no-deps",
+        "--force-reinstall",
+        built[0],
+    )
     return scripts
 
 

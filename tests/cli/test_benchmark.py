@@ -51,7 +51,7 @@ def test_benchmark_tells_and_leaves_everything(finished):
         (["--device", "tpu"], "device must be 'auto', 'cpu', 'gpu' or 'gpu:N'"),
         (["-s", "callbacks=nothing"], 'its name as "module:function"'),
         (["--recipe", "linear_probe", "-s", "select_epoch=maybe"], "select_epoch must be True or False"),
-        (["-o", "root=x"], "--dataset-option root=... is given as --root"),
+        (["-o", "root=x"], "--dataset and --root name the data set"),
         (["-o", "workers=-1"], "workers must be a whole number"),
         (["-o", "images=1000000000"], " to 100,000"),
         (["--dataset", "folder", "--root", "x" * 300], "File name too long"),

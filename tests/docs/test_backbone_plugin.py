@@ -21,7 +21,7 @@ OFFLINE = ["--no-index", "--no-deps", "--no-build-isolation", "--disable-pip-ver
 def python(tmp_path_factory):
     """A fresh environment that sees the packages of this one, but for what is installed into it."""
     root = tmp_path_factory.mktemp("environment")
-    subprocess.run([sys.executable, "-m", "venv", root], check=True)
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", root], check=True)
     (site,) = root.glob("lib/python*/site-packages") if sys.platform != "win32" else root.glob("Lib/site-packages")
     (site / "shared.pth").write_text("\n".join([sysconfig.get_path("purelib"), str(ROOT / "src")]) + "\n")
     return root / ("Scripts" if sys.platform == "win32" else "bin") / "python"

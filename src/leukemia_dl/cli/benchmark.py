@@ -101,10 +101,8 @@ def _check_options_beside(settings: Path, ctx: typer.Context) -> None:
         given = source is not None and not source.name.startswith("DEFAULT")
         if given and parameter.name not in ("settings", *_BESIDE_A_FILE):
             beside = ", ".join(f"--{name.replace('_', '-')}" for name in _BESIDE_A_FILE)
-            raise SettingsError(
-                f"{parameter.opts[0]} is a setting in the file {settings}: change it there. Beside a file there may be "
-                f"{beside}."
-            )
+            option = f"{parameter.opts[0]} is a setting in the file {settings}: change it there"
+            raise SettingsError(f"{option}. Beside a file there may be {beside}.")
 
 
 def _find_modules_here() -> None:

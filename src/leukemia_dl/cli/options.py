@@ -64,9 +64,11 @@ def load_dataset(
     from leukemia_dl.datasets import Dataset
 
     values = key_values(options or [], "--dataset-option")
-    for key in {"name", "root"} & set(values):
-        raise SettingsError(f"--dataset-option {key}=... is given as {'--dataset' if key == 'name' else '--root'}.")
-    return Dataset.load(name, root=root, **values, **({"drop_classes": drop_classes} if drop_classes else {}))
+    if {"name", "root"} & set(values):
+        raise SettingsError("--dataset and --root name the data set and its folder, not --dataset-option.")
+    if drop_classes:
+        values["drop_classes"] = drop_classes
+    return Dataset.load(name, root=root, **values)
 
 
 def recipe(name: str, pairs: Iterable[str] | None, image_size: int | None = None) -> Recipe:

@@ -10,6 +10,7 @@
     ...     assert not my_step(image)[image.max(axis=-1) == 0].any()
     >>> test_my_step_leaves_the_background_black()
 
+The first image of a step may take longer than Hypothesis's deadline of 200 ms: use `settings(deadline=None)`.
 Needs the extra `testing`: pip install "leukemia-dl[testing]".
 """
 
@@ -66,10 +67,9 @@ def one_colour(shape: tuple[int, ...], colour: int | tuple[int, int, int]) -> Im
 
 @st.composite
 def cells(draw: st.DrawFn, min_size: int = 12, max_size: int = 48) -> Image:
-    """Return one stained cell on exact black, square: an ellipse with a darker nucleus and grain, no pixel of it black.
+    """Return one stained cell, an ellipse with a darker nucleus and grain, on exact black: uint8 (size, size, 3).
 
-    Colours span those of blood smears, purple to pink; the cell may touch the frame. uint8 (size, size, 3), its side
-    from `min_size` to `max_size` pixels.
+    Its side is from `min_size` to `max_size` pixels; the cell may touch the frame.
     """
     size = draw(st.integers(min_size, max_size))
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
@@ -88,10 +88,7 @@ def masks(shape: tuple[int, int]) -> st.SearchStrategy[NDArray[np.bool_]]:
 
 
 def steps(max_size: int = 24) -> st.SearchStrategy[preprocess.Step]:
-    """Return any step that can be applied, stain normalisers fitted; sides up to `max_size` pixels.
-
-    The first image of a step may take longer than Hypothesis's deadline of 200 ms: use `settings(deadline=None)`.
-    """
+    """Return any step that can be applied, stain normalisers fitted; sides up to `max_size` pixels."""
     side = st.integers(1, max_size)
     directions = st.sampled_from([((0.65, 0.7, 0.29), (0.07, 0.99, 0.11)), ((0.83, 0.51, 0.2), (0.09, 0.95, 0.28))])
     levels = st.tuples(st.floats(0.5, 2.5), st.floats(0.5, 2.5))
@@ -108,8 +105,5 @@ def steps(max_size: int = 24) -> st.SearchStrategy[preprocess.Step]:
 
 
 def pipelines(max_steps: int = 4, max_size: int = 24) -> st.SearchStrategy[preprocess.Pipeline]:
-    """Return any pipeline of up to `max_steps` steps that can be applied; `max_size` as in `steps`.
-
-    The first image of one may take longer than Hypothesis's deadline of 200 ms: use `settings(deadline=None)`.
-    """
+    """Return any pipeline of up to `max_steps` steps that can be applied; `max_size` as in `steps`."""
     return st.lists(steps(max_size), max_size=max_steps).map(lambda drawn: preprocess.Pipeline(tuple(drawn)))
