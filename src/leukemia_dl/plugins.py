@@ -155,7 +155,7 @@ def _register(manager: pluggy.PluginManager, module: Any, origin: Origin) -> Non
         if not manager.get_hookcallers(module):
             raise PluginError("it has no function marked with leukemia_dl.hookimpl.")
     except (pluggy.PluginValidationError, PluginError) as error:
-        manager.unregister(module)
+        manager.unregister(name=origin)  # type: ignore[arg-type]
         known = ", ".join(name for name in vars(HookSpecifications) if name.startswith(PROJECT))
         raise PluginError(f"{' '.join(str(error).split())} Known hooks: {known}.") from error
 
