@@ -146,8 +146,9 @@ def test_data_may_lie_elsewhere(dataset, synthetic_root, tmp_path):
 @pytest.mark.parametrize(
     ("change", "error", "says"),
     [
-        (("[recipe]", "[recipes]"), SettingsError, "unknown setting 'recipes'"),
-        (("device =", "devise ="), SettingsError, "unknown setting 'devise'"),
+        (("[recipe]", "[recipes]"), SettingsError, "unknown table 'recipes'"),
+        (("device =", "devise ="), SettingsError, "unexpected keyword argument 'devise'"),
+        (("[pipeline.32]", "[pipelines.32]"), SettingsError, "unknown table 'pipelines'"),
         (('backend = "tensorflow"', 'backend = "torch"'), SettingsError, "KERAS_BACKEND=torch"),
         (('"tiny"', '"tiny2"'), ldl.errors.UnknownNameError, "Did you mean 'tiny'"),
         (("batch_size = 8", "batch_size = 0"), SettingsError, "batch_size"),
@@ -167,7 +168,7 @@ def test_a_file_that_is_wrong_is_an_error_that_says_what_is(dataset, tmp_path, c
 
 def test_another_toml_file_is_none_of_ours(tmp_path):
     (tmp_path / "x.toml").write_text('[dataset]\nname = "synthetic"\n')
-    with pytest.raises(SettingsError, match=r"no table \[benchmark\]: it is no file of Benchmark.to_toml"):
+    with pytest.raises(SettingsError, match=r"is no file of Benchmark.to_toml: KeyError: 'benchmark'"):
         ldl.Benchmark.from_toml(tmp_path / "x.toml")
 
 

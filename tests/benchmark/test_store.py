@@ -18,8 +18,6 @@ from hypothesis import strategies as st
 
 import leukemia_dl.benchmark.store as store_module
 from leukemia_dl.atomic import sha256_of_file as sha256_of
-from leukemia_dl.benchmark import record_files
-from leukemia_dl.benchmark.record_files import read_sums
 from leukemia_dl.benchmark.store import Store
 from leukemia_dl.benchmark.trial import Record, Trial
 from leukemia_dl.errors import DamagedRecordError, StoreError
@@ -200,15 +198,6 @@ def test_a_store_of_another_format_is_refused_at_once_and_a_damaged_one_is_not(s
         store.create()
 
 
-def test_the_state_of_a_store_changes_with_every_record_that_is_replaced(store):
-    assert Store(store.root / "nowhere").state() == []
-    seen = [store.state()]
-    for message in ("", "again"):
-        store.write(dataclasses.replace(RECORD, message=message))
-        seen.append(store.state())
-    assert len({str(state) for state in seen}) == 3
-
-
 def test_long_names_and_halves_of_characters_can_be_written(store):
     trial = dataclasses.replace(TRIAL, backbone="a" * 250)
     for _ in range(2):
@@ -218,11 +207,11 @@ def test_long_names_and_halves_of_characters_can_be_written(store):
 
 def test_checksums_are_those_of_sha256sum(store):
     folder = store.write(RECORD, model=b"model")
-    for name, found in read_sums(folder).items():
+    for name, found in store_module._read_sums(folder).items():
         assert sha256_of(folder / name) == found
     if shutil.which("sha256sum"):
         subprocess.run(["sha256sum", "--check", "--strict", "SHA256SUMS"], cwd=folder, check=True, capture_output=True)
-    assert {path.name for path in folder.iterdir()} - {"SHA256SUMS"} == set(read_sums(folder))
+    assert {path.name for path in folder.iterdir()} - {"SHA256SUMS"} == set(store_module._read_sums(folder))
 
 
 def test_a_net_of_gigabytes_is_not_hashed(store):
@@ -252,9 +241,12 @@ def test_another_format_is_refused(store):
 def test_a_record_of_another_trial_in_the_same_folder_is_not_taken(store):
     other = dataclasses.replace(TRIAL, seed=1)
     store.write(dataclasses.replace(RECORD, trial=other)).replace(store.folder(TRIAL))
-    assert store.read(TRIAL) is None
+    for arrays in (True, False):
+        with pytest.raises(DamagedRecordError, match=f"it holds the record of {other.folder}"):
+            store.read(TRIAL, arrays)
+    assert store.take(TRIAL) is None
     rewrite(store.write(RECORD), {"trial": other.to_dict()})
-    with pytest.raises(DamagedRecordError, match="its digest is not that of its trial"):
+    with pytest.raises(DamagedRecordError, match=f"it holds the record of {other.folder}"):
         store.read(TRIAL)
 
 
@@ -329,17 +321,14 @@ def test_a_file_that_is_too_large_is_not_read(store, name, monkeypatch):
 
 
 def test_predictions_that_unpack_to_gigabytes_are_not_unpacked(store, monkeypatch):
-    """20.39: the unpacked size of predictions is bounded by the number of samples that the record counts."""
+    """20.39: the unpacked size of predictions is bounded."""
     monkeypatch.setattr(store_module, "_ATTEMPTS", 1)
+    monkeypatch.setattr(store_module, "_MOST_ARRAY_BYTES", 2**24)
     folder = store.write(RECORD)
     arrays = {name: getattr(RECORD, name) for name in ("sides", "samples", "labels", "tta")}
     np.savez_compressed(folder / "probabilities.npz", probabilities=np.zeros((3_000_000, 1)), **arrays)
     rewrite(folder, {})
-    with pytest.raises(DamagedRecordError, match=r"unpacks to 24,000,\d+ bytes, too many for 0 samples"):
-        store.read(TRIAL)
-    rewrite(folder, {"row": {"n_test": 10**12}})
-    monkeypatch.setattr(record_files, "_MOST_ARRAY_BYTES", 2**24)
-    with pytest.raises(DamagedRecordError, match="too many"):
+    with pytest.raises(DamagedRecordError, match=r"probabilities.npz unpacks to 24,000,\d+ bytes"):
         store.read(TRIAL)
 
 
@@ -398,8 +387,6 @@ def test_a_full_disk_is_one_error_and_what_is_there_stays(tmp_path):
         with contextlib.suppress(OSError), (place / "filler").open("wb") as file:
             while True:
                 file.write(bytes(4096))
-        with pytest.raises(StoreError, match="No space left"):
-            store.create()
         with pytest.raises(StoreError, match="No space left"):
             store.write_file("results.csv", "a" * 10_000)
         (place / "filler").unlink()
@@ -491,24 +478,17 @@ def test_a_changed_or_missing_file_is_found(filled, file):
     [
         (lambda f: (f / "SHA256SUMS").unlink(), "SHA256SUMS"),
         (lambda f: (f / "SHA256SUMS").write_text("x"), "SHA256SUMS is damaged"),
-        (lambda f: [path.unlink() for path in f.iterdir()], "it holds no record"),
+        (lambda f: [path.unlink() for path in f.iterdir()], "FileNotFoundError"),
         (lambda f: rewrite(f, {"status": "done"}), "ValueError: status is 'done'"),
         (lambda f: rewrite(f, {"metrics": None}), "AttributeError"),
         (lambda f: rewrite(f, {"format": 1}), "has format 1; this version reads 4"),
-        (lambda f: f.replace(f.with_name("other")), f"it holds the record of {TRIAL.folder}"),
+        (lambda f: f.replace(f.with_name("other")), f"ValueError: it holds the record of {TRIAL.folder}"),
     ],
 )
 def test_what_is_wrong_with_a_record_is_said(filled, harm, says):
     harm(filled.folder(TRIAL))
     (problem,) = filled.verify().values()
     assert says in problem
-
-
-def test_a_record_that_is_replaced_at_that_moment_is_not_damaged(filled, monkeypatch):
-    wrong = ["0" * 64]
-    monkeypatch.setattr(record_files, "sha256_of_file", lambda path: wrong.pop() if wrong else sha256_of(path))
-    assert filled.verify() == {}
-    assert wrong == []
 
 
 def listed(store):

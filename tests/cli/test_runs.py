@@ -2,7 +2,6 @@
 
 import dataclasses
 import os
-import shutil
 import sys
 import time
 
@@ -115,8 +114,6 @@ def test_show_a_failure(store):
     text = run("show", store.root, "alex")
     assert "failed: ValueError: too small\n\nTraceback (most recent call last):\nValueError: too small\n" in text
     assert text.endswith(f"Log: {store.logs(FAILED.trial) / 'log.txt'}\n")
-    (store.logs(FAILED.trial) / "log.txt").unlink()
-    assert "Log: none at" in run("show", store.root, "alex")
 
 
 def test_show_averaged_predictions_beside(store):
@@ -148,7 +145,7 @@ def test_verify(store):
     assert lines[3:] == ["Run the same benchmark again: it runs the trials of these records again."]
 
 
-def test_gc_lists_and_only_then_deletes(store, monkeypatch):
+def test_gc_lists_and_only_then_deletes(store):
     half = store.trials / ".half"
     half.mkdir()
     (half / "record.json").write_bytes(bytes(1500))
@@ -159,9 +156,6 @@ def test_gc_lists_and_only_then_deletes(store, monkeypatch):
     assert text.splitlines()[0] == "trials/.half"
     assert text.splitlines()[1] == f"1 unfinished item. To delete: leukemia-dl runs gc {store.root} --delete"
     assert half.exists()
-    with monkeypatch.context() as patch:
-        patch.setattr(shutil, "rmtree", lambda path: (_ for _ in ()).throw(PermissionError(13, "Permission denied")))
-        assert "cannot be deleted: Permission denied" in str(fails("gc", store.root, "--delete"))
     assert run("gc", store.root, "--delete").endswith("Deleted 1 unfinished item.\n")
     assert not half.exists()
     assert run("verify", store.root) == "OK: 2 records\n"

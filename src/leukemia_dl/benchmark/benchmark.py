@@ -10,10 +10,9 @@ from typing import Any, Literal, cast
 import numpy as np
 import pandas as pd
 
-from leukemia_dl.benchmark import external, settings
+from leukemia_dl.benchmark import external
 from leukemia_dl.benchmark.baselines import BASELINES, check_baseline, measure_cells
 from leukemia_dl.benchmark.external import LabelMap
-from leukemia_dl.benchmark.frames import history_frame, prediction_frame, result_frame, timing_frame
 from leukemia_dl.benchmark.grid_runner import GridRunner, split_by_store
 from leukemia_dl.benchmark.inputs import CellMeasurer, Samples, read_images
 from leukemia_dl.benchmark.plan import (
@@ -28,7 +27,8 @@ from leukemia_dl.benchmark.plan import (
 )
 from leukemia_dl.benchmark.process_executor import check_device, choose_executor
 from leukemia_dl.benchmark.progress import Costs
-from leukemia_dl.benchmark.run_files import StoredRun, run_of, write_run
+from leukemia_dl.benchmark.records import history_frame, prediction_frame, result_frame, timing_frame
+from leukemia_dl.benchmark.run_files import StoredRun, read_settings, run_of, settings_text, write_run
 from leukemia_dl.benchmark.store import Store
 from leukemia_dl.benchmark.trial import Record, Trial
 from leukemia_dl.benchmark.trial_runner import RunContext
@@ -36,7 +36,7 @@ from leukemia_dl.checks import choice, flag, real_number
 from leukemia_dl.datasets import Dataset
 from leukemia_dl.datasets.protocols import default_protocol
 from leukemia_dl.datasets.splits import whole_numbers
-from leukemia_dl.errors import DamagedRecordError, SettingsError
+from leukemia_dl.errors import DamagedRecordError, LeukemiaDLError, SettingsError
 from leukemia_dl.identity import plain_number
 from leukemia_dl.models.registry import names_of
 from leukemia_dl.preprocess import Pipeline
@@ -316,7 +316,7 @@ class Benchmark:
         Raises:
             StoreError: If it cannot be written.
         """
-        text = settings.dump(self.planned, self.store)
+        text = settings_text(self.planned, self.store)
         if path is not None:
             Store(Path(path).parent).write_file(Path(path).name, text)
         return text
@@ -342,8 +342,18 @@ class Benchmark:
             SettingsError: If the file is none of ours, or cannot be repeated here (another backend).
             DataError: If the data set is not the one of the file.
         """
-        found, arguments = settings.load(Path(path), dataset, root)
-        return cls(found, **(arguments if store is None else {**arguments, "store": store}))
+        try:
+            found, arguments = read_settings(Path(path), dataset, root)
+            return cls(found, **(arguments if store is None else {**arguments, "store": store}))
+        except LeukemiaDLError:
+            raise
+        except (
+            AttributeError,
+            LookupError,
+            TypeError,
+            ValueError,
+        ) as error:  # something is missing, or of another type
+            raise SettingsError(f"{path} is no file of Benchmark.to_toml: {type(error).__name__}: {error}.") from error
 
     def _look(self, trial: Trial) -> tuple[Record | None, str]:
         """Return the record of a trial without its arrays, if it can be read, and its status in the plan."""
@@ -357,21 +367,13 @@ class Benchmark:
         return record, "no model" if lacks_model else record.status
 
     def _records(self, arrays: bool = True) -> Iterator[Record]:
-        trials = (planned.trial for planned in self.planned.trials)
-        return self.store.records({trial.folder: trial.digest for trial in trials}, arrays)
+        return self.store.records([planned.trial.folder for planned in self.planned.trials], arrays)
 
     def _export(self) -> pd.DataFrame:
-        """Write the tables of the whole store, the trials of this grid first, and return the rows of these.
-
-        Another run may have finished a trial meanwhile, and written a table that this one is about to replace: so the
-        tables are written until the store has not changed.
-        """
-        state: list[tuple[str, int]] | None = None
-        mine: list[Record] = []
-        while state != (state := self.store.state()):
-            found = {record.trial.digest: record for record in self.store.records(arrays=False)}
-            digests = [planned.trial.digest for planned in self.planned.trials]
-            mine = [found.pop(digest) for digest in digests if digest in found]
-            records = [*mine, *found.values()]
-            self.store.export(result_frame(records), timing_frame(records))
+        """Write the tables of the whole store, the trials of this grid first, and return the rows of these."""
+        found = {record.trial.digest: record for record in self.store.records(arrays=False)}
+        digests = [planned.trial.digest for planned in self.planned.trials]
+        mine = [found.pop(digest) for digest in digests if digest in found]
+        records = [*mine, *found.values()]
+        self.store.export(result_frame(records), timing_frame(records))
         return result_frame(mine)

@@ -13,10 +13,17 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from leukemia_dl.benchmark.baselines import CellMeasures, measure_cells
-from leukemia_dl.benchmark.frames import CALIBRATED, WATCHED, metrics_of, prediction_frame, result_frame
 from leukemia_dl.benchmark.inputs import CellMeasurer, Images, Samples, looks_of, read_images
 from leukemia_dl.benchmark.plan import Plan, PlannedTrial
-from leukemia_dl.benchmark.records import blank_record, failed_record
+from leukemia_dl.benchmark.records import (
+    CALIBRATED,
+    WATCHED,
+    blank_record,
+    failed_record,
+    metrics_of,
+    prediction_frame,
+    result_frame,
+)
 from leukemia_dl.benchmark.store import Store
 from leukemia_dl.benchmark.trial import Record
 from leukemia_dl.benchmark.trial_runner import run_baseline

@@ -1,4 +1,4 @@
-"""Build the record of a trial: its row before it runs, its scores, or its failure, and where and when it ran."""
+"""Build the record of a trial, before it runs, scored or failed, and make frames of many records."""
 
 from __future__ import annotations
 
@@ -7,31 +7,41 @@ import re
 import sys
 import time
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from importlib import metadata
+from itertools import chain
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
-from leukemia_dl.benchmark.frames import metrics_of
 from leukemia_dl.benchmark.inputs import Samples
 from leukemia_dl.benchmark.plan import PlannedTrial
-from leukemia_dl.benchmark.trial import Record
+from leukemia_dl.benchmark.trial import WHOLE_NUMBERS, Record
 from leukemia_dl.datasets import Split
+from leukemia_dl.evaluation import METRICS, apply_temperature, score
 from leukemia_dl.evaluation.calibration import choose_temperature
+from leukemia_dl.models.classifier import softmax
 from leukemia_dl.plugins import installed_version
+from leukemia_dl.text import printable
 
-__all__ = ["blank_record", "environment", "failed_record", "joined_flags", "scored_record", "temperature_of_val"]
+__all__ = [
+    "CALIBRATED", "WATCHED", "blank_record", "environment", "failed_record", "history_frame", "installed_versions",
+    "joined_flags", "metrics_of", "prediction_frame", "result_frame", "scored_record", "temperature_of_val",
+    "timing_frame",
+]  # fmt: skip
+
+CALIBRATED = ("temperature", "loss_calibrated", "brier_calibrated", "ece_calibrated")
+WATCHED = ("val_accuracy", "val_loss", "val_balanced_accuracy")
 
 
 def blank_record(planned: PlannedTrial, samples: Samples) -> Record:
     """Return the record of a trial before it runs."""
     trial, split, recipe = planned.trial, planned.split, planned.recipe
     predict = np.concatenate([split.val, split.test])
-    sides = np.array(["val"] * len(split.val) + ["test"] * len(split.test), dtype=np.str_)
-    kept = planned.pipeline is None or planned.pipeline.keeps_scale
+    sides = np.repeat(np.array(["val", "test"]), [len(split.val), len(split.test)])
+    cropped = planned.pipeline is not None and not planned.pipeline.keeps_scale
     row: dict[str, Any] = {
         "dataset": samples.name,
         "synthetic": samples.synthetic,
@@ -51,7 +61,7 @@ def blank_record(planned: PlannedTrial, samples: Samples) -> Record:
         row |= {f"n_{side}": len(index), f"groups_{side}": None if groups is None else len(np.unique(groups))}
     row |= {"dropped": split.dropped, **{f"leaked_{what}": count for what, count in split.leaked.items()}}
     row["guarantees"] = "; ".join(sorted(split.guarantees))
-    row["flags"] = joined_flags([*split.flags, "" if kept else "cells are cropped to: their size is not seen"])
+    row["flags"] = joined_flags([*split.flags, "cells are cropped to: their size is not seen" if cropped else ""])
     row |= dict.fromkeys(("parameters", "backend", "device", "precision", "threads"))
     row |= {"deterministic": True, "plugin": trial.plugin}
     row["plugin_version"] = trial.plugin_version or installed_version(trial.plugin)
@@ -81,22 +91,51 @@ def temperature_of_val(
     return choose_temperature(blank.labels[val], probabilities[val], samples.groups_of(split.val))
 
 
+def metrics_of(
+    labels: NDArray[np.int64], sides: NDArray[np.str_], probabilities: NDArray[np.float64],
+    views: NDArray[np.float64] | None, temperature: float | None,
+) -> dict[str, Any]:  # fmt: skip
+    """Return a record's `metrics`, and `tta` probabilities with their `metrics_tta`.
+
+    The averages are over `views`, the logits of the eight symmetries (8, n, classes), or None. `temperature` is the
+    network's own, which the saved model holds; None for no calibrated metrics.
+    """
+    test, val = sides == "test", sides == "val"
+
+    def measured(plain: NDArray[np.float64], calibrated: NDArray[np.float64] | None) -> dict[str, Any]:
+        metrics = score(labels[test], plain[test])
+        watched = score(labels[val], plain[val]) if val.any() else {}
+        metrics |= {
+            f"val_{name}": watched[name] for name in ("accuracy", "loss", "balanced_accuracy") if name in watched
+        }
+        if calibrated is not None:
+            after = score(labels[test], calibrated[test])
+            metrics |= {f"{name}_calibrated": after[name] for name in ("loss", "brier", "ece")}
+        return metrics if temperature is None else metrics | {"temperature": temperature}
+
+    found = measured(probabilities, None if temperature is None else apply_temperature(probabilities, temperature))
+    if views is None:
+        return {"metrics": found, "metrics_tta": {}, "tta": np.empty((0, 0))}
+    averaged = softmax(views).mean(axis=0)
+    calibrated = None if temperature is None else softmax(views / temperature).mean(axis=0)
+    return {"metrics": found, "metrics_tta": measured(averaged, calibrated), "tta": averaged}
+
+
 def failed_record(blank: Record, error: BaseException, started: float, here: bool = True) -> Record:
     """Return the record of a trial that raised, `here` or in another process whose memory is not known."""
-    trace = "".join(traceback.format_exception(error))
     return replace(
         blank,
         status="failed",
         timings=environment(started) | ({} if here else {"peak_memory_gib": None}),
         exception=type(error).__name__,
-        message=" ".join(_printable(str(error)).split()),
-        traceback=_printable(trace),
+        message=" ".join(_plain(str(error)).split()),
+        traceback=_plain("".join(traceback.format_exception(error))),
     )
 
 
-def _printable(text: str) -> str:
-    """Return a text that every file and terminal takes: no colours, and halves of characters written as such."""
-    return re.sub(r"\x1b\[[0-9;]*m", "", text).encode("utf-8", "backslashreplace").decode("utf-8")
+def _plain(text: str) -> str:
+    """Return a text without the codes of colours and characters that no file or terminal takes."""
+    return printable(re.sub(r"\x1b\[[0-9;]*m", "", text))
 
 
 def joined_flags(parts: Iterable[str]) -> str:
@@ -106,20 +145,21 @@ def joined_flags(parts: Iterable[str]) -> str:
 
 def environment(started: float) -> dict[str, Any]:
     """Return the columns of `timings.csv` of a trial that ends now and began at `started` by `time.perf_counter()`."""
-    versions = {}
-    for name in ("leukemia-dl", "keras", "tensorflow", "jax", "torch", "numpy", "scikit-learn"):
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
     return {
         "seconds": time.perf_counter() - started,
         "peak_memory_gib": _peak_memory(),
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "machine": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
-        "versions": "; ".join(f"{name} {version}" for name, version in versions.items()),
+        "versions": "; ".join(f"{name} {version}" for name, version in installed_versions().items()),
     }
+
+
+def installed_versions() -> dict[str, str]:
+    """Return the versions of the packages that make results, of those that are installed."""
+    names = ("leukemia-dl", "keras", "tensorflow", "jax", "torch", "numpy", "scikit-learn")
+    versions = {name: installed_version(name) for name in names}
+    return {name: version for name, version in versions.items() if version != "unknown"}
 
 
 def _peak_memory() -> float | None:
@@ -130,3 +170,82 @@ def _peak_memory() -> float | None:
 
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+
+
+def result_frame(records: Iterable[Record]) -> pd.DataFrame:
+    """Return a row per record, and one for its averaged predictions: `backbone`, every metric, what was compared."""
+    columns = [*METRICS, *CALIBRATED, *WATCHED]
+    rows = []
+    for record in chain.from_iterable(record.with_tta() for record in records):
+        metrics = {name: record.metrics.get(name, float("nan")) for name in columns}
+        folder = record.trial.folder
+        rows.append(
+            {"backbone": record.name, **metrics, "status": record.status, **record.row}
+            | {"trial": folder, "exception": record.exception, "message": record.message}
+            | {"traceback": f"trials/{folder}/traceback.txt" if record.status == "failed" else ""}
+        )
+    return _whole(pd.DataFrame(rows, columns=None if rows else ["backbone", *columns, "status"]))
+
+
+def timing_frame(records: Iterable[Record]) -> pd.DataFrame:
+    """Return a row per record: seconds, memory, machine and versions."""
+    rows = []
+    for record in records:
+        trial = record.trial
+        row = {"backbone": trial.backbone, "fold": trial.fold, "seed": trial.seed}
+        rows.append({**row, **record.timings, "trial": trial.folder})
+    return _whole(pd.DataFrame(rows))
+
+
+def history_frame(records: Iterable[Record]) -> pd.DataFrame:
+    """Return a row per record and epoch."""
+    return _concat([_named(record, record.history.copy()) for record in records if len(record.history)])
+
+
+def prediction_frame(
+    records: Iterable[Record],
+    class_names: Sequence[str],
+    samples: pd.DataFrame,
+    cell_area: Mapping[str, float] | None = None,
+) -> pd.DataFrame:
+    """Return a row per record and predicted sample, and one per sample of averaged predictions.
+
+    Args:
+        records: Those with another status than "ok" are left out.
+        class_names: In label order.
+        samples: `sample, subject, group, same_cell` of the data set.
+        cell_area: By sample, for a column of that name.
+    """
+    known = samples.set_index("sample")[["subject", "group", "same_cell"]]
+    parts = []
+    for record in chain.from_iterable(record.with_tta() for record in records):
+        if record.status != "ok":
+            continue
+        part = _named(record, pd.DataFrame({"sample": record.samples.astype(object)}))
+        part.insert(2, "kind", record.kind)
+        part[["subject", "group", "same_cell"]] = known.loc[part["sample"]].to_numpy()
+        if cell_area is not None:
+            part["cell_area"] = part["sample"].map(cell_area).astype(float)
+        part["side"] = record.sides.astype(object)
+        part["label"] = [class_names[label] for label in record.labels]
+        for position, name in enumerate(class_names):
+            part[f"probability_{name}"] = record.probabilities[:, position]
+        parts.append(part)
+    return _concat(parts)
+
+
+def _named(record: Record, rows: pd.DataFrame) -> pd.DataFrame:
+    """Insert the names of a record's trial before its rows, and return these."""
+    trial = record.trial
+    names = {"trial": trial.folder, "backbone": record.name, "protocol": trial.protocol}
+    for place, (name, value) in enumerate({**names, "fold": trial.fold, "seed": trial.seed}.items()):
+        rows.insert(place, name, value)
+    return rows
+
+
+def _concat(parts: list[pd.DataFrame]) -> pd.DataFrame:
+    return _whole(pd.concat(parts, ignore_index=True)) if parts else pd.DataFrame()
+
+
+def _whole(frame: pd.DataFrame) -> pd.DataFrame:
+    return frame.astype({name: "Int64" for name in WHOLE_NUMBERS if name in frame})

@@ -1,62 +1,61 @@
 """The files of a benchmark in its store, grids/DIGEST/, and reading it back, with or without the images.
 
-settings.toml   settings that repeat it, see `settings`
+settings.toml   settings that repeat it
 grid.csv        a row per trial that it asks for
 samples.csv     patient and group of each image
 """
 
 from __future__ import annotations
 
-import contextlib
 import io
-import logging
+import os
+import sys
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
-from leukemia_dl.benchmark import settings
-from leukemia_dl.benchmark.frames import history_frame, prediction_frame, result_frame, timing_frame
 from leukemia_dl.benchmark.plan import Plan
-from leukemia_dl.benchmark.record_files import MOST_BYTES, read_file
-from leukemia_dl.benchmark.store import Store, paths_in
+from leukemia_dl.benchmark.records import (
+    history_frame,
+    installed_versions,
+    prediction_frame,
+    result_frame,
+    timing_frame,
+)
+from leukemia_dl.benchmark.store import Store, paths_in, read_file
 from leukemia_dl.benchmark.trial import Record
-from leukemia_dl.errors import StoreError, UnknownNameError
+from leukemia_dl.datasets import Dataset
+from leukemia_dl.datasets.cache import user_path
+from leukemia_dl.errors import DataError, SettingsError, StoreError
 from leukemia_dl.identity import digest
+from leukemia_dl.models.backend import backend_name
+from leukemia_dl.models.registry import THIS_PROCESS
 from leukemia_dl.preprocess import Pipeline
+from leukemia_dl.training.recipe import Recipe
 
-__all__ = ["StoredRun", "read_run", "run_of", "write_run"]
+__all__ = ["StoredRun", "read_run", "read_settings", "run_of", "settings_text", "write_run"]
 
 GRIDS, SETTINGS_FILE, GRID_FILE, SAMPLES_FILE = "grids", "settings.toml", "grid.csv", "samples.csv"
 _GRID = ["trial", "digest", "kind", "backbone", "protocol", "fold", "seed", "recipe", "changes"]
 _SAMPLES = ["sample", "subject", "group", "same_cell"]
-_SAMPLES_BYTES, _ALL_BYTES = 128 * 2**20, 256 * 2**20
-_log = logging.getLogger(__name__)
+_TABLES = {"dataset", "benchmark", "recipe", "pipeline", "made_with"}
+_MOST_CSV_BYTES = 2**27
 
 
 @dataclass(frozen=True, eq=False)
 class StoredRun:
-    """A benchmark as its store knows it.
-
-    Attributes:
-        store: The store of its trials.
-        text: Its settings, TOML.
-        grid: A row per trial that was asked for: `trial` (its folder), `digest`, `kind`, `backbone`, `protocol`,
-            `fold`, `seed`, `recipe`, `changes` (settings that differ from the recipe's preset).
-        samples: `sample`, `subject`, `group`, `same_cell` of the data set.
-        suffixes: By trial, text added to its backbone's name in all frames, where one backbone has several recipes.
-    """
+    """A benchmark as its store knows it."""
 
     store: Store
-    text: str
-    grid: pd.DataFrame
-    samples: pd.DataFrame
-    suffixes: Mapping[str, str] = field(default_factory=dict)
+    text: str  # its settings, TOML
+    grid: pd.DataFrame  # the columns _GRID of each trial that it asks for
+    samples: pd.DataFrame  # the columns _SAMPLES of its data set
+    suffixes: Mapping[str, str] = field(default_factory=dict)  # of backbones by trial, if one has several recipes
 
     @cached_property
     def settings(self) -> Mapping[str, Any]:
@@ -91,7 +90,13 @@ class StoredRun:
     @cached_property
     def predictions(self) -> pd.DataFrame:
         """See `Benchmark.predictions`."""
-        return self._named(prediction_frame(self._records, self.class_names, self.samples))
+        try:
+            return self._named(prediction_frame(self._records, self.class_names, self.samples))
+        except (LookupError, TypeError, ValueError) as error:
+            raise StoreError(
+                f"{self.store.root} is damaged: its predictions are not of the classes and images of {self.folder} "
+                f"({type(error).__name__}: {error})."
+            ) from error
 
     @cached_property
     def others(self) -> int:
@@ -105,25 +110,7 @@ class StoredRun:
 
     @cached_property
     def _records(self) -> list[Record]:
-        found, known = [], set(self.samples["sample"])
-        for record in self.store.records(dict(zip(self.grid["trial"], self.grid["digest"], strict=True))):
-            if record.status != "ok" or self._fits(record, known):
-                found.append(record)
-            else:
-                _log.warning("%s is left out: it is of other classes or images than the run", record.trial.folder)
-        return found
-
-    def _fits(self, record: Record, known: set[str]) -> bool:
-        """Return whether predictions are of this run's images and classes."""
-        n, k = len(record.samples), len(self.class_names)
-        labels, arrays = record.labels, [record.probabilities, *([record.tta] if record.metrics_tta else [])]
-        return (
-            labels.shape == (n,)
-            and labels.dtype.kind in "iu"
-            and bool(((labels >= 0) & (labels < k)).all())
-            and all(array.shape == (n, k) and np.isfinite(array).all() for array in arrays)
-            and known.issuperset(record.samples)
-        )
+        return list(self.store.records(self.grid["trial"]))
 
 
 def run_of(plan: Plan, store: Store) -> StoredRun:
@@ -134,17 +121,11 @@ def run_of(plan: Plan, store: Store) -> StoredRun:
         for planned in plan.trials
     ]
     grid = pd.DataFrame(rows, columns=_GRID).astype({"fold": "Int64", "seed": "Int64"})
-    return StoredRun(store, settings.dump(plan, store), grid, plan.dataset.table[_SAMPLES])
+    return StoredRun(store, settings_text(plan, store), grid, plan.dataset.table[_SAMPLES])
 
 
 def write_run(plan: Plan, store: Store) -> None:
-    """Write the settings, grid and samples of a benchmark into its folder in grids/, which is named by its trials.
-
-    `settings.toml` in the store is a copy for the user, of the benchmark that ran last, which is never read back.
-
-    Raises:
-        StoreError: If the store cannot be written.
-    """
+    """Write the files of a benchmark, and its settings into the store too: a copy for the user, never read back."""
     run = run_of(plan, store)
     store.write_file(SETTINGS_FILE, run.text)
     for name, frame in ((GRID_FILE, run.grid), (SAMPLES_FILE, run.samples)):
@@ -154,28 +135,20 @@ def write_run(plan: Plan, store: Store) -> None:
 
 
 def read_run(folder: str | Path, together: bool = False) -> StoredRun:
-    """Return the benchmark that a store was made for, finished or not.
-
-    A benchmark whose trials are all part of another benchmark in the store is ignored.
+    """Return the benchmark of a store, finished or not, but for those whose trials are all part of another one.
 
     Args:
         folder: A store, or one folder of its grids/.
         together: Whether to combine several benchmarks on one data set; names of backbones then say how they differ.
 
     Raises:
-        StoreError: If the folder is no store, or holds several benchmarks and `together` is False or they cannot be
-            combined; the message names the folder of each.
+        StoreError: If the folder is no store, is damaged, or holds several benchmarks that are not to be, or cannot
+            be, combined; the message names the folder of each.
     """
-    try:
-        root = Path(folder).expanduser().absolute()
-        alone = root.parent.name == GRIDS
-        folders = [path for path in ([root] if alone else paths_in(root / GRIDS)) if (path / SETTINGS_FILE).exists()]
-        size = sum(file.lstat().st_size for path in folders for file in path.iterdir())
-    except (OSError, RuntimeError) as error:  # RuntimeError: no home folder for ~name
-        raise StoreError(f"{folder} cannot be read: {getattr(error, 'strerror', None) or error}.") from error
+    root = user_path(folder)
+    alone = root.parent.name == GRIDS
     store = Store(root.parent.parent if alone else root)
-    if size > _ALL_BYTES and not alone:
-        raise StoreError(f"{root / GRIDS} is larger than {_ALL_BYTES:,} bytes. Give the folder of one benchmark there.")
+    folders = [path for path in ([root] if alone else paths_in(root / GRIDS)) if (path / SETTINGS_FILE).exists()]
     if not folders:
         raise StoreError(
             f"{store.root} is not the store of a benchmark, or an earlier version made it: it has no "
@@ -185,7 +158,7 @@ def read_run(folder: str | Path, together: bool = False) -> StoredRun:
     for path, run in sorted(((path, _read_one(store, path)) for path in folders), key=lambda pair: -len(pair[1].grid)):
         if not any(set(run.grid["trial"]) <= set(other.grid["trial"]) for other in runs.values()):
             runs[path] = run
-    found = next(iter(runs.values())) if len(runs) == 1 else _joined([*runs.values()]) if together else None
+    found = next(iter(runs.values())) if len(runs) == 1 else _combined([*runs.values()]) if together else None
     if found is None:
         each = "; ".join(f"{path} ({_words(run)})" for path, run in runs.items())
         raise StoreError(f"{store.root} holds {len(runs)} benchmarks. Give the folder of one instead: {each}.")
@@ -196,14 +169,12 @@ def _read_one(store: Store, folder: Path) -> StoredRun:
     try:
         text = read_file(folder / SETTINGS_FILE).decode()
         # As in a data set's table; arrow cannot hold names that are not UTF-8.
-        samples = _read_csv(folder / SAMPLES_FILE, _SAMPLES_BYTES).astype(pd.StringDtype("python"))
-        grid = _read_csv(folder / GRID_FILE, MOST_BYTES)
-        grid = grid.astype({"fold": "Int64", "seed": "Int64"}).fillna({"recipe": "", "changes": ""})
+        samples = _read_csv(folder / SAMPLES_FILE).astype(pd.StringDtype("python"))
+        grid = _read_csv(folder / GRID_FILE).astype({"fold": "Int64", "seed": "Int64"})
+        grid = grid.fillna({"recipe": "", "changes": ""})
         run = StoredRun(store, text, grid, samples)
         _check(run)
-    except OSError as error:
-        raise StoreError(f"{error.filename or folder} cannot be read: {error.strerror or error}.") from error
-    except (AttributeError, KeyError, OverflowError, RecursionError, TypeError, ValueError) as error:
+    except (OSError, AttributeError, KeyError, OverflowError, RecursionError, TypeError, ValueError) as error:
         raise StoreError(
             f"{folder}: its {SETTINGS_FILE}, {GRID_FILE} or {SAMPLES_FILE} is damaged ({error}). The same benchmark, "
             "run again on the store, writes them again and keeps its trials."
@@ -211,17 +182,30 @@ def _read_one(store: Store, folder: Path) -> StoredRun:
     return run
 
 
-def _read_csv(path: Path, most: int) -> pd.DataFrame:
+def _read_csv(path: Path) -> pd.DataFrame:
+    content = io.BytesIO(read_file(path, _MOST_CSV_BYTES))
     # A patient may be called NA: only an empty field is missing.
-    content = io.BytesIO(read_file(path, most))
     return pd.read_csv(content, dtype=str, keep_default_na=False, na_values=[""], encoding_errors="surrogateescape")
 
 
-def _joined(runs: Sequence[StoredRun]) -> StoredRun | None:
+def _check(run: StoredRun) -> None:
+    """Raise KeyError, TypeError or ValueError if something is missing, or a name of a trial leads elsewhere."""
+    data, names, samples = run.settings["dataset"], run.grid[_GRID]["trial"], run.samples[_SAMPLES]["sample"]
+    if not {"name", "title", "fingerprint"} <= data.keys() or len(set(run.class_names)) < max(2, len(run.class_names)):
+        raise ValueError("the data set has no name, title, fingerprint or classes")
+    if run.grid[["trial", "kind", "backbone", "protocol"]].isna().any(axis=None) or samples.isna().any():
+        raise ValueError("a trial or sample has no name")
+    if not names.str.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*").all():
+        raise ValueError("a trial has a name that no benchmark gives")
+    if names.duplicated().any() or samples.duplicated().any():
+        raise ValueError("a trial or sample is there twice")
+
+
+def _combined(runs: Sequence[StoredRun]) -> StoredRun | None:
     """Return several benchmarks as one; None if their data differ, or trials could not be distinguished."""
     if len({(run.settings["dataset"]["fingerprint"], *run.class_names) for run in runs}) > 1:
         return None
-    grid = pd.concat([run.grid for run in runs]).drop_duplicates("digest").reset_index(drop=True)
+    grid = pd.concat([run.grid for run in runs]).drop_duplicates("trial").reset_index(drop=True)
     by_backbone = grid.groupby("backbone")
     # The recipe's name only where there are several, the changes only where they differ.
     several = by_backbone["recipe"].transform("nunique") > 1
@@ -240,27 +224,85 @@ def _words(run: StoredRun) -> str:
     return "; ".join([f"{len(run.grid):,} trials of {run.settings['dataset']['name']}", *filter(None, named)])
 
 
-def _check(run: StoredRun) -> None:
-    """Raise KeyError, TypeError or ValueError if something is missing, or a name of a trial leads elsewhere."""
-    data, classes = run.settings["dataset"], run.class_names
-    texts = [data[name] for name in ("name", "title", "fingerprint")] + [run.settings["recipe"]["name"]]
-    texts += [data.get(name, "") for name in ("licence", "citation", "url", "root")]
-    if not all(isinstance(text, str) for text in texts):
-        raise ValueError(f"one of {texts} is no text")
-    if not isinstance(data["class_names"], list) or len(set(classes)) < max(2, len(classes)):
-        raise ValueError(f"the classes are {data['class_names']}")
-    if not run.settings["pipeline"]:
-        raise ValueError("there is no pipeline")
-    for size, steps in run.settings["pipeline"].items():
-        int(size)
-        for step in steps["steps"]:
-            with contextlib.suppress(UnknownNameError):  # a step of a module that is not imported here
-                Pipeline.from_dict({"steps": [step]})
-    names, samples = run.grid[_GRID]["trial"], run.samples[_SAMPLES]["sample"]
-    if run.grid[["kind", "backbone", "protocol"]].isna().any(axis=None):
-        raise ValueError("a trial has no kind, backbone or protocol")
-    for name in names:
-        if not isinstance(name, str) or name.startswith(".") or Path(name).name != name or "\\" in name:
-            raise ValueError(f"{name!r} is no name of a trial")
-    if names.duplicated().any() or samples.duplicated().any() or samples.isna().any():
-        raise ValueError("a trial or sample is there twice or has no name")
+def settings_text(plan: Plan, store: Store) -> str:
+    """Return the settings as TOML, without those that are None; comments say what the file alone does not repeat."""
+    import tomli_w
+
+    info, callbacks = plan.dataset.info, _name_of(plan.callbacks)
+    comments = []
+    if plan.source is None:
+        comments.append("The data set was not made by Dataset.load: pass it, Benchmark.from_toml(path, dataset=...).")
+    if plan.callbacks is not None and callbacks is None:
+        comments.append("There were callbacks that have no name: this file alone does not repeat what they did.")
+    if here := dict.fromkeys(one.trial.backbone for one in plan.trials if one.trial.plugin == THIS_PROCESS):
+        comments.append(
+            f"A script registered the backbones {', '.join(here)}: let it do so again, then Benchmark.from_toml(path). "
+            "The command line does not know them."
+        )
+    facts = {name: getattr(info, name) for name in ("title", "synthetic", "licence", "citation", "url")}
+    facts |= {"class_names": list(plan.dataset.class_names), "fingerprint": plan.dataset.fingerprint}
+    given = ("backbones", "baselines", "folds", "n_folds", "seeds", "allow_leakage", "save_models")
+    settings: dict[str, dict[str, Any]] = {
+        "dataset": {"name": info.name, **(plan.source or {}), **facts, "samples": len(plan.dataset)},
+        "benchmark": {"protocol": plan.protocols, **{name: getattr(plan, name) for name in given}}
+        | {**asdict(plan.compute), "store": str(store.root.absolute()), "callbacks": callbacks},
+        "recipe": plan.recipe.to_dict(),
+        "pipeline": {str(size): steps.to_dict() for size, steps in plan.pipelines.items()},
+        "made_with": {"backend": backend_name(), **installed_versions()},
+    }
+    for table, values in settings.items():
+        settings[table] = {name: value for name, value in values.items() if value is not None}
+    head = "".join(f"# {comment}\n" for comment in comments)
+    return (head + tomli_w.dumps(settings)).encode("utf-8", "backslashreplace").decode()
+
+
+def read_settings(path: Path, dataset: Dataset | None, root: str | Path | None) -> tuple[Dataset, dict[str, Any]]:
+    """Return the data set, loaded if None from where the file says or from `root`, and the arguments of `Benchmark`."""
+    try:
+        content = tomllib.loads(read_file(path.expanduser()).decode())
+    except (OSError, ValueError) as error:
+        raise SettingsError(f"{path} cannot be read as TOML: {error}.") from error
+    if unknown := sorted(set(content) - _TABLES):
+        raise SettingsError(f"{path} has the unknown table {', '.join(map(repr, unknown))}. See Benchmark.to_toml.")
+    data, arguments = content["dataset"], {**content["benchmark"], "recipe": Recipe.from_dict(content["recipe"])}
+    backend = content.get("made_with", {}).get("backend")
+    if backend is not None and "keras" not in sys.modules:
+        os.environ.setdefault("KERAS_BACKEND", backend)
+    if backend not in (None, backend_name()):
+        raise SettingsError(
+            f"{path} was run on the Keras backend {backend!r}, and this process uses {backend_name()!r}. Set "
+            f"KERAS_BACKEND={backend}, or delete the line `backend` to run on this one instead."
+        )
+    if pipelines := {size: Pipeline.from_dict(steps) for size, steps in content.get("pipeline", {}).items()}:
+        arguments["pipeline"] = partial(_pipeline_of, pipelines)
+    if dataset is None and root is None and not {"root", "options"} & set(data):
+        raise SettingsError(
+            f"The data set {data['name']!r} of {path} was not made by Dataset.load. Pass it: "
+            "Benchmark.from_toml(path, dataset=...)."
+        )
+    if dataset is None:
+        dataset = Dataset.load(data["name"], root=root or data.get("root"), **data.get("options", {}))
+    labelled = dataset.subset(dataset.labels >= 0)
+    if data.get("fingerprint") not in (None, labelled.fingerprint):
+        raise DataError(
+            f"The data set is not the one that {path} was written for: {len(labelled):,} labelled images where "
+            f"{data.get('samples')} are expected, or other contents, labels or groups. Check its root and options, or "
+            "delete the line `fingerprint` to run on these data instead."
+        )
+    return dataset, arguments
+
+
+def _pipeline_of(pipelines: Mapping[str, Pipeline], size: int) -> Pipeline:
+    """Return the pipeline for images of a size."""
+    if str(size) not in pipelines:
+        raise SettingsError(f"There is no pipeline for images of {size} pixels, only for {', '.join(pipelines)}.")
+    return pipelines[str(size)]
+
+
+def _name_of(callbacks: Any) -> str | None:
+    """Return "module:function", by which a callback factory can be imported; None if there is none or it cannot."""
+    if callbacks is None or isinstance(callbacks, str):
+        return callbacks
+    module, name = (getattr(callbacks, attribute, "") for attribute in ("__module__", "__qualname__"))
+    importable = module != "__main__" and getattr(sys.modules.get(module), name, None) is callbacks
+    return f"{module}:{name}" if importable else None

@@ -1,43 +1,65 @@
 """The store: one folder per trial, written aside and moved in place, so that a record is complete or absent.
 
 STORE/grids/DIGEST/              settings, grid and samples of a benchmark, see `run_files`
-STORE/settings.toml, *.csv       exports for the user, never read back: settings of the last run; results.csv, a row
-                                 per trial, equal between equal runs; timings.csv, seconds, machine and versions
-STORE/trials/NAME-DIGEST/        the record of a trial, see `record_files`
+STORE/settings.toml, *.csv       exports for the user, never read back
 STORE/unfinished/NAME-DIGEST/    checkpoints of a fit that has not ended
 STORE/logs/NAME-DIGEST/          log.txt, and what callbacks write
+STORE/trials/NAME-DIGEST/        the record of a trial:
+    record.json                  the trial, its status, row, metrics and timings
+    history.csv                  learning curves, where there are any
+    probabilities.npz            predictions of the val and test sides
+    traceback.txt                of a failure
+    model.keras                  the trained net, where it is kept
+    SHA256SUMS                   checksums of all of these; `sha256sum --check SHA256SUMS` reads it too
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import io
+import json
 import logging
 import os
+import re
 import shutil
-import tempfile
+import stat
 import time
-from collections.abc import Iterator, Mapping
+import zipfile
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any, get_args
 
+import numpy as np
 import pandas as pd
 
-from leukemia_dl.atomic import moved_aside, new_folder, write_file
-from leukemia_dl.benchmark.record_files import DAMAGE, check_format, files_of, model_problem, read_record
-from leukemia_dl.benchmark.trial import Record, Trial
+from leukemia_dl.atomic import moved_aside, new_folder, sha256_of_file, write_file
+from leukemia_dl.benchmark.trial import WHOLE_NUMBERS, Record, Status, Trial
 from leukemia_dl.errors import DamagedRecordError, StoreError
 from leukemia_dl.progress import track
 
-__all__ = ["Store", "paths_in"]
+__all__ = ["MOST_BYTES", "Store", "paths_in", "read_file"]
 
+FORMAT = 4
+# Limits in bytes: of a text file, of predictions, of a net that is hashed even if its end shows that it is damaged.
+MOST_BYTES, _MOST_ARRAY_BYTES, _LARGE_MODEL_BYTES = 2**24, 2**29, 2**31
 _ATTEMPTS, _DAY = 3, 86_400.0
+_RECORD, _MODEL, _SUMS = "record.json", "model.keras", "SHA256SUMS"
+_HISTORY, _PREDICTIONS, _TRACEBACK = "history.csv", "probabilities.npz", "traceback.txt"
+_JSON = ("status", "exception", "message", "row", "timings")
+_ARRAYS = ("sides", "samples", "labels", "probabilities", "tta")
+# Errors that the reading of a damaged or hostile file ends in.
+_DAMAGE = (OSError, ValueError, LookupError, TypeError, AttributeError, EOFError, RuntimeError, MemoryError,
+           OverflowError, zlib.error, zipfile.BadZipFile)  # fmt: skip
 _log = logging.getLogger(__name__)
 
 
 class Store:
     """A folder of records. Any number of writers may share it: they never write the same file in place.
 
-    In its methods `trial` is a `Trial`, `name` that of a trial's folder (`Trial.folder`, `names()`), and `arrays` says
-    whether to read history, predictions and traceback too, which are left empty otherwise.
+    In its methods `trial` is a `Trial` or the name of its folder, and `arrays` says whether to read history,
+    predictions and traceback too, which are left empty otherwise.
 
     Args:
         root: The folder; nothing is written before `create`.
@@ -53,11 +75,7 @@ class Store:
 
     @classmethod
     def open(cls, root: str | Path) -> Store:
-        """Return the store at a path.
-
-        Raises:
-            StoreError: If there is none.
-        """
+        """Return the store at a path; StoreError if there is none."""
         store = cls(root)
         if not store.trials.is_dir():
             found = "it has no folder trials/" if store.root.is_dir() else "there is no such folder"
@@ -68,25 +86,21 @@ class Store:
         return store
 
     def create(self) -> None:
-        """Make the folder and try to write into it.
+        """Make the folder, and put back records whose writer was killed while replacing them.
 
         Raises:
-            StoreError: If that fails, or it holds records of another format; it says why and what to do.
+            StoreError: If it cannot be written, or holds records of another format.
         """
         with _writing(self.root):
             self.trials.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=self.trials) as probe:
-                probe.write(b"x")  # a full disk still makes empty files
-                probe.flush()
         for old, place in moved_aside(self.trials):
             with contextlib.suppress(OSError):
                 old.rename(place)
-        for name in self.names():  # now, and not when the tables are written after hours of training
-            check_format(self.trials / name)
+        list(self.records(arrays=False))  # another format is refused now, and not after hours of training
 
-    def folder(self, trial: Trial) -> Path:
+    def folder(self, trial: Trial | str) -> Path:
         """Return the folder for the record of a trial."""
-        return self.trials / trial.folder
+        return self.trials / (trial if isinstance(trial, str) else trial.folder)
 
     def checkpoints(self, trial: Trial) -> Path:
         """Return the folder for the state of a trial's unfinished fit."""
@@ -94,75 +108,58 @@ class Store:
 
     def remove_checkpoints(self, trial: Trial) -> None:
         """Remove the state of a fit that has ended, and the folder of such states if it was the last."""
-        folder = self.checkpoints(trial)
-        shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(self.checkpoints(trial), ignore_errors=True)
         with contextlib.suppress(OSError):
-            folder.parent.rmdir()
+            self.checkpoints(trial).parent.rmdir()
 
     def logs(self, trial: Trial) -> Path:
         """Return the folder of a trial's log, where its callbacks may write too."""
         return self.root / "logs" / trial.folder
 
     def names(self) -> list[str]:
-        """Return the names of all folders of trials, sorted."""
-        return [name for name, _ in self.state() if (self.trials / name).is_dir()]
+        """Return the names of the folders of all trials, sorted."""
+        return sorted(path.name for path in self.trials.glob("[!.]*") if path.is_dir())
 
-    def state(self) -> list[tuple[str, int]]:
-        """Return names and numbers that change whenever a record comes, goes or is replaced."""
-        if not self.trials.is_dir():
-            return []
-        with os.scandir(self.trials) as found:
-            return sorted((entry.name, entry.inode()) for entry in found if not entry.name.startswith("."))
-
-    def read(self, trial: Trial, arrays: bool = True) -> Record | None:
+    def read(self, trial: Trial | str, arrays: bool = True) -> Record | None:
         """Return the record of a trial, or None if there is none.
 
         Raises:
             DamagedRecordError: If its folder is damaged.
             StoreError: If it is of another format.
         """
-        record = self.read_folder(trial.folder, arrays)
-        return record if record is not None and record.trial.digest == trial.digest else None
-
-    def read_folder(self, name: str, arrays: bool = True) -> Record | None:
-        """Return the record in a folder of `trials`, of any grid; None and `DamagedRecordError` as for `read`."""
-        folder = self.trials / name
+        folder = self.folder(trial)
         for attempt in range(_ATTEMPTS):
             try:
-                return read_record(folder, arrays)
+                return _read_record(folder, arrays) if folder.is_dir() else None
             except StoreError:
                 raise
-            except DAMAGE as caught:
-                # Another run may be replacing it at this moment.
+            except _DAMAGE as caught:
                 error = caught
-                time.sleep(0.02 * (attempt + 1 < _ATTEMPTS))
+                time.sleep(0.02 * (attempt + 1 < _ATTEMPTS))  # another run may be replacing it at this moment
         raise DamagedRecordError(
             f"{folder} is damaged ({type(error).__name__}: {error}). The same benchmark runs the trial again."
         ) from error
 
-    def take(self, trial: Trial) -> Record | None:
+    def take(self, trial: Trial | str) -> Record | None:
         """Return the record of a trial without its arrays; None, with one warning, if it is damaged."""
-        return next(self.records({trial.folder: trial.digest}, arrays=False), None)
+        return next(self.records([self.folder(trial).name], arrays=False), None)
 
-    def records(self, digests: Mapping[str, str] | None = None, arrays: bool = True) -> Iterator[Record]:
-        """Yield the records of trials, given as `digests` by name, or all records, sorted by name.
-
-        A damaged record is left out, with one warning.
-        """
-        for name, digest in (dict.fromkeys(self.names(), "") if digests is None else digests).items():
+    def records(self, names: Iterable[str] | None = None, arrays: bool = True) -> Iterator[Record]:
+        """Yield the records in folders of these names, or in all; a damaged one is left out, with one warning."""
+        for name in self.names() if names is None else names:
             try:
-                record = self.read_folder(name, arrays)
+                record = self.read(name, arrays)
             except DamagedRecordError as error:
                 if name not in self._warned:
                     _log.warning("%s", error)
                 self._warned.add(name)
-                continue
-            if record is not None and digest in ("", record.trial.digest):
-                yield record
+            else:
+                if record is not None:
+                    yield record
 
-    def has_model(self, name: str) -> bool:
-        """Return whether the trained net in a folder of `trials` was kept and is there."""
-        return not self.model_problem(name, compare=False)
+    def has_model(self, trial: Trial | str) -> bool:
+        """Return whether the trained net of a trial was kept and is there."""
+        return not self.model_problem(trial, compare=False)
 
     def has_result(self, record: Record | None, wants_model: bool, compare: bool = True) -> bool:
         """Return whether the trial of `record` need not run again: a result and, with `wants_model`, its net are there.
@@ -173,48 +170,62 @@ class Store:
             return False
         if not wants_model or record.trial.kind == "baseline":
             return True
-        name = record.trial.folder
-        problem = self.model_problem(name, compare)
-        if problem and self.has_model(name):
-            _log.warning("%s: %s. The trial runs again.", self.trials / name, problem)
+        problem = self.model_problem(record.trial, compare)
+        if problem and self.has_model(record.trial):
+            _log.warning("%s: %s. The trial runs again.", self.folder(record.trial), problem)
         return not problem
 
-    def model_problem(self, name: str, compare: bool = True) -> str:
-        """Return why the trained net in a folder of `trials` cannot be used, or ""; `compare` checks its checksum."""
-        return model_problem(self.trials / name, compare)
+    def model_problem(self, trial: Trial | str, compare: bool = True) -> str:
+        """Return why the trained net of a trial cannot be used, or ""; `compare` checks its checksum."""
+        path = self.folder(trial) / _MODEL
+        try:
+            expected = _read_sums(path.parent).get(_MODEL)
+            if expected is None or not path.is_file():
+                return f"{_MODEL} is not there"
+            size = path.stat().st_size
+            if compare and size > _LARGE_MODEL_BYTES and not zipfile.is_zipfile(path):
+                return f"{_MODEL} of {size:,} bytes is no saved net"
+            if compare and sha256_of_file(path) != expected:
+                return f"{_MODEL} has another checksum than {_SUMS} says"
+        except (OSError, ValueError) as error:
+            return f"{_MODEL} cannot be read: {error}"
+        return ""
 
     def verify(self) -> dict[str, str]:
         """Compare every file with its checksum, nets included, and return the problem of each damaged folder."""
-        names = self.names()
-        # One after the other: Python 3.11 parses the headers of arrays wrongly in several threads, now and then.
-        found = [name for name in track(names, len(names), "Checking records") if self._problem(name)]
-        # A running benchmark replaces a whole folder by another: check a folder that seems damaged again.
-        return {name: problem for name in found if (problem := self._problem(name))}
+        problems, names = {}, self.names()
+        for name in track(names, len(names), "Checking records"):
+            try:
+                self.read(name)
+                problem = self.model_problem(name) if self.has_model(name) else ""
+            except StoreError as error:
+                cause = error.__cause__ or error
+                problem = f"{type(cause).__name__}: {cause}"
+            if problem:
+                problems[name] = problem
+        return problems
 
     def unfinished(self) -> list[Path]:
         """Return records and fits that were begun and not touched for a day; no links."""
         kept = {old for old, _ in moved_aside(self.trials)}  # `create` puts them back
-        found = [path for path in paths_in(self.trials) if path.name.startswith(".") and path not in kept]
-        return [path for path in (*found, *paths_in(self.root / "unfinished")) if _touched(path) < time.time() - _DAY]
+        begun = [path for path in paths_in(self.trials) if path.name.startswith(".") and path not in kept]
+        limit = time.time() - _DAY
+        return [path for path in (*begun, *paths_in(self.root / "unfinished")) if path.lstat().st_mtime < limit]
 
     def write(self, record: Record, model: bytes | None = None) -> Path:
-        """Keep the record of a trial, in place of an earlier one, and return its folder.
-
-        Args:
-            record: The record.
-            model: The trained net, as the bytes of its file.
+        """Keep a record, and `model`, the file of its net, in place of an earlier one, and return its folder.
 
         Raises:
             StoreError: If it cannot be written; nothing half is left.
         """
         target = self.folder(record.trial)
         with _writing(target), new_folder(target) as folder:
-            for name, content in files_of(record, model).items():
+            for name, content in _files_of(record, model).items():
                 write_file(folder / name, content)
         return target
 
     def write_file(self, name: str, content: str | bytes) -> Path:
-        """Write `content` to the store's own file `name`, such as results.csv, aside, then in place; return its path.
+        """Write the store's own file `name`, such as results.csv, aside, then in place; return its path.
 
         Raises:
             StoreError: If it cannot be written.
@@ -229,19 +240,21 @@ class Store:
         self.write_file("results.csv", results.to_csv(index=False, lineterminator="\n"))
         self.write_file("timings.csv", timings.to_csv(index=False, lineterminator="\n"))
 
-    def _problem(self, name: str) -> str:
-        """Return the problem of a trial's folder, or ""."""
-        try:
-            record = self.read_folder(name)
-        except DamagedRecordError as error:
-            return f"{type(error.__cause__).__name__}: {error.__cause__}"
-        except StoreError as error:  # of another format
-            return str(error)
-        if record is None:
-            return "it holds no record" if (self.trials / name).is_dir() else ""
-        if record.trial.folder != name:
-            return f"it holds the record of {record.trial.folder}"
-        return self.model_problem(name) if self.has_model(name) else ""
+
+def read_file(path: Path, most: int = MOST_BYTES) -> bytes:
+    """Return the content of a regular file of at most `most` bytes; ValueError for another one, or OSError."""
+    with open(path, "rb", opener=_open_at_once) as file:
+        found = os.fstat(file.fileno())
+        if not stat.S_ISREG(found.st_mode):
+            raise ValueError(f"{path.name} is not a regular file")
+        if found.st_size > most:
+            raise ValueError(f"{path.name} has more than {most:,} bytes")
+        return file.read()
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    """Open a file; without O_NONBLOCK the opening of a pipe waits for its writer."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def paths_in(folder: Path) -> list[Path]:
@@ -262,10 +275,88 @@ def _writing(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _touched(path: Path) -> float:
-    """Return when a path, or one below it, was changed last; no link is followed."""
-    times = [0.0]
-    for each in (path, *path.rglob("*")):
-        with contextlib.suppress(OSError):  # it was deleted meanwhile
-            times.append(each.lstat().st_mtime)
-    return max(times)
+def _files_of(record: Record, model: bytes | None) -> dict[str, bytes]:
+    """Return the files of a record by name; the checksums come last."""
+    saved = {name: getattr(record, name) for name in _JSON}
+    saved |= {"format": FORMAT, "digest": record.trial.digest, "trial": record.trial.to_dict()}
+    for name in ("metrics", "metrics_tta"):  # JSON knows no NaN
+        values = getattr(record, name)
+        saved[name] = {key: None if np.isnan(value) else float(value) for key, value in values.items()}
+    files = {_RECORD: json.dumps(saved, indent=1, allow_nan=False).encode()}
+    if len(record.history):
+        files[_HISTORY] = record.history.to_csv(index=False, lineterminator="\n").encode()
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, allow_pickle=False, **{name: getattr(record, name) for name in _ARRAYS})
+    files[_PREDICTIONS] = buffer.getvalue()
+    if record.traceback:
+        files[_TRACEBACK] = record.traceback.encode("utf-8", "backslashreplace")
+    if model is not None:
+        files[_MODEL] = model
+    sums = "".join(f"{hashlib.sha256(content).hexdigest()}  {name}\n" for name, content in files.items())
+    return files | {_SUMS: sums.encode()}
+
+
+def _read_record(folder: Path, arrays: bool) -> Record:
+    """Return the record in a folder, every file but the net compared with its checksum.
+
+    Raises StoreError if it is of another format, and one of `_DAMAGE` for files that cannot be read or make no sense.
+    """
+    files = {_RECORD: read_file(folder / _RECORD)}
+    saved = json.loads(files[_RECORD])
+    if saved["format"] != FORMAT:
+        raise StoreError(
+            f"{folder} has format {saved['format']!r}; this version reads {FORMAT}. "
+            "Use another store, or the version of leukemia-dl that wrote it."
+        )
+    for name, expected in _read_sums(folder).items():
+        if name not in (_RECORD, _MODEL):
+            files[name] = read_file(folder / name, _MOST_ARRAY_BYTES if name == _PREDICTIONS else MOST_BYTES)
+        if name != _MODEL and hashlib.sha256(files[name]).hexdigest() != expected:
+            raise ValueError(f"{name} has another checksum than {_SUMS} says")
+    fields = {name: saved[name] for name in _JSON}
+    for which in ("metrics", "metrics_tta"):
+        fields[which] = {name: float("nan") if value is None else value for name, value in saved[which].items()}
+    record = Record(Trial(**saved["trial"]), **fields, **(_arrays_of(files) if arrays else {}))
+    if record.trial.folder != folder.name:
+        raise ValueError(f"it holds the record of {record.trial.folder}")
+    _check(record)
+    return record
+
+
+def _read_sums(folder: Path) -> dict[str, str]:
+    """Return the checksums of a folder by name; ValueError if the file is not complete, or OSError."""
+    text = read_file(folder / _SUMS).decode("ascii")
+    lines = [re.fullmatch(r"([0-9a-f]{64})  ([A-Za-z0-9_.-]+)", line) for line in text.splitlines()]
+    found = {match[2]: match[1] for match in lines if match is not None}
+    if None in lines or not text.endswith("\n") or not {_RECORD, _PREDICTIONS} <= found.keys():
+        raise ValueError(f"{_SUMS} is damaged")
+    return found
+
+
+def _arrays_of(files: Mapping[str, bytes]) -> dict[str, Any]:
+    """Return predictions, history and traceback; ValueError if predictions unpack to too many bytes."""
+    packed = io.BytesIO(files[_PREDICTIONS])
+    with zipfile.ZipFile(packed) as archive:
+        size = sum(member.file_size for member in archive.infolist())
+    if size > _MOST_ARRAY_BYTES:
+        raise ValueError(f"{_PREDICTIONS} unpacks to {size:,} bytes")
+    with np.load(packed, allow_pickle=False) as found:
+        more: dict[str, Any] = {name: found[name] for name in _ARRAYS}
+    if _HISTORY in files:
+        more["history"] = pd.read_csv(io.BytesIO(files[_HISTORY]))
+    return more | {"traceback": files.get(_TRACEBACK, b"").decode("utf-8", "replace")}
+
+
+def _check(record: Record) -> None:
+    """Raise ValueError if a record that could be read makes no sense, so that no table could hold it."""
+    trial, row = record.trial, record.row
+    if record.status not in get_args(Status):
+        raise ValueError(f"status is {record.status!r}")
+    if record.status == "ok" and not {"accuracy", "loss"} <= record.metrics.keys():
+        raise ValueError("it has no accuracy or loss")
+    metrics = [*record.metrics.values(), *record.metrics_tta.values(), record.timings.get("seconds", 0.0)]
+    texts = [record.exception, record.message, trial.backbone, trial.protocol]
+    whole = [trial.fold, trial.seed, *(row.get(name) for name in WHOLE_NUMBERS)]
+    for values, kind in ((metrics, float | int), (texts, str), (whole, int | None)):
+        if not all(isinstance(value, kind) for value in values):
+            raise ValueError(f"one of {values!r} is no {kind}")

@@ -24,7 +24,6 @@ WHOLE_NUMBERS = (
     "fold", "seed", "image_size", "epochs", "batch_size", "n_train", "n_val", "n_test", "groups_train", "groups_val",
     "groups_test", "dropped", "threads", "leaked_files", "leaked_cells", "leaked_groups", "parameters",
 )  # fmt: skip
-_LONGEST = 150
 Status = Literal["ok", "failed", "not_applicable"]
 
 
@@ -35,16 +34,14 @@ class Trial:
     Attributes:
         kind: "backbone" or "baseline", which has no weights, pipeline, recipe, seed and backend (None).
         backbone: Its name.
-        plugin: Distribution that provides it, with `plugin_version`; None for the version of this library, of which
-            `versions` holds the results version.
+        plugin: Distribution that provides it, of `plugin_version`, which is None for this library.
         weights: None, a name, or "sha256:..." of a file.
         dataset: Fingerprint of the data set.
-        split: Digest of the split, of the `protocol` of this name, and its `fold`, if it has one.
+        split: Digest of the split, which is of a `protocol` and, maybe, a `fold`.
         pipeline: `Pipeline.to_dict()`, and `recipe`: `Recipe.to_dict()`.
         seed: Of weights, order and augmentation.
         backend: Keras backend.
-        versions: Of the software that computes: `RESULTS_VERSION` as "results", Keras and the backend; scikit-learn for
-            a baseline that is fitted.
+        versions: Of the software that computes: `RESULTS_VERSION` as "results", Keras, backend or scikit-learn.
     """
 
     kind: Literal["backbone", "baseline"]
@@ -73,13 +70,13 @@ class Trial:
         parts = [self.backbone, self.protocol]
         parts += [f"fold{self.fold}"] if self.fold is not None else []
         parts += [f"seed{self.seed}"] if self.seed is not None else []
-        # No file system takes names of more than 255 characters, and this one gets a suffix at times.
-        return f"{re.sub(r'[^A-Za-z0-9_.-]', '_', '-'.join(parts))[:_LONGEST]}-{self.digest[:12]}"
+        # File systems take names of at most 255 characters, and this one gets a suffix at times.
+        return f"{re.sub(r'[^A-Za-z0-9_.-]', '_', '-'.join(parts))[:150]}-{self.digest[:12]}"
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values."""
-        names = self.__dataclass_fields__
-        return {name: dict(v) if isinstance(v := getattr(self, name), Mapping) else v for name in names}
+        values = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        return {name: dict(value) if isinstance(value, Mapping) else value for name, value in values.items()}
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,12 +91,9 @@ class Record:
         metrics: By name; empty unless ok.
         timings: Seconds, machine and versions: columns that may change between equal runs.
         history: A row per epoch.
-        sides: "val" or "test" per prediction (n,).
-        samples: Ids (n,).
-        labels: True class indices (n,).
+        sides: "val" or "test" per prediction (n,), with `samples`, their ids (n,), and `labels`, class indices (n,).
         probabilities: (n, classes), float64.
-        tta: Mean probabilities over the eight symmetries of each image; (0, 0) if they were not asked for.
-        metrics_tta: Of these.
+        tta: Mean probabilities over the eight symmetries, and `metrics_tta` of these; empty if not asked for.
     """
 
     trial: Trial
@@ -118,12 +112,12 @@ class Record:
     message: str = ""
     traceback: str = ""
 
-    def as_tta(self) -> Record | None:
-        """Return the record of the averaged predictions, if there are any: a row of its own."""
+    def with_tta(self) -> list[Record]:
+        """Return this record and, if predictions were averaged, the record of these: a row of its own."""
         if not self.metrics_tta:
-            return None
+            return [self]
         row = {**self.row, "tta": "8 symmetries"}
-        return replace(self, row=row, metrics=self.metrics_tta, probabilities=self.tta, metrics_tta={})
+        return [self, replace(self, row=row, metrics=self.metrics_tta, probabilities=self.tta, metrics_tta={})]
 
     @property
     def error(self) -> str:

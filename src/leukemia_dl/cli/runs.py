@@ -9,7 +9,8 @@ from typing import Annotated, Any
 import typer
 
 from leukemia_dl.cli import options
-from leukemia_dl.errors import SettingsError, StoreError, unknown_name_error
+from leukemia_dl.errors import SettingsError, unknown_name_error
+from leukemia_dl.text import counted
 
 __all__ = ["app"]
 
@@ -26,30 +27,27 @@ def show_all(store: StoreFolder) -> None:
     from leukemia_dl.benchmark import Store
 
     opened = Store.open(store)
-    records = sorted(opened.records(arrays=False), key=lambda record: record.status == "failed")
-    rows: list[dict[str, Any]] = []
-    for record in records:
-        rows.append({"trial": record.trial.folder, "status": record.status})
-        rows[-1] |= {name: str(record.row.get(name) or "") for name in ("recipe", "changes")}
-        rows[-1] |= {name: record.metrics.get(name) for name in ("accuracy", "loss")}
-        rows[-1] |= {"seconds": record.timings.get("seconds"), "finished": str(record.timings.get("finished", ""))}
-        rows[-1] |= {"model": "yes" if opened.has_model(record.trial.folder) else "no"}
-    readable = {record.trial.folder for record in records}
-    rows += [{"trial": name, "status": "damaged"} for name in opened.names() if name not in readable]
-    if rows:
-        frame = pd.DataFrame(rows, columns=_COLUMNS).astype({"accuracy": float, "loss": float, "seconds": float})
+    rows: dict[str, dict[str, Any]] = {name: {"trial": name, "status": "damaged"} for name in opened.names()}
+    for record in opened.records(arrays=False):
+        row = rows[record.trial.folder]
+        row |= {"status": record.status, "finished": str(record.timings.get("finished", ""))}
+        row |= {name: str(record.row.get(name) or "") for name in ("recipe", "changes")}
+        row |= {name: record.metrics.get(name) for name in ("accuracy", "loss")}
+        row |= {"seconds": record.timings.get("seconds"), "model": "yes" if opened.has_model(record.trial) else "no"}
+    order = ("ok", "not_applicable", "failed", "damaged")
+    listed = sorted(rows.values(), key=lambda row: order.index(row["status"]))
+    if listed:
+        frame = pd.DataFrame(listed, columns=_COLUMNS).astype({"accuracy": float, "loss": float, "seconds": float})
         options.print_table(frame, {"accuracy": ".3f", "loss": ".3f", "seconds": ",.1f"})
-    statuses = [row["status"] for row in rows]
+    statuses = [row["status"] for row in listed]
     counts = "".join(f", {statuses.count(status)} {status}" for status in sorted(set(statuses)))
-    typer.echo(f"{opened.root}: {_count(len(rows), 'record')}{counts}")
+    typer.echo(f"{opened.root}: {counted(len(listed), 'record')}{counts}")
 
 
 @app.command("show")
 def show(
     store: StoreFolder,
-    trial: Annotated[
-        str, typer.Argument(help="Its folder's name, or the beginning of it or of its digest.", show_default=False)
-    ],
+    trial: Annotated[str, typer.Argument(help="Beginning of its folder's name or of its digest.", show_default=False)],
 ) -> None:
     """Show the settings and metrics of a trial and, if it failed, why."""
     import pandas as pd
@@ -62,41 +60,34 @@ def show(
     found = [name for name in names if name.startswith(trial) or name.rpartition("-")[2].startswith(trial.lower()[:12])]
     if len(found) > 1 and trial not in names:
         raise SettingsError(f"{len(found)} trials begin with {trial!r}: {', '.join(found)}. Give more of the name.")
-    if not found:
-        raise unknown_name_error("trial", trial, names)
-    name = trial if trial in names else found[0]
-    record = opened.read_folder(name)
+    record = opened.read(trial if trial in names else found[0]) if found else None
     if record is None:
-        raise StoreError(f"{opened.trials / name} holds no record.")
-    facts = record.trial.to_dict()
-    facts["dataset"] = " ".join(filter(None, (record.row.get("dataset"), facts["dataset"])))
+        raise unknown_name_error("trial", trial, names)
+    facts = {"digest": record.trial.digest, "status": record.status, **record.row, **record.trial.to_dict()}
+    facts["dataset"] = f"{record.row.get('dataset') or ''} {facts['dataset']}".strip()
     facts["pipeline"] = ", ".join(str(step.get("step")) for step in (facts["pipeline"] or {}).get("steps", []))
     facts["recipe"] = ", ".join(f"{name} {value}" for name, value in (facts["recipe"] or {}).items())
-    facts |= {name: value for name, value in record.row.items() if name not in facts and name != "flags"}
-    facts = {"digest": record.trial.digest, "status": record.status, **facts}
+    flags = str(facts.pop("flags", None) or "").split("; ")
     for title, values in ((record.trial.folder, facts), ("Timings", record.timings)):
         typer.echo(title)
         for name, value in values.items():
-            if value is not None and value != "":
+            if value not in (None, ""):
                 typer.echo(f"  {name:<24}  {f'{value:.6g}' if isinstance(value, float) else value}")
         typer.echo("")
     if record.metrics:
-        columns = {"metric": list(record.metrics), "value": list(record.metrics.values())}
-        if record.metrics_tta:
-            columns["8 symmetries"] = [record.metrics_tta.get(name) for name in record.metrics]
-        options.print_table(pd.DataFrame(columns), {"value": ".4f", "8 symmetries": ".4f"}, title="Metrics")
+        table = pd.DataFrame({"value": record.metrics, "8 symmetries": record.metrics_tta}).rename_axis("metric")
+        table = table.dropna(axis="columns", how="all").reset_index()
+        options.print_table(table, {"value": ".4f", "8 symmetries": ".4f"}, title="Metrics")
     if len(record.history):
         curve = record.history.dropna(axis="columns", how="all")
         formats = dict.fromkeys(curve.select_dtypes("float").columns, ".4g")
         options.print_table(curve, formats, title="Learning curve")
-    for flag in filter(None, str(record.row.get("flags") or "").split("; ")):
+    for flag in filter(None, flags):
         typer.echo(f"note: {flag}")
     if record.error:
         typer.echo(f"{record.status}: {record.error}")
     if record.status == "failed":
-        log = opened.logs(record.trial) / "log.txt"
-        typer.echo(f"\n{record.traceback.rstrip()}\n")
-        typer.echo(f"Log: {log}" if log.is_file() else f"Log: none at {log}")
+        typer.echo(f"\n{record.traceback.rstrip()}\n\nLog: {opened.logs(record.trial) / 'log.txt'}")
 
 
 @app.command("verify")
@@ -105,7 +96,7 @@ def verify(store: StoreFolder) -> None:
     from leukemia_dl.benchmark import Store
 
     opened = Store.open(store)
-    damaged, count = opened.verify(), _count(len(opened.names()), "record")
+    damaged, count = opened.verify(), counted(len(opened.names()), "record")
     for name, problem in damaged.items():
         typer.echo(f"{name}: {problem}")
     typer.echo(f"DAMAGED: {len(damaged):,} of {count}" if damaged else f"OK: {count}")
@@ -125,12 +116,9 @@ def gc(
     found = opened.unfinished()
     for path in found:
         typer.echo(path.relative_to(opened.root))
-        try:
-            if delete:
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
-        except OSError as error:
-            raise StoreError(f"{path} cannot be deleted: {error.strerror or error}. Change its permissions.") from error
-    count = _count(len(found), "unfinished item")
+        if delete:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    count = counted(len(found), "unfinished item")
     hint = f". To delete: leukemia-dl runs gc {store} --delete" if found else ""
     typer.echo(f"Deleted {count}." if delete else f"{count}{hint}")
 
@@ -139,15 +127,11 @@ def gc(
 def export(store: StoreFolder) -> None:
     """Write results.csv and timings.csv again from the records, sorted by trial."""
     from leukemia_dl.benchmark import Store
-    from leukemia_dl.benchmark.frames import result_frame, timing_frame
+    from leukemia_dl.benchmark.records import result_frame, timing_frame
 
     opened = Store.open(store)
     records = list(opened.records(arrays=False))
     results, timings = result_frame(records), timing_frame(records)
     opened.export(results, timings)
     for name, frame in (("results", results), ("timings", timings)):
-        typer.echo(f"{opened.root / name}.csv: {_count(len(frame), 'row')}")
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number:,} {what}{'' if number == 1 else 's'}"
+        typer.echo(f"{opened.root / name}.csv: {counted(len(frame), 'row')}")

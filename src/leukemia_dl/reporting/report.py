@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 from jinja2 import UndefinedError
 
-from leukemia_dl.benchmark.record_files import read_file
 from leukemia_dl.benchmark.run_files import StoredRun, read_run
+from leukemia_dl.benchmark.store import read_file
 from leukemia_dl.datasets import Dataset
 from leukemia_dl.datasets.cache import user_path
 from leukemia_dl.datasets.sources.synthetic import synthetic_folder
