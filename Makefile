@@ -11,7 +11,7 @@ WORKERS ?= 2
 # What is run on a backend other than TensorFlow, in an environment without it.
 OTHER_BACKEND = tests/test_benchmarks.py tests/test_other_backend.py tests/models/test_saved_elsewhere.py tests/testing/test_checks.py \
 	tests/training/test_augmentation.py tests/training/test_loop.py \
-	tests/training/test_features.py tests/training/test_optimizer.py tests/training/test_resume.py
+	tests/training/test_cache.py tests/training/test_optimizer.py
 
 .DEFAULT_GOAL := help
 .PHONY: help benchmark test test-all test-torch lint dist docs clean

@@ -63,7 +63,7 @@ def rows(short: bool) -> Iterable[Row]:
             batches = Batches(images[:count], labels[:count], 32, 0)
             optimizer.start(EPOCHS * batches.steps)
             model.compile(optimizer, build_loss(recipe, 2), jit_compile=False)
-            data = as_fit_input(lambda: batches.stream(0), batches.example())
+            data = as_fit_input(lambda: batches.stream(0), next(batches.stream()))
             model.fit(data, epochs=EPOCHS, steps_per_epoch=batches.steps, verbose=0)
             taken = time.perf_counter() - started
             predicted["through"] = softmax(predict_logits(model, images[:shown], 32))

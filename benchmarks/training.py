@@ -20,7 +20,7 @@ import leukemia_dl as ldl
 from leukemia_dl.datasets.synthetic import SyntheticCohort, write_dataset
 from leukemia_dl.training import Recipe, fit
 from leukemia_dl.training.backends import prepare
-from leukemia_dl.training.model_cache import ModelCache
+from leukemia_dl.training.cache import ModelCache
 from leukemia_dl.training.optimizer import build_loss, build_optimizer
 
 BATCH = 32

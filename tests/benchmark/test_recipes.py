@@ -250,11 +250,11 @@ def test_published_v1_follows_its_published_habit_and_says_so(dataset, tmp_path,
 
 
 def test_a_probe_of_many_folds_and_seeds_sends_each_image_through_the_net_once(dataset, tmp_path, monkeypatch):
-    from leukemia_dl.training import features
+    from leukemia_dl.training import cache
 
     monkeypatch.setenv("LEUKEMIA_DL_CACHE", str(tmp_path / "cache"))
-    seen, plain = [], features.predict_in_batches
-    monkeypatch.setattr(features, "predict_in_batches", lambda *given: seen.append(len(given[1])) or plain(*given))
+    seen, plain = [], cache.predict_in_batches
+    monkeypatch.setattr(cache, "predict_in_batches", lambda *given: seen.append(len(given[1])) or plain(*given))
     grids.register(grids.tiny)  # its builder is found by other processes
     weights = tmp_path / "tiny.weights.h5"
     inputs = keras.Input((32, 32, 3))

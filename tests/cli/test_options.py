@@ -53,7 +53,7 @@ def test_commands_options_and_names_are_completed():
     ("module", "names", "begun", "wanted"),
     [
         ("datasets", "list_datasets", "syn", ["synthetic"]),
-        ("training.presets", "PRESETS", "f", ["finetune", "from_scratch"]),
+        ("training.recipe", "PRESETS", "f", ["finetune", "from_scratch"]),
         ("datasets.protocols", "PROTOCOLS", "kfold,ho", ["kfold,holdout"]),
         ("models.registry", "list_backbones", "cnn,cn", []),  # not twice
         ("benchmark.baselines", "BASELINES", "cell_", ["cell_colour", "cell_size"]),

@@ -1,3 +1,5 @@
+"""Batches: an order that depends on seed and epoch alone, for a fit and as a `PyDataset` of Keras."""
+
 from itertools import islice
 
 import numpy as np
@@ -5,15 +7,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from leukemia_dl import Dataset, Pipeline, as_keras
+from leukemia_dl.errors import SettingsError
 from leukemia_dl.training.augmentation import PARAMETERS, Augmentation
 from leukemia_dl.training.batches import Batches
 
 IMAGES = np.arange(10 * 4 * 4 * 3, dtype=np.uint32).astype(np.uint8).reshape(10, 4, 4, 3)
 LABELS = np.arange(10, dtype=np.int64)
+PIXELS = np.random.default_rng(0).integers(0, 256, (11, 9, 9, 3), dtype=np.uint8)
+CLASSES = np.arange(11) % 2
+PIPELINE = Pipeline.default(8)
 
 
 def epoch(batches, number):
-    return list(islice(batches, number * batches.steps, (number + 1) * batches.steps))
+    return list(islice(batches.stream(), number * batches.steps, (number + 1) * batches.steps))
 
 
 @given(n=st.integers(1, 10), batch_size=st.integers(1, 12), seed=st.integers(0, 99), number=st.integers(0, 3))
@@ -51,18 +58,79 @@ def test_parameters_belong_to_images_whatever_the_batch_size():
     assert not np.array_equal(drawn(5, 0), drawn(5, 1))
 
 
-def test_the_example_has_the_form_of_every_batch():
-    for augmentation in (None, Augmentation()):
-        batches = Batches(IMAGES, LABELS, 4, 0, augmentation)
-        assert forms(batches.example()) == forms(next(iter(batches)))
-
-
-def forms(batch):
-    inputs, labels = batch
-    arrays = inputs if isinstance(inputs, tuple) else (inputs,)
-    return [(array.shape, array.dtype) for array in (*arrays, labels)]
-
-
 @pytest.mark.parametrize("size", [1, 3])
 def test_one_image_is_a_batch(size):
     assert Batches(IMAGES[:1], LABELS[:1], size, 0).steps == 1
+
+
+@pytest.fixture
+def dataset() -> Dataset:
+    return Dataset.from_arrays(PIXELS, CLASSES, ("hem", "all"))
+
+
+def test_in_order_it_is_the_pipeline(dataset: Dataset) -> None:
+    batches = as_keras(dataset, PIPELINE, batch_size=np.int64(4))
+    assert [len(batches[i][1]) for i in range(len(batches))] == [4, 4, 3]
+    images = np.concatenate([batches[i][0] for i in range(3)])
+    labels = np.concatenate([batches[i][1] for i in range(3)])
+    np.testing.assert_array_equal(images, PIPELINE(PIXELS))
+    np.testing.assert_array_equal(labels, CLASSES)
+    assert (images.dtype, labels.dtype) == (np.uint8, np.int32)
+    with pytest.raises(IndexError):
+        batches[3]
+
+
+def test_shuffled_every_epoch_has_each_image_once_in_an_order_of_its_own(dataset: Dataset) -> None:
+    rows = np.array([9, 3, 4, 7, 0, 10])
+    orders = []
+    for seed in (0, 0, 1):
+        batches = as_keras(dataset, PIPELINE, rows, batch_size=4, shuffle=True, seed=seed)
+        for _ in range(2):
+            seen = np.concatenate([batches[i][0] for i in range(len(batches))])
+            found = [int(np.flatnonzero((PIPELINE(PIXELS) == image).all(axis=(1, 2, 3)))[0]) for image in seen]
+            assert sorted(found) == sorted(rows)
+            assert [CLASSES[row] for row in found] == [int(y) for i in range(len(batches)) for y in batches[i][1]]
+            orders.append(found)
+            batches.on_epoch_end()
+    assert orders[:2] == orders[2:4]
+    assert len({tuple(order) for order in orders}) == 4
+
+
+def test_keras_trains_and_predicts_with_it(dataset: Dataset) -> None:
+    import keras
+
+    model = keras.Sequential([keras.layers.Rescaling(1 / 255), keras.layers.Flatten(), keras.layers.Dense(2)])
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    history = model.fit(as_keras(dataset, PIPELINE, shuffle=True, batch_size=4), epochs=2, verbose=0)
+    assert np.isfinite(history.history["loss"]).all()
+    predicted = model.predict(as_keras(dataset, PIPELINE, batch_size=4), verbose=0)
+    np.testing.assert_allclose(predicted, model.predict(PIPELINE(PIXELS), verbose=0), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        ({"batch_size": 0}, "batch_size must be"),
+        ({"rows": []}, "at least one. Received: \\[\\]"),
+        ({"rows": [True] * 11}, "row numbers"),
+        ({"rows": [11]}, "from 0 to 10, at least one. Received: \\[11\\]"),
+        ({"rows": [-1]}, "from 0 to 10"),
+    ],
+)
+def test_bad_arguments(dataset: Dataset, arguments: dict, match: str) -> None:
+    with pytest.raises(SettingsError, match=match):
+        as_keras(dataset, PIPELINE, **arguments)
+
+
+def test_rows_without_label_are_for_prediction_alone() -> None:
+    dataset = Dataset.from_arrays(PIXELS, CLASSES - 1, ("hem", "all"))
+    with pytest.raises(SettingsError, match=r"6 of the 11 rows have no label. Pass the rows of a split"):
+        as_keras(dataset, PIPELINE)
+    rows = np.flatnonzero(dataset.labels < 0)
+    (images,) = as_keras(dataset, PIPELINE, rows)[0]
+    np.testing.assert_array_equal(images, PIPELINE(PIXELS[rows]))
+
+
+def test_splits_share_one_store(dataset: Dataset) -> None:
+    stores = {as_keras(dataset, PIPELINE, rows).store.folder for rows in ([1, 2], [3], None)}
+    assert len(stores) == 1

@@ -220,13 +220,6 @@ def test_factories_by_name(tmp_path, monkeypatch):
         ldl.Benchmark(ldl.Dataset.load("synthetic", subjects=12, images=60), ["cnn"], callbacks="not_there:at_all")
 
 
-def test_what_is_not_installed_is_said(monkeypatch, tmp_path):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    for name in ("tensorboard", "mlflow"):
-        with pytest.raises(SettingsError, match=rf"pip install 'leukemia-dl\[{name}\]'"):
-            getattr(module, name)(FitContext("small", RECIPE, 0, "full", tmp_path))
-
-
 def test_tensorboard_writes_below_the_folder(tmp_path):
     pytest.importorskip("tensorboard")
     with pytest.raises(SettingsError, match="needs a folder"):

@@ -143,10 +143,10 @@ def test_files_that_are_no_recipes_say_why(tmp_path):
     with pytest.raises(DataError, match=r"mine\.toml cannot be read: No such file"):
         Recipe.from_toml(path)
     path.write_text("epochs = = 3")
-    with pytest.raises(DataError, match="is no TOML"):
+    with pytest.raises(DataError, match=r"mine\.toml cannot be read"):
         Recipe.from_toml(path)
     path.write_bytes(b"\xff\xfe")
-    with pytest.raises(DataError, match="is no TOML"):
+    with pytest.raises(DataError, match=r"mine\.toml cannot be read"):
         Recipe.from_toml(path)
     path.write_text("epoch = 3")
     with pytest.raises(UnknownNameError, match="Did you mean 'epochs'"):

@@ -35,7 +35,7 @@ from leukemia_dl.preprocess import Pipeline
 from leukemia_dl.preprocess.appearance import differences, summary
 from leukemia_dl.progress import track
 from leukemia_dl.training.backends import prepare
-from leukemia_dl.training.phases import predict_batch_size
+from leukemia_dl.training.loop import predict_batch_size
 
 __all__ = ["LabelMap", "evaluate_on", "predict_on"]
 

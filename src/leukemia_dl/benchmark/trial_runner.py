@@ -35,11 +35,10 @@ from leukemia_dl.models.classifier import Classifier, predict_logits, softmax
 from leukemia_dl.preprocess import Pipeline
 from leukemia_dl.training.backends import ComputeConfig
 from leukemia_dl.training.batches import Subset
+from leukemia_dl.training.cache import FeatureCache, ModelCache
 from leukemia_dl.training.callbacks import CallbackFactory
-from leukemia_dl.training.features import FeatureCache
 from leukemia_dl.training.fit import FitResult, fit
-from leukemia_dl.training.model_cache import ModelCache
-from leukemia_dl.training.phases import predict_batch_size
+from leukemia_dl.training.loop import predict_batch_size
 from leukemia_dl.training.recipe import Recipe
 
 __all__ = ["OnProgress", "RunContext", "TrialOutput", "run_baseline", "run_trial"]

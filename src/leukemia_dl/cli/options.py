@@ -35,7 +35,7 @@ def completed(module: str, attribute: str) -> Callable[[str], list[str]]:
     return complete
 
 
-_datasets, _recipes = completed("datasets", "list_datasets"), completed("training.presets", "PRESETS")
+_datasets, _recipes = completed("datasets", "list_datasets"), completed("training.recipe", "PRESETS")
 DatasetName = Annotated[str, Option(help="One of `leukemia-dl datasets`.", autocompletion=_datasets)]
 Root = Annotated[Path | None, Option(help="Folder (or CSV file) of the data set.", show_default=False)]
 DatasetOptions = Annotated[

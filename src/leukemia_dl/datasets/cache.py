@@ -72,4 +72,3 @@ def make_room(place: Path, needed: int) -> None:
             aside = old.rename(old.with_name(f".{old.name}-00000000.unfinished"))  # at any moment it is whole or absent
             over -= size
             shutil.rmtree(aside) if aside.is_dir() else aside.unlink()
-            old.with_name(f"{old.name}.sha256").unlink(missing_ok=True)

@@ -2,12 +2,10 @@
 
 from leukemia_dl.training.augmentation import Augmentation, augment, augment_images
 from leukemia_dl.training.backends import ComputeConfig
-from leukemia_dl.training.batches import Subset
+from leukemia_dl.training.batches import Subset, as_keras
+from leukemia_dl.training.cache import FeatureCache, ModelCache
 from leukemia_dl.training.callbacks import FitContext, load_factory
-from leukemia_dl.training.features import FeatureCache
 from leukemia_dl.training.fit import FitResult, fit
-from leukemia_dl.training.model_cache import ModelCache
-from leukemia_dl.training.pydataset import as_keras
 from leukemia_dl.training.recipe import Recipe
 
 __all__ = [

@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
 import numpy as np
 from numpy.typing import NDArray
 
-from leukemia_dl.checks import flag, real_number
+from leukemia_dl.checks import choice, flag, real_number, whole_number
 from leukemia_dl.errors import ImageError, SettingsError
-from leukemia_dl.identity import generator, plain_number
+from leukemia_dl.identity import generator
 from leukemia_dl.preprocess import GIEMSA
 from leukemia_dl.preprocess.colour import LIGHT, stain_matrix
 from leukemia_dl.preprocess.decode import check_image
@@ -30,7 +30,6 @@ PARAMETERS = (
 )  # fmt: skip
 """Columns of the array that `Augmentation.draw` returns; the last three are the colour of the image's background."""
 _DARKEST = 32.0  # Sum of the three channels above which a pixel is certainly cell; C-NMC's have 60 and more.
-_RANGES = {"rotation": (0, 180), "shift": (0, 0.5), "brightness": (0, 0.9), "contrast": (0, 0.9), "stain": (0, 0.9)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,23 +56,25 @@ class Augmentation:
     contrast: float = 0.0
     stain: float = 0.0
 
+    # The interval of each number, as arguments of `real_number` or `whole_number`.
+    _RANGES: ClassVar[dict[str, tuple[Any, ...]]] = {
+        "rotation": (0, 180), "shift": (0, 0.5), "brightness": (0, 0.9), "contrast": (0, 0.9), "stain": (0, 0.9)
+    }  # fmt: skip
+
     def __post_init__(self) -> None:
-        """Check the values, and convert numbers: 0, 0.0 and numpy's are one setting, with one digest."""
-        ranges, kinds = self._ranges(), get_type_hints(type(self))
-        values = {name: plain_number(getattr(self, name)) for name in kinds}
-        for name, value in values.items():
-            kind = kinds[name]
+        """Check the values by their types, and convert numbers: 0, 0.0 and numpy's are one setting, with one digest."""
+        kinds = get_type_hints(type(self))
+        for name in (field.name for field in fields(self)):
+            value, kind = getattr(self, name), kinds[name]
             if kind is bool:
                 flag(name, value)
-            elif name in ranges:
-                value = real_number(name, value, *ranges[name])
-            elif get_origin(kind) is Literal and value not in get_args(kind):
-                raise SettingsError(f"{name} must be one of {get_args(kind)}. Received: {name}={value!r}.")
+            elif kind is int:
+                value = whole_number(name, value, *self._RANGES[name])
+            elif kind is float:
+                value = real_number(name, value, *self._RANGES[name])
+            elif get_origin(kind) is Literal:
+                choice(name, value, get_args(kind))
             object.__setattr__(self, name, value)
-
-    def _ranges(self) -> Mapping[str, tuple[Any, ...]]:
-        """Return the interval of each real number, as arguments of `real_number`."""
-        return _RANGES
 
     @property
     def moves(self) -> bool:
@@ -97,7 +98,6 @@ class Augmentation:
         `background_colour`; `seed` that of the trial. Each parameter is an axis of its own: none shifts another.
         """
         count = len(background)
-
         codes = generator(seed, "symmetry", epoch).integers(0, 8, count) * self.symmetries
         largest = {
             "rotation": math.radians(self.rotation), "shift down": self.shift, "shift right": self.shift,

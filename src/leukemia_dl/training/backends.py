@@ -8,24 +8,24 @@ import os
 import platform
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from leukemia_dl.checks import whole_number
 from leukemia_dl.errors import BackendError, SettingsError
 from leukemia_dl.models.backend import backend_name, silence_startup
 
-__all__ = ["ComputeConfig", "Device", "as_fit_input", "core_count", "prepare", "xla_jit"]
+__all__ = ["ComputeConfig", "Device", "as_fit_input", "as_numpy", "assign", "core_count", "prepare", "xla_jit"]
 
 # Other values make another network, or a shorter fit, than a recipe says.
-_KERAS_SETTINGS = (
-    ("image_data_format", "channels_last"),
-    ("floatx", "float32"),
-    ("max_epochs", None),
-    ("max_steps_per_epoch", None),
-)
+_KERAS_SETTINGS = {
+    "image_data_format": "channels_last", "floatx": "float32", "max_epochs": None, "max_steps_per_epoch": None
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,10 @@ class Device:
     gpus: int
 
 
+# Name of the GPU or None, whether it has bfloat16, threads of an operation, number of GPUs.
+_Started = tuple[str | None, bool, int, int]
+
+
 def prepare(precision: str = "auto", compute: ComputeConfig | None = None) -> Device:
     """Import Keras with its backend, choose the device and return it. `precision` is that of a recipe.
 
@@ -81,11 +85,11 @@ def prepare(precision: str = "auto", compute: ComputeConfig | None = None) -> De
     with silence_startup("devices"):
         started = _START[backend](compute.device, compute.threads or core_count())
         _check_settings_of_keras()
-    kind, name, has_bfloat16, threads, gpus = started
+    gpu, has_bfloat16, threads, gpus = started
+    kind, name = ("cpu", _cpu_name()) if gpu is None else ("gpu", gpu)
     if precision == "mixed_bfloat16" and not has_bfloat16:
         raise SettingsError(
-            f"precision='mixed_bfloat16' needs a GPU with bfloat16 (NVIDIA Ampere or later). This runs on {name}. "
-            "Use precision='auto'."
+            f"precision='mixed_bfloat16' needs a GPU with bfloat16. This runs on {name}. Use precision='auto'."
         )
     policy = "mixed_bfloat16" if has_bfloat16 and precision != "float32" else "float32"
     # XLA on a CPU under TensorFlow is up to 3.7 times slower (Xception); under torch it has open bugs; JAX is XLA.
@@ -96,7 +100,7 @@ def prepare(precision: str = "auto", compute: ComputeConfig | None = None) -> De
 def _check_settings_of_keras() -> None:
     import keras
 
-    for name, value in _KERAS_SETTINGS:
+    for name, value in _KERAS_SETTINGS.items():
         found = getattr(keras.config, name)()
         if found != value:
             raise BackendError(
@@ -144,6 +148,20 @@ def xla_jit(function: Callable[..., Any]) -> Callable[..., Any]:
     return compiled
 
 
+def as_numpy(variable: Any) -> NDArray[Any]:
+    """Return a copy of a variable's value."""
+    import keras
+
+    # On a CPU the array may be the variable's own memory, which the next step overwrites.
+    return np.array(keras.ops.convert_to_numpy(variable))
+
+
+def assign(variables: Iterable[Any], values: Iterable[Any]) -> None:
+    """Assign values, arrays or other variables, to variables."""
+    for variable, value in zip(variables, values, strict=True):
+        variable.assign(as_numpy(value) if hasattr(value, "assign") else value)
+
+
 def _chosen(device: str, gpus: Sequence[Any]) -> Any:
     """Return the GPU that `device` names, None for the CPU."""
     if device == "cpu" or (device == "auto" and not gpus):
@@ -157,47 +175,46 @@ def _chosen(device: str, gpus: Sequence[Any]) -> Any:
     return gpus[number]
 
 
-def _start_tensorflow(device: str, threads: int) -> tuple[str, str, bool, int, int]:
+def _start_tensorflow(device: str, threads: int) -> _Started:
     import tensorflow as tf
 
     # TensorFlow warns of one function per model, which is wanted, from the fifth model in a process on.
     logging.getLogger("tensorflow").addFilter(_not_about_retracing)
-    threading = tf.config.threading
-    with contextlib.suppress(RuntimeError):  # started already
-        threading.set_intra_op_parallelism_threads(threads)
-    threads = int(threading.get_intra_op_parallelism_threads()) or core_count()
-    gpus = tf.config.list_physical_devices("GPU")
+    config = tf.config
+    gpus = config.list_physical_devices("GPU")
     gpu = _chosen(device, gpus)
     if gpus:
         try:
-            tf.config.set_visible_devices([] if gpu is None else [gpu], "GPU")
+            config.set_visible_devices([] if gpu is None else [gpu], "GPU")
         except RuntimeError as error:
             if device != "auto":
                 raise BackendError(
                     f"TensorFlow has already started in this process with other devices than {device}: choose the "
                     "device before the first fit, or start a new process."
                 ) from error
-            gpu = next(iter(tf.config.get_visible_devices("GPU")), None)
+            gpu = next(iter(config.get_visible_devices("GPU")), None)
     with contextlib.suppress(RuntimeError):  # started already: too late, and no harm
+        config.threading.set_intra_op_parallelism_threads(threads)
         if gpu is not None:
-            tf.config.experimental.set_memory_growth(gpu, True)  # or it takes all memory at once
+            config.experimental.set_memory_growth(gpu, True)  # or it takes all memory at once
         else:
             # With several, InceptionV3's parallel branches gave other bits in each run (TensorFlow 2.21, two cores),
             # even under enable_op_determinism.
-            threading.set_inter_op_parallelism_threads(1)
+            config.threading.set_inter_op_parallelism_threads(1)
     tf.zeros(()).numpy()  # starts the run-time now, while its messages are kept from the terminal
+    threads = int(config.threading.get_intra_op_parallelism_threads()) or core_count()
     if gpu is None:
-        return "cpu", _cpu_name(), False, threads, len(gpus)
-    details = tf.config.experimental.get_device_details(gpu)
+        return None, False, threads, len(gpus)
+    details = config.experimental.get_device_details(gpu)
     has_bfloat16 = details.get("compute_capability", (0, 0)) >= (8, 0)
-    return "gpu", str(details.get("device_name", "GPU")), has_bfloat16, threads, len(gpus)
+    return str(details.get("device_name", "GPU")), has_bfloat16, threads, len(gpus)
 
 
 def _not_about_retracing(record: logging.LogRecord) -> bool:
     return "retracing" not in record.getMessage()
 
 
-def _start_jax(device: str, threads: int) -> tuple[str, str, bool, int, int]:
+def _start_jax(device: str, threads: int) -> _Started:
     import jax
     from jax._src import xla_bridge
 
@@ -206,33 +223,28 @@ def _start_jax(device: str, threads: int) -> tuple[str, str, bool, int, int]:
         os.environ["NPROC"] = str(threads)
     threads = int(os.environ.get("NPROC", core_count()))
     gpus = [found for found in jax.devices() if found.platform != "cpu"]
-    chosen = _chosen(device, gpus)
-    wanted = jax.devices("cpu")[0] if chosen is None else chosen
+    gpu = _chosen(device, gpus)
+    wanted = jax.devices("cpu")[0] if gpu is None else gpu
     jax.config.update("jax_default_device", None if device == "auto" else wanted)
-    if chosen is None:
-        return "cpu", _cpu_name(), False, threads, len(gpus)
-    is_gpu = chosen.platform in ("gpu", "cuda", "rocm")
-    has_bfloat16 = not is_gpu or float(getattr(chosen, "compute_capability", "0.0")) >= 8.0
-    return "gpu" if is_gpu else chosen.platform, str(chosen.device_kind), has_bfloat16, threads, len(gpus)
+    if gpu is None:
+        return None, False, threads, len(gpus)
+    return str(gpu.device_kind), float(getattr(gpu, "compute_capability", 0)) >= 8.0, threads, len(gpus)
 
 
-def _start_torch(device: str, threads: int) -> tuple[str, str, bool, int, int]:
+def _start_torch(device: str, threads: int) -> _Started:
     import torch
 
     if device == "cpu":
         if "keras" in sys.modules and os.environ.get("KERAS_TORCH_DEVICE") != "cpu":
-            raise BackendError(
-                "Keras has already chosen its torch device in this process. Set KERAS_TORCH_DEVICE=cpu before it is "
-                "imported, or start a new process."
-            )
+            raise BackendError("Keras has already chosen its torch device: start with KERAS_TORCH_DEVICE=cpu.")
         os.environ["KERAS_TORCH_DEVICE"] = "cpu"  # Keras reads it when it is imported
     torch.set_num_threads(threads)
     gpus = range(torch.cuda.device_count())
     number = _chosen(device, gpus)
     if number is None:
-        return "cpu", _cpu_name(), False, threads, len(gpus)
+        return None, False, threads, len(gpus)
     torch.cuda.set_device(number)
-    return "gpu", str(torch.cuda.get_device_name(number)), bool(torch.cuda.is_bf16_supported()), threads, len(gpus)
+    return str(torch.cuda.get_device_name(number)), bool(torch.cuda.is_bf16_supported()), threads, len(gpus)
 
 
 _START = {"tensorflow": _start_tensorflow, "jax": _start_jax, "torch": _start_torch}

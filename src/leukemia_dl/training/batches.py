@@ -1,4 +1,4 @@
-"""Training batches: an endless stream in an order that depends on (seed, epoch) alone."""
+"""Batches of images in an order that depends on (seed, epoch) alone: for a fit, and as a `keras.utils.PyDataset`."""
 
 from __future__ import annotations
 
@@ -7,14 +7,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
+from leukemia_dl.checks import whole_number
+from leukemia_dl.datasets import Dataset
+from leukemia_dl.errors import SettingsError
 from leukemia_dl.identity import generator
+from leukemia_dl.preprocess import Pipeline
 from leukemia_dl.training.augmentation import Augmentation, background_colour
 
-__all__ = ["Batch", "Batches", "Subset"]
+__all__ = ["Batch", "Batches", "Images", "Side", "Subset", "as_keras"]
 
-Batch = tuple[Any, ...]
 _CHUNK, _GROUP_BYTES = 1024, 1 << 26
 
 
@@ -55,6 +58,11 @@ class Subset:
         return chosen
 
 
+Images = NDArray[Any] | Subset
+Side = tuple[Images, NDArray[np.int64]]  # images, or features, and their labels
+Batch = tuple[Any, ...]
+
+
 class Batches:
     """Shuffled batches of one training side, epoch after epoch without end.
 
@@ -64,7 +72,7 @@ class Batches:
 
     def __init__(
         self,
-        images: NDArray[Any] | Subset,
+        images: Images,
         labels: NDArray[np.int64],
         batch_size: int,
         seed: int,
@@ -75,15 +83,9 @@ class Batches:
     ) -> None:
         """Make batches of images (n, size, size, 3), or of features (n * forms, width), which are never changed.
 
-        Args:
-            images: See above.
-            labels: Class indices (n,).
-            batch_size: Images per batch.
-            seed: Of the trial.
-            augmentation: Adds drawn parameters to the images, for `training_model`.
-            balanced: Draw as many images of each class, to within one per epoch.
-            forms: Features per image, next to one another; one of them is drawn in each epoch.
-            weights: Weight of each class in the loss (classes,).
+        With `augmentation` the images have drawn parameters, for `training_model`; with `balanced` an epoch has as many
+        images of each class, to within one; of several `forms` of the features of an image, next to one another, one is
+        drawn; `weights` are those of the classes in the loss.
         """
         self.images, self.labels, self.weights = images, labels.astype(np.int32), weights
         self.batch_size = min(batch_size, len(labels))
@@ -94,12 +96,8 @@ class Batches:
             starts = range(0, len(labels), _CHUNK)
             self._background = np.concatenate([background_colour(images[start : start + _CHUNK]) for start in starts])
 
-    def __iter__(self) -> Iterator[Batch]:
-        """Yield (images or (images, parameters), int32 labels), and with class weights a weight of each image."""
-        return self.stream(0)
-
-    def stream(self, epoch: int) -> Iterator[Batch]:
-        """Yield the batches from an epoch on."""
+    def stream(self, epoch: int = 0) -> Iterator[Batch]:
+        """Yield from an epoch on (images or (images, parameters), int32 labels), and weights if classes have any."""
         while True:
             order, drawn = self._draw(epoch)
             for step in range(self.steps):
@@ -116,10 +114,6 @@ class Batches:
                 batch = self._batch(order, drawn, step, count)
                 yield tuple(array.reshape(count, self.batch_size, *array.shape[1:]) for array in batch)
             epoch += 1
-
-    def example(self) -> Batch:
-        """Return a batch, for its shapes and dtypes alone."""
-        return self._batch(*self._draw(0), 0, 1)
 
     def sample(self, count: int) -> tuple[Subset, NDArray[np.float32] | None]:
         """Return up to `count` images in a random order, and the parameters that turn and mirror each, or None."""
@@ -163,3 +157,69 @@ class Batches:
         else:
             inputs = self.images[rows] if drawn is None else (self.images[rows], drawn[part])
         return (inputs, labels) if self.weights is None else (inputs, labels, self.weights[labels])
+
+
+def as_keras(
+    dataset: Dataset,
+    pipeline: Pipeline,
+    rows: ArrayLike | None = None,
+    batch_size: int = 32,
+    shuffle: bool = False,
+    seed: int = 0,
+    show_progress: bool = True,
+) -> Any:
+    """Return batches for `model.fit`, `evaluate` and `predict`, read from the pixel store of the whole data set.
+
+    `model.fit(as_keras(dataset, dataset.default_pipeline(224), split.train, shuffle=True), epochs=5)`
+
+    Args:
+        dataset: Data set of the images.
+        pipeline: Steps to pixels of one size, every step fitted.
+        rows: Row numbers, such as `split.train`; None for all.
+        batch_size: Images per batch; the last one may be smaller.
+        shuffle: Whether each epoch has another order, drawn from `seed` and the epoch.
+        seed: Of the order.
+        show_progress: Whether to show the progress of decoding.
+
+    Returns:
+        A `keras.utils.PyDataset` of (uint8 images (batch, size, size, 3), int32 class indices (batch,)), as the models
+        of this library take them; a loss for it is `SparseCategoricalCrossentropy`. If no row has a label, for
+        `predict`: of images alone, (images,). It has the attributes `store` and `rows`.
+
+    Raises:
+        SettingsError: If batch_size, the rows or the pipeline do not fit, or some rows have a label and others none.
+        ImageError: If images cannot be decoded.
+    """
+    import keras
+
+    batch_size = whole_number("batch_size", batch_size, 1)
+    chosen = np.arange(len(dataset)) if rows is None else np.array(rows)
+    are_numbers = chosen.ndim == 1 and chosen.size > 0 and chosen.dtype.kind in "iu"
+    if not are_numbers or chosen.min() < 0 or chosen.max() >= len(dataset):
+        raise SettingsError(f"rows are row numbers from 0 to {len(dataset) - 1}, at least one. Received: {rows!r}.")
+    labels = dataset.labels[chosen].astype(np.int32)
+    unlabelled = int((labels < 0).sum())
+    if 0 < unlabelled < len(labels):
+        raise SettingsError(f"{unlabelled:,} of the {len(chosen):,} rows have no label. Pass the rows of a split.")
+    pixels = dataset.pixel_store(pipeline, show_progress=show_progress)
+
+    class StoredImages(keras.utils.PyDataset):  # type: ignore[misc]
+        store, rows, epoch = pixels, chosen, 0
+
+        def __len__(self) -> int:
+            return -(-len(chosen) // batch_size)
+
+        def __getitem__(self, index: int) -> tuple[NDArray[Any], ...]:
+            if not 0 <= index < len(self):
+                raise IndexError(index)
+            order = np.arange(len(chosen))
+            if shuffle:
+                order = generator(seed, "order", self.epoch).permutation(len(chosen))
+            batch = order[index * batch_size : (index + 1) * batch_size]
+            images = pixels[chosen[batch]]
+            return (images,) if unlabelled else (images, labels[batch])
+
+        def on_epoch_end(self) -> None:
+            self.epoch += 1
+
+    return StoredImages()

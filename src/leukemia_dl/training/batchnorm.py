@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from leukemia_dl.models.build import all_layers
+from leukemia_dl.training.backends import as_numpy, assign
 
 __all__ = ["batchnorm_layers", "reestimate_batchnorm"]
 
@@ -26,8 +27,8 @@ def reestimate_batchnorm(
 
     Args:
         model: A `keras.Model` that takes raw pixels, or with `parameters` a `training_model`.
-        images: uint8 or float (n, height, width, 3), or a `Subset` of such, in random order: a batch of one
-            class has other statistics in deeper layers.
+        images: uint8 or float (n, height, width, 3) or a `Subset`, in random order: a batch of one class has other
+            statistics in deeper layers.
         batch_size: Images per batch, about: batches are of equal size, and a remainder of fewer images than there are
             batches is left out. Large ones come closer to what the net does in use.
         parameters: Of the augmentation of each image, as `Augmentation.draw` returns them; None for no augmentation.
@@ -46,25 +47,23 @@ def reestimate_batchnorm(
     # Seeds of dropout go on with every pass: whether statistics were looked at must not change what is trained.
     own = {id(variable) for layer in layers for variable in layer.variables}
     others = [variable for variable in model.non_trainable_variables if id(variable) not in own]
-    before = [np.array(keras.ops.convert_to_numpy(variable)) for variable in others]
+    before = [as_numpy(variable) for variable in others]
     sums: list[Any] = [0.0] * len(layers)  # of the means and of the mean squares of the batches
     try:
         for layer in layers:
-            # The "moving" average then is the batch's own value.
-            layer.momentum = 0.0
+            layer.momentum = 0.0  # the "moving" average then is the batch's own value
         for start in range(0, batches * size, size):
             batch = keras.ops.convert_to_tensor(images[start : start + size])
             if parameters is not None:
                 batch = [batch, keras.ops.convert_to_tensor(parameters[start : start + size])]
             model(batch, training=True)
             for number, layer in enumerate(layers):
-                mean = _numpy(layer.moving_mean)
-                sums[number] += np.stack([mean, _numpy(layer.moving_variance) + mean**2])
+                mean, variance = (as_numpy(v).astype(float) for v in (layer.moving_mean, layer.moving_variance))
+                sums[number] += np.stack([mean, variance + mean**2])
     finally:
         for layer, momentum in zip(layers, momenta, strict=True):
             layer.momentum = momentum
-        for variable, value in zip(others, before, strict=True):
-            variable.assign(value)
+        assign(others, before)
     for layer, total in zip(layers, sums, strict=True):
         mean, square = total / batches
         layer.moving_mean.assign(mean.astype(np.float32))
@@ -78,9 +77,3 @@ def batchnorm_layers(model: Any) -> list[Any]:
 
     kind = keras.layers.BatchNormalization
     return [layer for layer in all_layers(model) if isinstance(layer, kind) and layer.trainable and layer.momentum < 1]
-
-
-def _numpy(variable: Any) -> NDArray[np.float64]:
-    import keras
-
-    return np.asarray(keras.ops.convert_to_numpy(variable), dtype=np.float64)

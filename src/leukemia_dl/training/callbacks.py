@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,11 +38,8 @@ class FitContext:
 
 CallbackFactory = Callable[[FitContext], Iterable[Any]]
 """Makes Keras callbacks for one phase of a fit."""
-_RATES = "the recipe sets the learning rates: change its learning_rate, head_learning_rate, schedule or warmup_fraction"
-_WHOLE = (
-    "it would save the network as one phase trains it, not as it predicts. Benchmark(save_models=True) keeps each "
-    "trained network, and ModelCheckpoint(save_weights_only=True) writes weights"
-)
+_RATES = "the recipe sets the learning rates"
+_WHOLE = "it would save the network as one phase trains it, not as it predicts: use save_weights_only=True"
 _REFUSED = {
     "BackupAndRestore": "a fit resumes from its own checkpoints",
     "CallbackList": "pass its callbacks in a plain list",
@@ -62,22 +59,22 @@ def load_factory(factory: CallbackFactory | Sequence[Any] | str | None) -> Callb
     Raises:
         SettingsError: If it is none of these, or there is no such module or function.
     """
-    if isinstance(factory, (list, tuple)):
-        return _Given(factory)
     found: Any = factory
-    if isinstance(factory, str):
+    if isinstance(factory, (list, tuple)):
+        found = _Given(factory)
+    elif isinstance(factory, str):
         module, _, name = factory.partition(":")
         try:
             found = getattr(importlib.import_module(module), name)
         except Exception as error:  # an import may raise anything
             found = f"{factory}, which cannot be imported: {type(error).__name__}: {error}"
-    if found is None or callable(found):
-        result: CallbackFactory | None = found
-        return result
-    raise SettingsError(
-        'callbacks must be a function of a FitContext, its name as "module:function" or a list of callbacks. '
-        f"Received: callbacks={found!r}."
-    )
+    if found is not None and not callable(found):
+        raise SettingsError(
+            'callbacks must be a function of a FitContext, its name as "module:function" or a list of callbacks. '
+            f"Received: callbacks={found!r}."
+        )
+    result: CallbackFactory | None = found
+    return result
 
 
 class _Given(list[Any]):
@@ -91,11 +88,7 @@ class _Given(list[Any]):
 
 
 def make_callbacks(factory: CallbackFactory, context: FitContext) -> list[Any]:
-    """Return the callbacks of a factory.
-
-    Raises:
-        SettingsError: If they are not a list of Keras callbacks, or one cannot be used in a fit.
-    """
+    """Return the callbacks of a factory; SettingsError if they are no list, or one cannot be used in a fit."""
     import keras
 
     made: Any = factory(context)
@@ -114,11 +107,10 @@ def tensorboard(context: FitContext) -> list[Any]:
     """Return `keras.callbacks.TensorBoard`, which writes below the trial's folder, `context.folder`.
 
     Raises:
-        SettingsError: If there is no such folder, or the extra `tensorboard` is not installed.
+        SettingsError: If there is no such folder.
     """
     import keras
 
-    _require("tensorboard")
     if context.folder is None:
         raise SettingsError("tensorboard needs a folder to write to. Pass fit(..., folder=...), or run a Benchmark.")
     return [keras.callbacks.TensorBoard(str(context.folder / "tensorboard" / context.phase), write_graph=False)]
@@ -128,13 +120,8 @@ def mlflow(context: FitContext) -> list[Any]:
     """Return a callback that logs the settings of `context` and each epoch to MLflow: a run, below an active one.
 
     MLflow's own settings choose the place: MLFLOW_TRACKING_URI and MLFLOW_EXPERIMENT_NAME, or the calling program.
-
-    Raises:
-        SettingsError: If the extra `mlflow` is not installed.
     """
     import keras
-
-    _require("mlflow")
     import mlflow as library
 
     class Log(keras.callbacks.Callback):  # type: ignore[misc]
@@ -150,8 +137,3 @@ def mlflow(context: FitContext) -> list[Any]:
                 self._client.log_metric(self._run, name, float(value), step=epoch + 1)
 
     return [Log()]
-
-
-def _require(module: str) -> None:
-    if importlib.util.find_spec(module) is None:
-        raise SettingsError(f"{module} is not installed. Install it: pip install 'leukemia-dl[{module}]'.")

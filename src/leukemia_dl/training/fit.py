@@ -14,18 +14,16 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from leukemia_dl.errors import DataError, OutOfMemoryError, SettingsError
+from leukemia_dl.identity import named_seed
 from leukemia_dl.models.classifier import logits_over_symmetries, predict_logits
 from leukemia_dl.models.heads import split_at_features
 from leukemia_dl.models.spec import BackboneSpec
 from leukemia_dl.training.backends import ComputeConfig, Device, prepare
-from leukemia_dl.training.batches import Subset
+from leukemia_dl.training.batches import Images, Side, Subset
 from leukemia_dl.training.batchnorm import batchnorm_layers
+from leukemia_dl.training.cache import FeatureCache, ModelCache
 from leukemia_dl.training.callbacks import CallbackFactory, FitContext, load_factory, make_callbacks
-from leukemia_dl.training.features import FeatureCache
-from leukemia_dl.training.folds import inner_folds
-from leukemia_dl.training.loop import Stopwatch
-from leukemia_dl.training.model_cache import ModelCache
-from leukemia_dl.training.phases import HEAD_BATCH, FitJob, Images, Side, Training, predict_batch_size
+from leukemia_dl.training.loop import HEAD_BATCH, FitJob, Folds, Stopwatch, Training, predict_batch_size
 from leukemia_dl.training.recipe import Recipe
 
 __all__ = ["FitResult", "fit"]
@@ -33,6 +31,8 @@ __all__ = ["FitResult", "fit"]
 # As shares of the loss of guessing: a net with a final training loss above the first has learned nothing; a fall over
 # the last two epochs of more than the second is no convergence.
 _GUESSING, _FALLING = 0.97, 0.05
+_MOST_FOLDS = 5
+_OUT_OF_MEMORY = ("ResourceExhausted", "RESOURCE_EXHAUSTED", "OutOfMemory", "out of memory", "MemoryError")
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,96 +142,59 @@ def fit(
     started, preparing = time.perf_counter(), Stopwatch()
     with preparing:
         device = prepare(recipe.precision, compute)
-    factory, notes = load_factory(recipe.callbacks if callbacks is None else callbacks), list[str]()
-    models, features = models or ModelCache(), features or FeatureCache()
+    factory = load_factory(recipe.callbacks if callbacks is None else callbacks)
     job = FitJob(
-        spec, recipe, classes, seed, device, models, features, checkpoints, {}, on_epoch, preparing
+        spec, recipe, classes, seed, device, (images, labels), groups, validation, models or ModelCache(),
+        features or FeatureCache(), checkpoints, factory, folder, on_epoch, preparing,
     )  # fmt: skip
+    notes = list[str]()
     while True:
-        job = dataclasses.replace(job, recipe=recipe, callbacks=_made_callbacks(factory, spec, recipe, seed, folder))
         try:
-            training, curves, out_of_fold = _trained(job, (images, labels), groups, validation)
+            training, curves, out_of_fold = _trained(job)
             break
-        except Exception as error:
-            models.clear()
-            if not _is_out_of_memory(error):
+        except BaseException as error:
+            job.models.clear()  # its variables may be gone, if a step was interrupted
+            if not any(sign in f"{type(error).__name__}: {error}" for sign in _OUT_OF_MEMORY):
                 raise
-            if not recipe.halve_batch or recipe.batch_size == 1:
-                raise _out_of_memory(device.name, spec.name, recipe) from error
-            notes.append(f"out of memory with batches of {recipe.batch_size}: {recipe.batch_size // 2}")
-            recipe = dataclasses.replace(recipe, batch_size=recipe.batch_size // 2)
-        except BaseException:
-            models.clear()  # its variables may be gone, if a step was interrupted
-            raise
-    history, stop, model = pd.DataFrame(training.progress.rows), training.stop, training.model
+            batch_size, smaller = job.recipe.batch_size, max(job.recipe.batch_size // 2, 1)
+            if not recipe.halve_batch or batch_size == 1:
+                raise OutOfMemoryError(
+                    f"{device.name} ran out of memory training {spec.name} with batch_size={batch_size} at "
+                    f"{recipe.image_size} pixels. Try batch_size={smaller}, or halve_batch=True to have that done."
+                ) from error
+            notes.append(f"out of memory with batches of {batch_size}: {smaller}")
+            job = dataclasses.replace(job, recipe=dataclasses.replace(job.recipe, batch_size=smaller))
+    recipe, stop = job.recipe, training.stop
+    made = [callback for phase in training.progress.callbacks.values() for callback in phase]
+    history = pd.DataFrame(training.progress.rows)
     if curves is not None:
         history["inner_val_loss"] = curves.mean(axis=0)[history["epoch"] - 1]
         notes.append(f"epoch {stop} of {recipe.total_epochs} selected on {len(curves)} inner folds")
-    restored = any(getattr(one, "restore_best_weights", False) for made in job.callbacks.values() for one in made)
-    stopped = len(history) < stop or restored
-    notes += _stop_notes(len(history), stop) if stopped else []
+    early = len(history) < stop
+    stopped = early or any(getattr(callback, "restore_best_weights", False) for callback in made)
+    if stopped:
+        notes.append(f"{'stopped' if early else 'weights chosen'} by a callback: {len(history)} of {stop} epochs")
     last_phase = history["loss"][history["phase"] == history["phase"].iloc[-1]].to_numpy()
     notes += _unconverged(last_phase, recipe, np.bincount(labels, minlength=classes) / len(labels))
     return FitResult(
-        model, recipe, history, device, len(batchnorm_layers(model)) if recipe.epochs else 0,
+        training.model, recipe, history, device, len(batchnorm_layers(training.model)) if recipe.epochs else 0,
         (*_weights_notes(asked, spec, recipe), *notes), time.perf_counter() - started, preparing.seconds, stopped,
-        out_of_fold, features,
+        out_of_fold, job.features,
     )  # fmt: skip
 
 
-def _out_of_memory(device: str, backbone: str, recipe: Recipe) -> OutOfMemoryError:
-    return OutOfMemoryError(
-        f"{device} ran out of memory training {backbone} with batch_size={recipe.batch_size} at {recipe.image_size} "
-        f"pixels. Try batch_size={max(recipe.batch_size // 2, 1)}, or halve_batch=True to have that done."
-    )
-
-
-def _stop_notes(epochs: int, stop: int) -> list[str]:
-    return [f"{'stopped' if epochs < stop else 'weights chosen'} by a callback: {epochs} of {stop} epochs"]
-
-
-def _trained(
-    job: FitJob, train: Side, groups: NDArray[np.int64] | None, validation: Side | None
-) -> tuple[Training, NDArray[np.float64] | None, NDArray[np.float64] | None]:
-    """Return the training, the validation losses of inner folds (folds, epochs) or None, and out-of-fold logits."""
-    recipe, labels = job.recipe, train[1]
-    stop, curves = recipe.total_epochs, None
-    if recipe.select_epoch:
-        curves = _inner_losses(job, train, groups)
-        first = recipe.head_epochs if recipe.epochs else 0
-        stop = first + int(curves.mean(axis=0)[first:].argmin()) + 1
-    training = Training(job, train, validation, stop)
-    training.run()
-    out_of_fold = None
-    if not recipe.epochs and recipe.head == "pooled" and (folds := inner_folds(labels, groups, job.seed)):
-        out_of_fold = training.out_of_fold(folds)
-    return training, curves, out_of_fold
-
-
-def _inner_losses(job: FitJob, train: Side, groups: NDArray[np.int64] | None) -> NDArray[np.float64]:
-    """Return the validation losses (folds, epochs) of inner folds, of all epochs of both phases."""
-    images, labels = train
-    folds = inner_folds(labels, groups, job.seed)
-    if not folds:
-        raise SettingsError(
-            "select_epoch needs two groups (subjects) of each class in the training side at least, to hold one out."
+def _check(side: Side, classes: int, recipe: Recipe, groups: NDArray[np.int64] | None = None) -> None:
+    images, labels = side
+    size, found = recipe.image_size, f"{images.dtype} {images.shape}"
+    if images.dtype != np.uint8 or images.shape[1:] != (size, size, 3) or not len(images):
+        raise DataError(f"Images must be uint8 (n, {size}, {size}, 3), at least one. Received: {found}.")
+    if labels.shape != (len(images),) or labels.min() < 0 or labels.max() >= classes:
+        raise DataError(
+            f"Labels must be {len(images)} class indices from 0 to {classes - 1}. Received: shape {labels.shape}, "
+            f"values {np.unique(labels)}."
         )
-    curves = []
-    for number, (rows, held) in enumerate(folds, 1):
-        inner, other = ((Subset.of(images, part), labels[part]) for part in (rows, held))
-        training = Training(job, inner, other, job.recipe.total_epochs, inner_fold=f"{number}/{len(folds)}")
-        training.run()
-        curves.append([row["val_loss"] for row in training.progress.rows])
-    return np.array(curves)
-
-
-def _made_callbacks(
-    factory: CallbackFactory | None, spec: BackboneSpec, recipe: Recipe, seed: int, folder: Path | None
-) -> dict[str, list[Any]]:
-    """Return the user's Keras callbacks by phase."""
-    phases = [name for name, epochs in (("head", recipe.head_epochs), ("full", recipe.epochs)) if epochs]
-    contexts = [FitContext(spec.name, recipe, seed, phase, folder) for phase in phases]
-    return {} if factory is None else {context.phase: make_callbacks(factory, context) for context in contexts}
+    if groups is not None and np.shape(groups) != labels.shape:
+        raise DataError(f"groups must be a number for each of {len(images)} images. Received: {np.shape(groups)}.")
 
 
 def _weights_notes(asked: Recipe, spec: BackboneSpec, recipe: Recipe) -> list[str]:
@@ -251,22 +214,45 @@ def _unconverged(losses: NDArray[np.float64], recipe: Recipe, shares: NDArray[np
     return [f"not converged: the training loss still fell ({', '.join(last)})"] if falls else []
 
 
-def _is_out_of_memory(error: BaseException) -> bool:
-    text = f"{type(error).__name__}: {error}"
-    return isinstance(error, MemoryError) or any(
-        sign in text for sign in ("ResourceExhausted", "RESOURCE_EXHAUSTED", "OutOfMemory", "out of memory")
-    )
+def _trained(job: FitJob) -> tuple[Training, NDArray[np.float64] | None, NDArray[np.float64] | None]:
+    """Return the training, the validation losses of inner folds (folds, epochs) or None, and out-of-fold logits."""
+    recipe, factory, (images, labels) = job.recipe, job.factory, job.train
+    phases = [name for name, epochs in (("head", recipe.head_epochs), ("full", recipe.epochs)) if epochs]
+    contexts = [FitContext(job.spec.name, recipe, job.seed, phase, job.folder) for phase in phases]
+    callbacks = {} if factory is None else {context.phase: make_callbacks(factory, context) for context in contexts}
+    head_alone = not recipe.epochs and recipe.head == "pooled"
+    folds = _inner_folds(labels, job.groups, job.seed) if recipe.select_epoch or head_alone else []
+    stop, curves = recipe.total_epochs, None
+    if recipe.select_epoch:
+        if not folds:
+            raise SettingsError("select_epoch needs two groups (subjects) of each class in the training side.")
+        losses = []
+        for number, (rows, held) in enumerate(folds, 1):
+            inner, other = ((Subset.of(images, part), labels[part]) for part in (rows, held))
+            training = Training(job, inner, other, stop, inner_fold=f"{number}/{len(folds)}")
+            training.run()
+            losses.append([row["val_loss"] for row in training.progress.rows])
+        curves = np.array(losses)
+        first = recipe.head_epochs if recipe.epochs else 0
+        stop = first + int(curves.mean(axis=0)[first:].argmin()) + 1
+    training = Training(job, job.train, job.validation, stop, callbacks)
+    training.run()
+    return training, curves, training.out_of_fold(folds) if folds and head_alone else None
 
 
-def _check(side: Side, classes: int, recipe: Recipe, groups: NDArray[np.int64] | None = None) -> None:
-    images, labels = side
-    size, found = recipe.image_size, f"{images.dtype} {images.shape}"
-    if images.dtype != np.uint8 or images.shape[1:] != (size, size, 3) or not len(images):
-        raise DataError(f"Images must be uint8 (n, {size}, {size}, 3), at least one. Received: {found}.")
-    if labels.shape != (len(images),) or labels.min() < 0 or labels.max() >= classes:
-        raise DataError(
-            f"Labels must be {len(images)} class indices from 0 to {classes - 1}. Received: shape {labels.shape}, "
-            f"values {np.unique(labels)}."
-        )
-    if groups is not None and np.shape(groups) != labels.shape:
-        raise DataError(f"groups must be a number for each of {len(images)} images. Received: {np.shape(groups)}.")
+def _inner_folds(labels: NDArray[np.int64], groups: NDArray[np.int64] | None, seed: int) -> Folds:
+    """Return (train, held out) row numbers of up to five folds of disjoint groups, stratified by class.
+
+    There are as many folds as the class with the fewest groups has groups, and none if that is one.
+    """
+    from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
+
+    units = np.arange(len(labels)) if groups is None else groups
+    folds = min([_MOST_FOLDS, *(len(np.unique(units[labels == label])) for label in np.unique(labels))])
+    if folds < 2:
+        return []
+    # With a group for every image, the splitter for groups takes longer than the heads that it is for.
+    alone = len(np.unique(units)) == len(units)
+    kind = StratifiedKFold if alone else StratifiedGroupKFold
+    splitter = kind(folds, shuffle=True, random_state=named_seed(seed, "inner folds"))
+    return list(splitter.split(np.zeros(len(labels)), labels, None if alone else units))

@@ -68,7 +68,15 @@ def build_optimizer(recipe: Recipe, learning_rate: float, rates: Mapping[str, fl
 
     class PhaseSchedule(keras.optimizers.schedules.LearningRateSchedule):  # type: ignore[misc]
         def __call__(self, step: Any) -> Any:
-            return _rate(recipe, learning_rate, optimizer.progress())
+            """Return the rate: linear warm-up, then half a cosine to 0, or constant.
+
+            As `CosineDecay` of Keras, but without its branch, which costs time in each step.
+            """
+            over, warmup = optimizer.progress(), recipe.warmup_fraction
+            rate = learning_rate * (ops.minimum(over / warmup, 1.0) if warmup else ops.ones(()))
+            if recipe.schedule == "constant":
+                return rate
+            return rate * 0.5 * (1.0 + ops.cos(math.pi * ops.clip((over - warmup) / (1.0 - warmup), 0.0, 1.0)))
 
         def get_config(self) -> dict[str, Any]:
             return {}  # asked for by TensorBoard
@@ -82,20 +90,6 @@ def build_optimizer(recipe: Recipe, learning_rate: float, rates: Mapping[str, fl
     # Decay pulls towards zero, which is not where a bias or the gain of a normalisation belongs.
     optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
     return optimizer
-
-
-def _rate(recipe: Recipe, peak: float, over: Any) -> Any:
-    """Return the rate when a share of the phase is `over`: linear warm-up, then half a cosine to 0, or constant.
-
-    As `CosineDecay` of Keras, but without its branch, which costs time in each step.
-    """
-    from keras import ops
-
-    warmup = recipe.warmup_fraction
-    rate = peak * ops.minimum(over / warmup, 1.0) if warmup else ops.convert_to_tensor(peak)
-    if recipe.schedule == "constant":
-        return rate
-    return rate * 0.5 * (1.0 + ops.cos(math.pi * ops.clip((over - warmup) / (1.0 - warmup), 0.0, 1.0)))
 
 
 def rates_by_layer(model: Any, input_lr_ratio: float) -> dict[str, float]:
@@ -125,16 +119,13 @@ def class_weights(recipe: Recipe, labels: NDArray[np.int64], classes: int) -> ND
 
 def build_loss(recipe: Recipe, classes: int) -> Any:
     """Return the training loss of class indices and logits: cross-entropy in nats, with the recipe's smoothing."""
-    import keras
+    from keras import losses, ops
 
     if not recipe.label_smoothing:
-        return keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        return losses.SparseCategoricalCrossentropy(from_logits=True)
 
     def loss(y_true: Any, y_pred: Any) -> Any:
-        indices = keras.ops.cast(keras.ops.reshape(y_true, (-1,)), "int32")
-        target = keras.ops.one_hot(indices, classes, dtype="float32")
-        return keras.losses.categorical_crossentropy(
-            target, y_pred, from_logits=True, label_smoothing=recipe.label_smoothing
-        )
+        target = ops.one_hot(ops.cast(ops.reshape(y_true, (-1,)), "int32"), classes, dtype="float32")
+        return losses.categorical_crossentropy(target, y_pred, from_logits=True, label_smoothing=recipe.label_smoothing)
 
     return loss

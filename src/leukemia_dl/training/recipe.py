@@ -1,4 +1,4 @@
-"""Recipe: everything about one fit that is not the data or the backbone. Frozen, validated on creation."""
+"""Recipe: everything about one fit that is not the data or the backbone; and the presets, which are named recipes."""
 
 from __future__ import annotations
 
@@ -8,23 +8,48 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from leukemia_dl.checks import whole_number
 from leukemia_dl.errors import DataError, SettingsError, unknown_name_error
-from leukemia_dl.identity import plain_number
-from leukemia_dl.models import BackboneSpec, Head
+from leukemia_dl.models import BackboneSpec
 from leukemia_dl.preprocess import Pipeline
 from leukemia_dl.training.augmentation import Augmentation
-from leukemia_dl.training.presets import PRESETS
 
-__all__ = ["Recipe"]
+__all__ = ["PRESETS", "Recipe"]
 
-_SMALLEST = {"epochs": 0, "head_epochs": 0, "head_units": 0, "batch_size": 1}
-_RANGES = {
-    "learning_rate": (0, 10, "()"), "head_learning_rate": (0, 10, "()"), "input_lr_ratio": (0, 1, "(]"),
-    "warmup_fraction": (0, 1, "[)"), "weight_decay": (0, 10, "[)"), "global_clipnorm": (0, math.inf, "[)"),
-    "dropout": (0, 1, "[)"), "label_smoothing": (0, 1, "[)"), "ema_momentum": (0, 1, "[)"),
+# What a preset leaves out is the default of `Recipe`.
+PRESETS: Mapping[str, Mapping[str, Any]] = {
+    # The whole way on two CPU cores in minutes: a demonstration, not a setting to publish.
+    "quick": {"image_size": 80, "epochs": 3, "batch_size": 16, "learning_rate": 1e-3},
+    # A small net and a few hundred to ten thousand images: long enough for the rate to come down, moved and turned so
+    # that no image is seen twice, and an average of the weights.
+    "from_scratch": {
+        "image_size": 96, "epochs": 60, "batch_size": 32, "learning_rate": 3e-3, "weight_decay": 1e-2,
+        "label_smoothing": 0.05, "ema_momentum": 0.99, "rotation": 180.0, "shift": 0.05,
+    },
+    # The features of a pretrained net as they are. Each image goes through the net once, so nothing is augmented.
+    "linear_probe": {
+        "weights": "imagenet", "image_size": 224, "head_epochs": 60, "epochs": 0, "batch_size": 32, "dropout": 0.0,
+        "symmetries": False,
+    },
+    # A probe first, so that random gradients of a new head do not undo what the net has learned (Kumar et al. 2022,
+    # arXiv:2202.10054); then every layer, the first ones at a fiftieth of the head's rate.
+    "finetune": {
+        "weights": "imagenet", "image_size": 224, "head_epochs": 20, "epochs": 20, "batch_size": 32,
+        "learning_rate": 1e-3, "input_lr_ratio": 0.02, "weight_decay": 1e-2, "label_smoothing": 0.02,
+        "class_balance": "weights", "ema_momentum": 0.99, "rotation": 180.0, "shift": 0.05, "tta": True,
+        "if_no_weights": {"epochs": 60, "learning_rate": 3e-3, "input_lr_ratio": 1.0},
+    },
+    # The published table, like for like: VGG16, ResNet50, InceptionV3 and Xception frozen, `published_cnn` from random
+    # weights. Nothing here is advice.
+    "published_v1": {
+        "weights": "imagenet", "image_size": 180, "scaling": "unit", "preprocessing": "published", "head": "flatten",
+        "head_units": 1024, "sigmoid": True, "head_epochs": 20, "epochs": 0, "batch_size": 32,
+        "head_learning_rate": 1e-4, "learning_rate": 1e-4, "schedule": "constant", "warmup_fraction": 0.0,
+        "weight_decay": 0.0, "global_clipnorm": 0.0, "dropout": 0.6, "symmetries": False, "precision": "float32",
+        "if_no_weights": {"epochs": 10, "head_units": 64, "dropout": 0.5},
+    },
 }  # fmt: skip
 _LARGEST = 1_000_000
 _NOT_REPLACED = {"name", "weights", "if_no_weights", "head_epochs", "callbacks"}
@@ -45,7 +70,7 @@ class Recipe(Augmentation):
         if_no_weights: Settings for a backbone that offers no weights, such as `cnn`, or if `weights` is None. There is
             no first phase then.
         image_size: Side of the images in pixels; "native" for each backbone's own, so that sizes differ.
-        scaling: "backbone" for what each backbone's weights expect, "unit" for pixels / 255 for anyy expect.
+        scaling: "backbone" for the scaling that each backbone's weights expect, "unit" for pixels / 255.
         preprocessing: "canvas" keeps the scale on a canvas and is antialiased, "published" squeezes the image and is
             not (`Pipeline.published_v1`); unless a pipeline is given.
         head: "pooled" (global average) or "flatten" (every value of the feature map).
@@ -119,11 +144,29 @@ class Recipe(Augmentation):
     halve_batch: bool = False
     callbacks: str | None = field(default=None, compare=False)
 
+    _RANGES: ClassVar[dict[str, tuple[Any, ...]]] = Augmentation._RANGES | {
+        "head_units": (0, _LARGEST), "head_epochs": (0, _LARGEST), "epochs": (0, _LARGEST), "batch_size": (1, _LARGEST),
+        "learning_rate": (0, 10, "()"), "head_learning_rate": (0, 10, "()"), "input_lr_ratio": (0, 1, "(]"),
+        "warmup_fraction": (0, 1, "[)"), "weight_decay": (0, 10, "[)"), "global_clipnorm": (0, math.inf, "[)"),
+        "dropout": (0, 1, "[)"), "label_smoothing": (0, 1, "[)"), "ema_momentum": (0, 1, "[)"),
+    }  # fmt: skip
+
     def __post_init__(self) -> None:
         """Check the values."""
         super().__post_init__()
         if not isinstance(self.name, str) or not self.name:
             raise SettingsError(f"name must be a str, not empty. Received: name={self.name!r}.")
+        if self.callbacks is not None and not isinstance(self.callbacks, str):
+            raise SettingsError(f'callbacks must be "module:function". Received: callbacks={self.callbacks!r}.')
+        if self.image_size != "native":
+            size = whole_number("image_size (in pixels, or 'native')", self.image_size, 1, _LARGEST)
+            object.__setattr__(self, "image_size", size)
+        if not self.total_epochs:
+            raise SettingsError("epochs and head_epochs are both 0: with neither nothing would be learned.")
+        object.__setattr__(self, "weights", self._checked_weights())
+        object.__setattr__(self, "if_no_weights", self._checked_if_no_weights())
+
+    def _checked_weights(self) -> dict[str, str] | str | None:
         weights = self.weights
         texts = [*weights, *weights.values()] if isinstance(weights, Mapping) else [weights]
         if weights is not None and not all(isinstance(text, str) for text in texts):
@@ -131,22 +174,11 @@ class Recipe(Augmentation):
                 "weights must be None, a name or a path, as str, or a mapping from each backbone to one. "
                 f"Received: weights={weights!r}."
             )
-        weights = dict(weights) if isinstance(weights, Mapping) else weights
-        object.__setattr__(self, "weights", None if weights == "random" else weights)  # TOML knows no None
-        if self.callbacks is not None and not isinstance(self.callbacks, str):
-            raise SettingsError(f'callbacks must be "module:function". Received: callbacks={self.callbacks!r}.')
-        for name, smallest in _SMALLEST.items():
-            whole_number(name, getattr(self, name), smallest, _LARGEST)
-        if self.image_size != "native":
-            whole_number("image_size (in pixels, or 'native')", self.image_size, 1, _LARGEST)
-        if not self.total_epochs:
-            raise SettingsError("epochs and head_epochs are both 0: with neither nothing would be learned.")
-        self._check_if_no_weights()
+        if isinstance(weights, Mapping):
+            return dict(weights)
+        return None if weights == "random" else weights  # TOML knows no None
 
-    def _ranges(self) -> Mapping[str, tuple[Any, ...]]:
-        return {**super()._ranges(), **_RANGES}
-
-    def _check_if_no_weights(self) -> None:
+    def _checked_if_no_weights(self) -> dict[str, Any]:
         changes = self.if_no_weights
         if not isinstance(changes, Mapping):
             raise SettingsError(f"if_no_weights must be a dict of settings. Received: if_no_weights={changes!r}.")
@@ -154,22 +186,18 @@ class Recipe(Augmentation):
         for key in changes:
             if key not in allowed:
                 raise unknown_name_error("recipe setting", key, allowed, "It stands in if_no_weights.")
-        object.__setattr__(self, "if_no_weights", {key: plain_number(value) for key, value in changes.items()})
-        if changes:
-            try:
-                dataclasses.replace(self, **{"if_no_weights": {}, **changes})
-            except SettingsError as error:
-                raise SettingsError(f"In if_no_weights: {error}") from error
+        if not changes:
+            return {}
+        try:
+            checked = dataclasses.replace(self, **{"if_no_weights": {}, **changes})
+        except SettingsError as error:
+            raise SettingsError(f"In if_no_weights: {error}") from error
+        return {key: getattr(checked, key) for key in changes}
 
     @property
     def total_epochs(self) -> int:
         """Passes of both phases."""
         return self.head_epochs + self.epochs
-
-    @property
-    def head_settings(self) -> Head:
-        """The head, as `build_model` takes it."""
-        return Head(kind=self.head, units=self.head_units, dropout=self.dropout, sigmoid=self.sigmoid)
 
     def for_backbone(self, spec: BackboneSpec) -> Self:
         """Return the settings for the backbone `spec`: its native size, and `if_no_weights` if it has no weights.
@@ -182,13 +210,12 @@ class Recipe(Augmentation):
         # A text with a dot or a folder is a path, unless the backbone has weights of that name.
         lacking = weights is not None and not spec.weights and str(Path(weights)) == Path(weights).stem
         if lacking or (weights is None and self.if_no_weights):
-            changes |= {"weights": None, "head_epochs": 0, **self.if_no_weights, "if_no_weights": {}}
+            changes |= {"weights": None, "head_epochs": 0, **self.if_no_weights}
             if not changes.get("epochs", self.epochs):
                 raise SettingsError(
                     f"The recipe {self.name!r} trains a head on the features of a frozen backbone, and {spec.name} has "
-                    f"no {repr(weights) if weights else 'pretrained'} weights: its features would be random. "
-                    f"Leave {spec.name} out, pass an .h5 file as weights, or a recipe that trains all layers, such as "
-                    "'finetune'."
+                    f"no {repr(weights) if weights else 'pretrained'} weights: its features would be random. Leave "
+                    f"{spec.name} out, pass an .h5 file as weights, or choose a recipe that trains all layers."
                 )
         if changes.get("image_size", self.image_size) == "native":
             changes["image_size"] = spec.native_size
@@ -262,10 +289,9 @@ class Recipe(Augmentation):
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings that are part of a trial's name, as plain JSON values: all but `callbacks`."""
-        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        del values["callbacks"]
-        values["weights"] = dict(self.weights) if isinstance(self.weights, Mapping) else self.weights
-        return values | {"if_no_weights": dict(self.if_no_weights)}
+        settings = dataclasses.asdict(self)
+        del settings["callbacks"]
+        return settings
 
     @classmethod
     def from_toml(cls, path: str | Path) -> Self:
@@ -279,10 +305,8 @@ class Recipe(Augmentation):
         file = Path(path).expanduser()
         try:
             settings = tomllib.loads(file.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise DataError(f"The recipe {file} cannot be read: {error.strerror or error}.") from error
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise DataError(f"The recipe {file} is no TOML: {error}.") from error
+        except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise DataError(f"The recipe {file} cannot be read: {getattr(error, 'strerror', error)}.") from error
         preset = settings.pop("preset", None)
         settings.setdefault("name", file.stem)
         return cls.from_dict(settings) if preset is None else cls.preset(preset, **settings)

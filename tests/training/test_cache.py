@@ -7,15 +7,13 @@ import numpy as np
 import pytest
 
 import leukemia_dl as ldl
-from discs import IMAGES, LABELS, SMALL
+from discs import IMAGES, LABELS, SMALL, counting
 from leukemia_dl.models.build import build_model
 from leukemia_dl.models.classifier import predict_logits, softmax, symmetric_form
 from leukemia_dl.models.heads import split_at_features
 from leukemia_dl.plugins import DISTRIBUTION
-from leukemia_dl.training import ModelCache, Recipe, fingerprints, fit
+from leukemia_dl.training import FeatureCache, ModelCache, Recipe, Subset, cache, fit
 from leukemia_dl.training.backends import prepare
-from leukemia_dl.training.batches import Subset
-from leukemia_dl.training.features import FeatureCache
 
 keras = pytest.importorskip("keras")
 HEAD = Recipe(image_size=32, head_epochs=3, epochs=0, batch_size=8, head_learning_rate=1e-2)
@@ -31,26 +29,22 @@ def extractor():
 @pytest.fixture
 def computed(monkeypatch):
     """Count the images that go through a net to be turned into features."""
-    from leukemia_dl.training import features
-
     seen = []
-    plain = features.predict_in_batches
+    plain = cache.predict_in_batches
 
     def counting(model, inputs, batch_size):
         seen.append(len(inputs))
         return plain(model, inputs, batch_size)
 
-    monkeypatch.setattr(features, "predict_in_batches", counting)
+    monkeypatch.setattr(cache, "predict_in_batches", counting)
     return seen
 
 
 @pytest.fixture
 def said(monkeypatch):
     """The warnings; not by caplog, since some library that the suite has imported before may have silenced logging."""
-    from leukemia_dl.training import features
-
     heard = []
-    monkeypatch.setattr(features._log, "warning", lambda text, *values: heard.append(text % values))
+    monkeypatch.setattr(cache._log, "warning", lambda text, *values: heard.append(text % values))
     return heard
 
 
@@ -83,7 +77,7 @@ def test_a_head_on_cached_features_predicts_as_one_trained_through_the_frozen_ne
     untrained.compile(optimizer, build_loss(recipe, 2), jit_compile=False)
     batches = Batches(*TRAIN, 8, 3)
     optimizer.start(10 * batches.steps)
-    stream = iter(batches)
+    stream = batches.stream()
     for _ in range(10 * batches.steps):
         untrained.train_on_batch(*next(stream))
     mine, theirs = (softmax(predict_logits(model, IMAGES[32:], 16)) for model in (ours.model, untrained))
@@ -97,12 +91,12 @@ def test_folds_and_seeds_share_what_was_computed_once(computed, tmp_path):
     inputs = keras.Input((32, 32, 3))
     keras.Model(inputs, SMALL.build(inputs, None)).save_weights(weights)
     recipe = dataclasses.replace(HEAD, weights=str(weights))
-    cache, models = FeatureCache(tmp_path / "features"), ModelCache()
+    features, models = FeatureCache(tmp_path / "features"), ModelCache()
     rows = np.arange(48)
     for fold in range(3):
         for seed in range(2):
             train, test = (Subset(IMAGES, part) for part in (rows[rows % 3 != fold], rows[rows % 3 == fold]))
-            result = fit(SMALL, train, LABELS[train.rows], 2, recipe, seed=seed, features=cache, models=models)
+            result = fit(SMALL, train, LABELS[train.rows], 2, recipe, seed=seed, features=features, models=models)
             found = result.logits(test)
             np.testing.assert_allclose(found, predict_logits(result.model, test, 32), atol=1e-4)
     assert sum(computed) == 48
@@ -110,7 +104,7 @@ def test_folds_and_seeds_share_what_was_computed_once(computed, tmp_path):
     fit(SMALL, Subset(IMAGES, rows[:8]), LABELS[:8], 2, recipe, features=FeatureCache(tmp_path / "features"))
     assert sum(computed) == 48
     assert [file.name.startswith("small-") for file in list((tmp_path / "features").glob("*.npy"))] == [True]
-    fit(SMALL, *TRAIN, 2, recipe, features=cache)
+    fit(SMALL, *TRAIN, 2, recipe, features=features)
     assert sum(computed) == 48 + 32
 
 
@@ -153,7 +147,12 @@ def plain_views(model, images):
 
 @pytest.mark.parametrize(
     "damage",
-    [lambda content: b"", lambda content: content[:6], lambda content: b"nothing of the kind" * 99],
+    [
+        lambda content: b"",
+        lambda content: content[:6],
+        lambda content: b"nothing of the kind" * 99,
+        lambda content: content[:200] + bytes([content[200] ^ 1]) + content[201:],
+    ],
 )
 def test_a_damaged_file_is_computed_again(extractor, computed, tmp_path, damage, said):
     device = prepare()
@@ -171,9 +170,9 @@ def test_a_damaged_file_is_computed_again(extractor, computed, tmp_path, damage,
 
 def test_where_nothing_can_be_written_features_are_held_in_memory(extractor, computed, tmp_path, said):
     (tmp_path / "file").write_text("in the way")
-    cache = FeatureCache(tmp_path / "file")
-    found = cache.read(extractor, IMAGES, prepare(), 8)
-    np.testing.assert_array_equal(cache.read(extractor, IMAGES, prepare(), 8)[:], found[:])
+    features = FeatureCache(tmp_path / "file")
+    found = features.read(extractor, IMAGES, prepare(), 8)
+    np.testing.assert_array_equal(features.read(extractor, IMAGES, prepare(), 8)[:], found[:])
     assert found.shape[0] == 48
     assert sum(computed) == 48
     assert len(said) == 1
@@ -181,10 +180,10 @@ def test_where_nothing_can_be_written_features_are_held_in_memory(extractor, com
 
 
 def test_images_that_were_changed_in_place_are_other_images(extractor):
-    cache, device, buffer = FeatureCache(), prepare(), IMAGES.copy()
-    first = cache.read(extractor, buffer, device, 8)[:]
+    features, device, buffer = FeatureCache(), prepare(), IMAGES.copy()
+    first = features.read(extractor, buffer, device, 8)[:]
     buffer[:] = IMAGES[::-1]
-    np.testing.assert_array_equal(cache.read(extractor, buffer, device, 8)[:], first[::-1])
+    np.testing.assert_array_equal(features.read(extractor, buffer, device, 8)[:], first[::-1])
 
 
 def factor(number):
@@ -216,11 +215,11 @@ def mute(number):
 @pytest.mark.parametrize("kind", [factor, own_layer, mute])
 def test_nets_that_compute_something_else_do_not_share_features(kind, tmp_path):
     """Same layers, same weights: what differs is an operation, the code of a layer, or what it will not say."""
-    cache, device, found = FeatureCache(tmp_path), prepare(), []
+    features, device, found = FeatureCache(tmp_path), prepare(), []
     for number in (1.0, -3.0):
         keras.utils.set_random_seed(0)
         net, _ = split_at_features(build_model(kind(number), 32, 2))
-        found.append(cache.read(net, IMAGES[:4], device, 8)[:])
+        found.append(features.read(net, IMAGES[:4], device, 8)[:])
         np.testing.assert_array_equal(found[-1], FeatureCache().read(net, IMAGES[:4], device, 8)[:])
     assert not np.allclose(*found)
 
@@ -237,18 +236,119 @@ def test_what_a_killed_process_has_left_is_deleted_by_the_next(extractor, tmp_pa
 
 def test_another_precision_device_or_version_computes_anew(extractor, computed, tmp_path, monkeypatch):
     """20, mutant 18: what a backend computes with is part of what names the features."""
-    cache, device = FeatureCache(tmp_path), prepare()
+    features, device = FeatureCache(tmp_path), prepare()
     images = IMAGES[:4].copy()
     images.flags.writeable = False
     for changes in ({}, {"dtype_policy": "mixed_bfloat16"}, {"name": "another"}, {"threads": device.threads + 1}):
-        cache.read(extractor, images, dataclasses.replace(device, **changes), 4)
+        features.read(extractor, images, dataclasses.replace(device, **changes), 4)
     assert computed == [4, 4, 4, 4]
-    cache.read(extractor, images, device, 4)
+    features.read(extractor, images, device, 4)
     assert computed == [4, 4, 4, 4]
     assert len(list(tmp_path.glob("*.npy"))) == 4
-    known = fingerprints.installed_version
+    known = cache.installed_version
     for count, changed in enumerate((DISTRIBUTION, "keras", device.backend), 5):
         versions = {changed: "another"}
-        monkeypatch.setattr(fingerprints, "installed_version", lambda name, v=versions: v.get(name, known(name)))
-        cache.read(extractor, images, device, 4)
+        monkeypatch.setattr(cache, "installed_version", lambda name, v=versions: v.get(name, known(name)))
+        features.read(extractor, images, device, 4)
         assert computed == [4] * count, changed
+
+
+# One built and compiled net for all folds and seeds: to the bit what a net built anew gives, and traced once.
+QUICK = Recipe(image_size=32, epochs=1, batch_size=8, learning_rate=3e-3)
+VALIDATION = (IMAGES[40:], LABELS[40:])
+SETTINGS = {
+    "full": {},
+    "everything": {"rotation": 20.0, "ema_momentum": 0.9, "class_balance": "weights", "label_smoothing": 0.1},
+    "both": {"head_epochs": 1, "schedule": "constant", "warmup_fraction": 0.0},
+}
+
+
+def weights(result):
+    return [array.copy() for array in result.model.get_weights()]
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_a_net_that_is_used_again_gives_the_bits_of_a_new_one(name):
+    recipe, kept = dataclasses.replace(QUICK, **SETTINGS[name]), ModelCache()
+    for seed, count in ((0, 40), (1, 32)):  # two seeds, two folds of other lengths
+        train = (IMAGES[:count], LABELS[:count])
+        again = fit(SMALL, *train, 2, recipe, seed=seed, validation=VALIDATION, models=kept)
+        found = weights(again)
+        new = fit(SMALL, *train, 2, recipe, seed=seed, validation=VALIDATION)
+        for mine, other in zip(found, weights(new), strict=True):
+            np.testing.assert_array_equal(mine, other)
+        columns = [column for column in new.history if column != "seconds"]
+        assert again.history[columns].equals(new.history[columns])
+
+
+def test_a_frozen_backbone_of_given_weights_is_not_even_built_again(tmp_path, monkeypatch):
+    inputs = keras.Input((32, 32, 3))
+    keras.Model(inputs, SMALL.build(inputs, None)).save_weights(tmp_path / "small.weights.h5")
+    recipe = dataclasses.replace(
+        QUICK, weights=str(tmp_path / "small.weights.h5"), head_epochs=2, epochs=0, head_units=5
+    )
+    built, plain = [], cache.build_model
+    monkeypatch.setattr(cache, "build_model", lambda *a, **k: built.append(1) or plain(*a, **k))
+    kept = ModelCache()
+    for seed in range(3):
+        found = weights(fit(SMALL, IMAGES, LABELS, 2, recipe, seed=seed, models=kept))
+    assert len(built) == 1
+    for mine, other in zip(found, weights(fit(SMALL, IMAGES, LABELS, 2, recipe, seed=2)), strict=True):
+        np.testing.assert_array_equal(mine, other)
+
+
+def test_one_trace_serves_all_folds_and_seeds():
+    traced = []
+    spec = counting(traced)
+    kept = ModelCache()
+    fit(spec, IMAGES[:40], LABELS[:40], 2, QUICK, models=kept)
+    # What is counted besides: building the net, and statistics of BatchNorm, which are not compiled.
+    first = len(traced)
+    for seed, count in ((1, 40), (0, 32), (1, 32)):
+        fit(spec, IMAGES[:count], LABELS[:count], 2, QUICK, seed=seed, models=kept)
+    per_fit = (len(traced) - first) / 3
+    traced.clear()
+    fit(spec, IMAGES[:40], LABELS[:40], 2, QUICK)
+    assert per_fit < len(traced) == first
+
+
+@pytest.mark.parametrize("change", [{"batch_size": 4}, {"label_smoothing": 0.2}, {"learning_rate": 1e-2}])
+def test_other_settings_are_another_net(change):
+    kept = ModelCache()
+    one = fit(SMALL, IMAGES[:16], LABELS[:16], 2, QUICK, models=kept)
+    assert fit(SMALL, IMAGES[:16], LABELS[:16], 2, QUICK, models=kept).model is one.model
+    other = fit(SMALL, IMAGES[:16], LABELS[:16], 2, dataclasses.replace(QUICK, **change), models=kept)
+    assert other.model is not one.model
+
+
+def test_without_a_cache_two_fits_share_nothing():
+    one = fit(SMALL, IMAGES[:16], LABELS[:16], 2, QUICK)
+    before = weights(one)
+    other = fit(SMALL, IMAGES[:16], LABELS[:16], 2, QUICK, seed=1)
+    assert other.model is not one.model
+    for mine, kept in zip(weights(one), before, strict=True):
+        np.testing.assert_array_equal(mine, kept)
+
+
+def test_a_file_of_weights_that_has_changed_is_read_again(tmp_path):
+    recipe = dataclasses.replace(QUICK, weights=str(tmp_path / "small.weights.h5"), head_epochs=1, epochs=0)
+    kept, first = ModelCache(), []
+    for seed in (0, 1):
+        keras.utils.set_random_seed(seed)
+        inputs = keras.Input((32, 32, 3))
+        keras.Model(inputs, SMALL.build(inputs, None)).save_weights(tmp_path / "small.weights.h5")
+        first.append(weights(fit(SMALL, IMAGES[:16], LABELS[:16], 2, recipe, models=kept))[0])
+    assert not np.array_equal(*first)
+
+
+def test_a_plugin_that_adds_random_layers_to_what_it_fetches_has_them_anew_for_each_seed():
+    def build(inputs, weights):
+        x = keras.layers.Conv2D(4, 3, kernel_initializer="ones", name="fetched")(inputs)
+        return keras.layers.Conv2D(4, 3, name="added")(x)
+
+    spec = dataclasses.replace(SMALL, build=build, weights=("mine",))
+    recipe, kept = dataclasses.replace(QUICK, weights="mine", head_epochs=2, epochs=0), ModelCache()
+    for seed in (0, 1):
+        found = weights(fit(spec, IMAGES, LABELS, 2, recipe, seed=seed, models=kept))
+        for mine, other in zip(found, weights(fit(spec, IMAGES, LABELS, 2, recipe, seed=seed)), strict=True):
+            np.testing.assert_array_equal(mine, other)
