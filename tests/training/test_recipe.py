@@ -66,7 +66,6 @@ def test_every_setting_changes_the_digest():
         ("name", ""),
         ("weights", 3),
         ("if_no_weights", "epochs"),
-        ("if_no_weights", {"epochs": -1}),
         ("callbacks", 3),
         ("image_size", "Native"),
         ("epochs", 2.5),
@@ -90,6 +89,11 @@ def test_every_setting_changes_the_digest():
 def test_a_wrong_value_is_refused_by_name(name, value):
     with pytest.raises(SettingsError, match=name):
         Recipe(**{name: value})
+
+
+def test_a_wrong_value_in_if_no_weights_is_refused_by_name():
+    with pytest.raises(SettingsError, match="epochs must be a whole number"):
+        Recipe(if_no_weights={"epochs": -1})
 
 
 def test_numbers_of_numpy_are_those_of_python():

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from leukemia_dl.checks import choice, flag, real_number, whole_number
-from leukemia_dl.errors import ImageError, SettingsError
+from leukemia_dl.errors import ImageError
 from leukemia_dl.identity import generator
 from leukemia_dl.preprocess import GIEMSA
 from leukemia_dl.preprocess.colour import LIGHT, stain_matrix
@@ -25,10 +25,10 @@ from leukemia_dl.training.backends import xla_jit
 
 __all__ = ["PARAMETERS", "Augmentation", "augment", "augment_images", "background_colour", "training_model"]
 
+# Columns of the array that `Augmentation.draw` returns; the last three are the colour of the image's background.
 PARAMETERS = (
     "turns", "mirror", "angle", "down", "right", "brightness", "contrast", "stain_1", "stain_2", "red", "green", "blue",
 )  # fmt: skip
-"""Columns of the array that `Augmentation.draw` returns; the last three are the colour of the image's background."""
 _DARKEST = 32.0  # Sum of the three channels above which a pixel is certainly cell; C-NMC's have 60 and more.
 
 
@@ -124,17 +124,16 @@ def background_colour(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
 def augment(
     images: Any, parameters: Any, settings: Augmentation, compiled: Callable[[Any], Any] = lambda part: part
 ) -> Any:
-    """Apply drawn parameters with `keras.ops`.
+    """Return augmented images, float32 (n, size, size, 3), 0..255, computed with `keras.ops`.
+
+    Right angles and mirroring come first and are exact; then rotation and shift in one bilinear step; then colour, on
+    pixels that are not exactly black.
 
     Args:
         images: Tensor (n, size, size, 3), RGB 0..255, uint8 or float32. `size` is static.
-        parameters: float32 tensor (n, len(PARAMETERS)).
-        settings: Switches parts on. Right angles and mirroring come first and are exact; then rotation and shift in one
-            bilinear step; then colour, on pixels that are not exactly black.
+        parameters: float32 tensor (n, len(PARAMETERS)), see `Augmentation.draw`.
+        settings: Switches parts on.
         compiled: Compiles each part, a function of tensors, such as `backends.xla_jit`.
-
-    Returns:
-        float32 (n, size, size, 3), 0..255.
     """
     from keras import ops
 
@@ -166,13 +165,10 @@ def augment_images(
     `settings` is an `Augmentation`, such as a `Recipe`; `seed` that of a trial, `epoch` counts from 0.
 
     Raises:
-        SettingsError: If the settings are another object.
         ImageError: If the images are another array.
     """
     from keras import ops
 
-    if not isinstance(settings, Augmentation):
-        raise SettingsError(f"settings must be an Augmentation or a Recipe. Received: {settings!r}.")
     if check_image(images, batch=True).ndim != 4 or images.shape[1] != images.shape[2]:
         raise ImageError(f"Augmentation takes square images (n, size, size, 3). Received: {images.shape}.")
     parameters = settings.draw(background_colour(images), seed, epoch)
@@ -182,10 +178,7 @@ def augment_images(
 
 
 def training_model(model: Any, settings: Augmentation) -> Any:
-    """Return a `keras.Model` ([images, parameters] to logits) that augments, then calls `model`, sharing its weights.
-
-    `images` are uint8, so that a quarter of the bytes travel to the device.
-    """
+    """Return a `keras.Model` ([uint8 images, parameters] to logits) that augments, then calls `model`."""
     import keras
 
     once = functools.cache(xla_jit)  # otherwise compiled again in each call of an uncompiled net
@@ -211,9 +204,7 @@ def _motion(value: dict[str, Any], size: int) -> tuple[Any, Any, Any, Any, Any, 
     """
     from keras import ops
 
-    turns, mirror, angle, down, right = (
-        ops.reshape(value[name], (-1, 1, 1)) for name in ("turns", "mirror", "angle", "down", "right")
-    )
+    turns, mirror, angle, down, right = (ops.reshape(value[name], (-1, 1, 1)) for name in PARAMETERS[:5])
     flip = 1 - 2 * mirror
     odd = ops.cast(ops.equal(ops.mod(turns, 2.0), 1.0), "float32")
     sign = ops.where(turns < 1.5, 1.0, -1.0)

@@ -55,18 +55,15 @@ class ComputeConfig:
 
 @dataclass(frozen=True)
 class Device:
-    """The device that a fit runs on: kind "gpu" or "cpu", Keras's dtype policy and argument `jit_compile`.
-
-    `gpus` is the number of GPUs that the backend sees.
-    """
+    """The device that a fit runs on."""
 
     backend: str
-    kind: str
+    kind: str  # "gpu" or "cpu"
     name: str
-    dtype_policy: str
-    jit_compile: bool | str
+    dtype_policy: str  # of Keras
+    jit_compile: bool | str  # argument of `compile`
     threads: int
-    gpus: int
+    gpus: int  # that the backend sees
 
 
 # Name of the GPU or None, whether it has bfloat16, threads of an operation, number of GPUs.
@@ -104,8 +101,8 @@ def _check_settings_of_keras() -> None:
         found = getattr(keras.config, name)()
         if found != value:
             raise BackendError(
-                f"Keras is set to {name}={found!r}; it has to be {value!r}. Correct it in ~/.keras/keras.json or in "
-                f"the environment variables KERAS_*, or call keras.config.set_{name}({value!r})."
+                f"Keras is set to {name}={found!r}; it has to be {value!r}: see ~/.keras/keras.json and environment "
+                f"variables KERAS_*, or call keras.config.set_{name}({value!r})."
             )
 
 
@@ -203,11 +200,9 @@ def _start_tensorflow(device: str, threads: int) -> _Started:
             config.threading.set_inter_op_parallelism_threads(1)
     tf.zeros(()).numpy()  # starts the run-time now, while its messages are kept from the terminal
     threads = int(config.threading.get_intra_op_parallelism_threads()) or core_count()
-    if gpu is None:
-        return None, False, threads, len(gpus)
-    details = config.experimental.get_device_details(gpu)
+    details = {} if gpu is None else config.experimental.get_device_details(gpu)
     has_bfloat16 = details.get("compute_capability", (0, 0)) >= (8, 0)
-    return str(details.get("device_name", "GPU")), has_bfloat16, threads, len(gpus)
+    return None if gpu is None else str(details.get("device_name", "GPU")), has_bfloat16, threads, len(gpus)
 
 
 def _not_about_retracing(record: logging.LogRecord) -> bool:
@@ -226,9 +221,8 @@ def _start_jax(device: str, threads: int) -> _Started:
     gpu = _chosen(device, gpus)
     wanted = jax.devices("cpu")[0] if gpu is None else gpu
     jax.config.update("jax_default_device", None if device == "auto" else wanted)
-    if gpu is None:
-        return None, False, threads, len(gpus)
-    return str(gpu.device_kind), float(getattr(gpu, "compute_capability", 0)) >= 8.0, threads, len(gpus)
+    has_bfloat16 = float(getattr(gpu, "compute_capability", 0)) >= 8.0
+    return None if gpu is None else str(gpu.device_kind), has_bfloat16, threads, len(gpus)
 
 
 def _start_torch(device: str, threads: int) -> _Started:
@@ -240,11 +234,11 @@ def _start_torch(device: str, threads: int) -> _Started:
         os.environ["KERAS_TORCH_DEVICE"] = "cpu"  # Keras reads it when it is imported
     torch.set_num_threads(threads)
     gpus = range(torch.cuda.device_count())
-    number = _chosen(device, gpus)
-    if number is None:
+    gpu = _chosen(device, gpus)
+    if gpu is None:
         return None, False, threads, len(gpus)
-    torch.cuda.set_device(number)
-    return str(torch.cuda.get_device_name(number)), bool(torch.cuda.is_bf16_supported()), threads, len(gpus)
+    torch.cuda.set_device(gpu)
+    return str(torch.cuda.get_device_name(gpu)), bool(torch.cuda.is_bf16_supported()), threads, len(gpus)
 
 
 _START = {"tensorflow": _start_tensorflow, "jax": _start_jax, "torch": _start_torch}

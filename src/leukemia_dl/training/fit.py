@@ -43,8 +43,8 @@ class FitResult:
         model: Trained `keras.Model`, raw RGB to logits.
         recipe: The settings for this backbone, with the batch size that memory allowed.
         history: A row per epoch: `epoch` (from 1), `phase` ("head" or "full"), `loss` and `accuracy` (running, on
-            training images as augmented, the loss as smoothed and weighted), `val_loss` and `val_accuracy` if there is
-            a val side (plain), `seconds`; if an epoch was selected, `inner_val_loss`, the curve it was chosen by.
+            training images as augmented, the loss as smoothed and weighted), `seconds`; with a val side `val_loss` and
+            `val_accuracy` (plain); if an epoch was selected, `inner_val_loss`, the curve it was chosen by.
         device: Device that it ran on.
         batchnorm_layers: Number of layers with re-estimated statistics.
         notes: Differences from the request, in words.

@@ -111,15 +111,16 @@ class Progress:
 
     def save(self, epoch: int, model: Iterable[Any], optimizer: Iterable[Any], force: bool = False) -> None:
         """Write the state, unless that would take too much of the time and there is no `force`; report the epoch."""
-        due = self._seconds < _CHEAP_SECONDS or time.perf_counter() - self._saved_at >= _TIMES_ITS_COST * self._seconds
-        if due or force:
+        rested = time.perf_counter() - self._saved_at >= _TIMES_ITS_COST * self._seconds
+        due = force or rested or self._seconds < _CHEAP_SECONDS
+        if due:
             self._write(epoch, model, optimizer)
         if self.on_epoch is None or not self.rows:
             return
         try:
             self.on_epoch(self.rows[-1]["epoch"], self.rows[-1])
         except BaseException:  # the fit ends here, because the user or a limit stops it
-            if not (due or force):
+            if not due:
                 self._write(epoch, model, optimizer)
             raise
 

@@ -65,8 +65,8 @@ class Recipe(Augmentation):
 
     Attributes:
         name: Name of the preset it comes from.
-        weights: None or "random" for random ones; "pretrained" for the first name that each backbone offers; a name,
-            "imagenet" say (fetched by Keras); the path of an .h5 file; or a mapping from each backbone to one of these.
+        weights: None or "random"; "pretrained" for the first name that each backbone offers; a name such as "imagenet"
+            (fetched by Keras); the path of an .h5 file; or a mapping from each backbone to one of these.
         if_no_weights: Settings for a backbone that offers no weights, such as `cnn`, or if `weights` is None. There is
             no first phase then.
         image_size: Side of the images in pixels; "native" for each backbone's own, so that sizes differ.
@@ -170,10 +170,8 @@ class Recipe(Augmentation):
         weights = self.weights
         texts = [*weights, *weights.values()] if isinstance(weights, Mapping) else [weights]
         if weights is not None and not all(isinstance(text, str) for text in texts):
-            raise SettingsError(
-                "weights must be None, a name or a path, as str, or a mapping from each backbone to one. "
-                f"Received: weights={weights!r}."
-            )
+            allowed = "None, a name or a path, as str, or a mapping from each backbone to one"
+            raise SettingsError(f"weights must be {allowed}. Received: weights={weights!r}.")
         if isinstance(weights, Mapping):
             return dict(weights)
         return None if weights == "random" else weights  # TOML knows no None
@@ -186,12 +184,7 @@ class Recipe(Augmentation):
         for key in changes:
             if key not in allowed:
                 raise unknown_name_error("recipe setting", key, allowed, "It stands in if_no_weights.")
-        if not changes:
-            return {}
-        try:
-            checked = dataclasses.replace(self, **{"if_no_weights": {}, **changes})
-        except SettingsError as error:
-            raise SettingsError(f"In if_no_weights: {error}") from error
+        checked = dataclasses.replace(self, **{"if_no_weights": {}, **changes}) if changes else self
         return {key: getattr(checked, key) for key in changes}
 
     @property
@@ -213,8 +206,8 @@ class Recipe(Augmentation):
             changes |= {"weights": None, "head_epochs": 0, **self.if_no_weights}
             if not changes.get("epochs", self.epochs):
                 raise SettingsError(
-                    f"The recipe {self.name!r} trains a head on the features of a frozen backbone, and {spec.name} has "
-                    f"no {repr(weights) if weights else 'pretrained'} weights: its features would be random. Leave "
+                    f"The recipe {self.name!r} trains a head on a frozen backbone, and {spec.name} has no "
+                    f"{repr(weights) if weights else 'pretrained'} weights: its features would be random. Leave "
                     f"{spec.name} out, pass an .h5 file as weights, or choose a recipe that trains all layers."
                 )
         if changes.get("image_size", self.image_size) == "native":
@@ -312,7 +305,7 @@ class Recipe(Augmentation):
         return cls.from_dict(settings) if preset is None else cls.preset(preset, **settings)
 
     def to_toml(self) -> str:
-        """Return every setting as TOML, which `from_toml` reads; what is None is left out, and is None again then."""
+        """Return every setting that is not None as TOML, which `from_toml` reads."""
         import tomli_w
 
         settings = self.to_dict() | {"callbacks": self.callbacks}
