@@ -3,6 +3,7 @@
 python benchmarks/driver.py
 """
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -15,8 +16,9 @@ import numpy as np
 import pandas as pd
 
 import leukemia_dl as ldl
+from leukemia_dl.benchmark import SerialExecutor
 from leukemia_dl.benchmark.grid_runner import GridRunner
-from leukemia_dl.benchmark.inputs import CellMeasurer, Samples
+from leukemia_dl.benchmark.inputs import Samples
 from leukemia_dl.benchmark.records import blank_record, environment
 from leukemia_dl.benchmark.trial_runner import RunContext, TrialOutput
 
@@ -29,15 +31,12 @@ def timed(function):
     return time.perf_counter() - started, result
 
 
-class Instant:
+class Instant(SerialExecutor):
     """An executor whose trials take no time: what is left is the driver."""
-
-    def __init__(self, records, model):
-        self.records, self.model = records, model
 
     def run(self, trials, context, on_progress):
         for planned in trials:
-            yield TrialOutput(planned.trial, self.records[planned.trial.digest], self.model)
+            yield TrialOutput(planned.trial, records[planned.trial.digest], model)
 
 
 with tempfile.TemporaryDirectory(dir=Path.cwd()) as folder:
@@ -50,7 +49,8 @@ with tempfile.TemporaryDirectory(dir=Path.cwd()) as folder:
     plan = bench.planned
     bench.store.create()
     samples = Samples.of(bench.dataset)
-    context = RunContext(samples, {}, plan.recipe)
+    context = RunContext(samples, {}, plan.recipe, plan.compute, None, True, None, bench.store, None)
+    GridRunner._context = lambda self, nets, executor: contextlib.nullcontext(context)
     rng, records = np.random.default_rng(0), {}
     history = pd.DataFrame({name: rng.random(30) for name in ("loss", "accuracy", "val_loss", "val_accuracy")})
     for planned in plan.trials:
@@ -66,19 +66,19 @@ with tempfile.TemporaryDirectory(dir=Path.cwd()) as folder:
         )
         records[planned.trial.digest] = record
 
-    def run(trials, model):
-        measurer = CellMeasurer(bench.dataset, plan.rows, False)
-        GridRunner(bench.store, context, Instant(records, model), measurer, "reuse", False, False).run(trials, [])
+    def run(trials):
+        GridRunner(plan, bench.store, executor=Instant(), show=False).run(trials)
 
-    few = plan.trials[:20]
-    seconds, _ = timed(lambda: run(few, bytes(MODEL_BYTES)))
+    few, model = plan.trials[:20], bytes(MODEL_BYTES)
+    seconds, _ = timed(lambda: run(few))
     found["driver's own time per trial with a net of 20 MB, s"] = seconds / len(few)
     found["the same as a share of a trial of one minute"] = seconds / len(few) / 60
-    seconds, _ = timed(lambda: run(plan.trials[20:120], b"x"))
+    model = b"x"
+    seconds, _ = timed(lambda: run(plan.trials[20:120]))
     found["driver's own time per trial without a net, s"] = seconds / 100
     # The rest of the store is only to be read: nobody needs to wait for the disk.
     os.fsync = lambda descriptor: None
-    run(plan.trials[120:], b"x")
+    run(plan.trials[120:])
     found["results() of 10,000 trials, s"], frame = timed(bench.results)
     assert list(frame["status"]) == ["ok"] * TRIALS
     found["plan(), full store, s"], frame = timed(bench.plan)

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from markupsafe import Markup
 
-from leukemia_dl.text import printable
+from leukemia_dl.text import duration, printable
 
 
 @pytest.mark.parametrize(
@@ -38,3 +38,15 @@ def test_no_text_keeps_a_control_character(text):
 def test_markup_stays_markup():
     assert printable(Markup("<b>\x1b</b>")) == Markup("<b>\\x1b</b>")
     assert isinstance(printable(Markup("<b>\x1b</b>")), Markup)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.01, "less than 1 s"), (1, "1 s"), (40.4, "40 s"),
+        (99, "99 s"), (100, "2 min"), (720, "12 min"), (5_900, "98 min"),
+        (11_400, "3 h 10 min"), (170_000, "47 h 13 min"), (180_000, "2 d 2 h"), (3e6, "34 d 17 h"),
+    ],
+)  # fmt: skip
+def test_durations_are_said_as_people_say_them(seconds, text):
+    assert duration(seconds) == text

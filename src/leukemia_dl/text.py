@@ -5,7 +5,7 @@ import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
-__all__ = ["UNKNOWN_NAMES", "counted", "is_unknown", "listed", "name_key", "printable"]
+__all__ = ["UNKNOWN_NAMES", "counted", "duration", "is_unknown", "listed", "name_key", "printable"]
 
 _POINT_ZERO = re.compile(r"(\d+)\.0+", re.ASCII)
 UNKNOWN_NAMES = frozenset({"", "-", "?", "#n/a", "<na>", "n/a", "na", "nan", "none", "null", "unknown"})
@@ -30,6 +30,19 @@ def printable(text: str, kept: str = "\n\t") -> str:
     unusual = set(text) - {*kept, "\u200c", "\u200d"}
     odd = [c for c in unusual if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp")]
     return text.translate({ord(c): c.encode("unicode_escape").decode() for c in odd})
+
+
+def duration(seconds: float) -> str:
+    """Return seconds as people say them: "less than 1 s", "40 s", "12 min", "3 h 10 min", "5 d 2 h"."""
+    if seconds < 1:
+        return "less than 1 s"
+    if seconds < 99.5:
+        return f"{round(seconds)} s"
+    minutes = round(seconds / 60)
+    if minutes < 100:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
 
 
 def counted(number: int, noun: str) -> str:

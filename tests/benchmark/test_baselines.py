@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
 
-from leukemia_dl import Dataset
-from leukemia_dl.benchmark.baselines import BASELINES, CellMeasures, check_baseline, measure_cells, predict_baseline
+import grids
+from leukemia_dl import Benchmark, Dataset
+from leukemia_dl.benchmark.baselines import CellMeasures, measure_cells, predict_baseline
 from leukemia_dl.datasets import Split
 from leukemia_dl.errors import UnknownNameError
 
@@ -49,10 +50,18 @@ def test_cells_on_the_train_side_alone_are_not_enough():
     assert "0% of the test images show a single cell" in reason
 
 
-def test_unknown_names():
-    assert [check_baseline(name) for name in BASELINES] == list(BASELINES)
+def test_rows_that_are_not_measured_show_no_cell(synthetic_root):
+    dataset = grids.dataset(synthetic_root)
+    rows = np.array([1, 4])
+    some, every = measure_cells(dataset, rows, show_progress=False), measure_cells(dataset, show_progress=False)
+    np.testing.assert_array_equal(np.flatnonzero(some.single_cell), rows)
+    np.testing.assert_array_equal(some.size[rows], every.size[rows])
+    assert not some.size[[0, 2, 3]].any()
+
+
+def test_an_unknown_name_is_refused_with_the_near_match(synthetic_root):
     with pytest.raises(UnknownNameError, match="Did you mean 'cell_size'"):
-        check_baseline("cell_sizes")
+        Benchmark(grids.dataset(synthetic_root), ["cnn"], baselines=["cell_sizes"])
 
 
 def test_measures_of_real_cells_agree_with_the_published_boxes(c_nmc_sample, c_nmc_manifest):

@@ -1,7 +1,9 @@
-"""Drivers as whole programs: interrupted, killed, two at a time, and what they keep in memory."""
+"""Drivers as whole programs: interrupted, killed, two at a time, what they keep in memory, and what they show."""
 
 import contextlib
+import dataclasses
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -10,6 +12,11 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+
+import grids
+import leukemia_dl as ldl
+from leukemia_dl.benchmark.trial import Record
+from leukemia_dl.models import registry
 
 HELPERS = Path(__file__).parents[1] / "helpers"
 PROGRAM = f"""
@@ -138,7 +145,7 @@ sys.path.insert(0, {str(HELPERS)!r})
 from pathlib import Path
 import grids
 import leukemia_dl as ldl
-from leukemia_dl.benchmark.progress import GridProgress
+from leukemia_dl.benchmark.grid_runner import GridProgress
 ends = GridProgress.end
 def end(self, *arguments, **keywords):
     ends(self, *arguments, **keywords)
@@ -159,3 +166,68 @@ def test_trials_leave_no_memory_behind_in_the_driver(synthetic_root, tmp_path, t
     kilobytes = [int(word) for word in ran.stdout.split()]
     assert len(kilobytes) == trials, ran.stderr
     assert kilobytes[-1] <= 1.1 * kilobytes[4], kilobytes
+
+
+@pytest.fixture(autouse=True)
+def _backbones(monkeypatch):
+    monkeypatch.setattr(registry, "_registered", {})
+    grids.register(grids.tiny, grids.raises)
+
+
+@pytest.fixture(scope="module")
+def dataset(synthetic_root):
+    return grids.dataset(synthetic_root)
+
+
+def test_expected_seconds_are_those_of_earlier_trials_of_the_same_kind(dataset, tmp_path):
+    def bench(**settings):
+        settings = {"recipe": grids.RECIPE, "store": tmp_path, "baselines": [], **settings}
+        return ldl.Benchmark(dataset, ["tiny", "raises"], **settings)
+
+    mine, longer = bench(seeds=[0, 1, 2]), bench(recipe=dataclasses.replace(grids.RECIPE, epochs=9), seeds=[0])
+    tiny = [planned.trial for planned in mine.planned.trials]
+    done = {"status": "ok", "metrics": {"accuracy": 1.0, "loss": 0.1}}
+    mine.store.create()
+    mine.store.write(Record(tiny[0], timings={"seconds": 10.0}, **done))
+    mine.store.write(Record(tiny[1], timings={"seconds": 20.0}, **done))
+    mine.store.write(Record(tiny[3], "failed", timings={"seconds": 1.0}))
+    plan = mine.plan()
+    assert list(plan["backbone"]) == ["tiny"] * 3 + ["raises"] * 3
+    assert list(plan["seconds"][:3]) == [15.0] * 3
+    assert plan["seconds"][3:].isna().all()
+    assert longer.plan()["seconds"].isna().all()
+    mine.store.write(Record(longer.planned.trials[0].trial, timings={"seconds": 8.0}, **done))
+    assert longer.plan()["seconds"][0] == 8.0
+
+
+def test_the_plan_says_what_trials_cost(dataset, tmp_path, caplog):
+    bench = ldl.Benchmark(dataset, ["tiny"], recipe=grids.RECIPE, store=tmp_path, baselines=["majority"], seeds=[0])
+    assert bench.plan()["seconds"].isna().all()
+    bench.run(executor="in-process", show_progress=False)
+    more = ldl.Benchmark(dataset, ["tiny"], recipe=grids.RECIPE, store=tmp_path, baselines=["majority"], seeds=[0, 1])
+    plan, timings = more.plan(), bench.timings()
+    assert list(plan["status"]) == ["ok", "to do", "ok"]
+    assert list(plan["seconds"]) == [timings["seconds"][0], timings["seconds"][0], timings["seconds"][1]]
+    assert plan["digest"].str.fullmatch("[0-9a-f]{64}").all()
+    assert [digest[:12] == trial[-12:] for digest, trial in zip(plan["digest"], plan["trial"], strict=True)] == [
+        True
+    ] * 3
+    (tmp_path / "trials" / plan["trial"][0] / "record.json").write_text("")
+    assert list(more.plan()["status"]) == ["to do", "to do", "ok"]
+    assert "is damaged" in caplog.text
+    assert list((tmp_path / "trials").iterdir()), "a plan changes nothing"
+
+
+def test_the_time_left_follows_from_finished_trials_and_nothing_is_timed_before(dataset, tmp_path, capsys):
+    def lines(*seeds):
+        made = ldl.Benchmark(dataset, ["tiny"], recipe=grids.RECIPE, store=tmp_path, baselines=[], seeds=seeds)
+        made.run(executor="in-process")
+        return capsys.readouterr().err.splitlines()
+
+    first = lines(0, 1)
+    assert re.fullmatch("tiny .*fold 2 seed 0 ...", first[0])
+    ends = [line for line in first if "accuracy" in line and line.startswith("[")]
+    assert re.search("; (about|less than) .* left$", ends[0])
+    assert "left" not in ends[1]
+    (expected,) = (line for line in lines(0, 1, 2) if "on this machine" in line)
+    assert re.search(" left on this machine.$", expected)

@@ -12,6 +12,7 @@ import pytest
 import grids
 import leukemia_dl as ldl
 from leukemia_dl.benchmark import RayExecutor
+from leukemia_dl.benchmark.process_executor import choose_executor
 from leukemia_dl.models import registry
 
 pytest.importorskip("ray")
@@ -136,7 +137,5 @@ print(*bench.run(executor="ray", show_progress=False)["status"])
 
 def test_a_cluster_needs_its_address():
     """20.43: the address of a cluster is part of the executor's name."""
-    from leukemia_dl.benchmark.process_executor import choose_executor
-
-    assert choose_executor("ray", None, 1)._address is None
-    assert choose_executor("ray:10.0.0.1:6379", None, 1)._address == "10.0.0.1:6379"
+    assert choose_executor("ray", None, 1).address is None
+    assert choose_executor("ray:10.0.0.1:6379", None, 1).address == "10.0.0.1:6379"

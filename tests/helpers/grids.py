@@ -77,7 +77,7 @@ def cannot_be_saved(inputs, weights):
 def starts_a_daemon(inputs, weights):
     if os.fork() == 0:
         os.setsid()
-        time.sleep(120)
+        time.sleep(300)
         os._exit(0)
     return tiny(inputs, weights)
 

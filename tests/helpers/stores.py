@@ -61,7 +61,7 @@ def made_up(store, dataset, backbones=("cnn", "vgg16"), *, failed=(), missing=()
             record = failed_record(record, MemoryError("no memory for <b>this</b> one"), 0.0)
         else:
             record = _made_up(record, planned, samples, random, learned)
-        bench.store.write(replace(record, row={**record.row, "changes": planned.changes}))
+        bench.store.write(record)
     return bench
 
 

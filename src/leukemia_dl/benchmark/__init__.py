@@ -1,22 +1,10 @@
-"""The GRID: which trials there are, who runs them, and the folder that keeps what each left.
-
-One fit is the business of `training/`, metrics of `evaluation/`, pictures of `reporting/`.
-"""
+"""The grid of a comparison: which trials there are, what runs them, and the folder that keeps their records."""
 
 from leukemia_dl.benchmark.benchmark import Benchmark
-from leukemia_dl.benchmark.executors import SerialExecutor, SubmitExecutor
+from leukemia_dl.benchmark.executors import RayExecutor, SerialExecutor, SubmitExecutor
 from leukemia_dl.benchmark.process_executor import ProcessExecutor
-from leukemia_dl.benchmark.ray_executor import RayExecutor
 from leukemia_dl.benchmark.store import Store
 from leukemia_dl.benchmark.trial import Record, Trial
 
-__all__ = [
-    "Benchmark",
-    "ProcessExecutor",
-    "RayExecutor",
-    "Record",
-    "SerialExecutor",
-    "Store",
-    "SubmitExecutor",
-    "Trial",
-]
+__all__ = ["Benchmark", "ProcessExecutor", "RayExecutor", "Record", "SerialExecutor", "Store", "SubmitExecutor",
+           "Trial"]  # fmt: skip

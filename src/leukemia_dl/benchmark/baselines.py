@@ -13,11 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from leukemia_dl.datasets import Dataset, Split
-from leukemia_dl.errors import unknown_name_error
 from leukemia_dl.preprocess import foreground_mask, is_single_cell, mask_colour, silhouette
 from leukemia_dl.progress import parallel_map
 
-__all__ = ["BASELINES", "FITTED_BY", "CellMeasures", "check_baseline", "measure_cells", "predict_baseline"]
+__all__ = ["BASELINES", "FITTED_BY", "CellMeasures", "measure_cells", "predict_baseline"]
 
 BASELINES = ("majority", "cell_size", "cell_colour")
 # Distributions whose version changes what a baseline predicts.
@@ -27,32 +26,23 @@ _SINGLE_CELL_SHARE = 0.98
 
 @dataclass(frozen=True)
 class CellMeasures:
-    """Measures of the cell in each image, as it is in its file and so at absolute scale.
+    """Measures of the cell in each image, as it is in its file and so at absolute scale."""
 
-    Attributes:
-        single_cell: Whether the image shows one cell on black (n,).
-        size: Logarithms of area, width, height and perimeter in pixels (n, 4).
-        colour: Mean and standard deviation of red, green and blue inside the cell (n, 6).
-    """
-
-    single_cell: NDArray[np.bool_]
-    size: NDArray[np.float64]
-    colour: NDArray[np.float64]
+    single_cell: NDArray[np.bool_]  # whether the image shows one cell on black (n,)
+    size: NDArray[np.float64]  # logarithms of area, width, height and perimeter in pixels (n, 4)
+    colour: NDArray[np.float64]  # mean and standard deviation of red, green and blue inside the cell (n, 6)
 
 
-def check_baseline(name: str) -> str:
-    """Return `name`, or raise UnknownNameError with the near match."""
-    if name not in BASELINES:
-        raise unknown_name_error("baseline", name, BASELINES)
-    return name
-
-
-def measure_cells(dataset: Dataset, show_progress: bool = True) -> CellMeasures:
-    """Measure the cell in each image in parallel."""
-    images = list(range(len(dataset)))
-    rows = parallel_map(lambda row: _measure(dataset.decode(row)), images, "Measuring cells", show=show_progress)
-    single, size, colour = ([row[i] for row in rows] for i in range(3))
-    return CellMeasures(np.array(single, dtype=bool), np.array(size, np.float64), np.array(colour, np.float64))
+def measure_cells(dataset: Dataset, rows: NDArray[np.int64] | None = None, show_progress: bool = True) -> CellMeasures:
+    """Measure the cell in each image of `rows`, by default of all; the others count as showing no cell."""
+    rows = np.arange(len(dataset)) if rows is None else rows
+    found = parallel_map(
+        lambda row: _measure(dataset.decode(int(row))), rows.tolist(), "Measuring cells", show=show_progress
+    )
+    single, size, colour = np.zeros(len(dataset), bool), np.zeros((len(dataset), 4)), np.zeros((len(dataset), 6))
+    for row, measures in zip(rows, found, strict=True):
+        single[row], size[row], colour[row] = measures
+    return CellMeasures(single, size, colour)
 
 
 def _measure(image: NDArray[np.uint8]) -> tuple[bool, list[float], list[float]]:
@@ -68,19 +58,11 @@ def _measure(image: NDArray[np.uint8]) -> tuple[bool, list[float], list[float]]:
 def predict_baseline(
     name: str, labels: NDArray[np.int64], split: Split, classes: int, measures: Callable[[], CellMeasures]
 ) -> tuple[NDArray[np.float64], str]:
-    """Fit a baseline on the train side and predict the val side, then the test side.
+    """Fit one of `BASELINES` on the train side, and return probabilities of the val side, then the test side.
 
-    Args:
-        name: One of `BASELINES`.
-        labels: Class indices of all samples.
-        split: Rows to fit on and to predict.
-        classes: Number of classes.
-        measures: Returns the cells' measures; called only if they are needed.
-
-    Returns:
-        Probabilities (rows, classes), and why the baseline is not applicable ("" if it is).
+    `measures` returns the cells' measures and is called only if they are needed. The text that is returned says why the
+    baseline is not applicable; "" if it is.
     """
-    check_baseline(name)
     train, predict = split.train, np.concatenate([split.val, split.test])
     counts = np.bincount(labels[train], minlength=classes)
     if name == "majority":

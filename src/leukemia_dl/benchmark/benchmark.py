@@ -5,39 +5,26 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 
-from leukemia_dl.benchmark import external
-from leukemia_dl.benchmark.baselines import BASELINES, check_baseline, measure_cells
-from leukemia_dl.benchmark.external import LabelMap
-from leukemia_dl.benchmark.grid_runner import GridRunner, split_by_store
-from leukemia_dl.benchmark.inputs import CellMeasurer, Samples, read_images
-from leukemia_dl.benchmark.plan import (
-    Plan,
-    check_shard,
-    checked_seeds,
-    net_settings,
-    planned_trials,
-    shard_of,
-    splits_of,
-    unique_names,
-)
-from leukemia_dl.benchmark.process_executor import check_device, choose_executor
-from leukemia_dl.benchmark.progress import Costs
+from leukemia_dl.benchmark import plan
+from leukemia_dl.benchmark.baselines import BASELINES, measure_cells
+from leukemia_dl.benchmark.external import ExternalTest, LabelMap
+from leukemia_dl.benchmark.grid_runner import GridRunner
+from leukemia_dl.benchmark.process_executor import choose_executor
 from leukemia_dl.benchmark.records import history_frame, prediction_frame, result_frame, timing_frame
 from leukemia_dl.benchmark.run_files import StoredRun, read_settings, run_of, settings_text, write_run
 from leukemia_dl.benchmark.store import Store
-from leukemia_dl.benchmark.trial import Record, Trial
-from leukemia_dl.benchmark.trial_runner import RunContext
+from leukemia_dl.benchmark.trial import Record
 from leukemia_dl.checks import choice, flag, real_number
 from leukemia_dl.datasets import Dataset
 from leukemia_dl.datasets.protocols import default_protocol
 from leukemia_dl.datasets.splits import whole_numbers
-from leukemia_dl.errors import DamagedRecordError, LeukemiaDLError, SettingsError
-from leukemia_dl.identity import plain_number
+from leukemia_dl.errors import LeukemiaDLError, SettingsError, unknown_name_error
+from leukemia_dl.identity import canonical_json, plain_number
 from leukemia_dl.models.registry import names_of
 from leukemia_dl.preprocess import Pipeline
 from leukemia_dl.training.backends import ComputeConfig
@@ -58,25 +45,22 @@ class Benchmark:
         dataset: The images. Those without a label are left out.
         backbones: Names of backbones, or specs, which are registered; by default the five built-in architectures.
         recipe: Name of a preset, or a `Recipe`.
-        protocol: How the data set is split, see `leukemia_dl.make_splits`; None for its official folds if there are
-            any, else its given sides, else `kfold`. Several, such as ["kfold", "random"], show how much a protocol
-            with leakage adds (`leukemia_dl.inflation`).
+        protocol: How the data set is split, see `leukemia_dl.make_splits`; None for its official folds, else its given
+            sides, else `kfold`. Several show how much a protocol with leakage adds (`leukemia_dl.inflation`).
         folds: Which folds are the test side in turn; None for the protocol's own default, "all" for all.
         n_folds: How many folds the protocol "kfold" draws; None for 5, or 3 where patients are few.
         seeds: One trial per seed, each with its own weights, order and augmentation.
         baselines: Baselines to compare with: "majority", "cell_size", "cell_colour".
-        store: Folder for the results; "runs/<dataset>-<recipe>" by default. `run` makes it.
-        pipeline: From file to pixels; by default the data set's canvas at absolute scale, resized to the recipe's
-            image size. Where sizes differ between backbones (`image_size="native"`), a function from a size to a
-            pipeline. A step that is to be fitted, such as `Reinhard()`, is fitted per split, to its training images.
+        store: Folder for the results, which `run` makes; "runs/<dataset>-<recipe>" by default.
+        pipeline: From file to pixels, or a function from an image size to a pipeline; by default the data set's canvas
+            at absolute scale, resized. Steps such as `Reinhard()` are fitted per split, to its training images.
         allow_leakage: Needed for the protocol "random".
         save_models: Keep each trained net in the store, as `model.keras`.
-        device: "auto" for the first GPU where there is one, else the CPU; "cpu", "gpu" or "gpu:1". Rows say which kind
-            it was; it is not part of the name of a trial.
-        threads: Threads of one operation on a CPU, wherever a trial runs; None for as many as the machine of each trial
-            has cores. Not part of the trial's name, but results equal to the bit need equal threads: rows have them.
+        device: "auto" for the first GPU, else the CPU; "cpu", "gpu" or "gpu:1". It is not part of a trial's name.
+        threads: Threads of one operation on a CPU; None for as many as the machine of each trial has cores. It is not
+            part of a trial's name, but results equal to the bit need equal threads.
         callbacks: A function of a `FitContext` that makes Keras callbacks, its name as "module:function", or, for
-            executor="in-process", a list. Not part of the trial's name, since their effect is unknown.
+            executor="in-process", a list. It is not part of a trial's name, since their effect is unknown.
 
     Raises:
         UnknownNameError: For a backbone, baseline, recipe or protocol that is not there.
@@ -114,25 +98,27 @@ class Benchmark:
             given = f"{type(dataset).__name__} and recipe={recipe!r}"
             raise SettingsError(f"Benchmark takes a Dataset, and a Recipe or the name of a preset. Received: {given}.")
         recipe = Recipe.preset(recipe) if isinstance(recipe, str) else recipe
-        names = unique_names("backbones", DEFAULT_BACKBONES if backbones is None else names_of(backbones))
-        baselines = tuple(check_baseline(name) for name in unique_names("baselines", baselines, empty=True))
-        seeds, compute = checked_seeds(seeds), ComputeConfig(device, threads)
-        nets = [net_settings(name, recipe, pipeline, dataset.info.canvas) for name in names]
+        names = plan.unique("backbones", DEFAULT_BACKBONES if backbones is None else names_of(backbones))
+        baselines = plan.unique("baselines", baselines, least=0)
+        if unknown := [name for name in baselines if name not in BASELINES]:
+            raise unknown_name_error("baseline", unknown[0], BASELINES)
+        seeds, compute = plan.unique("seeds", seeds, number=True), ComputeConfig(device, threads)
+        nets = [plan.planned_net(name, recipe, pipeline, dataset.info.canvas) for name in names]
         callbacks = recipe.callbacks if callbacks is None else callbacks
         load_factory(callbacks)
         labelled = dataset.subset(dataset.labels >= 0)
         protocol = default_protocol(labelled) if protocol is None else protocol
-        protocols = unique_names("protocol", (protocol,) if isinstance(protocol, str) else protocol)
+        protocols = plan.unique("protocol", (protocol,) if isinstance(protocol, str) else protocol)
         n_folds, listed = plain_number(n_folds), whole_numbers(folds)
-        splits = splits_of(labelled, protocols, folds, n_folds, allow_leakage)
-        self.planned = Plan(
+        splits = plan.splits_of(labelled, protocols, folds, n_folds, allow_leakage)
+        self.planned = plan.Plan(
             dataset=labelled,
             source=dataset.source,
             recipe=recipe,
             backbones=names,
             baselines=baselines,
             protocols=protocols,
-            folds=cast(Any, folds) if listed is None else listed,
+            folds=folds if listed is None else listed,
             n_folds=n_folds,
             allow_leakage=allow_leakage,
             seeds=seeds,
@@ -140,37 +126,34 @@ class Benchmark:
             compute=compute,
             callbacks=callbacks,
             save_models=flag("save_models", save_models),
-            trials=planned_trials(labelled, splits, nets, seeds, baselines),
+            trials=plan.planned_trials(labelled, splits, nets, seeds, baselines),
         )
         self.dataset, self.splits = labelled, splits
         self.store = Store(Path("runs") / f"{dataset.info.name}-{recipe.name}" if store is None else store)
 
     def __repr__(self) -> str:
-        plan = self.planned
-        return (
-            f"Benchmark({self.dataset.info.name!r}, backbones={list(plan.backbones)}, recipe={plan.recipe.name!r}, "
-            f"protocol={', '.join(plan.protocols)!r}, folds={[split.fold for split in self.splits]}, "
-            f"seeds={list(plan.seeds)}, store={str(self.store.root)!r})"
-        )
+        trials, name = len(self.planned.trials), self.dataset.info.name
+        return f"Benchmark({name!r}, {list(self.planned.backbones)}, {trials} trials, store={str(self.store.root)!r})"
 
     def plan(self) -> pd.DataFrame:
         """Return a row per trial, before anything runs.
 
         Columns: backbone, protocol, fold, seed, `status` ("ok" and "not_applicable", which are not run again; "failed",
-        "damaged", "no model" for one whose net is wanted and is not there, and "to do"), `seconds` (how long earlier
-        trials of this backbone and recipe in the store took on average; NaN where there are none), trial (its folder),
-        digest.
+        "no model" for one whose net is wanted and is not there, and "to do"), `seconds` (how long earlier trials of
+        this backbone and recipe in the store took on average; NaN where there are none), trial (its folder), digest.
         """
-        there = set(self.store.names())
-        trials = [planned.trial for planned in self.planned.trials]
-        found = [self._look(trial) if trial.folder in there else (None, "to do") for trial in trials]
-        costs = Costs(record for record, _ in found if record is not None)
-        rows = [
-            {name: getattr(trial, name) for name in ("backbone", "protocol", "fold", "seed")}
-            | {"status": status, "seconds": costs.expected(trial), "trial": trial.folder, "digest": trial.digest}
-            for trial, (_, status) in zip(trials, found, strict=True)
-        ]
-        return pd.DataFrame(rows).astype({"fold": "Int64", "seed": "Int64", "seconds": float})
+        records = {record.trial.digest: record for record in self._records(arrays=False)}
+        rows = []
+        for trial in (planned.trial for planned in self.planned.trials):
+            record = records.get(trial.digest)
+            row = {name: getattr(trial, name) for name in ("backbone", "protocol", "fold", "seed")}
+            row |= {"status": self._status(record), "trial": trial.folder, "digest": trial.digest}
+            took = record.timings["seconds"] if record is not None and record.status == "ok" else None
+            rows.append(row | {"took": took, "recipe": canonical_json(trial.recipe)})
+        frame = pd.DataFrame(rows).astype({"fold": "Int64", "seed": "Int64", "took": float})
+        seconds = frame.groupby(["backbone", "recipe"])["took"].transform("mean")
+        frame.insert(list(frame).index("trial"), "seconds", seconds)
+        return frame.drop(columns=["took", "recipe"])
 
     def run(
         self,
@@ -191,14 +174,12 @@ class Benchmark:
         Args:
             existing: "reuse" finished trials of the store, or "rerun" all. Failed ones are always run again.
             on_error: "continue" with the next trial, the failed one being a row with its error; or "raise".
-            executor: "in-process"; "processes", one per backbone, which give their memory back and take no other trial
-                with them if they die; "auto", the latter from two trials on; "ray", "ray:ADDRESS"; or an object: one of
-                `leukemia_dl.benchmark.SerialExecutor`, `ProcessExecutor`, `RayExecutor`, or anything with
-                `submit(function, argument)`.
-            workers: How many processes at a time; one per GPU, or one, by default. More than one on one GPU or on the
-                same cores is slower per trial.
-            time_limit: Seconds of a trial; one that takes longer is a failed row. It goes on from its last epoch
-                when it is run again. In this process and by `submit` the limit is checked after each epoch.
+            executor: "in-process"; "processes", one per backbone, whose crash costs one trial; "auto", the latter from
+                two trials on; "ray", "ray:ADDRESS"; or an object: one of `leukemia_dl.benchmark.SerialExecutor`,
+                `ProcessExecutor`, `RayExecutor`, or anything with `submit(function, argument)`.
+            workers: How many processes at a time; by default one per GPU, or one, which keeps all cores busy.
+            time_limit: Seconds of a trial; one that takes longer is a failed row and goes on from its last epoch when
+                it is run again. In this process and by `submit` the limit is checked after each epoch.
             shard: "i/n": only the i-th of n parts of the grid, for as many jobs on one store.
             show_progress: A bar on a terminal, plain lines elsewhere, both on standard error.
 
@@ -207,35 +188,20 @@ class Benchmark:
 
         Raises:
             SettingsError: If an argument has a value that is not allowed.
-            StoreError: If the store cannot be written.
-            ImageError: If images cannot be decoded; up to ten are named.
-            BackendError: If there is no such device.
+            StoreError, ImageError, BackendError: If the store cannot be written, images cannot be decoded, or there is
+                no such device.
             KeyboardInterrupt: After Ctrl-C.
         """
         choice("existing", existing, ("reuse", "rerun"))
         choice("on_error", on_error, ("continue", "raise"))
         time_limit = None if time_limit is None else real_number("time_limit", time_limit, 0, math.inf, "()")
-        part, parts = check_shard(shard)
-        choose_executor(executor, workers, 2)  # before the data are read
-        plan = self.planned
+        trials = self.planned.part(shard)
+        choose_executor(executor, workers, 2)  # before anything is written
         self.store.create()
-        write_run(plan, self.store)
-        cells = shard_of(plan.trials, [planned.spec is not None for planned in plan.trials], part, parts)
-        to_do, kept = split_by_store(self.store, cells, existing, plan.save_models)
-        pipelines = plan.pipelines
-        sizes = sorted({planned.size for planned in to_do if planned.spec is not None})
-        chosen = choose_executor(executor, workers, sum(planned.spec is not None for planned in to_do))
-        if sizes:
-            check_device(chosen, plan.recipe.precision, plan.compute)
-        # Outside the trials: a file that cannot be decoded is an error of the data, not of a backbone.
-        images = {size: read_images(self.dataset, plan.rows, pipelines[size], show_progress) for size in sizes}
-        samples = Samples.of(self.dataset, plan.rows if sizes and plan.save_models else None)
-        callbacks = load_factory(plan.callbacks)
-        context = RunContext(samples, images, plan.recipe, plan.compute, callbacks, plan.save_models, time_limit)
-        measurer = CellMeasurer(self.dataset, plan.rows, show_progress)
-        driver = GridRunner(self.store, context, chosen, measurer, existing, on_error == "raise", show_progress)
+        write_run(self.planned, self.store)
+        how = (existing, on_error, executor, workers, time_limit, show_progress)
         try:
-            driver.run(to_do, kept)
+            GridRunner(self.planned, self.store, *how).run(trials)
         finally:
             frame = self._export()
         return frame
@@ -258,20 +224,17 @@ class Benchmark:
 
         Columns: trial, backbone, kind ("backbone", "baseline", "tta" over symmetries), protocol, fold, seed,
         sample, subject, group, same_cell, side ("val", "test"), label (class name) and a `probability_<class>` each.
-        `leukemia_dl.evaluate`, `compare`, `leaderboard` and `inflation` compute intervals and comparisons from it.
-
-        Args:
-            cell_area: Add the area of the cell in pixels of the file (NaN where an image shows no single cell), to
-                evaluate by it. The files are read for it.
+        `cell_area` adds the area of the cell in pixels of the file, which is read for it; NaN where an image shows no
+        single cell.
         """
         records = list(self._records())
         areas = None
         if cell_area:
-            samples = np.unique(np.concatenate([record.samples for record in records] or [np.empty(0, np.str_)]))
-            measured = self.dataset.subset(self.dataset.table["sample"].isin(samples).to_numpy(bool))
-            cells = measure_cells(measured)
+            samples = self.dataset.table["sample"]
+            predicted = {sample for record in records for sample in record.samples.tolist()}
+            cells = measure_cells(self.dataset, np.flatnonzero(samples.isin(predicted)))
             area = np.where(cells.single_cell, np.exp(cells.size[:, 0]), np.nan)
-            areas = dict(zip(measured.table["sample"], area.tolist(), strict=True))
+            areas = dict(zip(samples, area.tolist(), strict=True))
         return prediction_frame(records, self.dataset.class_names, self.dataset.table, areas)
 
     def predict_on(self, other: Dataset, label_map: LabelMap | None = None, show_progress: bool = True) -> pd.DataFrame:
@@ -279,25 +242,24 @@ class Benchmark:
 
         `label_map` leads from its labels to classes of this one, or to None to leave them out. The net of every fold
         predicts every image; the fold stands in the column `repeat` too, so that `evaluate` takes each net as a run of
-        its own: means are over nets, and what it calls seeds is the number of nets. All rows are of the side "test".
-        `show_progress` shows how far it is.
+        its own. All rows are of the side "test".
 
         Raises:
             DataError, StoreError, ImageError: For a label that is no class; a store without trials; a damaged image.
         """
-        return external.predict_on(self.planned, self.store, other, label_map, show_progress)
+        return ExternalTest(self.planned, self.store, other, label_map, show_progress).predictions()
 
     def evaluate_on(
         self, other: Dataset, label_map: LabelMap | None = None, show_progress: bool = True
     ) -> pd.DataFrame:
-        """Return the result frame of `other`; `label_map`, `show_progress` and errors as for `predict_on`.
+        """Return the result frame of `other`; arguments and errors as for `predict_on`.
 
-        Nets come with their own pipelines and temperatures; baselines are fitted again, on each split's training side.
-        Columns that are not known of another data set (its val side, shared cells and groups) are NA. `leaked_files`
-        counts the images that are, byte for byte, on the train side; `flags` says so, and whether patients are unknown
-        and how the images differ from the benchmark's. A net that is not in the store is a row with status "failed".
+        Baselines are fitted again, on each split's training side. Columns that are not known of another data set (its
+        val side, shared cells and groups) are NA. `leaked_files` counts the images that are, byte for byte, on the
+        train side; `flags` says so, and whether patients are unknown and how the images differ from the benchmark's. A
+        net that is not in the store is a row with status "failed".
         """
-        return external.evaluate_on(self.planned, self.store, other, label_map, show_progress)
+        return ExternalTest(self.planned, self.store, other, label_map, show_progress).results()
 
     def histories(self) -> pd.DataFrame:
         """Return the learning curves: a row per trial and epoch, with trial, backbone, protocol, fold and seed."""
@@ -308,14 +270,7 @@ class Benchmark:
         return run_of(self.planned, self.store)
 
     def to_toml(self, path: str | Path | None = None) -> str:
-        """Return the settings as TOML: everything that makes the frame. `Benchmark.from_toml` repeats the run.
-
-        Args:
-            path: A file to write it to as well.
-
-        Raises:
-            StoreError: If it cannot be written.
-        """
+        """Return the settings as TOML, which `Benchmark.from_toml` reads, and write them to `path` if there is one."""
         text = settings_text(self.planned, self.store)
         if path is not None:
             Store(Path(path).parent).write_file(Path(path).name, text)
@@ -339,41 +294,32 @@ class Benchmark:
             store: Folder for the results; None for that of the file.
 
         Raises:
-            SettingsError: If the file is none of ours, or cannot be repeated here (another backend).
-            DataError: If the data set is not the one of the file.
+            SettingsError, DataError: If the file cannot be repeated here, or the data set is another one.
         """
         try:
             found, arguments = read_settings(Path(path), dataset, root)
             return cls(found, **(arguments if store is None else {**arguments, "store": store}))
         except LeukemiaDLError:
             raise
-        except (
-            AttributeError,
-            LookupError,
-            TypeError,
-            ValueError,
-        ) as error:  # something is missing, or of another type
+        except (AttributeError, LookupError, TypeError, ValueError) as error:  # a value is missing, or of another type
             raise SettingsError(f"{path} is no file of Benchmark.to_toml: {type(error).__name__}: {error}.") from error
 
-    def _look(self, trial: Trial) -> tuple[Record | None, str]:
-        """Return the record of a trial without its arrays, if it can be read, and its status in the plan."""
-        try:
-            record = self.store.read(trial, arrays=False)
-        except DamagedRecordError:
-            return None, "damaged"
+    def _status(self, record: Record | None) -> str:
+        """Return the status in the plan of a trial that has left a record."""
         if record is None:
-            return None, "to do"
+            return "to do"
         lacks_model = record.status == "ok" and not self.store.has_result(record, self.planned.save_models, False)
-        return record, "no model" if lacks_model else record.status
+        return "no model" if lacks_model else record.status
 
     def _records(self, arrays: bool = True) -> Iterator[Record]:
         return self.store.records([planned.trial.folder for planned in self.planned.trials], arrays)
 
     def _export(self) -> pd.DataFrame:
         """Write the tables of the whole store, the trials of this grid first, and return the rows of these."""
-        found = {record.trial.digest: record for record in self.store.records(arrays=False)}
-        digests = [planned.trial.digest for planned in self.planned.trials]
-        mine = [found.pop(digest) for digest in digests if digest in found]
-        records = [*mine, *found.values()]
-        self.store.export(result_frame(records), timing_frame(records))
+        digests, names = [planned.trial.digest for planned in self.planned.trials], None
+        while names != (names := self.store.names()):  # another run may have finished a trial meanwhile
+            found = {record.trial.digest: record for record in self.store.records(arrays=False)}
+            mine = [found.pop(digest) for digest in digests if digest in found]
+            records = [*mine, *found.values()]
+            self.store.export(result_frame(records), timing_frame(records))
         return result_frame(mine)

@@ -5,87 +5,84 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from leukemia_dl.benchmark.baselines import CellMeasures, measure_cells
-from leukemia_dl.benchmark.inputs import CellMeasurer, Images, Samples, looks_of, read_images
+from leukemia_dl.benchmark.inputs import Images, Samples, looks_of, read_images
 from leukemia_dl.benchmark.plan import Plan, PlannedTrial
 from leukemia_dl.benchmark.records import (
     CALIBRATED,
     WATCHED,
-    blank_record,
     failed_record,
-    metrics_of,
+    joined_flags,
     prediction_frame,
     result_frame,
+    scored_record,
 )
 from leukemia_dl.benchmark.store import Store
 from leukemia_dl.benchmark.trial import Record
 from leukemia_dl.benchmark.trial_runner import run_baseline
 from leukemia_dl.datasets import Dataset, Split
 from leukemia_dl.datasets.splits import CONTENT_DISJOINT, TEST_IS_NOT_VAL
-from leukemia_dl.errors import DamagedRecordError, DataError, SettingsError, StoreError
-from leukemia_dl.models.classifier import Classifier, load_classifier, logits_over_symmetries, predict_logits, softmax
+from leukemia_dl.errors import DataError, ImageError, SettingsError, StoreError
+from leukemia_dl.models.classifier import load_classifier, logits_over_symmetries, predict_logits, softmax
 from leukemia_dl.preprocess import Pipeline
 from leukemia_dl.preprocess.appearance import differences, summary
 from leukemia_dl.progress import track
 from leukemia_dl.training.backends import prepare
 from leukemia_dl.training.loop import predict_batch_size
 
-__all__ = ["LabelMap", "evaluate_on", "predict_on"]
+__all__ = ["ExternalTest", "LabelMap"]
 
 LabelMap = Mapping[str, str | None]
-_CHUNK_BATCHES = 16
 _log = logging.getLogger(__name__)
 
 
-def predict_on(plan: Plan, store: Store, other: Dataset, label_map: LabelMap | None, show: bool) -> pd.DataFrame:
-    """Return the prediction frame of another data set, see `Benchmark.predict_on`."""
-    test = _Test(plan, store, _relabelled(plan.dataset, other, label_map), show)
-    records = list(test.records())
-    for record in records:
-        if record.status == "failed":
-            _log.warning("%s is left out: %s", record.trial.folder, record.error)
-    frame = prediction_frame(records, test.other.class_names, test.other.table)
-    if len(frame):
-        # Evaluation takes the folds of one seed as predictions of different images. Here they are of the same ones.
-        place = list(frame).index("seed") + 1
-        frame.insert(place, "repeat", frame["fold"])
-        frame.insert(place + 1, "test_dataset", other.info.name)
-    return frame
+class ExternalTest:
+    """Another data set as the test side of every split of a plan; `label_map` leads to classes of the plan."""
 
-
-def evaluate_on(plan: Plan, store: Store, other: Dataset, label_map: LabelMap | None, show: bool) -> pd.DataFrame:
-    """Return the result frame of another data set, see `Benchmark.evaluate_on`."""
-    test = _Test(plan, store, _relabelled(plan.dataset, other, label_map), show)
-    frame = result_frame(test.records())
-    frame.insert(list(frame).index("dataset") + 1, "test_dataset", other.info.name)
-    # Of a trial that failed there is a file; of a net that is not there, none.
-    frame["traceback"] = [path if path and (store.root / path).is_file() else "" for path in frame["traceback"]]
-    return frame
-
-
-class _Test:
-    """Another data set, whose labels are classes of the plan's, and the records of all trials on it."""
-
-    def __init__(self, plan: Plan, store: Store, other: Dataset, show: bool) -> None:
-        self.plan, self.store, self.other, self.show = plan, store, other, show
+    def __init__(self, plan: Plan, store: Store, other: Dataset, label_map: LabelMap | None, show: bool) -> None:
+        self.plan, self.store, self.show = plan, store, show
+        self.other = other = _relabelled(plan.dataset, other, label_map)
         self._images: dict[str, Images] = {}
-        self._facts: dict[str, dict[str, Any]] = {}
+        self._facts = cache(self._facts_of)
+        self._rows = np.arange(len(other)) + len(plan.dataset)  # of the other data set in `_both`
 
-    def records(self) -> Iterator[Record]:
+    def predictions(self) -> pd.DataFrame:
+        """Return the prediction frame, see `Benchmark.predict_on`."""
+        records = list(self._records())
+        for record in records:
+            if record.status == "failed":
+                _log.warning("%s is left out: %s", record.trial.folder, record.error)
+        frame = prediction_frame(records, self.other.class_names, self.other.table)
+        if len(frame):
+            # Evaluation takes the folds of one seed as predictions of different images. Here they are of the same ones.
+            place = list(frame).index("seed") + 1
+            frame.insert(place, "repeat", frame["fold"])
+            frame.insert(place + 1, "test_dataset", self.other.info.name)
+        return frame
+
+    def results(self) -> pd.DataFrame:
+        """Return the result frame, see `Benchmark.evaluate_on`."""
+        frame = result_frame(self._records())
+        frame.insert(list(frame).index("dataset") + 1, "test_dataset", self.other.info.name)
+        # Of a trial that failed there is a file; of a net that is not there, none.
+        root = self.store.root
+        frame["traceback"] = [path if path and (root / path).is_file() else "" for path in frame["traceback"]]
+        return frame
+
+    def _records(self) -> Iterator[Record]:
         """Yield a record per net in the store, and per baseline of its splits, in the order of the grid.
 
         Raises:
             StoreError: If the store holds no trial of the grid.
             ImageError: If images cannot be decoded; up to ten are named.
         """
-        found = [(planned, self._stored(planned)) for planned in self.plan.trials]
+        found = [(planned, self.store.take(planned.trial)) for planned in self.plan.trials]
         splits = {planned.split.digest for planned, record in found if record is not None}
         if not splits:
             raise StoreError(
@@ -94,21 +91,23 @@ class _Test:
             )
         for planned, record in track(found, len(found), f"Testing on {self.other.info.name}", self.show):
             if planned.spec is None and planned.split.digest in splits:
-                yield self._of_other(planned, self._baseline(planned))
+                yield self._of_other(planned.split, self._baseline(planned))
             elif planned.spec is not None and record is not None:
-                yield self._of_other(planned, self._net(planned, record) if record.status == "ok" else record)
+                record = self._of_other(planned.split, record)
+                yield self._net(planned, record) if record.status == "ok" else record
 
-    def _stored(self, planned: PlannedTrial) -> Record | None:
-        """Return the stored record; a failed one where it is damaged."""
-        try:
-            return self.store.read(planned.trial, arrays=False)
-        except DamagedRecordError as error:
-            if planned.spec is None:  # a baseline is fitted again, with or without its record
-                return Record(planned.trial, "failed")
-            return failed_record(blank_record(planned, Samples.of(self.plan.dataset)), error, 0.0, here=False)
+    def _of_other(self, split: Split, record: Record) -> Record:
+        """Return a record whose samples and row are those of the other data set."""
+        facts = self._facts(split)
+        # Flags of the split are about its own test side; all others are about the net.
+        kept = [flag for flag in record.row["flags"].split("; ") if flag not in split.flags]
+        flags = joined_flags(dict.fromkeys([*facts["flags"], *kept]))
+        ids, labels = self._both.ids[self._rows], self.other.labels
+        row = {**record.row, **facts, "flags": flags}
+        return replace(record, row=row, sides=np.full(len(ids), "test"), samples=ids, labels=labels)
 
     def _net(self, planned: PlannedTrial, record: Record) -> Record:
-        """Return a trial's record with the predictions of its net on the other data set, or with the error."""
+        """Return a record with the predictions of the net of its trial, or with the error."""
         assert planned.recipe is not None
         assert planned.pipeline is not None
         prepare(planned.recipe.precision, self.plan.compute)
@@ -116,51 +115,38 @@ class _Test:
 
         # The nets of other trials would otherwise stay in memory for as long as the process lives.
         keras.utils.clear_session(free_memory=True)
+        blank = replace(record, metrics={}, metrics_tta={})
+        rows = np.arange(len(self.other))
         try:
             if problem := self.store.model_problem(record.trial.folder):
                 raise StoreError(f"{problem}: run with save_models=True, which trains the net again.")
             classifier = load_classifier(self.store.folder(record.trial))
+            images = self._images_of(classifier.pipeline, planned.pipeline).after(classifier.pipeline, rows)
+            recipe = replace(planned.recipe, batch_size=int(record.row["batch_size"]))
+            batch, pixels = min(predict_batch_size(recipe), len(rows)), images.subset(rows)
+            probabilities = softmax(predict_logits(classifier.model, pixels, batch))
+            views = logits_over_symmetries(classifier.model, pixels, batch) if recipe.tta else None
+        except ImageError:  # an error of the data, not of a net
+            raise
         except Exception as error:
-            return _failed(record, error)
-        # Outside: a file that cannot be decoded is an error of the data, not of a net.
-        images = self._images_of(classifier.pipeline, planned.pipeline.partition()[0])
-        batch = predict_batch_size(replace(planned.recipe, batch_size=int(record.row["batch_size"])))
-        try:
-            logits, views = self._logits(classifier, images, min(batch, len(self.other)), planned.recipe.tta)
-        except Exception as error:
-            return _failed(record, error)
-        temperature = classifier.temperature if "temperature" in record.metrics else None
-        plain, sides = softmax(logits), np.full(len(logits), "test")
-        return replace(record, probabilities=plain, **metrics_of(self.other.labels, sides, plain, views, temperature))
+            return failed_record(blank, error, 0.0, here=False)
+        calibrated = (classifier.temperature, "") if "temperature" in record.metrics else None
+        return scored_record(blank, probabilities, views, calibrated)
 
-    def _images_of(self, pipeline: Pipeline, stored: Pipeline) -> Images:
+    def _images_of(self, pipeline: Pipeline, planned: Pipeline) -> Images:
         """Return the pixels after the part of a net's pipeline that is equal for all splits, read once."""
         # Before a common size is reached images cannot be kept together: then the whole pipeline comes first.
-        common = Pipeline(pipeline.steps[: None if stored.output_size is None else len(stored.steps)])
+        stored = planned.partition()[0]
+        common = pipeline if stored.output_size is None else Pipeline(pipeline.steps[: len(stored.steps)])
         if common.digest not in self._images:
             self._images[common.digest] = read_images(self.other, np.arange(len(self.other)), common, self.show)
         return self._images[common.digest]
 
-    def _logits(
-        self, classifier: Classifier, images: Images, batch: int, symmetries: bool
-    ) -> tuple[NDArray[np.float64], NDArray[np.float64] | None]:
-        """Return logits (n, classes), and those of the eight symmetries (8, n, classes) where they are averaged."""
-        logits, views = [], []
-        # In parts: steps that were fitted per split make their pixels in memory.
-        for start in range(0, len(self.other), _CHUNK_BATCHES * batch):
-            rows = np.arange(start, min(start + _CHUNK_BATCHES * batch, len(self.other)))
-            pixels = images.read(classifier.pipeline, rows)
-            logits.append(predict_logits(classifier.model, pixels, batch))
-            if symmetries:
-                views.append(logits_over_symmetries(classifier.model, pixels, batch))
-        return np.concatenate(logits), np.concatenate(views, axis=1) if symmetries else None
-
     def _baseline(self, planned: PlannedTrial) -> Record:
         """Fit a baseline on the train side again, and return its record on the other data set."""
-        first, split = len(self.plan.dataset), planned.split
+        split = planned.split
         # The val side stays the benchmark's: the temperature of a baseline is fitted there.
-        elsewhere = replace(split, test=np.arange(first, first + len(self.other)))
-        record = run_baseline(replace(planned, split=elsewhere), self._both, lambda: self._measures)
+        record = run_baseline(replace(planned, split=replace(split, test=self._rows)), self._both, lambda: self._cells)
         if record.status != "ok":
             return record
         val_was_test = np.intersect1d(split.val, split.test).size > 0
@@ -177,11 +163,10 @@ class _Test:
         return replace(own, ids=ids, labels=labels, groups=groups)
 
     @cached_property
-    def _measures(self) -> CellMeasures:
-        own = CellMeasurer(self.plan.dataset, self.plan.rows, self.show).measures
-        here = measure_cells(self.other, self.show)
-        names = ("single_cell", "size", "colour")
-        return CellMeasures(*(np.concatenate([getattr(own, name), getattr(here, name)]) for name in names))
+    def _cells(self) -> CellMeasures:
+        own = measure_cells(self.plan.dataset, self.plan.rows, self.show)
+        here = measure_cells(self.other, show_progress=self.show)
+        return CellMeasures(*map(np.concatenate, zip(vars(own).values(), vars(here).values(), strict=True)))
 
     @cached_property
     def _unlike(self) -> list[str]:
@@ -192,46 +177,28 @@ class _Test:
             _log.warning("%s: %s", self.other.info.name, difference)
         return found
 
-    def _of_other(self, planned: PlannedTrial, record: Record) -> Record:
-        """Return a record whose samples and row are those of the other data set."""
-        split = planned.split
-        if split.digest not in self._facts:
-            self._facts[split.digest] = _facts(self.plan.dataset, self.other, split, self._unlike)
-        facts = self._facts[split.digest]
-        # Flags of the split are about its own test side; all others are about the net.
-        kept = [flag for flag in record.row.get("flags", "").split("; ") if flag and flag not in split.flags]
-        return replace(
-            record,
-            row={**record.row, **facts, "flags": "; ".join(dict.fromkeys([*facts["flags"], *kept]))},
-            sides=np.full(len(self.other), "test"),
-            samples=self.other.table["sample"].to_numpy(dtype=np.str_),
-            labels=self.other.labels,
-        )
-
-
-def _facts(dataset: Dataset, other: Dataset, split: Split, unlike: list[str]) -> dict[str, Any]:
-    """Return the columns of a row that are about another data set as the test side of a split."""
-    contents, known = np.array(other.content_hashes), np.array(dataset.content_hashes)
-    shared = {side: int(np.isin(contents, known[getattr(split, side)]).sum()) for side in ("train", "val")}
-    flags = [
-        f"{count:,} of the {len(other):,} images are, byte for byte, on the {side} side"
-        for side, count in shared.items()
-        if count
-    ]
-    for flag in flags:
-        _log.warning("%s: %s", other.info.name, flag)
-    flags += [flag for flag in split.flags if flag.startswith("patients unknown")]
-    flags += [*([] if other.has_subjects else [f"patients unknown in {other.info.name}"]), *unlike]
-    guarantees = [*([] if any(shared.values()) else [CONTENT_DISJOINT]), *([] if shared["val"] else [TEST_IS_NOT_VAL])]
-    return {
-        "synthetic": dataset.info.synthetic or other.info.synthetic,
-        **dict.fromkeys(("n_val", "groups_val", "leaked_cells", "leaked_groups")),  # not known
-        "n_test": len(other),
-        "groups_test": int(other.table["group"].nunique()) if other.has_subjects else None,
-        "leaked_files": shared["train"],
-        "guarantees": "; ".join(guarantees),
-        "flags": flags,
-    }
+    def _facts_of(self, split: Split) -> dict[str, Any]:
+        """Return the columns of a row that are about the other data set as the test side of a split."""
+        other, dataset = self.other, self.plan.dataset
+        contents, known = np.array(other.content_hashes), np.array(dataset.content_hashes)
+        flags, shared = list[str](), dict[str, int]()
+        for side in ("train", "val"):
+            shared[side] = int(np.isin(contents, known[getattr(split, side)]).sum())
+            if shared[side]:
+                flags.append(f"{shared[side]:,} of the {len(other):,} images are, byte for byte, on the {side} side")
+                _log.warning("%s: %s", other.info.name, flags[-1])
+        flags += [flag for flag in split.flags if flag.startswith("patients unknown")]
+        flags += ["" if other.has_subjects else f"patients unknown in {other.info.name}", *self._unlike]
+        disjoint = ["" if any(shared.values()) else CONTENT_DISJOINT, "" if shared["val"] else TEST_IS_NOT_VAL]
+        return {
+            "synthetic": dataset.info.synthetic or other.info.synthetic,
+            **dict.fromkeys(("n_val", "groups_val", "leaked_cells", "leaked_groups")),  # not known
+            "n_test": len(other),
+            "groups_test": int(other.table["group"].nunique()) if other.has_subjects else None,
+            "leaked_files": shared["train"],
+            "guarantees": joined_flags(disjoint),
+            "flags": flags,
+        }
 
 
 def _relabelled(dataset: Dataset, other: Dataset, label_map: LabelMap | None) -> Dataset:
@@ -259,8 +226,3 @@ def _relabelled(dataset: Dataset, other: Dataset, label_map: LabelMap | None) ->
     if table.empty:
         raise DataError(f"{names} has no image with a label that is a class of the benchmark: {', '.join(classes)}.")
     return replace(other, _table=table, class_names=classes, source=None)
-
-
-def _failed(record: Record, error: Exception) -> Record:
-    message = " ".join(str(error).split())
-    return replace(record, status="failed", metrics={}, metrics_tta={}, exception=type(error).__name__, message=message)

@@ -64,7 +64,7 @@ def blank_record(planned: PlannedTrial, samples: Samples) -> Record:
     row["flags"] = joined_flags([*split.flags, "cells are cropped to: their size is not seen" if cropped else ""])
     row |= dict.fromkeys(("parameters", "backend", "device", "precision", "threads"))
     row |= {"deterministic": True, "plugin": trial.plugin}
-    row["plugin_version"] = trial.plugin_version or installed_version(trial.plugin)
+    row |= {"plugin_version": trial.plugin_version or installed_version(trial.plugin), "changes": planned.changes}
     return Record(trial, "ok", row=row, sides=sides, samples=samples.ids[predict], labels=samples.labels[predict])
 
 

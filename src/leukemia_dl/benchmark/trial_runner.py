@@ -6,25 +6,18 @@ import contextlib
 import os
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from leukemia_dl.benchmark import records
 from leukemia_dl.benchmark.baselines import CellMeasures, predict_baseline
 from leukemia_dl.benchmark.inputs import Images, Samples
 from leukemia_dl.benchmark.plan import PlannedTrial
-from leukemia_dl.benchmark.records import (
-    blank_record,
-    environment,
-    failed_record,
-    joined_flags,
-    scored_record,
-    temperature_of_val,
-)
 from leukemia_dl.benchmark.store import Store
 from leukemia_dl.benchmark.trial import Record, Trial
 from leukemia_dl.datasets import Split, cache_dir
@@ -33,13 +26,8 @@ from leukemia_dl.evaluation.calibration import choose_temperature
 from leukemia_dl.models.build import most_readers
 from leukemia_dl.models.classifier import Classifier, predict_logits, softmax
 from leukemia_dl.preprocess import Pipeline
-from leukemia_dl.training.backends import ComputeConfig
-from leukemia_dl.training.batches import Subset
-from leukemia_dl.training.cache import FeatureCache, ModelCache
-from leukemia_dl.training.callbacks import CallbackFactory
-from leukemia_dl.training.fit import FitResult, fit
+from leukemia_dl.training import ComputeConfig, FeatureCache, FitResult, ModelCache, Recipe, Subset, fit
 from leukemia_dl.training.loop import predict_batch_size
-from leukemia_dl.training.recipe import Recipe
 
 __all__ = ["OnProgress", "RunContext", "TrialOutput", "run_baseline", "run_trial"]
 
@@ -47,33 +35,23 @@ _TIMED_BATCHES = 4
 # Folds and seeds of one backbone share a net, compiled once, for as long as this process lives.
 _models = ModelCache()
 _features = lru_cache(maxsize=1)(FeatureCache)
+# Called with the trial, the epoch (0 as it begins, then from 1), the number of epochs and the row of the history.
+OnProgress = Callable[[Trial, int, int, Mapping[str, Any]], None]
 
 
 @dataclass(frozen=True)
 class RunContext:
-    """Settings and data that all trials of backbones in a run share.
-
-    Attributes:
-        samples: The data set's table.
-        images: By size in pixels.
-        recipe: The recipe before it is adapted to a backbone.
-        compute: Device and threads of each trial.
-        callbacks: Makes Keras callbacks, or None.
-        save_models: Whether trained nets are kept.
-        time_limit: Seconds of a trial, or None; compared after every epoch.
-        store: Store with the folders of logs and checkpoints; None where the trials do not see one.
-        scratch: Folder in it for files of this run, or None.
-    """
+    """Settings and data that all trials of backbones in a run share."""
 
     samples: Samples
-    images: Mapping[int, Images]
-    recipe: Recipe
-    compute: ComputeConfig = field(default_factory=ComputeConfig)
-    callbacks: CallbackFactory | None = None
-    save_models: bool = True
-    time_limit: float | None = None
-    store: Store | None = None
-    scratch: Path | None = None
+    images: Mapping[int, Images]  # by size in pixels
+    recipe: Recipe  # before it is adapted to a backbone
+    compute: ComputeConfig
+    callbacks: Any  # makes Keras callbacks, or None
+    save_models: bool
+    time_limit: float | None  # seconds of a trial, compared after every epoch
+    store: Store | None  # with the folders of logs and checkpoints; None where the trials do not see one
+    scratch: Path | None  # folder in the store for files of this run
 
     @property
     def stopped(self) -> bool:
@@ -96,23 +74,20 @@ class TrialOutput:
     model: bytes | None = None
 
 
-# Called with the trial, the epoch (0 as it begins, then from 1), the number of epochs and the row of the history.
-OnProgress = Callable[[Trial, int, int, Mapping[str, Any]], None]
-
-
 def run_baseline(planned: PlannedTrial, samples: Samples, measures: Callable[[], CellMeasures]) -> Record:
     """Run the trial of a baseline and return its record; one that raises has status "failed"."""
     name, split, started = planned.trial.backbone, planned.split, time.perf_counter()
-    blank = blank_record(planned, samples)
+    record = records.blank_record(planned, samples)
     try:
         found, reason = predict_baseline(name, samples.labels, split, len(samples.class_names), measures)
         if reason:
-            timings = environment(started)
-            return replace(blank, status="not_applicable", timings=timings, probabilities=found, message=reason)
-        fitted = temperature_of_val(blank, split, samples, found)
-        return replace(scored_record(blank, found, None, fitted), timings=environment(started))
+            record = replace(record, status="not_applicable", probabilities=found, message=reason)
+        else:
+            fitted = records.temperature_of_val(record, split, samples, found)
+            record = records.scored_record(record, found, None, fitted)
     except Exception as error:
-        return failed_record(blank, error, started)
+        return records.failed_record(record, error, started)
+    return replace(record, timings=records.environment(started))
 
 
 def run_trial(planned: PlannedTrial, context: RunContext, on_progress: OnProgress) -> TrialOutput:
@@ -123,10 +98,10 @@ def run_trial(planned: PlannedTrial, context: RunContext, on_progress: OnProgres
     Raises:
         KeyboardInterrupt: If it is interrupted, unless the run is being stopped.
     """
-    trial, started = planned.trial, time.perf_counter()
+    trial, split, started = planned.trial, planned.split, time.perf_counter()
     if context.stopped:
         return TrialOutput(trial, None)
-    blank = blank_record(planned, context.samples)
+    blank = records.blank_record(planned, context.samples)
     logs = context.store.logs(trial) if context.store else None
     _log(logs, f"{trial.folder} begins in process {os.getpid()}")
 
@@ -140,12 +115,12 @@ def run_trial(planned: PlannedTrial, context: RunContext, on_progress: OnProgres
             raise TimeLimitError(f"It took longer than the limit of {context.time_limit:g} s.")
 
     try:
-        images, split = context.images[planned.size], planned.split
-        pipeline = images.pipeline(split)
-        sides = images.sides(pipeline, split.train, split.val, np.concatenate([split.val, split.test]))
-        result = _fit(planned, context, sides, on_epoch)
-        record = _predicted(blank, result, split, context, sides[-1])
-        record = replace(record, timings={**environment(started), **record.timings})
+        pipeline = context.images[planned.size].pipeline(split)
+        used = np.unique(np.concatenate([split.train, split.val, split.test]))
+        images = context.images[planned.size].after(pipeline, used)
+        result = _fit(planned, context, images, on_epoch)
+        record = _predicted(blank, result, split, context, images.subset(np.concatenate([split.val, split.test])))
+        record = replace(record, timings={**records.environment(started), **record.timings})
         output = TrialOutput(trial, record, _saved(result.model, record, context, pipeline))
     except KeyboardInterrupt:
         _log(logs, "stops: KeyboardInterrupt")
@@ -153,7 +128,7 @@ def run_trial(planned: PlannedTrial, context: RunContext, on_progress: OnProgres
             raise
         return TrialOutput(trial, None)
     except (Exception, SystemExit) as error:
-        output = TrialOutput(trial, failed_record(blank, error, started))
+        output = TrialOutput(trial, records.failed_record(blank, error, started))
     _log(logs, "ends")
     return output
 
@@ -167,20 +142,18 @@ def _log(folder: Path | None, text: str) -> None:
                 file.write(f"{time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())} {text}\n")
 
 
-def _fit(
-    planned: PlannedTrial, context: RunContext, sides: Sequence[Subset], on_epoch: Callable[..., None]
-) -> FitResult:
+def _fit(planned: PlannedTrial, context: RunContext, images: Images, on_epoch: Callable[..., None]) -> FitResult:
     trial, split, samples, store = planned.trial, planned.split, context.samples, context.store
     assert planned.spec is not None
     return fit(
         planned.spec,
-        sides[0],
+        images.subset(split.train),
         samples.labels[split.train],
         len(samples.class_names),
         context.recipe,
         seed=trial.seed or 0,
         groups=samples.groups_of(split.train),
-        validation=(sides[1], samples.labels[split.val]),
+        validation=(images.subset(split.val), samples.labels[split.val]),
         compute=context.compute,
         checkpoints=store.checkpoints(trial) if store else None,
         callbacks=context.callbacks,
@@ -193,8 +166,8 @@ def _fit(
 
 def _predicted(blank: Record, result: FitResult, split: Split, context: RunContext, images: Subset) -> Record:
     """Return the scored record of a fit, with predictions of the val and test sides."""
-    samples, clock = context.samples, time.perf_counter()
-    logits = result.logits(images)
+    samples, device, history, clock = context.samples, result.device, result.history, time.perf_counter()
+    probabilities = softmax(result.logits(images))
     timed, seconds = len(images), time.perf_counter() - clock
     if not result.recipe.epochs:
         # The features may have come from a cache: time some images through the whole net, after one batch to warm up.
@@ -203,15 +176,12 @@ def _predicted(blank: Record, result: FitResult, split: Split, context: RunConte
         pixels, clock = images[: _TIMED_BATCHES * batch], time.perf_counter()
         predict_logits(result.model, pixels, batch)
         timed, seconds = len(pixels), time.perf_counter() - clock
-    views = result.logits_over_symmetries(images) if result.recipe.tta else None
-    probabilities = softmax(logits)
     fitted: tuple[float, str] | None = None
     if result.out_of_fold is not None:
-        rows = split.train
-        fitted = choose_temperature(samples.labels[rows], softmax(result.out_of_fold), samples.groups_of(rows))
+        train, groups = samples.labels[split.train], samples.groups_of(split.train)
+        fitted = choose_temperature(train, softmax(result.out_of_fold), groups)
     elif not result.stopped:
-        fitted = temperature_of_val(blank, split, samples, probabilities)
-    device, history = result.device, result.history
+        fitted = records.temperature_of_val(blank, split, samples, probabilities)
     row = {
         "epochs": len(history),
         "batch_size": result.recipe.batch_size,
@@ -221,7 +191,7 @@ def _predicted(blank: Record, result: FitResult, split: Split, context: RunConte
         "precision": device.dtype_policy,
         "threads": device.threads,
         "deterministic": _repeatable(result),
-        "flags": joined_flags([blank.row["flags"], *result.notes, _names_of(context.callbacks)]),
+        "flags": records.joined_flags([blank.row["flags"], *result.notes, _names_of(context.callbacks)]),
     }
     timings = {
         "prepare_seconds": result.prepare_seconds,
@@ -232,7 +202,8 @@ def _predicted(blank: Record, result: FitResult, split: Split, context: RunConte
         "device_name": device.name,
     }
     record = replace(blank, row={**blank.row, **row}, timings=timings, history=history)
-    return scored_record(record, probabilities, views, fitted)
+    views = result.logits_over_symmetries(images) if result.recipe.tta else None
+    return records.scored_record(record, probabilities, views, fitted)
 
 
 def _saved(model: Any, record: Record, context: RunContext, pipeline: Pipeline) -> bytes | None:
@@ -245,8 +216,7 @@ def _saved(model: Any, record: Record, context: RunContext, pipeline: Pipeline) 
     temperature = record.metrics.get("temperature", 1.0)
     classifier = Classifier(model, samples.class_names, pipeline, provenance, temperature)
     try:
-        scratch = context.scratch if context.scratch and context.scratch.is_dir() else None
-        with tempfile.TemporaryDirectory(dir=scratch) as folder:
+        with tempfile.TemporaryDirectory(dir=context.scratch) as folder:
             return Path(classifier.save(Path(folder) / "model.keras")).read_bytes()
     except OSError as error:  # the fit is kept: the next run saves its net
         raise WorkerError(f"The net was trained but cannot be written: {error}. Free space.") from error
@@ -266,5 +236,4 @@ def _names_of(callbacks: Any) -> str:
     if callbacks is None:
         return ""
     found = [type(item) for item in callbacks] if isinstance(callbacks, list) else [callbacks]
-    names = [getattr(item, "__name__", "") or type(item).__name__ for item in found]
-    return f"callbacks: {', '.join(names)}"
+    return f"callbacks: {', '.join(getattr(item, '__name__', type(item).__name__) for item in found)}"

@@ -12,7 +12,7 @@ from typer import Argument, Option
 
 from leukemia_dl.cli import options
 from leukemia_dl.errors import SettingsError
-from leukemia_dl.text import counted
+from leukemia_dl.text import counted, duration
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -112,12 +112,9 @@ def _find_modules_here() -> None:
 
 def _print_plan(bench: Benchmark, shard: str | None, existing: str) -> None:
     """Print the trials of this part of the grid."""
-    from leukemia_dl.benchmark.plan import check_shard, shard_of
-    from leukemia_dl.benchmark.progress import duration
-
     frame = bench.plan()
-    rows = shard_of(range(len(frame)), frame["seed"].notna().tolist(), *check_shard(shard))
-    frame = frame.iloc[rows if shard else slice(None)]
+    part = [planned.trial.folder for planned in bench.planned.part(shard)]
+    frame = frame[frame["trial"].isin(part)]
     columns = ["backbone", "protocol", "fold", "seed", "status", "seconds"]
     options.print_table(frame[columns].rename(columns={"seconds": "expected seconds"}), {"expected seconds": ".1f"})
     to_do = frame if existing == "rerun" else frame[~frame["status"].isin(_FINISHED)]
