@@ -27,7 +27,7 @@ from leukemia_dl.preprocess import Pipeline
 from leukemia_dl.training.backends import ComputeConfig
 from leukemia_dl.training.recipe import Recipe
 
-__all__ = ["Net", "Plan", "PlannedTrial", "changes_of", "check_shard", "planned_net", "planned_trials", "splits_of",
+__all__ = ["Net", "Plan", "PlannedTrial", "changes_of", "planned_net", "planned_trials", "splits_of",
            "unique"]  # fmt: skip
 
 Net = tuple[dict[str, Any], dict[str, Any]]  # fields of `Trial` and of `PlannedTrial` that a backbone's trials share
@@ -81,8 +81,16 @@ class Plan:
         return {planned.size: planned.pipeline for planned in self.trials if planned.pipeline is not None}
 
     def part(self, shard: str | Sequence[int] | None) -> list[PlannedTrial]:
-        """Return every n-th trial of a backbone and every n-th baseline, which costs little and should fill no part."""
-        part, parts = check_shard(shard)
+        """Return the trials of part i of n for "i/n" or (i, n): every n-th backbone's trial and every n-th baseline.
+
+        Baselines are counted apart: they cost little and should fill no part.
+        """
+        try:
+            part, parts = (1, 1) if shard is None else map(int, shard.split("/") if isinstance(shard, str) else shard)
+        except (TypeError, ValueError):
+            part, parts = 0, 0
+        if not 1 <= part <= parts:
+            raise SettingsError(f"shard must be 'i/n' with i from 1 to n, such as '1/4'. Received: shard={shard!r}.")
         return sorted(self.trials, key=lambda planned: planned.spec is None)[part - 1 :: parts]
 
 
@@ -162,17 +170,6 @@ def changes_of(recipe: Recipe, spec: BackboneSpec, pipeline: Pipeline, usual: Pi
         changed["pipeline"] = " + ".join(map(repr, pipeline.steps))
     shown = {name: f"{value:g}" if isinstance(value, float) else value for name, value in changed.items()}
     return ", ".join(f"{name}={value}" for name, value in shown.items())
-
-
-def check_shard(shard: str | Sequence[int] | None) -> tuple[int, int]:
-    """Return (i, n) of "i/n" or a pair: this part, from 1, of n; (1, 1) for None. Raises SettingsError."""
-    try:
-        part, parts = (1, 1) if shard is None else map(int, shard.split("/") if isinstance(shard, str) else shard)
-    except (TypeError, ValueError):
-        part, parts = 0, 0
-    if not 1 <= part <= parts:
-        raise SettingsError(f"shard must be 'i/n' with i from 1 to n, such as '1/4'. Received: shard={shard!r}.")
-    return part, parts
 
 
 def splits_of(
