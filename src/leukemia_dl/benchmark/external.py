@@ -11,18 +11,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from leukemia_dl.benchmark import records
 from leukemia_dl.benchmark.baselines import CellMeasures, measure_cells
 from leukemia_dl.benchmark.inputs import Images, Samples, looks_of, read_images
 from leukemia_dl.benchmark.plan import Plan, PlannedTrial
-from leukemia_dl.benchmark.records import (
-    CALIBRATED,
-    WATCHED,
-    failed_record,
-    joined_flags,
-    prediction_frame,
-    result_frame,
-    scored_record,
-)
 from leukemia_dl.benchmark.store import Store
 from leukemia_dl.benchmark.trial import Record
 from leukemia_dl.benchmark.trial_runner import run_baseline
@@ -49,16 +41,21 @@ class ExternalTest:
         self.plan, self.store, self.show = plan, store, show
         self.other = other = _relabelled(plan.dataset, other, label_map)
         self._images: dict[str, Images] = {}
+        # How the images differ from the plan's, of which 100 are compared.
+        known = summary(looks_of(plan.dataset, plan.rows))
+        self._unlike = differences(looks_of(other, np.arange(len(other))), known)
+        for difference in self._unlike:
+            _log.warning("%s: %s", other.info.name, difference)
         self._facts = cache(self._facts_of)
         self._rows = np.arange(len(other)) + len(plan.dataset)  # of the other data set in `_both`
 
     def predictions(self) -> pd.DataFrame:
         """Return the prediction frame, see `Benchmark.predict_on`."""
-        records = list(self._records())
-        for record in records:
+        found = list(self._records())
+        for record in found:
             if record.status == "failed":
                 _log.warning("%s is left out: %s", record.trial.folder, record.error)
-        frame = prediction_frame(records, self.other.class_names, self.other.table)
+        frame = records.prediction_frame(found, self.other.class_names, self.other.table)
         if len(frame):
             # Evaluation takes the folds of one seed as predictions of different images. Here they are of the same ones.
             place = list(frame).index("seed") + 1
@@ -68,7 +65,7 @@ class ExternalTest:
 
     def results(self) -> pd.DataFrame:
         """Return the result frame, see `Benchmark.evaluate_on`."""
-        frame = result_frame(self._records())
+        frame = records.result_frame(self._records())
         frame.insert(list(frame).index("dataset") + 1, "test_dataset", self.other.info.name)
         # Of a trial that failed there is a file; of a net that is not there, none.
         root = self.store.root
@@ -101,7 +98,7 @@ class ExternalTest:
         facts = self._facts(split)
         # Flags of the split are about its own test side; all others are about the net.
         kept = [flag for flag in record.row["flags"].split("; ") if flag not in split.flags]
-        flags = joined_flags(dict.fromkeys([*facts["flags"], *kept]))
+        flags = records.joined_flags(dict.fromkeys([*facts["flags"], *kept]))
         ids, labels = self._both.ids[self._rows], self.other.labels
         row = {**record.row, **facts, "flags": flags}
         return replace(record, row=row, sides=np.full(len(ids), "test"), samples=ids, labels=labels)
@@ -129,9 +126,9 @@ class ExternalTest:
         except ImageError:  # an error of the data, not of a net
             raise
         except Exception as error:
-            return failed_record(blank, error, 0.0, here=False)
+            return records.failed_record(blank, error, 0.0, here=False)
         calibrated = (classifier.temperature, "") if "temperature" in record.metrics else None
-        return scored_record(blank, probabilities, views, calibrated)
+        return records.scored_record(blank, probabilities, views, calibrated)
 
     def _images_of(self, pipeline: Pipeline, planned: Pipeline) -> Images:
         """Return the pixels after the part of a net's pipeline that is equal for all splits, read once."""
@@ -150,7 +147,9 @@ class ExternalTest:
         if record.status != "ok":
             return record
         val_was_test = np.intersect1d(split.val, split.test).size > 0
-        unwanted = (*WATCHED, *CALIBRATED) if val_was_test else WATCHED  # as in the benchmark's own results
+        unwanted = (
+            (*records.WATCHED, *records.CALIBRATED) if val_was_test else records.WATCHED
+        )  # as in the benchmark's own results
         metrics = {name: value for name, value in record.metrics.items() if name not in unwanted}
         return replace(record, metrics=metrics, probabilities=record.probabilities[record.sides == "test"])
 
@@ -167,15 +166,6 @@ class ExternalTest:
         own = measure_cells(self.plan.dataset, self.plan.rows, self.show)
         here = measure_cells(self.other, show_progress=self.show)
         return CellMeasures(*map(np.concatenate, zip(vars(own).values(), vars(here).values(), strict=True)))
-
-    @cached_property
-    def _unlike(self) -> list[str]:
-        """How the images differ from the plan's, of which 100 are compared."""
-        known = summary(looks_of(self.plan.dataset, self.plan.rows))
-        found = differences(looks_of(self.other, np.arange(len(self.other))), known)
-        for difference in found:
-            _log.warning("%s: %s", self.other.info.name, difference)
-        return found
 
     def _facts_of(self, split: Split) -> dict[str, Any]:
         """Return the columns of a row that are about the other data set as the test side of a split."""
@@ -196,7 +186,7 @@ class ExternalTest:
             "n_test": len(other),
             "groups_test": int(other.table["group"].nunique()) if other.has_subjects else None,
             "leaked_files": shared["train"],
-            "guarantees": joined_flags(disjoint),
+            "guarantees": records.joined_flags(disjoint),
             "flags": flags,
         }
 
