@@ -43,7 +43,7 @@ def test_verify_the_real_sample(c_nmc_sample, c_nmc_manifest, tmp_path):
         (["download", "synthetic", "--to", "x"], "There is no data set to download 'synthetic'. Known: c_nmc_2019."),
         (
             ["download", "c_nmc_2019", "--to", "x", "--archive", "y"],
-            "/y was not unpacked: there is no such file. Allowed: .zip",
+            "/y was not unpacked: it is no zip archive that can be read",
         ),
     ],
 )

@@ -49,7 +49,7 @@ def test_equal_arrays_have_equal_contents_and_other_shapes_have_not() -> None:
         ({"images": IMAGES.astype(float)}, ImageError, "float64"),
         ({"labels": [0, 1]}, DataError, r"labels int64 \(2,\)"),
         ({"labels": np.arange(12) / 2}, DataError, "labels float64"),
-        ({"labels": [2] * 12}, DataError, "from 0 to 1.* Received: 2 to 2"),
+        ({"labels": [2] * 12}, DataError, r"from 0 to 1.* Received: .* \[2\]"),
         ({"samples": ["a"] * 12}, DataError, "sample ids twice"),
         ({"subjects": ["a"]}, DataError, "another number of entries for subject"),
         ({"splits": ["left"] * 12}, DataError, "unknown split 'left'"),

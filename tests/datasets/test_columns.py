@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from leukemia_dl.datasets import Dataset
-from leukemia_dl.datasets.columns import one_spelling
+from leukemia_dl.datasets.table import one_spelling
 from leukemia_dl.text import name_key
 
 

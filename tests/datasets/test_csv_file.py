@@ -131,9 +131,9 @@ def test_root_and_absolute_paths_give_the_same_ids(folder: Path) -> None:
         ("path,label,Label\nimages/0.png,a,b\n", "needs the columns path and label, once each"),
         (
             "path,label\nimages/0.png,a\nimages/9.png,b\n",
-            r"names the file 'images/9.png' in row 2, which does not exist",
+            r"names the file 'images/9.png' in row 2, which is no file that can be read. .* images_root=",
         ),
-        ("path,label\nimages/0.png,a\nimages,b\n", "in row 2, which is a folder, not a file"),
+        ("path,label\nimages/0.png,a\nimages,b\n", "'images' in row 2, which is no file that can be read"),
         ("path,label\nimages/0.png,a\n,b\n", "has no path in row 2"),
         ("path,label\nimages/0.png,a\nimages/1.png,\n", "has no label in row 2"),
         ("path,label\nimages/0.png,a\nimages/./0.png,b\n", r"names the file 'images/./0.png' twice, in rows 1 and 2"),

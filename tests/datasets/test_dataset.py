@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from leukemia_dl.datasets import Dataset, DatasetInfo
-from leukemia_dl.datasets.dataset import COLUMNS
+from leukemia_dl.datasets.table import COLUMNS
 from leukemia_dl.errors import DataError, ImageError, SettingsError, UnknownNameError
 from leukemia_dl.preprocess import Pipeline
 

@@ -67,11 +67,9 @@ def test_what_can_be_downloaded():
 
 def test_an_archive_fetched_by_hand(archive, tmp_path):
     (tmp_path / "to" / ".kagglehub" / "unpacked").mkdir(parents=True)  # as an interruption leaves it
-    done = download("c_nmc_2019", tmp_path / "to", archive=archive, show_progress=False)
-    assert (len(done.dataset), done.report) == (15_114, None)
-    assert [p.name for p in done.root.iterdir()] == ["C-NMC_Leukemia"]
-    again = download("c_nmc_2019", tmp_path / "to")  # nothing to do, so no network is needed
-    assert len(again.dataset) == 15_114
+    assert len(download("c_nmc_2019", tmp_path / "to", archive=archive, show_progress=False)) == 15_114
+    assert [p.name for p in (tmp_path / "to").iterdir()] == ["C-NMC_Leukemia"]
+    assert len(download("c_nmc_2019", tmp_path / "to")) == 15_114  # nothing to do, so no network is needed
 
 
 def test_the_hashes_are_compared(archive, c_nmc_manifest, tmp_path):
@@ -87,7 +85,7 @@ def test_the_hashes_are_compared(archive, c_nmc_manifest, tmp_path):
 def test_the_real_sample_is_not_complete(c_nmc_sample, tmp_path):
     with pytest.raises(DataError, match=r"images: 60 of 15,114; subjects: \d+ of 101; fold 0: 21 of 3,527"):
         check_counts(Dataset.load("c_nmc_2019", root=c_nmc_sample))
-    path = shutil.make_archive(str(tmp_path / "a"), "gztar", c_nmc_sample.parent)
+    path = shutil.make_archive(str(tmp_path / "a"), "zip", c_nmc_sample.parent)
     with pytest.raises(DataError, match="is not complete"):
         download("c_nmc_2019", tmp_path / "to", archive=path, show_progress=False)
 
@@ -110,11 +108,20 @@ def test_a_bad_archive_leaves_nothing(tmp_path):
     assert not list((tmp_path / "to").rglob("*.*mp"))
 
 
+def test_another_archive_leaves_nothing_in_the_way(archive, tmp_path):
+    with zipfile.ZipFile(tmp_path / "other.zip", "w") as opened:
+        opened.writestr("thesis.docx", b"x")
+    with pytest.raises(DataError, match="does not look like C-NMC 2019"):
+        download("c_nmc_2019", tmp_path / "to", archive=tmp_path / "other.zip", show_progress=False)
+    assert [path.name for path in (tmp_path / "to").iterdir()] == [".kagglehub"]
+    assert len(download("c_nmc_2019", tmp_path / "to", archive=archive, show_progress=False)) == 15_114
+
+
 def test_a_folder_with_other_things_is_refused(tmp_path):
     (tmp_path / "thesis.docx").write_text("years of work")
-    with pytest.raises(DataError, match=r"holds other things \('thesis.docx'\) and not c_nmc_2019"):
+    with pytest.raises(DataError, match=r"does not look like C-NMC 2019. .* Found in it: thesis.docx"):
         download("c_nmc_2019", tmp_path)
-    with pytest.raises(DataError, match="cannot be used"):
+    with pytest.raises(DataError, match="is a file, not a folder"):
         download("c_nmc_2019", tmp_path / "thesis.docx")
     assert (tmp_path / "thesis.docx").read_text() == "years of work"
 
@@ -275,5 +282,4 @@ def test_the_environment_is_put_back(tmp_path, monkeypatch):
 @needs_kagglehub
 def test_the_real_download(tmp_path):
     """About 10 GB, from Kaggle."""
-    done = download("c_nmc_2019", tmp_path / "to")
-    assert len(done.dataset) == 15_114
+    assert len(download("c_nmc_2019", tmp_path / "to")) == 15_114

@@ -3,11 +3,10 @@
 import csv
 import itertools
 import logging
-import os
 import random
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,6 +15,7 @@ from leukemia_dl.datasets import Dataset, make_splits
 from leukemia_dl.errors import DataError, SettingsError, SplitError
 
 Writer = Callable[..., Path]
+Lister = Callable[..., None]
 NAMES = ("neutrophil", "lymphocyte", "monocyte", "eosinophil", "basophil")
 LABELS = {1: 2, 100: 4, 10: 3, 2: 1, 3: 5}  # not in the order of the files
 SAMPLES = ["1/001", "1/002", "1/003", "1/010", "1/100"]
@@ -64,9 +64,7 @@ def test_part_two_has_another_header(public: Path) -> None:
 
 
 def test_two_parts_are_a_question(public: Path) -> None:
-    with pytest.raises(
-        DataError, match=r"several copies of .*Dataset 1, .*Dataset 2. Pass one of them as root, or part=1 or part=2"
-    ):
+    with pytest.raises(DataError, match=r"several copies of .*Dataset 1, .*Dataset 2. Pass one of them as root"):
         Dataset.load("segmentation_wbc", root=public)
     shutil.rmtree(public / "Dataset 2")
     assert len(Dataset.load("segmentation_wbc", root=public)) == 5
@@ -76,7 +74,7 @@ def test_two_parts_are_a_question(public: Path) -> None:
 
 @pytest.mark.parametrize("part", [0, 3, True, "one", 1.5])
 def test_unknown_part(public: Path, part: object) -> None:
-    with pytest.raises(SettingsError, match=rf"part must be 1 or 2. Received: {part!r}"):
+    with pytest.raises(SettingsError, match=rf"part must be one of '1', '2'. Received: part='{part}'"):
         Dataset.load("segmentation_wbc", root=public, part=part)
 
 
@@ -195,7 +193,7 @@ def test_labels_of_other_images(flat: Path) -> None:
 
 def test_one_number_twice(flat: Path, write_image: Writer) -> None:
     write_image(flat / "3.bmp")
-    with pytest.raises(DataError, match=r"003\.bmp and .*/3\.bmp have the same number"):
+    with pytest.raises(DataError, match=r"has 1 sample ids twice, such as '1/003'"):
         Dataset.load("segmentation_wbc", root=flat)
 
 
@@ -203,15 +201,13 @@ def test_strange_files_are_left_out(flat: Path, write_image: Writer, caplog: pyt
     for name in ("cell.bmp", "12.bmp\n", "._4.bmp", "٣.bmp", "004.png"):
         (flat / name).write_text("x")
     (flat / "005.bmp").mkdir()
-    (flat / "006.bmp").symlink_to(flat / "006.bmp")
     (flat / "loop").symlink_to(flat, target_is_directory=True)
     (flat / "more.csv").mkdir()
-    os.mkfifo(flat / "007.bmp")
     try:
         (flat / "caf\udce9.bmp").write_text("x")
-        left_out = 6
+        left_out = 3
     except OSError:
-        left_out = 5  # this file system wants UTF-8
+        left_out = 2  # this file system wants UTF-8
     with caplog.at_level(logging.WARNING):
         assert Dataset.load("segmentation_wbc", root=flat).table["sample"].tolist() == SAMPLES
     assert f"left out {left_out} files" in caplog.text
@@ -224,34 +220,21 @@ def test_what_is_not_there_is_said(tmp_path: Path) -> None:
         Dataset.load("segmentation_wbc", root=tmp_path)
 
 
-def test_an_unreadable_folder_is_named(public: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    listing = Path.iterdir
-
-    def refuse(folder: Path) -> Iterator[Path]:
-        # The administrator may read everything, so permissions alone would not show it.
-        if folder.name == "Dataset 1":
-            raise PermissionError(13, "Permission denied", str(folder))
-        return listing(folder)
-
-    monkeypatch.setattr(Path, "iterdir", refuse)
-    with pytest.raises(DataError, match=r"Cannot read .*Dataset 1: Permission denied. Check its permissions"):
+def test_an_unreadable_folder_is_named(public: Path, list_folders: Lister) -> None:
+    list_folders(refused="Dataset 1")
+    with pytest.raises(
+        DataError, match=r"Cannot list the folder .*Dataset 1: Permission denied. Check its permissions"
+    ):
         Dataset.load("segmentation_wbc", root=public, part=1)
 
 
-def test_labels_do_not_depend_on_the_order_of_listing(flat: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_labels_do_not_depend_on_the_order_of_listing(flat: Path, list_folders: Lister) -> None:
     expected = Dataset.load("segmentation_wbc", root=flat).table
-    listing = Path.iterdir
     for seed in range(5):
         rows = list(LABELS.items())
         random.Random(seed).shuffle(rows)
         (flat / "class_labels.csv").write_text(table(dict(rows)))
-
-        def shuffled(folder: Path, seed: int = seed) -> Iterator[Path]:
-            found = sorted(listing(folder))
-            random.Random(seed).shuffle(found)
-            return iter(found)
-
-        monkeypatch.setattr(Path, "iterdir", shuffled)
+        list_folders(seed=seed)
         assert Dataset.load("segmentation_wbc", root=flat).table.equals(expected)
 
 

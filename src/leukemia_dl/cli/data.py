@@ -73,13 +73,10 @@ def download(
 
     info = get_source(name).info
     typer.echo(f"{info.title}\nLicence: {info.licence}\nCite: {info.citation}")
-    done = fetch(name, to, archive=archive, manifest=manifest)
-    subjects = done.dataset.table["subject"].nunique()
-    typer.echo(f"{len(done.dataset):,} images of {subjects:,} subjects in {done.root}, as declared.")
-    if done.report is not None:
-        typer.echo(str(done.report))
-        if not done.report.ok:
-            raise typer.Exit(1)
+    data = fetch(name, to, archive=archive)
+    typer.echo(f"{len(data):,} images of {data.table['subject'].nunique():,} subjects in {to}, as declared.")
+    if manifest is not None:
+        verify(to, manifest)
 
 
 def verify(

@@ -5,10 +5,11 @@ New sources are plugins: a module that yields `DatasetSource` records from the h
 """
 
 from leukemia_dl.datasets.cache import cache_dir
-from leukemia_dl.datasets.dataset import Dataset, DatasetInfo
+from leukemia_dl.datasets.dataset import Dataset
 from leukemia_dl.datasets.pixels import PixelStore
 from leukemia_dl.datasets.registry import DatasetSource, dataset_table, get_source, list_datasets, load_dataset
 from leukemia_dl.datasets.splits import PROTOCOLS, Split, make_splits
+from leukemia_dl.datasets.table import DatasetInfo
 
 __all__ = [
     "PROTOCOLS",

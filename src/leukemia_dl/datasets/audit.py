@@ -12,11 +12,10 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from leukemia_dl.datasets.columns import SPLITS, TEXT
 from leukemia_dl.datasets.hashes import array_hash, tried_hashes
-from leukemia_dl.datasets.info import DatasetInfo
 from leukemia_dl.datasets.pixels import Images
 from leukemia_dl.datasets.same_cells import CellKey, cell_key, likeness_of_rows, same_cells
+from leukemia_dl.datasets.table import SPLITS, TEXT, DatasetInfo
 from leukemia_dl.errors import DataError
 from leukemia_dl.preprocess.decode import FORMATS, IMAGE_SUFFIXES
 from leukemia_dl.preprocess.quality import MEASURES, measure_quality

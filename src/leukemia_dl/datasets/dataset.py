@@ -15,20 +15,18 @@ from numpy.typing import ArrayLike, NDArray
 
 from leukemia_dl import identity
 from leukemia_dl.datasets.audit import AuditReport, audit
-from leukemia_dl.datasets.cache import user_path
-from leukemia_dl.datasets.columns import COLUMNS, SPLITS, TEXT, counted, problem_of, row_numbers, typed
 from leukemia_dl.datasets.hashes import array_hash, file_hashes
-from leukemia_dl.datasets.info import DatasetInfo, joined_info
 from leukemia_dl.datasets.pixels import PixelStore, decode_all
-from leukemia_dl.datasets.sources.csv_file import read_csv
+from leukemia_dl.datasets.reading import class_list
+from leukemia_dl.datasets.sources.csv_file import read_csv, read_frame
 from leukemia_dl.datasets.sources.folder import read_folder
-from leukemia_dl.datasets.tables import class_list, frame_table
+from leukemia_dl.datasets.table import TEXT, DatasetInfo, check_table, clean_table, counted, joined_info, row_numbers
 from leukemia_dl.errors import DataError, unknown_name_error
 from leukemia_dl.preprocess import Pipeline, decode_image
 from leukemia_dl.preprocess.decode import check_image
 from leukemia_dl.text import name_key
 
-__all__ = ["COLUMNS", "SPLITS", "Dataset", "DatasetInfo"]
+__all__ = ["Dataset"]
 
 _log = logging.getLogger(__name__)
 
@@ -37,11 +35,11 @@ _log = logging.getLogger(__name__)
 class Dataset:
     """An immutable table of images with labels and patients, made by `Dataset.load`, `from_folder`, `from_csv` etc.
 
-    The columns, missing values being NA: `sample` (a stable id, independent of where the files lie), `path` (absolute;
-    NA for an image that is an array), `label` (a class name; NA: not known), `subject` (the patient), `group` (joins
-    subjects known to share cells; equals `subject` unless the source knows better; splits and intervals use it),
-    `field` (of view), `cell` (all str), `fold` (Int64), `split` (one of `SPLITS`: a side given by the authors),
-    `same_cell` (str: equal for images known to show one and the same cell; NA for all others).
+    The columns are text, but for `fold` (Int64), and NA means: not known. `sample` is a stable id, independent of where
+    the files lie; `path` is absolute, NA for an image that is an array; `label` is a class name, `subject` the patient;
+    `group` joins subjects known to share cells and is otherwise the subject: splits and intervals use it; `field` (of
+    view) and `cell`; `split`: the side that the authors give, train, val, test, preliminary or final; `same_cell` is
+    equal for images known to show one and the same cell.
 
     Attributes:
         class_names: In label order: class i has label i.
@@ -63,8 +61,8 @@ class Dataset:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "class_names", tuple(self.class_names))
-        object.__setattr__(self, "_table", typed(self._table))
-        if problem := problem_of(self._table, self.class_names, self._arrays):
+        object.__setattr__(self, "_table", clean_table(self._table))
+        if problem := check_table(self._table, self.class_names, self._arrays):
             raise DataError(f"The data set {self.info.name!r} {problem}.")
 
     @classmethod
@@ -91,14 +89,12 @@ class Dataset:
     ) -> Dataset:
         """Return the data set of a folder per class, without patients.
 
-        Folders named after a side (`train`, `TestA`, `validation_set`) or a fold (`fold_0`) may hold a folder per
-        class, or be in each; they make the column `split` or `fold`. Images that are in no class folder, and files
-        whose suffix is not in `IMAGE_SUFFIXES`, are left out with a warning.
+        Folders named after a side (`train`, `TestA`) or a fold (`fold_0`) may hold a folder per class, or be in each:
+        columns `split` and `fold`. Other images and files are left out with a warning.
 
         Args:
             root: The folder.
-            class_names: In label order; None for the folders' names, sorted. Where outer and inner folders could both
-                be the classes, this says which are.
+            class_names: In label order, or to choose between outer and inner folders; None: the folders' names, sorted.
             canvas: Side in pixels of one canvas for all images, if they are at one scale; None pads each to a square.
         """
         return cls(*read_folder(root, class_names, canvas))
@@ -132,15 +128,14 @@ class Dataset:
         """Return the data set of a table.
 
         Args:
-            frame: Columns `path` and `label` (NA: not known), and others of `COLUMNS`, in upper or lower case. Without
+            frame: Columns `path` and `label` (NA: not known), and others of a data set, in upper or lower case. Without
                 `sample` the ids are the paths below `images_root`, with `/`.
             images_root: Folder that relative paths start from; None for the working directory.
             class_names: As in `from_csv`.
             canvas: As in `from_folder`.
         """
         info = DatasetInfo("dataframe", "Images named by a table", licence="yours", citation="yours", canvas=canvas)
-        start = Path.cwd() if images_root is None else user_path(images_root, "images_root")
-        return cls(*frame_table(frame, info, start, class_names))
+        return cls(*read_frame(frame, info, "." if images_root is None else images_root, class_names))
 
     @classmethod
     def from_arrays(
@@ -168,12 +163,12 @@ class Dataset:
         """
         check_image(images, batch=True)
         codes, names, count = np.asarray(labels), class_list(class_names), len(images)
-        if images.ndim != 4 or codes.shape not in ((count,), (count, 1)) or codes.dtype.kind not in "iu":
-            received = f"Received: images {images.shape}, labels {codes.dtype} {codes.shape}."
-            raise DataError(f"Images are uint8 (n, height, width, 3) and labels n whole numbers. {received}")
-        if count and not -1 <= codes.min() <= codes.max() < len(names):
-            received = f"Received: {codes.min()} to {codes.max()}."
-            raise DataError(f"Labels are class indices from 0 to {len(names) - 1}, or -1: not known. {received}")
+        fits = images.ndim == 4 and codes.shape in ((count,), (count, 1)) and codes.dtype.kind in "iu"
+        if not fits or not np.isin(codes, range(-1, len(names))).all():
+            raise DataError(
+                f"Images are uint8 (n, height, width, 3), labels n class indices from 0 to {len(names) - 1} (-1: not "
+                f"known). Received: images {images.shape}, labels {codes.dtype} {codes.shape}, {np.unique(codes)[:9]}."
+            )
         given = {"sample": range(count) if samples is None else samples, "subject": subjects, "split": splits}
         columns: dict[str, list[Any]] = {name: list(values) for name, values in given.items() if values is not None}
         if wrong := [name for name, values in columns.items() if len(values) != count]:
@@ -294,9 +289,10 @@ class Dataset:
         arrays: dict[str, NDArray[np.uint8]] = {}
         for data in (self, other):
             prefix = "" if self.info.name == other.info.name else f"{data.info.name}/"
-            own = ["sample", "subject", "group", "same_cell"]
-            tables.append(data._table.assign(label=data._table["label"].replace(renamed)))
-            tables[-1][own] = prefix + tables[-1][own]
+            table = data._table.assign(label=data._table["label"].replace(renamed))
+            for column in ("sample", "subject", "group", "same_cell"):
+                table[column] = prefix + table[column]
+            tables.append(table)
             arrays |= {prefix + sample: pixels for sample, pixels in data._arrays.items()}
         same = self.info == other.info and class_names == self.class_names
         info = self.info if same else joined_info(self.info, other.info, class_names)
@@ -324,24 +320,17 @@ class Dataset:
         return self._arrays[self._table["sample"].iloc[row]].copy() if path is pd.NA else decode_image(path)
 
     def to_numpy(self, pipeline: Pipeline, show_progress: bool = True) -> NDArray[np.uint8]:
-        """Return all images after `pipeline`, in row order: uint8 (n, height, width, 3). Files are decoded in parallel.
+        """Return all images after `pipeline`, in row order: uint8 (n, height, width, 3).
 
-        `show_progress` shows the progress.
-
-        Raises:
-            ImageError: If files cannot be decoded; one error names up to ten of them.
-            SettingsError: If the images that the pipeline gives differ in size.
+        `show_progress` shows the progress. One ImageError names the files that cannot be decoded.
         """
         return decode_all(self, pipeline, show_progress)
 
     def summary(self) -> pd.DataFrame:
         """Return a row per split and fold: images, one column per class, unlabelled, subjects, groups (all int64)."""
         sides = [self._table["split"].fillna("-"), self._table["fold"].astype(TEXT).fillna("-")]
-        counts = {"images": pd.Series(1, self._table.index)}
-        own = ("images", "unlabelled", "subjects", "groups")
-        for label, name in enumerate(self.class_names):
-            counts[f"class {name}" if name in own else name] = pd.Series(self.labels == label, dtype="int64")
-        counts["unlabelled"] = pd.Series(self.labels < 0, dtype="int64")
-        summed = pd.DataFrame(counts).groupby(sides).sum()
-        people = self._table[["subject", "group"]].groupby(sides).nunique()
-        return summed.join(people.rename(columns={"subject": "subjects", "group": "groups"}).astype("int64"))
+        counts = pd.DataFrame({"images": 1}, self._table.index)
+        for label, name in [*enumerate(self.class_names), (-1, "unlabelled")]:
+            counts[name] = (self.labels == label).astype(np.int64)
+        people = self._table[["subject", "group"]].rename(columns={"subject": "subjects", "group": "groups"})
+        return counts.groupby(sides).sum().join(people.groupby(sides).nunique().astype("int64"))

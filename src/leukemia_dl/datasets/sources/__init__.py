@@ -1,1 +1,1 @@
-"""The built-in data sets, one file each: a reader, and the record that the hook `leukemia_dl_datasets` yields."""
+"""The built-in data sets, one file each: a description and a reader. `datasets.registry` lists them."""

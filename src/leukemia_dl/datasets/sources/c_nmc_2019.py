@@ -3,16 +3,12 @@
 Training files are called `UID_<subject>_<field>_<cell>_<all|hem>.bmp`, preliminary ones `1.bmp` and so on; the original
 names of these, so subjects and labels, are in a CSV file. The labels of the final test set were never released.
 
-Some subjects are one patient under two names, or were given each other's cells. Evidence:
-
-- byte-identical files: 20 = 21 71 pairs, 51 = 78 11, 51 = 75 10, H2 = H4 3, H2 = H5 2, H2 = H6 1, H3 = H10 1;
-- cells with identical bounding box and label, whose field numbers rise together: 51 = 78 86, 20 = 21 71, 51 = 75 59,
-  H3 = H10 27, H2 = H5 17, H2 = H6 10, H2 = H7 9, H2 = H4 7. Any other two subjects share at most one box.
-
-So the 73 names of the training part are 65 groups. The 352 pairs of images of one cell (66 of them inside H10, whose
-fields from 165 on repeat those from 132 on) are listed in `c_nmc_2019_same_cells.csv` here, derived from public
-annotations of the challenge: same linked set, same label, same box to the pixel. They contain all 104 byte-identical
-pairs of the training part.
+Some subjects are one patient under two names, or were given each other's cells. Files that are identical byte for byte:
+20 = 21 71 pairs, 51 = 78 11, 51 = 75 10, H2 = H4 3, H2 = H5 2, H2 = H6 1, H3 = H10 1. Cells of one bounding box and
+label, with field numbers that rise together: 51 = 78 86, 20 = 21 71, 51 = 75 59, H3 = H10 27, H2 = H5 17, H2 = H6 10,
+H2 = H7 9, H2 = H4 7; any other two subjects share at most one box. So the 73 names of the training part are 65 groups.
+The 352 pairs of images of one cell are in `c_nmc_2019_same_cells.csv` here, derived from public annotations of the
+challenge; 66 are inside H10, whose fields from 165 on repeat those from 132 on. All 104 identical pairs are among them.
 """
 
 from __future__ import annotations
@@ -20,19 +16,16 @@ from __future__ import annotations
 import csv
 import logging
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
 
-from leukemia_dl.datasets.folders import folders_in, listed, only_copy, require_folder
-from leukemia_dl.datasets.info import DatasetInfo, DatasetSource, Table
-from leukemia_dl.datasets.tables import read_text_csv
+from leukemia_dl.datasets.reading import find_copy, listed, read_text_csv
+from leukemia_dl.datasets.table import DatasetInfo, Table
 from leukemia_dl.errors import DataError
-from leukemia_dl.plugins import hookimpl
-from leukemia_dl.preprocess.decode import warn_left_out
 
 CLASS_NAMES = ("hem", "all")
 LINKED_SUBJECTS = (("20", "21"), ("51", "75", "78"), ("H2", "H4", "H5", "H6", "H7"), ("H3", "H10"))
@@ -52,9 +45,13 @@ INFO = DatasetInfo(
     declared=(("images", 15_114), ("subjects", 101), *_FOLDS, ("preliminary", 1_867), ("final", 2_586)),
 )
 _NAME = re.compile(r"UID_(H?\d+)_(\d+)_(\d+)_(all|hem)\.bmp", re.IGNORECASE | re.ASCII)
-_PRELIMINARY = "c-nmc_test_prelim_phase_data"
-_FINAL = "c-nmc_test_final_phase_data"
-_OUTER = ("training_data", "c-nmc_training_data", "validation_data", "testing_data", _PRELIMINARY, _FINAL)
+_SIDES = {"c-nmc_test_prelim_phase_data": "preliminary", "c-nmc_test_final_phase_data": "final"}
+_OUTER = ("training_data", "c-nmc_training_data", "validation_data", "testing_data", *_SIDES)
+_LAYOUT = re.compile(
+    rf"(?P<copy>(?:[^/]+/)*?)(?P<folders>(?:(?:{'|'.join(_OUTER)})/)*"
+    rf"(?:fold_(?P<fold>\d)/(?P<label>all|hem)|(?P<side>{'|'.join(_SIDES)})))/(?P<file>[^/]+)",
+    re.IGNORECASE | re.ASCII,
+)
 _LABELS = "c-nmc_test_prelim_phase_data_labels.csv"
 _WANTED = (
     "the folder C-NMC_Leukemia with training_data/fold_0/all/UID_*.bmp and so on, or TCIA's C-NMC_training_data/..."
@@ -82,22 +79,36 @@ def read_c_nmc(root: Path, info: DatasetInfo = INFO, linked: Sequence[Sequence[s
     sets of subjects that share cells: one group each. `sample` is the file's name without suffix for training images,
     `prelim/1` and `final/1` for the others. Images that the CSV does not name have no label.
     """
-    root = top = require_folder(root, _WANTED)
-    while top.name.lower() in _OUTER:
-        top = top.parent
-    _, parts = only_copy(root, _parts, info.title, _WANTED, start=top)
-    rows = [row for name in sorted(parts) if name.startswith("fold_") for row in _training(int(name[5:]), parts[name])]
-    if folder := parts.get(_PRELIMINARY):
-        rows += _preliminary(folder, parts.get(_LABELS))
-    if folder := parts.get(_FINAL):
-        rows += [{"sample": f"final/{path.stem}", "path": str(path), "split": "final"} for path in _images(folder)]
-    for folder in (parts[name] for name in (_PRELIMINARY, _FINAL) if name in parts):
-        others = [path.name for path in listed(folder) if path.suffix.lower() != ".bmp" and path.is_file()]
-        warn_left_out(folder, others, "only BMP files are read")
-    frame = pd.DataFrame(rows, columns=["sample", "path", "label", "subject", "field", "cell", "fold", "split"])
+    names = "UID_<subject>_<field>_<cell>_<label>.bmp, or 1.bmp in the test folders"
+    place, matches = find_copy(root, _LAYOUT, _is_image, _OUTER, info.title, _WANTED, names)
+    labels = _read_labels({place / match["folders"] for match in matches if _side(match) == "preliminary"})
+    frame = pd.DataFrame([_row(place, match, labels) for match in matches])
+    missing = (frame["split"] == "preliminary") & frame["label"].isna()
+    if missing.any():
+        where = f"{_LABELS} does not name them" if labels else f"there is no {_LABELS} beside them"
+        _log.warning("%d preliminary images have no label: %s", missing.sum(), where)
     frame["group"] = frame["subject"].map({subject: "+".join(members) for members in linked for subject in members})
     frame["same_cell"] = frame["sample"].str.lower().map(_same_cells() if linked else {})
     return frame, CLASS_NAMES, info
+
+
+def _side(match: re.Match[str]) -> str:
+    return _SIDES[match["side"].lower()] if match["side"] else "train"
+
+
+def _is_image(match: re.Match[str]) -> bool:
+    return match["file"].lower().endswith(".bmp") if match["side"] else parse_name(match["file"]) is not None
+
+
+def _row(place: Path, match: re.Match[str], labels: dict[str, _Name]) -> dict[str, object]:
+    """Return the row of an image; `labels` are the original names of the preliminary ones."""
+    path, side = place / match["folders"] / match["file"], _side(match)
+    name = {"train": parse_name(path.name), "preliminary": labels.get(path.name.lower())}.get(side)
+    if side == "train" and name and name.label != match["label"].lower():
+        raise DataError(f"{path} says {name.label!r} in its name but lies in the folder {match['label']!r}.")
+    known = name._asdict() if name else dict.fromkeys(_Name._fields)
+    sample = {"preliminary": "prelim/", "final": "final/"}.get(side, "") + path.stem
+    return {"sample": sample, "path": str(path), "split": side, "fold": match["fold"], **known}
 
 
 def _same_cells() -> dict[str, str]:
@@ -107,51 +118,12 @@ def _same_cells() -> dict[str, str]:
     return {sample.lower(): first for first, second in pairs for sample in (first, second)}
 
 
-def _parts(base: Path) -> dict[Path, dict[str, Path]]:
-    """Return the folders of images and the label file in `base`, of either layout, by their names in lower case."""
-    parts: dict[str, Path] = {}
-    outer = [base]
-    for folder in outer:  # which grows
-        for path in listed(folder):
-            name = path.name.lower()
-            if (name == _LABELS and path.is_file()) or (re.fullmatch(r"fold_\d", name) and _class_folders(path)):
-                parts.setdefault(name, path)
-            elif name in _OUTER and path.is_dir() and len(path.relative_to(base).parts) <= 3:
-                outer.append(path)
-        if folder.name.lower() in (_PRELIMINARY, _FINAL) and _images(folder):
-            parts[folder.name.lower()] = folder
-    return {base: parts} if parts.keys() - {_LABELS} else {}
-
-
-def _training(fold: int, folder: Path) -> Iterator[dict[str, object]]:
-    others = []
-    for inner in _class_folders(folder):
-        for path in filter(Path.is_file, listed(inner)):
-            name = parse_name(path.name)
-            if name is None:
-                others.append(path.name)
-            elif name.label != inner.name.lower():
-                raise DataError(f"{path} says {name.label!r} in its name but lies in the folder {inner.name!r}.")
-            else:
-                yield {"sample": path.stem, "path": str(path), "fold": fold, "split": "train", **name._asdict()}
-    warn_left_out(folder, others, "names must be like UID_<subject>_<field>_<cell>_<label>.bmp")
-
-
-def _preliminary(folder: Path, labels: Path | None) -> Iterator[dict[str, object]]:
-    names = {} if labels is None else _read_labels(labels)
-    unknown = 0
-    for path in _images(folder):
-        name = names.get(path.name.lower())
-        unknown += name is None
-        known = {} if name is None else name._asdict()
-        yield {"sample": f"prelim/{path.stem}", "path": str(path), "split": "preliminary", **known}
-    if unknown:
-        where = f"is not named in {labels}" if labels else f"has no {_LABELS} beside it"
-        _log.warning("%d preliminary images have no label: the file %s", unknown, where)
-
-
-def _read_labels(path: Path) -> dict[str, _Name]:
-    """Return the parsed original name of each file that the CSV file names, in lower case."""
+def _read_labels(folders: set[Path]) -> dict[str, _Name]:
+    """Return the parsed original name of each file that the CSV file in or beside a folder names, in lower case."""
+    tables = [path for folder in folders for place in (folder, folder.parent) for path in listed(place, ".csv")]
+    path = next((path for path in tables if path.name.lower() == _LABELS), None)
+    if path is None:
+        return {}
     frame = read_text_csv(path, "Take it from the original archive")
     columns = ["Patient_ID", "new_names", "labels"]
     if missing := sorted(set(columns) - set(frame.columns)):
@@ -165,19 +137,3 @@ def _read_labels(path: Path) -> dict[str, _Name]:
         if names.setdefault(new.lower(), known) is not known:
             raise DataError(f"{path}, row {row}: {new} is named a second time.")
     return names
-
-
-def _class_folders(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        return []
-    return [inner for inner in folders_in(folder) if inner.name.lower() in CLASS_NAMES]
-
-
-def _images(folder: Path) -> list[Path]:
-    return [path for path in listed(folder) if path.suffix.lower() == ".bmp" and path.is_file()]
-
-
-@hookimpl
-def leukemia_dl_datasets() -> Iterator[DatasetSource]:
-    """Yield the source."""
-    yield DatasetSource("c_nmc_2019", read_c_nmc, INFO)

@@ -1,20 +1,27 @@
-"""A CSV file that names images, labels and, if known, patients and sides."""
+"""Tables of a user that name images, labels and, if known, patients and sides: CSV files and frames."""
 
 from __future__ import annotations
 
-import zipfile
-from collections.abc import Iterable, Sequence
+import logging
+import os
+from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePath
+from typing import Any
+
+import numpy as np
+import pandas as pd
 
 from leukemia_dl.datasets.cache import user_path
-from leukemia_dl.datasets.info import CANVAS, DatasetInfo, DatasetSource, Table
-from leukemia_dl.datasets.tables import frame_table, read_text_csv
+from leukemia_dl.datasets.reading import clean_labels, read_text_csv
+from leukemia_dl.datasets.table import COLUMNS, DatasetInfo, Table
 from leukemia_dl.errors import DataError
-from leukemia_dl.plugins import hookimpl
+from leukemia_dl.preprocess.decode import is_system_file
+from leukemia_dl.text import counted
 
 INFO = DatasetInfo("csv", "Images named by a CSV file", licence="yours", citation="yours")
 _WANTED = "Wanted: a CSV file in UTF-8, separated by commas, with a header: path,label[,subject,group,fold,split]"
+_log = logging.getLogger(__name__)
 
 
 def read_csv(
@@ -28,19 +35,76 @@ def read_csv(
     if not path.is_file():
         state = "is a folder" if path.is_dir() else "does not exist"
         raise DataError(f"The CSV file {path} {state}. {_WANTED}. A folder per class is loaded by Dataset.from_folder.")
-    if zipfile.is_zipfile(path):
-        raise DataError(f"{path} is an archive, not a CSV file: unpack it first. {_WANTED}.")
-    start = path.parent if images_root is None else user_path(images_root, "images_root")
-    return frame_table(read_text_csv(path, _WANTED), info, start, class_names, str(path), all_labelled=True)
+    start = path.parent if images_root is None else images_root
+    return read_frame(read_text_csv(path, _WANTED), info, start, class_names, str(path), all_labelled=True)
 
 
-@hookimpl
-def leukemia_dl_datasets() -> Iterable[DatasetSource]:
-    """Yield the source."""
-    options = {
-        "path": "the CSV file (command line: --root)",
-        "images_root": "folder that relative paths start from; default: that of the CSV file",
-        "class_names": "labels in their order, separated by commas; default: those found, sorted",
-        "canvas": CANVAS,
-    }
-    yield DatasetSource("csv", read_csv, INFO, options=options)
+def read_frame(
+    frame: pd.DataFrame,
+    info: DatasetInfo,
+    images_root: str | Path,
+    class_names: Sequence[str] | None = None,
+    where: str = "The table",
+    all_labelled: bool = False,
+) -> Table:
+    """Return the table of a data set from columns that a user named; see `Dataset.from_dataframe`.
+
+    `where` begins the error messages, which count rows from 1; `all_labelled` says that each row needs a label.
+    """
+    table = frame.rename(columns={name: str(name).strip().lower() for name in frame.columns})
+    known = [name for name in table.columns if name in COLUMNS]
+    if not {"path", "label"} <= set(known) or len(set(known)) != len(known):
+        raise DataError(
+            f"{where} needs the columns path and label, once each. Found: "
+            f"{', '.join(map(str, frame.columns)) or 'none'}. Further ones that are used: {', '.join(COLUMNS)}."
+        )
+    if ignored := sorted(set(table.columns) - set(COLUMNS)):
+        patients = [name for name in ignored if name.startswith("patient") and "subject" not in known]
+        hint = f". Rename {patients[0]} to subject, otherwise no patient is known" if patients else ""
+        message = "%s has columns that are not used: %s. Used are: %s%s"
+        _log.warning(message, where, ", ".join(ignored), ", ".join(COLUMNS), hint)
+    table = table[known].reset_index(drop=True)
+    if not len(table):
+        raise DataError(f"{where} has no rows. Each names one image by its path and label.")
+    labels = table["label"].convert_dtypes().astype("object").map(str, na_action="ignore")
+    if all_labelled and labels.isna().any():
+        row = int(labels.isna().to_numpy().argmax()) + 1
+        hint = "Label or remove the row; images without a label are loaded with Dataset.from_dataframe."
+        raise DataError(f"{where} has no label in row {row}. {hint}")
+    table["label"], names = clean_labels(labels, class_names, where)
+    start = os.path.abspath(user_path(images_root, "images_root"))  # noqa: PTH100
+    table["path"] = paths = _absolute(table["path"], start, where)
+    common = os.path.commonpath([os.path.dirname(path) for path in paths])  # noqa: PTH120
+    if "sample" not in table:
+        inside = all(path.startswith(os.path.join(start, "")) for path in paths)  # noqa: PTH118
+        table["sample"] = _below(start if inside else common, paths)
+    below = _below(common, paths)
+    hidden = np.array([any(map(is_system_file, name.split("/"))) for name in below])
+    if hidden.any():
+        rows, example = counted(int(hidden.sum()), "row"), below[int(hidden.argmax())]
+        _log.warning("%s: left out %s of hidden or system files, such as %r", where, rows, example)
+    return table[~hidden], names, info
+
+
+def _absolute(column: pd.Series[Any], start: str, where: str) -> list[str]:
+    """Return the absolute paths of a column, of which each must be a file that no other row names."""
+    seen: dict[str, int] = {}
+    for row, path in enumerate(column, start=1):
+        if not isinstance(path, (str, PurePath)) or not str(path).strip():
+            raise DataError(f"{where} has no path in row {row}.")
+        # Not pathlib, which takes seconds for a hundred thousand names; not resolve(), which would follow links.
+        full = os.path.abspath(os.path.join(start, path))  # noqa: PTH100, PTH118
+        if not os.path.isfile(full):  # noqa: PTH113
+            raise DataError(
+                f"{where} names the file {str(path)!r} in row {row}, which is no file that can be read. Relative paths "
+                f"start from {start}; for another folder pass images_root=..., command line: -o images_root=FOLDER."
+            )
+        if (first := seen.setdefault(full, row)) != row:
+            raise DataError(f"{where} names the file {str(path)!r} twice, in rows {first} and {row}. Remove one.")
+    return list(seen)
+
+
+def _below(folder: str, paths: list[str]) -> list[str]:
+    """Return paths in a folder as paths that start from it, with `/`."""
+    start = len(os.path.join(folder, ""))  # noqa: PTH118
+    return [path[start:].replace(os.sep, "/") for path in paths]

@@ -13,18 +13,15 @@ from pathlib import Path
 
 import pandas as pd
 
-from leukemia_dl.datasets.columns import one_spelling
-from leukemia_dl.datasets.folders import folders_in, require_folder
-from leukemia_dl.datasets.info import CANVAS, DatasetInfo, DatasetSource, Table
-from leukemia_dl.datasets.tables import class_list
+from leukemia_dl.datasets.reading import class_list, clean_labels, listed, require_folder
+from leukemia_dl.datasets.table import DatasetInfo, Table
 from leukemia_dl.errors import DataError
-from leukemia_dl.plugins import hookimpl
 from leukemia_dl.preprocess.decode import image_files
 from leukemia_dl.text import counted, name_key
 
 INFO = DatasetInfo("folder", "A folder per class", licence="yours", citation="yours")
-SIDES = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val"}
-SIDES |= {"test": "test", "testing": "test"}
+_SIDES = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val"}
+_SIDES |= {"test": "test", "testing": "test"}
 _WORDS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")  # TestA: Test, A; TEST_SIMPLE: TEST, SIMPLE
 _FOLD = re.compile(r"fold[ _-]?(\d{1,3})", re.IGNORECASE | re.ASCII)
 _WANTED = "a folder per class with images in it, such as ROOT/hem/1.bmp and ROOT/all/2.bmp"
@@ -42,29 +39,30 @@ def read_folder(root: str | Path, class_names: Sequence[str] | None = None, canv
     for first, *rest in (sample.split("/") for sample in samples):
         if rest:
             inside.setdefault(first, set()).add(rest[0] if len(rest) > 1 else "")
+    tops = [folder.name for folder in listed(root)]
+    if not inside:
+        held = f"has {len(samples):,} images directly in it, so nothing says which class they are of"
+        none = f"has no images: its folders ({', '.join(tops[:8])}) hold none" if tops else "has no images: it is empty"
+        raise DataError(f"{root} {held if samples else none}. Wanted: {_WANTED}, or a CSV file (Dataset.from_csv).")
     level = _level_of_classes(root, inside, wanted)
     frame = _rows(root, samples, inside, level)
-    if wanted is None:
-        _refuse_inner_classes(root, frame, level)
-    frame["label"] = one_spelling(frame["label"], "classes", wanted or ())
-    found = sorted(frame["label"].unique())
-    tops = [folder.name for folder in folders_in(root)]
-    if len(found) < 2 or (wanted is not None and set(wanted) != set(found)):
-        raise DataError(f"{root} {_problem(root, inside, found, wanted, tops, len(samples))} Wanted: {_WANTED}.")
-    if empty := sorted(set(tops) - set(inside)):
-        _log.warning("%s: the folders %s hold no images and are not taken for classes", root, ", ".join(empty))
+    if wanted is None and level:
+        _refuse_inner_classes(root, frame)
+    inner = sorted(inside[min(inside)] - {""})
+    hint = f"If its folders ({', '.join(inner[:8])}) are the classes, pass {root / min(inside)}. " if inner else ""
+    frame["label"], names = clean_labels(frame["label"], wanted, str(root), f"{hint}Wanted: {_WANTED}.")
+    if empty := set(names) - set(frame["label"]):
+        raise DataError(f"{root} has no images of {', '.join(sorted(empty))}, but class_names names it.")
+    if hollow := sorted(set(tops) - set(inside)):
+        _log.warning("%s: the folders %s hold no images and are not taken for classes", root, ", ".join(hollow))
     for side in sorted(frame["split"].dropna().unique()) if level else ():
         if len(named := [top for top in sorted(inside) if _part(top) == (side, None)]) > 1:
             _log.warning("%s: the folders %s are all taken for the side %s", root, ", ".join(named), side)
-    return frame, wanted or tuple(found), info
+    return frame, names, info
 
 
 def _level_of_classes(root: Path, inside: _Inside, wanted: Sequence[str] | None) -> int:
-    """Return 0 if the folders in the root are the classes, 1 if their subfolders are.
-
-    Raises:
-        DataError: If both are possible, or the folders are named like sides and have no subfolders.
-    """
+    """Return 0 if the folders in the root are the classes, 1 if their subfolders are; DataError if it is not clear."""
     tops = sorted(inside)
     parts = [top for top in tops if _part(top)]
     inner = sorted({name for top in parts or tops for name in inside[top]} - {""})
@@ -72,19 +70,17 @@ def _level_of_classes(root: Path, inside: _Inside, wanted: Sequence[str] | None)
     repeated = [key for key, count in counts.items() if count > 1]
     if wanted is not None and _keys(wanted) in (_keys(tops), _keys(inner)):
         return int(_keys(wanted) != _keys(tops))
-    exact = [top for top in parts if top.lower() in SIDES or _FOLD.fullmatch(top)]
-    single = len(inner) > 1 and sum(inside[top] != {""} for top in parts) == 1
-    if inner and parts and (repeated or exact or (single and parts == tops)):
+    sides = [top for top in parts if parts == tops or top.lower() in _SIDES or _FOLD.fullmatch(top)]
+    if inner and (sides or (parts and repeated)):
         return 1
     outer = f"class_names={','.join(tops)} (command line: -o class_names={','.join(tops)})"
-    if exact or (parts and parts == tops):
-        called = f"folders that are called like sides or folds ({', '.join(exact or parts)})"
-        sides = f"{_WANTED}, or with sides ROOT/train/hem/1.bmp"
+    if sides:
         raise DataError(
-            f"{root} has {called}, and no folder per class in them. Wanted: {sides}. If the folders are the classes, "
-            f"pass {outer}; or use a CSV file (Dataset.from_csv)."
+            f"{root} has folders that are called like sides or folds ({', '.join(sides)}), and no folder per class in "
+            f"them. Wanted: {_WANTED}, or with sides ROOT/train/hem/1.bmp. If the folders are the classes, pass "
+            f"{outer}; or use a CSV file (Dataset.from_csv)."
         )
-    if single or (len(repeated) > 1 and not all(map(_part, repeated))):
+    if len(inner) > 1 and (parts or (len(repeated) > 1 and not all(map(_part, repeated)))):
         raise DataError(
             f"{root} can be read in two ways. If the outer folders are the classes, pass {outer}. If the inner ones "
             f"are, pass class_names={','.join(inner)}, or call the outer ones train, val and test, or fold_0 and so on."
@@ -103,27 +99,24 @@ def _rows(root: Path, samples: list[str], inside: _Inside, level: int) -> pd.Dat
     for sample in samples:
         *folders, _ = sample.split("/")
         part = _part(folders[1 - level]) if sided and len(folders) > 1 - level else None
-        if len(folders) <= level:
-            left_out[f"directly in {folders[0] if folders else root.name}"] += 1
-        elif sided and part is None:
-            left_out[f"in {folders[0]}, which is not called like a side"] += 1
+        if len(folders) <= level or (sided and part is None):
+            left_out[folders[0] if folders else root.name] += 1
         else:
             rows.append((sample, os.path.join(root, sample), folders[level], *(part or (None, None))))  # noqa: PTH118
     if left_out:
-        places = "; ".join(f"{count:,} {place}" for place, count in left_out.items())
+        places = ", ".join(f"{count:,} in {place}" for place, count in left_out.items())
         count = counted(left_out.total(), "image")
         _log.warning("%s: left out %s outside of the class folders: %s", root, count, places)
     return pd.DataFrame(rows, columns=["sample", "path", "label", "split", "fold"])
 
 
-def _refuse_inner_classes(root: Path, frame: pd.DataFrame, level: int) -> None:
-    """Raise DataError if the folders that would be classes are sides, or all hold the same inner folders."""
-    below: dict[str, set[str]] = {label: set() for label in sorted(frame["label"].unique())}
-    for sample, label in zip(frame["sample"], frame["label"], strict=True):
-        below[label].update(sample.split("/")[level + 1 : -1][:1])
-    first, *others = below.values() or [set()]
-    equal = len(first) > 1 and all(names == first for names in others) and not all(map(_part, first))
-    if (level and all(map(_part, below))) or (level and equal):
+def _refuse_inner_classes(root: Path, frame: pd.DataFrame) -> None:
+    """Raise DataError if the inner folders that would be classes are sides, or all hold the same folders again."""
+    inner = frame["sample"].str.split("/").str[2:-1].str[0]
+    below = {label: set(names.dropna()) for label, names in inner.groupby(frame["label"])}
+    first = next(iter(below.values()), set())
+    equal = len(first) > 1 and all(names == first for names in below.values()) and not all(map(_part, first))
+    if equal or all(map(_part, below)):
         raise DataError(
             f"{root} can be read in two ways: the classes may be {', '.join([*below][:8])}, or the folders in them, "
             f"{', '.join(sorted(first)[:8])}. Put the images into one folder per class, or write a CSV file with the "
@@ -140,31 +133,5 @@ def _part(name: str) -> tuple[str | None, int | None] | None:
     """Return the side or the fold that a folder's name says: ("test", None) for TestA, (None, 0) for fold_0."""
     if fold := _FOLD.fullmatch(name):
         return None, int(fold[1])
-    sides = {SIDES.get(word.lower().removesuffix("set")) for word in _WORDS.findall(name)} - {None}
+    sides = {_SIDES.get(word.lower().removesuffix("set")) for word in _WORDS.findall(name)} - {None}
     return (sides.pop(), None) if len(sides) == 1 else None
-
-
-def _problem(
-    root: Path, inside: _Inside, found: list[str], wanted: Sequence[str] | None, tops: list[str], images: int
-) -> str:
-    """Return why the class folders with images cannot be read."""
-    if not found and images:
-        return (
-            f"has {images:,} images directly in it, so nothing says which class they are of (or use Dataset.from_csv)."
-        )
-    if not found:
-        return (
-            f"has no images: its folders ({', '.join(tops[:8])}) hold none." if tops else "has no images: it is empty."
-        )
-    if wanted is not None and set(wanted) != set(found):
-        return f"has the folders with images {', '.join(found)}, but class_names is {', '.join(wanted)}."
-    inner = sorted(inside.get(found[0], set()) - {""})
-    hint = f" If its folders ({', '.join(inner[:8])}) are the classes, pass {root / found[0]}." if inner else ""
-    return f"holds one class only, {found[0]!r}: there is nothing to tell apart.{hint}"
-
-
-@hookimpl
-def leukemia_dl_datasets() -> Iterable[DatasetSource]:
-    """Yield the source."""
-    names = "classes in label order, separated by commas; default: the folders' names, sorted"
-    yield DatasetSource("folder", read_folder, INFO, options={"class_names": names, "canvas": CANVAS})

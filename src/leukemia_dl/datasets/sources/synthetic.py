@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
 from pathlib import Path
 
 from leukemia_dl import identity
 from leukemia_dl.checks import whole_number
 from leukemia_dl.datasets.cache import cache_dir, user_path
-from leukemia_dl.datasets.info import DatasetInfo, DatasetSource, Table
 from leukemia_dl.datasets.sources.c_nmc_2019 import CLASS_NAMES, read_c_nmc
-from leukemia_dl.plugins import hookimpl
+from leukemia_dl.datasets.table import DatasetInfo, Table
 
 INFO = DatasetInfo(
     name="synthetic",
@@ -23,15 +21,6 @@ INFO = DatasetInfo(
     test_fold=2,
     synthetic=True,
 )
-_OPTIONS = {
-    "subjects": "number of training subjects, default 73 as in C-NMC 2019",
-    "images": "number of training images, default 360",
-    "preliminary_images": "number of labelled test images of other subjects, default 60",
-    "final_images": "number of images without label, default 12",
-    "seed": "another seed is another data set, default 0",
-    "workers": "threads that draw, default one per processor",
-    "show_progress": "whether to show progress, default true",
-}
 
 
 def read_synthetic(
@@ -42,10 +31,9 @@ def read_synthetic(
 
     if workers is not None:
         whole_number("workers", workers, 1)
-    cohort = SyntheticCohort(**settings)
-    root = synthetic_folder(**settings) if root is None else user_path(root)
-    # Its subjects H2 and H4, say, are two people: the linked names of C-NMC mean nothing here.
-    return read_c_nmc(write_dataset(root, cohort, workers=workers, show_progress=show_progress), INFO, linked=())
+    place = synthetic_folder(**settings) if root is None else user_path(root)
+    drawn = write_dataset(place, SyntheticCohort(**settings), workers=workers, show_progress=show_progress)
+    return read_c_nmc(drawn, INFO, linked=())  # its subjects H2 and H4, say, are two people
 
 
 def synthetic_folder(**settings: int) -> Path:
@@ -54,9 +42,3 @@ def synthetic_folder(**settings: int) -> Path:
 
     values = dataclasses.asdict(SyntheticCohort(**settings))
     return cache_dir() / f"synthetic-{identity.digest([GENERATOR_VERSION, values])[:12]}"
-
-
-@hookimpl
-def leukemia_dl_datasets() -> Iterable[DatasetSource]:
-    """Yield the source."""
-    yield DatasetSource("synthetic", read_synthetic, INFO, needs_root=False, options=_OPTIONS)
