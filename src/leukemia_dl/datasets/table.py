@@ -164,7 +164,7 @@ def one_spelling(names: pd.Series[Any], what: str, wanted: Sequence[str] = ()) -
     found: dict[str, list[str]] = {}
     for name in names.value_counts().sort_index().sort_values(ascending=False, kind="stable").index:
         found.setdefault(name_key(name), []).append(name)
-    renamed = {}
+    renamed: dict[str, str] = {}
     for key, spellings in found.items():
         kept = chosen.get(key, key if key.isdecimal() else spellings[0].strip())
         renamed |= dict.fromkeys(spellings, kept)

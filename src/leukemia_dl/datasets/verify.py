@@ -123,7 +123,7 @@ def verify(root: str | Path, manifest: str | Path, show_progress: bool = True, p
     base = root.parent if tops == [root.name] and not (root / root.name).is_dir() else root
     if not any(os.path.exists(base / top) for top in tops):  # noqa: PTH110 - a closed folder is no error
         raise DataError(f"{root} holds none of {', '.join(tops[:3])}. Pass the folder that the manifest begins with.")
-    files = {name: _look(base / name, size, inside) for name, size in expected["size"].items()}
+    files = {str(name): _look(base / str(name), size, inside) for name, size in expected["size"].items()}
     to_hash = [name for name, (status, _) in files.items() if status == "ok"]
     for name, content in zip(to_hash, tried_hashes([str(base / n) for n in to_hash], show_progress), strict=True):
         if isinstance(content, DataError):
