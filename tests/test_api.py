@@ -31,7 +31,6 @@ PUBLIC = {
         "get_source", "list_datasets", "load_dataset", "make_splits",
     ),
     "leukemia_dl.datasets.audit": ("AuditReport", "audit"),
-    "leukemia_dl.datasets.download": ("unpack",),
     "leukemia_dl.datasets.synthetic": ("SyntheticCohort", "draw_cell", "draw_cohort", "write_dataset"),
     "leukemia_dl.datasets.verify": ("VerifyReport", "read_manifest", "verify"),
     "leukemia_dl.errors": (
@@ -74,7 +73,6 @@ PUBLIC = {
 # What these modules hand to other modules of ours only, and promise to nobody.
 INTERNAL = {
     "leukemia_dl.datasets.audit": ("SEVERITIES",),
-    "leukemia_dl.datasets.download": ("DOWNLOADS", "check_counts", "download"),
     "leukemia_dl.datasets.verify": ("STATUSES",),
     "leukemia_dl.plugins": ("Provided", "collect", "forget", "installed_version", "problems_with"),
     "leukemia_dl.training.callbacks": ("make_callbacks",),

@@ -10,7 +10,7 @@ from command import run
 def test_help_says_what_there_is():
     for name, options in {
         "verify": ["--manifest", "--partial"],
-        "download": ["--to", "--archive", "--manifest"],
+        "download": ["--to", "--manifest"],
     }.items():
         answer = run(name, "--help")
         assert answer.returncode == 0
@@ -41,10 +41,6 @@ def test_verify_the_real_sample(c_nmc_sample, c_nmc_manifest, tmp_path):
         (["verify", "nowhere", "--manifest", "nothing"], "/nothing, or it lists no files. Pass a text file with lines"),
         (["download", "c_nmc_2018", "--to", "x"], "There is no data set 'c_nmc_2018'. Did you mean 'c_nmc_2019'?"),
         (["download", "synthetic", "--to", "x"], "There is no data set to download 'synthetic'. Known: c_nmc_2019."),
-        (
-            ["download", "c_nmc_2019", "--to", "x", "--archive", "y"],
-            "/y was not unpacked: it is no zip archive that can be read",
-        ),
     ],
 )
 def test_errors_are_one_line(arguments, message, tmp_path, monkeypatch):

@@ -2,10 +2,9 @@
 
 import http.server
 import importlib.util
+import io
 import json
 import os
-import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -19,44 +18,40 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 
+import command
 from leukemia_dl.datasets import Dataset
 from leukemia_dl.datasets import download as module
-from leukemia_dl.datasets.download import DOWNLOADS, check_counts, download
-from leukemia_dl.errors import DataError, UnknownNameError
+from leukemia_dl.datasets.download import DOWNLOADS, download
+from leukemia_dl.datasets.table import differing_counts
+from leukemia_dl.errors import DataError, LeukemiaDLError, UnknownNameError
 
 needs_kagglehub = pytest.mark.skipif(importlib.util.find_spec("kagglehub") is None, reason="kagglehub is not installed")
 SMALL = ("andrewmvd/leukemia-classification", 10**7)
 PAGE = "https://www.kaggle.com/datasets/andrewmvd/leukemia-classification"
 
 
-def start(to, *arguments, unpacked=SMALL[1], before="", **environment):
-    """Start the command in a process of its own, for a data set of that size; no proxy or token of the user's."""
+def start(to, **environment):
+    """Start the command in a process of its own, for a small data set; no proxy or token of the user's."""
     program = (
-        f"import sys; sys.argv = {['leukemia-dl', 'download', 'c_nmc_2019', '--to', str(to), *map(str, arguments)]!r}\n"
+        f"import sys; sys.argv = {['leukemia-dl', 'download', 'c_nmc_2019', '--to', str(to)]!r}\n"
         "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "from leukemia_dl.datasets import download\n"
-        f"download.DOWNLOADS = {{'c_nmc_2019': ({SMALL[0]!r}, {unpacked})}}\n"
-        f"{before}\nfrom leukemia_dl.cli import main; main()"
+        f"download.DOWNLOADS = {{'c_nmc_2019': {SMALL!r}}}\n"
+        "from leukemia_dl.cli import main; main()"
     )
     kept = {k: v for k, v in os.environ.items() if "proxy" not in k.lower() and "KAGGLE" not in k}
     env = {**kept, "HOME": str(Path(to).parent), **environment}
     return subprocess.Popen([sys.executable, "-c", program], stdout=-1, stderr=-1, text=True, env=env)
 
 
-def run(to, *arguments, **options):
-    process = start(to, *arguments, **options)
-    output, error = process.communicate(timeout=120)
-    return process.returncode, output, error
-
-
 @pytest.fixture(scope="module")
-def archive(c_nmc_tree, tmp_path_factory):
-    """All names of C-NMC 2019, as the archive from Kaggle has them."""
-    path = tmp_path_factory.mktemp("archive") / "archive.zip"
-    with zipfile.ZipFile(path, "w") as opened:
-        for file in sorted(p for p in c_nmc_tree.rglob("*") if p.is_file()):
-            opened.write(file, file.relative_to(c_nmc_tree.parent))
-    return path
+def archive():
+    """An archive like Kaggle's, of two images."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as opened:
+        for name in ("all/UID_1_1_1_all.bmp", "hem/UID_H1_1_1_hem.bmp"):
+            opened.writestr(f"C-NMC_Leukemia/training_data/fold_0/{name}", bytes(10**6))
+    return buffer.getvalue()
 
 
 def test_what_can_be_downloaded():
@@ -65,56 +60,27 @@ def test_what_can_be_downloaded():
         download("c_nmc", "x")
 
 
-def test_an_archive_fetched_by_hand(archive, tmp_path):
-    (tmp_path / "to" / ".kagglehub" / "unpacked").mkdir(parents=True)  # as an interruption leaves it
-    assert len(download("c_nmc_2019", tmp_path / "to", archive=archive, show_progress=False)) == 15_114
-    assert [p.name for p in (tmp_path / "to").iterdir()] == ["C-NMC_Leukemia"]
-    assert len(download("c_nmc_2019", tmp_path / "to")) == 15_114  # nothing to do, so no network is needed
+def test_the_hashes_are_compared(c_nmc_tree, c_nmc_manifest):
+    """All is there, so nothing is fetched. The names are those of the real files, the contents are not."""
+    answer = command.run("download", "c_nmc_2019", "--to", c_nmc_tree, "--manifest", c_nmc_manifest / "sha256.tsv")
+    assert answer.returncode == 1
+    for text in ("Licence: CC BY 3.0", "Cite: Gupta", "15,114 images of 101 subjects", "NOT OK: 1 ok, 15,114 changed"):
+        assert text in answer.stdout
 
 
-def test_the_hashes_are_compared(archive, c_nmc_manifest, tmp_path):
-    """The names are those of the real files, the contents are not."""
-    code, output, _ = run(tmp_path / "to", "--archive", archive, "--manifest", c_nmc_manifest / "sha256.tsv")
-    assert code == 1
-    assert "Licence: CC BY 3.0" in output
-    assert "Cite: Gupta" in output
-    assert "15,114 images of 101 subjects" in output
-    assert "NOT OK: 1 ok, 15,114 changed" in output
+def test_the_real_sample_is_not_complete(c_nmc_sample):
+    message = r"is not complete.*images: 60 of 15,114; subjects: \d+ of 101; fold 0: 21 of 3,527"
+    with pytest.raises(DataError, match=message):
+        download("c_nmc_2019", c_nmc_sample)
 
 
-def test_the_real_sample_is_not_complete(c_nmc_sample, tmp_path):
-    with pytest.raises(DataError, match=r"images: 60 of 15,114; subjects: \d+ of 101; fold 0: 21 of 3,527"):
-        check_counts(Dataset.load("c_nmc_2019", root=c_nmc_sample))
-    path = shutil.make_archive(str(tmp_path / "a"), "zip", c_nmc_sample.parent)
-    with pytest.raises(DataError, match="is not complete"):
-        download("c_nmc_2019", tmp_path / "to", archive=path, show_progress=False)
-
-
-def test_an_image_too_many_is_not_the_published_data_set(c_nmc_tree, tmp_path):
+def test_an_image_too_many_is_not_the_published_data_set(c_nmc_tree):
     """Mutant 16: more than declared is as wrong as less."""
     dataset = Dataset.load("c_nmc_2019", root=c_nmc_tree)
-    check_counts(dataset)
     table = dataset.table
-    extra = table.iloc[[-1]].assign(sample="final/one_more")
-    more = Dataset(pd.concat([table, extra]), dataset.class_names, dataset.info)
-    with pytest.raises(DataError, match=r"images: 15,115 of 15,114; final: 2,587 of 2,586"):
-        check_counts(more)
-
-
-def test_a_bad_archive_leaves_nothing(tmp_path):
-    (tmp_path / "a.zip").write_bytes(b"PK\x03\x04" + bytes(100))
-    with pytest.raises(DataError, match="was not unpacked"):
-        download("c_nmc_2019", tmp_path / "to", archive=tmp_path / "a.zip")
-    assert not list((tmp_path / "to").rglob("*.*mp"))
-
-
-def test_another_archive_leaves_nothing_in_the_way(archive, tmp_path):
-    with zipfile.ZipFile(tmp_path / "other.zip", "w") as opened:
-        opened.writestr("thesis.docx", b"x")
-    with pytest.raises(DataError, match="does not look like C-NMC 2019"):
-        download("c_nmc_2019", tmp_path / "to", archive=tmp_path / "other.zip", show_progress=False)
-    assert [path.name for path in (tmp_path / "to").iterdir()] == [".kagglehub"]
-    assert len(download("c_nmc_2019", tmp_path / "to", archive=archive, show_progress=False)) == 15_114
+    assert differing_counts(table, dataset.info.declared) == []
+    more = pd.concat([table, table.iloc[[-1]]])
+    assert differing_counts(more, dataset.info.declared) == ["images: 15,115 of 15,114", "final: 2,587 of 2,586"]
 
 
 def test_a_folder_with_other_things_is_refused(tmp_path):
@@ -126,37 +92,53 @@ def test_a_folder_with_other_things_is_refused(tmp_path):
     assert (tmp_path / "thesis.docx").read_text() == "years of work"
 
 
-def test_space_is_checked_before_anything_is_fetched(tmp_path):
-    fake = tmp_path / "kagglehub.py"
-    fake.write_text("def dataset_download(handle): raise AssertionError('asked for')")
-    code, _, error = run(tmp_path / "to", unpacked=10**18, PYTHONPATH=str(tmp_path))
-    assert code == 1
-    assert "2000000000.0 GB are needed" in error
-    assert "asked for" in run(tmp_path / "to", unpacked=1, PYTHONPATH=str(tmp_path))[2]
+def test_space_is_checked_before_anything_is_fetched(tmp_path, monkeypatch):
+    def asked(handle):
+        raise AssertionError("asked for")
+
+    monkeypatch.setitem(sys.modules, "kagglehub", SimpleNamespace(dataset_download=asked))
+    monkeypatch.setitem(DOWNLOADS, "c_nmc_2019", (SMALL[0], 10**18))
+    with pytest.raises(DataError, match=r"2000000000\.0 GB are needed"):
+        download("c_nmc_2019", tmp_path / "to")
+    monkeypatch.setitem(DOWNLOADS, "c_nmc_2019", (SMALL[0], 1))
+    with pytest.raises(LeukemiaDLError, match="asked for"):
+        download("c_nmc_2019", tmp_path / "to")
 
 
-def test_without_kagglehub_the_ways_out_are_named(tmp_path):
-    code, _, error = run(tmp_path / "to", before="sys.modules['kagglehub'] = None")
-    assert code == 1
-    assert len(re.findall("^Error: ", error, re.MULTILINE)) == 1
-    assert "Traceback" not in error
-    for text in ("pip install 'leukemia-dl[kaggle]'", PAGE, "--archive FILE"):
-        assert text in error
+def test_without_kagglehub_the_ways_out_are_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "kagglehub", None)
+    answer = command.run("download", "c_nmc_2019", "--to", tmp_path / "to")
+    assert answer.returncode == 1
+    assert answer.stderr.count("Error: ") == 1
+    for text in ("pip install 'leukemia-dl[kaggle]'", PAGE, f"leukemia-dl download c_nmc_2019 --to {tmp_path / 'to'}"):
+        assert text in answer.stderr
     assert not (tmp_path / "to").exists()
 
 
+@pytest.fixture
+def environment(monkeypatch):
+    """Return a function that sets the variables that kagglehub reads; no proxy or token of the user's."""
+    for name in [name for name in os.environ if "proxy" in name.lower() or "KAGGLE" in name]:
+        monkeypatch.delenv(name)
+
+    def change(**variables):
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+
+    monkeypatch.setitem(DOWNLOADS, "c_nmc_2019", SMALL)
+    return change
+
+
 @needs_kagglehub
-def test_without_network_the_ways_out_are_named(tmp_path):
+def test_without_network_the_ways_out_are_named(tmp_path, environment):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"http://127.0.0.1:{free.getsockname()[1]}"
-    code, output, error = run(tmp_path / "to", HTTPS_PROXY=address, HTTP_PROXY=address)
-    assert code == 1
-    assert "Licence: CC BY 3.0" in output
-    assert len(re.findall("^Error: ", error, re.MULTILINE)) == 1
-    assert "Traceback" not in error
-    for text in ("could not be downloaded (ProxyError", "HTTPS_PROXY", "kaggle.json", "goes on", "--archive FILE"):
-        assert text in error
+    environment(HTTPS_PROXY=address, HTTP_PROXY=address, HOME=str(tmp_path))
+    with pytest.raises(LeukemiaDLError) as caught:
+        download("c_nmc_2019", tmp_path / "to")
+    for text in ("could not be downloaded (ProxyError", "HTTPS_PROXY", "kaggle.json", "goes on", "unpack it into"):
+        assert text in str(caught.value)
 
 
 class Kaggle(http.server.ThreadingHTTPServer):
@@ -214,26 +196,24 @@ class Answer(http.server.BaseHTTPRequestHandler):
 
 
 @needs_kagglehub
-def test_a_download_that_breaks_goes_on(archive, tmp_path):
-    server, to = Kaggle(archive.read_bytes(), "breaks"), tmp_path / "to"
-    code, _, error = run(to, **server.environment)
-    assert code == 1
-    assert "could not be downloaded" in error
-    assert "Traceback" not in error
+def test_a_download_that_breaks_goes_on(archive, tmp_path, environment, monkeypatch):
+    server, to = Kaggle(archive, "breaks"), tmp_path / "to"
+    environment(HOME=str(tmp_path), **server.environment)
+    with pytest.raises(LeukemiaDLError, match="could not be downloaded"):
+        download("c_nmc_2019", to)
     half = next(to.rglob("*.archive")).stat().st_size
-    code, output, error = run(to, **server.environment)
-    assert code == 0, error
-    assert "15,114 images of 101 subjects" in output
     assert 0 < half < len(server.content)
+    with pytest.raises(DataError, match="images: 2 of 15,114"):
+        download("c_nmc_2019", to)
     assert server.ranges == [None, None, f"bytes={half}-"]
-    assert [p.name for p in to.iterdir()] == ["C-NMC_Leukemia"]
+    assert [path.name for path in to.iterdir()] == ["C-NMC_Leukemia"]
     server.shutdown()
 
 
 @needs_kagglehub
 @pytest.mark.skipif(sys.platform == "win32", reason="no signals of this kind")
-def test_ctrl_c_keeps_what_was_fetched(archive, tmp_path):
-    server, to = Kaggle(archive.read_bytes(), "stalls"), tmp_path / "to"
+def test_ctrl_c_keeps_what_was_fetched(archive, tmp_path, environment):
+    server, to = Kaggle(archive, "stalls"), tmp_path / "to"
     process = start(to, **server.environment)
     while process.poll() is None and not [p for p in to.rglob("*.archive") if p.stat().st_size]:
         time.sleep(0.05)
@@ -241,27 +221,29 @@ def test_ctrl_c_keeps_what_was_fetched(archive, tmp_path):
     error = process.communicate(timeout=60)[1]
     assert process.returncode == 130, error
     assert "the same command goes on from there" in error
-    code, _, error = run(to, **server.environment)
-    assert code == 0, error
+    environment(HOME=str(tmp_path), **server.environment)
+    with pytest.raises(DataError, match="images: 2 of 15,114"):
+        download("c_nmc_2019", to)
     assert server.ranges[-1].startswith("bytes=")
     server.shutdown()
 
 
 @needs_kagglehub
 @pytest.mark.parametrize("status", [401, 403, 404, 429, 500])
-def test_what_kaggle_refuses_is_one_error(tmp_path, status):
+def test_what_kaggle_refuses_is_one_error(tmp_path, status, environment):
     server = Kaggle(b"", "whole", status)
-    code, _, error = run(tmp_path / "to", **server.environment)
-    assert (code, len(re.findall("^Error: ", error, re.MULTILINE)), error.count("Traceback")) == (1, 1, 0)
-    assert str(status) in error
+    environment(HOME=str(tmp_path), **server.environment)
+    with pytest.raises(LeukemiaDLError, match=str(status)):
+        download("c_nmc_2019", tmp_path / "to")
     server.shutdown()
 
 
 @needs_kagglehub
-def test_an_archive_that_is_none_is_one_error(tmp_path):
+def test_an_archive_that_is_none_is_one_error(tmp_path, environment):
     server = Kaggle(b"<html>Sign in</html>", "whole")
-    code, _, error = run(tmp_path / "to", **server.environment)
-    assert (code, len(re.findall("^Error: ", error, re.MULTILINE)), error.count("Traceback")) == (1, 1, 0)
+    environment(HOME=str(tmp_path), **server.environment)
+    with pytest.raises(LeukemiaDLError, match="could not be downloaded"):
+        download("c_nmc_2019", tmp_path / "to")
     server.shutdown()
 
 

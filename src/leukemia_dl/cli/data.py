@@ -60,20 +60,17 @@ def audit(
 def download(
     name: Annotated[str, typer.Argument(help="Data set, such as c_nmc_2019.", show_default=False)],
     to: Annotated[Path, typer.Option(help="New or empty folder; after an interruption the same one.")],
-    archive: Annotated[
-        Path | None, typer.Option(help="Unpack this archive, fetched by hand, instead.", show_default=False)
-    ] = None,
     manifest: Annotated[
         Path | None, typer.Option(help="Compare with this list of SHA-256 at the end.", show_default=False)
     ] = None,
 ) -> None:
-    """Fetch a data set from Kaggle, or unpack one that was fetched by hand, and check it."""
+    """Fetch a data set from Kaggle, unless it is there already, and check it."""
     from leukemia_dl.datasets import get_source
     from leukemia_dl.datasets.download import download as fetch
 
     info = get_source(name).info
     typer.echo(f"{info.title}\nLicence: {info.licence}\nCite: {info.citation}")
-    data = fetch(name, to, archive=archive)
+    data = fetch(name, to)
     typer.echo(f"{len(data):,} images of {data.table['subject'].nunique():,} subjects in {to}, as declared.")
     if manifest is not None:
         verify(to, manifest)

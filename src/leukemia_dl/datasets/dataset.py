@@ -17,10 +17,18 @@ from leukemia_dl import identity
 from leukemia_dl.datasets.audit import AuditReport, audit
 from leukemia_dl.datasets.hashes import array_hash, file_hashes
 from leukemia_dl.datasets.pixels import PixelStore, decode_all
-from leukemia_dl.datasets.reading import class_list
 from leukemia_dl.datasets.sources.csv_file import read_csv, read_frame
 from leukemia_dl.datasets.sources.folder import read_folder
-from leukemia_dl.datasets.table import TEXT, DatasetInfo, check_table, clean_table, counted, joined_info, row_numbers
+from leukemia_dl.datasets.table import (
+    TEXT,
+    DatasetInfo,
+    check_table,
+    class_list,
+    clean_table,
+    counted,
+    joined_info,
+    row_numbers,
+)  # fmt: skip
 from leukemia_dl.errors import DataError, unknown_name_error
 from leukemia_dl.preprocess import Pipeline, decode_image
 from leukemia_dl.preprocess.decode import check_image
@@ -73,10 +81,6 @@ class Dataset:
             name: One of `leukemia_dl.list_datasets()`.
             root: Its folder. "csv" takes `path`, its file, instead; "synthetic" uses the cache folder by default.
             options: The source's own, see the column `options` of `leukemia_dl.dataset_table()`.
-
-        Raises:
-            UnknownNameError: If there is no such source.
-            SettingsError: If the source needs a root, or does not know an option.
         """
         # The one import of a module above this one: the registry collects sources, also of plugins that use Dataset.
         from leukemia_dl.datasets.registry import load_dataset
@@ -233,9 +237,6 @@ class Dataset:
         Args:
             rows: bool mask (n,), NA meaning no, or int row numbers in the wanted order. A Series is taken by its index.
             class_names: In label order, if classes are left out: `ds.subset(ds.labels != 2, ("a", "b"))`.
-
-        Raises:
-            DataError: If nothing is left, a row is named twice or does not exist, or has a class that is left out.
         """
         chosen = row_numbers(rows, len(self))
         table, info = self._table.iloc[chosen], self.info
@@ -250,12 +251,10 @@ class Dataset:
     def drop_classes(self, names: Sequence[str]) -> Dataset:
         """Return the data set without the images of the classes `names`; images without a label stay.
 
-        `source` keeps the names, so that a benchmark's settings load the same data again.
-        An unknown class is an UnknownNameError.
+        `source` keeps the names, so that settings load the same data again. UnknownNameError: there is no such class.
         """
-        for name in names:
-            if name not in self.class_names:
-                raise unknown_name_error("class", name, self.class_names)
+        if unknown := [name for name in names if name not in self.class_names]:
+            raise unknown_name_error("class", unknown[0], self.class_names)
         kept = tuple(name for name in self.class_names if name not in names)
         part = self.subset(~self._table["label"].isin(names).to_numpy(bool), kept)
         if self.source is not None:
@@ -265,11 +264,10 @@ class Dataset:
         return part
 
     def merge(self, other: Dataset, label_map: Mapping[str, str] | None = None) -> Dataset:
-        """Return one data set: every row of this one and of another, once.
+        """Return one data set: every row of this one and of another, once, with the licence and citation of both.
 
         Ids, subjects and groups of data sets with different names are prefixed by these (`c_nmc_2019/H3`): patient 1
-        here is not patient 1 there. Parts of one data set (equal names) come together as they are. Licence and citation
-        of both are kept; a common canvas is kept if it is the same.
+        here is not patient 1 there. Parts of one data set (equal names) come together as they are.
 
         Args:
             other: The data set that is added; its classes come after those of this one.

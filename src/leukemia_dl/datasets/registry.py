@@ -12,9 +12,8 @@ import pandas as pd
 
 from leukemia_dl.datasets.cache import user_path
 from leukemia_dl.datasets.dataset import Dataset
-from leukemia_dl.datasets.reading import class_list
 from leukemia_dl.datasets.sources import all_aria, c_nmc_2019, csv_file, folder, segmentation_wbc, synthetic
-from leukemia_dl.datasets.table import DatasetInfo, differing_counts
+from leukemia_dl.datasets.table import DatasetInfo, class_list, differing_counts
 from leukemia_dl.errors import DataError, PluginError, SettingsError, unknown_name_error
 from leukemia_dl.identity import plain_number
 from leukemia_dl.plugins import add_registry, collect, problems_with

@@ -13,14 +13,9 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from leukemia_dl.checks import whole_number
-from leukemia_dl.errors import DataError
+from leukemia_dl.errors import DataError, SettingsError
 from leukemia_dl.preprocess.steps import MAX_SIZE
 from leukemia_dl.text import UNKNOWN_NAMES, name_key
-
-__all__ = [
-    "COLUMNS", "SPLITS", "TEXT", "DatasetInfo", "Table", "check_table", "clean_table", "counted", "differing_counts",
-    "joined_info", "one_spelling", "row_numbers",
-]  # fmt: skip
 
 COLUMNS = ("sample", "path", "label", "subject", "group", "field", "cell", "fold", "split", "same_cell")
 SPLITS = ("train", "val", "test", "preliminary", "final")
@@ -150,6 +145,15 @@ def row_numbers(rows: ArrayLike, count: int) -> NDArray[np.int64]:
         received = f"Received: {kind}, {np.shape(rows)}."
         raise DataError(f"subset takes a bool mask of length {count} or row numbers below it. {received}")
     return chosen.to_numpy(np.int64)
+
+
+def class_list(names: Sequence[str]) -> tuple[str, ...]:
+    """Return class names that came as a sequence, or as one text separated by commas; SettingsError for others."""
+    if isinstance(names, str):
+        return tuple(name.strip() for name in names.split(","))
+    if not isinstance(names, Iterable) or not all(isinstance(name, str) for name in names):
+        raise SettingsError(f"class_names are texts in label order, such as ('hem', 'all'). Received: {names!r}.")
+    return tuple(str(name) for name in names)
 
 
 def one_spelling(names: pd.Series[Any], what: str, wanted: Sequence[str] = ()) -> pd.Series[Any]:

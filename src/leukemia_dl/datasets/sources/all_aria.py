@@ -13,7 +13,7 @@ from pathlib import Path
 import pandas as pd
 
 from leukemia_dl.checks import choice
-from leukemia_dl.datasets.reading import find_copy
+from leukemia_dl.datasets.sources.folder import find_copy
 from leukemia_dl.datasets.table import DatasetInfo, Table
 from leukemia_dl.errors import DataError
 

@@ -23,7 +23,8 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from leukemia_dl.datasets.reading import find_copy, listed, read_text_csv
+from leukemia_dl.datasets.sources.csv_file import read_text_csv
+from leukemia_dl.datasets.sources.folder import find_copy, listed
 from leukemia_dl.datasets.table import DatasetInfo, Table
 from leukemia_dl.errors import DataError
 

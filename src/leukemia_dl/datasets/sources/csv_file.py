@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path, PurePath
@@ -13,8 +14,7 @@ import numpy as np
 import pandas as pd
 
 from leukemia_dl.datasets.cache import user_path
-from leukemia_dl.datasets.reading import clean_labels, read_text_csv
-from leukemia_dl.datasets.table import COLUMNS, DatasetInfo, Table
+from leukemia_dl.datasets.table import COLUMNS, DatasetInfo, Table, class_list, one_spelling
 from leukemia_dl.errors import DataError
 from leukemia_dl.preprocess.decode import is_system_file
 from leukemia_dl.text import counted
@@ -37,6 +37,20 @@ def read_csv(
         raise DataError(f"The CSV file {path} {state}. {_WANTED}. A folder per class is loaded by Dataset.from_folder.")
     start = path.parent if images_root is None else images_root
     return read_frame(read_text_csv(path, _WANTED), info, start, class_names, str(path), all_labelled=True)
+
+
+def read_text_csv(path: Path, wanted: str) -> pd.DataFrame:
+    """Return the cells of a CSV file as text without outer spaces, NA if empty. `wanted` ends the message of errors."""
+    reading: Any = {"dtype": str, "keep_default_na": False, "encoding": "utf-8-sig", "skipinitialspace": True}
+    try:
+        with warnings.catch_warnings():
+            # Without index_col pandas would take the surplus of a long row for an index, and shift all columns.
+            warnings.simplefilter("error", pd.errors.ParserWarning)
+            frame = pd.read_csv(path, compression=None, index_col=False, **reading)
+    except (ValueError, pd.errors.ParserWarning) as error:  # also of an encoding that is not UTF-8, or an empty file
+        raise DataError(f"{path} cannot be read as CSV in UTF-8: {str(error).strip()}. {wanted}.") from error
+    cells: pd.DataFrame = frame.apply(lambda column: column.str.strip())
+    return cells.mask(cells == "")
 
 
 def read_frame(
@@ -66,12 +80,10 @@ def read_frame(
     table = table[known].reset_index(drop=True)
     if not len(table):
         raise DataError(f"{where} has no rows. Each names one image by its path and label.")
-    labels = table["label"].convert_dtypes().astype("object").map(str, na_action="ignore")
-    if all_labelled and labels.isna().any():
-        row = int(labels.isna().to_numpy().argmax()) + 1
+    if all_labelled and (missing := table["label"].isna()).any():
         hint = "Label or remove the row; images without a label are loaded with Dataset.from_dataframe."
-        raise DataError(f"{where} has no label in row {row}. {hint}")
-    table["label"], names = clean_labels(labels, class_names, where)
+        raise DataError(f"{where} has no label in row {int(missing.to_numpy().argmax()) + 1}. {hint}")
+    table["label"], names = _labels(table["label"], class_names, where)
     start = os.path.abspath(user_path(images_root, "images_root"))  # noqa: PTH100
     table["path"] = paths = _absolute(table["path"], start, where)
     common = os.path.commonpath([os.path.dirname(path) for path in paths])  # noqa: PTH120
@@ -84,6 +96,25 @@ def read_frame(
         rows, example = counted(int(hidden.sum()), "row"), below[int(hidden.argmax())]
         _log.warning("%s: left out %s of hidden or system files, such as %r", where, rows, example)
     return table[~hidden], names, info
+
+
+def _labels(
+    column: pd.Series[Any], class_names: Sequence[str] | None, where: str
+) -> tuple[pd.Series[Any], tuple[str, ...]]:
+    """Return labels in one spelling, and the class names."""
+    wanted = () if class_names is None else class_list(class_names)
+    labels = column.convert_dtypes().astype("object").map(str, na_action="ignore")
+    labels = one_spelling(labels, "classes", wanted)
+    names = wanted or tuple(sorted(labels.dropna().unique()))
+    unknown = labels[labels.notna() & ~labels.isin(names)]
+    if len(unknown):
+        first = f"{unknown.iloc[0]!r} in row {unknown.index[0] + 1}"
+        raise DataError(f"{where} has the unknown label {first}. Allowed by class_names: {', '.join(names)}.")
+    if len(names) < 2:
+        found = f"one class only, {names[0]!r}" if names else "no labels"
+        hint = "there is nothing to tell apart. Pass class_names to load images for prediction"
+        raise DataError(f"{where} has {found}: {hint}.")
+    return labels, names
 
 
 def _absolute(column: pd.Series[Any], start: str, where: str) -> list[str]:

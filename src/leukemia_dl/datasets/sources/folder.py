@@ -1,22 +1,23 @@
-"""A folder per class, or folders of sides or folds that hold a folder per class."""
+"""Folders: a folder per class, folders of sides or folds that hold these, and the one copy of a published data set."""
 
 from __future__ import annotations
 
 import logging
-import os
 import re
+import zipfile
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
 import pandas as pd
 
-from leukemia_dl.datasets.reading import class_list, clean_labels, listed, require_folder
-from leukemia_dl.datasets.table import DatasetInfo, Table
+from leukemia_dl.datasets.cache import user_path
+from leukemia_dl.datasets.sources.csv_file import read_frame
+from leukemia_dl.datasets.table import DatasetInfo, Table, class_list
 from leukemia_dl.errors import DataError
-from leukemia_dl.preprocess.decode import image_files
+from leukemia_dl.preprocess.decode import image_files, is_system_file, warn_left_out
 from leukemia_dl.text import counted, name_key
 
 INFO = DatasetInfo("folder", "A folder per class", licence="yours", citation="yours")
@@ -48,17 +49,12 @@ def read_folder(root: str | Path, class_names: Sequence[str] | None = None, canv
     frame = _rows(root, samples, inside, level)
     if wanted is None and level:
         _refuse_inner_classes(root, frame)
-    inner = sorted(inside[min(inside)] - {""})
-    hint = f"If its folders ({', '.join(inner[:8])}) are the classes, pass {root / min(inside)}. " if inner else ""
-    frame["label"], names = clean_labels(frame["label"], wanted, str(root), f"{hint}Wanted: {_WANTED}.")
-    if empty := set(names) - set(frame["label"]):
-        raise DataError(f"{root} has no images of {', '.join(sorted(empty))}, but class_names names it.")
-    if hollow := sorted(set(tops) - set(inside)):
-        _log.warning("%s: the folders %s hold no images and are not taken for classes", root, ", ".join(hollow))
+    if empty := sorted(set(tops) - set(inside)):
+        _log.warning("%s: the folders %s hold no images and are not taken for classes", root, ", ".join(empty))
     for side in sorted(frame["split"].dropna().unique()) if level else ():
         if len(named := [top for top in sorted(inside) if _part(top) == (side, None)]) > 1:
             _log.warning("%s: the folders %s are all taken for the side %s", root, ", ".join(named), side)
-    return frame, names, info
+    return read_frame(frame, info, root, wanted, str(root))
 
 
 def _level_of_classes(root: Path, inside: _Inside, wanted: Sequence[str] | None) -> int:
@@ -94,7 +90,7 @@ def _rows(root: Path, samples: list[str], inside: _Inside, level: int) -> pd.Dat
     inner = {name for names in inside.values() for name in names}
     loose = "" in inner and len({_part(name) for name in inner - {""}}) < 2
     sided = any(map(_part, inside)) if level else not loose and all(_part(name) for name in inner - {""})
-    rows: list[tuple[str, str, str, str | None, int | None]] = []
+    rows: list[tuple[str, str, str | None, int | None]] = []
     left_out = Counter[str]()
     for sample in samples:
         *folders, _ = sample.split("/")
@@ -102,17 +98,17 @@ def _rows(root: Path, samples: list[str], inside: _Inside, level: int) -> pd.Dat
         if len(folders) <= level or (sided and part is None):
             left_out[folders[0] if folders else root.name] += 1
         else:
-            rows.append((sample, os.path.join(root, sample), folders[level], *(part or (None, None))))  # noqa: PTH118
+            rows.append((sample, folders[level], *(part or (None, None))))
     if left_out:
         places = ", ".join(f"{count:,} in {place}" for place, count in left_out.items())
         count = counted(left_out.total(), "image")
         _log.warning("%s: left out %s outside of the class folders: %s", root, count, places)
-    return pd.DataFrame(rows, columns=["sample", "path", "label", "split", "fold"])
+    return pd.DataFrame(rows, columns=["path", "label", "split", "fold"])
 
 
 def _refuse_inner_classes(root: Path, frame: pd.DataFrame) -> None:
     """Raise DataError if the inner folders that would be classes are sides, or all hold the same folders again."""
-    inner = frame["sample"].str.split("/").str[2:-1].str[0]
+    inner = frame["path"].str.split("/").str[2:-1].str[0]
     below = {label: set(names.dropna()) for label, names in inner.groupby(frame["label"])}
     first = next(iter(below.values()), set())
     equal = len(first) > 1 and all(names == first for names in below.values()) and not all(map(_part, first))
@@ -135,3 +131,58 @@ def _part(name: str) -> tuple[str | None, int | None] | None:
         return None, int(fold[1])
     sides = {_SIDES.get(word.lower().removesuffix("set")) for word in _WORDS.findall(name)} - {None}
     return (sides.pop(), None) if len(sides) == 1 else None
+
+
+def listed(folder: Path, suffix: str = "") -> list[Path]:
+    """Return the folders in a folder, or its files with a suffix, that are no system files; sorted."""
+    found = [path for path in folder.iterdir() if not is_system_file(path)]
+    if suffix:
+        return sorted(path for path in found if path.suffix.lower() == suffix and path.is_file())
+    return sorted(path for path in found if path.is_dir())
+
+
+def require_folder(root: str | Path, wanted: str) -> Path:
+    """Return `root`, absolute. Raises DataError if it is no folder; `wanted` is its content, for the message."""
+    root = user_path(root, "root")
+    if root.is_dir():
+        return root
+    above = next((folder for folder in root.parents if folder.is_dir()), root)
+    problem = f"does not exist (the nearest folder that exists is {above})"
+    if root.is_file():
+        archive = zipfile.is_zipfile(root)
+        problem = "is an archive, not a folder: unpack it first" if archive else "is a file, not a folder"
+    raise DataError(f"{root} {problem}. Wanted: {wanted}.")
+
+
+def find_copy(
+    root: str | Path,
+    layout: re.Pattern[str],
+    is_image: Callable[[re.Match[str]], bool],
+    inner: Collection[str],
+    title: str,
+    wanted: str,
+    names: str,
+) -> tuple[Path, list[re.Match[str]]]:
+    """Return the folder of the one copy of a data set in `root`, and the matches of its images' paths.
+
+    `layout` matches the paths of files in the right folders, its group `copy` the folder of the copy; `is_image` says
+    whether the file's name is right too, and a warning counts the others. Of several copies the nearest to `root` is
+    taken. A `root` whose name is in `inner` (lower case) is inside of a copy: the search starts above it. `title`, the
+    `wanted` folders and the `names` of images are for messages.
+    """
+    top = require_folder(root, wanted)
+    while top.name.lower() in inner:
+        top = top.parent
+    matches = [match for path in image_files(top) if (match := layout.fullmatch(path))]
+    copies = {match["copy"] for match in matches if is_image(match)}
+    depth = min((copy.count("/") for copy in copies), default=0)
+    nearest = sorted(copy for copy in copies if copy.count("/") == depth)
+    if len(nearest) > 1:
+        places = ", ".join(str(top / copy) for copy in nearest)
+        raise DataError(f"There are several copies of {title} in {root}: {places}. Pass one of them as root.")
+    if not nearest:
+        inside = ", ".join(sorted(path.name for path in top.iterdir() if not is_system_file(path))[:8]) or "nothing"
+        raise DataError(f"{root} does not look like {title}. Wanted: {wanted}. Found in it: {inside}.")
+    inside_copy = [match for match in matches if match["copy"] == nearest[0]]
+    warn_left_out(top, [match[0] for match in inside_copy if not is_image(match)], f"names must be like {names}")
+    return top / nearest[0], [match for match in inside_copy if is_image(match)]

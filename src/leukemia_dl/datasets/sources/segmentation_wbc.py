@@ -15,7 +15,8 @@ from pathlib import Path
 import pandas as pd
 
 from leukemia_dl.checks import choice
-from leukemia_dl.datasets.reading import find_copy, listed, read_text_csv
+from leukemia_dl.datasets.sources.csv_file import read_text_csv
+from leukemia_dl.datasets.sources.folder import find_copy, listed
 from leukemia_dl.datasets.table import DatasetInfo, Table
 from leukemia_dl.errors import DataError
 
