@@ -15,10 +15,10 @@ from numpy.typing import ArrayLike, NDArray
 
 from leukemia_dl import identity
 from leukemia_dl.datasets.audit import AuditReport, audit
+from leukemia_dl.datasets.cache import user_path
 from leukemia_dl.datasets.hashes import array_hash, file_hashes
 from leukemia_dl.datasets.pixels import PixelStore, decode_all
-from leukemia_dl.datasets.sources.csv_file import read_csv, read_frame
-from leukemia_dl.datasets.sources.folder import read_folder
+from leukemia_dl.datasets.sources import csv_file, folder
 from leukemia_dl.datasets.table import (
     TEXT,
     DatasetInfo,
@@ -101,7 +101,7 @@ class Dataset:
             class_names: In label order, or to choose between outer and inner folders; None: the folders' names, sorted.
             canvas: Side in pixels of one canvas for all images, if they are at one scale; None pads each to a square.
         """
-        return cls(*read_folder(root, class_names, canvas))
+        return cls(*folder.read_folder(root, replace(folder.INFO, canvas=canvas), class_names))
 
     @classmethod
     def from_csv(
@@ -119,7 +119,9 @@ class Dataset:
             class_names: In label order; None for the labels found, sorted.
             canvas: As in `from_folder`.
         """
-        return cls(*read_csv(path, images_root, class_names, canvas))
+        info, path = replace(csv_file.INFO, canvas=canvas), user_path(path, "path")
+        start = path.parent if images_root is None else images_root
+        return cls(*csv_file.read_frame(csv_file.read_csv(path), info, start, class_names, str(path)))
 
     @classmethod
     def from_dataframe(
@@ -139,7 +141,7 @@ class Dataset:
             canvas: As in `from_folder`.
         """
         info = DatasetInfo("dataframe", "Images named by a table", licence="yours", citation="yours", canvas=canvas)
-        return cls(*read_frame(frame, info, "." if images_root is None else images_root, class_names))
+        return cls(*csv_file.read_frame(frame, info, "." if images_root is None else images_root, class_names))
 
     @classmethod
     def from_arrays(

@@ -55,13 +55,13 @@ _SOURCES = (
         "version": "original (default) or segmented, the same fields without their background",
     }),
     DatasetSource("c_nmc_2019", c_nmc_2019.read_c_nmc, c_nmc_2019.INFO),
-    DatasetSource("csv", csv_file.read_csv, csv_file.INFO, options={
+    DatasetSource("csv", Dataset.from_csv, csv_file.INFO, options={
         "path": "the CSV file (command line: --root)",
         "images_root": "folder that relative paths start from; default: that of the CSV file",
         "class_names": "labels in their order, separated by commas; default: those found, sorted",
         "canvas": _CANVAS,
     }),
-    DatasetSource("folder", folder.read_folder, folder.INFO, options={
+    DatasetSource("folder", Dataset.from_folder, folder.INFO, options={
         "class_names": "classes in label order, separated by commas; default: the folders' names, sorted",
         "canvas": _CANVAS,
     }),

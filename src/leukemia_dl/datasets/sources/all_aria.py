@@ -52,8 +52,8 @@ def read_all_aria(root: Path, version: str = "original") -> Table:
         raise DataError(f"{start} is the {here} version: pass version={here!r}, or the root {start.parent}.")
     pattern = rf"(?P<copy>(?:.*/)?{_VERSIONS[version]})(?P<folder>{'|'.join(classes)})/(?P<file>[^/]+)"
     place, matches = find_copy(
-        root, re.compile(pattern, re.IGNORECASE | re.DOTALL), lambda match: bool(parse_name(match["file"])),
-        [*classes, *_VERSIONS], f"the {version} version of {INFO.title}", _WANTED, "WBC-Malignant-Early-012.jpg",
+        root, re.compile(pattern, re.IGNORECASE | re.DOTALL), lambda match: parse_name(match["file"]),
+        [*classes, *_VERSIONS], f"the {version} version of {INFO.title}", _WANTED,
     )  # fmt: skip
     rows = []
     for match in matches:

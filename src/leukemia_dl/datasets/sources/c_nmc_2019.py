@@ -80,8 +80,7 @@ def read_c_nmc(root: Path, info: DatasetInfo = INFO, linked: Sequence[Sequence[s
     sets of subjects that share cells: one group each. `sample` is the file's name without suffix for training images,
     `prelim/1` and `final/1` for the others. Images that the CSV does not name have no label.
     """
-    names = "UID_<subject>_<field>_<cell>_<label>.bmp, or 1.bmp in the test folders"
-    place, matches = find_copy(root, _LAYOUT, _is_image, _OUTER, info.title, _WANTED, names)
+    place, matches = find_copy(root, _LAYOUT, _is_image, _OUTER, info.title, _WANTED)
     labels = _read_labels({place / match["folders"] for match in matches if _side(match) == "preliminary"})
     frame = pd.DataFrame([_row(place, match, labels) for match in matches])
     missing = (frame["split"] == "preliminary") & frame["label"].isna()
@@ -97,8 +96,8 @@ def _side(match: re.Match[str]) -> str:
     return _SIDES[match["side"].lower()] if match["side"] else "train"
 
 
-def _is_image(match: re.Match[str]) -> bool:
-    return match["file"].lower().endswith(".bmp") if match["side"] else parse_name(match["file"]) is not None
+def _is_image(match: re.Match[str]) -> object:
+    return match["file"].lower().endswith(".bmp") if match["side"] else parse_name(match["file"])
 
 
 def _row(place: Path, match: re.Match[str], labels: dict[str, _Name]) -> dict[str, object]:

@@ -6,7 +6,6 @@ import logging
 import os
 import warnings
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -24,19 +23,12 @@ _WANTED = "Wanted: a CSV file in UTF-8, separated by commas, with a header: path
 _log = logging.getLogger(__name__)
 
 
-def read_csv(
-    path: str | Path,
-    images_root: str | Path | None = None,
-    class_names: Sequence[str] | None = None,
-    canvas: int | None = None,
-) -> Table:
-    """Return the table of a CSV file; see `Dataset.from_csv`. Class names may also be one text, with commas."""
-    info, path = replace(INFO, canvas=canvas), user_path(path, "path")
+def read_csv(path: Path) -> pd.DataFrame:
+    """Return the cells of a CSV file that a user named; see `read_text_csv`."""
     if not path.is_file():
         state = "is a folder" if path.is_dir() else "does not exist"
         raise DataError(f"The CSV file {path} {state}. {_WANTED}. A folder per class is loaded by Dataset.from_folder.")
-    start = path.parent if images_root is None else images_root
-    return read_frame(read_text_csv(path, _WANTED), info, start, class_names, str(path), all_labelled=True)
+    return read_text_csv(path, _WANTED)
 
 
 def read_text_csv(path: Path, wanted: str) -> pd.DataFrame:
@@ -54,17 +46,10 @@ def read_text_csv(path: Path, wanted: str) -> pd.DataFrame:
 
 
 def read_frame(
-    frame: pd.DataFrame,
-    info: DatasetInfo,
-    images_root: str | Path,
-    class_names: Sequence[str] | None = None,
-    where: str = "The table",
-    all_labelled: bool = False,
+    frame: pd.DataFrame, info: DatasetInfo, images_root: str | Path, class_names: Sequence[str] | None, source: str = ""
 ) -> Table:
-    """Return the table of a data set from columns that a user named; see `Dataset.from_dataframe`.
-
-    `where` begins the error messages, which count rows from 1; `all_labelled` says that each row needs a label.
-    """
+    """Return the table of a data set from columns that a user named; all rows of a `source` (a file) need a label."""
+    where = source or "The table"
     table = frame.rename(columns={name: str(name).strip().lower() for name in frame.columns})
     known = [name for name in table.columns if name in COLUMNS]
     if not {"path", "label"} <= set(known) or len(set(known)) != len(known):
@@ -80,7 +65,7 @@ def read_frame(
     table = table[known].reset_index(drop=True)
     if not len(table):
         raise DataError(f"{where} has no rows. Each names one image by its path and label.")
-    if all_labelled and (missing := table["label"].isna()).any():
+    if source and (missing := table["label"].isna()).any():
         hint = "Label or remove the row; images without a label are loaded with Dataset.from_dataframe."
         raise DataError(f"{where} has no label in row {int(missing.to_numpy().argmax()) + 1}. {hint}")
     table["label"], names = _labels(table["label"], class_names, where)

@@ -7,9 +7,9 @@ import re
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -31,9 +31,9 @@ _Inside = dict[str, set[str]]
 """For each folder in the root that holds images: its subfolders that do, and "" if images lie directly in it."""
 
 
-def read_folder(root: str | Path, class_names: Sequence[str] | None = None, canvas: int | None = None) -> Table:
+def read_folder(root: str | Path, info: DatasetInfo, class_names: Sequence[str] | None) -> Table:
     """Return the table of a folder; see `Dataset.from_folder`. Class names may also be one text, with commas."""
-    info, root = replace(INFO, canvas=canvas), require_folder(root, _WANTED)
+    root = require_folder(root, _WANTED)
     wanted = None if class_names is None else class_list(class_names)
     samples = image_files(root)
     inside: _Inside = {}
@@ -155,20 +155,18 @@ def require_folder(root: str | Path, wanted: str) -> Path:
 
 
 def find_copy(
-    root: str | Path,
+    root: Path,
     layout: re.Pattern[str],
-    is_image: Callable[[re.Match[str]], bool],
+    is_image: Callable[[Any], object],
     inner: Collection[str],
     title: str,
     wanted: str,
-    names: str,
 ) -> tuple[Path, list[re.Match[str]]]:
-    """Return the folder of the one copy of a data set in `root`, and the matches of its images' paths.
+    """Return the folder of the one copy of a data set that is nearest to `root`, and the matches of its images' paths.
 
     `layout` matches the paths of files in the right folders, its group `copy` the folder of the copy; `is_image` says
-    whether the file's name is right too, and a warning counts the others. Of several copies the nearest to `root` is
-    taken. A `root` whose name is in `inner` (lower case) is inside of a copy: the search starts above it. `title`, the
-    `wanted` folders and the `names` of images are for messages.
+    whether the file's name is right too: a warning counts the others. A `root` whose name is in `inner` (lower case) is
+    inside of a copy: the search starts above it. `title` and the `wanted` files are for messages.
     """
     top = require_folder(root, wanted)
     while top.name.lower() in inner:
@@ -184,5 +182,5 @@ def find_copy(
         inside = ", ".join(sorted(path.name for path in top.iterdir() if not is_system_file(path))[:8]) or "nothing"
         raise DataError(f"{root} does not look like {title}. Wanted: {wanted}. Found in it: {inside}.")
     inside_copy = [match for match in matches if match["copy"] == nearest[0]]
-    warn_left_out(top, [match[0] for match in inside_copy if not is_image(match)], f"names must be like {names}")
+    warn_left_out(top, [match[0] for match in inside_copy if not is_image(match)], f"wanted: {wanted}")
     return top / nearest[0], [match for match in inside_copy if is_image(match)]

@@ -33,9 +33,7 @@ INFO = DatasetInfo(
     class_names=CLASS_NAMES,
     declared=(("images", 400), ("part 1", 300), ("part 2", 100)),
 )
-_MASK = r"\d{1,6}\.png"
-_LAYOUT = re.compile(rf"(?P<copy>(?:.*/)?)(?!{_MASK}$)(?P<file>[^/]+)", re.IGNORECASE | re.DOTALL)
-_IMAGE = re.compile(r"(\d{1,6})\.bmp", re.IGNORECASE | re.ASCII)
+_IMAGE = re.compile(r"\d{1,6}\.bmp", re.IGNORECASE | re.ASCII)
 _PART = re.compile(r".*dataset[ _-]?([12])(?:\.csv)?", re.IGNORECASE | re.ASCII)
 _WANTED = "a folder with 'Dataset 1/001.bmp' and so on and 'Class Labels of Dataset 1.csv', or with all of these in it"
 _log = logging.getLogger(__name__)
@@ -48,15 +46,13 @@ def read_segmentation_wbc(root: Path, part: int | str | None = None) -> Table:
     images and their CSV file (part 1, unless the names or `part` say 2). `sample` is part and number, like `1/001`. An
     image that the CSV file does not name has no label.
     """
-    if part is not None:
-        part = choice("part", str(part), ("1", "2"))
-
-    def is_image(match: re.Match[str]) -> bool:
-        other = part and _part(Path(match["copy"])) not in (None, part)
-        return not other and _IMAGE.fullmatch(match["file"]) is not None
-
+    part = None if part is None else choice("part", str(part), ("1", "2"))
     title = INFO.title if part is None else f"part {part} of {INFO.title}"
-    folder, matches = find_copy(root, _LAYOUT, is_image, (), title, _WANTED, "001.bmp")
+    other = {"1": "2", "2": "1"}.get(part or "", "0")
+    # Neither the other part, if one was asked for, nor the masks.
+    pattern = rf"(?P<copy>(?:.*/)?(?<!dataset.{other}/))(?!\d{{1,6}}\.png$)(?P<file>[^/]+)"
+    layout = re.compile(pattern, re.IGNORECASE | re.DOTALL)
+    folder, matches = find_copy(root, layout, lambda match: _IMAGE.fullmatch(match["file"]), (), title, _WANTED)
     images = sorted((int(Path(match["file"]).stem), folder / match["file"]) for match in matches)
     tables = listed(folder, ".csv") or listed(folder.parent, ".csv")
     number = _part(folder) or (_part(tables[0]) if len(tables) == 1 else None) or part or "1"
