@@ -19,16 +19,7 @@ from leukemia_dl.datasets.cache import user_path
 from leukemia_dl.datasets.hashes import array_hash, file_hashes
 from leukemia_dl.datasets.pixels import PixelStore, decode_all
 from leukemia_dl.datasets.sources import csv_file, folder
-from leukemia_dl.datasets.table import (
-    TEXT,
-    DatasetInfo,
-    check_table,
-    class_list,
-    clean_table,
-    counted,
-    joined_info,
-    row_numbers,
-)  # fmt: skip
+from leukemia_dl.datasets.table import TEXT, DatasetInfo, checked_table, class_list, counted, joined_info, row_numbers
 from leukemia_dl.errors import DataError, unknown_name_error
 from leukemia_dl.preprocess import Pipeline, decode_image
 from leukemia_dl.preprocess.decode import check_image
@@ -68,10 +59,9 @@ class Dataset:
     source: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "class_names", tuple(self.class_names))
-        object.__setattr__(self, "_table", clean_table(self._table))
-        if problem := check_table(self._table, self.class_names, self._arrays):
-            raise DataError(f"The data set {self.info.name!r} {problem}.")
+        names = tuple(self.class_names)
+        object.__setattr__(self, "class_names", names)
+        object.__setattr__(self, "_table", checked_table(self._table, names, self._arrays, self.info.name))
 
     @classmethod
     def load(cls, name: str, root: str | Path | None = None, **options: Any) -> Dataset:
@@ -331,6 +321,6 @@ class Dataset:
         sides = [self._table["split"].fillna("-"), self._table["fold"].astype(TEXT).fillna("-")]
         counts = pd.DataFrame({"images": 1}, self._table.index)
         for label, name in [*enumerate(self.class_names), (-1, "unlabelled")]:
-            counts[name] = (self.labels == label).astype(np.int64)
+            counts[f"class {name}" if name in counts else name] = (self.labels == label).astype(np.int64)
         people = self._table[["subject", "group"]].rename(columns={"subject": "subjects", "group": "groups"})
         return counts.groupby(sides).sum().join(people.groupby(sides).nunique().astype("int64"))

@@ -73,7 +73,17 @@ def joined_info(one: DatasetInfo, two: DatasetInfo, class_names: tuple[str, ...]
     return DatasetInfo(*texts, class_names=class_names, canvas=canvas, synthetic=one.synthetic or two.synthetic)
 
 
-def clean_table(table: pd.DataFrame) -> pd.DataFrame:
+def checked_table(
+    table: pd.DataFrame, class_names: tuple[str, ...], arrays: Mapping[str, Any], name: str
+) -> pd.DataFrame:
+    """Return the clean table of the data set `name`; DataError if it is none. `arrays` are images by sample id."""
+    table = _clean(table)
+    if problem := _problem(table, class_names, arrays):
+        raise DataError(f"The data set {name!r} {problem}.")
+    return table
+
+
+def _clean(table: pd.DataFrame) -> pd.DataFrame:
     """Return exactly `COLUMNS`, with their dtypes, absolute paths, one spelling per patient, and `group` filled."""
     table = table.reindex(columns=list(COLUMNS)).reset_index(drop=True)
     for column in table.columns.drop("fold"):
@@ -92,8 +102,8 @@ def clean_table(table: pd.DataFrame) -> pd.DataFrame:
     return table
 
 
-def check_table(table: pd.DataFrame, names: tuple[str, ...], arrays: Mapping[str, Any]) -> str:
-    """Return why a clean table, class names and arrays by sample id make no data set; "" if they do."""
+def _problem(table: pd.DataFrame, names: tuple[str, ...], arrays: Mapping[str, Any]) -> str:
+    """Return why a clean table and class names make no data set; "" if they do."""
     if not len(table):
         return "has no samples. Check the root, or the rows that were chosen"
     printable = all(isinstance(name, str) and name and name.isprintable() for name in names)
