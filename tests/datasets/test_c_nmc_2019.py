@@ -129,16 +129,10 @@ def test_preliminary_without_labels_is_loaded_with_a_warning(tmp_path: Path, cap
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        (
-            ",10.bmp,",
-            ",../../10.bmp,",
-            r"row 1: 'UID_57_29_1_all.bmp', '../../10.bmp', '1' contradict",
-        ),
-        (",10.bmp,", ",/etc/passwd,", "row 1: .*/etc/passwd.* contradict"),
-        (",10.bmp,1", ",10.bmp,0", "row 1: .*'10.bmp', '0' contradict each other.*all is labelled 1, hem 0"),
-        (",10.bmp,1", ",10.bmp", "row 1: .*'10.bmp', '' contradict"),
+        (",10.bmp,1", ",10.bmp,0", "row 1: .*'10.bmp', '0'. .*all is labelled 1, hem 0"),
+        (",10.bmp,1", ",10.bmp", "row 1: .*'10.bmp', ''"),
         ("UID_57_29_1_all.bmp", "57", "row 1: '57', .*Wanted: such as UID_57_29_1_all.bmp"),
-        (",3.bmp", ",2.bmp", "row 3: 2.bmp is named a second time"),
+        (",3.bmp", ",2.bmp", "row 3: .*'2.bmp', .*each file once"),
         ("new_names", "names", "has no column new_names. It has: "),
     ],
 )

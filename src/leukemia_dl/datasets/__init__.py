@@ -12,16 +12,6 @@ from leukemia_dl.datasets.splits import PROTOCOLS, Split, make_splits
 from leukemia_dl.datasets.table import DatasetInfo
 
 __all__ = [
-    "PROTOCOLS",
-    "Dataset",
-    "DatasetInfo",
-    "DatasetSource",
-    "PixelStore",
-    "Split",
-    "cache_dir",
-    "dataset_table",
-    "get_source",
-    "list_datasets",
-    "load_dataset",
-    "make_splits",
-]
+    "PROTOCOLS", "Dataset", "DatasetInfo", "DatasetSource", "PixelStore", "Split", "cache_dir", "dataset_table",
+    "get_source", "list_datasets", "load_dataset", "make_splits",
+]  # fmt: skip

@@ -54,9 +54,7 @@ _LAYOUT = re.compile(
     re.IGNORECASE | re.ASCII,
 )
 _LABELS = "c-nmc_test_prelim_phase_data_labels.csv"
-_WANTED = (
-    "the folder C-NMC_Leukemia with training_data/fold_0/all/UID_*.bmp and so on, or TCIA's C-NMC_training_data/..."
-)
+_WANTED = "the folder C-NMC_Leukemia with training_data/fold_0/all/UID_1_1_1_all.bmp and so on, or TCIA's folders"
 _log = logging.getLogger(__name__)
 
 
@@ -130,10 +128,9 @@ def _read_labels(folders: set[Path]) -> dict[str, _Name]:
         raise DataError(f"{path} has no column {', '.join(missing)}. It has: {list(frame.columns)}.")
     names: dict[str, _Name] = {}
     for row, (original, new, label) in enumerate(frame[columns].fillna("").itertuples(index=False), start=1):
-        known, is_plain = parse_name(original), re.fullmatch(r"[\w-]+\.bmp", new, re.IGNORECASE | re.ASCII)
-        if known is None or not is_plain or label != str(CLASS_NAMES.index(known.label)):
-            wanted = "Wanted: such as UID_57_29_1_all.bmp, 1.bmp, 1; all is labelled 1, hem 0"
-            raise DataError(f"{path}, row {row}: {original!r}, {new!r}, {label!r} contradict each other. {wanted}.")
-        if names.setdefault(new.lower(), known) is not known:
-            raise DataError(f"{path}, row {row}: {new} is named a second time.")
+        known = parse_name(original)
+        if known is None or label != str(CLASS_NAMES.index(known.label)) or new.lower() in names:
+            wanted = "Wanted: such as UID_57_29_1_all.bmp, 1.bmp, 1; all is labelled 1, hem 0; each file once"
+            raise DataError(f"{path}, row {row}: {original!r}, {new!r}, {label!r}. {wanted}.")
+        names[new.lower()] = known
     return names
