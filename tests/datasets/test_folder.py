@@ -33,8 +33,6 @@ def test_class_order_by_choice(tmp_path: Path, write_image: Writer) -> None:
     assert Dataset.load("folder", root=tmp_path, class_names="hem, all").class_names == ("hem", "all")
     with pytest.raises(DataError, match=r"has the unknown label 'all' in row 1. Allowed by class_names: hem, pro"):
         Dataset.from_folder(tmp_path, class_names=["hem", "pro"])
-    with pytest.raises(DataError, match="has no images of pro, but class_names names it"):
-        Dataset.from_folder(tmp_path, class_names=["hem", "pro", "all"])
 
 
 def test_a_canvas_keeps_the_scale(tmp_path: Path, write_image: Writer) -> None:
@@ -294,7 +292,7 @@ def test_one_class(tmp_path: Path, write_image: Writer) -> None:
     write_image(tmp_path / "Original" / "a" / "1.png")
     write_image(tmp_path / "Original" / "b" / "1.png")
     with pytest.raises(
-        DataError, match=r"one class only, 'Original': .* If its folders \(a, b\) are the classes, pass"
+        DataError, match=r"one class only, 'Original': .* Pass the folder that holds the folders of the classes"
     ):
         Dataset.from_folder(tmp_path)
     assert len(Dataset.from_folder(tmp_path / "Original")) == 2

@@ -112,7 +112,7 @@ def test_flat_folder_of_part_two(flat: Path) -> None:
     assert Dataset.load("segmentation_wbc", root=flat, part=2).table["sample"][0] == "2/001"
     (flat / "class_labels.csv").rename(flat / SECOND)
     assert Dataset.load("segmentation_wbc", root=flat).table["sample"][0] == "2/001"
-    with pytest.raises(DataError, match="does not look like part 1 of "):
+    with pytest.raises(DataError, match=r"need one CSV file with their classes, 'Class Labels of Dataset 1\.csv'"):
         Dataset.load("segmentation_wbc", root=flat, part=1)
 
 
@@ -147,8 +147,12 @@ def test_image_without_row_and_row_without_image(flat: Path, caplog: pytest.LogC
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("\r\n10,3", "\r\n10,3\r\n10,3", "row 4: '10', '3': the image is named a second time"),
-        ("\r\n10,3", "\r\n003,3", "row 5: '3', '5': the image is named a second time"),
+        (
+            "\r\n10,3",
+            "\r\n10,3\r\n10,3",
+            "row 4: '10', '3'. Wanted: image ID, a whole number like 1 that no other row has",
+        ),
+        ("\r\n10,3", "\r\n003,3", "row 5: '3', '5'. Wanted: image ID, a whole number like 1 that no other row has"),
         ("\r\n10,3", "\r\n10,6", "row 3: '10', '6'. Wanted: .*a class from 1 to 5"),
         ("\r\n10,3", "\r\n10,0", "'10', '0'. Wanted"),
         ("\r\n10,3", "\r\n10", "'10', ''. Wanted"),

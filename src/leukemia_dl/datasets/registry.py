@@ -122,14 +122,15 @@ def load_dataset(name: str, root: str | Path | None = None, **options: Any) -> D
         raise SettingsError(
             f"The data set {name!r} is read from your disk: pass {word}=..., command line: --root PATH."
         )
-    known_place = {} if place is None else {"root": str(user_path(place, word))}
+    place = None if place is None else user_path(place, word)
     try:
-        loaded = source.load(None if place is None else Path(place), **options)
+        loaded = source.load(place, **options)
     except OSError as error:
         raise DataError(f"Cannot read {error.filename}: {error.strerror}. Check its permissions.") from error
     dataset = loaded if isinstance(loaded, Dataset) else Dataset(*loaded)
     if wrong := differing_counts(dataset.table, dataset.info.declared):
         _log.warning("%s: not all that %s declares is there: %s", place, name, "; ".join(wrong))
+    known_place = {} if place is None else {"root": str(place)}
     object.__setattr__(dataset, "source", {"name": name, **known_place, "options": options})
     return dataset.drop_classes(class_list(dropped)) if dropped else dataset
 

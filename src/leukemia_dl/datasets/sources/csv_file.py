@@ -97,8 +97,10 @@ def _labels(
         raise DataError(f"{where} has the unknown label {first}. Allowed by class_names: {', '.join(names)}.")
     if len(names) < 2:
         found = f"one class only, {names[0]!r}" if names else "no labels"
-        hint = "there is nothing to tell apart. Pass class_names to load images for prediction"
-        raise DataError(f"{where} has {found}: {hint}.")
+        raise DataError(
+            f"{where} has {found}: there is nothing to tell apart. Pass the folder that holds the folders of the "
+            "classes, or class_names to load images for prediction."
+        )
     return labels, names
 
 
