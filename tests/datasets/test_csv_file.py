@@ -164,9 +164,9 @@ def test_other_encodings(folder: Path) -> None:
 
 
 def test_no_file_a_folder_no_root(folder: Path) -> None:
-    with pytest.raises(DataError, match=r"The CSV file .*gone\.csv does not exist"):
+    with pytest.raises(DataError, match=r"gone\.csv cannot be read as CSV in UTF-8: .*No such file"):
         Dataset.from_csv(folder / "gone.csv")
-    with pytest.raises(DataError, match=r"is a folder\. .*Dataset\.from_folder"):
+    with pytest.raises(DataError, match=r"Is a directory.*Dataset\.from_folder"):
         Dataset.from_csv(folder)
     with pytest.raises(
         SettingsError, match=r"'csv' is read from your disk: pass path=\.\.\., command line: --root PATH"

@@ -48,8 +48,7 @@ class Dataset:
 
     Raises:
         DataError: On creation, if samples repeat, a label is no class, a subject is in two groups, a split is unknown,
-            there are no samples, or fewer than two classes. The methods that make one raise it also if a file or column
-            is missing or named twice; they name the row, counted from 1 and without a header.
+            there are no samples, or fewer than two classes; also if a file or column is missing or named twice.
     """
 
     _table: pd.DataFrame
@@ -83,11 +82,8 @@ class Dataset:
     ) -> Dataset:
         """Return the data set of a folder per class, without patients.
 
-        Folders named after a side (`train`, `TestA`) or a fold (`fold_0`) may hold a folder per class, or be in each:
-        columns `split` and `fold`. Other images and files are left out with a warning.
-
         Args:
-            root: The folder.
+            root: The folder. Folders of sides (`train`) or folds (`fold_0`) may hold a folder per class, or be in each.
             class_names: In label order, or to choose between outer and inner folders; None: the folders' names, sorted.
             canvas: Side in pixels of one canvas for all images, if they are at one scale; None pads each to a square.
         """
@@ -111,7 +107,7 @@ class Dataset:
         """
         info, path = replace(csv_file.INFO, canvas=canvas), user_path(path, "path")
         start = path.parent if images_root is None else images_root
-        return cls(*csv_file.read_frame(csv_file.read_csv(path), info, start, class_names, str(path)))
+        return cls(*csv_file.read_frame(csv_file.read_text_csv(path), info, start, class_names, str(path)))
 
     @classmethod
     def from_dataframe(
@@ -310,10 +306,7 @@ class Dataset:
         return self._arrays[self._table["sample"].iloc[row]].copy() if path is pd.NA else decode_image(path)
 
     def to_numpy(self, pipeline: Pipeline, show_progress: bool = True) -> NDArray[np.uint8]:
-        """Return all images after `pipeline`, in row order: uint8 (n, height, width, 3).
-
-        `show_progress` shows the progress. One ImageError names the files that cannot be decoded.
-        """
+        """Return all images after `pipeline` in row order, uint8 (n, height, width, 3); `show_progress` shows a bar."""
         return decode_all(self, pipeline, show_progress)
 
     def summary(self) -> pd.DataFrame:

@@ -27,14 +27,11 @@ _SHOWN = 10
 
 
 def read_manifest(path: str | Path) -> pd.DataFrame:
-    """Read a list of files and hashes.
+    """Return a row per file of a list: `path` (relative, with `/`), `sha256` (lower case), `size` (bytes or NA).
 
     Args:
         path: A text file of lines `hash  path` as `sha256sum` writes them, or of a header `sha256<TAB>size<TAB>path`
             and such lines.
-
-    Returns:
-        A row per file: `path` (relative, with `/`), `sha256` (64 lower-case digits), `size` (Int64, bytes or NA).
 
     Raises:
         DataError: If it cannot be read, or a line is malformed, repeats a path or could lead out of a folder.
@@ -68,8 +65,7 @@ class VerifyReport:
 
     Attributes:
         root: The folder that the manifest's paths start from.
-        files: A row per file of the manifest, in its order, then per extra file: `path` (str, as in the manifest),
-            `status` ("ok", "missing", "extra", "changed" or "unreadable") and `detail` (str, may be empty).
+        files: A row per file of the manifest, then per extra file: `path`, `status` (one of `STATUSES`), `detail`.
         partial: Whether missing files are allowed.
     """
 
@@ -80,38 +76,35 @@ class VerifyReport:
     @property
     def ok(self) -> bool:
         """Whether at least one file was compared, and nothing is wrong; if `partial`, a missing file is not wrong."""
-        return self.counts["ok"] > 0 and self._wrong().empty
+        return self.counts["ok"] > 0 and self._wrong.empty
 
     @property
     def counts(self) -> dict[str, int]:
         """The number of files of each status."""
         return {status: int((self.files["status"] == status).sum()) for status in STATUSES}
 
+    @property
     def _wrong(self) -> pd.DataFrame:
         return self.files[~self.files["status"].isin(["ok", "missing"] if self.partial else ["ok"])]
 
     def __str__(self) -> str:
         counts = ", ".join(f"{count:,} {status}" for status, count in self.counts.items() if count or status == "ok")
         lines = [f"{'OK' if self.ok else 'NOT OK'}: {counts} in {self.root}"]
-        for path, status, detail in self._wrong().head(_SHOWN).itertuples(index=False):
+        for path, status, detail in self._wrong.head(_SHOWN).itertuples(index=False):
             lines.append(f"  {status:<10} {path}{f' ({detail})' if detail else ''}")
-        if (more := len(self._wrong()) - _SHOWN) > 0:
-            lines.append(f"  and {more:,} more")
+        lines += [f"  and {len(self._wrong) - _SHOWN:,} more"] * (len(self._wrong) > _SHOWN)
         return "\n".join(printable(line, kept="") for line in lines)
 
 
 def verify(root: str | Path, manifest: str | Path, show_progress: bool = True, partial: bool = False) -> VerifyReport:
-    """Compare the files of a data set with a manifest: sizes first, then SHA-256 where these are equal.
+    """Return how the files of a data set compare with a manifest: sizes first, then SHA-256 where these are equal.
 
     Args:
         root: The folder that the manifest's paths start from, or the one folder that all of them start with. Nothing
-            outside it is read, also not through links.
+            outside it is read, also not through links. Hidden and system files in it are never extra.
         manifest: See `read_manifest`.
         show_progress: Whether to show progress.
         partial: Whether files may be missing.
-
-    Returns:
-        The report, also with extra files in the folders that the manifest names, except hidden and system files.
 
     Raises:
         DataError: If the manifest is malformed, or the root holds none of its folders.

@@ -19,19 +19,14 @@ from leukemia_dl.preprocess.decode import is_system_file
 from leukemia_dl.text import counted
 
 INFO = DatasetInfo("csv", "Images named by a CSV file", licence="yours", citation="yours")
-_WANTED = "Wanted: a CSV file in UTF-8, separated by commas, with a header: path,label[,subject,group,fold,split]"
+_WANTED = (
+    "Wanted: a CSV file in UTF-8, separated by commas, with a header: path,label[,subject,group,fold,split]. A folder "
+    "per class is loaded by Dataset.from_folder"
+)
 _log = logging.getLogger(__name__)
 
 
-def read_csv(path: Path) -> pd.DataFrame:
-    """Return the cells of a CSV file that a user named; see `read_text_csv`."""
-    if not path.is_file():
-        state = "is a folder" if path.is_dir() else "does not exist"
-        raise DataError(f"The CSV file {path} {state}. {_WANTED}. A folder per class is loaded by Dataset.from_folder.")
-    return read_text_csv(path, _WANTED)
-
-
-def read_text_csv(path: Path, wanted: str) -> pd.DataFrame:
+def read_text_csv(path: Path, wanted: str = _WANTED) -> pd.DataFrame:
     """Return the cells of a CSV file as text without outer spaces, NA if empty. `wanted` ends the message of errors."""
     reading: Any = {"dtype": str, "keep_default_na": False, "encoding": "utf-8-sig", "skipinitialspace": True}
     try:
@@ -39,7 +34,7 @@ def read_text_csv(path: Path, wanted: str) -> pd.DataFrame:
             # Without index_col pandas would take the surplus of a long row for an index, and shift all columns.
             warnings.simplefilter("error", pd.errors.ParserWarning)
             frame = pd.read_csv(path, compression=None, index_col=False, **reading)
-    except (ValueError, pd.errors.ParserWarning) as error:  # also of an encoding that is not UTF-8, or an empty file
+    except (OSError, ValueError, pd.errors.ParserWarning) as error:  # ValueError: no UTF-8, no cells
         raise DataError(f"{path} cannot be read as CSV in UTF-8: {str(error).strip()}. {wanted}.") from error
     cells: pd.DataFrame = frame.apply(lambda column: column.str.strip())
     return cells.mask(cells == "")

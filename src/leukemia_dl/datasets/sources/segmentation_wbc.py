@@ -90,9 +90,7 @@ def _read_labels(path: Path) -> dict[int, str]:
     labels: dict[int, str] = {}
     for row, number, label in frame[["image id", "class label"]].dropna(how="all").fillna("").itertuples():
         if not re.fullmatch("[0-9]{1,6}", number) or label not in ("1", "2", "3", "4", "5") or int(number) in labels:
-            raise DataError(
-                f"{path}, row {row + 1}: {number[:100]!r}, {label[:100]!r}. Wanted: image ID, a whole number like 1 "
-                "that no other row has, and a class from 1 to 5."
-            )
+            wanted = "Wanted: image ID, a whole number like 1 that no other row has, and a class from 1 to 5"
+            raise DataError(f"{path}, row {row + 1}: {number[:100]!r}, {label[:100]!r}. {wanted}.")
         labels[int(number)] = CLASS_NAMES[int(label) - 1]
     return labels
