@@ -81,6 +81,7 @@ def read_c_nmc(root: Path, info: DatasetInfo = INFO, linked: Sequence[Sequence[s
     place, matches = find_copy(root, _LAYOUT, _is_image, _OUTER, info.title, _WANTED)
     labels = _read_labels({place / match["folders"] for match in matches if _side(match) == "preliminary"})
     frame = pd.DataFrame([_row(place, match, labels) for match in matches])
+    frame = frame.sort_values("split", ascending=False, kind="stable", ignore_index=True)  # training images first
     missing = (frame["split"] == "preliminary") & frame["label"].isna()
     if missing.any():
         where = f"{_LABELS} does not name them" if labels else f"there is no {_LABELS} beside them"
