@@ -27,42 +27,45 @@ _WORDS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")  # TestA: Test, A; TEST_SIM
 _FOLD = re.compile(r"fold[ _-]?(\d{1,3})", re.IGNORECASE | re.ASCII)
 _WANTED = "a folder per class with images in it, such as ROOT/hem/1.bmp and ROOT/all/2.bmp"
 _log = logging.getLogger(__name__)
-_Inside = dict[str, set[str]]
-"""For each folder in the root that holds images: its subfolders that do, and "" if images lie directly in it."""
 
 
 def read_folder(root: str | Path, info: DatasetInfo, class_names: Sequence[str] | None) -> Table:
     """Return the table of a folder; see `Dataset.from_folder`. Class names may also be one text, with commas."""
     root = require_folder(root, _WANTED)
     wanted = None if class_names is None else class_list(class_names)
-    samples = image_files(root)
-    inside: _Inside = {}
-    for first, *rest in (sample.split("/") for sample in samples):
-        if rest:
-            inside.setdefault(first, set()).add(rest[0] if len(rest) > 1 else "")
+    samples = pd.Series(image_files(root), dtype=object)
+    folders = samples.str.split("/").str[:-1]
+    inside = {top: set(inner.dropna()) for top, inner in folders.str[1].groupby(folders.str[0])}
     tops = [folder.name for folder in listed(root)]
     if not inside:
         held = f"has {len(samples):,} images directly in it, so nothing says which class they are of"
         none = f"has no images: its folders ({', '.join(tops[:8])}) hold none" if tops else "has no images: it is empty"
-        raise DataError(f"{root} {held if samples else none}. Wanted: {_WANTED}, or a CSV file (Dataset.from_csv).")
+        found = none if samples.empty else held
+        raise DataError(f"{root} {found}. Wanted: {_WANTED}, or a CSV file (Dataset.from_csv).")
     level = _level_of_classes(root, inside, wanted)
-    frame = _rows(root, samples, inside, level)
-    if wanted is None and level:
-        _refuse_inner_classes(root, frame)
+    if level and wanted is None:
+        _refuse_inner_classes(root, folders)
     if empty := sorted(set(tops) - set(inside)):
         _log.warning("%s: the folders %s hold no images and are not taken for classes", root, ", ".join(empty))
-    for side in sorted(frame["split"].dropna().unique()) if level else ():
-        if len(named := [top for top in sorted(inside) if _part(top) == (side, None)]) > 1:
+    labels, parts = folders.str[level], _parts(folders, level)
+    kept = labels.notna() & (parts.notna() | bool(parts.isna().all()))
+    if not kept.all():
+        places = folders.str[0].fillna(root.name)[~kept].value_counts(sort=False)
+        shown = ", ".join(f"{count:,} in {place}" for place, count in places.items())
+        _log.warning("%s: left out %s outside of the class folders: %s", root, counted(places.sum(), "image"), shown)
+    table = pd.DataFrame({"path": samples, "label": labels, "split": parts.str[0], "fold": parts.str[1]})[kept]
+    for side in sorted(table["split"].dropna().unique()) if level else ():
+        if len(named := [top for top in inside if _part(top) == (side, None)]) > 1:
             _log.warning("%s: the folders %s are all taken for the side %s", root, ", ".join(named), side)
-    return read_frame(frame, info, root, wanted, str(root))
+    return read_frame(table, info, root, wanted, str(root))
 
 
-def _level_of_classes(root: Path, inside: _Inside, wanted: Sequence[str] | None) -> int:
+def _level_of_classes(root: Path, inside: dict[str, set[str]], wanted: Sequence[str] | None) -> int:
     """Return 0 if the folders in the root are the classes, 1 if their subfolders are; DataError if it is not clear."""
     tops = sorted(inside)
     parts = [top for top in tops if _part(top)]
-    inner = sorted({name for top in parts or tops for name in inside[top]} - {""})
-    counts = Counter(key for top in parts or tops for key in _keys(inside[top] - {""}))
+    inner = sorted({name for top in parts or tops for name in inside[top]})
+    counts = Counter(key for top in parts or tops for key in _keys(inside[top]))
     repeated = [key for key, count in counts.items() if count > 1]
     if wanted is not None and _keys(wanted) in (_keys(tops), _keys(inner)):
         return int(_keys(wanted) != _keys(tops))
@@ -84,32 +87,18 @@ def _level_of_classes(root: Path, inside: _Inside, wanted: Sequence[str] | None)
     return 0
 
 
-def _rows(root: Path, samples: list[str], inside: _Inside, level: int) -> pd.DataFrame:
-    """Return the rows of the images that are in a class folder, and warn of the others."""
-    # Names of sides or folds: of the outer folders, where the inner ones are the classes, else of all inner ones.
-    inner = {name for names in inside.values() for name in names}
-    loose = "" in inner and len({_part(name) for name in inner - {""}}) < 2
-    sided = any(map(_part, inside)) if level else not loose and all(_part(name) for name in inner - {""})
-    rows: list[tuple[str, str, str | None, int | None]] = []
-    left_out = Counter[str]()
-    for sample in samples:
-        *folders, _ = sample.split("/")
-        part = _part(folders[1 - level]) if sided and len(folders) > 1 - level else None
-        if len(folders) <= level or (sided and part is None):
-            left_out[folders[0] if folders else root.name] += 1
-        else:
-            rows.append((sample, folders[level], *(part or (None, None))))
-    if left_out:
-        places = ", ".join(f"{count:,} in {place}" for place, count in left_out.items())
-        count = counted(left_out.total(), "image")
-        _log.warning("%s: left out %s outside of the class folders: %s", root, count, places)
-    return pd.DataFrame(rows, columns=["path", "label", "split", "fold"])
+def _parts(folders: pd.Series[Any], level: int) -> pd.Series[Any]:
+    """Return the side and fold of each image as its folder outside or in the class folder says; all NA if none does."""
+    parts = folders.str[1 - level].map(_part, na_action="ignore").astype(object)
+    inside = parts[folders.str[0].notna()]
+    if level or (folders.str[1].dropna().map(_part).notna().all() and (inside.notna().all() or parts.nunique() > 1)):
+        return parts
+    return parts.mask(parts.notna())
 
 
-def _refuse_inner_classes(root: Path, frame: pd.DataFrame) -> None:
+def _refuse_inner_classes(root: Path, folders: pd.Series[Any]) -> None:
     """Raise DataError if the inner folders that would be classes are sides, or all hold the same folders again."""
-    inner = frame["path"].str.split("/").str[2:-1].str[0]
-    below = {label: set(names.dropna()) for label, names in inner.groupby(frame["label"])}
+    below = {label: set(names.dropna()) for label, names in folders.str[2].groupby(folders.str[1])}
     first = next(iter(below.values()), set())
     equal = len(first) > 1 and all(names == first for names in below.values()) and not all(map(_part, first))
     if equal or all(map(_part, below)):
