@@ -45,10 +45,9 @@ PUBLIC = {
         "reliability_curves", "roc_curves", "score",
     ),
     "leukemia_dl.models": (
-        "BackboneSpec", "Classifier", "Head", "backbone_table", "build_model", "get_backbone", "list_backbones",
-        "load_classifier", "register_backbone",
+        "BackboneSpec", "Classifier", "Head", "application", "backbone_table", "build_model", "get_backbone",
+        "list_backbones", "load_classifier", "register_backbone",
     ),
-    "leukemia_dl.models.applications": ("application",),
     "leukemia_dl.plugins": ("hookimpl", "plugin_problems"),
     "leukemia_dl.preprocess": (
         "GIEMSA", "IMAGE_SUFFIXES", "MAX_PIXELS", "CenterOnCanvas", "CropToCell", "Macenko", "PadToSquare",

@@ -1,7 +1,7 @@
 """Backbones from another package: a tiny net of our own, and further families that Keras ships, one line each."""
 
 from leukemia_dl import BackboneSpec, hookimpl
-from leukemia_dl.models.applications import application
+from leukemia_dl.models import application
 
 
 def build(inputs, weights):

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 import leukemia_dl as ldl
-from leukemia_dl.errors import DataError, ImageError, SettingsError, StoreError
+from leukemia_dl.errors import DataError, ImageError, SettingsError
 from leukemia_dl.models import Head, build_model
 from leukemia_dl.models.classifier import predict_logits, softmax
 
@@ -124,11 +124,8 @@ def test_what_is_no_classifier_is_refused(tmp_path):
         {"class_names": ["a", "b", "c"]},
         {"pipeline": {"steps": []}},
         {"class_names": 7},
-        {"provenance": {"images": {"on_black": 1, "size": "large"}}},
-        {"provenance": {"images": [1]}},
-        {"provenance": {"images": {"on_black": 1, "size": [0, float("inf")]}}},
-        {"provenance": {"images": {"on_black": 10**400, "size": [0, 5]}}},
-        {"provenance": {"images": {"on_black": float("nan"), "size": [0, 5]}}},
+        {"provenance": [1]},
+        {"provenance": {"trial": 7}},
         {"temperature": 10**400},
         {"temperature": 1e-320},
         {"temperature": float("nan")},
@@ -319,9 +316,6 @@ def test_outputs_that_are_no_probabilities_are_refused():
 def test_folders_are_made_to_save_into(classifier, tmp_path):
     path = classifier.save(tmp_path / "not" / "there" / "yet.keras")
     assert ldl.load_classifier(path).class_names == classifier.class_names
-    (tmp_path / "file").touch()
-    with pytest.raises(StoreError, match=r"The folder .*file/x cannot be made: .* Name another one"):
-        classifier.save(tmp_path / "file" / "x" / "model.keras")
 
 
 def test_a_temperature_of_numpy_is_saved_as_a_number(classifier, tmp_path):

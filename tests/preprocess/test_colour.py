@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from leukemia_dl.errors import ImageError, SettingsError
+from leukemia_dl.errors import SettingsError
 from leukemia_dl.preprocess import GIEMSA, lab_to_rgb, optical_density, rgb_to_lab
 from leukemia_dl.preprocess.colour import density_to_rgb, stain_matrix
 from leukemia_dl.testing.strategies import images
@@ -44,12 +44,6 @@ def test_any_lab_value_becomes_the_colour_that_scikit_image_says(seed):
     assert np.abs(lab_to_rgb(lab)[inside] - expected[inside]).max(initial=0) <= 1
 
 
-def test_what_is_no_colour_is_refused():
-    for value in (np.nan, np.inf, 1e200):
-        with pytest.raises(ImageError, match="finite numbers"):
-            lab_to_rgb(np.full((2, 3), value))
-
-
 def test_optical_density():
     density = optical_density(np.array([[[255, 127, 0]]], np.uint8))
     np.testing.assert_allclose(density[0, 0], [0, np.log(2), np.log(256)])
@@ -83,27 +77,12 @@ def test_one_pure_stain_is_found_alone():
     np.testing.assert_allclose(found, amounts, atol=0.03)
 
 
-@pytest.mark.parametrize(
-    "stains", [((1, 0, 0), (2, 0, 0)), ((0, 0, 0), (1, 0, 0)), ((1, 0), (0, 1)), "HE", ((np.nan, 0, 0), (0, 1, 0))]
-)
+@pytest.mark.parametrize("stains", [((1, 0, 0), (2, 0, 0)), ((0, 0, 0), (1, 0, 0)), ((np.nan, 0, 0), (0, 1, 0))])
 def test_stains_are_checked(stains):
-    with pytest.raises(SettingsError, match="two or three independent directions"):
+    with pytest.raises(SettingsError, match="independent directions"):
         stain_matrix(stains)
-
-
-@pytest.mark.parametrize("light", [0, -240, np.nan, np.inf, "240", None, True])
-def test_light_is_checked(light):
-    image = np.full((2, 2, 3), 9, np.uint8)
-    with pytest.raises(SettingsError, match=rf"a number in \(0, inf\). Received: light={light!r}"):
-        optical_density(image, light=light)
 
 
 def test_light_may_be_a_number_of_numpy():
     image = np.full((2, 2, 3), 9, np.uint8)
     assert (optical_density(image, np.int64(240)) == optical_density(image, 240)).all()
-
-
-@pytest.mark.parametrize("pixels", [np.zeros((2, 3)), np.zeros((2, 2), np.uint8), [[1, 2, 3]]])
-def test_arrays_are_checked(pixels):
-    with pytest.raises(ImageError, match="last axis has length 3"):
-        rgb_to_lab(pixels)

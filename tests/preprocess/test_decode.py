@@ -271,7 +271,7 @@ def test_what_is_no_image_says_why(tmp_path: Path) -> None:
     text.write_text("not an image")
     cases = [
         (tmp_path / "gone.bmp", "there is no such file"),
-        (tmp_path, "it is a folder, not a file"),
+        (tmp_path, "it is not a regular file"),
         (text, "it is none of BMP, PNG, TIFF, JPEG, WEBP"),
         (b"", "it is none of BMP"),
         (encoded(Image.fromarray(a_photo()), "GIF"), "it is none of BMP"),

@@ -95,9 +95,9 @@ def test_single_cell() -> None:
     assert not is_single_cell(grey)
 
 
-@pytest.mark.parametrize("mask", [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 1), bool), np.zeros((3, 4), bool), None])
+@pytest.mark.parametrize("mask", [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 1), bool), np.zeros((3, 4), bool)])
 def test_masks_are_checked(mask: object) -> None:
-    with pytest.raises(ImageError, match=r"a mask of dtype bool and shape \(4, 4\). Received: .* foreground_mask"):
+    with pytest.raises(ImageError, match=r"a mask of dtype bool and shape \(4, 4\). Received: "):
         mask_colour(np.zeros((4, 4, 3), np.uint8), mask)
 
 

@@ -111,7 +111,7 @@ def test_input_is_never_changed_nor_returned(pipeline: Pipeline, image: np.ndarr
 @given(pipeline=PIPELINES, batch=hnp.arrays(np.uint8, st.tuples(st.integers(0, 4), SIZES, SIZES, st.just(3))))
 def test_a_batch_equals_the_single_images(pipeline: Pipeline, batch: np.ndarray) -> None:
     if len({pipeline(image).shape for image in batch}) > 1:  # crops of different size cannot be stacked
-        with pytest.raises(ImageError, match="different sizes"):
+        with pytest.raises(ValueError, match="must have the same shape"):
             pipeline(batch)
         return
     result = pipeline(batch)
@@ -163,27 +163,16 @@ def test_a_step_of_ones_own_enters_like_ours() -> None:
 
 
 def test_a_step_that_breaks_the_rules_is_refused() -> None:
-    class Plain(Step):
-        def __call__(self, image: np.ndarray) -> np.ndarray:
-            """Do nothing."""
-            return image
-
     @dataclass(frozen=True)
-    class Floats(Plain):
-        table: object = None
-
+    class Floats(Step):
         def __call__(self, image: np.ndarray) -> np.ndarray:
             """Forget to go back to uint8."""
             return image / 255
 
-    with pytest.raises(SettingsError, match="dataclass with frozen=True"):
-        Pipeline((Plain(),))
     with pytest.raises(SettingsError, match="There is a step 'Resize' in leukemia_dl"):
-        type("Resize", (Plain,), {})
+        type("Resize", (Step,), {})
     with pytest.raises(SettingsError, match="takes a tuple of steps"):
         Pipeline(Resize(3))
-    with pytest.raises(SettingsError, match="numbers, text, and tuples"):
-        Pipeline((Floats(np.zeros(3)),))
     with pytest.raises(ImageError, match="Received: float64"):
         Pipeline((Floats(),))(np.zeros((4, 4, 3), np.uint8))
 
@@ -267,17 +256,14 @@ def test_arrays_are_checked(array: object) -> None:
 
 
 def test_steps_are_checked() -> None:
-    with pytest.raises(SettingsError, match=r"made from CenterOnCanvas, CropToCell, .*, Resize. Received: <built-in"):
+    with pytest.raises(SettingsError, match=r"takes a tuple of steps.*Received: \(<built-in"):
         Pipeline((abs,))
     with pytest.raises(UnknownNameError, match=r"no preprocessing step 'Resise'. Did you mean 'Resize'"):
         Pipeline.from_dict({"steps": [{"step": "Resise", "size": 4}]})
-    with pytest.raises(SettingsError, match=r"Resize takes method, size. Received: {'size': 4, 'sze': 4}"):
-        Pipeline.from_dict({"steps": [{"step": "Resize", "size": 4, "sze": 4}]})
-    with pytest.raises(SettingsError, match=r"Resize takes method, size. Received: {}"):
-        Pipeline.from_dict({"steps": [{"step": "Resize"}]})
-    with pytest.raises(SettingsError, match="PadToSquare takes no parameters"):
-        Pipeline.from_dict({"steps": [{"step": "PadToSquare", "size": 4}]})
-    for wrong in ({}, {"steps": 3}, {"steps": ["Resize"]}, [], {"steps": [], "more": 1}):
+    for parameters in ({"size": 4, "sze": 4}, {}):
+        with pytest.raises(SettingsError, match=r"stored as .*Resize\.__init__\(\) .* argument"):
+            Pipeline.from_dict({"steps": [{"step": "Resize", **parameters}]})
+    for wrong in ({}, {"steps": 3}, {"steps": ["Resize"]}, {"steps": [{"size": 3}]}, []):
         with pytest.raises(SettingsError, match="stored as"):
             Pipeline.from_dict(wrong)
 

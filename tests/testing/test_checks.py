@@ -6,7 +6,7 @@ import pytest
 
 import leukemia_dl as ldl
 from leukemia_dl.errors import PluginError, SettingsError
-from leukemia_dl.models.applications import application
+from leukemia_dl.models import application
 from leukemia_dl.testing import BACKBONE_CHECKS, check_backbone, parametrize_with_checks
 from leukemia_dl.testing import checks as module
 

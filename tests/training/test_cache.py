@@ -8,9 +8,8 @@ import pytest
 
 import leukemia_dl as ldl
 from discs import IMAGES, LABELS, SMALL, counting
-from leukemia_dl.models.build import build_model
+from leukemia_dl.models.build import build_model, split_at_features
 from leukemia_dl.models.classifier import predict_logits, softmax, symmetric_form
-from leukemia_dl.models.heads import split_at_features
 from leukemia_dl.plugins import DISTRIBUTION
 from leukemia_dl.training import FeatureCache, ModelCache, Recipe, Subset, cache, fit
 from leukemia_dl.training.backends import prepare

@@ -13,8 +13,8 @@ import leukemia_dl as ldl
 from discs import IMAGES, LABELS, SMALL
 from leukemia_dl.errors import DataError, OutOfMemoryError, SettingsError, TrainingError
 from leukemia_dl.evaluation import fit_temperature
+from leukemia_dl.models.build import split_at_features
 from leukemia_dl.models.classifier import predict_logits, softmax
-from leukemia_dl.models.heads import split_at_features
 from leukemia_dl.training import Recipe, fit, loop
 from leukemia_dl.training.fit import _unconverged
 

@@ -7,9 +7,8 @@ import pytest
 
 import leukemia_dl as ldl
 from discs import IMAGES, LABELS
-from leukemia_dl.models.build import build_model
+from leukemia_dl.models.build import build_model, split_at_features
 from leukemia_dl.models.classifier import predict_logits
-from leukemia_dl.models.heads import split_at_features
 from leukemia_dl.training import FeatureCache, ModelCache, Recipe, Subset, fit
 from leukemia_dl.training.backends import prepare
 

@@ -23,7 +23,7 @@ from leukemia_dl.datasets.splits import CONTENT_DISJOINT, TEST_IS_NOT_VAL
 from leukemia_dl.errors import DataError, ImageError, SettingsError, StoreError
 from leukemia_dl.models.classifier import load_classifier, logits_over_symmetries, predict_logits, softmax
 from leukemia_dl.preprocess import Pipeline
-from leukemia_dl.preprocess.appearance import differences, summary
+from leukemia_dl.preprocess.quality import differences, summary
 from leukemia_dl.progress import track
 from leukemia_dl.training.backends import prepare
 from leukemia_dl.training.loop import predict_batch_size

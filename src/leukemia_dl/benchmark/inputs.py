@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from leukemia_dl.datasets import Dataset, PixelStore, Split
 from leukemia_dl.errors import ImageError, StoreError
 from leukemia_dl.preprocess import Pipeline
-from leukemia_dl.preprocess.appearance import Look, look_of, summary
+from leukemia_dl.preprocess.quality import Look, look_of, summary
 from leukemia_dl.training.batches import Subset
 
 __all__ = ["Images", "Samples", "looks_of", "read_images"]

@@ -20,8 +20,7 @@ from leukemia_dl.datasets.protocols import PROTOCOLS
 from leukemia_dl.errors import SettingsError
 from leukemia_dl.models.backend import backend_name
 from leukemia_dl.models.build import check_size, weights_identity
-from leukemia_dl.models.registry import find_backbone
-from leukemia_dl.models.spec import BackboneSpec
+from leukemia_dl.models.registry import BackboneSpec, find_backbone
 from leukemia_dl.plugins import DISTRIBUTION, installed_version
 from leukemia_dl.preprocess import Pipeline
 from leukemia_dl.training.backends import ComputeConfig

@@ -16,7 +16,7 @@ from leukemia_dl.models.backend import silence_startup
 __all__ = ["MEMBER", "load_net", "read_settings"]
 
 MEMBER = "leukemia_dl.json"
-_WEIGHTS, _CONFIG = "model.weights.h5", "config.json"
+_WEIGHTS = "model.weights.h5"
 _MAX_TEXT = 8 << 20  # bytes of any member but the weights; the largest nets of Keras have 2 MB
 _MAX_OBJECTS = 10_000
 _MAX_CALLS, _MAX_DEPTH = 10_000, 5  # calls of layers that building takes, and nets inside nets
@@ -31,19 +31,18 @@ def read_settings(file: Path) -> dict[str, Any]:
     """
     try:
         with zipfile.ZipFile(file) as archive:
-            on_disk = file.stat().st_size
             for member in archive.infolist():  # Keras does not compress the weights
-                if member.file_size > (on_disk if member.filename == _WEIGHTS else _MAX_TEXT):
-                    raise DataError(f"{file} was not loaded: {member.filename} in it has an implausible size.")
+                if member.file_size > (file.stat().st_size if member.filename == _WEIGHTS else _MAX_TEXT):
+                    raise ValueError(f"{member.filename} in it has an implausible size")
+            if MEMBER not in archive.namelist():
+                raise DataError(
+                    f"{file} holds no leukemia_dl classifier. Pass a model.keras that a benchmark or Classifier.save "
+                    "wrote; any other Keras model can be wrapped: Classifier(model, class_names, pipeline)."
+                )
             return dict(json.loads(archive.read(MEMBER)))
     except DataError:
         raise
-    except KeyError as error:
-        raise DataError(
-            f"{file} holds no leukemia_dl classifier ({error}). Pass a model.keras that a benchmark or "
-            "Classifier.save wrote; any other Keras model can be wrapped: Classifier(model, class_names, pipeline)."
-        ) from error
-    except (zipfile.BadZipFile, OSError, ValueError, TypeError, RuntimeError) as error:
+    except Exception as error:  # zipfile and zlib raise about anything
         raise DataError(f"{file} is damaged or is no .keras file: {error}.") from error
 
 
@@ -66,58 +65,55 @@ def load_net(file: Path) -> Any:
 
 
 def _check(file: Path) -> None:
-    """Raise DataError unless the net, built without its weights, has plausible sizes and the file holds the weights."""
+    """Raise ValueError unless the net, built without its weights, is plausible and the file can hold its weights."""
     import h5py
     import keras
 
-    on_disk, stored = file.stat().st_size, []
+    on_disk, stored = file.stat().st_size, list[int]()
     with zipfile.ZipFile(file) as archive:
-        text = archive.read(_CONFIG)
+        text = archive.read("config.json")
         with archive.open(_WEIGHTS) as member, h5py.File(member) as weights:
-            weights.visititems(lambda _, item: stored.append(item.nbytes if isinstance(item, h5py.Dataset) else 0))
-    if text.count(b'"class_name"') > _MAX_OBJECTS:
-        raise DataError(f"it has more than {_MAX_OBJECTS:,} layers and initializers")
+            weights.visititems(lambda _, item: stored.append(getattr(item, "nbytes", 0)))
     config = json.loads(text)
-    if (calls := _calls(config)) > _MAX_CALLS:
-        raise DataError(f"building it takes {calls:,} calls of layers, more than {_MAX_CALLS:,}")
+    _bound("layers and initializers", text.count(b'"class_name"'), _MAX_OBJECTS)
+    _bound("calls of layers to build it", _calls(config), _MAX_CALLS)
     with keras.StatelessScope(initialize_variables=False):
         model = keras.saving.deserialize_keras_object({**config, "compile_config": None}, safe_mode=True)
         if not isinstance(model, keras.Model):
-            raise DataError(f"it holds a {type(model).__name__}, not a model")
+            raise ValueError(f"it holds a {type(model).__name__}, not a model")
         parameters = sum(math.prod(variable.shape) for variable in model.variables)
     for name in (model.name, *(f"a{layer.name}" for layer in model.layers)):
         if not re.fullmatch(r"[A-Za-z0-9.][\w.\\/>-]*", name, re.ASCII):
-            raise DataError(f"{name!a} is no name that TensorFlow can use for a net or a layer")
-    if max(parameters, sum(stored)) > on_disk:
-        raise DataError(f"a net of {parameters:,} parameters and weights of {sum(stored):,} bytes in {on_disk:,} bytes")
-    largest = max(_outputs(model), default=0)
-    if largest > _MAX_VALUES:
-        raise DataError(f"a layer makes {largest:,} numbers of one image, more than {_MAX_VALUES:,}")
+            raise ValueError(f"{name!a} is no name that TensorFlow can use for a net or a layer")
+    _bound("parameters", parameters, on_disk)
+    _bound("bytes of weights", sum(stored), on_disk)
+    _bound("numbers of one image in a layer's output", max(_outputs(model), default=0), _MAX_VALUES)
+
+
+def _bound(what: str, number: int, most: int) -> None:
+    if number > most:
+        raise ValueError(f"it has {number:,} {what}, more than {most:,}")
 
 
 def _calls(config: Any, depth: int = 0) -> int:
     """Return about how many calls of layers building a net takes; a Sequential is built anew for each of its layers."""
     if depth > _MAX_DEPTH:
-        raise DataError(f"nets are nested in it more than {_MAX_DEPTH} deep")
+        raise ValueError(f"nets are nested in it more than {_MAX_DEPTH} deep")
     inner = config.get("config") if isinstance(config, dict) else None
     if not isinstance(inner, dict):
         return 1
     layers = inner.get("layers")
     if not isinstance(layers, list):  # a wrapper has a layer in its settings
-        wrapped = [value for value in inner.values() if isinstance(value, dict) and "config" in value]
-        return 1 + sum(_calls(value, depth) for value in wrapped)
-    nodes = [len(layer.get("inbound_nodes") or [0]) if isinstance(layer, dict) else 1 for layer in layers]
-    calls = sum(count * _calls(layer, depth + 1) for count, layer in zip(nodes, layers, strict=True))
-    return calls * (len(layers) if config.get("class_name") == "Sequential" else 1)
+        return 1 + sum(_calls(value, depth) for value in inner.values() if isinstance(value, dict))
+    calls = [_calls(layer, depth + 1) * len(layer.get("inbound_nodes") or [0]) for layer in layers]
+    return sum(calls) * (len(layers) if config.get("class_name") == "Sequential" else 1)
 
 
 def _outputs(model: Any) -> list[int]:
     """Return how many values each layer outputs for one image, including the layers of nested models."""
-    import keras
-
-    found: list[int] = []
+    found = list[int]()
     for layer in model.layers:
         tensors = [tensor for node in layer._inbound_nodes for tensor in node.output_tensors]
         found += [math.prod(size or 1 for size in tensor.shape[1:]) for tensor in tensors]
-        found += _outputs(layer) if isinstance(layer, keras.Model) else []
+        found += _outputs(layer) if hasattr(layer, "layers") else []
     return found

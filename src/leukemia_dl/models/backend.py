@@ -13,9 +13,9 @@ from pathlib import Path
 
 from leukemia_dl.errors import BackendError
 
-__all__ = ["BACKENDS", "backend_name", "silence_startup"]
+__all__ = ["backend_name", "silence_startup"]
 
-BACKENDS = ("tensorflow", "jax", "torch")
+_BACKENDS = ("tensorflow", "jax", "torch")
 _one_at_a_time = threading.RLock()  # the descriptor belongs to the whole process
 _started: set[str] = set()
 
@@ -24,10 +24,7 @@ def backend_name() -> str:
     """Return the backend that Keras has or will have: KERAS_BACKEND, its config file, or the one installed.
 
     If no backend is chosen and TensorFlow, the default, is not installed, KERAS_BACKEND is set in this process to
-    the first of jax and torch that is.
-
-    Raises:
-        BackendError: If the chosen backend, or any, is not installed.
+    the first of jax and torch that is. Raises BackendError if the chosen backend, or any, is not installed.
     """
     if "keras" in sys.modules:
         import keras
@@ -35,16 +32,11 @@ def backend_name() -> str:
         return str(keras.backend.backend())
     chosen = os.environ.get("KERAS_BACKEND") or _configured_backend()
     if chosen is None:
-        chosen = next(filter(importlib.util.find_spec, BACKENDS), None)
-        if chosen is None:
-            raise BackendError("No Keras backend is installed. Install one: pip install tensorflow (or jax, or torch).")
-        os.environ["KERAS_BACKEND"] = chosen
-    if chosen not in BACKENDS:
-        raise BackendError(f"KERAS_BACKEND must be one of {', '.join(BACKENDS)}. Received: {chosen!r}.")
-    if importlib.util.find_spec(chosen) is None:
+        chosen = os.environ["KERAS_BACKEND"] = next(filter(importlib.util.find_spec, _BACKENDS), _BACKENDS[0])
+    if chosen not in _BACKENDS or importlib.util.find_spec(chosen) is None:
         raise BackendError(
-            f"The Keras backend is {chosen!r}, but {chosen} is not installed. "
-            f"Install it (pip install {chosen}) or set KERAS_BACKEND to one that is."
+            f"{chosen} is not installed here: KERAS_BACKEND must be one of {', '.join(_BACKENDS)} that is. "
+            f"Install it (pip install {chosen}), or set KERAS_BACKEND."
         )
     return chosen
 
@@ -71,8 +63,6 @@ def silence_startup(stage: str) -> Iterator[None]:
 
 def _configured_backend() -> str | None:
     """Return the backend that Keras's config file names; "tensorflow", which Keras itself writes, is no choice."""
-    home = Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras")
-    with contextlib.suppress(OSError, ValueError, AttributeError):
-        value = json.loads((home / "keras.json").read_text()).get("backend")
-        return str(value) if value and value != "tensorflow" else None
-    return None
+    file = Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras") / "keras.json"
+    value = json.loads(file.read_text()).get("backend") if file.is_file() else None
+    return value if value != "tensorflow" else None

@@ -22,13 +22,13 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from leukemia_dl.checks import choice, real_number, whole_number
-from leukemia_dl.errors import DataError, ImageError, SettingsError, StoreError
+from leukemia_dl.errors import DataError, ImageError, SettingsError
 from leukemia_dl.models.archive import MEMBER, load_net, read_settings
 from leukemia_dl.models.backend import backend_name, silence_startup
 from leukemia_dl.models.registry import register_layers
-from leukemia_dl.preprocess import IMAGE_SUFFIXES, Pipeline
-from leukemia_dl.preprocess.appearance import Look, differences, look_of
-from leukemia_dl.preprocess.decode import decode_image, image_files
+from leukemia_dl.preprocess import Pipeline, decode_image
+from leukemia_dl.preprocess.decode import image_files
+from leukemia_dl.preprocess.quality import Look, differences, look_of
 from leukemia_dl.progress import parallel_map, track
 
 __all__ = [
@@ -63,22 +63,17 @@ class Classifier:
             allowed.
     """
 
-    model: Any
+    model: Any = field(repr=False)
     class_names: tuple[str, ...]
     pipeline: Pipeline
-    provenance: Mapping[str, Any] = field(default_factory=dict)
+    provenance: Mapping[str, Any] = field(default_factory=dict, repr=False)
     temperature: float = 1.0
     outputs: str = "logits"
 
     def __post_init__(self) -> None:
         choice("outputs", self.outputs, FORMATS)
-        values = {
-            "temperature": real_number("temperature", self.temperature, 0.01, 100),
-            "class_names": tuple(self.class_names),
-            "provenance": _checked_provenance(self.provenance),
-        }
-        for name, value in values.items():
-            object.__setattr__(self, name, value)
+        object.__setattr__(self, "temperature", real_number("temperature", self.temperature, 0.01, 100))
+        object.__setattr__(self, "class_names", tuple(self.class_names))
         if problem := self._problem():
             raise SettingsError(f"A classifier's parts do not fit together: {problem}.")
 
@@ -95,9 +90,6 @@ class Classifier:
         if self.outputs == "logits" and _gives_probabilities(self.model):
             return "the net's outputs are probabilities already: say outputs='probabilities'"
         return ""
-
-    def __repr__(self) -> str:
-        return f"Classifier({self.model.name}, class_names={self.class_names}, pipeline={self.pipeline!r})"
 
     def predict(
         self,
@@ -121,15 +113,14 @@ class Classifier:
 
         Returns:
             Columns `path`, absolute (or `sample` for a Dataset, `image`, the position, for arrays), `predicted` (the
-            most probable class), a probability (float) per class in a column `probability_<class>`, and `error`: "" or
-            why the file cannot be read; such a file has no prediction, and a warning is logged. Join a column `label`,
-            the true class, before `evaluate`.
+            most probable class), a probability per class in a column `probability_<class>`, and `error`: "" or why the
+            file cannot be read; such a file has no prediction, and a warning is logged.
 
         Raises:
             ImageError: If an array is no image.
             DataError: If a folder holds no images or cannot be listed.
-            SettingsError: If `images` is none of these, the pipeline gives another size than the net takes,
-                `batch_size` is below 1, or outputs that should be probabilities are none.
+            SettingsError: If `images` is none of these, the pipeline gives another size than the net takes, or outputs
+                that should be probabilities are none.
         """
         column, names, sources = _sources(images)
         batch_size = min(whole_number("batch_size", batch_size, 1), max(len(sources), 1))
@@ -138,17 +129,20 @@ class Classifier:
         # Decoded in chunks, so that memory does not grow with the number of images.
         starts = range(0, len(sources), _CHUNK)
         for start in track(starts, len(starts), "Predicting", show_progress):
-            chunk = parallel_map(self._pixels, sources[start : start + _CHUNK], "Reading images", show=False)
-            errors[start : start + len(chunk)] = [str(item) if isinstance(item, ImageError) else "" for item in chunk]
-            read = {row: item for row, item in enumerate(chunk, start) if not isinstance(item, ImageError)}
-            if read:
-                pixels = self._stacked([image for image, _ in read.values()])
-                looks += [look for _, look in read.values()]
-                probabilities[list(read)] = self._probabilities(pixels, batch_size, calibrated, tta)
+            pixels = dict[int, NDArray[np.uint8]]()
+            chunk = parallel_map(self._read, sources[start : start + _CHUNK], "Reading images", show=False)
+            for row, (image, look, error) in enumerate(chunk, start):
+                errors[row] = error
+                if not error:
+                    pixels[row] = image
+                    looks.append(look)
+            if pixels:
+                values = self._probabilities(np.stack([*pixels.values()]), batch_size, calibrated, tta)
+                probabilities[list(pixels)] = values
         if failed := [text for text in errors if text]:
             message = "%d of %d images cannot be read, as the column error says. The first: %s"
             _log.warning(message, len(failed), len(errors), failed[0])
-        for difference in differences(looks, self.provenance["images"]) if self.provenance.get("images") else ():
+        for difference in differences(looks, self.provenance.get("images")):
             _log.warning("%s: the predictions may be meaningless", difference)
         best = np.nan_to_num(probabilities).argmax(axis=1)
         predicted = [None if text else self.class_names[i] for text, i in zip(errors, best, strict=True)]
@@ -160,7 +154,6 @@ class Classifier:
 
         Raises:
             SettingsError: If the path does not end in .keras.
-            StoreError: If a folder cannot be made.
         """
         import keras
 
@@ -174,10 +167,7 @@ class Classifier:
             "provenance": dict(self.provenance),
             "temperature": self.temperature,
         }
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise StoreError(f"The folder {path.parent} cannot be made: {error.strerror}. Name another one.") from error
+        path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.stem}-") as folder:
             aside = Path(folder) / path.name  # Keras writes into files only whose names end in .keras
             # A new model: the compiled one would carry its optimizer, twice the size, for nothing.
@@ -187,23 +177,21 @@ class Classifier:
             aside.replace(path)
         return path
 
-    def _pixels(self, source: Any) -> tuple[NDArray[np.uint8], Look] | ImageError:
+    def _read(self, source: Any) -> tuple[Any, Any, str]:
+        """Return the pixels that the net takes of one file, function or array, its look, and the error of a file."""
         try:
             image = source() if callable(source) else decode_image(source) if isinstance(source, Path) else source
-            return self.pipeline(image), look_of(image)
+            pixels, size = self.pipeline(image), self.model.input_shape[1]
         except ImageError as error:
             if isinstance(source, np.ndarray):
                 raise
-            return error
-
-    def _stacked(self, images: list[NDArray[np.uint8]]) -> NDArray[np.uint8]:
-        side = self.model.input_shape[1]
-        if wrong := [image.shape for image in images if image.shape[:2] != (side, side)]:
+            return None, None, str(error)
+        if pixels.shape[:2] != (size, size):
             raise SettingsError(
-                f"The net takes images of {side} x {side} pixels; {self.pipeline!r} gives the shape {wrong[0]}. "
-                f"Use a pipeline that ends in that size, such as dataset.default_pipeline({side})."
+                f"The net takes images of {size} x {size} pixels; {self.pipeline!r} gives the shape {pixels.shape}. "
+                f"Use a pipeline that ends in that size, such as dataset.default_pipeline({size})."
             )
-        return np.stack(images)
+        return pixels, look_of(image), ""
 
     def _probabilities(self, pixels: Any, batch_size: int, calibrated: bool, tta: bool) -> NDArray[np.float64]:
         predict = logits_over_symmetries if tta else predict_logits
@@ -240,22 +228,21 @@ def load_classifier(path: str | Path) -> Classifier:
 
     file = _model_file(Path(path).expanduser())
     settings = read_settings(file)
-    outputs = next((name for name, number in FORMATS.items() if number == settings.get("format")), None)
-    if outputs is None:
+    outputs = {number: name for name, number in FORMATS.items()}.get(settings.get("format", 0))
+    if not outputs:
         raise DataError(f"{file} has format {settings.get('format')!r}, unknown to this version: update leukemia-dl.")
     try:
         class_names = tuple(map(str, settings["class_names"]))
         pipeline, provenance = Pipeline.from_dict(settings["pipeline"]), dict(settings["provenance"])
+        missing = register_layers(dict(provenance.get("trial", {})))
     except (KeyError, ValueError, TypeError) as error:
         raise DataError(f"{file} is damaged: {type(error).__name__}: {error}.") from error
-    missing = register_layers(provenance.get("trial", {}))
     try:
         model = load_net(file)
     except DataError as error:
         raise DataError(f"{error} {missing}".strip()) from error
-    temperature = settings.get("temperature", 1.0)  # files of version 0.1.0 have none
-    try:
-        return Classifier(model, class_names, pipeline, provenance, temperature, outputs)
+    try:  # files of version 0.1.0 have no temperature
+        return Classifier(model, class_names, pipeline, provenance, settings.get("temperature", 1.0), outputs)
     except SettingsError as error:
         raise DataError(f"{file} contradicts itself. {error} Was it edited by hand?") from error
 
@@ -310,10 +297,8 @@ def _gives_probabilities(model: Any) -> bool:
     while getattr(last, "layers", None):
         last = getattr(last, "operations", last.layers)[-1]
     activation = getattr(getattr(last, "activation", None), "__name__", "")
-    if activation in ("softmax", "sigmoid"):
-        return True
-    if activation == "linear" and isinstance(last, keras.layers.Dense):
-        return False  # as most nets end: there is no need to run it
+    if activation in ("softmax", "sigmoid") or (activation == "linear" and isinstance(last, keras.layers.Dense)):
+        return activation != "linear"  # as most nets end: there is no need to run them
     images = np.random.default_rng(0).integers(0, 256, (2, *model.input_shape[1:])).astype(np.float32)
     values = np.asarray(keras.ops.convert_to_numpy(model(images, training=False)), np.float64)
     return _are_probabilities(values) or (values.shape[-1] == 1 and bool(((values >= 0) & (values <= 1)).all()))
@@ -323,34 +308,18 @@ def _are_probabilities(values: NDArray[np.float64]) -> bool:
     return bool((values >= 0).all() and (np.abs(values.sum(axis=-1) - 1) <= _SUM_TOLERANCE).all())
 
 
-def _checked_provenance(provenance: Any) -> Mapping[str, Any]:
-    """Return a provenance whose `images`, if it has any, hold numbers as `predict` compares them."""
-    known = provenance.get("images")
-    if not known:
-        return dict(provenance)
-    try:
-        on_black, (smallest, largest) = known["on_black"], known["size"]
-    except (KeyError, ValueError, TypeError, IndexError) as error:
-        raise SettingsError(f"provenance['images'] has on_black and size=[low, high]. Received: {known!r}.") from error
-    sizes = [whole_number("size", value, 0, 10**9) for value in (smallest, largest)]
-    return {**provenance, "images": {"on_black": real_number("on_black", on_black, 0, 1), "size": sizes}}
-
-
 def _sources(images: Any) -> tuple[str, list[Any], list[Any]]:
     """Return the name of the first column of predictions, its values, and files, functions or arrays to read."""
-    if isinstance(images, (str, Path)):
-        images = [images]
     if hasattr(images, "class_names") and hasattr(images, "decode"):
         return "sample", list(images.table["sample"]), [partial(images.decode, row) for row in range(len(images))]
-    if not isinstance(images, Iterable):
-        raise SettingsError(f"Pass paths, a Dataset or uint8 arrays. Received: {type(images).__name__}.")
-    items: list[Any] = [images] if isinstance(images, np.ndarray) and images.ndim == 3 else list(images)
+    single = isinstance(images, (str, Path)) or (isinstance(images, np.ndarray) and images.ndim == 3)
+    items: list[Any] = [images] if single else list(images) if isinstance(images, Iterable) else [None]
     if all(isinstance(item, (str, Path)) for item in items):
         files = [file for item in items for file in _files(Path(item))]
         return "path", [os.path.abspath(file) for file in files], files  # noqa: PTH100 - as in `Dataset.table`
     if all(isinstance(item, np.ndarray) for item in items):
         return "image", list(range(len(items))), items
-    raise SettingsError("Pass paths or arrays, not a mixture or something else.")
+    raise SettingsError(f"Pass paths, a Dataset or uint8 arrays, no mixture. Received: {type(images).__name__}.")
 
 
 def _files(path: Path) -> list[Path]:
@@ -358,21 +327,22 @@ def _files(path: Path) -> list[Path]:
     if not path.is_dir():
         return [path]
     if not (found := [path / name for name in image_files(path)]):
-        raise DataError(f"The folder {path} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))}).")
+        raise DataError(f"The folder {path} holds no images.")
     return found
 
 
 def _model_file(path: Path) -> Path:
+    """Return a file itself, or the one model in the folder of a trial or a store."""
     if not path.exists():
         raise DataError(
             f"There is no model at {path}. Pass a .keras file or the folder of a trial, such as "
             f"'runs/STORE/trials/{path.name}'; for a row of results: bench.store.root / 'trials' / row.trial."
         )
-    found = [file for file in (path, path / "model.keras") if file.is_file()]
-    found = found or sorted(file for file in path.glob("trials/[!.]*/model.keras") if file.is_file())
+    places = [path, path / "model.keras", *sorted(path.glob("trials/[!.]*/model.keras"))]
+    found = [place for place in places if place.is_file()]
     if not found:
         raise DataError(f"{path} holds no model.keras. Pass a .keras file or the folder of a trial that saved one.")
-    if len(found) == 1:
-        return found[0]
-    names = "".join(f"\n  {file.relative_to(path).parent}" for file in found)
-    raise DataError(f"{path} holds {len(found)} models; pass the folder of one of them:{names}")
+    if len(found) > 1:
+        names = "".join(f"\n  {file.relative_to(path).parent}" for file in found)
+        raise DataError(f"{path} holds {len(found)} models; pass the folder of one of them:{names}")
+    return found[0]

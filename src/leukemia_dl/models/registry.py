@@ -1,4 +1,4 @@
-"""The registered backbones: the built-in ones, those of installed plugins, and those registered in this process."""
+"""BackboneSpec, the record of a backbone, and the registry: built-in records, those of plugins and of this process."""
 
 from __future__ import annotations
 
@@ -6,26 +6,78 @@ import contextlib
 import hashlib
 import inspect
 import re
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from leukemia_dl.errors import PluginError, unknown_name_error
-from leukemia_dl.models.spec import BackboneSpec
 from leukemia_dl.plugins import DISTRIBUTION, Provided, add_registry, collect, problems_with
 
 if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = [
-    "THIS_PROCESS", "backbone_table", "find_backbone", "get_backbone", "list_backbones", "names_of",
-    "register_backbone", "register_layers",
+    "THIS_PROCESS", "BackboneSpec", "Scaling", "backbone_table", "find_backbone", "get_backbone", "list_backbones",
+    "names_of", "register_backbone", "register_layers",
 ]  # fmt: skip
 
+Scaling = Literal["caffe", "tf", "unit", "none"]
 THIS_PROCESS = "this process"
 """The plugin of backbones that a script or notebook has registered."""
 _HOOK = "leukemia_dl_backbones"
 _registered: dict[str, BackboneSpec] = {}
-_versions: dict[str, str] = {}
-add_registry(_HOOK, BackboneSpec, ["leukemia_dl.models.cnn", "leukemia_dl.models.applications"])
+_versions: dict[str, str | None] = {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackboneSpec:
+    """A convolutional backbone that can enter a benchmark.
+
+    Attributes:
+        name: Unique, lower case, as in `Benchmark(backbones=[name])`.
+        build: `build(inputs, weights) -> features`. `inputs` is a symbolic Keras tensor of shape
+            (batch, size, size, 3), float32, already scaled as `scaling` says; `weights` is None or one of the names
+            in `weights` below; the result is a feature map (batch, height, width, channels). It must be made of
+            layers called on `inputs` (no nested model), and import keras inside.
+        scaling: The inputs that the weights expect, which the library makes of RGB in 0..255: "caffe" (BGR, ImageNet
+            mean subtracted), "tf" (-1..1), "unit" (0..1) or "none".
+        native_size: Side in pixels that the architecture was published with.
+        min_size: Smallest side in pixels that it accepts.
+        weights: Names of pretrained weights that `build` can fetch, such as ("imagenet",).
+        parameters: Number of weights without head, trainable or not; None if unknown.
+        title: Name as in the literature.
+        licence: Of code and weights.
+        reference: Paper or page.
+
+    Raises:
+        PluginError: On creation, if a field could not be used; it names the field.
+    """
+
+    name: str
+    build: Callable[[Any, str | None], Any]
+    scaling: Scaling
+    native_size: int
+    min_size: int
+    weights: tuple[str, ...] = ()
+    parameters: int | None = None
+    title: str = ""
+    licence: str = ""
+    reference: str = ""
+
+    def __post_init__(self) -> None:
+        allowed = {
+            "name": ("lower case letters, digits, '_', '-', '.'", re.fullmatch(r"[a-z0-9][a-z0-9_.-]*", self.name)),
+            "build": ("a function (inputs, weights) -> features", callable(self.build)),
+            "scaling": (f"one of {get_args(Scaling)}", self.scaling in get_args(Scaling)),
+            "min_size": (f"from 1 to native_size={self.native_size}", 1 <= self.min_size <= self.native_size),
+            "weights": ("a tuple of names", not isinstance(self.weights, str)),
+        }
+        for name, (values, fits) in allowed.items():
+            if not fits:
+                raise PluginError(f"{name} must be {values}. Received: {name}={getattr(self, name)!r}.")
+
+
+add_registry(_HOOK, BackboneSpec, ["leukemia_dl.models.backbones"])
 
 
 def register_backbone(spec: BackboneSpec, *, replace: bool = False, version: str | None = None) -> BackboneSpec:
@@ -43,37 +95,31 @@ def register_backbone(spec: BackboneSpec, *, replace: bool = False, version: str
         PluginError: If it is no BackboneSpec, or the name is taken.
     """
     if not isinstance(spec, BackboneSpec):
-        raise PluginError(f"register_backbone takes a leukemia_dl.BackboneSpec. Received: {spec!r}.")
-    taken = {item.record.name: item for item in _provided()}
-    if spec.name in taken and not (replace and spec.name in _registered):
-        item = taken[spec.name]
+        raise PluginError(
+            f"A backbone is a name or a BackboneSpec. Received: {type(spec).__name__}. For a Keras model pass "
+            "BackboneSpec(name=..., build=f(inputs, weights), scaling=..., native_size=..., min_size=...)."
+        )
+    taken = {item.record.name: item for item in _provided()}.get(spec.name)
+    if taken and not (replace and spec.name in _registered):
         way_out = "pass replace=True" if spec.name in _registered else "choose another name"
-        raise PluginError(f"{spec.name!r} is provided by {item.plugin} {item.version}: {way_out}.")
-    _registered[spec.name], _versions[spec.name] = spec, version or ""
+        raise PluginError(f"{spec.name!r} is provided by {taken.plugin} {taken.version}: {way_out}.")
+    _registered[spec.name], _versions[spec.name] = spec, version
     return spec
 
 
 def names_of(backbones: Any) -> Any:
-    """Register the specs in a list of names and specs, and return all names; PluginError for any other item."""
+    """Register the specs in a list of names and specs, and return all names."""
     if not isinstance(backbones, (list, tuple)):
         return backbones
+    known = [item.record for item in _provided()]
     for item in backbones:
-        if isinstance(item, BackboneSpec) and all(item != known.record for known in _provided()):
+        if not isinstance(item, str) and item not in known:
             register_backbone(item, replace=True)
-        elif not isinstance(item, (str, BackboneSpec)):
-            raise PluginError(
-                f"backbones must be names or BackboneSpec objects. Received: {type(item).__name__}. For a Keras model "
-                "pass BackboneSpec(name=..., build=f(inputs, weights), scaling=..., native_size=..., min_size=...)."
-            )
     return [getattr(item, "name", item) for item in backbones]
 
 
 def find_backbone(name: str) -> Provided:
-    """Return the record with the plugin that it comes from.
-
-    Raises:
-        UnknownNameError: If there is none; it suggests near names and mentions plugins that failed to load.
-    """
+    """Return the record with the plugin that it comes from; UnknownNameError, with the near match, if there is none."""
     provided = {item.record.name: item for item in _provided()}
     if name not in provided:
         raise unknown_name_error("backbone", name, provided, problems_with(name))
@@ -93,26 +139,20 @@ def get_backbone(name: str) -> BackboneSpec:
     return spec
 
 
-def register_layers(record: Any) -> str:
-    """Build the backbone that a trial's `record` names, so that Keras knows the layers of its plugin.
-
-    Return how to get the backbone if it is missing, or "".
-    """
+def register_layers(trial: dict[str, Any]) -> str:
+    """Build the backbone that a trial names, so that Keras knows its plugin's layers; return how to get it, or ""."""
     import keras
 
-    name, plugin = (record.get(key) if isinstance(record, dict) else None for key in ("backbone", "plugin"))
+    name, plugin = trial.get("backbone"), trial.get("plugin")
     if plugin in (None, DISTRIBUTION):
         return ""
-    error = ""
     try:
-        for item in _provided():
-            if (item.record.name, item.plugin) == (name, plugin):
-                item.record.build(keras.Input((item.record.min_size, item.record.min_size, 3)), None)
-                return ""
-    except Exception as raised:
-        error = f" Its builder raised {type(raised).__name__}: {raised}"
-    way = "register it first" if plugin == THIS_PROCESS else f"install {plugin} {record.get('plugin_version')}"
-    return f"If it has layers of its backbone {name!r}, {way}.{error}"
+        spec = get_backbone(str(name))
+        spec.build(keras.Input((spec.min_size, spec.min_size, 3)), None)
+    except Exception as error:
+        way = "register it first" if plugin == THIS_PROCESS else f"install {plugin} {trial.get('plugin_version')}"
+        return f"If it has layers of its backbone {name!r}, {way}. ({error})"
+    return ""
 
 
 def list_backbones() -> list[str]:
@@ -128,28 +168,33 @@ def backbone_table() -> pd.DataFrame:
     """
     import pandas as pd
 
-    fields = ["title", "parameters", "native_size", "min_size", "scaling", "weights", "licence", "reference"]
-    rows = [
-        [item.record.name, *(getattr(item.record, name) for name in fields), item.plugin, item.version]
-        for item in _provided()
+    kept = [
+        "backbone",
+        "title",
+        "parameters",
+        "native_size",
+        "min_size",
+        "scaling",
+        "weights",
+        "licence",
+        "reference",
     ]
-    table = pd.DataFrame(rows, columns=["backbone", *fields, "plugin", "version"])
+    rows = [{**vars(item.record), **vars(item), "backbone": item.record.name} for item in _provided()]
+    table = pd.DataFrame(rows)[[*columns, "plugin", "version"]]
     table["weights"] = table["weights"].map(", ".join)
     return table.astype({"parameters": "Int64"})
 
 
 def _version(name: str) -> str:
     """Return the version given to `register_backbone`, or a digest of the source that defines the builder."""
-    if _versions.get(name):
-        return _versions[name]
+    if given := _versions[name]:
+        return given
     build: Any = _registered[name].build
-    function = inspect.unwrap(getattr(build, "func", build))
-    names = ("args", "keywords", "__defaults__", "__kwdefaults__", "__dict__")
-    held = [value for name in names if (value := getattr(build, name, None))]
-    values = repr([*held, *(cell.cell_contents for cell in getattr(build, "__closure__", None) or ())])
+    function = inspect.unwrap(getattr(build, "func", build))  # of a functools.partial
+    arguments = [getattr(build, "args", ()), getattr(build, "keywords", {})]
     for source in (inspect.getmodule(function), function, type(function)):
         with contextlib.suppress(OSError, TypeError):
-            text = re.sub(r" at 0x[0-9a-fA-F]+", "", values) + inspect.getsource(source)  # type: ignore[arg-type]
+            text = repr(arguments) + inspect.getsource(source)  # type: ignore[arg-type]
             return f"source {hashlib.sha256(text.encode()).hexdigest()[:8]}"
     return "unversioned"
 

@@ -14,10 +14,9 @@ from leukemia_dl.preprocess.foreground import (
     mask_colour,
     silhouette,
 )
-from leukemia_dl.preprocess.pipeline import Pipeline
+from leukemia_dl.preprocess.pipeline import CenterOnCanvas, CropToCell, PadToSquare, Pipeline, Resize, Step
 from leukemia_dl.preprocess.quality import measure_quality, quality_frame
 from leukemia_dl.preprocess.stain import Macenko, Reinhard
-from leukemia_dl.preprocess.steps import CenterOnCanvas, CropToCell, PadToSquare, Resize, Step
 
 __all__ = [
     "GIEMSA", "IMAGE_SUFFIXES", "MAX_PIXELS", "CenterOnCanvas", "CropToCell", "Macenko", "PadToSquare", "Pipeline",

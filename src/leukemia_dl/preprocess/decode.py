@@ -9,7 +9,7 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,10 +53,8 @@ def decode_image(source: str | Path | bytes) -> NDArray[np.uint8]:
 
     Grey, palette and CMYK images become RGB, 16-bit ones are scaled (not clipped) to 8 bits, an alpha channel is laid
     over black (the background of segmented cells), an EXIF orientation is applied. The first of several frames counts.
-
-    Levels of 9 to 15 bits in a 16-bit TIFF are scaled by the range that BitsPerSample, MaxSampleValue or
-    SMaxSampleValue (4095 for 12 bits) states. Without such a tag, an image in the lowest sixteenth of 16 bits is
-    logged: the first one in a process as a warning, further ones at level DEBUG.
+    Levels of 9 to 15 bits in a 16-bit TIFF are scaled by the range that its tags state (4095 for 12 bits). Without such
+    a tag, the first image in the lowest sixteenth of 16 bits is logged as a warning.
 
     Args:
         source: Path of a BMP, PNG, TIFF, JPEG or WebP file, or the bytes of one.
@@ -93,25 +91,21 @@ def decode_image(source: str | Path | bytes) -> NDArray[np.uint8]:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         reason = f"it has more than the {MAX_PIXELS:,} pixels allowed"
     except Exception as error:  # a damaged file makes Pillow's decoders raise about anything
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        reason = f"it is damaged or cut off ({first})"
+        reason = f"it is damaged or cut off ({(str(error).strip() or type(error).__name__).splitlines()[0]})"
     raise ImageError(f"Cannot read the image {name}: {reason}.")
 
 
 def check_image(image: Any, batch: bool = False) -> NDArray[np.uint8]:
     """Return `image` if it is uint8 (height, width, 3), or with `batch` also (n, height, width, 3); else ImageError."""
-    allowed = (3, 4) if batch else (3,)
-    if not isinstance(image, np.ndarray):
-        came = type(image).__name__
-    elif image.dtype != np.uint8 or image.ndim not in allowed or image.shape[-1] != 3 or 0 in image.shape[-3:]:
-        came = f"{image.dtype} {image.shape}"
-    else:
-        return image
-    more = " or (n, height, width, 3)" if batch else ""
-    raise ImageError(
-        f"Expected a numpy array of dtype uint8 and shape (height, width, 3){more}, RGB 0..255. Received: {came}. "
-        "decode_image() returns one from a file."
-    )
+    dtype: Any = image.dtype if isinstance(image, np.ndarray) else type(image).__name__
+    shape: tuple[int, ...] = image.shape if isinstance(image, np.ndarray) else ()
+    if dtype != np.uint8 or len(shape) not in ((3, 4) if batch else (3,)) or shape[-1] != 3 or 0 in shape[-3:]:
+        more = " or (n, height, width, 3)" if batch else ""
+        raise ImageError(
+            f"Expected a numpy array of dtype uint8 and shape (height, width, 3){more}, RGB 0..255. Received: {dtype} "
+            f"{shape}. decode_image() returns one from a file."
+        )
+    return cast(NDArray[np.uint8], image)
 
 
 class _Refused(Exception):
@@ -120,8 +114,6 @@ class _Refused(Exception):
 
 def _content(path: Path) -> bytes:
     if not path.is_file():  # asked first, since reading a pipe or a device would wait for ever
-        if path.is_dir():
-            raise _Refused("it is a folder, not a file")
         raise _Refused("it is not a regular file" if path.exists() else "there is no such file")
     if path.stat().st_size > _MOST_BYTES:
         raise _Refused(f"it has more than the {_MOST_BYTES // 10**6:,} MB allowed")
@@ -159,9 +151,12 @@ def _to_8_bits(image: Image.Image, data: bytes, name: str) -> Image.Image:
     if largest > top or (not grey and (image.mode != "RGB" or tags.get(284) == 2)):
         top = _DEEP
     if top == _DEEP and 0 < largest <= _DEEP // 16:
-        said = f"{name} has 16 bits per channel and no level above {largest:,} of 65,535, as 12-bit cameras write: it "
-        said += "comes out nearly black. Save it with 8 bits, or as TIFF with the tag MaxSampleValue=4095."
-        _log.log(logging.DEBUG if _warned else logging.WARNING, "%s Further ones: at level DEBUG.", said)
+        _log.log(
+            logging.DEBUG if _warned else logging.WARNING,
+            "%s has 16 bits per channel and no level above %d of 65,535, as 12-bit cameras write: it comes out nearly "
+            "black. Save it with 8 bits, or as TIFF with the tag MaxSampleValue=4095. Further ones: at level DEBUG.",
+            name, largest,
+        )  # fmt: skip
         _warned.add("dark")
     if not grey and top == _DEEP:
         return image
@@ -192,34 +187,30 @@ def _to_rgb(image: Image.Image) -> NDArray[np.uint8]:
 
 def is_system_file(path: str | Path) -> bool:
     """Return whether the last part of a path starts with a dot, or is a name that operating systems make."""
-    name = os.path.basename(path).lower()  # noqa: PTH119 - called for a hundred thousand files
+    name = os.path.basename(path).lower()  # noqa: PTH119 - faster, and called for a hundred thousand files
     return name.startswith(".") or name in _SYSTEM_NAMES
 
 
 def image_files(root: Path) -> list[str]:
     """Return the images below a folder, by their suffix, as paths relative to it with `/`, in order.
 
-    System files and documents are skipped. A warning counts all other files, which may be images too.
+    A warning counts other files but documents and those of systems, since they may be images too.
     """
 
     def refuse(error: OSError) -> None:
         raise DataError(f"Cannot list the folder {error.filename}: {error.strerror}. Check its permissions.") from error
 
-    top = len(os.path.join(root, ""))  # noqa: PTH118 - pathlib takes seconds for a hundred thousand files
-    found: list[str] = []
-    others: list[str] = []
-    links: list[str] = []
-    for parent, inner, names in os.walk(root, onerror=refuse):
+    images, others, links = list[str](), list[str](), list[str]()
+    for parent, inner, names in os.walk(root, onerror=refuse):  # Path.walk takes seconds for a hundred thousand files
         inner[:] = sorted(name for name in inner if not is_system_file(name))
-        links += [path for name in inner if os.path.islink(path := os.path.join(parent, name))]  # noqa: PTH114, PTH118
-        for name in sorted(names):
-            path = os.path.join(parent, name)[top:].replace(os.sep, "/")  # noqa: PTH118
-            if not is_system_file(name):
-                (found if _suffix(name) in IMAGE_SUFFIXES else others).append(path)
+        links += [name for name in inner if os.path.islink(f"{parent}/{name}")]  # noqa: PTH114
+        below = parent.removeprefix(str(root)).replace(os.sep, "/").strip("/")
+        for name in sorted(name for name in names if not is_system_file(name)):
+            (images if _suffix(name) in IMAGE_SUFFIXES else others).append(f"{below}/{name}" if below else name)
     warn_left_out(root, others, f"only these suffixes are read: {', '.join(sorted(IMAGE_SUFFIXES))}")
     if links:
         _log.warning("%s: left out %s, such as %s; copy their images", root, counted(len(links), "link"), links[0])
-    return found
+    return images
 
 
 def warn_left_out(root: Path, names: Sequence[str], why: str) -> None:

@@ -18,7 +18,7 @@ _BLACK_BORDER = 0.75
 
 
 def foreground_mask(image: NDArray[np.uint8], background: Background = "auto", threshold: int = 0) -> NDArray[np.bool_]:
-    """Find the cell: the largest connected set (touching by side or corner) of foreground pixels, its holes filled.
+    """Return the cell: the largest connected set (touching by side or corner) of foreground pixels, its holes filled.
 
     Args and errors are those of `foreground_pixels` (`image`, `background`, `threshold`).
 
@@ -32,13 +32,12 @@ def foreground_mask(image: NDArray[np.uint8], background: Background = "auto", t
     box = bounding_box(lit)
     if box is None:
         return found
-    # Only the box that holds all foreground is searched: most of a frame is background.
-    inside = (slice(box[0], box[2]), slice(box[1], box[3]))
+    inside = (slice(box[0], box[2]), slice(box[1], box[3]))  # most of a frame is background
     parts, count = ndimage.label(lit[inside], structure=np.ones((3, 3), bool))
     areas = np.bincount(parts.ravel(), minlength=count + 1)
     areas[0] = 0
-    # With a rim added, the part of the background that contains the rim is outside the cell; its other parts are holes.
-    # scipy's binary_fill_holes gives the same by repeated dilation, which takes seconds on large images.
+    # The part of the background that contains an added rim is outside the cell; its other parts are holes. scipy's
+    # binary_fill_holes takes seconds on large images.
     rest, _ = ndimage.label(np.pad(parts != areas.argmax(), 1, constant_values=True))
     found[inside] = (rest != rest[0, 0])[1:-1, 1:-1]
     return found
@@ -52,8 +51,8 @@ def foreground_pixels(
     Args:
         image: uint8, (h, w, 3).
         background: "black": a pixel is foreground if any channel is above `threshold`. "bright", for smears in bright
-            field: if its saturation is above Otsu's threshold of this image (Otsu 1979, doi:10.1109/TSMC.1979.4310076);
-            none is where all are alike. "auto": black if `is_single_cell`, or if everything is black; else bright.
+            field: if its saturation is above Otsu's threshold of this image (Otsu 1979, doi:10.1109/TSMC.1979.4310076).
+            "auto": black if `is_single_cell`, or if everything is black; else bright.
         threshold: In grey levels, for black: 0 suits exactly black backgrounds such as C-NMC's; a JPEG of one needs
             about 20.
 
@@ -78,7 +77,6 @@ def foreground_pixels(
 
 def bounding_box(mask: NDArray[np.bool_]) -> tuple[int, int, int, int] | None:
     """Return (top, left, bottom, right) of `mask`, bool (h, w), in pixels: rows top to bottom - 1; None if empty."""
-    check_mask(mask)
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     return (int(rows[0]), int(columns[0]), int(rows[-1]) + 1, int(columns[-1]) + 1) if len(rows) else None
 
@@ -86,8 +84,8 @@ def bounding_box(mask: NDArray[np.bool_]) -> tuple[int, int, int, int] | None:
 def is_single_cell(image: NDArray[np.uint8]) -> bool:
     """Return whether `image`, uint8 (h, w, 3), shows a cell cut out on black, rather than a field of a smear.
 
-    True if at least three quarters of the outermost pixels are exactly black and some pixel is not. A cell of C-NMC
-    may touch the frame, so not all of the border has to be black. Another array is an ImageError.
+    True if at least three quarters of the outermost pixels are exactly black, since a cell of C-NMC may touch the
+    frame, and some pixel is not.
     """
     above = check_image(image) > 0
     lit = above[:, :, 0] | above[:, :, 1] | above[:, :, 2]
@@ -96,11 +94,9 @@ def is_single_cell(image: NDArray[np.uint8]) -> bool:
 
 
 def silhouette(mask: NDArray[np.bool_]) -> dict[str, float]:
-    """Measure `mask`, bool (h, w), in pixels.
+    """Measure `mask`, bool (h, w), in pixels: `area`, `width` and `height` of the bounding box, and `perimeter`.
 
-    Returns:
-        `area`; `width` and `height` of the bounding box; `perimeter`, the number of mask pixels with a neighbour (by
-        side) outside, or on the frame. All 0 for an empty mask.
+    The perimeter is the number of mask pixels with a neighbour (by side) outside, or on the frame.
 
     Examples:
         >>> import numpy as np
@@ -113,9 +109,9 @@ def silhouette(mask: NDArray[np.bool_]) -> dict[str, float]:
     top, left, bottom, right = bounding_box(mask) or (0, 0, 0, 0)
     padded = np.pad(mask, 1)
     inner = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
-    perimeter = float((mask & ~inner).sum())
-    sides = {"width": float(right - left), "height": float(bottom - top)}
-    return {"area": float(mask.sum()), **sides, "perimeter": perimeter}
+    perimeter = (mask & ~inner).sum()
+    measures = {"area": mask.sum(), "width": right - left, "height": bottom - top, "perimeter": perimeter}
+    return {name: float(value) for name, value in measures.items()}
 
 
 def mask_colour(image: NDArray[np.uint8], mask: NDArray[np.bool_]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -123,9 +119,15 @@ def mask_colour(image: NDArray[np.uint8], mask: NDArray[np.bool_]) -> tuple[NDAr
 
     They are float64 (3,), red, green, blue, in grey levels 0..255; all 0 for an empty mask.
     """
-    check_mask(mask, check_image(image).shape[:2])
-    pixels = image[mask].astype(np.float64) if mask.any() else np.zeros((1, 3))
+    pixels = image[check_mask(mask, image.shape[:2])].astype(np.float64) if mask.any() else np.zeros((1, 3))
     return pixels.mean(axis=0), pixels.std(axis=0)
+
+
+def check_mask(mask: NDArray[np.bool_], shape: tuple[int, ...]) -> NDArray[np.bool_]:
+    """Return a mask if it is bool and has a shape; else ImageError."""
+    if mask.dtype != np.bool_ or mask.shape != shape:
+        raise ImageError(f"Expected a mask of dtype bool and shape {shape}. Received: {mask.dtype} {mask.shape}.")
+    return mask
 
 
 def _otsu(counts: NDArray[np.int64]) -> int:
@@ -138,13 +140,3 @@ def _otsu(counts: NDArray[np.int64]) -> int:
         between = below * above * (sums / below - (sums[-1] - sums) / above) ** 2
     between[(below == 0) | (above == 0)] = -1.0
     return int(between.argmax()) if between.max() > 0 else len(counts) - 1
-
-
-def check_mask(mask: NDArray[np.bool_], shape: tuple[int, ...] | None = None) -> None:
-    """Raise ImageError unless `mask` is bool and has two axes, and the given shape."""
-    if not isinstance(mask, np.ndarray) or mask.dtype != np.bool_ or mask.ndim != 2 or shape not in (None, mask.shape):
-        wanted = "(height, width)" if shape is None else str(shape)
-        came = f"{mask.dtype} {mask.shape}" if isinstance(mask, np.ndarray) else type(mask).__name__
-        raise ImageError(
-            f"Expected a mask of dtype bool and shape {wanted}. Received: {came}. foreground_mask() returns one."
-        )

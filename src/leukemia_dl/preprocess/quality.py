@@ -1,23 +1,23 @@
-"""How good an image is: focus, exposure, and whether there is a whole cell in it."""
+"""Measures of whole images: their quality, and how they differ from the images that a net was trained on."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence, Sized
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from leukemia_dl.errors import ImageError, SettingsError
+from leukemia_dl.errors import ImageError
 from leukemia_dl.preprocess.decode import check_image, decode_image
-from leukemia_dl.preprocess.foreground import bounding_box, foreground_mask
+from leukemia_dl.preprocess.foreground import bounding_box, foreground_mask, is_single_cell
 from leukemia_dl.progress import parallel_map
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["MEASURES", "measure_quality", "quality_frame"]
+__all__ = ["MEASURES", "Look", "differences", "look_of", "measure_quality", "quality_frame", "summary"]
 
 _LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601, as in Pillow's mode "L"
 _RIM = 3  # pixels next to the background, whose Laplacian shows the outline and not the focus
@@ -27,10 +27,14 @@ MEASURES = {
     **dict.fromkeys(["empty_mask", "touches_border", "blank"], "boolean"),
 }
 """The measures of an image and their dtypes in a frame."""
+Look = tuple[bool, int]
+"""Whether a cell is cut out on black, and the longer side in pixels: of the cell then, of the image otherwise."""
+_NEARLY_ALL = 0.98
+_REACH = 1.25
 
 
 def measure_quality(image: NDArray[np.uint8]) -> dict[str, float | bool]:
-    """Measure `image`, uint8 (h, w, 3); another array is an ImageError.
+    """Measure an `image`, uint8 (h, w, 3).
 
     Returns:
         `focus`, variance of the Laplacian of grey (Pech-Pacheco et al. 2000, doi:10.1109/ICPR.2000.903548) inside the
@@ -49,7 +53,7 @@ def measure_quality(image: NDArray[np.uint8]) -> dict[str, float | bool]:
         cell = image[mask]
         brightness = float(grey[mask].mean())
         dark, saturated = float((cell == 0).all(axis=1).mean()), float((cell == 255).any(axis=1).mean())
-        # Only the cell's box: most of a frame is background. Its rim is left out, so nothing outside is missed.
+        # Its rim is left out, so nothing outside of the cell's box is missed.
         window = (slice(box[0], box[2]), slice(box[1], box[3]))
         inside = ndimage.minimum_filter(mask[window].view(np.uint8), 2 * _RIM + 1, mode="constant") > 0
         if inside.any():
@@ -77,23 +81,15 @@ def quality_frame(images: Any, names: Sequence[Any] | None = None, show_progress
     Returns:
         Columns as `measure_quality` names them, and `problem`, str: why a file could not be read, its measures then
         being NA; "" otherwise.
-
-    Raises:
-        SettingsError: If `images` is none of these, or `names` not one per image.
     """
     import pandas as pd
 
     if hasattr(images, "decode") and hasattr(images, "table"):  # a Dataset, whose images may be arrays
         files = images.table["path"]
         images = [images.decode(row) if file is pd.NA else file for row, file in enumerate(files)]
-    if not isinstance(images, Iterable):
-        raise SettingsError(f"Pass a Dataset, or files or arrays. Received: {type(images).__name__}.")
     items = [images] if isinstance(images, (str, Path)) else list(images)
     if names is None:
         names = [str(item) if isinstance(item, (str, Path)) else row for row, item in enumerate(items)]
-    if not isinstance(names, Sized) or len(names) != len(items):
-        came = f"{len(names)} names and {len(items)} images" if isinstance(names, Sized) else f"names={names!r}"
-        raise SettingsError(f"names must be one per image, in a list. Received: {came}.")
     rows = parallel_map(_measured, items, "Measuring quality", show=show_progress)
     frame = pd.DataFrame(rows, index=pd.Index(list(names), name="image"), columns=[*MEASURES, "problem"])
     return frame.astype(MEASURES)
@@ -105,3 +101,36 @@ def _measured(item: Any) -> dict[str, Any]:
         return {**measure_quality(image), "problem": ""}
     except ImageError as error:
         return {"problem": str(error)}
+
+
+def look_of(image: NDArray[np.uint8]) -> Look:
+    """Return the `Look` of an image, uint8 (h, w, 3)."""
+    on_black = is_single_cell(image)
+    top, left, bottom, right = (bounding_box(image.max(axis=2) > 0) if on_black else None) or (0, 0, *image.shape[:2])
+    return on_black, max(bottom - top, right - left)
+
+
+def summary(looks: Sequence[Look]) -> dict[str, Any]:
+    """Return the share of images on black, and the smallest and largest size, as JSON values."""
+    sizes = [size for _, size in looks]
+    return {"on_black": float(np.mean([on_black for on_black, _ in looks])), "size": [min(sizes), max(sizes)]}
+
+
+def differences(looks: Sequence[Look], known: Mapping[str, Any] | None) -> list[str]:
+    """Return a sentence for each way in which images differ from those that `summary` describes, if any are known."""
+    if not known:
+        return []
+    share, (low, high) = known["on_black"], known["size"]
+    cut_out, found = share > 0.5, list[str]()
+    odd = sum(on_black != cut_out for on_black, _ in looks)
+    if odd and max(share, 1 - share) >= _NEARLY_ALL:
+        shown = "do not show a cell cut out on black" if cut_out else "show a cell cut out on black"
+        found.append(f"{odd:,} of {len(looks):,} images {shown}, unlike the training images")
+    sizes = [size for on_black, size in looks if on_black == cut_out]
+    far = [size for size in sizes if not low / _REACH <= size <= high * _REACH]
+    if len(far) > (1 - _NEARLY_ALL) * len(sizes):
+        found.append(
+            f"{len(far):,} of {len(sizes):,} {'cells' if cut_out else 'images'} are {min(far):,} to {max(far):,} "
+            f"pixels across, those of the training images {low:,} to {high:,}"
+        )
+    return found

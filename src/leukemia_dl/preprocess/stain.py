@@ -9,7 +9,7 @@ import logging
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 from leukemia_dl.checks import real_number
 from leukemia_dl.errors import ImageError, SettingsError
 from leukemia_dl.preprocess.colour import density_to_rgb, lab_to_rgb, optical_density, rgb_to_lab, stain_matrix
-from leukemia_dl.preprocess.decode import check_image
 from leukemia_dl.preprocess.foreground import check_mask, foreground_pixels
-from leukemia_dl.preprocess.steps import Step
+from leukemia_dl.preprocess.pipeline import Step
 
 __all__ = ["Macenko", "Reinhard"]
 
+Mask = NDArray[np.bool_] | None
 _log = logging.getLogger(__name__)
 _warned: set[str] = set()  # a data set may have thousands of such tiles
 _FIT_PIXELS = 2_000_000  # together, over all images of a fit: bounds its memory to some 200 MB
@@ -35,31 +35,34 @@ class _Undefined(Exception):
 
 
 class _Normalizer(Step):
-    """Masks, targets, and tiles on which the method is not defined."""
+    """A step that recolours the pixels of a mask to a target, which `fit` sets."""
 
     fewest: ClassVar[int]  # pixels
-    target: ClassVar[tuple[str, str]]  # the fields that `fit` sets
+    target: ClassVar[dict[str, tuple[int, ...]]]  # the fields of the target and their shapes
+
+    def __post_init__(self) -> None:
+        """Turn the fields of the target into floats in tuples, since JSON's lists are not hashable."""
+        for name, shape in self.target.items():
+            if (values := getattr(self, name)) is not None:
+                array = np.asarray(values, np.float64) + 0.0
+                if array.shape != shape or not np.isfinite(array).all():
+                    raise SettingsError(f"{name} must be finite numbers of shape {shape}. Received: {values!r}.")
+                object.__setattr__(self, name, _tuples(array.tolist()))
 
     @property
     def is_fitted(self) -> bool:
         """Whether it has a target."""
-        return getattr(self, self.target[0]) is not None
+        return all(getattr(self, name) is not None for name in self.target)
 
-    def __call__(self, image: NDArray[np.uint8], mask: NDArray[np.bool_] | None = None) -> NDArray[np.uint8]:
+    def __call__(self, image: NDArray[np.uint8], mask: Mask = None) -> NDArray[np.uint8]:
         """Recolour `image`, uint8 (h, w, 3), inside `mask`, bool (h, w); None: `foreground_pixels(image, threshold=8)`.
 
-        Returns:
-            uint8, (h, w, 3); equal to the image outside the mask, to the bit. The image itself where the method is not
-            defined on it; each reason is logged, as a warning the first time in a process and at level DEBUG then.
-
-        Raises:
-            SettingsError: If it was not fitted.
+        Returns a new array, equal to the image outside the mask; the image itself where the method is not defined on
+        it, and logs each reason once as a warning. Raises SettingsError if it was not fitted.
         """
         if not self.is_fitted:
-            raise SettingsError(
-                f"{self!r} has no target yet: use {type(self).__name__}().fit(images), which returns one."
-            )
-        chosen = _mask(image, mask)
+            raise SettingsError(f"{self!r} has no target yet: use {type(self).__name__}().fit(images).")
+        chosen = _checked(image, mask)
         pixels = image[chosen]
         try:
             if len(pixels) < self.fewest:
@@ -74,39 +77,27 @@ class _Normalizer(Step):
         result[chosen] = recoloured
         return result
 
-    def fit(self, images: Any, masks: Sequence[NDArray[np.bool_] | None] | None = None) -> Self:
+    def fit(self, images: Any, masks: Sequence[Mask] | None = None) -> Self:
         """Return this step with the target of images: for Reinhard each counts the same, for Macenko each pixel.
 
-        Args:
-            images: uint8 (n, h, w, 3), one image (h, w, 3), or a sequence of images of any size.
-            masks: A mask per image, see `__call__`; None to find them.
-
-        Raises:
-            ImageError: If the method is defined on none of the images.
+        `images` are uint8 (n, h, w, 3), one image, or a sequence of images of any size; `masks` are one per image, or
+        None to find them. Raises ImageError if the method is defined on none of the images.
         """
         if isinstance(images, np.ndarray) and images.ndim == 3:
-            images, masks = [images], None if masks is None else [masks]  # type: ignore[list-item]
-        masks = [None] * len(images) if masks is None else masks
-        if len(masks) != len(images):
-            raise ImageError(f"fit needs a mask per image. Received: {len(images)} images and {len(masks)} masks.")
+            images, masks = [images], None if masks is None else [cast(Mask, masks)]
         most = max(_FIT_PIXELS // max(len(images), 1), 256)
-        tiles = (image[_mask(image, mask)] for image, mask in zip(images, masks, strict=True))
+
+        def tiles() -> Iterator[NDArray[np.uint8]]:
+            for image, mask in zip(images, masks or [None] * len(images), strict=True):
+                tile = image[_checked(image, mask)]
+                if len(tile) >= self.fewest:
+                    yield tile[:: -(-len(tile) // most)]
+
         try:
-            found = self._statistics(tile[:: -(-len(tile) // most)] for tile in tiles if len(tile) >= self.fewest)
+            found = self._statistics(tiles())
         except _Undefined as reason:
             raise ImageError(f"{type(self).__name__} cannot be fitted to these images: {reason}.") from None
-        return replace(self, **dict(zip(self.target, found, strict=True)))  # type: ignore[type-var]
-
-    def _check_target(self, shapes: tuple[tuple[int, ...], tuple[int, ...]], low: tuple[float, float]) -> None:
-        """Turn the two fields of the target into tuples of floats; both or neither must be given."""
-        values = [getattr(self, name) for name in self.target]
-        missing = [value is None for value in values]
-        if all(missing):
-            return
-        if any(missing):
-            raise SettingsError(f"{type(self).__name__} takes both {' and '.join(self.target)}, or neither: {self!r}.")
-        for name, value, shape, lowest in zip(self.target, values, shapes, low, strict=True):
-            object.__setattr__(self, name, _numbers(name, value, shape, lowest))
+        return cast(Self, replace(cast(Any, self), **dict(zip(self.target, found, strict=True))))
 
     @abstractmethod
     def _recolour(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -129,10 +120,7 @@ class Reinhard(_Normalizer):
     mean: tuple[float, float, float] | None = None
     std: tuple[float, float, float] | None = None
     fewest: ClassVar[int] = 2
-    target: ClassVar[tuple[str, str]] = ("mean", "std")
-
-    def __post_init__(self) -> None:
-        self._check_target(((3,), (3,)), (-200, 0))
+    target: ClassVar[dict[str, tuple[int, ...]]] = {"mean": (3,), "std": (3,)}
 
     def _statistics(self, tiles: Iterator[NDArray[np.uint8]]) -> tuple[Any, Any]:
         moments = [_moments(rgb_to_lab(tile)) for tile in tiles]
@@ -174,12 +162,12 @@ class Macenko(_Normalizer):
     percentile: float = 99.0
     beta: float = 0.15
     fewest: ClassVar[int] = 3
-    target: ClassVar[tuple[str, str]] = ("stains", "levels")
+    target: ClassVar[dict[str, tuple[int, ...]]] = {"stains": (2, 3), "levels": (2,)}
 
     def __post_init__(self) -> None:
         for name, low, high in (("light", 1, 1000), ("alpha", 0, 49.99), ("percentile", 1, 100), ("beta", 0, 5)):
             object.__setattr__(self, name, real_number(name, getattr(self, name), low, high) + 0.0)
-        self._check_target(((2, 3), (2,)), (-1, 0))
+        super().__post_init__()
         if self.stains is not None:
             stain_matrix(self.stains)
 
@@ -227,19 +215,9 @@ def _moments(values: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[
     return mean, centred.T @ centred / len(values)
 
 
-def _mask(image: NDArray[np.uint8], mask: NDArray[np.bool_] | None) -> NDArray[np.bool_]:
-    if mask is None:
-        return foreground_pixels(image, threshold=_TRACES)
-    check_mask(mask, check_image(image).shape[:2])
-    return mask
+def _checked(image: NDArray[np.uint8], mask: Mask) -> NDArray[np.bool_]:
+    return foreground_pixels(image, threshold=_TRACES) if mask is None else check_mask(mask, image.shape[:2])
 
 
-def _numbers(name: str, values: Any, shape: tuple[int, ...], low: float) -> Any:
-    """Return numbers as floats in tuples: JSON's lists are not hashable."""
-    try:
-        array = np.asarray(values, dtype=np.float64) + 0.0
-    except (TypeError, ValueError):
-        array = np.empty(0)
-    if array.shape != shape or not ((array >= low) & (array <= 1000)).all():
-        raise SettingsError(f"{name} must be numbers of shape {shape}, {low:g} to 1000. Received: {name}={values!r}.")
-    return tuple(map(tuple, array.tolist())) if array.ndim == 2 else tuple(array.tolist())
+def _tuples(values: Any) -> Any:
+    return tuple(map(_tuples, values)) if isinstance(values, list) else values

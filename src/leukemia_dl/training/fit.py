@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from leukemia_dl.errors import DataError, OutOfMemoryError, SettingsError
 from leukemia_dl.identity import named_seed
+from leukemia_dl.models.build import split_at_features
 from leukemia_dl.models.classifier import logits_over_symmetries, predict_logits
-from leukemia_dl.models.heads import split_at_features
-from leukemia_dl.models.spec import BackboneSpec
+from leukemia_dl.models.registry import BackboneSpec
 from leukemia_dl.training.backends import ComputeConfig, Device, prepare
 from leukemia_dl.training.batches import Images, Side, Subset
 from leukemia_dl.training.batchnorm import batchnorm_layers

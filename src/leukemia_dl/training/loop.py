@@ -20,7 +20,7 @@ from leukemia_dl.identity import digest, named_seed
 from leukemia_dl.models.backend import backend_name
 from leukemia_dl.models.build import weights_identity
 from leukemia_dl.models.classifier import predict_logits
-from leukemia_dl.models.spec import BackboneSpec
+from leukemia_dl.models.registry import BackboneSpec
 from leukemia_dl.training.augmentation import training_model
 from leukemia_dl.training.backends import Device, as_fit_input, as_numpy, assign
 from leukemia_dl.training.batches import Batches, Side, Subset
