@@ -168,19 +168,9 @@ def backbone_table() -> pd.DataFrame:
     """
     import pandas as pd
 
-    kept = [
-        "backbone",
-        "title",
-        "parameters",
-        "native_size",
-        "min_size",
-        "scaling",
-        "weights",
-        "licence",
-        "reference",
-    ]
+    names = "backbone title parameters native_size min_size scaling weights licence reference plugin version".split()
     rows = [{**vars(item.record), **vars(item), "backbone": item.record.name} for item in _provided()]
-    table = pd.DataFrame(rows)[[*columns, "plugin", "version"]]
+    table = pd.DataFrame(rows)[names]
     table["weights"] = table["weights"].map(", ".join)
     return table.astype({"parameters": "Int64"})
 

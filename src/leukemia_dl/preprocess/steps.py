@@ -182,7 +182,8 @@ def _lanczos(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
     into_columns, from_columns, left, right = _reach(columns, image.shape[1], size)
     # The pixels around the box are read too, so that the values are those of the whole image, but for rounding.
     source, target = Image.fromarray(image[from_rows, from_columns]), result[into_rows, into_columns]
-    target[:] = source.resize(target.shape[1::-1], Image.Resampling.LANCZOS, box=(left, top, right, bottom))
+    size_of_part = (target.shape[1], target.shape[0])
+    target[:] = np.asarray(source.resize(size_of_part, Image.Resampling.LANCZOS, box=(left, top, right, bottom)))
     return result
 
 
