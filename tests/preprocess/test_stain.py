@@ -14,11 +14,11 @@ from leukemia_dl.preprocess import (
     Pipeline,
     Reinhard,
     Resize,
+    colour,
     decode_image,
     foreground_pixels,
     optical_density,
     rgb_to_lab,
-    stain,
 )
 from leukemia_dl.testing.strategies import cells, images, masks
 
@@ -102,7 +102,7 @@ def test_reasons_of_their_own(caplog):
 
 
 def test_each_reason_is_a_warning_once(caplog, monkeypatch):
-    monkeypatch.setattr(stain, "_warned", set())
+    monkeypatch.setattr(colour, "_warned", set())
     images = [np.zeros((n, n, 3), np.uint8) for n in (3, 4, 5)]
     with caplog.at_level(logging.DEBUG, "leukemia_dl"):
         for step in FITTED:

@@ -61,7 +61,7 @@ def load_net(file: Path) -> Any:
                 pool.submit(_check, file).result()
             return keras.saving.load_model(file, compile=False, safe_mode=True)
     except Exception as error:
-        raise DataError(f"{file} could not be loaded by Keras ({type(error).__name__}: {error}).") from error
+        raise DataError(f"It could not be loaded by Keras ({type(error).__name__}: {error}).") from error
 
 
 def _check(file: Path) -> None:

@@ -228,23 +228,18 @@ def load_classifier(path: str | Path) -> Classifier:
 
     file = _model_file(Path(path).expanduser())
     settings = read_settings(file)
-    outputs = {number: name for name, number in FORMATS.items()}.get(settings.get("format", 0))
-    if not outputs:
+    outputs = next((name for name, number in FORMATS.items() if number == settings.get("format")), None)
+    if outputs is None:
         raise DataError(f"{file} has format {settings.get('format')!r}, unknown to this version: update leukemia-dl.")
+    hint = ""
     try:
         class_names = tuple(map(str, settings["class_names"]))
         pipeline, provenance = Pipeline.from_dict(settings["pipeline"]), dict(settings["provenance"])
-        missing = register_layers(dict(provenance.get("trial", {})))
+        temperature = settings.get("temperature", 1.0)  # files of version 0.1.0 have none
+        hint = register_layers(dict(provenance.get("trial", {})))
+        return Classifier(load_net(file), class_names, pipeline, provenance, temperature, outputs)
     except (KeyError, ValueError, TypeError) as error:
-        raise DataError(f"{file} is damaged: {type(error).__name__}: {error}.") from error
-    try:
-        model = load_net(file)
-    except DataError as error:
-        raise DataError(f"{error} {missing}".strip()) from error
-    try:  # files of version 0.1.0 have no temperature
-        return Classifier(model, class_names, pipeline, provenance, settings.get("temperature", 1.0), outputs)
-    except SettingsError as error:
-        raise DataError(f"{file} contradicts itself. {error} Was it edited by hand?") from error
+        raise DataError(f"{file} is damaged or contradicts itself: {error} {hint}".strip()) from error
 
 
 def predict_logits(model: Any, images: Any, batch_size: int) -> NDArray[np.float64]:

@@ -4,7 +4,7 @@ Deterministic and pure numpy; inputs are never changed.
 Knows nothing of data sets, networks or random augmentation (see `leukemia_dl.training`).
 """
 
-from leukemia_dl.preprocess.colour import GIEMSA, lab_to_rgb, optical_density, rgb_to_lab
+from leukemia_dl.preprocess.colour import GIEMSA, Macenko, Reinhard, lab_to_rgb, optical_density, rgb_to_lab
 from leukemia_dl.preprocess.decode import IMAGE_SUFFIXES, MAX_PIXELS, decode_image
 from leukemia_dl.preprocess.foreground import (
     bounding_box,
@@ -16,7 +16,6 @@ from leukemia_dl.preprocess.foreground import (
 )
 from leukemia_dl.preprocess.pipeline import CenterOnCanvas, CropToCell, PadToSquare, Pipeline, Resize, Step
 from leukemia_dl.preprocess.quality import measure_quality, quality_frame
-from leukemia_dl.preprocess.stain import Macenko, Reinhard
 
 __all__ = [
     "GIEMSA", "IMAGE_SUFFIXES", "MAX_PIXELS", "CenterOnCanvas", "CropToCell", "Macenko", "PadToSquare", "Pipeline",

@@ -1,25 +1,166 @@
-"""Pipelines: ordered deterministic steps from a file to uint8 pixels, as values that print, hash and store."""
+"""Pipelines of deterministic steps from a file to uint8 pixels, as values, and the steps that move pixels."""
 
 from __future__ import annotations
 
 import dataclasses
 import io
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from leukemia_dl import identity
-from leukemia_dl.errors import SettingsError, unknown_name_error
+from leukemia_dl.checks import choice, real_number, whole_number
+from leukemia_dl.errors import ImageError, SettingsError, unknown_name_error
 from leukemia_dl.preprocess.decode import check_image, decode_image
-from leukemia_dl.preprocess.pipeline import STEPS, CenterOnCanvas, PadToSquare, Resize, Step
+from leukemia_dl.preprocess.foreground import bounding_box, foreground_mask
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["Pipeline"]
+__all__ = ["MAX_SIZE", "CenterOnCanvas", "CropToCell", "PadToSquare", "Pipeline", "Resize", "Step"]
+
+MAX_SIZE = 4_472
+"""Longest side, in pixels, that a step may produce: a square of it has as many pixels as a file may have."""
+_STEPS: dict[str, type[Step]] = {}  # by name; subclasses of `Step` enter themselves
+
+
+class Step(ABC):
+    """One deterministic step from pixels to pixels.
+
+    A subclass, yours too, is a frozen dataclass; its fields are JSON values or tuples of numbers, checked on creation,
+    so that a pipeline can be printed, hashed and stored. The name of a built-in step is a SettingsError.
+    """
+
+    keeps_scale: ClassVar[bool] = True
+    """False for a step that gives cells of different size the same size: the cue of size is then lost."""
+
+    def __init_subclass__(cls, **more: Any) -> None:
+        super().__init_subclass__(**more)
+        if getattr(_STEPS.get(cls.__name__), "__module__", "").startswith("leukemia_dl."):
+            raise SettingsError(f"There is a step {cls.__name__!r} in leukemia_dl: choose another name for yours.")
+        _STEPS[cls.__name__] = cls
+
+    @abstractmethod
+    def __call__(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Return uint8 (h', w', 3) of `image`, uint8 (h, w, 3): a new array, or `image` itself if nothing changes."""
+
+    @property
+    def is_fitted(self) -> bool:
+        """False for a step that must see training images (`fit`) before it can be applied."""
+        return True
+
+    def fit(self, images: NDArray[np.uint8]) -> Self:
+        """Return this step, fitted to training `images`, uint8 (n, h, w, 3); itself, if there is nothing to fit."""
+        return self
+
+    def size_after(self, size: int | None) -> int | None:
+        """Return the side, in pixels, that a square of side `size` has afterwards; None if it is not known."""
+        return size
+
+
+class _ToSize(Step):
+    """A step whose results have the side `size`."""
+
+    size: int
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "size", whole_number("size", self.size, 1, MAX_SIZE))
+
+    def size_after(self, size: int | None) -> int | None:
+        """Return `self.size`."""
+        return self.size
+
+
+@dataclass(frozen=True)
+class CenterOnCanvas(_ToSize):
+    """Crop or pad with black to a square canvas around the middle, so that cells keep their absolute size.
+
+    Where the difference is odd, the extra row or column is at the bottom or right.
+
+    Attributes:
+        size: Side of the canvas in pixels; 450 is that of C-NMC 2019's training images.
+    """
+
+    size: int = 450
+
+    def __call__(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Apply the step."""
+        height, width = check_image(image).shape[:2]
+        if height == width == self.size:
+            return image
+        # int() rounds towards zero, for cutting and for padding.
+        return _square(image, int((height - self.size) / 2), int((width - self.size) / 2), self.size)
+
+
+@dataclass(frozen=True)
+class PadToSquare(Step):
+    """Pad the shorter side with black, so that a later resize does not distort. A side over 4,472 is an ImageError."""
+
+    def __call__(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Apply the step."""
+        height, width = check_image(image).shape[:2]
+        return image if height == width else CenterOnCanvas(_bounded(max(height, width)))(image)
+
+
+@dataclass(frozen=True)
+class CropToCell(Step):
+    """Crop to a square around the cell (`foreground_mask`), black outside the image; without a cell, pad to a square.
+
+    A later resize then gives every cell the same size, so that a net cannot use it.
+
+    Attributes:
+        margin: Added on each side of the cell, as a share of the longer side of its bounding box, from 0 to 10.
+    """
+
+    margin: float = 0.1
+    keeps_scale: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        # Adding 0.0 makes 0 of -0.0: equal steps have equal digests.
+        object.__setattr__(self, "margin", real_number("margin", self.margin, 0, 10) + 0.0)
+
+    def __call__(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Apply the step."""
+        box = bounding_box(foreground_mask(image))
+        if box is None:
+            return PadToSquare()(image)
+        top, left, bottom, right = box
+        longer = max(bottom - top, right - left)
+        side = _bounded(longer + 2 * round(self.margin * longer))
+        return _square(image, (top + bottom - side) // 2, (left + right - side) // 2, side)
+
+    def size_after(self, size: int | None) -> int | None:
+        """Return None: it depends on the cell."""
+        return None
+
+
+@dataclass(frozen=True)
+class Resize(_ToSize):
+    """Resize to a square, from any shape.
+
+    Attributes:
+        size: Side in pixels.
+        method: `"lanczos"` is Pillow's, antialiased. `"bilinear"`, to repeat older results, takes the four nearest
+            pixels and is NOT antialiased, as `tf.image.resize` and Keras's `image_dataset_from_directory` by default.
+    """
+
+    size: int
+    method: str = "lanczos"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        choice("method", self.method, ("lanczos", "bilinear"))
+
+    def __call__(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Apply the step."""
+        if check_image(image).shape[:2] == (self.size, self.size):
+            return image
+        return _lanczos(image, self.size) if self.method == "lanczos" else _four_nearest(image, self.size)
 
 
 @dataclass(frozen=True)
@@ -175,9 +316,9 @@ class Pipeline:
             for entry in values["steps"]:
                 parameters = {**entry}
                 name = parameters.pop("step")
-                if name not in STEPS:
-                    raise unknown_name_error("preprocessing step", name, STEPS, "Import the module of a custom step.")
-                steps.append(STEPS[name](**parameters))
+                if name not in _STEPS:
+                    raise unknown_name_error("preprocessing step", name, _STEPS, "Import the module of a custom step.")
+                steps.append(_STEPS[name](**parameters))
         except (KeyError, TypeError) as error:
             form = '{"steps": [{"step": NAME, parameter: value, ...}, ...]}'
             raise SettingsError(f"A pipeline is stored as {form}: {error}. Received: {values!r}.") from error
@@ -192,3 +333,64 @@ class Pipeline:
         for step in self.steps:
             image = check_image(step(image))
         return image
+
+
+def _bounded(side: int) -> int:
+    if side > MAX_SIZE:
+        raise ImageError(f"A square of {side:,} pixels to hold the image or its cell is over the {MAX_SIZE:,} allowed.")
+    return side
+
+
+def _square(image: NDArray[np.uint8], top: int, left: int, side: int) -> NDArray[np.uint8]:
+    """Return the square of an image whose corner is at (top, left), black outside the image."""
+    square = np.zeros((side, side, 3), np.uint8)
+    seen = image[max(top, 0) : top + side, max(left, 0) : left + side]
+    row, column = max(-top, 0), max(-left, 0)
+    square[row : row + seen.shape[0], column : column + seen.shape[1]] = seen
+    return square
+
+
+def _lanczos(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
+    """Resize with Pillow's antialiased Lanczos filter. Of a cell on black only the lit part is computed."""
+    result = np.zeros((size, size, 3), np.uint8)
+    rows = np.flatnonzero(image.reshape(len(image), -1).max(axis=1))
+    if not len(rows):
+        return result
+    columns = np.flatnonzero(np.bitwise_or.reduce(image[rows[0] : rows[-1] + 1], axis=0).any(axis=1))
+    into_rows, from_rows, top, bottom = _reach(rows, image.shape[0], size)
+    into_columns, from_columns, left, right = _reach(columns, image.shape[1], size)
+    # The pixels around the box are read too, so that the values are those of the whole image, but for rounding.
+    source, target = Image.fromarray(image[from_rows, from_columns]), result[into_rows, into_columns]
+    size_of_part = (target.shape[1], target.shape[0])
+    target[:] = np.asarray(source.resize(size_of_part, Image.Resampling.LANCZOS, box=(left, top, right, bottom)))
+    return result
+
+
+def _reach(lit: NDArray[np.int64], length: int, wanted: int) -> tuple[slice, slice, float, float]:
+    """Return, along one axis, the pixels of the result that lit ones may reach, their source, and its box."""
+    step = length / wanted
+    support = 3 * max(step, 1.0)
+    # The centre of a result's pixel i lies at (i + 0.5) * step, the filter reaches `support` from there.
+    first = max(int((lit[0] - support) / step - 0.5), 0)
+    last = min(int((lit[-1] + 1 + support) / step + 0.5) + 1, wanted)
+    start = max(int((first + 0.5) * step - support) - 1, 0)
+    stop = min(int((last - 0.5) * step + support) + 2, length)
+    return slice(first, last), slice(start, stop), first * step - start, min(last * step - start, float(stop - start))
+
+
+def _four_nearest(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
+    top, bottom, down = _neighbours(image.shape[0], size)
+    left, right, across = _neighbours(image.shape[1], size)
+    down, across = down[:, None, None], across[None, :, None]
+    # Only the four pixels around each centre are looked up: memory follows the result, however long the image.
+    upper = image[np.ix_(top, left)] * (1 - across) + image[np.ix_(top, right)] * across
+    lower = image[np.ix_(bottom, left)] * (1 - across) + image[np.ix_(bottom, right)] * across
+    mixed: NDArray[np.uint8] = np.rint(upper * (1 - down) + lower * down).astype(np.uint8)
+    return mixed
+
+
+def _neighbours(length: int, wanted: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
+    """Return, per wanted pixel, its two neighbours along one axis and the weight of the second."""
+    centre = np.clip((np.arange(wanted) + 0.5) * (length / wanted) - 0.5, 0, length - 1)
+    first = np.floor(centre).astype(np.int64)
+    return first, np.minimum(first + 1, length - 1), (centre - first).astype(np.float32)
