@@ -148,7 +148,7 @@ def _to_8_bits(image: Image.Image, data: bytes, name: str) -> Image.Image:
     largest = int(levels.max())
     if not grey and image.mode != "RGB" and top < _DEEP:
         raise _Refused("it has 16 bits per channel, a smaller range in its tags and more than three channels: save RGB")
-    if largest > top or (not grey and (image.mode != "RGB" or tags.get(284) == 2)):
+    if largest > top or (not grey and tags.get(284) == 2):
         top = _DEEP
     if top == _DEEP and 0 < largest <= _DEEP // 16:
         _log.log(
