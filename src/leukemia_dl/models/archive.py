@@ -12,6 +12,7 @@ from typing import Any
 
 from leukemia_dl.errors import DataError
 from leukemia_dl.models.backend import silence_startup
+from leukemia_dl.models.build import all_layers
 
 __all__ = ["MEMBER", "load_net", "read_settings"]
 
@@ -87,7 +88,10 @@ def _check(file: Path) -> None:
             raise ValueError(f"{name!a} is no name that TensorFlow can use for a net or a layer")
     _bound("parameters", parameters, on_disk)
     _bound("bytes of weights", sum(stored), on_disk)
-    _bound("numbers of one image in a layer's output", max(_outputs(model), default=0), _MAX_VALUES)
+    for layer in all_layers(model):
+        for tensor in [tensor for node in layer._inbound_nodes for tensor in node.output_tensors]:
+            values = math.prod(size or 1 for size in tensor.shape[1:])
+            _bound("numbers of one image in a layer's output", values, _MAX_VALUES)
 
 
 def _bound(what: str, number: int, most: int) -> None:
@@ -107,13 +111,3 @@ def _calls(config: Any, depth: int = 0) -> int:
         return 1 + sum(_calls(value, depth) for value in inner.values() if isinstance(value, dict))
     calls = [_calls(layer, depth + 1) * len(layer.get("inbound_nodes") or [0]) for layer in layers]
     return sum(calls) * (len(layers) if config.get("class_name") == "Sequential" else 1)
-
-
-def _outputs(model: Any) -> list[int]:
-    """Return how many values each layer outputs for one image, including the layers of nested models."""
-    found = list[int]()
-    for layer in model.layers:
-        tensors = [tensor for node in layer._inbound_nodes for tensor in node.output_tensors]
-        found += [math.prod(size or 1 for size in tensor.shape[1:]) for tensor in tensors]
-        found += _outputs(layer) if hasattr(layer, "layers") else []
-    return found
