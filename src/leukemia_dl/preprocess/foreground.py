@@ -94,7 +94,7 @@ def is_single_cell(image: NDArray[np.uint8]) -> bool:
 
 
 def silhouette(mask: NDArray[np.bool_]) -> dict[str, float]:
-    """Measure `mask`, bool (h, w), in pixels: `area`, `width` and `height` of the bounding box, and `perimeter`.
+    """Return measures of `mask`, bool (h, w), in pixels: `area`, bounding box's `width` and `height`, `perimeter`.
 
     The perimeter is the number of mask pixels with a neighbour (by side) outside, or on the frame.
 
@@ -119,7 +119,8 @@ def mask_colour(image: NDArray[np.uint8], mask: NDArray[np.bool_]) -> tuple[NDAr
 
     They are float64 (3,), red, green, blue, in grey levels 0..255; all 0 for an empty mask.
     """
-    pixels = image[check_mask(mask, image.shape[:2])].astype(np.float64) if mask.any() else np.zeros((1, 3))
+    chosen = image[check_mask(mask, image.shape[:2])].astype(np.float64)
+    pixels = chosen if len(chosen) else np.zeros((1, 3))
     return pixels.mean(axis=0), pixels.std(axis=0)
 
 
