@@ -145,7 +145,8 @@ def test_one_class_is_no_classifier():
 
 def published(name):
     recipe = ldl.Recipe.preset("published_v1").for_backbone(ldl.get_backbone(name))
-    model = build_model(ldl.get_backbone(name), recipe.image_size, 2, head=recipe.head_settings, scaling=recipe.scaling)
+    head = Head(kind=recipe.head, units=recipe.head_units, dropout=recipe.dropout, sigmoid=recipe.sigmoid)
+    model = build_model(ldl.get_backbone(name), recipe.image_size, 2, head=head, scaling=recipe.scaling)
     return model, split_at_features(model)[1]
 
 

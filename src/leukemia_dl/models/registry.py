@@ -169,7 +169,10 @@ def backbone_table() -> pd.DataFrame:
     import pandas as pd
 
     names = ["backbone", "title", "parameters", "native_size", "min_size", "scaling", "weights", "licence", "reference"]
-    rows = [{**vars(item.record), **vars(item), "backbone": item.record.name} for item in _provided()]
+    rows = [
+        {**vars(item.record), "backbone": item.record.name, "plugin": item.plugin, "version": item.version}
+        for item in _provided()
+    ]
     table = pd.DataFrame(rows)[[*names, "plugin", "version"]]
     table["weights"] = table["weights"].map(", ".join)
     return table.astype({"parameters": "Int64"})
