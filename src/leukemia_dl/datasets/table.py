@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from leukemia_dl.checks import whole_number
 from leukemia_dl.errors import DataError, SettingsError
-from leukemia_dl.preprocess.steps import MAX_SIZE
+from leukemia_dl.preprocess.pipeline import MAX_SIZE
 from leukemia_dl.text import UNKNOWN_NAMES, name_key
 
 COLUMNS = ("sample", "path", "label", "subject", "group", "field", "cell", "fold", "split", "same_cell")
