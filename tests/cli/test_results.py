@@ -149,7 +149,7 @@ def test_one_model_without_groups_has_intervals_over_images(run, tmp_path):
 def test_what_cannot_be_read_is_one_clear_error(run, file, tmp_path):
     with pytest.raises(DataError, match="There is no file"):
         run(tmp_path / "nothing.csv")
-    with pytest.raises(SettingsError, match="no metric 'speed'"):
+    with pytest.raises(SettingsError, match=r"metric must be one of.*'speed'"):
         run(file, "--metric", "speed")
     with pytest.raises(StoreError, match="there is no folder"):
         run(file, "--csv", tmp_path / "no" / "all.csv")

@@ -10,8 +10,7 @@ from sklearn.linear_model import LogisticRegression
 from leukemia_dl.errors import DataError, SettingsError
 from leukemia_dl.evaluation import apply_temperature, calibrate, evaluate, fit_temperature, score
 from leukemia_dl.evaluation.calibration import choose_temperature
-from leukemia_dl.evaluation.metrics import values
-from leukemia_dl.evaluation.predictions import Run
+from leukemia_dl.evaluation.metrics import Run, values
 from predictions import scored
 
 HALVES = np.arange(10) % 2

@@ -118,10 +118,6 @@ def test_with_few_groups_there_is_a_curve_without_a_band():
 
 
 def test_what_is_wrong_is_said():
-    with pytest.raises(SettingsError, match="points must be a whole number from 2 to 10,001"):
-        roc_curves(FRAME, points=1)
-    with pytest.raises(SettingsError, match="bins must be"):
-        reliability_curves(FRAME, bins=True)
     with pytest.raises(SettingsError, match="level"):
         precision_recall_curves(FRAME, level=95)
     with pytest.raises(DataError, match="no predictions of the side 'val'"):

@@ -115,7 +115,6 @@ ODD = {
     "odd is a date": put("odd", pd.Timestamp("2019-01-01")),
     "odd is yes or no": put("odd", [True, False] * 4 * 71),
     "a temperature": put("temperature", 2.0),
-    "what we use inside": put("_chosen", 1.0),
     "many classes": lambda f: f.rename(columns={"probability_all": "probability_x"}).assign(
         label="c3", **{f"probability_c{i}": 0.0 for i in range(8)}
     ),

@@ -290,14 +290,12 @@ def test_a_baseline_has_no_seeds_to_spread():
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        ({"metrics": "acc"}, "no metric 'acc'"),
+        ({"metrics": "acc"}, r"metric must be one of.*'acc'"),
         ({"level": 95}, "level must be a number"),
         ({"level": 0.2}, "level must be a number"),
         ({"estimand": "truth"}, "'models', 'procedure'"),
         ({"by": "area"}, "no column 'area'"),
         ({"by": "metric"}, "column 'metric' of its own"),
-        ({"metrics": []}, "at least one"),
-        ({"side": ["test"]}, "side must be"),
     ],
 )
 def test_settings_out_of_range_are_refused(settings, says):

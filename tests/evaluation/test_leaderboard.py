@@ -210,7 +210,7 @@ def test_without_subjects_the_unit_says_that_intervals_are_of_images():
 
 
 def test_what_cannot_be_shown_is_refused():
-    with pytest.raises(SettingsError, match="no metric 'accuraccy'"):
+    with pytest.raises(SettingsError, match=r"metric must be one of.*'accuraccy'"):
         leaderboard(rows_of("a", 1.0), "accuraccy")
     with pytest.raises(DataError, match="no predictions of the side 'val'"):
         leaderboard(rows_of("a", 1.0), side="val")

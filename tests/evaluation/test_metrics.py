@@ -8,8 +8,7 @@ from hypothesis import strategies as st
 
 from leukemia_dl.errors import DataError, SettingsError
 from leukemia_dl.evaluation import METRICS, score
-from leukemia_dl.evaluation.metrics import metric, values
-from leukemia_dl.evaluation.predictions import Run
+from leukemia_dl.evaluation.metrics import Run, metric, values
 from predictions import scored
 
 UNBOUNDED = {"loss", "balanced_loss", "calibration_slope", "calibration_intercept"}
@@ -225,5 +224,5 @@ def test_labels_that_are_no_indices_are_refused():
 
 
 def test_an_unknown_metric_is_refused_with_the_known_ones():
-    with pytest.raises(SettingsError, match=r"no metric 'acuracy'.*balanced_accuracy"):
+    with pytest.raises(SettingsError, match=r"metric must be one of .*'balanced_accuracy'.*Received: metric='acuracy'"):
         metric("acuracy")

@@ -1,11 +1,10 @@
 """Metrics, intervals and comparisons of a frame of predictions, whichever program made them."""
 
 from leukemia_dl.evaluation.calibration import apply_temperature, calibrate, fit_temperature
-from leukemia_dl.evaluation.comparisons import compare
+from leukemia_dl.evaluation.comparisons import compare, inflation
 from leukemia_dl.evaluation.curves import precision_recall_curves, reliability_curves, roc_curves
 from leukemia_dl.evaluation.evaluate import drop_repeated_cells, evaluate
 from leukemia_dl.evaluation.groups import error_list, evaluate_groups, group_table
-from leukemia_dl.evaluation.inflation import inflation
 from leukemia_dl.evaluation.leaderboard import leaderboard
 from leukemia_dl.evaluation.metrics import METRICS, score
 from leukemia_dl.evaluation.operating_points import accuracy_at_coverage, operating_points

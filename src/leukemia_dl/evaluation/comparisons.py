@@ -1,4 +1,4 @@
-"""`compare`: which backbones differ, on paired predictions of the same images."""
+"""Paired comparisons on the same images: of two backbones (`compare`), and of two protocols (`inflation`)."""
 
 from __future__ import annotations
 
@@ -9,24 +9,35 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 from scipy import stats
 
-from leukemia_dl.errors import DataError, SettingsError
+from leukemia_dl.errors import DataError, SettingsError, unknown_name_error
 from leukemia_dl.evaluation.evaluate import ONE_SEED, Estimand, Estimates, check_settings, estimand_in_words
-from leukemia_dl.evaluation.image_level import delong_test, mcnemar_test
 from leukemia_dl.evaluation.intervals import Spread, resampling_of
+from leukemia_dl.evaluation.metrics import Floats, Ints
 from leukemia_dl.evaluation.metrics import metric as find_metric
-from leukemia_dl.evaluation.predictions import Floats, Model, class_names_of, models_of, validated_predictions
+from leukemia_dl.evaluation.predictions import (
+    Model,
+    class_names_of,
+    models_of,
+    protocols_of,
+    select_side,
+    validated_predictions,
+)
 
-__all__ = ["UNCORRECTED", "compare", "compare_pair", "comparison_in_words", "holm", "sign_flip_test"]
+__all__ = ["compare", "delong_test", "delong_variance", "holm", "inflation", "mcnemar_test"]
 
-UNCORRECTED = ", without correction for multiple comparisons"
-_FLIPS, _SIGNS_AT_ONCE = 20_000, 5_000_000
 _POWER = 0.8
+_Row = dict[str, Any]
 _COLUMNS = (
     "first", "second", "metric", "value_first", "value_second", "difference", "low", "high", "unit", "standard_error",
-    "degrees_of_freedom", "p", "p_holm", "p_sign_flip", "test", "detectable", "images", "groups", "seeds", "role",
+    "degrees_of_freedom", "p", "p_holm", "test", "detectable", "images", "groups", "seeds", "role",
     "estimand", "sentence", "reason",
+)  # fmt: skip
+_OF_PROTOCOLS = (
+    "backbone", "kind", "metric", "honest", "leaky", "value_honest", "value_leaky", "difference", "low", "high", "unit",
+    "p", "images", "groups", "seeds", "sentence", "reason",
 )  # fmt: skip
 
 
@@ -43,29 +54,19 @@ def compare(
     """Compare every pair of backbones on the images that both have predicted.
 
     The difference `first - second` gets the same jackknife as a single value, on the linear scale, and its t test.
-    Holm's correction is over all pairs of backbones for the one primary metric, which is to be chosen before the
-    results are seen; pairs with a baseline, and metrics in `descriptive`, have no corrected p. For accuracy
-    `p_sign_flip` is the share of all ways to swap the two backbones within whole groups whose difference is as large
-    (20,000 drawn ways with more than 14 groups), over means of the seeds.
+    Holm's correction is over all pairs of backbones for the primary metric; pairs with a baseline, and further metrics,
+    have no corrected p. Where subjects are unknown, images are taken as independent (`unit` is "image"), and `p` is
+    McNemar's exact test for accuracy, DeLong's for AUROC; if patients have several images, these find differences six
+    to nine times in ten where there are none.
 
-    Where subjects are unknown, images are taken as independent (`unit` is "image"), and `p` is McNemar's exact test for
-    accuracy, DeLong's for AUROC. If patients have several images, these find differences six to nine times in ten where
-    there are none.
-
-    Args:
-        frame: The prediction frame, see `evaluate`.
-        metric: The primary metric.
-        backbones: Which ones; None for all. Fewer pairs are corrected less: choose before the results are seen.
-        descriptive: Further metrics.
-        level: Of the intervals; `1 - level` is the significance level of the sentences.
-        estimand: "models" or "procedure", see `evaluate`.
-        side: Which rows of the column `side`.
+    Choose the primary `metric`, and the `backbones` (None for all; fewer pairs are corrected less), before the results
+    are seen; `descriptive` names further metrics. `frame`, `level`, `estimand` and `side` are those of `evaluate`;
+    `1 - level` is the significance level.
 
     Returns:
         A row per pair and metric: `first, second, metric, value_first, value_second, difference, low, high, unit,
-        standard_error, degrees_of_freedom, p, p_holm, p_sign_flip, test, detectable` (the difference that would be
-        detected with a power of 80%), `images, groups, seeds, role` ("confirmatory" or "descriptive"), `estimand,
-        sentence, reason`.
+        standard_error, degrees_of_freedom, p, p_holm, test, detectable` (the difference that would be detected with
+        a power of 80%), `images, groups, seeds, role` ("confirmatory" or "descriptive"), `estimand, sentence, reason`.
 
     Raises:
         DataError: If the frame is not one of predictions, or names no samples.
@@ -86,72 +87,99 @@ def compare(
         at the 5% level; a difference of 0.168 would be detected with a power of 80%.
     """
     frame = validated_predictions(frame)
-    primary, class_names = find_metric(metric).name, class_names_of(frame)
-    further = [descriptive] if isinstance(descriptive, str) else list(descriptive or ())
-    names = [primary, *(find_metric(name).name for name in further if name != primary)]
+    further = [descriptive] if isinstance(descriptive, str) else list(descriptive)
+    names = list(dict.fromkeys(find_metric(name).name for name in (metric, *further)))
     check_settings(level, estimand)
     models = models_of(frame, side, backbones)
     if len(models) < 2:
         raise SettingsError(f"A comparison needs two backbones. The frame has: {models[0].name}.")
     pairs = list(combinations(models, 2))
-    found = [compare_pair(*pair, names, class_names, level, estimand) for pair in pairs]
-    rows = [of_pair[place] for place in range(len(names)) for of_pair in found]
+    tables = [_compare_pair(*pair, names, class_names_of(frame), level, estimand) for pair in pairs]
+    found = [(row, pair) for rows in zip(*tables, strict=True) for row, pair in zip(rows, pairs, strict=True)]
     confirmatory = [
         row
-        for row, pair in zip(rows, pairs * len(names), strict=True)
-        if row["metric"] == primary and all(one.kind == "backbone" for one in pair) and not np.isnan(row["p"])
+        for row, pair in found
+        if row["metric"] == metric and all(one.kind == "backbone" for one in pair) and not np.isnan(row["p"])
     ]
     for row, corrected in zip(confirmatory, holm([row["p"] for row in confirmatory]), strict=True):
         row |= {"p_holm": corrected, "role": "confirmatory"}
-    for row, pair in zip(rows, pairs * len(names), strict=True):
+    for row, pair in found:
         row["sentence"] = _sentence(row, pair, level, len(confirmatory))
-    return pd.DataFrame(rows, columns=_COLUMNS).astype({"groups": "Int64"})
+    return pd.DataFrame([row for row, _ in found], columns=_COLUMNS).astype({"groups": "Int64"})
 
 
-def holm(p: Sequence[float]) -> list[float]:
-    """Return p values corrected for their number (Holm 1979)."""
-    values = np.asarray(p, dtype=np.float64)
-    order = np.argsort(values, kind="stable")
-    stepped = np.maximum.accumulate(values[order] * np.arange(len(values), 0, -1))
-    result = np.empty_like(values)
-    result[order] = np.minimum(stepped, 1.0)
-    return [float(value) for value in result]
+def inflation(
+    frame: pd.DataFrame,
+    honest: str,
+    leaky: str,
+    metric: str = "accuracy",
+    *,
+    level: float = 0.95,
+    estimand: Estimand = "models",
+    side: str = "test",
+) -> pd.DataFrame:
+    """Return by how much each backbone looks better under a protocol with leakage of patients.
 
+    A backbone's nets of both protocols are compared as `compare` does with two backbones: on the images that all of
+    them have predicted, by the jackknife over groups. The differences are not corrected for their number, and leakage
+    need not be their only cause, since the nets of two protocols were trained on other images, and on more or fewer of
+    them. Baselines, which cannot remember a patient, show the size of that.
 
-def sign_flip_test(differences: Floats, seed: int = 0) -> float:
-    """Return the two-sided p of a sum of differences of groups (groups,) under random signs.
+    `frame` has the predictions of two protocols: `honest` keeps patients apart, `leaky` does not. `metric`, `level`,
+    `estimand` and `side` are those of `compare`.
 
-    Exact for up to 14 groups, otherwise from 20,000 draws, with one added (Phipson and Smyth 2010). It asks whether
-    swapping the two backbones within whole groups could make a sum as large.
+    Returns:
+        A row per backbone and baseline that both protocols have: `backbone, kind, metric, honest, leaky` (names of the
+        protocols), `value_honest, value_leaky, difference` (leaky - honest), its interval `low, high`, `unit` ("group",
+        or "image" where subjects are unknown), `p, images, groups, seeds` (honest, leaky), `sentence, reason`.
+
+    Raises:
+        UnknownNameError: If a protocol is not in the frame.
+        SettingsError: If both are the same, or the metric does not exist.
+        DataError: If the frame is not one of predictions, or no backbone is there under both.
     """
-    differences = differences[differences != 0]
-    if not len(differences):
-        return 1.0
-    observed = abs(float(differences.sum())) * (1 - 1e-12)
-    if len(differences) <= 14:
-        signs = 1 - 2 * ((np.arange(2 ** len(differences))[:, None] >> np.arange(len(differences))) & 1)
-        return float((np.abs(signs @ differences) >= observed).mean())
-    random, found = np.random.default_rng(seed), 0
-    at_once = max(_SIGNS_AT_ONCE // len(differences), 1)
-    for first in range(0, _FLIPS, at_once):
-        signs = random.integers(0, 2, (min(at_once, _FLIPS - first), len(differences)), dtype=np.int8) * 2 - 1
-        found += int((np.abs(signs @ differences) >= observed).sum())
-    return (1 + found) / (1 + _FLIPS)
+    name, class_names, known = find_metric(metric).name, class_names_of(frame), protocols_of(frame)
+    check_settings(level, estimand)
+    for protocol in (honest, leaky):
+        if protocol not in known:
+            raise unknown_name_error("protocol", protocol, known, "The column protocol has these.")
+    if honest == leaky:
+        raise SettingsError(f"Name two protocols, the honest one first. Received: {honest!r} twice.")
+    parts = {}
+    for protocol in (leaky, honest):
+        own = validated_predictions(frame[frame["protocol"].astype(str) == protocol])
+        parts[protocol] = select_side(own, side).drop(columns="protocol")
+    of_both = [one for one in parts[honest]["backbone"].unique() if one in set(parts[leaky]["backbone"])]
+    if not of_both:
+        there = [f"{protocol}: {', '.join(parts[protocol]['backbone'].unique())}" for protocol in (honest, leaky)]
+        raise DataError(f"No backbone has predictions of the side {side!r} under both protocols. {'; '.join(there)}.")
+    marked = [rows.assign(backbone=rows["backbone"] + f" [{protocol}]") for protocol, rows in parts.items()]
+    both = validated_predictions(pd.concat(marked))  # a sample has one label in both
+    models = {model.name: model for model in models_of(both, side)}
+    rows = []
+    for backbone in of_both:
+        first, second = models[f"{backbone} [{leaky}]"], models[f"{backbone} [{honest}]"]
+        (row,) = _compare_pair(first, second, [name], class_names, level, estimand)
+        values = {"value_leaky": row["value_first"], "value_honest": row["value_second"]}
+        facts = {"backbone": backbone, "kind": second.kind, "honest": honest, "leaky": leaky}
+        seeds = f"{len(second.runs)}, {len(first.runs)}"
+        rows.append(row | values | facts | {"sentence": _sentence(row, (first, second), level), "seeds": seeds})
+    return pd.DataFrame(rows, columns=_OF_PROTOCOLS).astype({"groups": "Int64"})
 
 
-def compare_pair(
+def _compare_pair(
     first: Model, second: Model, names: Sequence[str], class_names: tuple[str, ...], level: float, estimand: str
-) -> list[dict[str, Any]]:
+) -> list[_Row]:
     """Return the rows of `compare` of two models, one per metric, without their sentences."""
     if not first.named:
         raise DataError("A comparison is of the same images: the predictions need a column sample that names them.")
     left_out, first, second = _on_common_images(first, second)
-    facts: dict[str, Any] = {
+    facts: _Row = {
         "first": first.name, "second": second.name, "unit": first.unit, "test": "", "role": "descriptive",
         "images": len(first.runs[0].samples), "groups": len(first.units) if first.by_group else pd.NA,
         "seeds": f"{len(first.runs)}, {len(second.runs)}", "estimand": estimand_in_words(estimand, first.unit),
     }  # fmt: skip
-    facts |= dict.fromkeys(("value_first", "value_second", "difference", "p", "p_holm", "p_sign_flip"), np.nan)
+    facts |= dict.fromkeys(("value_first", "value_second", "difference", "p", "p_holm"), np.nan)
     if not facts["images"]:
         return [facts | {"metric": name, "reason": "no image in common"} for name in names]
     facts["reason"] = f"{left_out} images are left out that not all runs have" if left_out else ""
@@ -172,11 +200,9 @@ def compare_pair(
             rows.append(row | {"reason": "; ".join(filter(None, [why, row["reason"]]))})
             continue
         added = [seed for seed in seeds if seed is not None] if estimand == "procedure" else []
-        row |= _test(row["difference"], sum(added, resampling.spread(gaps)), level)
+        row |= _t_test(row["difference"], sum(added, resampling.spread(gaps)), level)
         row["test"] = f"the jackknife over {first.unit}s" + ", spread between seeds included" * bool(added)
-        row |= {} if first.by_group else _image_level(first, second, name)
-        if name == "accuracy" and first.by_group:
-            row["p_sign_flip"] = sign_flip_test(_hits_per_unit(first) - _hits_per_unit(second))
+        row |= _image_level_test(first, second, name)
         rows.append(row)
     return rows
 
@@ -200,7 +226,7 @@ def _on_common_images(first: Model, second: Model) -> tuple[int, Model, Model]:
     return len(set().union(*(run.samples for run in runs))) - len(common), one, other
 
 
-def _test(difference: float, spread: Spread, level: float) -> dict[str, Any]:
+def _t_test(difference: float, spread: Spread, level: float) -> _Row:
     error = spread.variance**0.5
     if error == 0 and difference != 0:
         return {"standard_error": 0.0, "reason": "every group has the same difference: nothing is known of its spread"}
@@ -214,18 +240,11 @@ def _test(difference: float, spread: Spread, level: float) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _hits_per_unit(model: Model) -> Floats:
-    """Return the number of images of each unit that are predicted rightly, means over seeds."""
-    count = len(model.units)
-    hits = [np.bincount(run.unit, run.predicted == run.labels, count) for run in model.runs]
-    return np.asarray(np.mean(hits, axis=0))
-
-
-def _image_level(first: Model, second: Model, name: str) -> dict[str, Any]:
-    """Return the textbook's test of one run against another, where there is one."""
-    one, other = first.runs[0], second.runs[0]
-    if len(first.runs) > 1 or len(second.runs) > 1:
+def _image_level_test(first: Model, second: Model, name: str) -> _Row:
+    """Return the textbook's test of one run against another where images are taken as independent, if there is one."""
+    if first.by_group or len(first.runs) > 1 or len(second.runs) > 1:
         return {}
+    one, other = first.runs[0], second.runs[0]
     place = {sample: row for row, sample in enumerate(other.samples)}
     other = other.at(np.array([place[sample] for sample in one.samples]))
     if name == "accuracy":
@@ -237,51 +256,80 @@ def _image_level(first: Model, second: Model, name: str) -> dict[str, Any]:
     return {}
 
 
-def _sentence(row: dict[str, Any], pair: tuple[Model, Model], level: float, pairs: int) -> str:
-    """Return the sentence of a row of `compare`."""
-    shown = f"is {row['value_first']:.3f} for {row['first']} and {row['value_second']:.3f} for {row['second']}"
+def holm(p: Sequence[float]) -> list[float]:
+    """Return p values corrected for their number (Holm 1979)."""
+    values = np.asarray(p, dtype=np.float64)
+    order = np.argsort(values, kind="stable")
+    stepped = np.maximum.accumulate(values[order] * np.arange(len(values), 0, -1))
+    result = np.empty_like(values)
+    result[order] = np.minimum(stepped, 1.0)
+    return [float(value) for value in result]
+
+
+def mcnemar_test(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> float:
+    """Return the two-sided p of McNemar's exact test (1947), from where two predictors are right (n,)."""
+    only_first, only_second = int((first & ~second).sum()), int((second & ~first).sum())
+    if not only_first + only_second:
+        return 1.0
+    return float(stats.binomtest(only_first, only_first + only_second).pvalue)
+
+
+def delong_variance(labels: Ints, first: Floats, second: Floats) -> tuple[Floats, Floats]:
+    """Return the AUROCs (2,) of two scores (n,) and their covariance (2, 2), by DeLong et al. 1988."""
+    positive = labels == 1
+    m, n = int(positive.sum()), int((~positive).sum())
+    of_positives, of_negatives = np.empty((2, m)), np.empty((2, n))
+    for row, scores in enumerate((first, second)):
+        ranks = stats.rankdata(scores)
+        of_positives[row] = (ranks[positive] - stats.rankdata(scores[positive])) / n
+        of_negatives[row] = 1 - (ranks[~positive] - stats.rankdata(scores[~positive])) / m
+    return of_positives.mean(axis=1), np.cov(of_positives) / m + np.cov(of_negatives) / n
+
+
+def delong_test(labels: Ints, first: Floats, second: Floats) -> float:
+    """Return the two-sided p of DeLong's test that two scores have the same AUROC."""
+    areas, covariance = delong_variance(labels, first, second)
+    variance = float(covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1])
+    difference = float(areas[0] - areas[1])
+    if variance <= 0:
+        return 1.0 if difference == 0 else 0.0
+    return float(2 * stats.norm.sf(abs(difference) / variance**0.5))
+
+
+def _sentence(row: _Row, pair: tuple[Model, Model], level: float, corrected_for: int = 0) -> str:
+    """Return a row as a sentence; where nothing could be tested the reason comes first."""
+    if not row["images"]:
+        return f"Not testable: {row['first']} and {row['second']} have no image in common."
+    text = f"On {row['images']:,} images" + f" of {row['groups']} groups of patients" * (row["unit"] == "group")
     seeds = {model.name: len(model.runs) for model in pair if model.kind != "baseline"}
-    corrected, at_level, remark = not np.isnan(row["p_holm"]), f"at the {100 * (1 - level):.3g}% level", ""
-    if corrected and pairs > 1:
-        remark = f", {_p_in_words(row['p_holm']).removeprefix('= ')} after Holm's correction for {pairs} pairs"
-    verdict, better = "", find_metric(row["metric"]).better
-    if not corrected:
-        verdict = UNCORRECTED
-    elif row["p_holm"] > 1 - level:
+    if len(seeds) == 2 and len(set(seeds.values())) == 1 and pair[0].runs[1:]:
+        text += f", {len(pair[0].runs)} seeds each"
+    elif set(seeds.values()) - {1}:
+        text += ", " + " and ".join(f"{count} seed{'s' * (count > 1)} of {name}" for name, count in seeds.items())
+    text += f", {row['metric'].replace('_', ' ').replace('auroc', 'AUROC')} is {row['value_first']:.3f} for "
+    text += f"{row['first']} and {row['value_second']:.3f} for {row['second']}"
+    if np.isnan(row["p"]):
+        return f"Not testable, {row['reason']}. {text}."
+    corrected, at_level = row["p_holm"], f"at the {100 * (1 - level):.3g}% level"
+    remark, verdict, better = "", "", find_metric(row["metric"]).better
+    if not np.isnan(corrected) and corrected_for > 1:
+        remark = f", {_p_in_words(corrected).removeprefix('= ')} after Holm's correction for {corrected_for} pairs"
+    if np.isnan(corrected):
+        verdict = ", without correction for multiple comparisons"
+    elif corrected > 1 - level:
         verdict = f", not significant {at_level}; a difference of {row['detectable']:.3f} would be detected with a "
         verdict += f"power of {_POWER:.0%}"
     elif better:
         name = row["first"] if (row["difference"] > 0) == (better == "high") else row["second"]
         verdict = f": {name} is better {at_level}"
-    return comparison_in_words(row, level, shown, seeds, "interval of this pair alone", remark, verdict)
-
-
-def comparison_in_words(
-    row: dict[str, Any],
-    level: float,
-    shown: str,
-    seeds: dict[str, int],
-    interval: str = "interval",
-    remark: str = "",
-    verdict: str = "",
-) -> str:
-    """Return a row of `compare_pair` as a sentence; where nothing could be tested the reason comes first."""
-    if not row["images"]:
-        return f"Not testable: {row['first']} and {row['second']} have no image in common."
-    counts = [f"{count} seed{'s' * (count > 1)} of {name}" for name, count in seeds.items()]
-    if len(seeds) == 2 and len(set(seeds.values())) == 1:
-        counts = [f"{row['seeds'].split(',')[0]} seeds each"]
-    where = f"On {row['images']:,} images" + f" of {row['groups']} groups of patients" * (row["unit"] == "group")
-    where += f", {' and '.join(counts)}" if set(seeds.values()) - {1} else ""
-    text = f"{where}, {row['metric'].replace('_', ' ').replace('auroc', 'AUROC')} {shown}"
-    if np.isnan(row["p"]):
-        return f"Not testable, {row['reason']}. {text}."
-    text += (
-        f": a difference of {row['difference']:+.3f} ({100 * level:g}% {interval} {row['low']:+.3f} to "
-        f"{row['high']:+.3f}; p {_p_in_words(row['p'])} by {row['test']}{remark}){verdict}."
+    numbers = (
+        f": a difference of {row['difference']:+.3f} ({100 * level:g}% interval of this pair alone {row['low']:+.3f} "
+        f"to {row['high']:+.3f}; p {_p_in_words(row['p'])} by {row['test']}{remark}){verdict}."
     )
-    remark = " Images are taken as independent, which makes such results too certain."
-    return text + ("" if row["unit"] == "group" else remark)
+    caution = (
+        "" if row["unit"] == "group" else " Images are taken as independent, which makes such results too certain."
+    )
+    return f"{text}{numbers}{caution}"
 
 
 def _p_in_words(p: float) -> str:

@@ -8,12 +8,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from leukemia_dl.checks import whole_number
 from leukemia_dl.evaluation.evaluate import check_settings
 from leukemia_dl.evaluation.intervals import bounds, resampling_of
-from leukemia_dl.evaluation.metrics import Metric
-from leukemia_dl.evaluation.predictions import FEWEST_GROUPS, Floats, Ints, Model, Run, models_of, validated_predictions
-from leukemia_dl.evaluation.ranking import ranked_folds
+from leukemia_dl.evaluation.metrics import Floats, Ints, Metric, Run, ranked_folds
+from leukemia_dl.evaluation.predictions import FEWEST_GROUPS, Model, models_of, validated_predictions
 
 __all__ = ["precision_recall_curves", "reliability_curves", "roc_curves"]
 
@@ -25,12 +23,11 @@ _Interpolation = Callable[[Floats, Floats, Floats], Floats]
 
 
 def roc_curves(frame: pd.DataFrame, *, points: int = 101, level: float = 0.95, side: str = "test") -> pd.DataFrame:
-    """Return the sensitivity of each backbone at evenly spaced false positive rates, with a pointwise band.
+    """Return the sensitivity of each backbone at so many evenly spaced false positive rates, with a pointwise band.
 
-    Images are ranked within their fold; folds are weighted by their numbers of pairs, as in `auroc`, so that the area
-    below the curve is that metric but for the grid. Seeds are averaged; with more than two classes, classes too
-    (one against the rest). Between two thresholds the curve is straight. The grid from 0 to 1 has so
-    many `points`; `frame`, `level` and `side` are those of `evaluate`.
+    Images are ranked within their fold; folds are weighted by their numbers of pairs, so that the area below the curve
+    is `auroc` but for the grid. Seeds are averaged; with more than two classes, classes too (one against the rest).
+    Between two thresholds the curve is straight. `frame`, `level` and `side` are those of `evaluate`.
 
     Returns:
         `backbone, kind, x` (false positive rate), `y` (sensitivity), `low, high` (NaN where no interval is given),
@@ -44,11 +41,8 @@ def precision_recall_curves(
 ) -> pd.DataFrame:
     """Return the precision of each backbone at evenly spaced recalls, with a pointwise band.
 
-    The precision at a recall is that of the highest threshold that reaches it, as in average precision (`auprc`); folds
-    are weighted by their positive images. `frame`, `points`, `level` and `side` are those of `roc_curves`.
-
-    Returns:
-        `backbone, kind, x` (recall), `y` (precision), `low, high, unit`.
+    The precision at a recall is that of the highest threshold that reaches it, as in `auprc`; folds are weighted by
+    their positive images. Arguments and columns are those of `roc_curves`, with `x` the recall and `y` the precision.
     """
     return _ranked_curves(frame, side, level, points, _precision)
 
@@ -63,15 +57,13 @@ def reliability_curves(frame: pd.DataFrame, *, bins: int = 10, level: float = 0.
         `backbone, kind, x` (mean probability in the bin), `y` (share of events), `low, high, unit, predictions` (in all
         seeds); a bin without predictions has no row.
     """
-    whole_number("bins", bins, 2, 100)
     check_settings(level)
     tables = []
     for model in models_of(validated_predictions(frame), side):
         events = [_events(run, bins) for run in model.runs]
         said, _, place = (np.concatenate(parts) for parts in zip(*events, strict=True))
         count = np.bincount(place, minlength=bins)
-        with np.errstate(invalid="ignore"):
-            means = np.bincount(place, said, bins) / count
+        means = np.bincount(place, said, bins) / np.maximum(count, 1)
         table = _with_band(model, means, level, lambda run, weights: _shares(run, weights, bins), _SHARE)
         tables.append(table.assign(predictions=count)[count > 0])
     return pd.concat(tables, ignore_index=True)
@@ -100,7 +92,7 @@ def _with_band(
 
 def _ranked_curves(frame: pd.DataFrame, side: str, level: float, points: int, at: _Interpolation) -> pd.DataFrame:
     """Return the curves of ranked images of each backbone, on a grid from 0 to 1."""
-    grid = np.linspace(0, 1, whole_number("points", points, 2, 10_001))
+    grid = np.linspace(0, 1, points)
     check_settings(level)
 
     def curve(run: Run, weights: Floats) -> Floats:

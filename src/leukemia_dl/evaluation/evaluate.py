@@ -11,7 +11,7 @@ import pandas as pd
 from leukemia_dl.checks import choice, real_number
 from leukemia_dl.errors import DataError, SettingsError
 from leukemia_dl.evaluation.intervals import Resampling, Spread, bounds, resampling_of
-from leukemia_dl.evaluation.metrics import METRICS, Metric, metric, values, why_undefined
+from leukemia_dl.evaluation.metrics import METRICS, metric, values, why_undefined
 from leukemia_dl.evaluation.predictions import Model, class_names_of, models_of, select_side, validated_predictions
 
 __all__ = [
@@ -73,8 +73,7 @@ def evaluate(
     Args:
         frame: The prediction frame.
         metrics: Names from `METRICS`; None for all.
-        by: A column to split the images by: its values, or its quartiles if it is a number with more than eight values,
-            such as `cell_area`.
+        by: A column to split the images by: its values, or its quartiles if it is a number with more than eight values.
         unique_cells: Count images that show one cell (column `same_cell`) once, by their first prediction in each run.
         level: Of the intervals.
         estimand: "models": intervals for these fitted models on new groups. "procedure": for the mean over seeds of the
@@ -103,9 +102,11 @@ def evaluate(
         0   0.75  0.51   0.9      40      20
     """
     frame = validated_predictions(frame)
-    names, class_names = _metric_names(metrics), class_names_of(frame)
+    given = METRICS if metrics is None else [metrics] if isinstance(metrics, str) else metrics
+    names, class_names = [metric(name).name for name in given], class_names_of(frame)
     check_settings(level, estimand)
-    chosen = drop_repeated_cells(select_side(frame, side)) if unique_cells else select_side(frame, side)
+    chosen = select_side(frame, side)
+    chosen = drop_repeated_cells(chosen) if unique_cells else chosen
     rows: list[dict[str, Any]] = []
     for part, inside in _parts(chosen, by):
         for model in models_of(inside, side):
@@ -140,57 +141,47 @@ def estimand_in_words(estimand: str, unit: str) -> str:
     return _ESTIMANDS[estimand].format(unit)
 
 
-def _metric_names(metrics: str | Sequence[str] | None) -> list[str]:
-    """Return the checked names of metrics, all for None."""
-    if metrics is None:
-        return list(METRICS)
-    if not isinstance(metrics, (str, Sequence)) or not len(metrics):
-        raise SettingsError(f"metrics takes names, at least one: {', '.join(METRICS)}. Received: {metrics!r}.")
-    return [metric(name).name for name in ([metrics] if isinstance(metrics, str) else metrics)]
-
-
 def _rows(
     model: Model, names: Sequence[str], class_names: tuple[str, ...], level: float, estimand: str
 ) -> list[dict[str, Any]]:
     """Return the rows of `evaluate` for one model."""
-    run, sizes = model.runs[0], [len(run.samples) for run in model.runs]
+    run, sizes = model.runs[0], [f"{len(run.samples):,}" for run in model.runs]
     same = not model.named or all(set(other.samples) == set(run.samples) for other in model.runs)
     facts = {
         "backbone": model.name, "unit": model.unit, "seeds": len(model.runs), "images": model.images,
         "groups": len(model.units) if model.by_group else pd.NA, "method": f"delete-one-{model.unit} jackknife",
-        "prevalence": float((run.labels == 1).mean()) if run.probabilities.shape[1] == 2 else np.nan,
+        "prevalence": float((run.labels == 1).mean()) if len(class_names) == 2 else np.nan,
         "estimand": estimand_in_words(estimand, model.unit),
-        "reason": "" if same else f"the seeds have predicted different images: {', '.join(f'{n:,}' for n in sizes)}",
+        "reason": "" if same else f"the seeds have predicted different images: {', '.join(sizes)}",
     }  # fmt: skip
-    found, rows = Estimates(model, resampling_of([model]), names), []
+    found = Estimates(model, resampling_of([model]), names)
+    rows = []
     for name in names:
         per_seed = found.per_seed[name]
-        row = {"metric": name, "value": found.value(name)}
+        row = facts | {"metric": name, "value": found.value(name)}
         row["seed_sd"] = float(per_seed.std(ddof=1)) if len(per_seed) > 1 else np.nan
-        rows.append(facts | row | _interval(found, metric(name), class_names, level, estimand))
+        rows.append(row | _interval(found, name, class_names, level, estimand))
     return rows
 
 
-def _interval(
-    found: Estimates, what: Metric, class_names: tuple[str, ...], level: float, estimand: str
-) -> dict[str, Any]:
+def _interval(found: Estimates, name: str, class_names: tuple[str, ...], level: float, estimand: str) -> dict[str, Any]:
     """Return the interval of a metric, or the reason why it has none."""
-    model, resampling, left_out = found.model, found.resampling, found.left_out[what.name]
-    seeds = found.between_seeds(what.name) if estimand == "procedure" else Spread(0.0, np.inf)
-    undefined = np.flatnonzero(np.isnan(found.per_seed[what.name]))
+    model, resampling, left_out = found.model, found.resampling, found.left_out[name]
+    seeds = found.between_seeds(name) if estimand == "procedure" else Spread(0.0, np.inf)
+    undefined = np.flatnonzero(np.isnan(found.per_seed[name]))
     if len(undefined):
-        return {"reason": why_undefined(what.name, model.runs[undefined[0]], class_names)}
-    if what.name == "prevalence":
+        return {"reason": why_undefined(name, model.runs[undefined[0]], class_names)}
+    if name == "prevalence":
         return {"reason": "class shares are held: intervals are for data with these"}
     if seeds is None:
         return {"reason": ONE_SEED}
-    if why := resampling.too_few(what, class_names, model.unit):
+    if why := resampling.too_few(metric(name), class_names, model.unit):
         return {"reason": why}
     if np.isnan(left_out).any():
         return {"reason": "not defined without one of the groups"}
     spread = resampling.spread(left_out) + seeds
     fewest = min(count for count in resampling.groups_per_class if count)
-    low, high = bounds(what, found.value(what.name), spread, level, fewest)
+    low, high = bounds(metric(name), found.value(name), spread, level, fewest)
     degrees = spread.df if spread.variance else np.nan
     row = {"low": low, "high": high, "standard_error": spread.variance**0.5, "degrees_of_freedom": degrees}
     return row if np.isfinite([low, high]).all() else row | {"reason": "at 0, which bounds nothing"}
@@ -208,11 +199,10 @@ def _parts(frame: pd.DataFrame, by: str | None) -> list[tuple[Any, pd.DataFrame]
     if column.isna().all():
         raise DataError(f"The column {by!r} is empty.")
     if pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column) and column.nunique() > 8:
-        column = column.astype(float).where(np.isfinite(column.astype(float)))
+        column = column.astype(float).replace([-np.inf, np.inf], np.nan)
         # Quartiles of images, not of predictions: a backbone with more seeds has no more say.
         images = column[~frame["sample"].duplicated()] if "sample" in frame else column
-        edges = np.unique(np.nanquantile(images.to_numpy(dtype=float), [0, 0.25, 0.5, 0.75, 1]))
-        if len(edges) > 1:
-            column = pd.Series(pd.cut(column, [*map(float, edges)], include_lowest=True))
-    parts = list(frame.groupby(column, sort=True, observed=True))
+        edges = np.unique(np.nanquantile(images, [0, 0.25, 0.5, 0.75, 1]))
+        column = pd.Series(pd.cut(column, edges.tolist(), include_lowest=True))
+    parts = frame.groupby(column, sort=True, observed=True)
     return [(str(value) if isinstance(value, pd.Interval) else value, part) for value, part in parts]

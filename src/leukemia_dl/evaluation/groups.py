@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+import itertools
 
 import numpy as np
 import pandas as pd
@@ -26,7 +26,7 @@ _RULES = ("mean_probability", "majority_vote")
 
 
 def group_table(frame: pd.DataFrame, side: str = "test") -> pd.DataFrame:
-    """Return the verdicts of each backbone on each group: a row per backbone and group, the most wrong first.
+    """Return the verdicts of each backbone on each group, the group with the largest share of errors first.
 
     Predictions of all seeds are taken together. `by_mean_probability` is the class of the highest mean probability,
     `by_majority_vote` the class predicted most often (of equals, the one of higher mean probability). `frame` and
@@ -57,7 +57,7 @@ def group_table(frame: pd.DataFrame, side: str = "test") -> pd.DataFrame:
         "errors": errors,
         "error_share": errors / count,
         "by_mean_probability": means.set_axis(names, axis=1).idxmax(axis=1),
-        # Shares of votes differ by at least one vote; the mean only decides between equals.
+        # Votes differ by at least one; the mean, halved, only decides between equals.
         "by_majority_vote": (votes + means.set_axis(names, axis=1) / 2).idxmax(axis=1),
     }
     table = means.assign(**columns)[[*columns, *means]].rename_axis(["backbone", "group"]).reset_index()
@@ -66,10 +66,10 @@ def group_table(frame: pd.DataFrame, side: str = "test") -> pd.DataFrame:
 
 
 def evaluate_groups(frame: pd.DataFrame, level: float = 0.95, side: str = "test") -> pd.DataFrame:
-    """Return how often the verdict on a whole group is right, with exact intervals.
+    """Return how often the verdict on a whole group is right, with exact intervals (Clopper and Pearson 1934).
 
     Predictions of all seeds are taken together, as a committee. Groups with images of several classes have no verdict
-    and are left out (column `reason`). `frame`, `level` (Clopper and Pearson 1934) and `side` are those of `evaluate`.
+    and are left out (column `reason`). `frame`, `level` and `side` are those of `evaluate`.
 
     Returns:
         A row per backbone, rule ("mean_probability", "majority_vote") and metric (accuracy; with two classes also
@@ -79,21 +79,21 @@ def evaluate_groups(frame: pd.DataFrame, level: float = 0.95, side: str = "test"
     check_settings(level)
     names, table = class_names_of(frame), group_table(frame, side)
     of_class = {"sensitivity": names[1], "specificity": names[0]} if len(names) == 2 else {}
-    rows: list[dict[str, Any]] = []
+    rows = []
     for backbone, part in table.groupby("backbone", sort=False):
         pure = part[part["label"].notna()]
-        mixed = f"{len(part) - len(pure)} groups with images of several classes are left out"
-        for rule in _RULES:
-            for metric in ("accuracy", *of_class):
-                groups = pure[pure["label"] == of_class[metric]] if metric in of_class else pure
-                right, count = int((groups[f"by_{rule}"] == groups["label"]).sum()), len(groups)
-                value = low = high = np.nan
-                if count:
-                    value = right / count
-                    low, high = stats.binomtest(right, count).proportion_ci(level, method="exact")
-                reason = "no group" if not count else mixed if len(pure) < len(part) else ""
-                row = {"backbone": backbone, "rule": rule, "metric": metric, "value": value, "low": low, "high": high}
-                rows.append(row | {"unit": "group", "right": right, "groups": count, "reason": reason})
+        left_out = len(part) - len(pure)
+        mixed = f"{left_out} groups with images of several classes are left out" if left_out else ""
+        for rule, metric in itertools.product(_RULES, ("accuracy", *of_class)):
+            groups = pure[pure["label"] == of_class[metric]] if metric in of_class else pure
+            right, count = int((groups[f"by_{rule}"] == groups["label"]).sum()), len(groups)
+            value = low = high = np.nan
+            if count:
+                value = right / count
+                low, high = stats.binomtest(right, count).proportion_ci(level, method="exact")
+            row = {"backbone": backbone, "rule": rule, "metric": metric, "value": value, "low": low, "high": high}
+            reason = mixed if count else "no group"
+            rows.append(row | {"unit": "group", "right": right, "groups": count, "reason": reason})
     return pd.DataFrame(rows)
 
 

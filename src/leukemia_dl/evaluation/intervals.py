@@ -24,8 +24,8 @@ import numpy as np
 from scipy import stats
 from scipy.special import expit, logit
 
-from leukemia_dl.evaluation.metrics import Metric
-from leukemia_dl.evaluation.predictions import FEWEST_GROUPS, Floats, Ints, Model, Run
+from leukemia_dl.evaluation.metrics import Floats, Ints, Metric, Run
+from leukemia_dl.evaluation.predictions import FEWEST_GROUPS, Model
 
 __all__ = ["Resampling", "Spread", "bounds", "resampling_of"]
 

@@ -7,11 +7,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from leukemia_dl.evaluation.choices import model_keys
 from leukemia_dl.evaluation.comparisons import compare
 from leukemia_dl.evaluation.evaluate import Estimand, evaluate
 from leukemia_dl.evaluation.metrics import metric as find_metric
-from leukemia_dl.evaluation.predictions import select_side, validated_predictions
+from leukemia_dl.evaluation.predictions import model_keys, select_side, validated_predictions
 
 __all__ = ["leaderboard"]
 
@@ -45,15 +44,9 @@ def leaderboard(
     none either. `better_than` names every row, baselines included, that a backbone is better than at the same level
     (for baselines without correction).
 
-    Args:
-        frame: The prediction frame, see `evaluate`.
-        metric: The one metric, to be chosen before the results are seen. Where none is better (`prevalence`,
-            calibration's slope and intercept) there are no ranks.
-        results: `Benchmark.results()`, for parameters, changed settings and trials that failed.
-        timings: `Benchmark.timings()`, for seconds.
-        level: Of the intervals and comparisons.
-        estimand: "models" or "procedure", see `evaluate`.
-        side: Which rows of the column `side`.
+    Choose the `metric` before the results are seen; where none is better (`prevalence`, calibration's slope and
+    intercept) there are no ranks. `results` is `Benchmark.results()`, for parameters, changed settings and trials that
+    failed, and `timings` is `Benchmark.timings()`. `frame`, `level`, `estimand` and `side` are those of `evaluate`.
 
     Returns:
         A row per backbone and baseline that has predictions, best first: `rank, backbone, kind, <metric>, low, high,
@@ -63,9 +56,9 @@ def leaderboard(
     what, frame = find_metric(metric), validated_predictions(frame)
     settings: dict[str, Any] = {"level": level, "estimand": estimand, "side": side}
     table, chosen = evaluate(frame, metrics=metric, **settings), select_side(frame, side)
-    trials = _trials(chosen)
+    trials = chosen[model_keys(chosen)].drop_duplicates().astype(str)
     table["kind"] = table["backbone"].map(chosen.groupby("backbone")["kind"].first())
-    table["trials"] = [len(trials[name]) for name in table["backbone"]]
+    table["trials"] = table["backbone"].map(trials["backbone"].value_counts())
     comparable = len(table) == 1 or "sample" in frame
     pairs = compare(frame, metric, **settings).to_dict("records") if len(table) > 1 and comparable else []
     better = _better_than(pairs, what.better, level)
@@ -84,21 +77,14 @@ def leaderboard(
         given = next((one for one in (results, timings) if one is not None and source in one), None)
         known = given.groupby("backbone")[source].agg(how) if given is not None else pd.Series(dtype=float)
         table[column] = table["backbone"].map(known).astype("Int64" if column == "parameters" else "float64")
-    rows = pd.DataFrame(columns=["backbone"]) if results is None else results
+    rows = pd.DataFrame(columns=["backbone", "status"]) if results is None or results.empty else results
     changes = dict(zip(rows["backbone"], rows["changes"], strict=True)) if "changes" in rows else {}
     table["changes"] = [changes.get(name, "") for name in table["backbone"]]
-    failed = rows.loc[rows["status"] == "failed", "backbone"].tolist() if "status" in rows else []
-    table["flags"] = _flags(table, trials, "" if comparable else "not compared: there is no column sample", failed)
+    failed = rows.loc[rows["status"] == "failed", "backbone"].value_counts()
+    of_nets = trials[trials["backbone"].isin(table.loc[table["kind"] == "backbone", "backbone"])]
+    planned = len(set(of_nets.drop(columns="backbone").itertuples(index=False)))
+    table["flags"] = _flags(table, planned, "" if comparable else "not compared: there is no column sample", failed)
     return table.rename(columns={"value": metric})[[metric if name == "value" else name for name in _COLUMNS]]
-
-
-def _trials(chosen: pd.DataFrame) -> dict[str, set[Any]]:
-    """Return, per backbone, which seeds, repeats and folds there are."""
-    keys = model_keys(chosen)
-    found: dict[str, set[Any]] = {}
-    for backbone, *trial in chosen[keys].drop_duplicates().astype(str).to_numpy():
-        found.setdefault(backbone, set()).add(tuple(trial))
-    return found
 
 
 def _testable(nets: set[str], untested: set[frozenset[str]]) -> set[str]:
@@ -121,23 +107,21 @@ def _better_than(pairs: list[dict[Any, Any]], better: str, level: float) -> dict
     return found
 
 
-def _flags(table: pd.DataFrame, trials: dict[str, set[Any]], uncompared: str, failed: list[str]) -> list[str]:
+def _flags(table: pd.DataFrame, planned: int, uncompared: str, failed: pd.Series) -> list[str]:
     """Return the warnings of each row."""
-    nets = [name for name, kind in zip(table["backbone"], table["kind"], strict=True) if kind == "backbone"]
-    grid = set().union(*(trials[name] for name in nets))
     ranked, most = table.loc[table["rank"].notna(), "backbone"].tolist(), int(table["images"].max())
     flags = []
-    for name, why, untested, images in table[["backbone", "reason", "untested", "images"]].to_numpy():
-        notes = [note for note in (why, uncompared) if note]
-        if untested and not why:
-            notes.append(f"not testable against the others, {untested}")
-        if images < most:
-            notes.append(f"{images:,} of {most:,} images")
-        if name in nets and len(trials[name]) < len(grid):
-            notes.append(f"incomplete: {len(trials[name])} of {len(grid)} trials")
-        if name in failed:
-            notes.append(f"{failed.count(name)} failed")
-        if name in ranked[:1] and len(ranked) > 1:
+    for row in table.to_dict("records"):
+        notes = [note for note in (row["reason"], uncompared) if note]
+        if row["untested"] and not row["reason"]:
+            notes.append(f"not testable against the others, {row['untested']}")
+        if row["images"] < most:
+            notes.append(f"{row['images']:,} of {most:,} images")
+        if row["kind"] == "backbone" and row["trials"] < planned:
+            notes.append(f"incomplete: {row['trials']} of {planned} trials")
+        if row["backbone"] in failed:
+            notes.append(f"{failed[row['backbone']]} failed")
+        if len(ranked) > 1 and row["backbone"] == ranked[0]:
             notes.append(f"best of {len(ranked)} on this side: its value is optimistic")
         flags.append("; ".join(notes))
     return flags

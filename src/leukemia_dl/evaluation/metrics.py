@@ -6,23 +6,36 @@ group would take a hundred times as long.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
+from scipy.special import expit
 
-from leukemia_dl.errors import SettingsError
-from leukemia_dl.evaluation.calibration import calibration_fits
-from leukemia_dl.evaluation.predictions import Floats, Ints, Run, as_arrays
-from leukemia_dl.evaluation.ranking import ranking_values
+from leukemia_dl.checks import choice
+from leukemia_dl.errors import DataError
 
-__all__ = ["ECE_BINS", "LOSS_CLIP", "METRICS", "Metric", "metric", "score", "values", "why_undefined"]
+__all__ = [
+    "CLIP", "METRICS", "Floats", "Ints", "Metric", "Run", "as_arrays", "metric", "ranked_folds", "score", "values",
+    "why_undefined",
+]  # fmt: skip
 
-# Probabilities are clipped to [LOSS_CLIP, 1] in the loss, so that one confident error costs at most 34.5 nats.
-LOSS_CLIP = 1e-15
-ECE_BINS = 15
+Floats: TypeAlias = NDArray[np.float64]
+Ints: TypeAlias = NDArray[np.int64]
+
+# Probabilities are clipped to [CLIP, 1] in logarithms, so that one confident error costs at most 34.5 nats.
+CLIP = 1e-15
+_ECE_BINS = 15
+# Probabilities that another program rounded to two digits are accepted.
+_SUM_TOLERANCE = 1e-2 + 1e-9
+# Weighted predictions that are held at once in a ranking: 16 MB for each of a few arrays.
+_AT_ONCE = 2_000_000
+# Of Newton's method.
+_MOST_STEPS, _LONGEST_STEP, _LAST_STEP, _ROUNDING = 100, 10.0, 1e-8, 1e-12
 _RANKING, _CALIBRATION = ("auroc", "auprc"), ("calibration_slope", "calibration_intercept")
+_OF_TWO_CLASSES = ("sensitivity", "specificity", "ppv", "npv", "prevalence")
 
 
 @dataclass(frozen=True)
@@ -43,39 +56,71 @@ class Metric:
 
 # accuracy and loss come first, everywhere.
 _ALL = (
-    Metric("accuracy"),
-    Metric("loss", "log", "low"),
-    Metric("balanced_accuracy"),
-    Metric("balanced_loss", "log", "low"),
-    Metric("weighted_f1"),
-    Metric("macro_f1"),
-    Metric("auroc"),
-    Metric("auprc"),
-    Metric("sensitivity", classes=1),
-    Metric("specificity", classes=0),
-    Metric("ppv"),
-    Metric("npv"),
-    Metric("prevalence", better=""),
-    Metric("mcc", lowest=-1.0),
-    Metric("brier", "log", "low"),
-    Metric("ece", "log", "low"),
-    Metric("calibration_slope", "linear", ""),
-    Metric("calibration_intercept", "linear", ""),
-)
+    Metric("accuracy"), Metric("loss", "log", "low"),
+    Metric("balanced_accuracy"), Metric("balanced_loss", "log", "low"), Metric("weighted_f1"), Metric("macro_f1"),
+    Metric("auroc"), Metric("auprc"),
+    Metric("sensitivity", classes=1), Metric("specificity", classes=0), Metric("ppv"), Metric("npv"),
+    Metric("prevalence", better=""), Metric("mcc", lowest=-1.0),
+    Metric("brier", "log", "low"), Metric("ece", "log", "low"),
+    Metric("calibration_slope", "linear", ""), Metric("calibration_intercept", "linear", ""),
+)  # fmt: skip
 METRICS = tuple(metric.name for metric in _ALL)
 """Names of all metrics, in the order of columns; `score` defines them."""
 
 
-def metric(name: str) -> Metric:
-    """Return a metric by its name.
+@dataclass(frozen=True, eq=False)
+class Run:
+    """Predictions of one backbone and seed over all its folds, each array of n rows.
 
-    Raises:
-        SettingsError: If there is none.
+    `predicted` is the most probable class (the first of equals), `unit` the group or image that is left out at a time.
     """
-    found = {metric.name: metric for metric in _ALL}.get(name) if isinstance(name, str) else None
-    if found is None:
-        raise SettingsError(f"There is no metric {name!r}. Known: {', '.join(METRICS)}.")
-    return found
+
+    labels: Ints
+    probabilities: Floats
+    predicted: Ints
+    unit: Ints
+    fold: Ints
+    samples: NDArray[np.object_]
+
+    @classmethod
+    def of(cls, labels: Ints, probabilities: Floats) -> Run:
+        """Return a run of one fold, each prediction its own unit."""
+        rows = np.arange(len(labels))
+        return cls(labels, probabilities, probabilities.argmax(axis=1), rows, np.zeros_like(rows), rows.astype(object))
+
+    def at(self, rows: NDArray[Any]) -> Run:
+        """Return some of the predictions."""
+        return Run(*(getattr(self, name)[rows] for name in self.__dataclass_fields__))
+
+
+def metric(name: str) -> Metric:
+    """Return a metric by its name; SettingsError if there is none."""
+    return _ALL[METRICS.index(choice("metric", name, METRICS))]
+
+
+def as_arrays(labels: Any, probabilities: Any) -> tuple[Ints, Floats]:
+    """Return labels (n,) and probabilities (n, classes) as int64 and float64; DataError if they are none."""
+    labels, probabilities = np.asarray(labels), np.asarray(probabilities, dtype=np.float64)
+    if probabilities.ndim != 2 or probabilities.shape[1] < 2 or labels.shape != probabilities.shape[:1]:
+        raise DataError(
+            "Expected labels (n,) and probabilities (n, classes) with at least two classes. "
+            f"Received: {labels.shape} and {probabilities.shape}."
+        )
+    if not len(labels):
+        raise DataError("There are no predictions to score: the test side is empty.")
+    if labels.dtype.kind not in "iu" or labels.min() < 0 or labels.max() >= probabilities.shape[1]:
+        raise DataError(
+            f"Labels must be class indices, whole numbers from 0 to {probabilities.shape[1] - 1}; samples without a "
+            f"label cannot be scored. Received: {labels.dtype} from {labels.min()} to {labels.max()}."
+        )
+    right = np.isfinite(probabilities).all(axis=1) & (probabilities >= 0).all(axis=1)
+    right[right] = np.abs(probabilities[right].sum(axis=1) - 1) <= _SUM_TOLERANCE
+    if not right.all():
+        raise DataError(
+            f"Probabilities must be finite, not negative, and sum to 1 in each row (within 0.01). {(~right).sum():,} "
+            f"rows are not so. Received, the first of them: {probabilities[~right][0].tolist()}."
+        )
+    return labels.astype(np.int64), probabilities
 
 
 def score(labels: Ints, probabilities: Floats) -> dict[str, float]:
@@ -113,8 +158,8 @@ def score(labels: Ints, probabilities: Floats) -> dict[str, float]:
         >>> found["accuracy"], round(found["loss"], 3), found["auroc"], found["calibration_slope"]
         (0.75, 0.4, 1.0, nan)
     """
-    labels, probabilities = as_arrays(labels, probabilities)
-    run = replace(Run.of(labels, probabilities), unit=np.zeros(len(labels), np.int64))
+    run = Run.of(*as_arrays(labels, probabilities))
+    run = replace(run, unit=np.zeros(len(run.labels), np.int64))
     return {name: float(value[0]) for name, value in values(run, np.ones((1, 1))).items()}
 
 
@@ -122,57 +167,70 @@ def values(run: Run, weights: Floats, names: Sequence[str] = METRICS) -> dict[st
     """Return metrics (r,) of weighted predictions; weights (r, units) say how often each unit counts."""
     found: dict[str, Floats] = {}
     if set(names) - {*_RANKING, *_CALIBRATION}:
-        found |= _of_sums(run, weights)
-    if set(names) & set(_RANKING):
-        found |= ranking_values(run, weights)
-    if set(names) & set(_CALIBRATION):
-        found |= calibration_fits(run, weights)
+        found |= _sums(run, weights)
+    if set(names) & {*_RANKING}:
+        found |= _ranking(run, weights)
+    if set(names) & {*_CALIBRATION}:
+        found |= _calibration(run, weights)
     return {name: found[name] for name in METRICS if name in names}
 
 
-def _of_sums(run: Run, weights: Floats) -> dict[str, Floats]:
-    """Return the metrics that are functions of sums over predictions: those are taken per unit, once."""
+def why_undefined(name: str, run: Run, class_names: Sequence[str]) -> str:
+    """Return why a metric of a run is NaN."""
+    if len(class_names) > 2 and name in (*_OF_TWO_CLASSES, *_CALIBRATION):
+        return "defined for two classes; with more see balanced_accuracy, macro_f1 and ece"
+    missing = [class_names[code] for code in range(len(class_names)) if not (run.labels == code).any()]
+    if name in ("sensitivity", "specificity"):
+        return f"no image of class {class_names[name == 'sensitivity']}"
+    if name in ("ppv", "npv"):
+        return f"no image is predicted as {class_names[name == 'ppv']}"
+    if missing:
+        return f"no image of class {', '.join(missing)}"
+    if name == "mcc":
+        return "every image is predicted as one class"
+    return "the probabilities are constant, or separate the classes perfectly"
+
+
+def _sums(run: Run, weights: Floats) -> dict[str, Floats]:
+    """Return the metrics that are functions of sums over predictions, which are taken per unit, once."""
     n, k = run.probabilities.shape
-    rows = np.arange(n)
-    own = np.maximum(run.probabilities[rows, run.labels], LOSS_CLIP)
-    squared = (run.probabilities**2).sum(axis=1) - 2 * run.probabilities[rows, run.labels] + 1
+    rows, units = np.arange(n), weights.shape[1]
+    own = run.probabilities[rows, run.labels]
+    squared = (run.probabilities**2).sum(axis=1) - 2 * own + 1
     confidence = run.probabilities[rows, run.predicted]
-    bins = np.clip(np.ceil(confidence * ECE_BINS).astype(np.int64) - 1, 0, ECE_BINS - 1)
-    units = weights.shape[1]
-
-    def per_unit(column: Ints, columns: int, value: Floats | None = None) -> Floats:
-        sums = np.bincount(run.unit * columns + column, value, units * columns)
-        return sums.reshape(units, columns).astype(np.float64)
-
+    bins = np.clip(np.ceil(confidence * _ECE_BINS).astype(np.int64) - 1, 0, _ECE_BINS - 1)
     right = run.predicted == run.labels
-    known, called = per_unit(run.labels, k), per_unit(run.predicted, k)
-    caught = per_unit(run.labels, k, right.astype(np.float64))
-    losses = per_unit(run.labels, k, -np.log(own))
-    brier = per_unit(np.zeros(n, np.int64), 1, squared / (2 if k == 2 else 1))
-    gaps = per_unit(bins, ECE_BINS, confidence - right)
+
+    def summed(column: Ints, columns: int, value: Floats | None = None) -> Floats:
+        sums = np.bincount(run.unit * columns + column, value, units * columns)
+        return np.asarray(weights @ sums.reshape(units, columns).astype(np.float64))
+
+    true, said = summed(run.labels, k), summed(run.predicted, k)
+    hits = summed(run.labels, k, right.astype(np.float64))
+    loss = summed(run.labels, k, -np.log(np.maximum(own, CLIP)))
+    brier = summed(np.zeros(n, np.int64), 1, squared / (2 if k == 2 else 1))[:, 0]
+    gaps = summed(bins, _ECE_BINS, confidence - right)
     with np.errstate(invalid="ignore", divide="ignore"):
-        loss, true, said, hits = (weights @ sums for sums in (losses, known, called, caught))
         total = true.sum(axis=1)
         recalls, precisions = hits / true, hits / said
         f1 = 2 * hits / (true + said)
-        both = k == 2
-        nothing = np.full(len(weights), np.nan)
-        return {
+        found = {
             "accuracy": hits.sum(axis=1) / total,
             "loss": loss.sum(axis=1) / total,
             "balanced_accuracy": _mean_of_defined(recalls),
             "balanced_loss": _mean_of_defined(loss / true),
             "weighted_f1": np.where(true > 0, f1 * true, 0.0).sum(axis=1) / total,
             "macro_f1": _mean_of_defined(f1),
-            "sensitivity": recalls[:, 1] if both else nothing,
-            "specificity": recalls[:, 0] if both else nothing,
-            "ppv": precisions[:, 1] if both else nothing,
-            "npv": precisions[:, 0] if both else nothing,
-            "prevalence": true[:, 1] / total if both else nothing,
+            "sensitivity": recalls[:, 1],
+            "specificity": recalls[:, 0],
+            "ppv": precisions[:, 1],
+            "npv": precisions[:, 0],
+            "prevalence": true[:, 1] / total,
             "mcc": _matthews(hits.sum(axis=1), true, said, total),
-            "brier": (weights @ brier)[:, 0] / total,
-            "ece": np.abs(weights @ gaps).sum(axis=1) / total,
+            "brier": brier / total,
+            "ece": np.abs(gaps).sum(axis=1) / total,
         }
+    return found if k == 2 else found | dict.fromkeys(_OF_TWO_CLASSES, np.full(len(weights), np.nan))
 
 
 def _matthews(hits: Floats, true: Floats, said: Floats, total: Floats) -> Floats:
@@ -186,22 +244,98 @@ def _matthews(hits: Floats, true: Floats, said: Floats, total: Floats) -> Floats
 
 
 def _mean_of_defined(table: Floats) -> Floats:
-    """Return the mean of each row's defined values."""
     return np.asarray(np.nansum(table, axis=1) / (~np.isnan(table)).sum(axis=1))
 
 
-def why_undefined(name: str, run: Run, class_names: Sequence[str]) -> str:
-    """Return why a metric of a run is NaN."""
-    k = run.probabilities.shape[1]
-    if k > 2 and name in ("sensitivity", "specificity", "ppv", "npv", "prevalence", *_CALIBRATION):
-        return "defined for two classes; with more see balanced_accuracy, macro_f1 and ece"
-    missing = [class_names[code] for code in range(k) if not (run.labels == code).any()]
-    if name in ("sensitivity", "specificity"):
-        return f"no image of class {class_names[1 if name == 'sensitivity' else 0]}"
-    if name in ("ppv", "npv"):
-        return f"no image is predicted as {class_names[1 if name == 'ppv' else 0]}"
-    if missing:
-        return f"no image of class {', '.join(missing)}"
-    if name == "mcc":
-        return "every image is predicted as one class"
-    return "the probabilities are constant, or separate the classes perfectly"
+def ranked_folds(run: Run, weights: Floats, positive: int) -> Iterator[tuple[slice, Floats, Floats]]:
+    """Yield which weightings, and their cumulative weights of positive and of negative images along a fold's ranking.
+
+    Images with equal scores are one step.
+    """
+    for fold in np.unique(run.fold):
+        rows = np.flatnonzero(run.fold == fold)
+        rows = rows[np.argsort(-run.probabilities[rows, positive], kind="stable")]
+        scores, hit = run.probabilities[rows, positive], run.labels[rows] == positive
+        ends = np.flatnonzero(np.r_[scores[1:] != scores[:-1], True])
+        step = max(_AT_ONCE // len(rows), 1)
+        for first in range(0, len(weights), step):
+            part = slice(first, first + step)
+            weight = weights[part][:, run.unit[rows]]
+            above, below = (np.cumsum(np.where(own, weight, 0.0), axis=1)[:, ends] for own in (hit, ~hit))
+            yield part, above, below
+
+
+def _ranking(run: Run, weights: Floats) -> dict[str, Floats]:
+    """Return `auroc` and `auprc`, with more than two classes means over one against the rest.
+
+    Scores of two folds, which have two models, need not be comparable: a positive image is compared with the negative
+    ones of its fold. The folds' AUROCs are thus weighted by their numbers of pairs, the average precisions by their
+    numbers of positives.
+    """
+    areas = []
+    classes = run.probabilities.shape[1]
+    for positive in [1] if classes == 2 else range(classes):
+        wins, pairs, precision, count = np.zeros((4, len(weights)))
+        for part, above, below in ranked_folds(run, weights, positive):
+            positives, negatives = (np.diff(steps, axis=1, prepend=0.0) for steps in (above, below))
+            # A negative loses to the positives above it, and to half of those with its own score.
+            wins[part] += (negatives * (above - 0.5 * positives)).sum(axis=1)
+            pairs[part] += above[:, -1] * below[:, -1]
+            found = np.divide(positives * above, above + below, out=np.zeros_like(above), where=above + below > 0)
+            precision[part] += found.sum(axis=1)
+            count[part] += above[:, -1]
+        with np.errstate(invalid="ignore", divide="ignore"):
+            areas.append((wins / pairs, np.where(pairs > 0, precision / count, np.nan)))
+    return dict(zip(_RANKING, np.mean(areas, axis=0), strict=True))
+
+
+def _calibration(run: Run, weights: Floats) -> dict[str, Floats]:
+    """Return the maximum-likelihood logistic regressions of the label on the log-odds; NaN without a finite maximum."""
+    slopes, intercepts = found = np.full((2, len(weights)), np.nan)
+    clipped = np.clip(run.probabilities, CLIP, 1.0)
+    odds = np.log(clipped[:, 1]) - np.log(clipped[:, 0])
+    spread = float(odds.std()) or 1.0
+    line = np.c_[np.ones(len(odds)), (odds - odds.mean()) / spread]
+    on_line, on_constant = np.zeros(2), np.zeros(1)
+    for row, per_unit in enumerate(weights if run.probabilities.shape[1] == 2 else ()):
+        weight = per_unit[run.unit]
+        negative, positive = (odds[(weight > 0) & (run.labels == code)] for code in (0, 1))
+        if not len(negative) or not len(positive):
+            continue
+        # Each fit starts from the one before, since weights without one group are nearly the same.
+        on_constant = _logistic(line[:, :1], odds, run.labels, weight, on_constant)
+        intercepts[row] = on_constant[0]
+        # Where the classes do not overlap the likelihood rises for ever.
+        if negative.max() > positive.min() and positive.max() > negative.min():
+            on_line = _logistic(line, np.zeros(len(odds)), run.labels, weight, on_line)
+            slopes[row] = on_line[1] / spread
+    return dict(zip(_CALIBRATION, found, strict=True))
+
+
+def _logistic(design: Floats, offset: Floats, label: Ints, weight: Floats, start: Floats) -> Floats:
+    """Return the coefficients of label ~ sigmoid(offset + design @ coefficients), NaN where no maximum is found.
+
+    By Newton's method; a step is halved until the likelihood does not fall.
+    """
+
+    def loss(at: Floats) -> float:
+        return float(weight @ np.logaddexp(0, (1 - 2 * label) * (design @ at + offset)))
+
+    at = np.nan_to_num(start)
+    least = loss(at)
+    for _ in range(_MOST_STEPS):
+        p = expit(design @ at + offset)
+        gradient = (weight * (label - p)) @ design
+        # Where only rounding is left of the gradient, the curvature may be as small, and the step large.
+        gradient[np.abs(gradient) < _ROUNDING * weight.sum()] = 0.0
+        curvature = (design.T * (weight * p * (1 - p))) @ design
+        # Where all probabilities are 0 or 1 there is no curvature: a trace of it keeps the step finite.
+        curvature += _ROUNDING * (1 + np.trace(curvature)) * np.eye(len(at))
+        step = np.clip(np.linalg.solve(curvature, gradient), -_LONGEST_STEP, _LONGEST_STEP)
+        length = np.abs(step).max()
+        while (tried := loss(at + step)) > least * (1 + _ROUNDING) and np.abs(step).max() > 1e-15:
+            step = step / 2
+        at, least = at + step, tried
+        if length < _LAST_STEP:
+            return np.asarray(at)
+    return np.full(len(at), np.nan)

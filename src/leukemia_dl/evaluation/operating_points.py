@@ -9,12 +9,14 @@ import pandas as pd
 
 from leukemia_dl.checks import real_number
 from leukemia_dl.errors import DataError, SettingsError
-from leukemia_dl.evaluation.choices import CHOSEN, chosen_elsewhere, model_keys
 from leukemia_dl.evaluation.evaluate import check_settings, evaluate
+from leukemia_dl.evaluation.metrics import Floats
 from leukemia_dl.evaluation.predictions import (
+    CHOSEN,
     PREFIX,
-    Floats,
+    chosen_elsewhere,
     class_names_of,
+    model_keys,
     select_side,
     unit_column,
     validated_predictions,
@@ -23,7 +25,6 @@ from leukemia_dl.evaluation.predictions import (
 __all__ = ["accuracy_at_coverage", "operating_points"]
 
 _SHOWN = ("sensitivity", "specificity", "ppv", "npv", "accuracy", "balanced_accuracy")
-_COVERAGES = (1.0, 0.95, 0.9, 0.8, 0.7, 0.5)
 
 
 def operating_points(
@@ -41,13 +42,8 @@ def operating_points(
     at least the sensitivity asked for, or the lowest one with the specificity. An image is positive from the threshold
     on. The target need not hold on the tested side.
 
-    Args:
-        frame: The prediction frame of two classes, see `evaluate`.
-        sensitivity: Wanted on the side that thresholds are from; this or the next one.
-        specificity: Wanted on the side that thresholds are from.
-        thresholds_from: Side to choose on: "val", or the name of a side with out-of-fold predictions.
-        side: Side to test on.
-        level: Of the intervals, which are of these models with these thresholds.
+    Give a `sensitivity` or a `specificity`. `thresholds_from` is the side to choose on: "val", or the name of a side
+    with out-of-fold predictions. `frame` is of two classes; `side` and `level` are those of `evaluate`.
 
     Returns:
         A row per backbone and metric: `backbone, target, threshold` (mean over models), `threshold_lowest,
@@ -79,17 +75,16 @@ def operating_points(
     above = (tested[positive] >= tested[CHOSEN]).astype(np.float64)
     # As probabilities of 0 and 1, the threshold's verdicts are scored like any prediction.
     result = evaluate(tested.assign(**{negative: 1 - above, positive: above}), metrics=_SHOWN, level=level, side=side)
-    chosen = tested.drop_duplicates(model_keys(tested)).groupby("backbone")[CHOSEN]
-    result.insert(1, "target", f"{target} {wanted:g}")
-    result.insert(2, "threshold", result["backbone"].map(chosen.mean()))
-    result.insert(3, "threshold_lowest", result["backbone"].map(chosen.min()))
-    result.insert(4, "threshold_highest", result["backbone"].map(chosen.max()))
+    of_models = tested.drop_duplicates(model_keys(tested)).groupby("backbone")[CHOSEN].agg(["mean", "min", "max"])
+    of_models.columns = ["threshold", "threshold_lowest", "threshold_highest"]
+    result = of_models.assign(target=f"{target} {wanted:g}").merge(result, on="backbone", how="right")
+    result = result[list(dict.fromkeys(["backbone", "target", *result]))]
     return _with_shared_groups(result, frame, thresholds_from, side)
 
 
 def accuracy_at_coverage(
     frame: pd.DataFrame,
-    coverages: float | Sequence[float] = _COVERAGES,
+    coverages: float | Sequence[float] = (1.0, 0.95, 0.9, 0.8, 0.7, 0.5),
     *,
     thresholds_from: str = "val",
     side: str = "test",
@@ -109,13 +104,12 @@ def accuracy_at_coverage(
     frame = validated_predictions(frame)
     columns = [PREFIX + name for name in class_names_of(frame)]
     order = list(dict.fromkeys(select_side(frame, side)["backbone"]))
-    given = np.atleast_1d(np.asarray(coverages, dtype=object))
     parts = []
-    for wanted in [real_number("coverages", value, 0, 1, "(]") for value in given]:
+    given = np.atleast_1d(np.asarray(coverages, dtype=object))
+    for wanted in [real_number("coverages", coverage, 0, 1, "(]") for coverage in given]:
 
         def choose(rows: pd.DataFrame, wanted: float = wanted) -> float:
-            surest = rows[columns].max(axis=1).to_numpy(dtype=np.float64)
-            return 0.0 if wanted == 1 else _threshold(np.sort(surest), wanted, at_least=True)
+            return 0.0 if wanted == 1 else _threshold(np.sort(rows[columns].max(axis=1)), wanted, at_least=True)
 
         tested = chosen_elsewhere(frame, thresholds_from, side, choose)
         kept = tested[tested[columns].max(axis=1) >= tested[CHOSEN]]

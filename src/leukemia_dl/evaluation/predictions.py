@@ -2,69 +2,34 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 import re
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 from leukemia_dl.errors import DataError, SettingsError
+from leukemia_dl.evaluation.metrics import Floats, Ints, Run, as_arrays
 from leukemia_dl.text import is_unknown, name_key
 
 __all__ = [
-    "FEWEST_GROUPS", "PREFIX", "Floats", "Ints", "Model", "Run", "arrays_of", "as_arrays", "class_names_of",
-    "groups_of", "models_of", "protocols_of", "select_side", "unit_column", "validated_predictions",
+    "CHOSEN", "FEWEST_GROUPS", "PREFIX", "Model", "arrays_of", "chosen_elsewhere", "class_names_of", "groups_of",
+    "model_keys", "models_of", "protocols_of", "select_side", "unit_column", "validated_predictions",
 ]  # fmt: skip
 
-Floats: TypeAlias = NDArray[np.float64]
-Ints: TypeAlias = NDArray[np.int64]
-
-PREFIX = "probability_"
+PREFIX, CHOSEN = "probability_", "_chosen"
 FEWEST_GROUPS = 5
-KINDS = ("backbone", "baseline", "tta")
-# Optional columns, by where their values may be missing. Columns whose values may be missing for a whole backbone
-# identify its fitted models; all others hold text.
-_MAY_BE_MISSING = {
-    "nowhere": ("backbone", "kind", "side", "sample"),
-    "in a whole backbone": ("seed", "repeat", "fold"),
-    "anywhere": ("group", "subject", "same_cell"),
-}
-_DEFAULTS = {"backbone": "model", "kind": KINDS[0]}
-# Probabilities that another program rounded to two digits are accepted.
-_SUM_TOLERANCE = 1e-2 + 1e-9
+_KINDS = ("backbone", "baseline", "tta")
+_DEFAULTS = {"backbone": "model", "kind": "backbone"}
+# Optional columns, by where their values may be missing: nowhere; in all rows of a backbone; in any row.
+_COMPLETE = ("backbone", "kind", "side", "sample")
+_OF_MODELS = ("seed", "repeat", "fold")
+_KNOWN_OR_NOT = ("group", "subject", "same_cell")
 _LIKE_SUBJECT = ("patient", "patientid", "subjectid", "case", "caseid")
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, eq=False)
-class Run:
-    """Predictions of one backbone and seed over all its folds, each array of n rows.
-
-    `predicted` is the most probable class (the first of equals), `unit` the group or image that is left out at a time.
-    """
-
-    labels: Ints
-    probabilities: Floats
-    predicted: Ints
-    unit: Ints
-    fold: Ints
-    samples: NDArray[np.object_]
-
-    @classmethod
-    def of(cls, labels: Ints, probabilities: Floats) -> Run:
-        """Return a run of one fold, each prediction its own unit."""
-        rows = np.arange(len(labels))
-        return cls(labels, probabilities, probabilities.argmax(axis=1), rows, np.zeros_like(rows), rows.astype(object))
-
-    def at(self, rows: NDArray[Any]) -> Run:
-        """Return some of the predictions."""
-        return Run(*(getattr(self, name)[rows] for name in self.__dataclass_fields__))
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,12 +60,10 @@ def class_names_of(frame: pd.DataFrame) -> tuple[str, ...]:
     """Return the classes that the columns `probability_<class>` of `frame` name, in order; the second is positive.
 
     Raises:
-        DataError: If there are fewer than two, no column `label`, a column twice, or it is no DataFrame.
+        DataError: If there are fewer than two, no column `label`, or it is no DataFrame.
     """
     if not isinstance(frame, pd.DataFrame):
         raise DataError(f"Expected a DataFrame of predictions. Received: {type(frame).__name__}.")
-    if frame.columns.nlevels > 1:
-        raise DataError("Expected a DataFrame of predictions. Received: one with columns of several levels.")
     names = tuple(str(column)[len(PREFIX) :] for column in frame.columns if str(column).startswith(PREFIX))
     if len(names) < 2:
         raise DataError(
@@ -113,12 +76,6 @@ def class_names_of(frame: pd.DataFrame) -> tuple[str, ...]:
             "The predictions have no column label, the true class. Join it from a table such as Dataset.table: "
             f"predictions.merge(truth[[{key!r}, 'label']], on={key!r})."
         )
-    known = {"protocol", *itertools.chain(*_MAY_BE_MISSING.values())}
-    odd = {name: str(name).strip().lower() for name in frame}
-    if odd := {name: lower for name, lower in odd.items() if lower in known - {*frame}}:
-        raise DataError(f"Names of columns are in lower case: frame.rename(columns={odd}).")
-    if len(twice := frame.columns[frame.columns.duplicated()]):
-        raise DataError(f"The column {twice[0]!r} is there twice. Drop one of them.")
     return names
 
 
@@ -135,100 +92,98 @@ def validated_predictions(frame: pd.DataFrame) -> pd.DataFrame:
             over which nothing may be averaged.
     """
     names = class_names_of(frame)
+    _check_columns(frame)
     result = frame.reset_index(drop=True)
-    protocols = protocols_of(result)
-    if len(protocols) > 1:
-        raise DataError(
-            f"The predictions are of {len(protocols)} protocols: {', '.join(protocols)}. Choose one, "
-            f'frame[frame["protocol"] == {protocols[0]!r}], or compare two of them by leukemia_dl.inflation.'
-        )
-    if "error" in result and (unread := int((result["error"].notna() & (result["error"] != "")).sum())):
-        raise DataError(
-            f"{unread:,} of {len(result):,} rows are images that could not be read, as their column error says. Drop "
-            "these rows: frame[frame['error'].isna()]."
-        )
     columns = [PREFIX + name for name in names]
     try:
         result[columns] = result[columns].to_numpy(dtype=np.float64)
     except (TypeError, ValueError) as error:
         raise DataError(f"The columns probability_<class> must hold numbers. {error}.") from None
-    # Images of a side that is not evaluated may have no label.
-    known = result["label"].notna()
-    labels = result["label"][known].astype(object).map(lambda label: _class_of(label, names))
-    if unknown := sorted({*labels} - {*names}):
+    # Other spellings of the classes "0" and "1", by programs that keep labels as numbers.
+    spellings = {f"{name}.0": name for name in names} | {"False": "0", "True": "1"}
+    spellings = {text: name for text, name in spellings.items() if name in names} | {name: name for name in names}
+    labels = result["label"].astype(object)
+    known = labels.notna()  # images of a side that is not evaluated may have no label
+    labels = labels[known].map(str)
+    if unknown := sorted({*labels} - {*spellings}):
         raise DataError(
             f"The column label names classes that have no probability_ column: {', '.join(unknown[:5])}. Classes: "
             f"{', '.join(names)}. Samples without a label cannot be scored."
         )
-    result["label"] = labels.astype(object).reindex(result.index).where(known, None)
+    result["label"] = labels.map(spellings).astype(object).reindex(result.index).where(known, None)
     result = result.assign(**{name: value for name, value in _DEFAULTS.items() if name not in result})
-    for where, optional in _MAY_BE_MISSING.items():
-        for name in filter(result.__contains__, optional):
-            result[name] = _validated_column(result, name, where)
-    if unknown := sorted(set(result["kind"]) - set(KINDS)):
-        raise DataError(f"The column kind holds {' or '.join(map(repr, KINDS))}. Received: {unknown[:5]}.")
+    for name in (*_COMPLETE, *_OF_MODELS, *_KNOWN_OR_NOT):
+        if name in result:
+            result[name] = _validated_column(result, name)
+    if unknown := sorted(set(result["kind"]) - set(_KINDS)):
+        raise DataError(f"The column kind holds {' or '.join(map(repr, _KINDS))}. Received: {unknown[:5]}.")
     if "sample" in result:
         _check_samples(result)
     return result
 
 
-def _class_of(label: Any, names: tuple[str, ...]) -> str:
-    """Return the class that a label names; 1.0 and True may be the class of `probability_1`."""
-    text = str(label)
-    if text not in names:
-        with suppress(TypeError, ValueError):
-            number = float(label)
-            text = str(int(number)) if number.is_integer() else text
-    return text
+def _check_columns(frame: pd.DataFrame) -> None:
+    """Raise DataError if a column would be overlooked, or rows may not be scored together."""
+    known = {"protocol", *_COMPLETE, *_OF_MODELS, *_KNOWN_OR_NOT} - {*frame}
+    odd = {name: str(name).strip().lower() for name in frame if str(name).strip().lower() in known}
+    if odd:
+        raise DataError(f"Names of columns are in lower case: frame.rename(columns={odd}).")
+    if len(twice := frame.columns[frame.columns.duplicated()]):
+        raise DataError(f"The column {twice[0]!r} is there twice. Drop one of them.")
+    if len(protocols := protocols_of(frame)) > 1:
+        raise DataError(
+            f"The predictions are of {len(protocols)} protocols: {', '.join(protocols)}. Choose one, "
+            f'frame[frame["protocol"] == {protocols[0]!r}], or compare two of them by leukemia_dl.inflation.'
+        )
+    if "error" in frame and (unread := int((frame["error"].notna() & (frame["error"] != "")).sum())):
+        raise DataError(
+            f"{unread:,} of {len(frame):,} rows are images that could not be read, as their column error says. Drop "
+            "these rows: frame[frame['error'].isna()]."
+        )
 
 
-def _validated_column(frame: pd.DataFrame, name: str, may_be_missing: str) -> pd.Series:
+def _validated_column(frame: pd.DataFrame, name: str) -> pd.Series:
     """Return an optional column, as text unless it identifies fitted models."""
     column, missing = frame[name], frame[name].isna()
-    if may_be_missing == "in a whole backbone":
-        try:
-            pd.factorize(column)
-        except TypeError:
-            raise DataError(f"The column {name} holds numbers or text. Received: {column.iloc[0]!r}.") from None
+    if name in _OF_MODELS:
         share = missing.groupby(frame["backbone"]).mean()
         if len(partly := share.index[share.between(0, 1, inclusive="neither")]):
             raise DataError(f"Some predictions of {partly[0]} have no {name}, others have. Complete the column {name}.")
         return column
-    if may_be_missing == "anywhere":
+    column = column.astype(object).map(str)
+    if name in _KNOWN_OR_NOT:
         missing |= column.map(is_unknown).astype(bool)
-        if name == "same_cell":
-            return column.astype(object).map(str).where(~missing, None)
-        spelled: dict[str, str] = {}
-        column = column.map(lambda value: spelled.setdefault(name_key(str(value)), str(value)))
     elif missing.any():
         count = f"{missing.sum():,} of {len(frame):,}"
         raise DataError(f"{count} predictions have no {name}. Complete the column {name}.")
-    return column.astype(object).map(str).where(~missing, None)
+    if name in ("group", "subject"):
+        spelled: dict[str, str] = {}
+        column = column.map(lambda text: spelled.setdefault(name_key(text), text))
+    return column.where(~missing, None)
 
 
 def _check_samples(frame: pd.DataFrame) -> None:
     """Raise DataError if a sample has two labels or groups on one side."""
     keys = [name for name in ("side", "sample") if name in frame]
-    facts = [name for name in ("label", "group", "subject") if name in frame]
-    different = frame.drop_duplicates([*keys, *facts])
-    twice = different[different.duplicated(keys, keep=False)]
-    if len(twice):
-        one, other = twice[twice["sample"] == twice["sample"].iloc[0]].iloc[:2].to_dict("records")
-        fact = next(name for name in facts if one[name] != other[name])
-        values = f"two values of {fact}: {one[fact]!r} and {other[fact]!r}"
-        raise DataError(f"Sample {one['sample']!r} has {values}. The predictions are of different data.")
+    for fact in [name for name in ("label", "group", "subject") if name in frame]:
+        different = frame.drop_duplicates([*keys, fact])
+        twice = different[different.duplicated(keys, keep=False)].sort_values(keys, kind="stable")
+        if len(twice):
+            values = f"two values of {fact}: {twice[fact].iloc[0]!r} and {twice[fact].iloc[1]!r}"
+            sample = twice["sample"].iloc[0]
+            raise DataError(f"Sample {sample!r} has {values}. The predictions are of different data.")
 
 
 def select_side(frame: pd.DataFrame, side: str) -> pd.DataFrame:
     """Return the rows of one side of a validated frame; all of them if it has no column `side`."""
-    if not isinstance(side, str):
-        raise SettingsError(f"side must be a name of the column side, such as 'test'. Received: side={side!r}.")
     chosen = frame[frame["side"] == side] if "side" in frame else frame
     if missing := int(chosen["label"].isna().sum()):
         raise DataError(f"{missing:,} of {len(chosen):,} predictions without a label cannot be scored.")
     if chosen.empty and "side" in frame:
-        there = ", ".join(map(str, frame["side"].unique())) or "no rows at all"
+        there = ", ".join(dict.fromkeys(frame["side"])) or "no rows at all"
         raise DataError(f"There are no predictions of the side {side!r}. The column side has: {there}.")
+    if chosen.empty:
+        raise DataError("The frame of predictions is empty. Were two tables joined that spell a path differently?")
     return chosen
 
 
@@ -258,12 +213,9 @@ def models_of(frame: pd.DataFrame, side: str = "test", only: Iterable[str] | Non
         SettingsError: If `only` names a backbone that is not there.
     """
     chosen = select_side(frame, side).reset_index(drop=True)
-    if chosen.empty:
-        raise DataError("The frame of predictions is empty. Were two tables joined that spell a path differently?")
-    labels, probabilities = arrays_of(chosen)
     groups, named = groups_of(chosen), "sample" in chosen
     samples = chosen["sample"].to_numpy(dtype=object) if named else np.array([f"row {i}" for i in chosen.index], object)
-    everything = replace(Run.of(labels, probabilities), samples=samples)
+    everything = replace(Run.of(*arrays_of(chosen)), samples=samples)
     if "fold" in chosen:
         everything = replace(everything, fold=pd.factorize(chosen["fold"])[0].astype(np.int64))
     keys = [name for name in ("seed", "repeat") if name in chosen]
@@ -305,33 +257,35 @@ def arrays_of(frame: pd.DataFrame) -> tuple[Ints, Floats]:
     return as_arrays(codes, frame[[PREFIX + name for name in names]])
 
 
-def as_arrays(labels: Any, probabilities: Any) -> tuple[Ints, Floats]:
-    """Return labels (n,) and probabilities (n, classes) as int64 and float64.
+def model_keys(frame: pd.DataFrame) -> list[str]:
+    """Return the columns that identify a fitted model."""
+    return ["backbone", *(name for name in _OF_MODELS if name in frame)]
 
-    Raises:
-        DataError: If shapes, labels or probabilities are wrong.
+
+def chosen_elsewhere(
+    frame: pd.DataFrame, chosen_on: str, side: str, choose: Callable[[pd.DataFrame], float]
+) -> pd.DataFrame:
+    """Return the rows of one side of a validated frame, with the choice for their model on another side in `CHOSEN`.
+
+    `choose` gets the rows of one fitted model on the side `chosen_on`.
     """
-    try:
-        labels, probabilities = np.asarray(labels), np.asarray(probabilities, dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise DataError(f"Expected labels (n,) and probabilities (n, classes). {error}.") from None
-    if probabilities.ndim != 2 or probabilities.shape[1] < 2 or labels.shape != probabilities.shape[:1]:
-        raise DataError(
-            "Expected labels (n,) and probabilities (n, classes) with at least two classes. "
-            f"Received: {labels.shape} and {probabilities.shape}."
-        )
-    if not len(labels):
-        raise DataError("There are no predictions to score: the test side is empty.")
-    if labels.dtype.kind not in "iu" or labels.min() < 0 or labels.max() >= probabilities.shape[1]:
-        raise DataError(
-            f"Labels must be class indices, whole numbers from 0 to {probabilities.shape[1] - 1}; samples without a "
-            f"label cannot be scored. Received: {labels.dtype} from {labels.min()} to {labels.max()}."
-        )
-    finite = np.all(np.isfinite(probabilities) & (probabilities >= 0), axis=1)
-    sums = np.where(finite[:, None], probabilities, 0.0).sum(axis=1)
-    if len(wrong := np.flatnonzero(np.abs(sums - 1) > _SUM_TOLERANCE)):
-        raise DataError(
-            f"Probabilities must be finite, not negative, and sum to 1 in each row (within 0.01). {len(wrong):,} rows "
-            f"are not so. Received, the first of them: {probabilities[wrong[0]].tolist()}."
-        )
-    return labels.astype(np.int64), probabilities
+    if chosen_on == side:
+        raise SettingsError(f"A choice on the tested side {side!r} looks better than it is: take another side.")
+    if "side" not in frame:
+        raise DataError("To choose on one side and test on another, the predictions need a column side.")
+    tested, other = select_side(frame, side), select_side(frame, chosen_on)
+    models_of(tested, side)  # checks
+    arrays_of(other)  # checks
+    keys = model_keys(frame)
+    if "sample" in frame:
+        images = [*keys, "sample"]
+        if len(tested[images].merge(other[images])):
+            raise DataError(f"Images of the side {side!r} are among those of the side {chosen_on!r} of one model.")
+    groups = other.groupby(keys, dropna=False, sort=False)
+    chosen = [dict(zip(keys, key, strict=True)) | {CHOSEN: choose(rows)} for key, rows in groups]
+    table = pd.DataFrame(chosen).astype({name: tested[name].dtype for name in keys})
+    joined = tested.merge(table, on=keys, how="left")
+    if joined[CHOSEN].isna().any():
+        missing = joined.loc[joined[CHOSEN].isna(), "backbone"].iloc[0]
+        raise DataError(f"{missing} has predictions of the side {side!r} without any of the side {chosen_on!r}.")
+    return joined
