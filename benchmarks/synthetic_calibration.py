@@ -28,8 +28,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 
-from leukemia_dl.datasets.synthetic import SyntheticCohort, draw_cell, draw_cohort, write_dataset
-from leukemia_dl.datasets.synthetic.cohort import LATENTS, SIGNATURES
+from leukemia_dl.datasets.synthetic import LATENTS, SIGNATURES, SyntheticCohort, draw_cell, draw_cohort, write_dataset
 
 TARGETS = {
     "HEM area, mean (px)": (25_500, 27_600),

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
 
-__all__ = ["canonical_json", "digest", "generator", "named_seed", "plain_number"]
+__all__ = ["canonical_json", "digest", "generator", "named_seed", "plain_number", "whole_numbers"]
 
 
 def canonical_json(value: Any) -> str:
@@ -46,6 +47,12 @@ def plain_number(value: Any) -> Any:
     if isinstance(value, bool):
         return value
     return int(value) if isinstance(value, Integral) else float(value) if isinstance(value, Real) else value
+
+
+def whole_numbers(values: object) -> list[int] | None:
+    """Return a whole number or several as a list; None for anything else."""
+    listed = list(map(plain_number, values)) if isinstance(values, Iterable) else [plain_number(values)]
+    return listed if all(type(value) is int for value in listed) else None
 
 
 def _plain(value: Any) -> Any:

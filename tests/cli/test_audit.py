@@ -42,22 +42,10 @@ def test_errors_are_exit_status_1_and_written_in_full(tmp_path, write_image):
     assert list(findings["severity"][findings["kind"] == "identical_files"]) == ["error"]
 
 
-def test_real_sample_by_name(c_nmc_sample, c_nmc_manifest):
-    answer = run(c_nmc_sample, "--dataset", "c_nmc_2019", "--manifest", c_nmc_manifest / "sha256.tsv")
+def test_real_sample_by_name(c_nmc_sample):
+    answer = run(c_nmc_sample, "--dataset", "c_nmc_2019")
     assert answer.returncode == 1
     assert "error: same_cell, 3" in answer.stdout
-    assert "error: missing_file, 15,054" in answer.stdout
-    assert "other_content" not in answer.stdout
-
-
-def test_a_part_of_a_manifest(c_nmc_sample, c_nmc_manifest):
-    """20.22: --manifest has --partial, as verify has."""
-    manifest = ["--manifest", c_nmc_manifest / "sha256.tsv"]
-    answer = run(c_nmc_sample, "--dataset", "c_nmc_2019", *manifest, "--partial")
-    assert "missing_file" not in answer.stdout
-    answer = run(c_nmc_sample, "--dataset", "c_nmc_2019", "--partial")
-    assert answer.returncode == 1
-    assert "--partial says how to read a manifest: pass --manifest FILE too" in answer.stderr
 
 
 def test_a_class_is_left_out(tmp_path, write_image):

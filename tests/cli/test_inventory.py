@@ -39,14 +39,14 @@ def test_the_cache_is_listed_and_cleared(cache: Path) -> None:
     assert "Deleted: 0" in run("cache", "clear").stdout
     images = np.random.default_rng(0).integers(0, 256, (4, 9, 9, 3), dtype=np.uint8)
     store = Dataset.from_arrays(images, [0, 1, 0, 1], ("hem", "all")).pixel_store(Pipeline.default(8))
-    (cache / "pixels" / f".{store.folder.name}-left").mkdir()
+    (cache / "pixels" / f".{store.path.name}-left").mkdir()
     for name, size in (("features/resnet50-0a1b.npy", 300), ("features/.left.npy", 30)):
         (cache / name).parent.mkdir(exist_ok=True)
         (cache / name).write_bytes(b"x" * size)
     (cache / "synthetic-0").mkdir()
     (cache / "synthetic-0" / "a.bmp").write_bytes(b"x" * 100)
     shown = run("cache", "list").stdout
-    for text in (store.folder.name, f".{store.folder.name}-left", "synthetic-0", "resnet50-0a1b.npy"):
+    for text in (store.path.name, f".{store.path.name}-left", "synthetic-0", "resnet50-0a1b.npy"):
         assert text in shown
     assert shown.count(".left.npy") == 1
     assert "Pixels and features: 0.0 GB of at most 20 GB (LEUKEMIA_DL_CACHE_LIMIT)" in shown  # 20.42

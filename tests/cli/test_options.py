@@ -54,7 +54,7 @@ def test_commands_options_and_names_are_completed():
     [
         ("datasets", "list_datasets", "syn", ["synthetic"]),
         ("training.recipe", "PRESETS", "f", ["finetune", "from_scratch"]),
-        ("datasets.protocols", "PROTOCOLS", "kfold,ho", ["kfold,holdout"]),
+        ("datasets.splits", "PROTOCOLS", "kfold,ho", ["kfold,holdout"]),
         ("models.registry", "list_backbones", "cnn,cn", []),  # not twice
         ("benchmark.baselines", "BASELINES", "cell_", ["cell_colour", "cell_size"]),
         ("evaluation.metrics", "METRICS", "balanced", ["balanced_accuracy", "balanced_loss"]),

@@ -15,7 +15,6 @@ from PIL import Image
 from cells import draw_cell
 from leukemia_dl.datasets import Dataset
 from leukemia_dl.datasets.audit import audit
-from leukemia_dl.errors import DataError
 
 
 def of_kind(report, kind):
@@ -277,61 +276,6 @@ def test_balance_and_subjects(tmp_path, write_image):
     for text in ("class all: 7 images", "class all: 2 groups", "subject p0 has 6 hem, 2 all"):
         assert text in details
     assert report.ok
-
-
-@pytest.fixture
-def sample_manifest(c_nmc_manifest, c_nmc_sample, tmp_path):
-    """The lines of the manifest for the files that the sample has, and a way to write others."""
-    lines = (c_nmc_manifest / "sha256.tsv").read_text().splitlines()
-    there = [line for line in lines[1:] if (c_nmc_sample.parent / line.split("\t")[2]).is_file()]
-
-    def write(change=lambda entries: entries):
-        path = tmp_path / "manifest.tsv"
-        path.write_text("\n".join([lines[0], *change(there)]) + "\n")
-        return path
-
-    return write
-
-
-def test_manifest_of_the_sample_agrees(c_nmc_sample, sample_manifest, tmp_path):
-    other_name = tmp_path / "renamed"
-    other_name.symlink_to(c_nmc_sample)
-    for root in (c_nmc_sample, other_name, c_nmc_sample / "training_data"):
-        report = audit(Dataset.load("c_nmc_2019", root=root), manifest=sample_manifest(), show_progress=False)
-        assert set(kinds(report)) == {"same_cell", "count"}, root
-
-
-def test_manifest_that_differs(c_nmc_sample, sample_manifest):
-    def change(entries):
-        images = [line for line in entries if line.endswith(".bmp")]
-        twisted = images[0].replace(images[0][:8], "0" * 8)
-        return [twisted, *images[2:], images[1].replace(".bmp", "0.bmp")]
-
-    report = audit(Dataset.load("c_nmc_2019", root=c_nmc_sample), manifest=sample_manifest(change), show_progress=False)
-    found = report.findings.set_index("kind")
-    assert found.loc["other_content", "severity"] == "error"
-    assert found.loc["missing_file", "severity"] == "error"
-    assert pd.isna(found.loc["missing_file", "sample"])
-    assert found.loc["not_in_manifest", "severity"] == "warning"
-    assert kinds(report)["other_content"] == kinds(report)["missing_file"] == kinds(report)["not_in_manifest"] == 1
-
-
-def test_a_bad_manifest_is_refused_before_any_image_is_read(tmp_path, write_image):
-    write_image(tmp_path / "hem" / "1.png", 1)
-    write_image(tmp_path / "all" / "2.png", 2)
-    dataset = Dataset.load("folder", root=tmp_path)
-    with pytest.raises(DataError, match="manifest"):
-        audit(dataset, manifest=tmp_path / "none.tsv")
-    (tmp_path / "bad.tsv").write_text("sha256\tsize\tpath\nabc\t1\tx.png\n")
-    with pytest.raises(DataError, match="line 2"):
-        audit(dataset, manifest=tmp_path / "bad.tsv")
-
-
-def test_a_part_of_the_files_of_a_manifest(c_nmc_sample, c_nmc_manifest):
-    """20.22: with `partial`, files that are not there are no finding; those that are there are compared."""
-    dataset = Dataset.load("c_nmc_2019", root=c_nmc_sample)
-    report = audit(dataset, manifest=c_nmc_manifest / "sha256.tsv", show_progress=False, partial=True)
-    assert set(kinds(report)) == {"same_cell", "count"}
 
 
 def test_what_is_not_checked_is_said(sample_report, tmp_path, write_image):

@@ -1,4 +1,3 @@
-import json
 import os
 import shutil
 import signal
@@ -48,7 +47,7 @@ def test_a_store_is_the_pipeline_applied_afresh(small: Dataset, base: Path) -> N
     part = store[[3, 1]]
     part[:] = 0
     np.testing.assert_array_equal(store[3], fresh[3])
-    assert repr(store) == f"<PixelStore of 10 images of 24 x 24 pixels in {store.folder}>"
+    assert repr(store) == f"<PixelStore of 10 images of 24 x 24 pixels in {store.path}>"
 
 
 @given(rows=st.lists(st.integers(0, 9), min_size=2, max_size=10, unique=True), picked=st.data())
@@ -71,12 +70,12 @@ def test_random_subsets_and_orders(
 
 def test_it_is_found_again_by_content_wherever_the_files_lie(small: Dataset, base: Path, tmp_path: Path) -> None:
     first = small.pixel_store(PIPELINE, base)
-    written = (first.folder / "pixels.npy").stat().st_mtime_ns
+    written = first.path.stat().st_ino
     shutil.copytree(tmp_path / "images", tmp_path / "moved")
     moved = Dataset.from_folder(tmp_path / "moved").subset(range(9, -1, -1))
     again = moved.pixel_store(PIPELINE, base)
-    assert again.folder == first.folder
-    assert (again.folder / "pixels.npy").stat().st_mtime_ns == written
+    assert again.path == first.path
+    assert again.path.stat().st_ino == written
     np.testing.assert_array_equal(again[:], first[:][::-1])
 
 
@@ -87,7 +86,7 @@ def test_a_changed_file_or_another_pipeline_is_another_store(
     other = small.pixel_store(Pipeline.default(25), base)
     write_image(small.paths[0], 77, 12)
     changed = Dataset.from_dataframe(small.table).pixel_store(PIPELINE, base)
-    assert len({first.folder, other.folder, changed.folder}) == 3
+    assert len({first.path, other.path, changed.path}) == 3
     np.testing.assert_array_equal(changed[0], PIPELINE.load(small.paths[0]))
 
 
@@ -98,13 +97,13 @@ def test_another_version_of_what_decodes_is_another_store(
     """Mutant 15: the versions of Pillow and NumPy are part of what a store is found by."""
     first, real = small.pixel_store(PIPELINE, base), pixels.metadata.version
     monkeypatch.setattr(pixels.metadata, "version", lambda name: "0.0" if name == package else real(name))
-    assert small.pixel_store(PIPELINE, base).folder != first.folder
+    assert small.pixel_store(PIPELINE, base).path != first.path
 
 
 def test_pixels_reach_the_disk_before_the_name_does(
     small: Dataset, base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Mutant 15: every file of a store is synchronised before the store is moved into place."""
+    """Mutant 15: the file of a store is synchronised before it is moved into place."""
     synced, real = [], os.fsync
 
     def sync(descriptor: int) -> None:
@@ -113,10 +112,9 @@ def test_pixels_reach_the_disk_before_the_name_does(
             synced.append(os.fstat(descriptor).st_size)
         real(descriptor)
 
-    monkeypatch.setattr(pixels.os, "fsync", sync)
+    monkeypatch.setattr(os, "fsync", sync)
     store = small.pixel_store(PIPELINE, base)
-    assert sorted(synced) == sorted(path.stat().st_size for path in store.folder.iterdir())
-    assert len(synced) == 2
+    assert synced == [store.path.stat().st_size]
 
 
 def test_a_file_that_has_changed_is_noticed(small: Dataset, base: Path, write_image: Callable[..., Path]) -> None:
@@ -156,22 +154,18 @@ def test_images_in_memory_are_stored_too(base: Path) -> None:
     np.testing.assert_array_equal(dataset.pixel_store(PIPELINE, base)[:], PIPELINE(images))
 
 
-@pytest.mark.parametrize("damage", ["index", "cut", "no pixels", "other index", "header"])
+@pytest.mark.parametrize("damage", ["cut", "shape", "header"])
 def test_a_damaged_store_is_built_again(small: Dataset, base: Path, damage: str) -> None:
     store = small.pixel_store(PIPELINE, base)
-    expected, index = store[:], store.folder / "index.json"
-    if damage == "index":
-        index.write_bytes(b"{")
-    elif damage == "cut":
-        os.truncate(store.folder / "pixels.npy", 1000)
-    elif damage == "no pixels":
-        (store.folder / "pixels.npy").unlink()
-    elif damage == "other index":
-        index.write_text(json.dumps(json.loads(index.read_text()) | {"shape": [9, 24, 24, 4]}))
+    expected = store[:]
+    if damage == "cut":
+        os.truncate(store.path, 1000)
+    elif damage == "shape":
+        np.save(store.path, expected[:2])
     else:
-        (store.folder / "pixels.npy").write_bytes(b"\x93NUMPY\x01\x00\xff\xff{'descr': '|O'}")
+        store.path.write_bytes(b"\x93NUMPY\x01\x00\xff\xff{'descr': '|O'}")
     np.testing.assert_array_equal(small.pixel_store(PIPELINE, base)[:], expected)
-    assert [place.name for place in base.iterdir()] == [store.folder.name]
+    assert [place.name for place in base.iterdir()] == [store.path.name]
 
 
 def test_what_does_not_fit_is_refused(small: Dataset, base: Path) -> None:
@@ -205,7 +199,7 @@ def test_a_full_disk_is_one_clear_error(small: Dataset, base: Path, tmp_path: Pa
     """A limit on the size of a file stands for it: the system refuses in the same place."""
     command = [sys.executable, "-c", _FULL, str(tmp_path / "images"), str(base)]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
-    assert "there is no room for 0.00 GB. Free some space" in done.stdout
+    assert "(0.00 GB) cannot be written to" in done.stdout
     assert list(base.iterdir()) == []
 
 

@@ -33,7 +33,7 @@ def test_cells_that_only_look_alike_are_not_the_same():
     assert same_cells([cell_key(image) for image in images], list("abcd"), images.__getitem__) == []
     speckled = cell.copy()
     speckled[::7, ::7] += (cell[::7, ::7] > 0).astype(np.uint8) * 3
-    assert 0 < likeness(cell, speckled).difference < 0.1
+    assert 0 < likeness(cell, speckled)[1] < 0.1
     assert same_cells([cell_key(cell), cell_key(speckled)], list("ab"), [cell, speckled].__getitem__) == [[0, 1]]
 
 

@@ -1,7 +1,6 @@
 """Splits: patients and their cells stay on one side, whatever the seed and the order of the rows."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -13,8 +12,8 @@ from hypothesis import strategies as st
 
 from cohorts import DRAWN, INFO, SIDES, assert_clean, cohort, content_of, names, with_folds
 from leukemia_dl.datasets import Dataset, make_splits, splits
-from leukemia_dl.datasets.protocols import GROUP_DISJOINT, SplitContext, SplitIndices
 from leukemia_dl.datasets.sources.c_nmc_2019 import LINKED_SUBJECTS
+from leukemia_dl.datasets.splits import GROUP_DISJOINT, SplitContext
 from leukemia_dl.errors import SettingsError, SplitError, UnknownNameError
 
 pytestmark = pytest.mark.usefixtures("contents_from_paths")
@@ -150,21 +149,20 @@ def test_val_is_about_a_fifth_with_as_many_groups_as_can_be() -> None:
 
 
 def test_a_forged_split_is_noticed() -> None:
-    """Mutant 2: train and val are compared, both for samples on two sides and for a promise that is broken."""
+    """Mutant 2: a sample, or the images of a subject, in train and in val."""
     dataset = cohort({"a": [2] * 9, "b": [2] * 9})
     context, unguarded = SplitContext(dataset, "holdout", 0), SplitContext(dataset, "fixed", 0)
     rest, test = context.holdout(context.everything, "test")
     train, val = context.holdout(rest, "val")
-    indices = SplitIndices(None, train, test, val)
-    _ = splits._checked(context, indices)
-    with pytest.raises(SplitError, match="put a sample of 'made_up' on two sides"):
-        splits._checked(context, replace(indices, train=np.append(train, val[0])))
+    _ = splits._checked(context, None, train, test, val)
+    with pytest.raises(SplitError, match="broke its promise to be"):
+        splits._checked(context, None, np.append(train, val[0]), test, val)
     cut = np.isin(context.groups[val], context.groups[val[:1]])  # one of the two images of a subject goes to train
     moved = val[cut][:1]
+    shared = (None, np.append(train, moved), test, np.setdiff1d(val, moved))
     with pytest.raises(SplitError, match="broke its promise to be group-disjoint"):
-        splits._checked(context, replace(indices, train=np.append(train, moved), val=np.setdiff1d(val, moved)))
-    shared = replace(indices, train=np.append(train, moved), val=np.setdiff1d(val, moved))
-    found = splits._checked(unguarded, shared)
+        splits._checked(context, *shared)
+    found = splits._checked(unguarded, *shared)
     assert found.leaked["groups"] == 1
     assert GROUP_DISJOINT not in found.guarantees
 
@@ -212,7 +210,7 @@ def test_real_sample(c_nmc_sample: Path, aria_sample: Path) -> None:
     for split in make_splits(dataset, "official_clean", folds="all"):
         assert_clean(dataset, split)
     aria = Dataset.load("folder", root=aria_sample)
-    with pytest.raises(SplitError, match="1,200 of the 1,200 labelled samples of 'folder' have no subject"):
+    with pytest.raises(SplitError, match="Of the 1,200 labelled samples of 'folder' 1,200 have no subject"):
         make_splits(aria, "holdout")
     split = make_splits(aria, "random", allow_leakage=True)[0]
     assert split.counts().loc["test", "images"].to_numpy() == pytest.approx([60] * 4, abs=2)

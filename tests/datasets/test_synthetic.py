@@ -12,8 +12,8 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from leukemia_dl.datasets.synthetic import SyntheticCohort, cells, draw_cell, draw_cohort, write_dataset, writer
-from leukemia_dl.datasets.synthetic.cohort import LATENTS
+from leukemia_dl.datasets import synthetic
+from leukemia_dl.datasets.synthetic import LATENTS, SyntheticCohort, draw_cell, draw_cohort, write_dataset
 from leukemia_dl.errors import DataError, SettingsError
 
 SMALL = SyntheticCohort(subjects=12, images=40, preliminary_images=12, final_images=3, seed=3)
@@ -264,33 +264,29 @@ class TestFiles:
         assert (other / first).read_bytes() != (small / first).read_bytes()
 
     def test_is_used_again(self, small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(writer, "draw_cell", None)
+        monkeypatch.setattr(synthetic, "draw_cell", None)
         assert write_dataset(small, SMALL, show_progress=False) == small
 
     def test_refuses_another_synthetic_data_set(self, small: Path) -> None:
-        with pytest.raises(DataError, match=r"does not hold this synthetic data set.*Pass another folder, or delete"):
+        with pytest.raises(
+            DataError, match=r"does not hold this synthetic data set, whole: .*Pass another folder, or delete"
+        ):
             write_dataset(small, dataclasses.replace(SMALL, seed=9), show_progress=False)
 
     def test_refuses_another_generator_version(self, small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(writer, "GENERATOR_VERSION", 999)
+        monkeypatch.setattr(synthetic, "GENERATOR_VERSION", 999)
         with pytest.raises(DataError, match="999"):
             write_dataset(small, SMALL, show_progress=False)
 
     def test_refuses_a_foreign_folder_and_leaves_it_alone(self, tmp_path: Path) -> None:
         (tmp_path / "notes.txt").write_text("mine")
-        with pytest.raises(DataError, match="not empty and was not written by this generator"):
+        with pytest.raises(DataError, match="does not hold"):
             write_dataset(tmp_path, SMALL, show_progress=False)
         assert contents(tmp_path) == {"notes.txt": b"mine"}
 
-    @pytest.mark.parametrize("note", ["{", "[]", "{}"])
-    def test_refuses_a_broken_note(self, tmp_path: Path, note: str) -> None:
-        (tmp_path / "synthetic.json").write_text(note)
-        with pytest.raises(DataError, match=r"synthetic\.json cannot be read"):
-            write_dataset(tmp_path, SMALL, show_progress=False)
-
     def test_refuses_a_file(self, tmp_path: Path) -> None:
         (tmp_path / "file").write_text("mine")
-        with pytest.raises(DataError, match="is a file"):
+        with pytest.raises(DataError, match="does not hold"):
             write_dataset(tmp_path / "file", SMALL, show_progress=False)
 
     def test_reports_a_place_that_cannot_be_written(self, tmp_path: Path) -> None:
@@ -308,9 +304,9 @@ class TestInterruption:
             drawn.append(row)
             if len(drawn) == 10:
                 raise error
-            return cells.draw_cell(row, seed, size)
+            return draw_cell(row, seed, size)
 
-        monkeypatch.setattr(writer, "draw_cell", draw)
+        monkeypatch.setattr(synthetic, "draw_cell", draw)
         with pytest.raises(error):
             write_dataset(tmp_path / "cells", SMALL, workers=1, show_progress=False)
         assert not any(tmp_path.iterdir())
@@ -321,7 +317,7 @@ class TestInterruption:
         def draw(row: dict[str, object], seed: int, size: int) -> np.ndarray:
             raise OSError(28, "No space left on device")
 
-        monkeypatch.setattr(writer, "draw_cell", draw)
+        monkeypatch.setattr(synthetic, "draw_cell", draw)
         with pytest.raises(DataError, match="No space left"):
             write_dataset(tmp_path / "cells", SMALL, workers=1, show_progress=False)
         assert not any(tmp_path.iterdir())
@@ -329,7 +325,7 @@ class TestInterruption:
     def test_missing_images_are_noticed(self, tmp_path: Path) -> None:
         root = write_dataset(tmp_path / "cells", SMALL, show_progress=False)
         (root / FINAL / "1.bmp").unlink()
-        with pytest.raises(DataError, match="54 images instead of 55"):
+        with pytest.raises(DataError, match="does not hold"):
             write_dataset(root, SMALL, show_progress=False)
 
     def test_empty_folder_is_filled(self, tmp_path: Path, small: Path) -> None:

@@ -215,7 +215,7 @@ def test_the_files_of_a_closed_folder_are_unreadable(root, mode):
         # The superuser may read everything: ask as somebody else.
         become = "os.setuid(65534)" if os.access(data / "top" / "closed", os.X_OK) or os.geteuid() == 0 else ""
         program = (
-            "import os, pandas, leukemia_dl.datasets.verify as module, leukemia_dl.datasets.hashes\n"
+            "import os, pandas, leukemia_dl.datasets.verify as module, leukemia_dl.datasets.cache\n"
             f"{become}\nos.environ['LEUKEMIA_DL_CACHE'] = {name!r}\n"
             f"print(module.verify({str(data / root)!r}, {str(manifest)!r}))"
         )

@@ -132,5 +132,5 @@ def test_rows_without_label_are_for_prediction_alone() -> None:
 
 
 def test_splits_share_one_store(dataset: Dataset) -> None:
-    stores = {as_keras(dataset, PIPELINE, rows).store.folder for rows in ([1, 2], [3], None)}
+    stores = {as_keras(dataset, PIPELINE, rows).store.path for rows in ([1, 2], [3], None)}
     assert len(stores) == 1

@@ -21,10 +21,9 @@ from leukemia_dl.benchmark.store import Store
 from leukemia_dl.benchmark.trial import Record
 from leukemia_dl.checks import choice, flag, real_number
 from leukemia_dl.datasets import Dataset
-from leukemia_dl.datasets.protocols import default_protocol
-from leukemia_dl.datasets.splits import whole_numbers
+from leukemia_dl.datasets.splits import default_protocol
 from leukemia_dl.errors import LeukemiaDLError, SettingsError, unknown_name_error
-from leukemia_dl.identity import canonical_json, plain_number
+from leukemia_dl.identity import canonical_json, plain_number, whole_numbers
 from leukemia_dl.models.registry import names_of
 from leukemia_dl.preprocess import Pipeline
 from leukemia_dl.training.backends import ComputeConfig

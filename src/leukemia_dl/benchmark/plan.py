@@ -16,7 +16,7 @@ from leukemia_dl.benchmark.baselines import FITTED_BY
 from leukemia_dl.benchmark.trial import RESULTS_VERSION, Trial
 from leukemia_dl.checks import whole_number
 from leukemia_dl.datasets import Dataset, Split, make_splits
-from leukemia_dl.datasets.protocols import PROTOCOLS
+from leukemia_dl.datasets.splits import PROTOCOLS
 from leukemia_dl.errors import SettingsError
 from leukemia_dl.models.backend import backend_name
 from leukemia_dl.models.build import check_size, weights_identity

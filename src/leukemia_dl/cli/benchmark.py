@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["benchmark"]
 
 _backbones = options.completed("models.registry", "list_backbones")
-_protocols = options.completed("datasets.protocols", "PROTOCOLS")
+_protocols = options.completed("datasets.splits", "PROTOCOLS")
 _baselines = options.completed("benchmark.baselines", "BASELINES")
 _PROTOCOLS = "official, official_clean, preliminary, kfold, holdout, fixed, published_v1 or random; several by commas."
 # Options that may stand beside a settings file, which does not have them or has them of another machine.

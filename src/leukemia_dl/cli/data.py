@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from leukemia_dl.cli import options
-from leukemia_dl.errors import DataError, SettingsError
+from leukemia_dl.errors import DataError
 
 __all__ = ["audit", "download", "verify"]
 
@@ -20,10 +20,6 @@ def audit(
     dataset: options.DatasetName = _FOLDER,
     dataset_option: options.DatasetOptions = None,
     drop_class: options.DropClasses = None,
-    manifest: Annotated[
-        Path | None, typer.Option(help="The expected files: lines of sha256, size, path.", show_default=False)
-    ] = None,
-    partial: Annotated[bool, typer.Option("--partial", help="Allow files of --manifest to be missing.")] = False,
     csv: Annotated[
         Path | None,
         typer.Option(help="Write all findings to this file.", show_default=False, callback=options.in_folder),
@@ -36,8 +32,6 @@ def audit(
     """
     from leukemia_dl.datasets.audit import audit as audit_dataset
 
-    if partial and manifest is None:
-        raise SettingsError("--partial says how to read a manifest: pass --manifest FILE too.")
     try:
         data = options.load_dataset(dataset, root, dataset_option, drop_class)
     except DataError as error:
@@ -48,7 +42,7 @@ def audit(
             "c_nmc_2019 or --dataset csv; `leukemia-dl datasets` lists them."
         ) from error
     typer.echo(f"{data!r}, read as --dataset {dataset}")
-    report = audit_dataset(data, manifest=manifest, partial=partial)
+    report = audit_dataset(data)
     typer.echo(str(report))
     if csv is not None:
         options.write_csv(report.findings, csv, safe_csv)

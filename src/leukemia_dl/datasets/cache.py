@@ -1,17 +1,32 @@
-"""The folder for files that can be made again (synthetic cells, decoded pixels, features), and its size limit."""
+"""The cache folder (synthetic cells, decoded pixels, features, hashes of files): its place, size limit, and the hashes.
+
+`hashes.json` in it holds `{path: [size, changed, moved, sha256]}`: a file is read again only if it has changed.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 import os
-import shutil
 import time
 from pathlib import Path
+from typing import Any
 
-from leukemia_dl.atomic import remove_unfinished
+import numpy as np
+from numpy.typing import NDArray
+
+from leukemia_dl.atomic import remove_unfinished, sha256_of_file, write_file
 from leukemia_dl.errors import DataError, SettingsError
+from leukemia_dl.progress import parallel_map
 
-__all__ = ["cache_dir", "cache_limit", "cache_use", "in_use", "make_room", "user_path"]
+__all__ = [
+    "HASH_FILE", "array_hash", "cache_dir", "cache_limit", "cache_use", "file_hashes", "in_use", "make_room",
+    "tried_hashes", "user_path",
+]  # fmt: skip
+
+HASH_FILE = "hashes.json"
+_SETTLED_NS = 2_000_000_000  # a file that changes twice within a tick of the clock keeps its stamp
 
 
 def user_path(path: str | Path, name: str = "") -> Path:
@@ -41,34 +56,85 @@ def cache_limit() -> float:
 
 
 def cache_use() -> list[tuple[float, int, Path]]:
-    """Return (time of last use, bytes, path) of each pixel store and file of features, the oldest first."""
+    """Return (time of last use, bytes, path) of each file of pixels or features, the oldest first."""
     found = []
-    for place in (*cache_dir().glob("pixels/[!.]*"), *cache_dir().glob("features/[!.]*.npy")):
+    for path in (*cache_dir().glob("pixels/[!.]*.npy"), *cache_dir().glob("features/[!.]*.npy")):
         with contextlib.suppress(OSError):  # another process deletes it
-            parts = place.iterdir() if place.is_dir() else [place]
-            found.append((place.lstat().st_mtime, sum(part.lstat().st_size for part in parts), place))
+            found.append((path.lstat().st_mtime, path.lstat().st_size, path))
     return sorted(found)
 
 
-def in_use(place: Path) -> None:
-    """Note that a pixel store or a file of features is used now."""
+def in_use(path: Path) -> None:
+    """Note that a file of pixels or features is used now."""
     with contextlib.suppress(OSError):  # a cache that cannot be written to
-        os.utime(place)
+        os.utime(path)
 
 
-def make_room(place: Path, needed: int) -> None:
-    """Keep the cache within its limit when `needed` bytes are to be written at `place`; other folders have no limit.
+def make_room(path: Path, needed: int) -> None:
+    """Keep the cache within its limit when `needed` bytes are to be written to `path`; other folders have no limit.
 
     The least recently used files are deleted first, but none that was used within a day: another process may use it
     again.
     """
-    remove_unfinished(place.parent)
-    kept = cache_use() if cache_dir() in place.parents else []
+    remove_unfinished(path.parent)
+    kept = cache_use() if cache_dir() in path.parents else []
     over = sum(size for _, size, _ in kept) + needed - cache_limit()
     for used, size, old in kept:
         if over <= 0 or used > time.time() - 86_400:
             break
         with contextlib.suppress(OSError):
-            aside = old.rename(old.with_name(f".{old.name}-00000000.unfinished"))  # at any moment it is whole or absent
+            old.unlink()
             over -= size
-            shutil.rmtree(aside) if aside.is_dir() else aside.unlink()
+
+
+def array_hash(array: NDArray[np.uint8]) -> str:
+    """Return the SHA-256 of an array's shape and bytes, 64 hexadecimal digits."""
+    return hashlib.sha256(f"{array.shape}".encode() + array.tobytes()).hexdigest()
+
+
+def file_hashes(paths: list[str], show: bool = True) -> list[str]:
+    """Return the SHA-256 of files in order, as `tried_hashes`. Raises DataError for the first that cannot be read."""
+    found = tried_hashes(paths, show)
+    if error := next((content for content in found if isinstance(content, DataError)), None):
+        raise error
+    return [str(content) for content in found]
+
+
+def tried_hashes(paths: list[str], show: bool = True) -> list[str | DataError]:
+    """Return the SHA-256 of files as 64 hexadecimal digits, in order; for a file that cannot be read, the error."""
+    known, read = _known_hashes(), dict[str, list[Any]]()
+
+    def hash_one(path: str) -> str | DataError:
+        try:
+            stamp = _stamp(path)
+            if known.get(path, [])[:3] == stamp:
+                return str(known[path][3])
+            content = sha256_of_file(Path(path))
+            if _stamp(path) != stamp:
+                raise OSError("it changes while it is read")
+            read[path] = [*stamp, content]
+            return content
+        except (OSError, ValueError) as error:  # ValueError: a null character in the name
+            reason = getattr(error, "strerror", None) or error
+            return DataError(f"Cannot read {path}: {reason}. Was it moved since the data set was loaded?")
+
+    found = parallel_map(hash_one, paths, "Hashing files", show=show)
+    settled = time.time_ns() - _SETTLED_NS
+    if new := {path: entry for path, entry in read.items() if max(entry[1:3]) < settled}:
+        with contextlib.suppress(OSError):  # a cache that cannot be written to
+            write_file(cache_dir() / HASH_FILE, json.dumps(_known_hashes() | new).encode())
+    return found
+
+
+def _stamp(path: str) -> list[int]:
+    """Return size, and the times of the last change of the content and of the entry, which no user can set."""
+    status = Path(path).stat()
+    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
+
+
+def _known_hashes() -> dict[str, list[Any]]:
+    with contextlib.suppress(OSError, ValueError):
+        known = json.loads((cache_dir() / HASH_FILE).read_bytes())
+        if isinstance(known, dict) and all(isinstance(entry, list) and len(entry) == 4 for entry in known.values()):
+            return known
+    return {}

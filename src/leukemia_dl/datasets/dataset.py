@@ -15,8 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from leukemia_dl import identity
 from leukemia_dl.datasets.audit import AuditReport, audit
-from leukemia_dl.datasets.cache import user_path
-from leukemia_dl.datasets.hashes import array_hash, file_hashes
+from leukemia_dl.datasets.cache import array_hash, file_hashes, user_path
 from leukemia_dl.datasets.pixels import PixelStore, decode_all
 from leukemia_dl.datasets.sources import csv_file, folder
 from leukemia_dl.datasets.table import TEXT, DatasetInfo, checked_table, class_list, counted, joined_info, row_numbers
@@ -284,11 +283,9 @@ class Dataset:
         info = self.info if same else joined_info(self.info, other.info, class_names)
         return Dataset(pd.concat(tables, ignore_index=True), class_names, info, arrays)
 
-    def audit(
-        self, manifest: str | Path | None = None, show_progress: bool = True, partial: bool = False
-    ) -> AuditReport:
-        """Return an audit; see `datasets.audit.audit` for `manifest`, `show_progress` and `partial`."""
-        return audit(self, manifest, show_progress, partial)
+    def audit(self, show_progress: bool = True) -> AuditReport:
+        """Return an audit; see `datasets.audit.audit`, also for `show_progress`."""
+        return audit(self, show_progress)
 
     def default_pipeline(self, size: int) -> Pipeline:
         """Return the pipeline of benchmarks to `size` pixels: on the canvas of the data set, if any, or padded."""

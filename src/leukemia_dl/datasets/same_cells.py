@@ -10,15 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from leukemia_dl.errors import ImageError
 from leukemia_dl.preprocess.foreground import bounding_box, foreground_mask, is_single_cell
 
-__all__ = ["CellKey", "Likeness", "cell_key", "likeness", "likeness_of_rows", "same_cells"]
+__all__ = ["CellKey", "cell_key", "likeness", "same_cells"]
 
 _OVERLAP, _DIFFERENCE, _GRID = 0.995, 1.0, 8
 # Equal cells differ by less than 1 inside both masks, by at most 255 in the 0.5% outside one of them, and by rounding.
 _GRID_DIFFERENCE = 4.0
-_Decode = Callable[[int], NDArray[np.uint8]]
 
 
 class CellKey(NamedTuple):
@@ -30,27 +28,20 @@ class CellKey(NamedTuple):
     colours: NDArray[np.uint8]
 
 
-class Likeness(NamedTuple):
-    """Overlap of two masks (intersection over union), and mean difference in both, in grey levels."""
-
-    overlap: float
-    difference: float
-
-
 def cell_key(image: NDArray[np.uint8]) -> CellKey | None:
     """Return the key of an image, uint8 (h, w, 3); None if it is no single cell on exactly black background."""
     cell = _cut_out(image)
     if cell is None:
         return None
-    height, width = cell.shape[:2]
     grid = Image.fromarray(cell).resize((_GRID, _GRID), Image.Resampling.BOX)
-    return CellKey(height, width, int(cell.any(axis=2).sum()), np.asarray(grid).ravel())
+    return CellKey(cell.shape[0], cell.shape[1], int(cell.any(axis=2).sum()), np.asarray(grid).ravel())
 
 
-def likeness(one: NDArray[np.uint8], two: NDArray[np.uint8]) -> Likeness | None:
-    """Return the likeness of two images, uint8 (h, w, 3), if they show the same cell, wherever it lies; else None.
+def likeness(one: NDArray[np.uint8], two: NDArray[np.uint8]) -> tuple[float, float] | None:
+    """Return overlap and difference of two images, uint8 (h, w, 3), that show the same cell, wherever it lies; or None.
 
-    The same cell: boxes of one size, masks that overlap by more than 0.995, a mean difference below one grey level.
+    The same cell: boxes of one size, masks with an intersection over union above 0.995, and pixels in both masks that
+    differ by less than one grey level on average.
     """
     first, second = _cut_out(one), _cut_out(two)
     if first is None or second is None or first.shape != second.shape:
@@ -61,55 +52,39 @@ def likeness(one: NDArray[np.uint8], two: NDArray[np.uint8]) -> Likeness | None:
     if overlap <= _OVERLAP:
         return None
     difference = float(np.abs(first[both].astype(np.int16) - second[both]).mean())
-    return Likeness(overlap, difference) if difference < _DIFFERENCE else None
+    return (overlap, difference) if difference < _DIFFERENCE else None
 
 
-def likeness_of_rows(decode: _Decode, one: int, two: int) -> Likeness | None:
-    """Return the likeness of two rows; None also if one of them can no longer be decoded."""
-    try:
-        return likeness(decode(one), decode(two))
-    except ImageError:
-        return None
+def same_cells(
+    keys: Sequence[CellKey | None], contents: Sequence[str | None], decode: Callable[[int], NDArray[np.uint8]]
+) -> list[list[int]]:
+    """Return the sets of rows that show the same cell in at least two contents, equal for identical files.
 
-
-def same_cells(keys: Sequence[CellKey | None], contents: Sequence[str | None], decode: _Decode) -> list[list[int]]:
-    """Find the images that show the same cell in files that differ.
-
-    Only cells whose keys are nearly equal are decoded again, and compared with the first of each set that was found so
-    far. `contents` are equal for identical files, None if not known. The sets of rows have at least two contents.
+    Of each content one image is compared, and decoded again only where the keys are nearly equal, with the first of
+    each set that was found so far.
     """
-    boxes: dict[tuple[int, int], list[tuple[int, CellKey]]] = {}
-    for row, key in enumerate(keys):
-        if key is not None:
-            boxes.setdefault(key[:2], []).append((row, key))
-    found = [rows for cells in boxes.values() if len(cells) > 1 for rows in _sets(cells, contents, decode)]
-    return sorted(rows for rows in found if len({contents[row] for row in rows}) > 1)
-
-
-def _sets(cells: list[tuple[int, CellKey]], contents: Sequence[str | None], decode: _Decode) -> list[list[int]]:
-    """Return the sets of rows that show one cell; `cells` have boxes of one size."""
     pixels = functools.lru_cache(maxsize=16)(decode)
-    areas = np.array([key.area for _, key in cells])
-    colours = np.stack([key.colours for _, key in cells]).astype(np.int16)
-    sets: list[list[int]] = []
-    heads: list[int] = []  # the first of each set, as a position in `cells`
-    of_content: dict[str | None, list[int]] = {}
-    for position, (row, _) in enumerate(cells):
-        content = contents[row]
-        home = None if content is None else of_content.get(content)
-        if home is None:
-            size, sizes = areas[position], areas[heads]
-            near = np.minimum(size, sizes) >= _OVERLAP * np.maximum(size, sizes)
-            near &= np.abs(colours[heads] - colours[position]).mean(axis=1) <= _GRID_DIFFERENCE
-            alike = (n for n in np.flatnonzero(near) if likeness_of_rows(pixels, cells[heads[n]][0], row) is not None)
-            match = next(alike, None)
-            if match is None:
-                sets.append([])
-                heads.append(position)
-            home = sets[-1 if match is None else match]
-        home.append(row)
-        of_content[content] = home
-    return sets
+    rows_of: dict[str | None, list[int]] = {}
+    known = {row: key for row, key in enumerate(keys) if key is not None}
+    for row in known:
+        rows_of.setdefault(contents[row], []).append(row)
+    boxes: dict[tuple[int, int], list[int]] = {}
+    for row, *_ in rows_of.values():
+        boxes.setdefault(known[row][:2], []).append(row)
+    found: list[list[int]] = []
+    for rows in boxes.values():
+        areas = np.array([known[row].area for row in rows])
+        colours = np.stack([known[row].colours for row in rows]).astype(np.int16)
+        sets: dict[int, list[int]] = {}  # by the place in `rows` of the first
+        for place, row in enumerate(rows):
+            heads = list(sets)
+            near = np.minimum(areas[place], areas[heads]) >= _OVERLAP * np.maximum(areas[place], areas[heads])
+            near &= np.abs(colours[heads] - colours[place]).mean(axis=1) <= _GRID_DIFFERENCE
+            likely = (heads[number] for number in np.flatnonzero(near))
+            head = next((head for head in likely if likeness(pixels(rows[head]), pixels(row))), place)
+            sets.setdefault(head, []).append(row)
+        found += [same for same in sets.values() if len(same) > 1]
+    return sorted(sorted(row for one in same for row in rows_of[contents[one]]) for same in found)
 
 
 def _cut_out(image: NDArray[np.uint8]) -> NDArray[np.uint8] | None:

@@ -1,33 +1,35 @@
-"""Training, validation and test rows: `make_splits`, and the `Split` that was checked on creation."""
+"""Splits into training, validation and test rows: the protocols, how each draws, and what is verified of each split."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from leukemia_dl import identity
 from leukemia_dl.checks import flag, whole_number
 from leukemia_dl.datasets.dataset import Dataset
-from leukemia_dl.datasets.protocols import (
-    CONTENT_DISJOINT,
-    FEW_GROUPS,
-    GROUP_DISJOINT,
-    PROTOCOLS,
-    IntArray,
-    SplitContext,
-    SplitIndices,
-    default_protocol,
-)
 from leukemia_dl.errors import SettingsError, SplitError, unknown_name_error
-from leukemia_dl.identity import plain_number
+from leukemia_dl.identity import whole_numbers
 
-__all__ = ["CONTENT_DISJOINT", "GROUP_DISJOINT", "PROTOCOLS", "TEST_IS_NOT_VAL", "Split", "make_splits"]
+__all__ = [
+    "CONTENT_DISJOINT", "GROUP_DISJOINT", "PROTOCOLS", "TEST_IS_NOT_VAL", "Split", "default_protocol", "make_splits",
+]  # fmt: skip
 
-TEST_IS_NOT_VAL = "test-is-not-val"
+GROUP_DISJOINT, CONTENT_DISJOINT, TEST_IS_NOT_VAL = "group-disjoint", "content-disjoint", "test-is-not-val"
+FEW_GROUPS = 5  # with fewer of a class a side is flagged: its figures depend on a handful of patients
+IntArray = NDArray[np.int64]
+_WAYS_OUT = (
+    "Where a table with the columns path, label and `subject` (Dataset.from_csv; command line: --dataset csv) says the "
+    'patient of each image, choose protocol="kfold" or "holdout" (--protocol kfold); where there are sides train and '
+    'test, "fixed". Or accept images of one patient on several sides: '
+    'protocol="random", allow_leakage=True (command line: --protocol random --allow-leakage).'
+)
+_Draw = tuple[int | None, IntArray, IntArray, IntArray | None]  # fold, train, test, val; val None: drawn from train
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -56,7 +58,7 @@ class Split:
     test: IntArray
     guarantees: tuple[str, ...]
     dropped: int
-    leaked: Mapping[str, int | None]
+    leaked: dict[str, int | None]
     flags: tuple[str, ...]
     digest: str
     _counts: pd.DataFrame
@@ -88,8 +90,7 @@ def make_splits(
     - `official`: each official fold as test side in turn, as published, also where linked patients are separated.
     - `official_clean`: the same, without the training images of a group that is on the test side.
     - `preliminary`: train on the training part, test on the preliminary set.
-    - `kfold`: drawn, stratified by class. 5 folds where each test side then has at least five groups of each class,
-      otherwise 3; `n_folds` overrides it.
+    - `kfold`: drawn, stratified by class; 5 folds if there are 25 groups of each class, else 3, or `n_folds`.
     - `holdout`: one drawn test side of about a fifth.
     - `fixed`: the sides that the data set itself gives (column `split`).
     - `random`: image by image, identical files together. Patients are on several sides: `allow_leakage` must say yes.
@@ -100,10 +101,8 @@ def make_splits(
 
     Args:
         dataset: The data set to split.
-        protocol: One of the above; None for `official_clean` if the data set has official folds, else `fixed` if it
-            has sides, else `kfold` if its patients are known.
-        folds: Which folds to test on; `"all"`; or None for all, but of official folds for the one that published
-            results test (`dataset.info.test_fold`, 2 for C-NMC 2019).
+        protocol: None for `official_clean` with official folds, else `fixed` with sides, else `kfold`.
+        folds: Which to test on; `"all"`; None for `dataset.info.test_fold` of official folds, if any, else all.
         seed: Of everything that is drawn.
         allow_leakage: Needed for `random`.
         n_folds: Number of folds to draw, for `kfold` only.
@@ -113,18 +112,8 @@ def make_splits(
         A `Split` per fold, in the order of `folds`; one, whose `fold` is None, for a protocol without folds.
 
     Raises:
-        UnknownNameError: If there is no such protocol.
-        SettingsError: If a setting is not allowed, or does not fit the protocol.
+        UnknownNameError, SettingsError: For an unknown protocol, or a setting that it does not take.
         SplitError: If the data set lacks subjects, folds, sides or groups that the protocol needs.
-
-    Examples:
-        >>> import numpy as np
-        >>> import leukemia_dl as ldl
-        >>> images = np.arange(100, dtype=np.uint8).repeat(192).reshape(100, 8, 8, 3)
-        >>> subjects = [f"P{row % 50}" for row in range(100)]
-        >>> dataset = ldl.Dataset.from_arrays(images, np.arange(100) % 2, ("hem", "all"), subjects=subjects)
-        >>> ldl.make_splits(dataset, "kfold", folds=[0])
-        [<Split 'kfold' fold 0: train 64, val 16, test 20; content-disjoint, group-disjoint, test-is-not-val>]
     """
     seed = whole_number("seed", seed)
     protocol = default_protocol(dataset) if protocol is None else protocol
@@ -138,127 +127,272 @@ def make_splits(
     n_repeats = whole_number("n_repeats", n_repeats, 1)
     if not flag("allow_leakage", allow_leakage) and protocol == "random":
         raise SplitError(
-            "Protocol 'random' puts images of one patient on several sides, which makes results look better than they "
-            "are. If you accept that, add allow_leakage=True (command line: --allow-leakage). Where the patients are "
-            "known, protocol='kfold' keeps them apart."
+            "Protocol 'random' puts images of one patient on several sides: results look better than they are. If you "
+            "accept that, add allow_leakage=True (command line: --allow-leakage); 'kfold' keeps patients apart."
         )
-    context = SplitContext(dataset, protocol, seed, n_folds, n_repeats)
-    drawn = {indices.fold: indices for indices in PROTOCOLS[protocol].draw(context)}
-    return [_checked(context, drawn[fold]) for fold in _chosen(protocol, folds, list(drawn), dataset.info.test_fold)]
+    context, rules = SplitContext(dataset, protocol, seed, n_folds, n_repeats), PROTOCOLS[protocol]
+    for need in rules.needs:
+        if not context.has[need]:
+            raise SplitError(f"Protocol {protocol!r} needs {_NEEDS[need]}. {context.facts} {_WAYS_OUT}")
+    drawn = {draw[0]: draw for draw in rules.draw(context)}
+    if folds is None and "folds" in rules.needs and dataset.info.test_fold in drawn:
+        return [_checked(context, *drawn[dataset.info.test_fold])]
+    return [_checked(context, *drawn[fold]) for fold in _chosen(protocol, folds, list(drawn))]
 
 
-def _chosen(
-    protocol: str, folds: Sequence[int] | str | None, there: list[int | None], published: int | None
-) -> list[int | None]:
-    if folds is None and PROTOCOLS[protocol].folds == "given" and published in there:
-        return [published]
-    if folds is None or (isinstance(folds, str) and folds == "all"):
-        return there
+def _chosen(protocol: str, folds: Sequence[int] | str | None, there: list[int | None]) -> Sequence[int | None]:
     wanted = whole_numbers(folds)
+    if folds is None or (isinstance(folds, str) and folds == "all") or (there == [None] and wanted == []):
+        return there
     if there == [None]:
-        if wanted == []:
-            return there
         raise SettingsError(f"Protocol {protocol!r} has no folds: leave `folds` out. Received: {folds!r}.")
     if not wanted or len(set(wanted)) != len(wanted) or not set(wanted) <= set(there):
         raise SettingsError(
             f'`folds` is "all" or some of {", ".join(map(str, there))}, each once. Received: {folds!r}.'
         )
-    return list(wanted)
+    return wanted
 
 
-def whole_numbers(values: object) -> list[int] | None:
-    """Return a whole number or several as a list; None for anything else."""
-    listed = list(map(plain_number, values)) if isinstance(values, Iterable) else [plain_number(values)]
-    return listed if all(type(value) is int for value in listed) else None
+def default_protocol(dataset: Dataset) -> str:
+    """Return the protocol that follows from official folds, sides, or patients, in this order; else SplitError."""
+    context = SplitContext(dataset, "fixed")
+    for need, protocol in (("folds", "official_clean"), ("sides", "fixed"), ("patients", "kfold")):
+        if context.has[need]:
+            return protocol
+    raise SplitError(f"Which protocol to take does not follow from the data. {context.facts} {_WAYS_OUT}")
 
 
-def _checked(context: SplitContext, indices: SplitIndices) -> Split:
+class SplitContext:
+    """The labelled rows that a protocol may use, sorted by sample id, so that nothing depends on the rows' order."""
+
+    def __init__(
+        self, dataset: Dataset, protocol: str, seed: int = 0, n_folds: int | None = None, n_repeats: int = 1
+    ) -> None:
+        self.name, self.class_names = dataset.info.name, dataset.class_names
+        self.protocol, self.seed, self.n_folds, self.n_repeats = protocol, seed, n_folds, n_repeats
+        table = dataset.table.assign(row=np.arange(len(dataset)), label=dataset.labels, content=dataset.content_hashes)
+        outside = ["final"] if protocol == "preliminary" else ["final", "preliminary"]
+        table = table[(table["label"] >= 0) & ~table["split"].isin(outside).fillna(False).astype(bool)]
+        if not len(table):
+            raise SplitError(f"The data set {self.name!r} has no labelled samples for protocol {protocol!r}.")
+        self.table = table.sort_values("sample", ignore_index=True)
+        self.labels = self.table["label"].to_numpy(np.int64)
+        self.everything = np.arange(len(self.table))
+        self.unknown = int(self.table["group"].isna().sum())
+        self.fold = self.table["fold"].to_numpy(np.float64, na_value=np.nan)
+        self.given = self.table["split"].fillna("").to_numpy(object)
+        self.folds = sorted(int(fold) for fold in self.table["fold"].dropna().unique())
+        self.has = {
+            "folds": len(self.folds) > 1,
+            "patients": self.unknown == 0,
+            "preliminary": set(self.given) > {"preliminary"},
+            "sides": set(self.given) >= {"train", "test"},
+        }
+        self.facts = (
+            f"Of the {len(self.table):,} labelled samples of {self.name!r} {self.unknown:,} have no subject; their "
+            f"folds: {self.folds or 'none'}; their sides: {sorted(set(self.given) - {''}) or 'none'}."
+        )
+        alone = " " + self.table["sample"]
+        # Equal numbers: byte-identical files; files that are known to show one cell; images of a group.
+        columns = {name: self.table[name].fillna(alone).astype(object) for name in ("content", "same_cell", "group")}
+        self.contents, cells, self.groups = (pd.factorize(column, sort=True)[0] for column in columns.values())
+        self.cells = _components(self.contents, cells)
+        # Images that are never separated: groups, joined where they share files or cells; else identical files.
+        by_content = protocol == "random" or self.unknown == len(self.table)
+        self.units = self.contents if by_content else _components(self.groups, self.cells)
+
+    def units_per_class(self, positions: IntArray, units: IntArray | None = None) -> IntArray:
+        """Return how many different units each class has among some positions."""
+        units = self.units if units is None else units
+        pairs = pd.DataFrame({"label": self.labels[positions], "unit": units[positions]}).drop_duplicates()
+        return np.bincount(pairs["label"], minlength=len(self.class_names)).astype(np.int64)
+
+    def require_units(self, positions: IntArray, needed: int) -> None:
+        """Raise unless each class has `needed` units among some positions."""
+        counts = self.units_per_class(positions)
+        worst = int(counts.argmin())
+        if counts[worst] < needed:
+            unit = "different images" if self.units is self.contents else "groups that share no file or cell"
+            raise SplitError(
+                f"Protocol {self.protocol!r} needs at least {needed} {unit} of each class among {len(positions):,} "
+                f"images of {self.name!r} that it divides: there are {counts[worst]} of {self.class_names[worst]!r}. "
+                "Add images, choose another protocol, or leave the class out (Dataset.subset with class_names)."
+            )
+
+    def parts(self, positions: IntArray, n: int, *names: str | int) -> list[tuple[IntArray, IntArray]]:
+        """Cut positions into n class-stratified folds of whole units: pairs of (rest, fold)."""
+        from sklearn.model_selection import StratifiedGroupKFold
+
+        seed = identity.named_seed(self.seed, "split", self.protocol, *names)
+        labels, units = self.labels[positions], self.units[positions]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # a small class: we check each side ourselves
+            cut = list(StratifiedGroupKFold(n, shuffle=True, random_state=seed).split(labels, labels, units))
+        return [(positions[rest], positions[part]) for rest, part in cut]
+
+    def holdout(self, positions: IntArray, *names: str | int) -> tuple[IntArray, IntArray]:
+        """Take about a fifth of some positions, in whole units: (rest, fifth)."""
+        self.require_units(positions, 2)
+        if self.units is self.contents:
+            # Units of one image or a few: of each class a fifth, and at least one.
+            rng = identity.generator(self.seed, "split", self.protocol, *names)
+            units, first = np.unique(self.units[positions], return_index=True)
+            labels = self.labels[positions[first]]
+            of_class = [rng.permutation(units[labels == label]) for label in range(len(self.class_names))]
+            taken = np.concatenate([members[: max(1, round(len(members) / 5))] for members in of_class])
+            inside = np.isin(self.units[positions], taken)
+            return positions[~inside], positions[inside]
+        cuts = self.parts(positions, min(5, int(self.units_per_class(positions).min())), *names)
+        return max(cuts, key=lambda cut: min(FEW_GROUPS, *(self.units_per_class(side).min() for side in cut)))
+
+
+def _official(context: SplitContext) -> Iterator[_Draw]:
+    for fold in context.folds:
+        testing = context.fold == fold
+        yield fold, np.flatnonzero(~testing & ~np.isnan(context.fold)), np.flatnonzero(testing), None
+
+
+def _preliminary(context: SplitContext) -> Iterator[_Draw]:
+    testing = context.given == "preliminary"
+    yield None, np.flatnonzero(~testing), np.flatnonzero(testing), None
+
+
+def _kfold(context: SplitContext) -> Iterator[_Draw]:
+    fewest = int(context.units_per_class(context.everything).min())
+    n = context.n_folds or (5 if fewest >= 5 * FEW_GROUPS else 3)
+    context.require_units(context.everything, max(n, 3))
+    for repeat in range(context.n_repeats):
+        names = ("test", repeat) if repeat else ("test",)
+        for fold, (train, test) in enumerate(context.parts(context.everything, n, *names)):
+            yield repeat * n + fold, train, test, None
+
+
+def _holdout(context: SplitContext) -> Iterator[_Draw]:
+    context.require_units(context.everything, 3)
+    yield None, *context.holdout(context.everything, "test"), None
+
+
+def _fixed(context: SplitContext) -> Iterator[_Draw]:
+    train, val, test = (np.flatnonzero(context.given == side) for side in ("train", "val", "test"))
+    yield None, train, test, val if len(val) else None
+
+
+_NEEDS = {
+    "folds": "at least two folds that the authors of a data set give (a column `fold`)",
+    "patients": "to know the patient of each image",
+    "preliminary": "the training part and labelled preliminary images, as in all of C-NMC 2019",
+    "sides": "the sides that a data set comes with (its folders, or a column `split`), at least train and test",
+}
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """One row of the table of protocols."""
+
+    draw: Callable[[SplitContext], Iterator[_Draw]]
+    needs: tuple[str, ...] = ()  # keys of `_NEEDS`
+    guaranteed: tuple[str, ...] = ()  # enforced by dropping training images whose unit is on the test side
+    folds: bool = False
+    val_is_test: bool = False
+
+
+_BOTH = (GROUP_DISJOINT, CONTENT_DISJOINT)
+_FOLDS = ("folds", "patients")
+PROTOCOLS = {
+    "official": Protocol(_official, _FOLDS, folds=True),
+    "official_clean": Protocol(_official, _FOLDS, _BOTH, folds=True),
+    "preliminary": Protocol(_preliminary, ("patients", "preliminary"), _BOTH),
+    "kfold": Protocol(_kfold, ("patients",), _BOTH, folds=True),
+    "holdout": Protocol(_holdout, ("patients",), _BOTH),
+    "fixed": Protocol(_fixed, ("sides",)),
+    "random": Protocol(_holdout, (), (CONTENT_DISJOINT,)),
+    "published_v1": Protocol(_official, _FOLDS, folds=True, val_is_test=True),
+}
+"""The protocols by their names; `make_splits` explains them."""
+
+
+def _checked(context: SplitContext, fold: int | None, drawn: IntArray, test: IntArray, val: IntArray | None) -> Split:
     """Apply the rules of the protocol, draw the val side where there is none, verify everything, return rows."""
-    rules = PROTOCOLS[context.protocol]
-    test, val = indices.test, indices.test if rules.val_is_test else indices.val
-    train = context.excluding(indices.train, test) if rules.clean else indices.train
-    dropped = len(indices.train) - len(train)
-    if val is None:
-        train, val = context.holdout(train, "val", -1 if indices.fold is None else indices.fold)
+    rules, train = PROTOCOLS[context.protocol], drawn
+    if rules.guaranteed:
+        train = train[~np.isin(context.units[train], context.units[test])]
+    dropped = len(drawn) - len(train)
+    if rules.val_is_test:
+        val = test
+    elif val is None:
+        train, val = context.holdout(train, "val", -1 if fold is None else fold)
     sides = {"train": train, "val": val, "test": test}
-    counts = _count(context, sides, indices.fold)
-    guarantees, flags, leaked = _verify(context, sides)
-    if not context.grouped:
-        unknown = int(context.table["group"].isna().sum())
-        part = f" of {unknown:,} of {len(context.table):,} images" if unknown < len(context.table) else ""
-        flags.append(f"patients unknown{part}: one may be on several sides")
-    placed = np.concatenate([indices.train, indices.test, val])
-    if unused := len(np.setdiff1d(context.everything, placed)):
-        flags.append(f"{unused:,} labelled images have no side or fold and are not used")
-    if dropped:
-        flags.append(f"{dropped:,} training images dropped: their group or content is on the test side")
-    few = counts[counts["groups"] < FEW_GROUPS].reset_index() if context.grouped else counts[:0]
-    flags += [f"{row['side']}: few groups of class {row['class']} ({row['groups']})" for row in few.to_dict("records")]
-    samples = context.table["sample"]
+    counts = _count(context, sides, fold)
+    pairs = [("train", "val"), ("train", "test"), ("val", "test")][: 2 if rules.val_is_test else 3]
+    files, cells, groups = (_shared(c, sides, pairs) for c in (context.contents, context.cells, context.groups))
+    known = context.unknown < len(context.table)
+    held = {
+        CONTENT_DISJOINT: not files,
+        GROUP_DISJOINT: not groups and not context.unknown,
+        TEST_IS_NOT_VAL: not rules.val_is_test,
+    }
+    if broken := [name for name in rules.guaranteed if not held[name]]:
+        raise SplitError(f"Protocol {context.protocol!r} broke its promise to be {broken[0]}: please report this.")
+    unused = len(np.setdiff1d(context.everything, np.concatenate([drawn, test, val])))
+    unknown = f" of {context.unknown:,} of {len(context.table):,} images" if known else ""
+    notes = {
+        "val is test": rules.val_is_test,
+        f"{groups:,} images outside the test side share their group with another side": groups and known,
+        f"{files:,} images outside the test side share their content with another side": files,
+        f"{cells:,} images outside the test side show a cell that another side shows too": cells,
+        f"patients unknown{unknown}: one may be on several sides": context.unknown,
+        f"{unused:,} labelled images have no side or fold and are not used": unused,
+        f"{dropped:,} training images dropped: their group or content is on the test side": dropped,
+    }
+    flags = [note for note, holds in notes.items() if holds]
+    if not context.unknown:
+        few = counts[counts["groups"] < FEW_GROUPS].reset_index().to_dict("records")
+        flags += [f"{row['side']}: few groups of class {row['class']} ({row['groups']})" for row in few]
+    samples, of_context = context.table["sample"], context.table["row"].to_numpy(np.int64)
+    rows = {side: np.sort(of_context[positions]) for side, positions in sides.items()}
+    for of_side in rows.values():
+        of_side.flags.writeable = False
     return Split(
         context.protocol,
-        indices.fold,
-        **{side: _rows(context, positions) for side, positions in sides.items()},
-        guarantees=tuple(sorted(guarantees)),
+        fold,
+        **rows,
+        guarantees=tuple(name for name, holds in held.items() if holds),
         dropped=dropped,
-        leaked=MappingProxyType(leaked),
+        leaked={"files": files, "cells": cells, "groups": groups if known else None},
         flags=tuple(flags),
         digest=identity.digest({side: sorted(samples[positions]) for side, positions in sides.items()}),
         _counts=counts,
     )
 
 
-def _verify(context: SplitContext, sides: dict[str, IntArray]) -> tuple[list[str], list[str], dict[str, int | None]]:
-    """Return the properties that hold, flags for the others, and counts; a broken guarantee raises: it is a bug."""
-    rules = PROTOCOLS[context.protocol]
-    pairs = [("train", "val"), ("train", "test")] + ([] if rules.val_is_test else [("val", "test")])
-    guarantees, flags = ([], ["val is test"]) if rules.val_is_test else ([TEST_IS_NOT_VAL], [])
-    if any(np.intersect1d(sides[a], sides[b]).size for a, b in pairs):
+def _count(context: SplitContext, sides: dict[str, IntArray], fold: int | None) -> pd.DataFrame:
+    """Return images and groups per side and class. Raises SplitError if a side lacks a class."""
+    images = [np.bincount(context.labels[rows], minlength=len(context.class_names)) for rows in sides.values()]
+    groups = [context.units_per_class(positions, context.groups) for positions in sides.values()]
+    index = pd.MultiIndex.from_product([sides, context.class_names], names=["side", "class"])
+    counts = pd.DataFrame({"images": np.concatenate(images), "groups": np.concatenate(groups)}, index)
+    for empty in counts[counts["images"] == 0].reset_index().to_dict("records"):
         raise SplitError(
-            f"Protocol {context.protocol!r} put a sample of {context.name!r} on two sides: please report this."
+            f"Protocol {context.protocol!r}{'' if fold is None else f' (fold {fold})'} leaves the {empty['side']} side "
+            f"of {context.name!r} without images of class {empty['class']!r}. Add images or subjects of it, choose "
+            "another fold or protocol, or leave the class out (Dataset.subset with class_names)."
         )
-    leaked: dict[str, int | None] = {
-        "files": _shared(context.contents, sides, pairs),
-        "cells": _shared(context.cells, sides, pairs),
-        "groups": _shared(context.groups, sides, pairs) if context.table["group"].notna().any() else None,
-    }
-    for name, counted, what in ((GROUP_DISJOINT, "groups", "group"), (CONTENT_DISJOINT, "files", "content")):
-        count = leaked[counted]
-        if count and name in rules.guaranteed:
-            raise SplitError(f"Protocol {context.protocol!r} broke its promise to be {name}: please report this.")
-        if count:
-            flags.append(f"{count:,} images outside the test side share their {what} with another side")
-        elif count == 0 and (name != GROUP_DISJOINT or context.grouped):
-            guarantees.append(name)
-    if leaked["cells"]:
-        flags.append(f"{leaked['cells']:,} images outside the test side show a cell that another side shows too")
-    return guarantees, flags, leaked
+    return counts
 
 
 def _shared(codes: IntArray, sides: dict[str, IntArray], pairs: list[tuple[str, str]]) -> int:
     """Count the images, outside the test side, whose code is on another side too."""
-    shared = [sides[a][np.isin(codes[sides[a]], codes[sides[b]])] for a, b in pairs]
+    shared = [sides[one][np.isin(codes[sides[one]], codes[sides[two]])] for one, two in pairs]
     return len(np.unique(np.concatenate(shared)))
 
 
-def _count(context: SplitContext, sides: dict[str, IntArray], fold: int | None) -> pd.DataFrame:
-    """Return images and groups per side and class. Raises SplitError if a side lacks a class."""
-    rows = []
-    for side, positions in sides.items():
-        images = np.bincount(context.labels[positions], minlength=len(context.class_names))
-        groups = context.units_per_class(positions, context.groups)
-        rows += [(side, name, int(images[i]), int(groups[i])) for i, name in enumerate(context.class_names)]
-    for side, name, count, _ in rows:
-        if not count:
-            raise SplitError(
-                f"Protocol {context.protocol!r}{'' if fold is None else f' (fold {fold})'} leaves the {side} side of "
-                f"{context.name!r} without images of class {name!r}. Add images or subjects of it, choose another fold "
-                "or protocol, or leave the class out (Dataset.subset with class_names)."
-            )
-    return pd.DataFrame(rows, columns=["side", "class", "images", "groups"]).set_index(["side", "class"])
+def _components(first: IntArray, second: IntArray) -> IntArray:
+    """Return equal numbers for rows that are linked by equal numbers in either array, directly or through others."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
 
-
-def _rows(context: SplitContext, positions: IntArray) -> IntArray:
-    rows = np.sort(context.table["row"].to_numpy(np.int64)[positions])
-    rows.flags.writeable = False
-    return rows
+    shift = int(first.max()) + 1
+    nodes = shift + int(second.max()) + 1
+    graph = coo_array((np.ones(len(first)), (first, second + shift)), shape=(nodes, nodes))
+    parts: IntArray = connected_components(graph, directed=False)[1].astype(np.int64)
+    return parts[first]

@@ -10,8 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from leukemia_dl.datasets.cache import user_path
-from leukemia_dl.datasets.hashes import tried_hashes
+from leukemia_dl.datasets.cache import tried_hashes, user_path
 from leukemia_dl.datasets.table import TEXT
 from leukemia_dl.errors import DataError
 from leukemia_dl.preprocess.decode import is_system_file

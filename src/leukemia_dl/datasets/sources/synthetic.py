@@ -38,7 +38,7 @@ def read_synthetic(
 
 def synthetic_folder(**settings: int) -> Path:
     """Return the cache folder for cells drawn with these fields of `SyntheticCohort`, whether it exists or not."""
-    from leukemia_dl.datasets.synthetic.cohort import GENERATOR_VERSION, SyntheticCohort
+    from leukemia_dl.datasets.synthetic import GENERATOR_VERSION, SyntheticCohort
 
     values = dataclasses.asdict(SyntheticCohort(**settings))
     return cache_dir() / f"synthetic-{identity.digest([GENERATOR_VERSION, values])[:12]}"

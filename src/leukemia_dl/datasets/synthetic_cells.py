@@ -22,6 +22,7 @@ __all__ = ["draw_cell"]
 
 Floats = NDArray[np.float32]
 Points = NDArray[np.float64]
+Latents = Mapping[str, Any] | pd.Series
 
 MEAN_COLOUR = np.array([68.0, 28.5, 78.0], np.float32)
 BRIGHTNESS_COLOUR = np.array([6.0, 3.9, 5.3], np.float32)
@@ -48,7 +49,7 @@ ORDERS = np.arange(2, HARMONICS + 2)
 COSINES, SINES = np.cos(np.outer(ORDERS, ANGLES)), np.sin(np.outer(ORDERS, ANGLES))
 
 
-def draw_cell(latents: Mapping[str, Any] | pd.Series, seed: int, size: int = 450) -> NDArray[np.uint8]:
+def draw_cell(latents: Latents, seed: int, size: int = 450) -> NDArray[np.uint8]:
     """Draw the cell of one row of `draw_cohort`.
 
     Args:
@@ -61,7 +62,11 @@ def draw_cell(latents: Mapping[str, Any] | pd.Series, seed: int, size: int = 450
     """
     rng = generator(seed, "synthetic", "cell", str(latents["sample"]))
     outline = _outline(rng, float(np.exp(latents["log_area"])))
-    attached = _attachments(rng, outline)
+    radius = float(np.sqrt(np.mean(outline**2) * 2))
+    smears = rng.integers(1, 3) if rng.random() < 0.30 else 0
+    attached = [_smear(rng, outline, radius) for _ in range(smears)]
+    if rng.random() < 0.07:
+        attached.append(_neighbour(rng, outline, radius))
     centre = size / 2 + rng.normal(0.0, 2.0, 2)
     corner, regions = _rasterise(outline + centre, [polygon + centre for polygon in attached], size)
     colours = _paint(rng, latents, regions)
@@ -83,27 +88,19 @@ def _outline(rng: np.random.Generator, area: float) -> Points:
     radius = 1.0 + (amplitudes * rng.standard_normal(HARMONICS)) @ COSINES
     radius += (amplitudes * rng.standard_normal(HARMONICS)) @ SINES
     if rng.random() < 0.15:
-        away = _angle_from(ANGLES, rng.uniform(0, 2 * np.pi))
+        away = (ANGLES - rng.uniform(0, 2 * np.pi) + np.pi) % (2 * np.pi) - np.pi
         radius *= 1 - rng.uniform(0.08, 0.32) * np.exp(-0.5 * (away / rng.uniform(0.15, 0.45)) ** 2)
     if rng.random() < 0.18:
         # Segmentation cut touching cells apart along straight, often axis-parallel lines.
         direction = rng.integers(8) * np.pi / 4
         for turn in (0.0, rng.choice([-1, 1]) * np.pi / 4):
-            facing = np.cos(_angle_from(ANGLES, direction + turn))
+            facing = np.cos((ANGLES - (direction + turn) + np.pi) % (2 * np.pi) - np.pi)
             reach = rng.uniform(0.84, 0.97)
             radius = np.where(facing > 0.3, np.minimum(radius, reach / np.maximum(facing, 0.3)), radius)
     radius = np.maximum(radius, 0.25)
     enclosed = 0.5 * np.sin(2 * np.pi / VERTICES) * float(radius @ np.roll(radius, 1))
     radius *= np.sqrt(area / enclosed)
     return np.stack([radius * np.cos(ANGLES), radius * np.sin(ANGLES)], axis=1)
-
-
-def _attachments(rng: np.random.Generator, outline: Points) -> list[Points]:
-    """Return the polygons of what segmentation left on the cell: pink smears, part of a neighbour."""
-    radius = float(np.sqrt(np.mean(outline**2) * 2))
-    smears = rng.integers(1, 3) if rng.random() < 0.30 else 0
-    polygons = [_smear(rng, outline, radius) for _ in range(smears)]
-    return [*polygons, _neighbour(rng, outline, radius)] if rng.random() < 0.07 else polygons
 
 
 def _smear(rng: np.random.Generator, outline: Points, radius: float) -> Points:
@@ -150,12 +147,17 @@ def _rasterise(outline: Points, attached: list[Points], size: int) -> tuple[tupl
     return (int(low[1]), int(low[0])), np.asarray(canvas)
 
 
-def _paint(rng: np.random.Generator, latents: Mapping[str, Any] | pd.Series, regions: NDArray[np.uint8]) -> Any:
+def _paint(rng: np.random.Generator, latents: Latents, regions: NDArray[np.uint8]) -> Any:
     """Return the colours (side, side, 3), uint8, of a patch. Inside, colours are float32 (3, pixels of the cell)."""
     side = len(regions)
     cell = np.flatnonzero(regions == 1)
     tone = _tone(rng, latents, side, cell)
-    near, far = _rim(regions == 1, cell)
+    # How near the pixels are to the edge of the cell: 1 there, 0 far inside; gently and steeply falling.
+    blurred = fft.rfft2((regions == 1).astype(np.float32)) * _gaussian(_frequencies_squared(side), RIM_WIDTH)
+    far = np.maximum(2 - 2 * fft.irfft2(blurred, regions.shape).ravel()[cell], 0)
+    near = far**2 * np.sqrt(far)
+    empty = np.pad(regions == 0, 1, constant_values=True)
+    on_edge = (empty[2:, 1:-1] | empty[:-2, 1:-1] | empty[1:-1, 2:] | empty[1:-1, :-2]).ravel()
     slope = rng.standard_normal(2, np.float32)
     tint = _standardised(slope[0] * (cell // side).astype(np.float32) + slope[1] * (cell % side).astype(np.float32))
     strength = np.float32(np.exp(0.3 * rng.standard_normal()))
@@ -163,8 +165,9 @@ def _paint(rng: np.random.Generator, latents: Mapping[str, Any] | pd.Series, reg
 
     # Cell by cell the mean and the spread are fixed, which keeps colour free of size and texture, hence of the class.
     spread = SPREAD * np.float32(np.exp(0.12 * rng.standard_normal()))
-    mean = MEAN_COLOUR + _stain(latents)
-    light = np.where(_on_edge(regions)[cell], np.float32(rng.uniform(0.35, 0.65)), np.float32(1))
+    stain = np.float32(latents["brightness"]) * BRIGHTNESS_COLOUR + np.float32(latents["hue"]) * HUE_COLOUR
+    mean = MEAN_COLOUR + stain
+    light = np.where(on_edge[cell], np.float32(rng.uniform(0.35, 0.65)), np.float32(1))
     grain = np.float32(0.5 * np.exp(0.55 * latents["grain"]))
     noise = grain * rng.standard_normal(len(cell), np.float32)
     image = np.zeros((side * side, 3), np.uint8)
@@ -176,15 +179,13 @@ def _paint(rng: np.random.Generator, latents: Mapping[str, Any] | pd.Series, reg
 
     attached = np.flatnonzero(regions == 2)
     if len(attached):
-        colour = RESIDUE_COLOUR + _stain(latents) + rng.normal(0.0, 5.0, 3).astype(np.float32)
+        colour = RESIDUE_COLOUR + stain + rng.normal(0.0, 5.0, 3).astype(np.float32)
         values = colour + np.float32(1.5) * rng.standard_normal((len(attached), 1), np.float32)
         image[attached] = np.clip(np.rint(values), 1, 255)
     return image.reshape(side, side, 3)
 
 
-def _tone(
-    rng: np.random.Generator, latents: Mapping[str, Any] | pd.Series, side: int, cell: NDArray[np.intp]
-) -> Floats:
+def _tone(rng: np.random.Generator, latents: Latents, side: int, cell: NDArray[np.intp]) -> Floats:
     """Return chromatin, its unevenness and nucleoli as one tone, in grey levels of red, for the pixels of the cell."""
     squares = _frequencies_squared(side)
     texture = float(latents["texture"])
@@ -198,27 +199,6 @@ def _tone(
     field += SKEW * field**2
     field += _nucleoli(rng, texture, side, cell).ravel()[cell]
     return np.asarray(field)
-
-
-def _rim(inside: NDArray[np.bool_], cell: NDArray[np.intp]) -> tuple[Floats, Floats]:
-    """Return how near the pixels of the cell are to its edge: 1 there, 0 far inside; steeply and gently falling."""
-    shape = inside.shape
-    transfer = _gaussian(_frequencies_squared(shape[0]), RIM_WIDTH)
-    blurred = fft.irfft2(fft.rfft2(inside.astype(np.float32)) * transfer, shape)
-    far = np.maximum(2 - 2 * blurred.ravel()[cell], 0)
-    return far**2 * np.sqrt(far), far
-
-
-def _on_edge(regions: NDArray[np.uint8]) -> NDArray[np.bool_]:
-    """Return (side * side,) whether one of the four neighbours of a pixel is background."""
-    empty = np.pad(regions == 0, 1, constant_values=True)
-    return np.asarray(empty[2:, 1:-1] | empty[:-2, 1:-1] | empty[1:-1, 2:] | empty[1:-1, :-2]).ravel()
-
-
-def _stain(latents: Mapping[str, Any] | pd.Series) -> Floats:
-    """Return what the subject's and the cell's stain adds to the mean colour, float32 (3,)."""
-    stain: Floats = np.float32(latents["brightness"]) * BRIGHTNESS_COLOUR + np.float32(latents["hue"]) * HUE_COLOUR
-    return stain
 
 
 def _nucleoli(rng: np.random.Generator, texture: float, side: int, cell: NDArray[np.intp]) -> Floats:
@@ -256,11 +236,6 @@ def _band(squares: Floats, narrow: float, wide: float) -> Floats:
         return _gaussian(squares, narrow) * np.float32(2 * np.pi**0.5 * narrow)
     variance = (1 / narrow**2 + 1 / wide**2 - 4 / (narrow**2 + wide**2)) / (4 * np.pi)
     return (_gaussian(squares, narrow) - _gaussian(squares, wide)) / np.float32(variance**0.5)
-
-
-def _angle_from(angles: Points, direction: float) -> Points:
-    """Return the signed angles from `direction`, in (-pi, pi]."""
-    return np.asarray((angles - direction + np.pi) % (2 * np.pi) - np.pi)
 
 
 @functools.lru_cache(maxsize=64)

@@ -1,4 +1,4 @@
-"""The subjects, fields, cells and folds of a synthetic data set, and the latent values that each cell is drawn from.
+"""Synthetic cells in C-NMC 2019's Kaggle layout: subjects, fields, folds and latent values of each cell, and the files.
 
 Every number in `CLASSES` and below is taken from C-NMC 2019 or calibrated against it: see
 `benchmarks/synthetic_calibration.py`.
@@ -6,45 +6,38 @@ Every number in `CLASSES` and below is taken from C-NMC 2019 or calibrated again
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from PIL import Image
 
+from leukemia_dl.atomic import new_folder
 from leukemia_dl.checks import whole_number
+from leukemia_dl.datasets.synthetic_cells import draw_cell
+from leukemia_dl.errors import DataError
 from leukemia_dl.identity import generator
+from leukemia_dl.progress import parallel_map
 
-__all__ = ["GENERATOR_VERSION", "LATENTS", "SIGNATURES", "SyntheticCohort", "draw_cohort"]
+__all__ = ["SyntheticCohort", "draw_cell", "draw_cohort", "write_dataset"]
 
 GENERATOR_VERSION = 1
 """Rises whenever the same settings would give other pixels."""
-
 SIGNATURES = ("hue", "brightness", "grain", "blur")
 """Latent values that depend on the subject and not on the class: what a random split can exploit."""
-
 LATENTS = ("log_area", "texture", *SIGNATURES)
 """All latent values. `log_area` is the natural logarithm of pixels; the others are in standard deviations."""
 
-ALL_IMAGES = 0.682
-ALL_SUBJECTS = 0.64
-PRELIMINARY_SUBJECTS = 28 / 73
-PRELIMINARY_ALL_IMAGES = 0.653
-FINAL_SUBJECTS = 17 / 73
-HELD_OUT_ALL_SUBJECTS = 0.46
-FOLDS = 3
-FEWEST_CELLS = 2
-MOST_IMAGES = 100_000
-COUNT_LOG_SD = 0.95
-LARGEST_SHARE = 0.2
-CELLS_PER_FIELD = 4
-
-AREA_SHIFT = 14_000.0
-AREA_LIMITS = (9_000.0, 70_000.0)
-TEXTURE_ICC = 0.38
-SIGNATURE_ICC = 0.37
-
-
+ALL_IMAGES, ALL_SUBJECTS = 0.682, 0.64
+PRELIMINARY_SUBJECTS, FINAL_SUBJECTS = 28 / 73, 17 / 73
+HELD_OUT_ALL_IMAGES, HELD_OUT_ALL_SUBJECTS = 0.653, 0.46
+FOLDS, FEWEST_CELLS, CELLS_PER_FIELD, MOST_IMAGES = 3, 2, 4, 100_000
+COUNT_LOG_SD, LARGEST_SHARE = 0.95, 0.2
+AREA_SHIFT, AREA_LIMITS = 14_000.0, (9_000.0, 70_000.0)
+TEXTURE_ICC, SIGNATURE_ICC = 0.38, 0.37
 # Per class: `area`, mean area of its unambiguous cells in pixels (with the ambiguous ones, and the 1.5% that sticks to
 # cells, the class has C-NMC's mean); `subject_sd`, standard deviation of the subjects' mean areas; `cell_sd`, that of
 # areas inside a subject; `texture`, mean coarseness of its unambiguous chromatin, whose standard deviation is 1;
@@ -53,6 +46,19 @@ CLASSES = {
     "hem": {"area": 22_650.0, "subject_sd": 3_880.0, "cell_sd": 2_910.0, "texture": 1.4, "ambiguous": 0.25},
     "all": {"area": 36_800.0, "subject_sd": 3_590.0, "cell_sd": 4_920.0, "texture": -1.4, "ambiguous": 0.08},
 }
+
+_NOTE = "synthetic.json"
+_NOTICE = (
+    "The cells in this folder are synthetic: drawn by leukemia_dl, not photographed. "
+    "No result on them says anything about patients, and every result must be labelled synthetic."
+)
+_TOP = Path("C-NMC_Leukemia")
+_FOLDERS = {
+    "train": "training_data",
+    "preliminary": "validation_data/C-NMC_test_prelim_phase_data",
+    "final": "testing_data/C-NMC_test_final_phase_data",
+}
+_FRAMES = {"train": 450, "preliminary": 450, "final": 600}
 
 
 @dataclass(frozen=True)
@@ -76,7 +82,7 @@ class SyntheticCohort:
     def __post_init__(self) -> None:
         lowest = {"subjects": 12, "images": 0, "preliminary_images": 12, "final_images": 2, "seed": 0}
         for name, low in lowest.items():
-            low = 3 * self.subjects if name == "images" else low  # three a subject
+            low = 3 * self.subjects if name == "images" else low
             high = MOST_IMAGES if name.endswith("images") else None
             object.__setattr__(self, name, whole_number(name, getattr(self, name), low, high))
 
@@ -97,35 +103,99 @@ def draw_cohort(settings: SyntheticCohort) -> pd.DataFrame:
     cells["field"], cells["cell"] = _number_cells(subjects["count"].to_numpy(), rng)
     places = zip(cells["subject"], cells["field"], cells["cell"], cells["label"], strict=True)
     cells["sample"] = [f"UID_{subject}_{field}_{cell}_{label}" for subject, field, cell, label in places]
-    cells["number"] = _number_files(cells["side"], rng)
+    cells["number"] = pd.Series(pd.NA, index=cells.index, dtype="Int64")
+    for side in ("preliminary", "final"):  # in random order, so that numbers do not depend on the class
+        rows = cells.index[cells["side"] == side]
+        cells.loc[rows, "number"] = rng.permutation(len(rows)) + 1
     cells = _draw_latents(cells, generator(settings.seed, "synthetic", "latents"))
     columns = ["sample", "side", "fold", "number", "subject", "field", "cell", "label", "ambiguous", *LATENTS]
     return cells[columns]
 
 
+def write_dataset(
+    root: Path, settings: SyntheticCohort, workers: int | None = None, show_progress: bool = True
+) -> Path:
+    """Write the data set under `root`, whole or not at all, or find it there.
+
+    Args:
+        root: Folder that will hold `C-NMC_Leukemia/` and `synthetic.json`; absent, empty, or written by an
+            earlier call with equal settings, which is then used as it is.
+        settings: Settings of the data set.
+        workers: Threads that draw; None for one per processor.
+        show_progress: Whether to show progress on standard error.
+
+    Returns:
+        `root`.
+
+    Raises:
+        DataError: If `root` holds something else, or cannot be written.
+    """
+    root, cohort = Path(root), draw_cohort(settings)
+    wanted = {"generator_version": GENERATOR_VERSION, "settings": asdict(settings), "files": len(cohort)}
+    note = json.dumps({"notice": _NOTICE, **wanted}, indent=2) + "\n"
+    try:
+        if root.is_file() or (root.is_dir() and any(root.iterdir())):
+            written = (root / _NOTE).read_bytes() if (root / _NOTE).is_file() else b""
+            if written != note.encode() or sum(1 for _ in (root / _TOP).rglob("*.bmp")) != len(cohort):
+                raise DataError(
+                    f"{str(root)!r} does not hold this synthetic data set, whole: {wanted}. Pass another folder, or "
+                    "delete this one if nothing in it is needed."
+                )
+            return root
+        with new_folder(root) as folder:
+            _write_files(folder, cohort, settings.seed, workers, show_progress)
+            (folder / _NOTE).write_text(note, encoding="utf-8")
+    except OSError as error:
+        megabytes = len(cohort) * 450**2 * 3 // 10**6
+        raise DataError(
+            f"The synthetic data set cannot be written to {str(root)!r}: {error}. "
+            f"It needs a writable folder and about {megabytes:,} MB. Pass another folder or make room."
+        ) from error
+    return root
+
+
+def _write_files(root: Path, cohort: pd.DataFrame, seed: int, workers: int | None, show: bool) -> None:
+    """Write all images and the label table of the preliminary set under `root`."""
+    rows = [{str(name): value for name, value in row.items()} for row in cohort.to_dict("records")]
+    for row in rows:
+        training = f"fold_{row['fold']}/{row['label']}/{row['sample']}.bmp"
+        row["path"] = (
+            root / _TOP / _FOLDERS[row["side"]] / (training if row["side"] == "train" else f"{row['number']}.bmp")
+        )
+    for folder in {row["path"].parent for row in rows}:
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def write(row: dict[str, Any]) -> None:
+        Image.fromarray(draw_cell(row, seed, _FRAMES[row["side"]])).save(row["path"], format="BMP")
+
+    parallel_map(write, rows, "Drawing synthetic cells", workers, show)
+    preliminary = sorted((row for row in rows if row["side"] == "preliminary"), key=lambda row: int(row["number"]))
+    lines = ["Patient_ID,new_names,labels"]
+    lines += [f"{row['sample']}.bmp,{row['path'].name},{int(row['label'] == 'all')}" for row in preliminary]
+    table = root / _TOP / f"{_FOLDERS['preliminary']}_labels.csv"
+    table.write_text("".join(line + "\n" for line in lines), encoding="ascii", newline="\r\n")
+
+
 def _draw_subjects(settings: SyntheticCohort, rng: np.random.Generator) -> pd.DataFrame:
     """Return one row per subject: side, subject, label, count."""
+    held_out = (HELD_OUT_ALL_SUBJECTS, HELD_OUT_ALL_IMAGES)
     sides = [
-        ("train", settings.subjects, settings.images, ALL_SUBJECTS, ALL_IMAGES, 2 * FOLDS),
-        ("preliminary", *_held_out(settings.subjects, PRELIMINARY_SUBJECTS, settings.preliminary_images), 2),
-        ("final", *_held_out(settings.subjects, FINAL_SUBJECTS, settings.final_images), 1),
+        ("train", settings.images, settings.subjects, ALL_SUBJECTS, ALL_IMAGES, 2 * FOLDS),
+        ("preliminary", settings.preliminary_images, settings.subjects * PRELIMINARY_SUBJECTS, *held_out, 2),
+        ("final", settings.final_images, settings.subjects * FINAL_SUBJECTS, *held_out, 1),
     ]
     named = {"all": 0, "hem": 0}
     rows: list[dict[str, Any]] = []
-    for side, subjects, images, all_subjects, all_images, fewest in sides:
+    for side, images, members, all_subjects, all_images, fewest in sides:
+        subjects = settings.subjects if side == "train" else max(2, min(round(members), images // 3))
         hem = max(fewest, round(subjects * (1 - all_subjects)))
         hem_images = max(FEWEST_CELLS * hem if images > 2 else 1, round(images * (1 - all_images)))
-        for label, members, count in (("all", subjects - hem, images - hem_images), ("hem", hem, hem_images)):
-            for cells in _unequal_counts(members, count, rng):
+        for label, number, count in (("all", subjects - hem, images - hem_images), ("hem", hem, hem_images)):
+            for cells in _unequal_counts(number, count, rng):
                 named[label] += 1
                 name = f"H{named[label]}" if label == "hem" else str(named[label])
                 rows.append({"side": side, "subject": name, "label": label, "count": cells})
     return pd.DataFrame(rows)
-
-
-def _held_out(subjects: int, share: float, images: int) -> tuple[int, int, float, float]:
-    members = max(2, min(round(subjects * share), images // 3))
-    return members, images, HELD_OUT_ALL_SUBJECTS, PRELIMINARY_ALL_IMAGES
 
 
 def _unequal_counts(members: int, total: int, rng: np.random.Generator) -> list[int]:
@@ -167,15 +237,6 @@ def _number_cells(counts: np.ndarray, rng: np.random.Generator) -> tuple[np.ndar
         fields.append(numbers)
         cells.append(np.arange(count) - np.flatnonzero(starts_field)[numbers - 1] + 1)
     return np.concatenate(fields), np.concatenate(cells)
-
-
-def _number_files(side: pd.Series, rng: np.random.Generator) -> pd.Series:
-    """Return file numbers in random order, so that they do not depend on the class; NA for training."""
-    numbers = pd.Series(pd.NA, index=side.index, dtype="Int64")
-    for name in ("preliminary", "final"):
-        rows = side.index[side == name]
-        numbers.loc[rows] = rng.permutation(len(rows)) + 1
-    return numbers
 
 
 def _draw_latents(cells: pd.DataFrame, rng: np.random.Generator) -> pd.DataFrame:
