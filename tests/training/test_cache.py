@@ -17,6 +17,7 @@ from leukemia_dl.training.backends import prepare
 keras = pytest.importorskip("keras")
 HEAD = Recipe(image_size=32, head_epochs=3, epochs=0, batch_size=8, head_learning_rate=1e-2)
 TRAIN = (IMAGES[:32], LABELS[:32])
+ONE = LABELS[:32]  # one group of each class: there are no inner folds, whose heads would be trained too
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +48,10 @@ def said(monkeypatch):
     return heard
 
 
-@pytest.mark.parametrize("name", ["cnn", "vgg16", "resnet50", "inception_v3", "xception"])
+LARGE = [pytest.param(name, marks=pytest.mark.slow) for name in ("vgg16", "inception_v3", "xception")]
+
+
+@pytest.mark.parametrize("name", ["cnn", "resnet50", *LARGE])
 def test_features_of_an_image_do_not_depend_on_those_beside_it(name):
     """To the bit: what makes features from a cache those of any fold."""
     spec = ldl.get_backbone(name)
@@ -62,10 +66,9 @@ def test_features_of_an_image_do_not_depend_on_those_beside_it(name):
 def test_a_head_on_cached_features_predicts_as_one_trained_through_the_frozen_net():
     """The oracle is Keras itself: the same head, trained on pixels through the frozen backbone, batch by batch."""
     recipe = dataclasses.replace(HEAD, dropout=0.0, head_epochs=10, head_learning_rate=0.1)
-    ours = fit(SMALL, *TRAIN, 2, recipe, seed=3)
-    untrained = fit(
-        SMALL, *TRAIN, 2, dataclasses.replace(recipe, head_epochs=1, head_learning_rate=1e-12), seed=3
-    ).model
+    ours = fit(SMALL, *TRAIN, 2, recipe, seed=3, groups=ONE)
+    still = dataclasses.replace(recipe, head_epochs=1, head_learning_rate=1e-12)
+    untrained = fit(SMALL, *TRAIN, 2, still, seed=3, groups=ONE).model
     from leukemia_dl.training.batches import Batches
     from leukemia_dl.training.optimizer import build_loss, build_optimizer
 
@@ -95,15 +98,17 @@ def test_folds_and_seeds_share_what_was_computed_once(computed, tmp_path):
     for fold in range(3):
         for seed in range(2):
             train, test = (Subset(IMAGES, part) for part in (rows[rows % 3 != fold], rows[rows % 3 == fold]))
-            result = fit(SMALL, train, LABELS[train.rows], 2, recipe, seed=seed, features=features, models=models)
+            sides = (train, LABELS[train.rows])
+            result = fit(SMALL, *sides, 2, recipe, seed=seed, groups=sides[1], features=features, models=models)
             found = result.logits(test)
             np.testing.assert_allclose(found, predict_logits(result.model, test, 32), atol=1e-4)
     assert sum(computed) == 48
     # Another process finds the file; other weights, other images and another size of batch are other features.
-    fit(SMALL, Subset(IMAGES, rows[:8]), LABELS[:8], 2, recipe, features=FeatureCache(tmp_path / "features"))
+    first = (Subset(IMAGES, rows[:8]), LABELS[:8])
+    fit(SMALL, *first, 2, recipe, groups=first[1], features=FeatureCache(tmp_path / "features"))
     assert sum(computed) == 48
     assert [file.name.startswith("small-") for file in list((tmp_path / "features").glob("*.npy"))] == [True]
-    fit(SMALL, *TRAIN, 2, recipe, features=features)
+    fit(SMALL, *TRAIN, 2, recipe, groups=ONE, features=features)
     assert sum(computed) == 48 + 32
 
 
@@ -131,7 +136,7 @@ def test_a_head_can_be_trained_on_all_eight(computed):
     recipe = dataclasses.replace(HEAD, head_symmetries=True, head_epochs=30, tta=True)
     result = fit(SMALL, *TRAIN, 2, recipe, validation=(IMAGES[32:], LABELS[32:]), groups=np.arange(32))
     assert sum(computed) == 48 * 8
-    plain = fit(SMALL, *TRAIN, 2, dataclasses.replace(recipe, head_symmetries=False))
+    plain = fit(SMALL, *TRAIN, 2, dataclasses.replace(recipe, head_symmetries=False), groups=ONE)
     assert not np.allclose(plain.history["loss"], result.history["loss"])
     views = result.logits_over_symmetries(IMAGES[32:])
     assert views.shape == (8, 16, 2)
@@ -290,9 +295,10 @@ def test_a_frozen_backbone_of_given_weights_is_not_even_built_again(tmp_path, mo
     monkeypatch.setattr(cache, "build_model", lambda *a, **k: built.append(1) or plain(*a, **k))
     kept = ModelCache()
     for seed in range(3):
-        found = weights(fit(SMALL, IMAGES, LABELS, 2, recipe, seed=seed, models=kept))
+        found = weights(fit(SMALL, IMAGES, LABELS, 2, recipe, seed=seed, groups=LABELS, models=kept))
     assert len(built) == 1
-    for mine, other in zip(found, weights(fit(SMALL, IMAGES, LABELS, 2, recipe, seed=2)), strict=True):
+    new = fit(SMALL, IMAGES, LABELS, 2, recipe, seed=2, groups=LABELS)
+    for mine, other in zip(found, weights(new), strict=True):
         np.testing.assert_array_equal(mine, other)
 
 
@@ -336,7 +342,7 @@ def test_a_file_of_weights_that_has_changed_is_read_again(tmp_path):
         keras.utils.set_random_seed(seed)
         inputs = keras.Input((32, 32, 3))
         keras.Model(inputs, SMALL.build(inputs, None)).save_weights(tmp_path / "small.weights.h5")
-        first.append(weights(fit(SMALL, IMAGES[:16], LABELS[:16], 2, recipe, models=kept))[0])
+        first.append(weights(fit(SMALL, IMAGES[:16], LABELS[:16], 2, recipe, groups=LABELS[:16], models=kept))[0])
     assert not np.array_equal(*first)
 
 
@@ -348,6 +354,7 @@ def test_a_plugin_that_adds_random_layers_to_what_it_fetches_has_them_anew_for_e
     spec = dataclasses.replace(SMALL, build=build, weights=("mine",))
     recipe, kept = dataclasses.replace(QUICK, weights="mine", head_epochs=2, epochs=0), ModelCache()
     for seed in (0, 1):
-        found = weights(fit(spec, IMAGES, LABELS, 2, recipe, seed=seed, models=kept))
-        for mine, other in zip(found, weights(fit(spec, IMAGES, LABELS, 2, recipe, seed=seed)), strict=True):
+        found = weights(fit(spec, IMAGES, LABELS, 2, recipe, seed=seed, groups=LABELS, models=kept))
+        new = fit(spec, IMAGES, LABELS, 2, recipe, seed=seed, groups=LABELS)
+        for mine, other in zip(found, weights(new), strict=True):
             np.testing.assert_array_equal(mine, other)

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+import grids
 import leukemia_dl as ldl
 from discs import IMAGES, LABELS, SMALL
 from leukemia_dl.errors import SettingsError
@@ -268,9 +269,9 @@ def test_a_benchmark_gives_its_callbacks_a_folder_per_trial(tmp_path, monkeypatc
     sys.modules["my_factory"].make = lambda context: seen.append(context) or []
     sizes = {"subjects": 12, "images": 60, "preliminary_images": 12, "final_images": 2}
     dataset = ldl.Dataset.load("synthetic", root=tmp_path / "cells", **sizes)
-    recipe = Recipe(image_size=32, epochs=1, batch_size=16)
+    net, recipe = grids.register(grids.tiny), Recipe(image_size=32, epochs=1, batch_size=16)
     bench = ldl.Benchmark(
-        dataset, ["cnn"], recipe=recipe, baselines=[], store=tmp_path / "store", callbacks="my_factory:make"
+        dataset, net, recipe=recipe, baselines=[], store=tmp_path / "store", callbacks="my_factory:make"
     )
     frame = bench.run(executor="in-process", show_progress=False)
     assert frame["status"].tolist() == ["ok"]
@@ -283,7 +284,7 @@ def test_a_benchmark_gives_its_callbacks_a_folder_per_trial(tmp_path, monkeypatc
     # 20.30: a plain list of callbacks serves the trials of this process; other processes would give it nothing back.
     history = keras.callbacks.History()
     bench = ldl.Benchmark(
-        dataset, ["cnn"], recipe=recipe, baselines=[], store=tmp_path / "list", callbacks=[history], seeds=[0, 1]
+        dataset, net, recipe=recipe, baselines=[], store=tmp_path / "list", callbacks=[history], seeds=[0, 1]
     )
     with pytest.raises(SettingsError, match=r"pass a function of a FitContext that makes it.*executor='in-process'"):
         bench.run(executor="processes", show_progress=False)

@@ -83,7 +83,7 @@ class Images:
         """Return the pixels of some rows, read-only: (len(rows), height, width, 3), uint8."""
         if isinstance(self.pixels, np.ndarray):
             self.pixels.flags.writeable = False  # features of read-only pixels may be cached
-        return Subset(self.pixels, self.position[rows])
+        return Subset.of(self.pixels, self.position[rows])
 
 
 def read_images(dataset: Dataset, rows: NDArray[np.int64], pipeline: Pipeline, show_progress: bool) -> Images:

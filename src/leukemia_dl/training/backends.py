@@ -116,7 +116,9 @@ def as_fit_input(batches: Callable[[], Iterator[Any]], example: Any, *, grouped:
 
     With `grouped`, for TensorFlow, the stream yields groups of batches: arrays (steps, batch size, ...).
     """
-    if backend_name() != "tensorflow":
+    import keras
+
+    if keras.backend.backend() != "tensorflow":
         return batches()
     import tensorflow as tf
 
@@ -135,7 +137,9 @@ def xla_jit(function: Callable[..., Any]) -> Callable[..., Any]:
 
     XLA, which slows a net's convolutions there, makes one loop of element-wise operations: three times faster.
     """
-    if backend_name() != "tensorflow":
+    import keras
+
+    if keras.backend.backend() != "tensorflow":
         return function
     import tensorflow as tf
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from leukemia_dl.checks import whole_number
-from leukemia_dl.datasets import Dataset
+from leukemia_dl.datasets import Dataset, PixelStore
 from leukemia_dl.errors import SettingsError
 from leukemia_dl.identity import generator
 from leukemia_dl.preprocess import Pipeline
@@ -26,7 +26,7 @@ class Subset:
     """Rows of an array, perhaps in a file, that are read when they are asked for: `subset[3]`, `subset[rows]`.
 
     Attributes:
-        base: numpy array or `PixelStore` (n, ...), never changed.
+        base: numpy array (n, ...), never changed.
         rows: int64 row numbers of `base`, in the order of the subset.
     """
 
@@ -35,7 +35,9 @@ class Subset:
 
     @classmethod
     def of(cls, images: Any, rows: NDArray[np.int64]) -> Subset:
-        """Return the `rows` of `images`: an array or a subset."""
+        """Return the `rows` of `images`: an array, a pixel store or a subset."""
+        if isinstance(images, PixelStore):
+            return cls(images.images, images.rows[rows])
         return cls(images.base, images.rows[rows]) if isinstance(images, Subset) else cls(images, rows)
 
     def __len__(self) -> int:

@@ -69,7 +69,7 @@ class FeatureCache:
             batch_size: Images per step.
             forms: 8 for the symmetries of each image, see `symmetric_form`; 1 for images as they are.
         """
-        whole = images if isinstance(images, Subset) else Subset(images, np.arange(len(images)))
+        whole = Subset.of(images, np.arange(len(images)))
         rows, compute = every_form(whole.rows, forms), partial(_computed, extractor, whole.base, batch_size, forms)
         net = model_fingerprint(extractor, device)
         if net[0] is None:  # features of this net could be taken for those of another one

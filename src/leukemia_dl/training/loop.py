@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from leukemia_dl.atomic import new_file
 from leukemia_dl.errors import TrainingError
 from leukemia_dl.identity import digest, named_seed
-from leukemia_dl.models.backend import backend_name
 from leukemia_dl.models.build import weights_identity
 from leukemia_dl.models.classifier import predict_logits
 from leukemia_dl.models.registry import BackboneSpec
@@ -170,7 +169,7 @@ class _Phase:
             assign(model.optimizer.variables, progress.optimizer)
         others = progress.callbacks.get(self.name, [])
         # The steps of a head are so short that the time between them counts: a whole epoch is one execution then.
-        grouped = self.name == "head" and backend_name() == "tensorflow" and not any(map(_uses_steps, others))
+        grouped = self.name == "head" and keras.backend.backend() == "tensorflow" and not any(map(_uses_steps, others))
         steps = batches.steps if grouped else 1
         if model.steps_per_execution != steps:
             model.steps_per_execution, model.train_function = steps, None
@@ -287,7 +286,7 @@ class Training:
             keras.utils.set_random_seed(named_seed(self.job.seed, "inner head"))
             assign(head.variables, keras.models.clone_model(head).variables)
             part = (Subset.of(features, every_form(rows, self.forms)), labels[rows])
-            self._train_head(part, None, Progress(self.job.preparing))
+            self._train_head(part, None, Progress(self.job.preparing), "inner head")
             logits[held] = predict_logits(head, Subset.of(features, held * self.forms), HEAD_BATCH)
         assign(head.variables, trained)
         return logits
@@ -298,19 +297,19 @@ class Training:
         with job.preparing:
             return job.features.read(self.built.extractor, side[0], job.device, size, self.forms), side[1]
 
-    def _train_head(self, train: Side, watched: Side | None, progress: Progress) -> None:
+    def _train_head(self, train: Side, watched: Side | None, progress: Progress, key: str = "head") -> None:
         """Train the head on features; the backbone stays as it is, BatchNorm statistics included."""
         import keras
 
         recipe, head, phases = self.recipe, self.built.head, self.built.phases
-        if "head" not in phases:
+        if key not in phases:  # a step is compiled for one number of steps, which is lower for inner folds
             # Not the head itself, which predicts: steps per execution hold for predictions too.
             optimizer = build_optimizer(recipe, recipe.head_learning_rate, {})
-            phases["head"] = self._compiled(keras.Model(head.input, head.output), optimizer)
+            phases[key] = self._compiled(keras.Model(head.input, head.output), optimizer)
         if watched is not None:
             watched = (Subset.of(watched[0], np.arange(len(watched[1])) * self.forms), watched[1])
         _Phase(
-            "head", phases["head"], list(head.variables), self._batches(train, forms=self.forms), 0,
+            "head", phases[key], list(head.variables), self._batches(train, forms=self.forms), 0,
             recipe.head_epochs, min(self.stop, recipe.head_epochs),
             lambda last: self._validated(head, watched, HEAD_BATCH), progress,
         ).run()  # fmt: skip
