@@ -98,23 +98,20 @@ class Batches:
             starts = range(0, len(labels), _CHUNK)
             self._background = np.concatenate([background_colour(images[start : start + _CHUNK]) for start in starts])
 
-    def stream(self, epoch: int = 0) -> Iterator[Batch]:
-        """Yield from an epoch on (images or (images, parameters), int32 labels), and weights if classes have any."""
-        while True:
-            order, drawn = self._draw(epoch)
-            for step in range(self.steps):
-                yield self._batch(order, drawn, step, 1)
-            epoch += 1
+    def stream(self, epoch: int = 0, grouped: bool = False) -> Iterator[Batch]:
+        """Yield from an epoch on (images or (images, parameters), int32 labels), and weights if classes have any.
 
-    def grouped(self, epoch: int) -> Iterator[Batch]:
-        """Yield the batches of `stream`, without augmentation, in groups: arrays (steps, batch size, ...)."""
-        size = max(1, _GROUP_BYTES // max(1, self.images[:1].nbytes * self.batch_size))
+        With `grouped`, for features, several batches at once: arrays (steps, batch size, ...).
+        """
+        size = max(1, _GROUP_BYTES // max(1, self.images[:1].nbytes * self.batch_size)) if grouped else 1
         while True:
             order, drawn = self._draw(epoch)
             for step in range(0, self.steps, size):
                 count = min(size, self.steps - step)
                 batch = self._batch(order, drawn, step, count)
-                yield tuple(array.reshape(count, self.batch_size, *array.shape[1:]) for array in batch)
+                if grouped:
+                    batch = tuple(array.reshape(count, self.batch_size, *array.shape[1:]) for array in batch)
+                yield batch
             epoch += 1
 
     def sample(self, count: int) -> tuple[Subset, NDArray[np.float32] | None]:
@@ -172,8 +169,6 @@ def as_keras(
 ) -> Any:
     """Return batches for `model.fit`, `evaluate` and `predict`, read from the pixel store of the whole data set.
 
-    `model.fit(as_keras(dataset, dataset.default_pipeline(224), split.train, shuffle=True), epochs=5)`
-
     Args:
         dataset: Data set of the images.
         pipeline: Steps to pixels of one size, every step fitted.
@@ -184,9 +179,8 @@ def as_keras(
         show_progress: Whether to show the progress of decoding.
 
     Returns:
-        A `keras.utils.PyDataset` of (uint8 images (batch, size, size, 3), int32 class indices (batch,)), as the models
-        of this library take them; a loss for it is `SparseCategoricalCrossentropy`. If no row has a label, for
-        `predict`: of images alone, (images,). It has the attributes `store` and `rows`.
+        A `keras.utils.PyDataset` of (uint8 images (batch, size, size, 3), int32 class indices (batch,)), or of images
+        alone if no row has a label. It has the attributes `store` and `rows`.
 
     Raises:
         SettingsError: If batch_size, the rows or the pipeline do not fit, or some rows have a label and others none.

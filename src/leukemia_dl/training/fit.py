@@ -136,9 +136,9 @@ def fit(
         BackendError: If there is no such device.
         TrainingError: If the loss stops being a number.
     """
-    asked, recipe = recipe, recipe.for_backbone(spec)
-    _check((images, labels), classes, recipe, groups)
-    _check(validation or (images, labels), classes, recipe)
+    wanted, recipe = recipe.weights_for(spec), recipe.for_backbone(spec)
+    for side in ((images, labels), validation or (images, labels)):
+        _check(side, classes, recipe)
     started, preparing = time.perf_counter(), Stopwatch()
     with preparing:
         device = prepare(recipe.precision, compute)
@@ -147,7 +147,8 @@ def fit(
         spec, recipe, classes, seed, device, (images, labels), groups, validation, models or ModelCache(),
         features or FeatureCache(), checkpoints, factory, folder, on_epoch, preparing,
     )  # fmt: skip
-    notes = list[str]()
+    notes = [f"no {wanted} weights: from random ones"] if wanted and not recipe.weights else []
+    notes += [] if recipe.weights or recipe.epochs else ["a head on features of random weights"]
     while True:
         try:
             training, curves, out_of_fold = _trained(job)
@@ -178,29 +179,19 @@ def fit(
     notes += _unconverged(last_phase, recipe, np.bincount(labels, minlength=classes) / len(labels))
     return FitResult(
         training.model, recipe, history, device, len(batchnorm_layers(training.model)) if recipe.epochs else 0,
-        (*_weights_notes(asked, spec, recipe), *notes), time.perf_counter() - started, preparing.seconds, stopped,
-        out_of_fold, job.features,
+        tuple(notes), time.perf_counter() - started, preparing.seconds, stopped, out_of_fold, job.features,
     )  # fmt: skip
 
 
-def _check(side: Side, classes: int, recipe: Recipe, groups: NDArray[np.int64] | None = None) -> None:
-    images, labels = side
-    size, found = recipe.image_size, f"{images.dtype} {images.shape}"
-    if images.dtype != np.uint8 or images.shape[1:] != (size, size, 3) or not len(images):
-        raise DataError(f"Images must be uint8 (n, {size}, {size}, 3), at least one. Received: {found}.")
-    if labels.shape != (len(images),) or labels.min() < 0 or labels.max() >= classes:
+def _check(side: Side, classes: int, recipe: Recipe) -> None:
+    (images, labels), size = side, recipe.image_size
+    if images.dtype != np.uint8 or images.shape != (len(labels), size, size, 3) or not len(labels):
         raise DataError(
-            f"Labels must be {len(images)} class indices from 0 to {classes - 1}. Received: shape {labels.shape}, "
-            f"values {np.unique(labels)}."
+            f"Images must be uint8 (n, {size}, {size}, 3), at least one, with n labels. Received: {images.dtype} "
+            f"{images.shape}, {len(labels)} labels."
         )
-    if groups is not None and np.shape(groups) != labels.shape:
-        raise DataError(f"groups must be a number for each of {len(images)} images. Received: {np.shape(groups)}.")
-
-
-def _weights_notes(asked: Recipe, spec: BackboneSpec, recipe: Recipe) -> list[str]:
-    wanted = asked.weights_for(spec)
-    notes = [f"no {wanted} weights: from random ones"] if wanted and not recipe.weights else []
-    return notes if recipe.weights or recipe.epochs else [*notes, "a head on features of random weights"]
+    if labels.min() < 0 or labels.max() >= classes:
+        raise DataError(f"Labels must be from 0 to {classes - 1}. Received: {np.unique(labels)}.")
 
 
 def _unconverged(losses: NDArray[np.float64], recipe: Recipe, shares: NDArray[np.float64]) -> list[str]:

@@ -173,13 +173,12 @@ class _Phase:
         steps = batches.steps if grouped else 1
         if model.steps_per_execution != steps:
             model.steps_per_execution, model.train_function = steps, None
-        stream = batches.grouped if grouped else batches.stream
         self._began: float | None = None if grouped else time.perf_counter()
         first = keras.callbacks.LambdaCallback(on_epoch_begin=self._begin_epoch, on_epoch_end=self._validate_epoch)
         last = keras.callbacks.LambdaCallback(on_epoch_end=self._save_epoch, on_train_batch_end=self._end_first_step)
         last.async_safe = True  # Keras then does not wait for the device after each step
         model.fit(
-            as_fit_input(lambda: stream(begin), next(batches.stream()), grouped=grouped),
+            as_fit_input(lambda: batches.stream(begin, grouped), next(batches.stream()), grouped=grouped),
             epochs=self.stop, initial_epoch=begin, steps_per_epoch=batches.steps, verbose=0, shuffle=False,
             callbacks=[first, *others, last],
         )  # fmt: skip

@@ -254,8 +254,7 @@ class Recipe(Augmentation):
         """Return the recipe with `changes`; a changed setting is not replaced by `if_no_weights` any more.
 
         Raises:
-            UnknownNameError: If there is no such setting.
-            SettingsError: If a value is not allowed.
+            UnknownNameError, SettingsError: As `preset`.
         """
         kept = {name: value for name, value in self.if_no_weights.items() if name not in changes}
         settings = self.to_dict() | {"callbacks": self.callbacks, "if_no_weights": kept}
@@ -271,8 +270,7 @@ class Recipe(Augmentation):
         """Return the recipe of `settings` as plain values; what is left out has its default.
 
         Raises:
-            UnknownNameError: If there is no such setting; it suggests the near one.
-            SettingsError: If a value is not allowed.
+            UnknownNameError, SettingsError: As `preset`.
         """
         fields = {field.name for field in dataclasses.fields(cls)}
         for key in settings:
@@ -292,8 +290,7 @@ class Recipe(Augmentation):
 
         Raises:
             DataError: If there is no such file, or it is no TOML.
-            UnknownNameError: If there is no such preset or setting.
-            SettingsError: If a value is not allowed.
+            UnknownNameError, SettingsError: As `preset`.
         """
         file = Path(path).expanduser()
         try:
