@@ -16,6 +16,7 @@ from leukemia_dl.datasets import Dataset, PixelStore, Split
 from leukemia_dl.errors import ImageError, StoreError
 from leukemia_dl.preprocess import Pipeline
 from leukemia_dl.preprocess.quality import Look, look_of, summary
+from leukemia_dl.progress import parallel_map
 from leukemia_dl.training.batches import Subset
 
 __all__ = ["Images", "Samples", "looks_of", "read_images"]
@@ -109,8 +110,11 @@ def read_images(dataset: Dataset, rows: NDArray[np.int64], pipeline: Pipeline, s
 
 def looks_of(dataset: Dataset, rows: NDArray[np.int64]) -> list[Look]:
     """Return the appearance of up to 100 of `rows` of a data set, evenly spaced."""
-    looks = []
-    for row in rows[np.linspace(0, len(rows) - 1, min(len(rows), _EXAMINED)).astype(int)]:
+    chosen = rows[np.linspace(0, len(rows) - 1, min(len(rows), _EXAMINED)).astype(int)]
+
+    def look(row: int) -> Look | None:
         with contextlib.suppress(ImageError):  # the file may be gone although its pixels are in the cache
-            looks.append(look_of(dataset.decode(int(row))))
-    return looks
+            return look_of(dataset.decode(row))
+        return None
+
+    return [found for found in parallel_map(look, chosen.tolist(), "Looking at images", show=False) if found]
