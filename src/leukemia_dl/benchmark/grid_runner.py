@@ -58,32 +58,28 @@ class GridRunner:
             TrainingError: If a trial failed and `on_error` is "raise".
             StoreError, ImageError, BackendError: As `Benchmark.run`.
         """
-        kept, to_do = list[Record](), list[PlannedTrial]()
-        for planned in trials:
-            if record := self._stored(planned.trial):
-                kept.append(record)
-            else:
-                to_do.append(planned)
+        self._progress = GridProgress([planned.trial for planned in trials], self.show)
+        to_do = [planned for planned in trials if not self._is_done(planned)]
         # One backbone after the other: its net is built and compiled for the first fold and serves the others.
         nets = [planned for planned in to_do if planned.spec is not None]
         nets.sort(key=lambda planned: self.plan.backbones.index(planned.trial.backbone))
         executor = choose_executor(self.executor, self.workers, len(nets))
         if nets:
             check_device(executor, self.plan.recipe.precision, self.plan.compute)
-        self._progress = GridProgress([planned.trial for planned in trials], self.show)
         with self._context(nets, executor) as context, self._progress:
-            for record in kept:
-                self._progress.end(record, reused=True)
             with contextlib.closing(self._outputs(to_do, nets, executor, context)) as outputs:
                 for output in outputs:
                     self._finish(output)
             if context.stopped:
                 raise KeyboardInterrupt
 
-    def _stored(self, trial: Trial) -> Record | None:
-        """Return the record of a trial if it need not run again."""
-        record = self.store.take(trial) if self.existing == "reuse" else None
-        return record if self.store.has_result(record, self.plan.save_models) else None
+    def _is_done(self, planned: PlannedTrial) -> bool:
+        """Return whether the store holds the result of a trial, and show it."""
+        record = self.store.take(planned.trial) if self.existing == "reuse" else None
+        if record is None or not self.store.has_result(record, self.plan.save_models):
+            return False
+        self._progress.end(record, reused=True)
+        return True
 
     @contextlib.contextmanager
     def _context(self, nets: Sequence[PlannedTrial], executor: Executor) -> Iterator[RunContext]:
@@ -99,7 +95,7 @@ class GridRunner:
         context = RunContext(samples, images, *shared, self.time_limit, self.store, scratch)
         scratch.mkdir(parents=True)
         try:
-            with _interrupt_once(context.stop, self.existing):
+            with _interrupt_once(context.stop):
                 yield context
         finally:
             if not (context.stopped and isinstance(executor, SubmitExecutor)):  # else trials elsewhere look for it
@@ -126,9 +122,7 @@ class GridRunner:
                 return
             if self.existing == "rerun":
                 self.store.remove_checkpoints(planned.trial)
-            if record := self._stored(planned.trial):
-                self._progress.end(record, reused=True)
-            else:
+            if not self._is_done(planned):
                 yield planned
 
     def _finish(self, output: TrialOutput) -> None:
@@ -150,7 +144,7 @@ class GridRunner:
 
 
 @contextlib.contextmanager
-def _interrupt_once(stop: Callable[[], None], existing: str) -> Iterator[None]:
+def _interrupt_once(stop: Callable[[], None]) -> Iterator[None]:
     """Call `stop` at the first Ctrl-C; the second one raises KeyboardInterrupt.
 
     Nothing changes outside of the main thread, where Python allows no handlers, and where the signal is ignored, as for
@@ -164,8 +158,7 @@ def _interrupt_once(stop: Callable[[], None], existing: str) -> Iterator[None]:
     def first(number: int, frame: Any) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         stop()
-        then = "The next run continues from there." if existing == "reuse" else "Finished trials are kept."
-        sys.stderr.write(f"\nStopping after this epoch; Ctrl-C again stops at once. {then}\n")
+        sys.stderr.write("\nStopping after this epoch; Ctrl-C again stops at once. Finished trials are kept.\n")
         sys.stderr.flush()
 
     signal.signal(signal.SIGINT, first)
