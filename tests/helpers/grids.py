@@ -1,5 +1,6 @@
 """Small backbones, good and bad, for grids whose trials run in other processes, and a data set for them."""
 
+import atexit
 import os
 import signal
 import subprocess
@@ -54,11 +55,7 @@ def gives_nan(inputs, weights):
 
 
 def leaves(inputs, weights):
-    raise SystemExit("enough")
-
-
-def says_odd_things(inputs, weights):
-    raise ValueError("half a character: \ud800")
+    raise SystemExit("half a character: \ud800")
 
 
 def cannot_be_saved(inputs, weights):
@@ -75,6 +72,7 @@ def cannot_be_saved(inputs, weights):
 
 
 def starts_a_daemon(inputs, weights):
+    atexit.register(lambda: print("goodbye at exit", flush=True))
     if os.fork() == 0:
         os.setsid()
         time.sleep(300)
@@ -109,10 +107,3 @@ def wait_for(path: Path, seconds: float = 120.0) -> None:
     while not path.exists():
         assert time.monotonic() < end, f"{path} did not come"
         time.sleep(0.02)
-
-
-def says_goodbye(inputs, weights):
-    import atexit
-
-    atexit.register(lambda: print("goodbye at exit", flush=True))
-    return tiny(inputs, weights)
