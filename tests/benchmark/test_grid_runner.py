@@ -124,7 +124,7 @@ def test_nothing_outlives_its_driver(synthetic_root, tmp_path):
         assert not list(tmp_path.glob("unfinished/run-*"))
 
 
-def test_two_drivers_on_one_store_lose_nothing_and_count_nothing_twice(synthetic_root, tmp_path):
+def test_two_drivers_on_one_store_lose_nothing_and_count_nothing_twice(dataset, synthetic_root, tmp_path):
     with (
         driver(synthetic_root, tmp_path / "two", names="tiny,talks") as one,
         driver(synthetic_root, tmp_path / "two", names="tiny,talks") as other,
@@ -132,8 +132,9 @@ def test_two_drivers_on_one_store_lose_nothing_and_count_nothing_twice(synthetic
         for process in (one, other):
             output, errors = process.communicate(timeout=300)
             assert output.split() == ["ok"] * 7, errors
-    with driver(synthetic_root, tmp_path / "alone", "in-process", "tiny,talks") as alone:
-        alone.communicate(timeout=300)
+    names = grids.register(grids.tiny, grids.talks)
+    alone = ldl.Benchmark(dataset, names, recipe=grids.RECIPE, store=tmp_path / "alone", seeds=[0, 1])
+    alone.run(executor="in-process", show_progress=False)
     tables = [(tmp_path / name / "results.csv").read_bytes() for name in ("two", "alone")]
     assert tables[0] == tables[1]
     assert len(list((tmp_path / "two" / "trials").iterdir())) == 7
