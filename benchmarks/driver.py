@@ -51,6 +51,7 @@ with tempfile.TemporaryDirectory(dir=Path.cwd()) as folder:
     samples = Samples.of(bench.dataset)
     context = RunContext(samples, {}, plan.recipe, plan.compute, None, True, None, bench.store, None)
     GridRunner._context = lambda self, nets, executor: contextlib.nullcontext(context)
+    GridRunner._scratch = Path(folder)
     rng, records = np.random.default_rng(0), {}
     history = pd.DataFrame({name: rng.random(30) for name in ("loss", "accuracy", "val_loss", "val_accuracy")})
     for planned in plan.trials:

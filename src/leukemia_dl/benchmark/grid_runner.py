@@ -91,7 +91,7 @@ class GridRunner:
         images = {size: read_images(plan.dataset, plan.rows, plan.pipelines[size], self.show) for size in sizes}
         samples = Samples.of(plan.dataset, plan.rows if nets and plan.save_models else None)
         shared = (plan.recipe, plan.compute, load_factory(plan.callbacks), plan.save_models)
-        scratch = self.store.root.absolute() / "unfinished" / f"run-{uuid.uuid4().hex[:12]}"
+        self._scratch = scratch = self.store.root.absolute() / "unfinished" / f"run-{uuid.uuid4().hex[:12]}"
         context = RunContext(samples, images, *shared, self.time_limit, self.store, scratch)
         scratch.mkdir(parents=True)
         try:
@@ -123,6 +123,7 @@ class GridRunner:
             if self.existing == "rerun":
                 self.store.remove_checkpoints(planned.trial)
             if not self._is_done(planned):
+                self._scratch.touch()  # for `leukemia-dl runs gc`: a run of days is not one that was killed
                 yield planned
 
     def _finish(self, output: TrialOutput) -> None:

@@ -260,7 +260,9 @@ def read_settings(path: Path, dataset: Dataset | None, root: str | Path | None) 
     """Return the data set, loaded if None from where the file says or from `root`, and the arguments of `Benchmark`."""
     try:
         content = tomllib.loads(read_file(path.expanduser()).decode())
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise SettingsError(f"{path} cannot be read: {error.strerror or error}.") from error
+    except ValueError as error:
         raise SettingsError(f"{path} cannot be read as TOML: {error}.") from error
     if unknown := sorted(set(content) - _TABLES):
         raise SettingsError(f"{path} has the unknown table {', '.join(map(repr, unknown))}. See Benchmark.to_toml.")
