@@ -194,7 +194,6 @@ def test_fit_says_when_it_cannot(step):
         (lambda: Macenko(alpha=60), "alpha"),
         (lambda: Macenko(light="bright"), "light"),
         (lambda: Macenko(percentile="50"), "percentile"),
-        (lambda: Macenko(((0, 0, 0), (0, 0, 0)), (1, 1)), "independent directions"),
     ],
 )
 def test_parameters_are_checked(make, says):

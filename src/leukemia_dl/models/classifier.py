@@ -310,20 +310,16 @@ def _sources(images: Any) -> tuple[str, list[Any], list[Any]]:
     single = isinstance(images, (str, Path)) or (isinstance(images, np.ndarray) and images.ndim == 3)
     items: list[Any] = [images] if single else list(images) if isinstance(images, Iterable) else [None]
     if all(isinstance(item, (str, Path)) for item in items):
-        files = [file for item in items for file in _files(Path(item))]
+        files = list[Path]()
+        for path in map(Path, items):
+            found = [path / name for name in image_files(path)] if path.is_dir() else [path]
+            if not found:
+                raise DataError(f"The folder {path} holds no images.")
+            files += found
         return "path", [os.path.abspath(file) for file in files], files  # noqa: PTH100 - as in `Dataset.table`
     if all(isinstance(item, np.ndarray) for item in items):
         return "image", list(range(len(items))), items
     raise SettingsError(f"Pass paths, a Dataset or uint8 arrays, no mixture. Received: {type(images).__name__}.")
-
-
-def _files(path: Path) -> list[Path]:
-    """Return a path itself, or the images in a folder and its subfolders, in order."""
-    if not path.is_dir():
-        return [path]
-    if not (found := [path / name for name in image_files(path)]):
-        raise DataError(f"The folder {path} holds no images.")
-    return found
 
 
 def _model_file(path: Path) -> Path:

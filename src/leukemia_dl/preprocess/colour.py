@@ -97,9 +97,7 @@ def stain_matrix(stains: ArrayLike) -> NDArray[np.float64]:
     """Return three unit vectors as rows, the third at right angles to the two stains."""
     rows = np.asarray(stains, dtype=np.float64)
     rows = np.vstack([rows, np.cross(rows[0], rows[1])]) if len(rows) == 2 else rows
-    unit: NDArray[np.float64] = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
-    if not abs(np.linalg.det(unit)) > 1e-4:
-        raise SettingsError(f"stains must be independent directions (red, green, blue). Received: {stains!r}.")
+    unit: NDArray[np.float64] = rows / np.linalg.norm(rows, axis=1, keepdims=True)
     return unit
 
 
@@ -241,8 +239,6 @@ class Macenko(_Normalizer):
         for name, low, high in (("light", 1, 1000), ("alpha", 0, 49.99), ("percentile", 1, 100), ("beta", 0, 5)):
             object.__setattr__(self, name, real_number(name, getattr(self, name), low, high) + 0.0)
         super().__post_init__()
-        if self.stains is not None:
-            stain_matrix(self.stains)
 
     def _statistics(self, tiles: Iterator[NDArray[np.uint8]]) -> tuple[Any, Any]:
         stains, concentrations = self._stains(np.concatenate([np.empty((0, 3), np.uint8), *tiles]))
