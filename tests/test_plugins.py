@@ -85,7 +85,7 @@ BROKEN = [
         "must yield leukemia_dl.BackboneSpec records",
     ),
     (f"{HOOK}backbones(): return 1 / 0", "ZeroDivisionError"),
-    (GOOD.replace("min_size=8", "min_size=64"), "1 <= min_size <= native_size"),
+    (GOOD.replace("min_size=8", "min_size=64"), "min_size must be from 1 to native_size=32"),
     (GOOD.replace('scaling="unit"', 'scaling="imagenet"'), "scaling must be one of"),
 ]
 
