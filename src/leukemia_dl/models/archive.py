@@ -35,16 +35,14 @@ def read_settings(file: Path) -> dict[str, Any]:
             for member in archive.infolist():  # Keras does not compress the weights
                 if member.file_size > (file.stat().st_size if member.filename == _WEIGHTS else _MAX_TEXT):
                     raise ValueError(f"{member.filename} in it has an implausible size")
-            if MEMBER not in archive.namelist():
-                raise DataError(
-                    f"{file} holds no leukemia_dl classifier. Pass a model.keras that a benchmark or Classifier.save "
-                    "wrote; any other Keras model can be wrapped: Classifier(model, class_names, pipeline)."
-                )
-            return dict(json.loads(archive.read(MEMBER)))
-    except DataError:
-        raise
+            if MEMBER in archive.namelist():
+                return dict(json.loads(archive.read(MEMBER)))
     except Exception as error:  # zipfile and zlib raise about anything
         raise DataError(f"{file} is damaged or is no .keras file: {error}.") from error
+    raise DataError(
+        f"{file} holds no leukemia_dl classifier. Pass a model.keras that a benchmark or Classifier.save wrote; any "
+        "other Keras model can be wrapped: Classifier(model, class_names, pipeline)."
+    )
 
 
 def load_net(file: Path) -> Any:
