@@ -6,6 +6,9 @@ import textwrap
 
 import pytest
 
+import command
+from leukemia_dl import plugins
+
 GOOD = """
 from leukemia_dl import BackboneSpec, hookimpl
 
@@ -173,11 +176,17 @@ def test_a_failed_lookup_mentions_plugins_with_problems(install, python):
     assert "aaa-broken" in answer.stderr
 
 
-def test_the_doctor_names_plugins_and_tells_a_problem_once(install, python):
+def test_the_doctor_names_plugins_and_tells_a_problem_once(install, tmp_path, monkeypatch):
     pytest.importorskip("keras")
     install("leukemia-dl-tiny", GOOD)
     install("aaa-broken", "raise RuntimeError('no luck')")
-    answer = python("from leukemia_dl.cli import main; import sys; sys.argv = ['leukemia-dl', 'doctor']; main()")
+    monkeypatch.syspath_prepend(tmp_path)
+    plugins.forget()
+    try:
+        answer = command.run("doctor")
+    finally:
+        monkeypatch.undo()
+        plugins.forget()
     assert "\nPlugins       leukemia-dl-tiny 1.2 (tiny)\n" in answer.stdout, answer.stderr
     assert answer.stdout.endswith("\nReady, but for the plugins named above.\n")
     assert (answer.stdout + answer.stderr).count("no luck") == 1
@@ -220,31 +229,42 @@ def test_a_source_without_its_record_is_a_problem(install, python):
 OWN_LAYER = """
 from leukemia_dl import BackboneSpec, hookimpl
 
-def build(inputs, weights):
-    import keras
-    import own_layers
-    return own_layers.Twice()(keras.layers.Conv2D(4, 3, strides=4, activation="relu")(inputs))
+def build(name):
+    def build(inputs, weights):
+        import keras
+        import own_layers
+        return getattr(own_layers, name)()(keras.layers.Conv2D(4, 3, strides=4, activation="relu")(inputs))
+    return build
 
 @hookimpl
 def leukemia_dl_backbones():
-    yield BackboneSpec(name="twice", build=build, scaling="unit", native_size=32, min_size=8)
+    for name in ("Twice", "Lost"):
+        yield BackboneSpec(name=name.lower(), build=build(name), scaling="unit", native_size=32, min_size=8)
 """
 LAYERS = """
 import keras
 
-{}
+@keras.saving.register_keras_serializable('twice')
 class Twice(keras.layers.Layer):
     def call(self, x):
         return 2 * x
+
+class Lost(keras.layers.Layer):
+    def call(self, x):
+        return x
 """
 
 
 def test_a_net_with_a_layer_of_a_plugin_loads_in_a_new_process(install, python, tmp_path):
-    """20.25: the plugin that the file names registers its layers; without it the error says what to install."""
+    """20.25: the plugin that the file names registers its layers; without it the error says what to install.
+
+    `check_saving` loads in a new process: a layer that only this process registers does not pass.
+    """
     pytest.importorskip("keras")
     install("leukemia-dl-twice", OWN_LAYER)
-    (tmp_path / "own_layers.py").write_text(LAYERS.format("@keras.saving.register_keras_serializable('twice')"))
+    (tmp_path / "own_layers.py").write_text(LAYERS)
     made = python("""
+        import keras, own_layers
         import leukemia_dl as ldl
         from leukemia_dl.models import Classifier, build_model
         from leukemia_dl.testing.checks import check_saving
@@ -252,25 +272,24 @@ def test_a_net_with_a_layer_of_a_plugin_loads_in_a_new_process(install, python, 
         check_saving(spec)
         trial = {"backbone": "twice", "plugin": "leukemia-dl-twice", "plugin_version": "1.2"}
         Classifier(build_model(spec, 16, 2), ("a", "b"), ldl.Pipeline.default(16), {"trial": trial}).save("net.keras")
+        keras.saving.register_keras_serializable("here")(own_layers.Lost)
+        check_saving(ldl.get_backbone("lost"))
     """)
-    assert made.returncode == 0, made.stderr
-    load = "import leukemia_dl as ldl; print(ldl.load_classifier('net.keras').model.name)"
-    assert python(load).stdout == "twice\n"
-    said = python(load, LEUKEMIA_DL_DISABLE_PLUGINS="1").stderr.splitlines()[-1]
-    assert "If it has layers of its backbone 'twice', install leukemia-dl-twice 1.2." in said
-
-
-def test_a_layer_that_no_new_process_knows_is_found_by_the_checks(install, python, tmp_path):
-    """20.25: `check_saving` loads in a new process: a layer that only this process registers does not pass."""
-    pytest.importorskip("keras")
-    install("leukemia-dl-twice", OWN_LAYER)
-    (tmp_path / "own_layers.py").write_text(LAYERS.format(""))
-    answer = python("""
-        import keras, own_layers
-        keras.saving.register_keras_serializable("here")(own_layers.Twice)
+    assert "AssertionError: lost: a saved classifier does not load in a new process: " in made.stderr, made.stderr
+    assert "Lost" in made.stderr.splitlines()[-1]
+    load = """
+        import os
         import leukemia_dl as ldl
-        from leukemia_dl.testing.checks import check_saving
-        check_saving(ldl.get_backbone("twice"))
-    """)
-    assert "AssertionError: twice: a saved classifier does not load in a new process: " in answer.stderr, answer.stderr
-    assert "Twice" in answer.stderr.splitlines()[-1]
+        from leukemia_dl import plugins
+        os.environ["LEUKEMIA_DL_DISABLE_PLUGINS"] = "1"
+        try:
+            ldl.load_classifier("net.keras")
+        except ldl.errors.LeukemiaDLError as error:
+            print(error)
+        del os.environ["LEUKEMIA_DL_DISABLE_PLUGINS"]
+        plugins.forget()
+        print(ldl.load_classifier("net.keras").model.name)
+    """
+    *said, name = python(load).stdout.splitlines()
+    assert "If it has layers of its backbone 'twice', install leukemia-dl-twice 1.2." in said[-1]
+    assert name == "twice"

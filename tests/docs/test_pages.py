@@ -22,9 +22,11 @@ SMALLER = {
     'recipe="quick"': 'recipe=ldl.Recipe.preset("quick", image_size=32, epochs=1)',
     "head_epochs=20": "head_epochs=2",
     'seeds=[0, 1], store="runs/leak"': 'folds=[0], store="runs/leak"',
+    'seeds=[0, 1], store="runs/long"': 'store="runs/long"',
 }
 # For the command line, which takes five nets by default.
-FAST = ["--backbones", "cnn", "--set", "epochs=1", "--image-size", "32", *(f"-o{x}" for x in SIZES.split(", "))]
+FAST = ["--backbones", "cnn", "--no-report", "--set", "epochs=1", "--image-size", "32"]
+FAST += [f"-o{size}" for size in SIZES.split(", ")]
 
 
 def name(page):
@@ -94,7 +96,7 @@ def test_what_a_page_shows_runs(page, laptop, tmp_path, monkeypatch):
             exec(compile(code, name(page), "exec"), names)
         elif language == "console":
             for words in command_lines(code):
-                fast = FAST if words[0] == "benchmark" else FAST[6:] if words[0] == "preview" else []
+                fast = FAST if words[0] == "benchmark" else FAST[-4:] if words[0] == "preview" else []
                 answer = CliRunner().invoke(command(), [*words, *fast], env={"COLUMNS": "200"})
                 assert answer.exit_code == 0, (words, answer.output, answer.exception)
     for test in [value for key, value in names.items() if key.startswith("test_")]:
