@@ -8,10 +8,20 @@ UV := $(shell command -v uv 2>/dev/null)
 STORE ?= runs/quick
 # Processes that run tests, each with a TensorFlow of its own.
 WORKERS ?= 2
-# What is run on a backend other than TensorFlow, in an environment without it.
+# What runs on a backend other than TensorFlow, in an environment without it: all of it in `make test-all`, one test of
+# each promise in `make test`.
 OTHER_BACKEND = tests/test_benchmarks.py tests/test_other_backend.py tests/models/test_saved_elsewhere.py tests/testing/test_checks.py \
 	tests/training/test_augmentation.py tests/training/test_loop.py \
 	tests/training/test_cache.py tests/training/test_optimizer.py
+CACHE = tests/training/test_cache.py::test
+LOOP = tests/training/test_loop.py::test
+OTHER_BACKEND_SHORT = tests/test_other_backend.py tests/models/test_saved_elsewhere.py tests/training/test_optimizer.py \
+	tests/testing/test_checks.py::test_a_small_backbone_of_ones_own_holds \
+	tests/training/test_augmentation.py::test_the_whole_chain_is_the_same_on_every_backend_within_one_grey_level \
+	$(LOOP)_callbacks_of_epochs_are_called_and_may_stop $(LOOP)_an_interrupted_fit_continues_to_the_same_bits \
+	$(LOOP)_a_head_has_the_same_losses_step_by_step_and_in_groups_of_steps[plain] \
+	$(CACHE)_features_of_an_image_do_not_depend_on_those_beside_it[cnn] \
+	$(CACHE)_a_head_on_cached_features_predicts_as_one_trained_through_the_frozen_net
 
 .DEFAULT_GOAL := help
 .PHONY: help benchmark test test-all test-torch lint dist docs clean
@@ -26,12 +36,12 @@ test: .venv/test .venv-jax/ready ## Lint, types and the offline tests, then the 
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
-	.venv/bin/python -m pytest -n $(WORKERS) --dist loadfile
-	KERAS_BACKEND=jax .venv-jax/bin/python -m pytest -p no:cacheprovider $(OTHER_BACKEND)
+	.venv/bin/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+	KERAS_BACKEND=jax .venv-jax/bin/python -m pytest -p no:cacheprovider $(OTHER_BACKEND_SHORT)
 
 test-all: test ## Then what takes minutes: five large nets, soak tests, Ray, every real image
 	.venv/bin/python -m pytest -m slow
-	KERAS_BACKEND=jax .venv-jax/bin/python -m pytest -p no:cacheprovider -m slow $(OTHER_BACKEND)
+	KERAS_BACKEND=jax .venv-jax/bin/python -m pytest -p no:cacheprovider -m "not gpu and not network" $(OTHER_BACKEND)
 
 test-torch: .venv-torch/ready ## The leg on torch without TensorFlow (downloads several GB the first time)
 	KERAS_BACKEND=torch .venv-torch/bin/python -m pytest -p no:cacheprovider $(OTHER_BACKEND)

@@ -27,19 +27,20 @@ def test_tensorflow_is_not_here():
     assert importlib.util.find_spec("tensorflow") is None
 
 
-def test_cnn_and_resnet50_on_64_images(dataset, tmp_path):
+@pytest.mark.parametrize("nets", [["cnn"], pytest.param(["cnn", "resnet50"], marks=pytest.mark.slow)])
+def test_nets_on_64_images(dataset, nets, tmp_path):
     assert (dataset.table["split"] == "train").sum() == 64
     recipe = ldl.Recipe.preset("quick", image_size=48, epochs=2)
-    bench = ldl.Benchmark(dataset, ["cnn", "resnet50"], recipe=recipe, store=tmp_path)
+    bench = ldl.Benchmark(dataset, nets, recipe=recipe, store=tmp_path)
     frame = bench.run(show_progress=False)
-    assert list(frame["backbone"]) == ["cnn", "resnet50", "majority", "cell_size", "cell_colour"]
+    assert list(frame["backbone"]) == [*nets, "majority", "cell_size", "cell_colour"]
     assert (frame["status"] == "ok").all(), frame["message"].tolist()
     assert np.isfinite(frame[["accuracy", "loss"]].to_numpy()).all()
-    nets = frame[frame["recipe"].notna()]
-    assert (nets["backend"] == BACKEND).all()
-    assert (nets["device"] == "cpu").all() or nets["device"].nunique() == 1
+    trained = frame[frame["recipe"].notna()]
+    assert (trained["backend"] == BACKEND).all()
+    assert (trained["device"] == "cpu").all() or trained["device"].nunique() == 1
     histories = bench.histories()
-    assert list(histories["backbone"]) == ["cnn", "cnn", "resnet50", "resnet50"]
+    assert list(histories["backbone"]) == [name for name in nets for _ in range(2)]
     assert np.isfinite(histories[["loss", "accuracy", "val_loss", "val_accuracy"]].to_numpy()).all()
     trial = frame.loc[frame["backbone"] == "cnn", "trial"].iloc[0]
     classifier = ldl.load_classifier(tmp_path / "trials" / trial)

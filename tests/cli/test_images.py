@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from command import SIZES, fails, run
+from command import SIZES, fails, run, run_process
 from leukemia_dl.cli import options
 
 
@@ -54,6 +54,23 @@ def test_predict_gives_every_file_a_row_and_says_by_its_exit_status_that_some_fa
     assert list(frame["predicted"].isna()) == [False, True, False, True]
     assert answer.returncode == 1
     assert "2 of 4 images cannot be read" in answer.stderr
+
+
+def test_redirected_output_takes_every_character(finished, synthetic_root, tmp_path):
+    """20.31: CSV is UTF-8 whatever the encoding of the stream; what else is printed never raises."""
+    folder = tmp_path / "细胞-\u202e"
+    folder.mkdir()
+    cell = shutil.copy(next(synthetic_root.rglob("*.bmp")), folder / "ячейка.bmp")
+    answer = run("predict", finished[0], cell, folder / "нет.bmp", encoding="cp1252")
+    assert answer.returncode == 1
+    frame = pd.read_csv(io.BytesIO(answer.bytes), encoding="utf-8")
+    assert list(frame["path"]) == [str(cell), str(folder / "нет.bmp")]
+    assert "\\u043d\\u0435\\u0442.bmp" in answer.stderr
+    audited = run("audit", folder, encoding="cp1252")
+    assert audited.returncode == 1
+    assert audited.stderr.count("Error: ") == 1
+    assert "Traceback" not in audited.stderr
+    assert "│" not in run_process("datasets", PYTHONIOENCODING="cp1252").stdout
 
 
 def test_csv_holds_names_as_they_are_or_quoted_for_spreadsheets(finished, synthetic_root, tmp_path):

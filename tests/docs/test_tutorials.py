@@ -14,8 +14,14 @@ from hooks import tutorials  # noqa: E402
 # Addresses at which nothing listens: whoever asks the network fails at once.
 NOWHERE = {f"{scheme}_proxy": "http://127.0.0.1:9" for scheme in ("http", "https", "HTTP", "HTTPS")}
 
+# These train for longest; `make docs` runs them too, and test_backbone_plugin.py runs its tutorial to the letter.
+LONG = {"backbone_plugin", "c_nmc_2019", "cluster", "finetune_and_calibrate", "gpu", "reading_a_report"}
+SCRIPTS = [
+    pytest.param(path, id=path.stem, marks=[pytest.mark.slow] if path.stem in LONG else []) for path in tutorials()
+]
 
-@pytest.mark.parametrize("script", tutorials(), ids=lambda path: path.stem)
+
+@pytest.mark.parametrize("script", SCRIPTS)
 def test_a_tutorial_runs(script, tmp_path):
     pytest.importorskip("tensorflow")
     environment = {**os.environ, **NOWHERE, "MPLBACKEND": "Agg", "LEUKEMIA_DL_CACHE": str(tmp_path / "cache")}
@@ -35,3 +41,4 @@ def test_every_cell_that_draws_says_what_is_seen():
 
 def test_there_are_ten():
     assert len(tutorials()) >= 10
+    assert {path.stem for path in tutorials()} >= LONG
