@@ -41,24 +41,7 @@ def tab(line):
     return answer.stdout.split()
 
 
-def test_commands_options_and_names_are_completed():
+def test_commands_options_and_choices_are_completed():
     assert {"benchmark", "backbones"} <= set(tab("leukemia-dl b"))
     assert "--backbones" in tab("leukemia-dl benchmark --ba")
-    assert tab("leukemia-dl benchmark --dataset c_") == ["c_nmc_2019"]
-    assert tab("leukemia-dl benchmark --backbones cnn,res") == ["cnn,resnet50"]
     assert set(tab("leukemia-dl benchmark --stain ")) == {"reinhard", "macenko"}
-
-
-@pytest.mark.parametrize(
-    ("module", "names", "begun", "wanted"),
-    [
-        ("datasets", "list_datasets", "syn", ["synthetic"]),
-        ("training.recipe", "PRESETS", "f", ["finetune", "from_scratch"]),
-        ("datasets.splits", "PROTOCOLS", "kfold,ho", ["kfold,holdout"]),
-        ("models.registry", "list_backbones", "cnn,cn", []),  # not twice
-        ("benchmark.baselines", "BASELINES", "cell_", ["cell_colour", "cell_size"]),
-        ("evaluation.metrics", "METRICS", "balanced", ["balanced_accuracy", "balanced_loss"]),
-    ],
-)
-def test_names_are_those_of_the_registries(module, names, begun, wanted):
-    assert options.completed(module, names)(begun) == wanted

@@ -21,9 +21,6 @@ if TYPE_CHECKING:
 
 __all__ = ["benchmark"]
 
-_backbones = options.completed("models.registry", "list_backbones")
-_protocols = options.completed("datasets.splits", "PROTOCOLS")
-_baselines = options.completed("benchmark.baselines", "BASELINES")
 _PROTOCOLS = "official, official_clean, preliminary, kfold, holdout, fixed, published_v1 or random; several by commas."
 # Options that may stand beside a settings file, which does not have them or has them of another machine.
 _BESIDE_A_FILE = ("root", "store", "rerun", "executor", "workers", "time_limit", "shard", "plan", "no_report")
@@ -38,21 +35,17 @@ def benchmark(
     root: options.Root = None,
     dataset_option: options.DatasetOptions = None,
     drop_class: options.DropClasses = None,
-    backbones: str | None = Option(
-        None, help="Names, by commas.", show_default="the five built-in", autocompletion=_backbones
-    ),
+    backbones: str | None = Option(None, help="Names, by commas.", show_default="the five built-in"),
     recipe: options.RecipeName = "quick",
     set_: options.Changes = None,
     image_size: options.ImageSize = None,
     stain: options.Stain = None,
     crop: options.Crop = False,
-    protocol: str | None = Option(None, help=_PROTOCOLS, show_default="by the data", autocompletion=_protocols),
+    protocol: str | None = Option(None, help=_PROTOCOLS, show_default="by the data"),
     folds: str | None = Option(None, help="Test folds: 0,1,2, or all.", show_default="the protocol's own"),
     n_folds: int | None = Option(None, help="Folds of the protocol kfold.", show_default="5, or 3"),
     seeds: str = Option("0", help="One trial per seed, such as 0,1,2."),
-    baselines: str = Option(
-        "majority,cell_size,cell_colour", help="Names, by commas; '' for none.", autocompletion=_baselines
-    ),
+    baselines: str = Option("majority,cell_size,cell_colour", help="Names, by commas; '' for none."),
     store: Path | None = Option(None, help="Folder for the results.", show_default="runs/DATASET-RECIPE"),
     allow_leakage: bool = Option(False, "--allow-leakage", help="Allow the protocol random, which mixes patients."),
     rerun: bool = Option(False, "--rerun", help="Run trials again that the store already holds."),

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -23,29 +22,14 @@ if TYPE_CHECKING:
     from leukemia_dl.training.recipe import Recipe
 
 
-def completed(module: str, attribute: str) -> Callable[[str], list[str]]:
-    """Return a function that completes the last of several names, of a table or function that is imported then."""
-
-    def complete(incomplete: str) -> list[str]:
-        found = getattr(importlib.import_module(f"leukemia_dl.{module}"), attribute)
-        before, comma, last = incomplete.rpartition(",")
-        names = set(found() if callable(found) else found) - set(before.split(","))
-        return sorted(before + comma + name for name in names if name.startswith(last))
-
-    return complete
-
-
-_datasets, _recipes = completed("datasets", "list_datasets"), completed("training.recipe", "PRESETS")
-DatasetName = Annotated[str, Option(help="One of `leukemia-dl datasets`.", autocompletion=_datasets)]
+DatasetName = Annotated[str, Option(help="One of `leukemia-dl datasets`.")]
 Root = Annotated[Path | None, Option(help="Folder (or CSV file) of the data set.", show_default=False)]
 DatasetOptions = Annotated[
     list[str] | None,
     Option("--dataset-option", "-o", metavar="KEY=VALUE", help="Option of the data set: subjects=60."),
 ]
 DropClasses = Annotated[list[str] | None, Option("--drop-class", metavar="NAME", help="Leave a class out.")]
-RecipeName = Annotated[
-    str, Option(help="Settings of each fit: see `leukemia-dl recipes`, or a .toml file.", autocompletion=_recipes)
-]
+RecipeName = Annotated[str, Option(help="Settings of each fit: see `leukemia-dl recipes`, or a .toml file.")]
 Changes = Annotated[
     list[str] | None,
     Option("--set", "-s", metavar="KEY=VALUE", help="Change a setting of the recipe, such as epochs=10."),

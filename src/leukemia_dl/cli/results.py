@@ -19,7 +19,6 @@ __all__ = ["evaluate", "report"]
 _TEXT = ("protocol", "sample", "subject", "group", "same_cell", "label", "backbone", "kind", "side")
 _FORMATS = {"fit_seconds": ".0f", "images_per_second": ".0f"}
 _NOT_SHOWN = ("flags", "estimand", "kind", "unit", "images", "groups")
-_metrics = options.completed("evaluation.metrics", "METRICS")
 
 
 def report(
@@ -38,7 +37,7 @@ def report(
 
 def evaluate(
     predictions: Path = Argument(help="A store, or a CSV file with label and probability_<class>."),
-    metric: str = Option("accuracy", help="To compare by; choose it before you look.", autocompletion=_metrics),
+    metric: str = Option("accuracy", help="To compare by; choose it before you look."),
     level: float = Option(0.95, help="Of the intervals."),
     estimand: str = Option("models", help="models (these), or procedure (training anew: two seeds)."),
     side: str = Option("test", help="Which rows of the column side."),
