@@ -16,7 +16,7 @@ OTHER_BACKEND = tests/test_benchmarks.py tests/test_other_backend.py tests/model
 CACHE = tests/training/test_cache.py::test
 LOOP = tests/training/test_loop.py::test
 OTHER_BACKEND_SHORT = tests/test_other_backend.py tests/models/test_saved_elsewhere.py tests/training/test_optimizer.py \
-	tests/testing/test_checks.py::test_a_small_backbone_of_ones_own_holds \
+	tests/testing/test_checks.py::test_a_builtin_backbone \
 	tests/training/test_augmentation.py::test_the_whole_chain_is_the_same_on_every_backend_within_one_grey_level \
 	$(LOOP)_callbacks_of_epochs_are_called_and_may_stop $(LOOP)_an_interrupted_fit_continues_to_the_same_bits \
 	$(LOOP)_a_head_has_the_same_losses_step_by_step_and_in_groups_of_steps[plain] \
@@ -41,6 +41,7 @@ test: .venv/test .venv-jax/ready ## Lint, types and the offline tests, then the 
 
 test-all: test ## Then what takes minutes: five large nets, soak tests, Ray, every real image
 	.venv/bin/python -m pytest -m slow
+	HYPOTHESIS_PROFILE=thorough .venv/bin/python -m pytest -n $(WORKERS) -m "hypothesis and not slow"
 	KERAS_BACKEND=jax .venv-jax/bin/python -m pytest -p no:cacheprovider -m "not gpu and not network" $(OTHER_BACKEND)
 
 test-torch: .venv-torch/ready ## The leg on torch without TensorFlow (downloads several GB the first time)

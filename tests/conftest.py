@@ -10,8 +10,9 @@ from hypothesis import settings
 from PIL import Image
 
 # Two busy cores make single examples slow; that is no failure.
-settings.register_profile("leukemia_dl", deadline=None, max_examples=50)
-settings.load_profile("leukemia_dl")
+settings.register_profile("quick", deadline=None, max_examples=25)
+settings.register_profile("thorough", deadline=None, max_examples=100)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 
 _REPOSITORY = Path(__file__).resolve().parents[1]
 
