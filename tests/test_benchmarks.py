@@ -22,29 +22,24 @@ def run(script, *arguments, timeout=600):
     return done.stdout
 
 
-NAMES = ("data", "preprocess", "training", "probe", "inference", "evaluation", "report", "imports")
-
-
-@pytest.fixture(scope="module")
-def measured(tmp_path_factory):
-    """Return what all benchmarks print and the folder of their results, in their short forms and in one process."""
-    folder = tmp_path_factory.mktemp("results")
-    return run("run.py", *NAMES, "--short", "--results", str(folder)), folder
+SHORT = ("inference", "evaluation", "report", "imports")
+LONG = ("data", "preprocess", "training", "probe")
 
 
 @pytest.mark.skipif(not util.find_spec("tensorflow"), reason="its other ways are TensorFlow's")
-@pytest.mark.parametrize("name", NAMES)
-def test_each_benchmark_runs_and_writes_what_it_measured_and_where(name, measured):
-    printed, folder = measured
-    assert f"{name} (short form: says nothing of speed)" in printed
-    said = json.loads((folder / f"{name}.json").read_text())
-    assert said["short"] is True
-    assert {"numpy", "keras", "tensorflow"} <= set(said["environment"]["versions"])
-    assert said["environment"]["cores"] >= 1
-    for row in said["rows"]:
-        assert row["low"] <= row["ratio"] <= row["high"]
-        assert min(row["ours"], row["theirs"]) > 0
-        assert row["what"] in printed
+@pytest.mark.parametrize("names", [SHORT, pytest.param(LONG, marks=pytest.mark.slow)])
+def test_each_benchmark_runs_and_writes_what_it_measured_and_where(names, tmp_path):
+    printed = run("run.py", *names, "--short", "--results", str(tmp_path))
+    for name in names:
+        assert f"{name} (short form: says nothing of speed)" in printed
+        said = json.loads((tmp_path / f"{name}.json").read_text())
+        assert said["short"] is True
+        assert {"numpy", "keras", "tensorflow"} <= set(said["environment"]["versions"])
+        assert said["environment"]["cores"] >= 1
+        for row in said["rows"]:
+            assert row["low"] <= row["ratio"] <= row["high"]
+            assert min(row["ours"], row["theirs"]) > 0
+            assert row["what"] in printed
 
 
 @pytest.mark.skipif(BACKEND != "jax", reason="runs on Keras with JAX")

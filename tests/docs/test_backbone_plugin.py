@@ -32,6 +32,7 @@ def commands():
     return [shlex.split(line.removeprefix("# ")) for line in block.splitlines()]
 
 
+@pytest.mark.slow  # tests/examples/test_tiny.py is a shorter one
 def test_it_ends_with_the_new_backbone_in_the_table(python, tmp_path):
     def run(*arguments):
         answer = subprocess.run([python, *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=300)

@@ -14,10 +14,9 @@ from hooks import tutorials  # noqa: E402
 # Addresses at which nothing listens: whoever asks the network fails at once.
 NOWHERE = {f"{scheme}_proxy": "http://127.0.0.1:9" for scheme in ("http", "https", "HTTP", "HTTPS")}
 
-# These train for longest; `make docs` runs them too, and test_backbone_plugin.py runs its tutorial to the letter.
-LONG = {"backbone_plugin", "c_nmc_2019", "cluster", "finetune_and_calibrate", "gpu", "reading_a_report"}
+SHORT = {"first_benchmark", "data_set_plugin"}  # in `make test`; `make test-all` and `make docs` run all
 SCRIPTS = [
-    pytest.param(path, id=path.stem, marks=[pytest.mark.slow] if path.stem in LONG else []) for path in tutorials()
+    pytest.param(path, id=path.stem, marks=[] if path.stem in SHORT else [pytest.mark.slow]) for path in tutorials()
 ]
 
 
@@ -41,4 +40,4 @@ def test_every_cell_that_draws_says_what_is_seen():
 
 def test_there_are_ten():
     assert len(tutorials()) >= 10
-    assert {path.stem for path in tutorials()} >= LONG
+    assert {path.stem for path in tutorials()} >= SHORT

@@ -52,6 +52,7 @@ def test_the_tasks_of_an_array_job_make_one_table(settings, tmp_path):
     assert (tmp_path / "store" / "report.html").is_file()
 
 
+@pytest.mark.slow  # other executors with `submit` are tested in tests/benchmark
 def test_submitit_runs_the_grid_on_this_machine(settings, tmp_path):
     pytest.importorskip("submitit")
     printed = run(sys.executable, FOLDER / "submitit_grid.py", settings, "--local", cwd=tmp_path)
