@@ -66,10 +66,10 @@ def test_benchmark_tells_and_leaves_everything(finished):
         (["--protocol", "kfold,kfold", *FAST], "protocol must have at least one value and repeat none"),
         (["--protocol", ",", *FAST], "protocol must have at least one value and repeat none"),
         (["--time-limit", "0", *FAST], "time_limit must be a number in (0, inf)"),
-        (["mine.toml"], "mine.toml cannot be read: No such file or directory"),
+        (["mine.toml"], "mine.toml cannot be read"),
         (["mine.toml", "--seeds", "0"], "--seeds is a setting in the file mine.toml: change it there"),
         (["mine.toml", "-o", "subjects=3", "--plan"], "--dataset-option is a setting in the file mine.toml"),
-        (["runs/first"], "runs/first cannot be read: No such file"),
+        (["runs/first"], "runs/first cannot be read"),
     ],
 )
 def test_a_wrong_setting_is_one_plain_line(arguments, says, synthetic_root, tmp_path):
@@ -91,7 +91,7 @@ def test_a_wrong_root_is_one_plain_line(dataset, what, tmp_path):
     error = fails("benchmark", "--dataset", dataset, "--root", root, cwd=tmp_path)
     assert "the-root" in error
     if what == "zip":
-        assert "npack" in error or "archive" in error
+        assert any(word in error for word in ("npack", "archive", "cannot be read as CSV"))
 
 
 def test_a_folder_with_one_class(tmp_path, write_image):
