@@ -10,7 +10,7 @@ from command import run
 def test_help_says_what_there_is():
     for name, options in {
         "verify": ["--manifest", "--partial"],
-        "download": ["--to", "--manifest"],
+        "download": ["--to"],
     }.items():
         answer = run(name, "--help")
         assert answer.returncode == 0

@@ -1,7 +1,7 @@
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from leukemia_dl.datasets import Dataset, DatasetInfo, make_splits
@@ -75,6 +75,7 @@ def test_unknown_labels_and_columns_of_labels() -> None:
     assert dataset.labels.tolist() == [-1, 0, 1] * 4
 
 
+@settings(max_examples=15)
 @given(
     first=st.lists(st.integers(0, 11), min_size=1, unique=True),
     second=st.lists(st.integers(0, 11), min_size=1, unique=True),

@@ -168,7 +168,5 @@ def test_no_file_a_folder_no_root(folder: Path) -> None:
         Dataset.from_csv(folder / "gone.csv")
     with pytest.raises(DataError, match=r"Is a directory.*Dataset\.from_folder"):
         Dataset.from_csv(folder)
-    with pytest.raises(
-        SettingsError, match=r"'csv' is read from your disk: pass path=\.\.\., command line: --root PATH"
-    ):
+    with pytest.raises(SettingsError, match=r"'csv' is on your disk: pass path=\.\.\., command line: --root PATH"):
         Dataset.load("csv")

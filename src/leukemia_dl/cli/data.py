@@ -54,9 +54,6 @@ def audit(
 def download(
     name: Annotated[str, typer.Argument(help="Data set, such as c_nmc_2019.", show_default=False)],
     to: Annotated[Path, typer.Option(help="New or empty folder; after an interruption the same one.")],
-    manifest: Annotated[
-        Path | None, typer.Option(help="Compare with this list of SHA-256 at the end.", show_default=False)
-    ] = None,
 ) -> None:
     """Fetch a data set from Kaggle, unless it is there already, and check it."""
     from leukemia_dl.datasets import get_source
@@ -66,8 +63,6 @@ def download(
     typer.echo(f"{info.title}\nLicence: {info.licence}\nCite: {info.citation}")
     data = fetch(name, to)
     typer.echo(f"{len(data):,} images of {data.table['subject'].nunique():,} subjects in {to}, as declared.")
-    if manifest is not None:
-        verify(to, manifest)
 
 
 def verify(

@@ -25,6 +25,8 @@ __all__ = ["DatasetSource", "dataset_table", "get_source", "list_datasets", "loa
 class DatasetSource:
     """A data set that can be loaded by name; a plugin yields these records from the hook `leukemia_dl_datasets`.
 
+    A field of another kind is a PluginError on creation.
+
     Attributes:
         name: As in `Dataset.load(name)`.
         load: `load(root, **options)`; `root` is a Path, or None if none was given. It returns a `Dataset`, or the
@@ -33,9 +35,6 @@ class DatasetSource:
         needs_root: False for a source that can do without a root, such as one that draws its images.
         options: The options of `load` beside the root: name to one line of help. One called `path` names a file that
             is passed in place of the root.
-
-    Raises:
-        PluginError: On creation, if `name`, `load` or `info` is of another kind.
     """
 
     name: str
@@ -92,11 +91,7 @@ add_registry(_HOOK, DatasetSource, [__name__])
 
 
 def get_source(name: str) -> DatasetSource:
-    """Return the source of the data set `name`.
-
-    Raises:
-        UnknownNameError: If there is none; it suggests the near match.
-    """
+    """Return the source of the data set `name`; UnknownNameError suggests the near match."""
     sources: dict[str, DatasetSource] = {item.record.name: item.record for item in collect(_HOOK)}
     if name not in sources:
         hint = "For your own images: folder (a folder per class, root=FOLDER) or csv (path=FILE)."
@@ -119,9 +114,7 @@ def load_dataset(name: str, root: str | Path | None = None, **options: Any) -> D
         raise SettingsError(f"root and path name the same file: pass one. Received: {root!r} and {options['path']!r}.")
     place = options.pop("path", root)
     if place is None and source.needs_root:
-        raise SettingsError(
-            f"The data set {name!r} is read from your disk: pass {word}=..., command line: --root PATH."
-        )
+        raise SettingsError(f"The data set {name!r} is on your disk: pass {word}=..., command line: --root PATH.")
     place = None if place is None else user_path(place, word)
     try:
         loaded = source.load(place, **options)

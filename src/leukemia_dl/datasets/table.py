@@ -64,13 +64,11 @@ Table = tuple[pd.DataFrame, tuple[str, ...], DatasetInfo]
 
 def joined_info(one: DatasetInfo, two: DatasetInfo, class_names: tuple[str, ...]) -> DatasetInfo:
     """Return the description of two data sets together, in which each text is named once."""
-
-    def both(name: str, mark: str) -> str:
-        return mark.join(dict.fromkeys((getattr(one, name), getattr(two, name))))
-
-    texts = both("name", "+"), both("title", " + "), both("licence", "; "), both("citation", " ")
+    marks = {"name": "+", "title": " + ", "licence": "; ", "citation": " "}
+    both = (one, two)
+    texts: Any = {name: mark.join(dict.fromkeys(getattr(info, name) for info in both)) for name, mark in marks.items()}
     canvas = one.canvas if one.canvas == two.canvas else None
-    return DatasetInfo(*texts, class_names=class_names, canvas=canvas, synthetic=one.synthetic or two.synthetic)
+    return DatasetInfo(**texts, class_names=class_names, canvas=canvas, synthetic=one.synthetic or two.synthetic)
 
 
 def checked_table(
