@@ -175,6 +175,7 @@ def test_two_readings_are_an_error_that_says_how_to_choose(tmp_path: Path, write
     [
         [f"fold_{fold}/{name}" for fold in (0, 1) for name in each("train test", "hem all")],
         [f"train/{name}" for name in each("images masks", "hem all")],
+        [*(f"fold_{fold}/{name}" for fold in (0, 1) for name in each("train test", "hem all")), "plots/x/1.png"],
         [f"{side}/{name}" for side, who in (("train", "p1 p2"), ("test", "p3 p4")) for name in each(who, "hem all")],
     ],
 )

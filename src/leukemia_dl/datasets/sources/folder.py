@@ -43,12 +43,12 @@ def read_folder(root: str | Path, info: DatasetInfo, class_names: Sequence[str] 
         found = none if samples.empty else held
         raise DataError(f"{root} {found}. Wanted: {_WANTED}, or a CSV file (Dataset.from_csv).")
     level = _level_of_classes(root, inside, wanted)
-    if level and wanted is None:
-        _refuse_inner_classes(root, folders)
     if empty := sorted(set(tops) - set(inside)):
         _log.warning("%s: the folders %s hold no images and are not taken for classes", root, ", ".join(empty))
     labels, parts = folders.str[level], _parts(folders, level)
     kept = labels.notna() & (parts.notna() | bool(parts.isna().all()))
+    if level and wanted is None:
+        _refuse_inner_classes(root, folders[kept])
     if not kept.all():
         places = folders.str[0].fillna(root.name)[~kept].value_counts(sort=False)
         shown = ", ".join(f"{count:,} in {place}" for place, count in places.items())
