@@ -50,8 +50,6 @@ def show(
     trial: Annotated[str, typer.Argument(help="Beginning of its folder's name or of its digest.", show_default=False)],
 ) -> None:
     """Show the settings and metrics of a trial and, if it failed, why."""
-    import pandas as pd
-
     from leukemia_dl.benchmark import Store
 
     opened = Store.open(store)
@@ -68,16 +66,12 @@ def show(
     facts["pipeline"] = ", ".join(str(step.get("step")) for step in (facts["pipeline"] or {}).get("steps", []))
     facts["recipe"] = ", ".join(f"{name} {value}" for name, value in (facts["recipe"] or {}).items())
     flags = str(facts.pop("flags", None) or "").split("; ")
-    for title, values in ((record.trial.folder, facts), ("Timings", record.timings)):
-        typer.echo(title)
+    sections = {record.trial.folder: facts, "Timings": record.timings, "Metrics": record.metrics}
+    for title, values in {**sections, "Metrics over 8 symmetries": record.metrics_tta}.items():
+        typer.echo(f"{title}\n" if values else "", nl=False)
         for name, value in values.items():
             if value not in (None, ""):
                 typer.echo(f"  {name:<24}  {f'{value:.6g}' if isinstance(value, float) else value}")
-        typer.echo("")
-    if record.metrics:
-        table = pd.DataFrame({"value": record.metrics, "8 symmetries": record.metrics_tta}).rename_axis("metric")
-        table = table.dropna(axis="columns", how="all").reset_index()
-        options.print_table(table, {"value": ".4f", "8 symmetries": ".4f"}, title="Metrics")
     if len(record.history):
         curve = record.history.dropna(axis="columns", how="all")
         formats = dict.fromkeys(curve.select_dtypes("float").columns, ".4g")
