@@ -115,7 +115,7 @@ def test_a_record_that_is_replaced_while_it_is_read_is_not_damaged(store):
 
     store.write(RECORD)
     with ThreadPoolExecutor(1) as pool:
-        writing = pool.submit(lambda: [store.write(RECORD) for _ in range(60)])
+        writing = pool.submit(lambda: [store.write(RECORD) for _ in range(30)])
         while not writing.done():
             store.read(TRIAL)  # raises if it is damaged
     writing.result()
@@ -191,7 +191,7 @@ def test_two_writers_of_one_trial_never_fail(store):
     from concurrent.futures import ThreadPoolExecutor
 
     with ThreadPoolExecutor(4) as pool:
-        list(pool.map(lambda _: store.write(RECORD), range(80)))
+        list(pool.map(lambda _: store.write(RECORD), range(40)))
     assert store.read(TRIAL).metrics["accuracy"] == RECORD.metrics["accuracy"]
     assert entries(store) == [TRIAL.folder]
 
