@@ -59,7 +59,8 @@ class Store:
     """A folder of records. Any number of writers may share it: they never write the same file in place.
 
     In its methods `trial` is a `Trial` or the name of its folder, and `arrays` says whether to read history,
-    predictions and traceback too, which are left empty otherwise.
+    predictions and traceback too, which are left empty otherwise. A file that cannot be written raises `StoreError`
+    and leaves everything as it was.
 
     Args:
         root: The folder; nothing is written before `create`.
@@ -86,11 +87,7 @@ class Store:
         return store
 
     def create(self) -> None:
-        """Make the folder, and put back records whose writer was killed while replacing them.
-
-        Raises:
-            StoreError: If it cannot be written, or holds records of another format.
-        """
+        """Make the folder, and put back records whose writer was killed; StoreError for records of another format."""
         with _writing(self.root):
             self.trials.mkdir(parents=True, exist_ok=True)
         for old, place in moved_aside(self.trials):
@@ -121,12 +118,7 @@ class Store:
         return sorted(path.name for path in self.trials.glob("[!.]*") if path.is_dir())
 
     def read(self, trial: Trial | str, arrays: bool = True) -> Record | None:
-        """Return the record of a trial, or None if there is none.
-
-        Raises:
-            DamagedRecordError: If its folder is damaged.
-            StoreError: If it is of another format.
-        """
+        """Return the record of a trial, or None; DamagedRecordError, or StoreError if it is of another format."""
         folder = self.folder(trial)
         for attempt in range(_ATTEMPTS):
             try:
@@ -162,10 +154,7 @@ class Store:
         return not self.model_problem(trial, compare=False)
 
     def has_result(self, record: Record | None, wants_model: bool, compare: bool = True) -> bool:
-        """Return whether the trial of `record` need not run again: a result and, with `wants_model`, its net are there.
-
-        With `compare` the net is compared with its checksum, and a warning names a damaged net.
-        """
+        """Return whether a trial need not run again: there are a result and, with `wants_model`, its net, undamaged."""
         if record is None or record.status == "failed":
             return False
         if not wants_model or record.trial.kind == "baseline":
@@ -213,11 +202,7 @@ class Store:
         return [path for path in (*begun, *paths_in(self.root / "unfinished")) if path.lstat().st_mtime < limit]
 
     def write(self, record: Record, model: bytes | None = None) -> Path:
-        """Keep a record, and `model`, the file of its net, in place of an earlier one, and return its folder.
-
-        Raises:
-            StoreError: If it cannot be written; nothing half is left.
-        """
+        """Keep a record, and `model`, the file of its net, in place of an earlier one, and return its folder."""
         target = self.folder(record.trial)
         with _writing(target), new_folder(target) as folder:
             for name, content in _files_of(record, model).items():
@@ -225,11 +210,7 @@ class Store:
         return target
 
     def write_file(self, name: str, content: str | bytes) -> Path:
-        """Write the store's own file `name`, such as results.csv, aside, then in place; return its path.
-
-        Raises:
-            StoreError: If it cannot be written.
-        """
+        """Write the store's own file `name`, such as results.csv, aside, then in place; return its path."""
         path = self.root / name
         with _writing(path):
             write_file(path, content.encode("utf-8", "surrogateescape") if isinstance(content, str) else content)
