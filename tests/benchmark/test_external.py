@@ -51,10 +51,10 @@ MAP = {"healthy": "hem", "blast": "all", "smudge": None}
 
 @pytest.fixture(scope="module")
 def finished(dataset, tmp_path_factory):
-    """Two folds, with averaged predictions."""
+    """Two folds and two seeds, with averaged predictions."""
     grids.register(grids.tiny)
     store = tmp_path_factory.mktemp("run") / "store"
-    bench = ldl.Benchmark(dataset, ["tiny"], recipe=AVERAGED, folds=[0, 2], store=store)
+    bench = ldl.Benchmark(dataset, ["tiny"], recipe=AVERAGED, folds=[0, 2], seeds=[0, 1], store=store)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(calibration, "FEWEST_GROUPS", 1)  # the data set is small: see what follows from a temperature
         bench.run(executor="in-process", show_progress=False)
@@ -164,7 +164,7 @@ def test_metrics_are_those_of_each_saved_net_by_itself(finished, results, other)
     chosen, truth = known(other)
     codes = np.array([CLASSES.index(name) for name in truth])
     nets = results[results["backbone"].isin(["tiny", "tiny+tta"])]
-    assert len(nets) == 4
+    assert len(nets) == 8
     assert (nets["temperature"] != 1).any()  # it is 1 where no image of val was called wrongly
     for row in nets.itertuples():
         classifier = ldl.load_classifier(finished.store.root / "trials" / row.trial)
@@ -223,7 +223,7 @@ def test_the_prediction_frame_is_what_evaluation_takes(finished, predictions, re
         assert found.loc[(name, "accuracy"), "images"] == len(chosen)
     board = ldl.leaderboard(predictions, results=results, timings=finished.timings()).set_index("backbone")
     assert set(board.index) == {"tiny", "tiny+tta", "majority", "cell_size", "cell_colour"}
-    assert board.loc["tiny", "trials"] == 2
+    assert board.loc["tiny", "trials"] == 4
     assert not board["flags"].str.contains("incomplete|failed").any()
     pairs = ldl.compare(predictions)
     assert set(pairs["images"]) == {len(chosen)}

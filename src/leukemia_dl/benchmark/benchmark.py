@@ -55,11 +55,10 @@ class Benchmark:
             at absolute scale, resized. Steps such as `Reinhard()` are fitted per split, to its training images.
         allow_leakage: Needed for the protocol "random".
         save_models: Keep each trained net in the store, as `model.keras`.
-        device: "auto" for the first GPU, else the CPU; "cpu", "gpu" or "gpu:1". It is not part of a trial's name.
-        threads: Threads of one operation on a CPU; None for as many as the machine of each trial has cores. It is not
-            part of a trial's name, but results equal to the bit need equal threads.
+        device: "auto" for the first GPU, else the CPU; "cpu", "gpu" or "gpu:1".
+        threads: Threads of one operation on a CPU; None for all cores. Results equal to the bit need equal threads.
         callbacks: A function of a `FitContext` that makes Keras callbacks, its name as "module:function", or, for
-            executor="in-process", a list. It is not part of a trial's name, since their effect is unknown.
+            executor="in-process", a list.
 
     Raises:
         UnknownNameError: For a backbone, baseline, recipe or protocol that is not there.
@@ -174,11 +173,11 @@ class Benchmark:
             existing: "reuse" finished trials of the store, or "rerun" all. Failed ones are always run again.
             on_error: "continue" with the next trial, the failed one being a row with its error; or "raise".
             executor: "in-process"; "processes", one per backbone, whose crash costs one trial; "auto", the latter from
-                two trials on; "ray", "ray:ADDRESS"; or an object: one of `leukemia_dl.benchmark.SerialExecutor`,
-                `ProcessExecutor`, `RayExecutor`, or anything with `submit(function, argument)`.
+                two trials on; "ray", "ray:ADDRESS"; a `SerialExecutor`, `ProcessExecutor` or `RayExecutor` of
+                `leukemia_dl.benchmark`; or anything with `submit(function, argument)`.
             workers: How many processes at a time; by default one per GPU, or one, which keeps all cores busy.
-            time_limit: Seconds of a trial; one that takes longer is a failed row and goes on from its last epoch when
-                it is run again. In this process and by `submit` the limit is checked after each epoch.
+            time_limit: Seconds of a trial, after which it is a failed row; it goes on from its last epoch when it is
+                run again. In this process and by `submit` the limit is checked after each epoch.
             shard: "i/n": only the i-th of n parts of the grid, for as many jobs on one store.
             show_progress: A bar on a terminal, plain lines elsewhere, both on standard error.
 
@@ -241,7 +240,7 @@ class Benchmark:
 
         `label_map` leads from its labels to classes of this one, or to None to leave them out. The net of every fold
         predicts every image; the fold stands in the column `repeat` too, so that `evaluate` takes each net as a run of
-        its own. All rows are of the side "test".
+        its own. All rows are of the side "test". Progress is shown if `show_progress`.
 
         Raises:
             DataError, StoreError, ImageError: For a label that is no class; a store without trials; a damaged image.
@@ -251,7 +250,7 @@ class Benchmark:
     def evaluate_on(
         self, other: Dataset, label_map: LabelMap | None = None, show_progress: bool = True
     ) -> pd.DataFrame:
-        """Return the result frame of `other`; arguments and errors as for `predict_on`.
+        """Return the result frame of `other`; `label_map`, `show_progress` and errors as for `predict_on`.
 
         Baselines are fitted again, on each split's training side. Columns that are not known of another data set (its
         val side, shared cells and groups) are NA. `leaked_files` counts the images that are, byte for byte, on the
