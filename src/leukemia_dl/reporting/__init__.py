@@ -5,10 +5,15 @@ matplotlib is imported inside functions, and figures are drawn without a window.
 
 from leukemia_dl.reporting.figures_of_run import write_pictures
 from leukemia_dl.reporting.model_card import model_card, write_model_cards
-from leukemia_dl.reporting.plots import plot_comparison, plot_inflation, plot_learning_curves, plot_samples
+from leukemia_dl.reporting.plots import (
+    plot_comparison,
+    plot_cost,
+    plot_inflation,
+    plot_learning_curves,
+    plot_samples,
+)
 from leukemia_dl.reporting.prediction_plots import (
     plot_confusion,
-    plot_cost,
     plot_errors_by_size,
     plot_precision_recall,
     plot_reliability,

@@ -18,7 +18,7 @@ from leukemia_dl.errors import StoreError
 from leukemia_dl.identity import generator
 from leukemia_dl.preprocess import Pipeline
 from leukemia_dl.reporting import plots, prediction_plots, render, style
-from leukemia_dl.reporting.summary import METRIC, ProtocolSummary, inflation_of, summaries_of
+from leukemia_dl.reporting.summary import ProtocolSummary, inflation_of, summaries_of
 from leukemia_dl.text import printable
 
 if TYPE_CHECKING:
@@ -27,21 +27,21 @@ if TYPE_CHECKING:
 __all__ = ["RunFigure", "figures_of", "folder_of", "write_pictures"]
 
 _SAMPLES, _LONGEST_TITLE = 12, 200
-# Kind of a figure of predictions -> how it is drawn, and the metric that its text for screen readers lists.
-_OF_PREDICTIONS = {
-    "roc": (prediction_plots.plot_roc, "AUROC", "auroc"),
-    "precision_recall": (prediction_plots.plot_precision_recall, "Average precision", "auprc"),
-    "confusion": (prediction_plots.plot_confusion, "Balanced accuracy", "balanced_accuracy"),
-    "reliability": (prediction_plots.plot_reliability, "Expected calibration error", "ece"),
+_OF_PREDICTIONS: dict[str, Callable[..., Figure]] = {
+    "roc": prediction_plots.plot_roc,
+    "precision_recall": prediction_plots.plot_precision_recall,
+    "confusion": prediction_plots.plot_confusion,
+    "reliability": prediction_plots.plot_reliability,
+    "subjects": prediction_plots.plot_subjects,
+    "errors_by_size": prediction_plots.plot_errors_by_size,
 }
 
 
 @dataclass(frozen=True)
 class RunFigure:
-    """A figure that can be drawn, its text for screen readers, and its protocol, "" for all."""
+    """A figure that can be drawn, and its protocol, "" for all."""
 
     kind: str
-    alt: str
     draw: Callable[[], Figure]
     protocol: str = ""
 
@@ -78,43 +78,32 @@ def write_pictures(benchmark: Benchmark) -> list[Path]:
 def figures_of(run: StoredRun, summaries: list[ProtocolSummary], dataset: Dataset | None) -> Iterator[RunFigure]:
     """Yield the figures that a run has data for; sample images need the data set."""
     title = _title(run, ", ".join(one.protocol for one in summaries))
-    known = [one.intervals for one in summaries if not one.problem]
+    evaluated = [one for one in summaries if not one.problem]
     if dataset is not None:
-        alt = f"A grid of images of the classes {', '.join(run.class_names)}."
-        yield RunFigure("samples", alt, partial(_samples, run, dataset, title))
-    if known:
-        intervals = pd.concat(known)
+        yield RunFigure("samples", partial(_samples, run, dataset, title))
+    if evaluated:
+        intervals = pd.concat([one.intervals for one in evaluated])
         draw = partial(plots.plot_comparison, run.results, title=f"Test side: {title}", intervals=intervals)
-        yield RunFigure("comparison", _values("Accuracy", intervals, METRIC), draw)
-    for one in summaries:
-        if not one.problem:
-            yield from _of_protocol(one, f"Test side: {_title(run, one.protocol)}")
+        yield RunFigure("comparison", draw)
+    for one in evaluated:
+        yield from _of_protocol(one, f"Test side: {_title(run, one.protocol)}")
     added = inflation_of(summaries)
     if len(added) and added["difference"].notna().any():
-        draw = partial(plots.plot_inflation, added, f"Test side: {title}")
-        yield RunFigure("inflation", " ".join(added["sentence"]), draw)
+        yield RunFigure("inflation", partial(plots.plot_inflation, added, f"Test side: {title}"))
     if len(run.histories):
-        last = run.histories.groupby("trial").tail(1).groupby("backbone", sort=False)["val_accuracy"].mean()
-        alt = f"Validation accuracy after the last epoch: {_listed(last)}."
-        yield RunFigure("learning_curves", alt, partial(plots.plot_learning_curves, run.histories, title))
+        yield RunFigure("learning_curves", partial(plots.plot_learning_curves, run.histories, title))
 
 
 def _of_protocol(one: ProtocolSummary, title: str) -> Iterator[RunFigure]:
     """Yield the figures of the predictions under one protocol."""
     frame, board = one.predictions, one.leaderboard
-    for kind, (plot, label, metric) in _OF_PREDICTIONS.items():
-        alt = _values(label, one.intervals, metric)
-        yield RunFigure(kind, alt, partial(plot, frame, title=title), one.protocol)
-    if frame["group"].notna().all():
-        alt = "Share of right images per group of patients, one dot each."
-        yield RunFigure("subjects", alt, partial(prediction_plots.plot_subjects, frame, title=title), one.protocol)
+    areas = frame.loc[frame["side"] == "test", "cell_area"] if "cell_area" in frame else pd.Series(dtype=float)
+    known = {"subjects": frame["group"].notna().all(), "errors_by_size": areas.notna().any()}
+    for kind, plot in _OF_PREDICTIONS.items():
+        if known.get(kind, True):
+            yield RunFigure(kind, partial(plot, frame, title=title), one.protocol)
     if (board["fit_seconds"].notna() & (board["kind"] == "backbone")).any():
-        alt = f"Seconds to train: {_listed(board.set_index('backbone')['fit_seconds'].dropna(), '.0f')}."
-        yield RunFigure("cost", alt, partial(prediction_plots.plot_cost, board, title=title), one.protocol)
-    if "cell_area" in frame and frame.loc[frame["side"] == "test", "cell_area"].notna().any():
-        alt = "Share of wrong predictions in four parts of the images, from small cells to large ones."
-        draw = partial(prediction_plots.plot_errors_by_size, frame, title=title)
-        yield RunFigure("errors_by_size", alt, draw, one.protocol)
+        yield RunFigure("cost", partial(plots.plot_cost, board, title=title), one.protocol)
 
 
 def _title(run: StoredRun, protocol: str) -> str:
@@ -123,18 +112,6 @@ def _title(run: StoredRun, protocol: str) -> str:
     title = printable(title, kept="")  # an SVG with a control character is none
     title = title if len(title) <= _LONGEST_TITLE else f"{title[:_LONGEST_TITLE]}..."
     return title + (" (synthetic cells, not real ones)" if dataset.get("synthetic") else "")
-
-
-def _values(label: str, intervals: pd.DataFrame, metric: str) -> str:
-    rows = intervals[intervals["metric"] == metric]
-    names = rows["backbone"] if rows["protocol"].nunique() < 2 else rows["backbone"] + " (" + rows["protocol"] + ")"
-    return f"{label}: {_listed(pd.Series(rows['value'].to_numpy(), index=names))}."
-
-
-def _listed(values: pd.Series, form: str = ".3f") -> str:
-    return ", ".join(
-        f"{name} {format(value, form) if value == value else 'not defined'}" for name, value in values.items()
-    )
 
 
 def _samples(run: StoredRun, dataset: Dataset, title: str) -> Figure:

@@ -6,7 +6,6 @@ al., Radiology: Artificial Intelligence 2024;6(4):e240300) on images have a sect
 
 from __future__ import annotations
 
-import logging
 import re
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from typing import Any
 import pandas as pd
 
 from leukemia_dl.benchmark.run_files import StoredRun, read_run
-from leukemia_dl.errors import LeukemiaDLError, StoreError, UnknownNameError, unknown_name_error
+from leukemia_dl.errors import StoreError, UnknownNameError, unknown_name_error
 from leukemia_dl.evaluation import class_names_of, evaluate, group_table
 from leukemia_dl.models.registry import get_backbone
 from leukemia_dl.plugins import DISTRIBUTION, installed_version
@@ -24,7 +23,6 @@ from leukemia_dl.reporting.figures_of_run import folder_of
 
 __all__ = ["model_card", "write_model_cards"]
 
-_log = logging.getLogger(__name__)
 _OF_ANY_CLASSES = ("accuracy", "loss", "balanced_accuracy", "auroc", "auprc", "brier", "ece")
 _METRICS = (*_OF_ANY_CLASSES, "sensitivity", "specificity", "calibration_slope", "calibration_intercept")
 
@@ -36,17 +34,10 @@ def write_model_cards(store: str | Path) -> list[Path]:
         StoreError: If the folder is no store, or cannot be written.
     """
     run = read_run(store)
-    folder, paths = folder_of(run) / "cards", []
+    folder = folder_of(run) / "cards"
     if folder.is_symlink():
         raise StoreError(f"{folder} leads out of the store, and is not written to. Delete that link.")
-    for name in _trained(run):
-        try:
-            text = _card(run, name)
-        except (LeukemiaDLError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-            _log.warning("No card for %s: %s: %s", name, type(error).__name__, error)  # the others have theirs
-            continue
-        paths.append(render.write(folder / f"{name}.md", text))
-    return paths
+    return [render.write(folder / f"{name}.md", _card(run, name)) for name in _trained(run)]
 
 
 def model_card(store: str | Path, trial: str) -> str:
@@ -103,7 +94,7 @@ def _card(run: StoredRun, trial: str) -> str:
 def _pipeline(steps: Any) -> str:
     """Return a pipeline in words, or as it is stored if a step is not known here."""
     try:
-        return "unknown" if steps is None else render.Code(Pipeline.from_dict(steps))
+        return render.Code(Pipeline.from_dict(steps))
     except UnknownNameError:
         return str(steps)
 
@@ -112,6 +103,6 @@ def _backbone(name: str) -> dict[str, Any]:
     """Return licence and reference of a backbone, if its plugin is still installed."""
     try:
         spec = get_backbone(name)
-    except LeukemiaDLError:
+    except UnknownNameError:
         return {}
     return {"licence": spec.licence, "reference": spec.reference}

@@ -1,9 +1,9 @@
-"""Plots of a benchmark. Each returns a matplotlib Figure that belongs to no window; `figure.savefig(path)` keeps it."""
+"""Plots of a benchmark's results. Each returns a matplotlib Figure of no window; `figure.savefig(path)` keeps it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -17,11 +17,12 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["plot_comparison", "plot_inflation", "plot_learning_curves", "plot_samples"]
+__all__ = ["plot_comparison", "plot_cost", "plot_inflation", "plot_learning_curves", "plot_samples"]
 
 _UNITS = {"group": "groups", "image": "images, taken as independent"}
 
 
+@style.plot
 def plot_comparison(
     results: pd.DataFrame,
     metrics: Sequence[str] = ("accuracy", "balanced_accuracy", "loss"),
@@ -30,19 +31,13 @@ def plot_comparison(
 ) -> Figure:
     """Return one panel per metric: a row per backbone or baseline, a dot per trial, a bar at their mean.
 
-    Trials of several protocols have rows of their own, one protocol below the other.
-
-    Args:
-        results: The result frame of a benchmark; only rows with status "ok" are drawn.
-        metrics: Columns to draw.
-        title: Above the figure.
-        intervals: `leukemia_dl.evaluate(...)`, with a column `protocol` if there are several: bars are then its values,
-            which take the folds together, and lines its intervals.
+    `results` is `Benchmark.results()`; its rows with status "ok" are drawn, one protocol below the other. `metrics` are
+    its columns to draw, `title` stands above the figure. With `intervals`, `leukemia_dl.evaluate(...)` (and a column
+    `protocol` if there are several), bars are its values, which take the folds together, and lines its intervals.
 
     Raises:
         DataError: If no trial was finished.
     """
-    _check_columns(results, ("backbone", "status", "recipe", *metrics), "Benchmark.results()")
     frame = results[results["status"] == "ok"]
     if frame.empty:
         raise DataError("No finished trial to draw: every row has a status other than 'ok'.")
@@ -55,8 +50,8 @@ def plot_comparison(
     for axes, metric in zip(panels, metrics, strict=True):
         _comparison_panel(axes, frame, order, metric, known)
         for border in np.cumsum([len(names) for names in orders])[:-1]:
-            axes.axhline(border - 0.5, color="#555555", lw=0.8)
-    panels[0].set_yticks(range(len(order)), order, parse_math=False)
+            axes.axhline(border - 0.5, color=style.NOTE_COLOUR, lw=0.8)
+    panels[0].set_yticks(range(len(order)), order)
     note = "bar: mean over trials; dot: one trial; grey: baselines without a net"
     if known is not None:
         line = f"line: its interval over {_UNITS[known['unit'].iloc[0]]}"
@@ -68,50 +63,94 @@ def plot_comparison(
     return figure
 
 
+def _comparison_panel(
+    axes: Axes, frame: pd.DataFrame, order: list[str], metric: str, intervals: pd.DataFrame | None
+) -> None:
+    by_name, places = frame.groupby("backbone"), range(len(order))
+    bars = pd.DataFrame({"value": by_name[metric].mean(), "low": np.nan, "high": np.nan}).loc[order]
+    if intervals is not None:
+        found = intervals[intervals["metric"] == metric].set_index("backbone")[[*bars]]
+        bars.loc[bars.index.isin(found.index)] = found.reindex(order)
+    nets = by_name["recipe"].count()[order] > 0
+    colours = [style.BLUE if net else style.BASELINE_COLOUR for net in nets]
+    axes.barh(places, bars["value"], height=0.6, color=colours, alpha=0.75)
+    axes.hlines(places, bars["low"], bars["high"], color="black", lw=1.2)
+    highest = 0.0
+    for place, (name, value, high) in zip(places, bars[["value", "high"]].itertuples(), strict=True):
+        dots = frame.loc[frame["backbone"] == name, metric].dropna()
+        axes.plot(dots, [place] * len(dots), "o", color="black", markersize=3.5)
+        end = float(np.nanmax([0, value, *dots, high]))
+        text = f"{value:.3f}" if np.isfinite(value) else "not defined"
+        axes.annotate(text, (end, place), (6, 0), textcoords="offset points", va="center", fontsize="small")
+        highest = max(highest, end)
+    axes.set_xlabel(style.label_of(metric))
+    axes.set_xlim(0, 1.18 if metric != "loss" and highest <= 1 else highest * 1.25)
+    if metric != "loss":
+        axes.set_xticks([0, 0.25, 0.5, 0.75, 1.0])
+    style.remove_frame(axes, "x")
+
+
+@style.plot
 def plot_learning_curves(histories: pd.DataFrame, title: str = "") -> Figure:
     """Return a column per backbone: accuracy above loss over epochs, train against validation, a line per trial.
 
-    Each of several protocols has columns of its own. Validation is measured at the end of an epoch with BatchNorm
-    statistics re-estimated; training is the running mean over the epoch, on augmented images.
-
-    Args:
-        histories: `Benchmark.histories()`.
-        title: Above the figure.
+    `histories` is `Benchmark.histories()`; each of several protocols has its own columns. Validation is measured at the
+    end of an epoch with BatchNorm statistics re-estimated; training is the running mean over the epoch, on augmented
+    images. `title` stands above the figure.
 
     Raises:
         DataError: If there is no history.
     """
     if histories.empty:
         raise DataError("No learning curves to draw: no net was trained.")
-    _check_columns(histories, ("trial", "backbone", "epoch", "accuracy", "loss"), "Benchmark.histories()")
     histories = pd.concat(style.by_protocol(histories))
-    names = list(dict.fromkeys(histories["backbone"]))
-    figure = style.new_figure(max(2.5 * len(names) + 1.0, 7.5), 5.4)
-    panels = figure.subplots(2, len(names), sharex="col", sharey="row", squeeze=False)
-    for column, name in enumerate(names):
-        trials = histories[histories["backbone"] == name]
-        for row, metric in enumerate(("accuracy", "loss")):
-            _curves_panel(panels[row, column], trials, metric)
+    parts = {str(name): trials for name, trials in histories.groupby("backbone", sort=False)}
+    figure = style.new_figure(max(2.5 * len(parts) + 1.0, 7.5), 5.4)
+    panels = figure.subplots(2, len(parts), sharex="col", sharey="row", squeeze=False)
+    for (upper, lower), (name, trials) in zip(panels.T, parts.items(), strict=True):
+        _curves_panel(upper, trials, "accuracy")
+        _curves_panel(lower, trials, "loss")
+        upper.set_ylim(0, 1.03)
+        style.make_logarithmic(lower, "y")  # one bad epoch of one net would flatten all other curves on a linear axis
         last = trials.groupby("trial").tail(1)
-        reached = f"{last['val_accuracy'].mean():.3f} / {last['val_loss'].mean():.3f}"
-        panels[0, column].set_title(f"{name}\nval {reached}", parse_math=False)
-        panels[1, column].set_xlabel("Epoch")
+        upper.set_title(f"{name}\nval {last['val_accuracy'].mean():.3f} / {last['val_loss'].mean():.3f}")
+        lower.set_xlabel("Epoch")
     panels[0, 0].set_ylabel("Accuracy")
     panels[1, 0].set_ylabel("Loss (nats, log scale)")
     panels[0, 0].legend(loc="lower right", frameon=False, fontsize="small")
     note = "above each column: validation accuracy / loss after the last epoch"
-    if _has_head_phase(histories):
+    if any(_has_head_phase(trials) for trials in parts.values()):
         note += "; dotted: the head alone before, every layer after"
     style.add_titles(figure, title, note)
     return figure
 
 
+def _curves_panel(axes: Axes, trials: pd.DataFrame, metric: str) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    curves = ((metric, "-o", style.BLUE, "train"), (f"val_{metric}", "-s", style.ORANGE, "validation"))
+    for column, marker, colour, label in curves:
+        for number, (_, rows) in enumerate(trials.groupby("trial", sort=False)):
+            named = label if number == 0 else None
+            axes.plot(rows["epoch"], rows[column], marker, color=colour, markersize=3.5, lw=1.5, label=named)
+    if _has_head_phase(trials):
+        end = float(trials.loc[trials["phase"] == "head", "epoch"].max()) + 0.5
+        axes.axvline(end, ls=":", color=style.NOTE_COLOUR, lw=1)
+    style.remove_frame(axes)
+    axes.set_xlim(0.5, float(trials["epoch"].max()) + 0.5)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+
+
+def _has_head_phase(trials: pd.DataFrame) -> bool:
+    """Return whether a net was trained in two phases."""
+    return "phase" in trials and trials["phase"].nunique() > 1
+
+
+@style.plot
 def plot_inflation(table: pd.DataFrame, title: str = "") -> Figure:
     """Return the effect of a leaky protocol: each backbone's two values, and beside them their difference.
 
-    Args:
-        table: `leukemia_dl.inflation(...)`; rows without a difference are left out.
-        title: Above the figure, before the metric and protocols.
+    Rows of `table`, `leukemia_dl.inflation(...)`, without a difference are left out; `title` stands above the figure.
 
     Raises:
         DataError: If no row has a difference.
@@ -122,32 +161,30 @@ def plot_inflation(table: pd.DataFrame, title: str = "") -> Figure:
     if rows.empty:
         raise DataError("No difference to draw: no backbone was tested on the same images under both protocols.")
     metric, honest, leaky = (str(rows[name].iloc[0]) for name in ("metric", "honest", "leaky"))
-    label = style.label_of(metric)
+    label, places = style.label_of(metric), np.arange(len(rows))
     figure = style.new_figure(9.2, 0.42 * len(rows) + 2.2)
     left, right = figure.subplots(1, 2, sharey=True, width_ratios=(1.15, 1))
-    values = rows[["value_honest", "value_leaky"]].to_numpy(float)
-    left.hlines(range(len(rows)), *np.sort(values, axis=1).T, color="#C8C8C8", lw=1, zorder=1)
+    left.hlines(places, rows["value_honest"], rows["value_leaky"], color="#C8C8C8", lw=1, zorder=1)
     # The first is larger, so that equal values are seen to be two.
-    left.plot(values[:, 0], range(len(rows)), "o", color=style.HONEST_COLOUR, label=honest, markersize=9)
-    left.plot(values[:, 1], range(len(rows)), "D", color=style.LEAKY_COLOUR, label=leaky, markersize=5)
+    left.plot(rows["value_honest"], places, "o", color=style.BLUE, label=honest, markersize=9)
+    left.plot(rows["value_leaky"], places, "D", color=style.ORANGE, label=leaky, markersize=5)
     left.set_xlabel(label)
     style.add_legend(left, 2)
     colours = ["black" if kind == "backbone" else style.BASELINE_COLOUR for kind in rows["kind"]]
     right.axvline(0, color="black", lw=1)
-    right.hlines(range(len(rows)), rows["low"], rows["high"], colors=colours, lw=1.5)
-    for place, (difference, colour) in enumerate(zip(rows["difference"], colours, strict=True)):
+    right.hlines(places, rows["low"], rows["high"], colors=colours, lw=1.5)
+    for place, difference, colour in zip(places, rows["difference"], colours, strict=True):
         right.plot(difference, place, "o", color=colour, markersize=6)
         right.annotate(f"{difference:+.3f}", (1.02, place), xycoords=("axes fraction", "data"), va="center")
-    right.set_xlabel(f"Difference: {leaky} minus {honest}", parse_math=False)
+    right.set_xlabel(f"Difference: {leaky} minus {honest}")
     right.xaxis.set_major_locator(MaxNLocator(5))
-    left.set_yticks(range(len(rows)), rows["backbone"].tolist(), parse_math=False)
+    left.set_yticks(places, rows["backbone"].tolist())
     left.set_ylim(-0.6, len(rows) - 0.3)
     for axes in (left, right):
         style.remove_frame(axes, "x")
         axes.margins(x=0.08)
     heading = f"{label} under {leaky}, beside {honest} on the same images"
-    least, most = int(rows["images"].min()), int(rows["images"].max())
-    images = f"{least:,}" if least == most else f"{least:,} to {most:,}"
+    images = " to ".join(f"{count:,}" for count in sorted({rows["images"].min(), rows["images"].max()}))
     line = f"line: interval over {_UNITS[rows['unit'].iloc[0]]}"
     line = line if style.has_intervals(rows) else f"no interval: {rows['reason'].iloc[0]}"
     note = f"On the {images} images that both have predicted. Right: {line}; grey: baselines; descriptive"
@@ -155,16 +192,13 @@ def plot_inflation(table: pd.DataFrame, title: str = "") -> Figure:
     return figure
 
 
+@style.plot
 def plot_samples(
     images: NDArray[np.uint8] | Sequence[NDArray[np.uint8]], labels: Sequence[str], columns: int = 6, title: str = ""
 ) -> Figure:
-    """Return a grid of images with their labels above them.
+    """Return a grid of `images` with their `labels` above them, so many `columns` wide.
 
-    Args:
-        images: uint8 (n, height, width, 3), or a sequence of images of any size.
-        labels: One per image.
-        columns: Images per row.
-        title: Above the figure.
+    Images are uint8 (n, height, width, 3), or a sequence of images of any size; `title` stands above the figure.
 
     Raises:
         DataError: If there are no images, or not a label for each.
@@ -183,65 +217,48 @@ def plot_samples(
         axes.axis("off")
     for axes, image, label in zip(panels, images, labels, strict=False):
         axes.imshow(image, interpolation="nearest")
-        axes.set_title(label, fontsize="small", parse_math=False)
+        axes.set_title(label, fontsize="small")
     style.add_titles(figure, title)
     return figure
 
 
-def _comparison_panel(
-    axes: Axes, frame: pd.DataFrame, order: Sequence[str], metric: str, intervals: pd.DataFrame | None
-) -> None:
-    highest = 0.0
-    for position, name in enumerate(order):
-        rows = frame[frame["backbone"] == name]
-        values = rows[metric].to_numpy(float)
-        values = values[np.isfinite(values)]
-        value, low, high = (float(values.mean()) if len(values) else np.nan), np.nan, np.nan
-        if intervals is not None:
-            found = intervals[(intervals["metric"] == metric) & (intervals["backbone"] == name)]
-            value, low, high = (*found[["value", "low", "high"]].to_numpy(float).tolist(), (value, low, high))[0]
-        colour = style.BASELINE_COLOUR if rows["recipe"].isna().all() else style.NET_COLOUR
-        axes.barh(position, value, height=0.6, color=colour, alpha=0.75)
-        axes.plot(values, np.full(len(values), position), "o", color="black", markersize=3.5)
-        axes.hlines(position, low, high, color="black", lw=1.2)
-        end = float(np.nanmax([0, value, *values, high]))
-        text = f"{value:.3f}" if np.isfinite(value) else "not defined"
-        place = {"xytext": (6, 0), "textcoords": "offset points", "va": "center"}
-        axes.annotate(text, (end, position), fontsize="small", **place)  # type: ignore[arg-type]
-        highest = max(highest, end)
-    axes.set_xlabel(style.label_of(metric))
-    axes.set_xlim(0, 1.18 if metric != "loss" and highest <= 1 else highest * 1.25)
-    if metric != "loss":
-        axes.set_xticks([0, 0.25, 0.5, 0.75, 1.0])
-    style.remove_frame(axes, "x")
+@style.plot
+def plot_cost(leaderboard: pd.DataFrame, cost: str = "fit_seconds", ax: Axes | None = None, title: str = "") -> Figure:
+    """Return accuracy against cost: a dot with an interval per backbone, over seconds, parameters or speed.
 
+    `leaderboard` is `leukemia_dl.leaderboard(...)`, with results and timings; `cost` is its column "fit_seconds",
+    "parameters", "images_per_second", or one that you added. `ax` are the axes to draw on, None for a new figure, above
+    which `title` stands.
 
-def _curves_panel(axes: Axes, trials: pd.DataFrame, metric: str) -> None:
-    from matplotlib.ticker import MaxNLocator
-
-    curves = ((metric, "-o", style.TRAIN_COLOUR, "train"), (f"val_{metric}", "-s", style.VAL_COLOUR, "validation"))
-    for column, marker, colour, label in curves:
-        for number, (_, rows) in enumerate(trials.groupby("trial", sort=False)):
-            if column in rows:
-                look = {"color": colour, "markersize": 3.5, "lw": 1.5, "label": label if number == 0 else None}
-                axes.plot(rows["epoch"], rows[column], marker, **look)  # type: ignore[arg-type]
-    if _has_head_phase(trials):
-        axes.axvline(float(trials.loc[trials["phase"] == "head", "epoch"].max()) + 0.5, ls=":", color="#555555", lw=1)
+    Raises:
+        DataError: If the cost of no backbone is known, or one is no number above 0.
+    """
+    metric = str(leaderboard.columns[3])
+    known = leaderboard[leaderboard[metric].notna()]
+    nets, baselines = known[(known["kind"] == "backbone") & known[cost].notna()], known[known["kind"] == "baseline"]
+    if nets.empty:
+        raise DataError(f"No cost to draw: of no backbone {metric} and {cost} are known. Pass results and timings.")
+    costs = pd.to_numeric(nets[cost], errors="coerce").to_numpy(float)
+    if not (np.isfinite(costs) & (costs > 0)).all():
+        raise DataError(f"On a log scale costs are numbers above 0. Received: {cost} of {nets[cost].tolist()!r}.")
+    figure, axes = style.axes_for(ax, 7.4, 4.4)
+    looks = style.looks_of(nets["backbone"])
+    small: dict[str, Any] = {"textcoords": "offset points", "fontsize": "small"}
+    values = nets[["backbone", metric, "low", "high"]].itertuples(index=False)
+    for x, (name, value, low, high) in zip(costs, values, strict=True):
+        axes.vlines(x, low, high, color=looks[name]["color"], lw=1.5)
+        axes.plot(x, value, markersize=8, **looks[name])
+        axes.annotate(name, (x, value), (8, -3), **small)
+    corner: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "ha": "right", "color": style.NOTE_COLOUR}
+    for name, value in zip(baselines["backbone"], baselines[metric], strict=True):
+        axes.axhline(value, color=style.BASELINE_COLOUR, ls="--", lw=1)
+        axes.annotate(name, (1, value), (0, 3), **corner, **small)
+    style.make_logarithmic(axes, "x")
+    axes.margins(x=0.2)
+    axes.set_xlabel(f"{style.label_of(cost)}, log scale")
+    axes.set_ylabel(style.label_of(metric))
     style.remove_frame(axes)
-    axes.set_xlim(0.5, float(trials["epoch"].max()) + 0.5)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    if metric == "accuracy":
-        axes.set_ylim(0, 1.03)
-        return
-    style.make_logarithmic(axes, "y")  # one bad epoch of one net would flatten all other curves on a linear axis
-
-
-def _check_columns(frame: pd.DataFrame, columns: Sequence[str], source: str) -> None:
-    missing = [name for name in columns if name not in frame]
-    if missing:
-        raise DataError(f"This takes {source}, with a column {missing[0]}. Received: {', '.join(map(str, frame))}.")
-
-
-def _has_head_phase(histories: pd.DataFrame) -> bool:
-    """Return whether any net was trained in two phases."""
-    return "phase" in histories and bool(histories.groupby("backbone")["phase"].nunique().max() > 1)
+    if ax is None:
+        line = "line: interval; " if style.has_intervals(nets) else ""
+        style.add_titles(figure, title, f"{line}dashed: baselines without a net")
+    return figure

@@ -1,4 +1,4 @@
-"""Plots of predictions: ranking, confusion, reliability, accuracy per patient, cost, and errors by the size of cells.
+"""Plots of predictions: ranking, confusion, reliability, accuracy per patient, and errors by the size of cells.
 
 Each takes a prediction frame of one protocol, from `Benchmark.predictions()` or elsewhere, and returns a matplotlib
 Figure. Rows of kind "tta" are left out, since each has a row of its own backbone beside it.
@@ -14,7 +14,6 @@ import numpy as np
 import pandas as pd
 
 from leukemia_dl import evaluation
-from leukemia_dl.errors import DataError, SettingsError
 from leukemia_dl.evaluation.predictions import PREFIX, models_of, select_side, validated_predictions
 from leukemia_dl.reporting import style
 
@@ -23,13 +22,13 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = [
-    "plot_confusion", "plot_cost", "plot_errors_by_size", "plot_precision_recall", "plot_reliability", "plot_roc",
-    "plot_subjects",
+    "plot_confusion", "plot_errors_by_size", "plot_precision_recall", "plot_reliability", "plot_roc", "plot_subjects",
 ]  # fmt: skip
 
 _MOST_WRITTEN, _MANY_DOTS = 6, 2_000
 
 
+@style.plot
 def plot_roc(predictions: pd.DataFrame, title: str = "", *, level: float = 0.95, side: str = "test") -> Figure:
     """Return a panel per backbone: its ROC curve with a pointwise band over groups, the others in grey behind it.
 
@@ -42,10 +41,10 @@ def plot_roc(predictions: pd.DataFrame, title: str = "", *, level: float = 0.95,
     Raises:
         DataError: If the frame is not one of predictions.
     """
-    frame = _own_predictions(predictions)
-    return _ranking_figure(frame, evaluation.roc_curves(frame, level=level, side=side), "auroc", title, level, side)
+    return _ranking_figure(predictions, "auroc", title, level, side)
 
 
+@style.plot
 def plot_precision_recall(
     predictions: pd.DataFrame, title: str = "", *, level: float = 0.95, side: str = "test"
 ) -> Figure:
@@ -53,19 +52,50 @@ def plot_precision_recall(
 
     `predictions`, `title`, `level`, `side` and errors are those of `plot_roc`.
     """
-    frame = _own_predictions(predictions)
-    return _ranking_figure(
-        frame, evaluation.precision_recall_curves(frame, level=level, side=side), "auprc", title, level, side
-    )
+    return _ranking_figure(predictions, "auprc", title, level, side)
 
 
+def _ranking_figure(predictions: pd.DataFrame, metric: str, title: str, level: float, side: str) -> Figure:
+    """Return ROC curves (metric "auroc") or precision over recall ("auprc")."""
+    frame, roc = _without_tta(predictions), metric == "auroc"
+    curves = (evaluation.roc_curves if roc else evaluation.precision_recall_curves)(frame, level=level, side=side)
+    areas = evaluation.evaluate(frame, metrics=metric, level=level, side=side).set_index("backbone")
+    names = evaluation.class_names_of(frame)
+    shares = (select_side(frame, side)["label"] == names[-1]).groupby(frame["backbone"]).mean()
+
+    def draw(panel: Axes, rows: pd.DataFrame, colour: str) -> None:
+        own = rows["backbone"].iloc[0]
+        for _, others in curves[curves["backbone"] != own].groupby("backbone", sort=False):
+            panel.plot(others["x"], others["y"], color="#C8C8C8", lw=0.7)
+        panel.fill_between(rows["x"], rows["low"], rows["high"], color=colour, alpha=0.25, lw=0)
+        panel.plot(rows["x"], rows["y"], color=colour, lw=1.8)
+        if roc:
+            panel.plot([0, 1], [0, 1], ":", color="black", lw=1)
+        elif len(names) == 2:
+            panel.axhline(shares[own], ls=":", color="black", lw=1)
+        value, low, high = areas.loc[own, ["value", "low", "high"]].to_numpy(float).tolist()
+        text = "not defined" if np.isnan(value) else f"{value:.3f}"
+        text += f"\n[{low:.3f}, {high:.3f}]" if np.isfinite([low, high]).all() else ""
+        box: dict[str, Any] = {"bbox": {"fc": "white", "alpha": 0.8, "lw": 0}, "transform": panel.transAxes}
+        panel.text(0.97, 0.05, text, ha="right", va="bottom", fontsize="small", **box)
+        panel.set(xlim=(0, 1), ylim=(0, 1.02))
+        style.remove_frame(panel)
+
+    positive = f"positive: {names[1]}" if len(names) == 2 else "mean of one class against the rest"
+    across, area = ("false positive rate", "AUROC") if roc else ("recall", "average precision")
+    band = f"; band: {level:.0%} at each point" if style.has_intervals(curves) else ""
+    note = f"across: {across}; {positive}{band}; number: {area}"
+    return _figure_per_backbone(curves, draw, "Sensitivity" if roc else "Precision", title, note, extra=1.0)
+
+
+@style.plot
 def plot_confusion(predictions: pd.DataFrame, title: str = "", *, side: str = "test") -> Figure:
     """Return a panel per backbone: of the images of each class (a row), the share predicted as each class (a column).
 
     Folds and seeds are taken together. `predictions`, `title`, `side` and errors are those of `plot_roc`.
     """
-    frame = _own_predictions(predictions)
-    names, chosen = evaluation.class_names_of(frame), select_side(frame, side)
+    frame = _without_tta(predictions)
+    names, chosen = list(evaluation.class_names_of(frame)), select_side(frame, side)
     models_of(frame, side)  # checks
     longest, many = max(map(len, names)), len(names) > _MOST_WRITTEN
     images = []
@@ -73,11 +103,10 @@ def plot_confusion(predictions: pd.DataFrame, title: str = "", *, side: str = "t
     def draw(panel: Axes, rows: pd.DataFrame, _: str) -> None:
         predicted = np.array(names)[rows[[PREFIX + name for name in names]].to_numpy(float).argmax(axis=1)]
         table = pd.crosstab(rows["label"].to_numpy(), predicted, normalize="index")
-        shares = table.reindex(columns=list(names), fill_value=0).reindex(names).to_numpy()
+        shares = table.reindex(columns=names, fill_value=0).reindex(names).to_numpy()
         images.append(panel.imshow(shares, cmap="Blues", vmin=0, vmax=1))
-        ticks: dict[str, Any] = {"labels": names, "fontsize": "small", "parse_math": False}
-        panel.set_xticks(range(len(names)), rotation=90 if longest > 4 else 0, **ticks)
-        panel.set_yticks(range(len(names)), **ticks)
+        panel.set_xticks(range(len(names)), names, rotation=90 if longest > 4 else 0, fontsize="small")
+        panel.set_yticks(range(len(names)), names, fontsize="small")
         for (row, column), share in np.ndenumerate(shares) if not many else ():
             text = f"{share:.2f}" if np.isfinite(share) else "none"
             colour = "white" if share > 0.5 else "black"
@@ -91,12 +120,13 @@ def plot_confusion(predictions: pd.DataFrame, title: str = "", *, side: str = "t
     return figure
 
 
+@style.plot
 def plot_reliability(predictions: pd.DataFrame, title: str = "", *, level: float = 0.95, side: str = "test") -> Figure:
     """Return a panel per backbone: observed shares over predicted probabilities in ten bins, with intervals.
 
     `predictions`, `title`, `level`, `side` and errors are those of `plot_roc`.
     """
-    frame = _own_predictions(predictions)
+    frame = _without_tta(predictions)
     curves, names = evaluation.reliability_curves(frame, level=level, side=side), evaluation.class_names_of(frame)
 
     def draw(panel: Axes, rows: pd.DataFrame, colour: str) -> None:
@@ -113,6 +143,7 @@ def plot_reliability(predictions: pd.DataFrame, title: str = "", *, level: float
     return _figure_per_backbone(curves, draw, "Observed share", title, note)
 
 
+@style.plot
 def plot_subjects(predictions: pd.DataFrame, ax: Axes | None = None, title: str = "", *, side: str = "test") -> Figure:
     """Return a row per backbone with a dot per group of patients: the share of its images that are classified right.
 
@@ -124,7 +155,7 @@ def plot_subjects(predictions: pd.DataFrame, ax: Axes | None = None, title: str 
     """
     from matplotlib.lines import Line2D
 
-    frame = _own_predictions(predictions)
+    frame = _without_tta(predictions)
     table, names = evaluation.group_table(frame, side), [*evaluation.class_names_of(frame)]
     backbones = list(dict.fromkeys(table["backbone"]))[::-1]
     figure, axes = style.axes_for(ax, 8.4, 0.75 * len(backbones) + 1.6)
@@ -132,16 +163,14 @@ def plot_subjects(predictions: pd.DataFrame, ax: Axes | None = None, title: str 
     table["class"] = table["label"].where(table["label"].notna(), "several")
     dots: dict[str, Any] = {"alpha": 0.6, "lw": 0.5, "ec": "black", "rasterized": len(table) > _MANY_DOTS}
     handles = []
-    for name, look in looks.items():
+    for name in [name for name in looks if name in set(table["class"])]:
         rows = table[table["class"] == name]
-        if rows.empty:
-            continue
         heights = rows["backbone"].map(backbones.index).to_numpy(float) + random.uniform(-0.28, 0.28, len(rows))
         sizes = 12 + 130 * rows["images"] / float(table["images"].max())
-        axes.scatter(1 - rows["error_share"], heights, sizes, **look, **dots)
-        handles.append(Line2D([], [], ls="", label=name, **look))
+        axes.scatter(1 - rows["error_share"], heights, sizes, **looks[name], **dots)
+        handles.append(Line2D([], [], ls="", label=name, **looks[name]))
     style.add_legend(axes, 6, handles=handles)
-    axes.set_yticks(range(len(backbones)), backbones, parse_math=False)
+    axes.set_yticks(range(len(backbones)), backbones)
     axes.set_xlabel("Share of a group's images that are classified right")
     axes.set_xlim(-0.03, 1.03)
     style.remove_frame(axes, "x")
@@ -152,54 +181,7 @@ def plot_subjects(predictions: pd.DataFrame, ax: Axes | None = None, title: str 
     return figure
 
 
-def plot_cost(leaderboard: pd.DataFrame, cost: str = "fit_seconds", ax: Axes | None = None, title: str = "") -> Figure:
-    """Return accuracy against cost: a dot with an interval per backbone, over seconds, parameters or speed.
-
-    Args:
-        leaderboard: `leukemia_dl.leaderboard(...)`, with results and timings.
-        cost: "fit_seconds", "parameters", "images_per_second", or a column that you added.
-        ax: Axes to draw on; None for a new figure.
-        title: Above the figure.
-
-    Raises:
-        DataError: If the cost of no backbone is known, or one is no number above 0.
-        SettingsError: If the leaderboard has no such column.
-    """
-    if cost not in leaderboard:
-        raise SettingsError(
-            f"cost is fit_seconds, parameters, images_per_second or a column that you added. Received: cost={cost!r}."
-        )
-    metric = str(leaderboard.columns[3])
-    known = leaderboard[leaderboard[metric].notna()]
-    nets, baselines = known[(known["kind"] == "backbone") & known[cost].notna()], known[known["kind"] == "baseline"]
-    if nets.empty:
-        raise DataError(f"No cost to draw: of no backbone {metric} and {cost} are known. Pass results and timings.")
-    costs = pd.to_numeric(nets[cost], errors="coerce").to_numpy(float)
-    if not (np.isfinite(costs) & (costs > 0)).all():
-        raise DataError(f"On a log scale costs are numbers above 0. Received: {cost} of {nets[cost].tolist()!r}.")
-    figure, axes = style.axes_for(ax, 7.4, 4.4)
-    looks = style.looks_of(nets["backbone"])
-    small: dict[str, Any] = {"textcoords": "offset points", "fontsize": "small", "parse_math": False}
-    values = nets[["backbone", metric, "low", "high"]].itertuples(index=False)
-    for x, (name, value, low, high) in zip(costs, values, strict=True):
-        axes.vlines(x, low, high, color=looks[name]["color"], lw=1.5)
-        axes.plot(x, value, markersize=8, **looks[name])
-        axes.annotate(name, (x, value), xytext=(8, -3), **small)
-    for name, value in zip(baselines["backbone"], baselines[metric], strict=True):
-        axes.axhline(value, color=style.BASELINE_COLOUR, ls="--", lw=1)
-        corner: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "ha": "right", "color": "#555555"}
-        axes.annotate(name, (1, value), xytext=(0, 3), **corner, **small)
-    style.make_logarithmic(axes, "x")
-    axes.margins(x=0.2)
-    axes.set_xlabel(f"{style.label_of(cost)}, log scale")
-    axes.set_ylabel(style.label_of(metric))
-    style.remove_frame(axes)
-    if ax is None:
-        line = "line: interval; " if style.has_intervals(nets) else ""
-        style.add_titles(figure, title, f"{line}dashed: baselines without a net")
-    return figure
-
-
+@style.plot
 def plot_errors_by_size(
     predictions: pd.DataFrame,
     ax: Axes | None = None,
@@ -213,14 +195,8 @@ def plot_errors_by_size(
 
     `by` is the column of sizes, such as that of `Benchmark.predictions(cell_area=True)`; `ax` are the axes to draw on,
     None for a new figure. `predictions`, `title`, `level` and `side` are those of `plot_roc`.
-
-    Raises:
-        DataError: If the column is empty.
-        SettingsError: If there is no such column.
     """
-    frame = _own_predictions(predictions)
-    if by == "cell_area" and by not in frame:
-        raise SettingsError("There is no column 'cell_area'. Benchmark.predictions(cell_area=True) has it.")
+    frame = _without_tta(predictions)
     found = evaluation.evaluate(frame, metrics="accuracy", by=by, level=level, side=side)
     figure, axes = style.axes_for(ax, 7.4, 4.4)
     parts, backbones = list(dict.fromkeys(found[by])), list(dict.fromkeys(found["backbone"]))
@@ -228,11 +204,10 @@ def plot_errors_by_size(
     for place, backbone in enumerate(backbones):
         rows, look = found[found["backbone"] == backbone], looks[backbone]
         x = rows[by].map(parts.index).to_numpy(float) + 0.07 * (place - (len(backbones) - 1) / 2)
-        low, high = rows[["low", "high"]].to_numpy(float).T
-        axes.vlines(x, 1 - high, 1 - low, color=look["color"], lw=1.2)
+        axes.vlines(x, 1 - rows["high"], 1 - rows["low"], color=look["color"], lw=1.2)
         axes.plot(x, 1 - rows["value"], lw=1, markersize=5, label=backbone, **look)
     axes.set_xticks(range(len(parts)), [_readable_interval(part) for part in parts])
-    axes.set_xlabel("Area of the cell in pixels, quarters of the images" if by == "cell_area" else by, parse_math=False)
+    axes.set_xlabel("Area of the cell in pixels, quarters of the images" if by == "cell_area" else by)
     axes.set_ylabel("Share of wrong predictions")
     axes.set_ylim(0, None)
     style.remove_frame(axes, "y")
@@ -245,7 +220,13 @@ def plot_errors_by_size(
     return figure
 
 
-def _own_predictions(predictions: pd.DataFrame) -> pd.DataFrame:
+def _readable_interval(part: object) -> str:
+    """Return an interval of pandas, "(1.5, 7.0]", as "2 to 7"; anything else as it is."""
+    match = re.fullmatch(r"\(([\d.e+-]+), ([\d.e+-]+)\]", str(part))
+    return f"{float(match[1]):,.0f} to {float(match[2]):,.0f}" if match else str(part)
+
+
+def _without_tta(predictions: pd.DataFrame) -> pd.DataFrame:
     frame = validated_predictions(predictions)
     return frame[frame["kind"] != "tta"]
 
@@ -259,54 +240,19 @@ def _figure_per_backbone(
     side: float = 2.5,
     extra: float = 0.9,
 ) -> Figure:
-    """Return a figure with a panel per backbone, each drawn by `draw(axes, rows, colour)`."""
+    """Return a figure with a panel per backbone, up to five in a row, each drawn by `draw(axes, rows, colour)`."""
     parts = {str(name): rows for name, rows in table.groupby("backbone", sort=False)}
-    figure, panels = style.panels_for([*parts], side, extra)
-    for panel, rows in zip(panels, parts.values(), strict=True):
-        draw(panel, rows, style.BASELINE_COLOUR if (rows["kind"] == "baseline").all() else style.NET_COLOUR)
+    columns = min(len(parts), 5)
+    lines = -(-len(parts) // columns)
+    figure = style.new_figure(max(side * columns + 0.6, 6.4), side * lines + extra)
+    panels = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False).ravel()
+    for panel, (name, rows) in zip(panels, parts.items(), strict=False):
+        panel.set_title(name, fontsize="medium")
+        draw(panel, rows, style.BASELINE_COLOUR if (rows["kind"] == "baseline").all() else style.BLUE)
+    for panel in panels[len(parts) :]:
+        panel.axis("off")
+    for panel in panels[max(len(parts) - columns, 0) : len(parts)]:
+        panel.tick_params(labelbottom=True)  # also where no panel is below
     figure.supylabel(label, fontsize="medium")
     style.add_titles(figure, title, note)
     return figure
-
-
-def _ranking_figure(
-    frame: pd.DataFrame, curves: pd.DataFrame, metric: str, title: str, level: float, side: str
-) -> Figure:
-    """Return ROC curves (metric "auroc") or precision over recall ("auprc")."""
-    names, roc = evaluation.class_names_of(frame), metric == "auroc"
-    areas = evaluation.evaluate(frame, metrics=metric, level=level, side=side).set_index("backbone")
-    shares = (select_side(frame, side)["label"] == names[-1]).groupby(frame["backbone"]).mean()
-
-    def draw(panel: Axes, rows: pd.DataFrame, colour: str) -> None:
-        own = rows["backbone"].iloc[0]
-        for _, others in curves[curves["backbone"] != own].groupby("backbone", sort=False):
-            panel.plot(others["x"], others["y"], color="#C8C8C8", lw=0.7)
-        panel.fill_between(rows["x"], rows["low"], rows["high"], color=colour, alpha=0.25, lw=0)
-        panel.plot(rows["x"], rows["y"], color=colour, lw=1.8)
-        if roc:
-            panel.plot([0, 1], [0, 1], ":", color="black", lw=1)
-        elif len(names) == 2:
-            panel.axhline(shares[own], ls=":", color="black", lw=1)
-        box: dict[str, Any] = {"bbox": {"fc": "white", "alpha": 0.8, "lw": 0}, "transform": panel.transAxes}
-        panel.text(0.97, 0.05, _with_interval(areas.loc[own]), ha="right", va="bottom", fontsize="small", **box)
-        panel.set(xlim=(0, 1), ylim=(0, 1.02))
-        style.remove_frame(panel)
-
-    positive = f"positive: {names[1]}" if len(names) == 2 else "mean of one class against the rest"
-    across, area = ("false positive rate", "AUROC") if roc else ("recall", "average precision")
-    band = f"; band: {level:.0%} at each point" if style.has_intervals(curves) else ""
-    note = f"across: {across}; {positive}{band}; number: {area}"
-    return _figure_per_backbone(curves, draw, "Sensitivity" if roc else "Precision", title, note, extra=1.0)
-
-
-def _with_interval(row: pd.Series) -> str:
-    value, low, high = row[["value", "low", "high"]].to_numpy(float).tolist()
-    if np.isnan(value):
-        return "not defined"
-    return f"{value:.3f}" + (f"\n[{low:.3f}, {high:.3f}]" if np.isfinite([low, high]).all() else "")
-
-
-def _readable_interval(part: object) -> str:
-    """Return an interval of pandas, "(1.5, 7.0]", as "2 to 7"; anything else as it is."""
-    match = re.fullmatch(r"\(([\d.e+-]+), ([\d.e+-]+)\]", str(part))
-    return f"{float(match[1]):,.0f} to {float(match[2]):,.0f}" if match else str(part)

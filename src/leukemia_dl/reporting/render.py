@@ -17,7 +17,6 @@ from PIL import Image
 
 from leukemia_dl.atomic import write_file
 from leukemia_dl.errors import StoreError
-from leukemia_dl.reporting.style import TRAIN_COLOUR, VAL_COLOUR
 from leukemia_dl.text import counted, listed, printable
 
 if TYPE_CHECKING:
@@ -25,8 +24,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = [
-    "Code", "learning_curve", "render_html", "render_markdown", "rows_of", "settings_without_folders",
-    "svg", "thumbnail", "without_folders", "write",
+    "Code", "render_html", "render_markdown", "rows_of", "settings_without_folders", "svg", "thumbnail",
+    "without_folders", "write",
 ]  # fmt: skip
 
 _THUMBNAIL = 144
@@ -79,21 +78,6 @@ def thumbnail(pixels: NDArray[np.uint8]) -> str:
     buffer = io.BytesIO()
     image.save(buffer, format="PNG", optimize=True)
     return _address("image/png", buffer.getvalue())
-
-
-def learning_curve(history: pd.DataFrame) -> str:
-    """Return accuracy over epochs, train and validation, as a small drawing without matplotlib, as a data address."""
-    last = max(int(history["epoch"].max()), 2)
-    lines = ['<path d="M25,5V105H195" fill="none" stroke="#000"/>']
-    lines += [f'<text x="22" y="{y}" text-anchor="end">{text}</text>' for y, text in ((9, 1), (58, 0.5), (108, 0))]
-    lines += [f'<text x="{x}" y="119" text-anchor="middle">{text}</text>' for x, text in ((30, 1), (190, last))]
-    for column, colour in (("accuracy", TRAIN_COLOUR), ("val_accuracy", VAL_COLOUR)):
-        known = history[["epoch", column]].dropna() if column in history else history[:0]
-        points = [f"{30 + 160 * (x - 1) / (last - 1):.1f},{105 - 100 * y:.1f}" for x, y in known.to_numpy(float)[:, :2]]
-        line = f'points="{" ".join(points * (2 if len(points) == 1 else 1))}"'  # a single point twice, which is a dot
-        lines.append(f'<polyline {line} fill="none" stroke="{colour}" stroke-width="2" stroke-linecap="round"/>')
-    head = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 200 125" font-family="sans-serif" font-size="10">'
-    return _address("image/svg+xml", f"{head}{''.join(lines)}</svg>".encode())
 
 
 def rows_of(table: pd.DataFrame) -> list[dict[str, Any]]:

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from jinja2 import UndefinedError
 
 from leukemia_dl.benchmark.run_files import StoredRun, read_run
 from leukemia_dl.benchmark.store import read_file
@@ -29,8 +28,6 @@ __all__ = ["write_report"]
 
 _MOST_FIGURES, _ERRORS, _FINDINGS = 20, 12, 25
 _COLUMNS = ("accuracy", "loss", "balanced_accuracy", "auroc")
-# Raised by records and files that no benchmark wrote.
-_ODD = (ArithmeticError, AttributeError, LookupError, TypeError, UndefinedError, ValueError)
 _log = logging.getLogger(__name__)
 
 
@@ -60,55 +57,46 @@ def write_report(
         The path of the file.
 
     Raises:
-        StoreError: If the folder is no store, holds files that no benchmark writes, or the file cannot be written.
+        StoreError: If the folder is no store, or the file cannot be written.
         DataError: If the data set is not at `root`, or is another one.
     """
     run = read_run(store)
     target = folder_of(run) / "report.html" if path is None else user_path(path)
     if not target.parent.is_dir():
         raise StoreError(f"{path} cannot be written: there is no folder {target.parent}. Make it first.")
-    dataset, why = _dataset_of(run, dataset, root)
-    found = _audit(run, dataset, show_progress) if audit else None
     try:
-        text = _page(run, dataset, why, found, show_progress)
-    except _ODD as error:
-        raise StoreError(f"{run.store.root} is damaged: {type(error).__name__}: {error}.") from error
-    return render.write(target, text)
-
-
-def _dataset_of(run: StoredRun, dataset: Dataset | None, root: str | Path | None) -> tuple[Dataset | None, str]:
-    """Return the labelled data set of a run, or None and the reason why it is not there."""
-    facts = run.settings["dataset"]
-    place, why = root or facts.get("root"), "they are not, or not readable, where the run has read them"
-    try:
-        if dataset is None and place is None and facts["name"] == "synthetic" and "options" in facts:
-            cohort = {
-                name: value for name, value in facts["options"].items() if name not in ("workers", "show_progress")
-            }
-            place = synthetic_folder(**cohort)
-        if dataset is None and place is None:
-            return None, "the data set was not loaded by its name from a folder, so that it cannot be loaded again"
-        if dataset is None:
-            # A report reads existing files only: it draws and fetches nothing that the settings of a store ask for.
-            there = user_path(place) / "synthetic.json" if facts["name"] == "synthetic" else user_path(place)
-            if not (there.is_file() if facts["name"] == "synthetic" else there.exists()):
-                raise DataError(f"The data set {facts['name']!r} is not at {place}.")
-            dataset = Dataset.load(str(facts["name"]), root=place, **facts.get("options", {}))
-        dataset = dataset.subset(dataset.labels >= 0)
-        if dataset.fingerprint != facts["fingerprint"]:
-            why = "the images that are there have other contents, labels or groups"
-            raise DataError(
-                f"It has other contents, labels or groups than the data set of the store: {len(dataset):,} labelled "
-                f"images of {', '.join(dataset.class_names)} where {facts.get('samples')} of "
-                f"{', '.join(run.class_names)} are expected. If images or classes were left out after loading, pass "
-                "the same data set: write_report(store, dataset=dataset)."
-            )
+        dataset, why = _dataset_of(run, dataset, root), ""
     except (LeukemiaDLError, OSError, TypeError, ValueError) as error:
         if root is not None:
             raise DataError(f"The data set of the store cannot be read at {root}: {error}") from error
-        _log.warning("The report has no images: %s", " ".join(str(error).split()))
-        return None, why
-    return dataset, ""
+        dataset, why = None, " ".join(str(error).split())
+        _log.warning("The report has no images: %s", why)
+    found = _audit(run, dataset, show_progress) if audit else None
+    return render.write(target, _page(run, dataset, render.without_folders(why), found, show_progress))
+
+
+def _dataset_of(run: StoredRun, dataset: Dataset | None, root: str | Path | None) -> Dataset:
+    """Return the labelled data set of a run. Only existing files are read: nothing is drawn or fetched."""
+    facts = run.settings["dataset"]
+    name, options, place = str(facts["name"]), facts.get("options", {}), root or facts.get("root")
+    if place is None and name == "synthetic" and "options" in facts:
+        place = synthetic_folder(**{key: options[key] for key in options if key not in ("workers", "show_progress")})
+    if dataset is None and place is None:
+        raise DataError("The data set was not loaded by its name from a folder, so that it cannot be loaded again.")
+    if dataset is None:
+        there = user_path(place) / ("synthetic.json" if name == "synthetic" else "")
+        if not there.exists():
+            raise DataError(f"The data set {name!r} is not at {place}.")
+        dataset = Dataset.load(name, root=place, **options)
+    dataset = dataset.subset(dataset.labels >= 0)
+    if dataset.fingerprint != facts["fingerprint"]:
+        raise DataError(
+            f"It has other contents, labels or groups than the data set of the store: {len(dataset):,} labelled "
+            f"images of {', '.join(dataset.class_names)} where {facts.get('samples')} of "
+            f"{', '.join(run.class_names)} are expected. If images or classes were left out after loading, pass "
+            "the same data set: write_report(store, dataset=dataset)."
+        )
+    return dataset
 
 
 def _audit(run: StoredRun, dataset: Dataset | None, show: bool) -> dict[str, Any] | None:
@@ -118,15 +106,12 @@ def _audit(run: StoredRun, dataset: Dataset | None, show: bool) -> dict[str, Any
         known = json.loads(read_file(path, 2**27))
         if known["fingerprint"] == fingerprint and {"findings", "counts"} <= known["audit"].keys():
             return dict(known["audit"])
-    except (OSError, RecursionError, *_ODD):
+    except (AttributeError, LookupError, OSError, TypeError, ValueError):
         pass  # absent or damaged
     if dataset is None:
         return None
     found = dataset.audit(show_progress=show).to_dict()
-    try:
-        render.write(path, json.dumps({"fingerprint": fingerprint, "audit": found}) + "\n")
-    except StoreError as error:
-        _log.warning("The audit is not kept: %s", error)
+    render.write(path, json.dumps({"fingerprint": fingerprint, "audit": found}) + "\n")
     return found
 
 
@@ -142,7 +127,6 @@ def _page(run: StoredRun, dataset: Dataset | None, why: str, found: dict[str, An
     grid, facts, results = run.grid, run.settings["dataset"], run.results
     own = results[results["tta"] != "8 symmetries"] if len(results) else results
     records = {row["trial"]: row for row in render.rows_of(own)}
-    histories = dict(list(run.histories.groupby("trial"))) if len(run.histories) else {}
     context = {
         "made": time.strftime("%Y-%m-%d"),
         "version": installed_version(DISTRIBUTION),
@@ -163,7 +147,7 @@ def _page(run: StoredRun, dataset: Dataset | None, why: str, found: dict[str, An
         "figures": [figure for figure in figures if not figure["protocol"]],
         "left_out": left_out,
         "errors": [_errors(one, dataset) for one in summaries],
-        "trials": [_trial(row, records.get(row["trial"]), histories.get(row["trial"])) for row in render.rows_of(grid)],
+        "trials": [_trial(row, records.get(row["trial"])) for row in render.rows_of(grid)],
         "others": run.others,
         "environments": _environments(run.timings),
         "settings": render.settings_without_folders(run.text),
@@ -183,7 +167,7 @@ def _figures(
     for one in track(kept, len(kept), "Drawing figures", show):
         try:
             figures.append(vars(one) | {"image": render.svg(one.draw())})
-        except (LeukemiaDLError, *_ODD) as error:  # one odd record should not cost the page
+        except LeukemiaDLError as error:
             _log.warning("%s: %s: %s", one.kind, type(error).__name__, error)
             left_out.append({"kind": one.kind, "protocol": one.protocol, "why": " ".join(str(error).split())})
     return figures, left_out
@@ -243,27 +227,18 @@ def _errors(one: ProtocolSummary, dataset: Dataset | None) -> dict[str, Any]:
     rows = render.rows_of(worst_errors(one, _ERRORS))
     places = {} if dataset is None else {name: place for place, name in enumerate(dataset.table["sample"])}
     for row in rows:
-        row["image"] = None
-        if dataset is not None and row["sample"] in places:
-            try:
-                row["image"] = render.thumbnail(dataset.decode(places[row["sample"]]))
-            except LeukemiaDLError as error:  # it was readable when the nets saw it
-                _log.warning("%s", error)
+        place = places.get(row["sample"])
+        row["image"] = None if dataset is None or place is None else render.thumbnail(dataset.decode(place))
     tested = len(one.predictions) > 0 and bool((one.predictions["kind"] == "backbone").any())
     return {"protocol": one.protocol, "rows": rows, "tested": tested}
 
 
-def _trial(row: dict[str, Any], record: dict[str, Any] | None, history: pd.DataFrame | None) -> dict[str, Any]:
-    """Return a trial of the grid with its outcome and learning curve."""
+def _trial(row: dict[str, Any], record: dict[str, Any] | None) -> dict[str, Any]:
+    """Return a trial of the grid with its outcome."""
     record = record or {"status": "missing"}
     message = ": ".join(filter(None, (record.get("exception"), record.get("message"))))
-    return row | {
-        "status": record["status"],
-        "message": render.without_folders(message),
-        "accuracy": record.get("accuracy"),
-        "loss": record.get("loss"),
-        "curve": None if history is None else render.learning_curve(history),
-    }
+    outcome = {name: record.get(name) for name in ("status", "accuracy", "loss")}
+    return row | outcome | {"message": render.without_folders(message)}
 
 
 def _environments(timings: pd.DataFrame) -> list[dict[str, Any]]:

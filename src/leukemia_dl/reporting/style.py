@@ -6,32 +6,26 @@ import contextlib
 import functools
 import io
 import itertools
-import logging
 import textwrap
-import unicodedata
-import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable
 from functools import cache
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec
 
 import pandas as pd
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.backend_bases import RendererBase
     from matplotlib.figure import Figure
 
 __all__ = [
     "add_legend", "add_titles", "axes_for", "by_protocol", "has_intervals", "label_of", "looks_of",
-    "make_logarithmic", "new_figure", "panels_for", "png", "remove_frame",
+    "make_logarithmic", "new_figure", "plot", "png", "remove_frame",
 ]  # fmt: skip
 
-_log = logging.getLogger(__name__)
-_warned: set[str] = set()
+_P = ParamSpec("_P")
 # Okabe and Ito's palette, which is distinguished with any colour vision and in grey print. Baselines are grey.
 BLUE, ORANGE, GREEN, PURPLE, SKY, YELLOW = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00"
-NET_COLOUR, BASELINE_COLOUR, TRAIN_COLOUR, VAL_COLOUR = BLUE, "#9A9A9A", BLUE, ORANGE
-HONEST_COLOUR, LEAKY_COLOUR = BLUE, ORANGE
+BASELINE_COLOUR, NOTE_COLOUR = "#9A9A9A", "#555555"
 _MARKERS = "osD^vPX*"
 _CYCLE = (BLUE, ORANGE, GREEN, PURPLE, SKY, YELLOW, "#000000")
 _LABELS = {
@@ -48,7 +42,6 @@ def new_figure(width: float, height: float) -> Figure:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained", dpi=130)
-    figure.draw = functools.partial(_draw, figure)  # type: ignore[method-assign]
     # Notebooks would print its name otherwise, since pyplot is not imported.
     figure._repr_png_ = functools.partial(png, figure)  # type: ignore[attr-defined]
     return figure
@@ -61,41 +54,40 @@ def png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-def _draw(figure: Figure, renderer: RendererBase) -> None:
-    """Draw a figure with fonts that have the characters of its texts, and without a warning for each of them."""
-    from matplotlib.text import Text
+def plot(function: Callable[_P, Figure]) -> Callable[_P, Figure]:
+    """Return a function whose figure shows names as they are: not parsed as formulas, in fonts that have them."""
 
-    texts: list[Any] = figure.findobj(Text)
-    fonts = _fonts_for(frozenset(c for text in texts for c in text.get_text() if ord(c) > 127))
-    for text in texts if fonts else ():
-        text.set_fontfamily([*dict.fromkeys([*text.get_fontfamily(), *fonts])])
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)
-        type(figure).draw(figure, renderer)
+    @functools.wraps(function)
+    def drawn(*args: _P.args, **settings: _P.kwargs) -> Figure:
+        import matplotlib
+        from matplotlib.text import Text
+
+        with matplotlib.rc_context({"text.parse_math": False}):
+            figure = function(*args, **settings)
+        texts: list[Any] = figure.findobj(Text)
+        fonts = _fonts_for(frozenset(c for text in texts for c in text.get_text() if ord(c) > 127))
+        for text in texts if fonts else ():
+            text.set_fontfamily([*text.get_fontfamily(), *fonts])
+        return figure
+
+    return drawn
 
 
 @cache
 def _fonts_for(characters: frozenset[str]) -> list[str]:
-    """Return installed fonts for the characters that the default font lacks; log the script of those in no font."""
+    """Return installed fonts for the characters that the default font lacks."""
     from matplotlib.font_manager import FontProperties, findfont, fontManager
     from matplotlib.ft2font import FT2Font
 
     default, found = FT2Font(findfont(FontProperties())), list[str]()
     missing = {c for c in characters if not default.get_char_index(ord(c))}
-    for path, name, style in sorted({(font.fname, font.name, font.style) for font in fontManager.ttflist}):
-        if not missing or style != "normal" or name == default.family_name or "Last Resort" in name:
+    for path, name in sorted({(font.fname, font.name) for font in fontManager.ttflist if font.style == "normal"}):
+        if not missing or name == default.family_name or "Last Resort" in name:
             continue
         with contextlib.suppress(OSError, RuntimeError):  # deleted, or not a font
             font = FT2Font(path)
             if known := {c for c in missing if font.get_char_index(ord(c))}:
                 found, missing = [*found, name], missing - known
-    if missing:
-        script = unicodedata.name(min(missing), "unnamed").split()[0]
-        if script not in _warned:
-            _log.warning("No installed font has %s characters: figures show boxes in their place. Install one.", script)
-        _warned.add(script)
-    if found:  # a missing font weight needs no warning
-        logging.getLogger("matplotlib.font_manager").addFilter(lambda record: "font weight" not in record.getMessage())
     return found
 
 
@@ -108,37 +100,20 @@ def axes_for(ax: Axes | None, width: float, height: float) -> tuple[Figure, Axes
     return owner, ax
 
 
-def panels_for(names: Sequence[str], side: float = 2.5, extra: float = 0.9) -> tuple[Figure, list[Axes]]:
-    """Return a figure with a titled panel for each name, up to five in a row, which share their axes."""
-    columns = min(len(names), 5)
-    rows = -(-len(names) // columns)
-    figure = new_figure(max(side * columns + 0.6, 6.4), side * rows + extra)
-    panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel().tolist()
-    for panel in panels[len(names) :]:
-        panel.axis("off")
-    for panel in panels[max(len(names) - columns, 0) : len(names)]:
-        panel.tick_params(labelbottom=True)  # also where no panel is below
-    for panel, name in zip(panels, names, strict=False):
-        panel.set_title(name, fontsize="medium", parse_math=False)
-    return figure, panels[: len(names)]
-
-
 def add_titles(figure: Figure, title: str, note: str = "") -> None:
     """Write a title above a figure and a note below it, both from its left edge."""
     letters = int(15 * figure.get_figwidth())  # at these sizes a letter is about a 15th of an inch wide
     title, note = ("\n".join(textwrap.fill(line, letters) for line in text.split("\n")) for text in (title, note))
-    keywords: dict[str, Any] = {"x": 0.01, "ha": "left", "parse_math": False}
     if title:
-        figure.suptitle(title, fontsize="medium", fontweight="bold", **keywords)
+        figure.suptitle(title, x=0.01, ha="left", fontsize="medium", fontweight="bold")
     if note:
-        figure.supxlabel(note, fontsize="small", color="#555555", **keywords)
+        figure.supxlabel(note, x=0.01, ha="left", fontsize="small", color=NOTE_COLOUR)
 
 
 def add_legend(axes: Axes, columns: int, **settings: Any) -> None:
-    """Put a legend above axes, with names that are not parsed as formulas."""
+    """Put a legend above axes."""
     place: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (0, 1), "frameon": False, "fontsize": "small"}
-    for text in axes.legend(ncols=columns, **place, **settings).get_texts():
-        text.set_parse_math(False)
+    axes.legend(ncols=columns, **place, **settings)
 
 
 def remove_frame(axes: Axes, grid: Literal["both", "x", "y"] = "both") -> None:

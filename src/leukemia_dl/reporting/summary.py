@@ -64,42 +64,39 @@ class ProtocolSummary:
         """Return a sentence that compares nets with a baseline, without a verdict if no pair could be tested."""
         name, verdict = baseline["backbone"], ""
         pairs = [{name, row["backbone"]} for row in nets]
+        tested = [{row["first"], row["second"]} for row in self.comparisons.to_dict("records") if row["p"] >= 0]
         if better := [row["backbone"] for row in nets if name in row["better_than"].split(", ")]:
             verdict = f"; better than it at the 5% level, each pair by itself: {listed(better)}"
-        elif any(
-            {row["first"], row["second"]} in pairs and row["p"] >= 0 for row in self.comparisons.to_dict("records")
-        ):
+        elif any(pair in tested for pair in pairs):
             verdict = "; no net is significantly better"
         return f"The baseline {name} reaches {_value(baseline)}{verdict}."
 
 
 def summaries_of(run: StoredRun, areas: Mapping[str, float] | None = None) -> list[ProtocolSummary]:
     """Return the findings of a run under each of its protocols; `areas` of cells become the column `cell_area`."""
-    predictions, results = run.predictions, run.results
+    predictions = run.predictions
     if areas and len(predictions):
         predictions = predictions.assign(cell_area=predictions["sample"].map(dict(areas)).astype(float))
-    found = []
-    for name in dict.fromkeys(run.grid["protocol"]):
-        part = predictions[predictions["protocol"] == name] if len(predictions) else predictions
-        rows = results[results["protocol"] == name] if "protocol" in results else results
-        apart = None
-        if len(rows) and rows["groups_test"].notna().all():
-            apart = all(GROUP_DISJOINT in str(kept).split("; ") for kept in rows["guarantees"])
-        planned = list(dict.fromkeys(run.grid.loc[run.grid["protocol"] == name, "backbone"]))
-        inapplicable = set(rows.loc[rows["status"] == "not_applicable", "backbone"]) if len(rows) else set()
-        empty = ProtocolSummary(str(name), apart, planned, inapplicable, part)
-        found.append(_evaluated(empty, rows, run.timings))
-    return found
+    return [_summary(run, predictions, str(protocol)) for protocol in dict.fromkeys(run.grid["protocol"])]
 
 
-def _evaluated(summary: ProtocolSummary, results: pd.DataFrame, timings: pd.DataFrame) -> ProtocolSummary:
-    part = summary.predictions
+def _summary(run: StoredRun, predictions: pd.DataFrame, protocol: str) -> ProtocolSummary:
+    part, results = (
+        frame[frame["protocol"] == protocol] if len(frame) else frame for frame in (predictions, run.results)
+    )
+    apart, inapplicable = None, set()
+    if len(results):
+        inapplicable = set(results.loc[results["status"] == "not_applicable", "backbone"])
+        if results["groups_test"].notna().all():
+            apart = all(GROUP_DISJOINT in str(kept).split("; ") for kept in results["guarantees"])
+    planned = list(dict.fromkeys(run.grid.loc[run.grid["protocol"] == protocol, "backbone"]))
+    summary = ProtocolSummary(protocol, apart, planned, inapplicable, part)
     if part.empty:
         return replace(summary, problem="no trial was finished")
     try:
-        timings = timings[timings["trial"].isin(results["trial"])]
+        timings = run.timings[run.timings["trial"].isin(results["trial"])]
         board = leaderboard(part, METRIC, results=results, timings=timings)
-        intervals = evaluate(part, metrics=_INTERVALS).assign(protocol=summary.protocol)
+        intervals = evaluate(part, metrics=_INTERVALS).assign(protocol=protocol)
         pairs = compare(part, METRIC) if len(board) > 1 else pd.DataFrame()
     except LeukemiaDLError as error:
         return replace(summary, problem=" ".join(str(error).split()))
