@@ -27,7 +27,8 @@ def roc_curves(frame: pd.DataFrame, *, points: int = 101, level: float = 0.95, s
 
     Images are ranked within their fold; folds are weighted by their numbers of pairs, so that the area below the curve
     is `auroc` but for the grid. Seeds are averaged; with more than two classes, classes too (one against the rest).
-    Between two thresholds the curve is straight. `frame`, `level` and `side` are those of `evaluate`.
+    Between two thresholds the curve is straight. The grid has so many `points`; `frame`, `level` and `side` are those
+    of `evaluate`.
 
     Returns:
         `backbone, kind, x` (false positive rate), `y` (sensitivity), `low, high` (NaN where no interval is given),
@@ -42,7 +43,8 @@ def precision_recall_curves(
     """Return the precision of each backbone at evenly spaced recalls, with a pointwise band.
 
     The precision at a recall is that of the highest threshold that reaches it, as in `auprc`; folds are weighted by
-    their positive images. Arguments and columns are those of `roc_curves`, with `x` the recall and `y` the precision.
+    their positive images. `frame`, `points`, `level`, `side` and the columns are those of `roc_curves`, with `x` the
+    recall and `y` the precision.
     """
     return _ranked_curves(frame, side, level, points, _precision)
 
