@@ -13,7 +13,7 @@ import pandas as pd
 
 from leukemia_dl.benchmark import records
 from leukemia_dl.benchmark.baselines import CellMeasures, measure_cells
-from leukemia_dl.benchmark.inputs import Images, Samples, looks_of, read_images
+from leukemia_dl.benchmark.inputs import Images, Samples, appearances_of, read_images
 from leukemia_dl.benchmark.plan import Plan, PlannedTrial
 from leukemia_dl.benchmark.store import Store
 from leukemia_dl.benchmark.trial import Record
@@ -42,8 +42,8 @@ class ExternalTest:
         self.other = other = _relabelled(plan.dataset, other, label_map)
         self._images: dict[str, Images] = {}
         # How the images differ from the plan's, of which 100 are compared.
-        known = summary(looks_of(plan.dataset, plan.rows))
-        self._unlike = differences(looks_of(other, np.arange(len(other))), known)
+        known = summary(appearances_of(plan.dataset, plan.rows))
+        self._unlike = differences(appearances_of(other, np.arange(len(other))), known)
         for difference in self._unlike:
             _log.warning("%s: %s", other.info.name, difference)
         self._facts = cache(self._facts_of)

@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 from leukemia_dl.datasets import Dataset, PixelStore, Split
 from leukemia_dl.errors import ImageError, StoreError
 from leukemia_dl.preprocess import Pipeline
-from leukemia_dl.preprocess.quality import Look, look_of, summary
+from leukemia_dl.preprocess.quality import Appearance, appearance_of, summary
 from leukemia_dl.progress import parallel_map
 from leukemia_dl.training.batches import Subset
 
-__all__ = ["Images", "Samples", "looks_of", "read_images"]
+__all__ = ["Images", "Samples", "appearances_of", "read_images"]
 
 _EXAMINED = 100
 _log = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ class Samples:
     ids: NDArray[np.str_]  # of each row (n,)
     labels: NDArray[np.int64]  # class indices (n,)
     groups: NDArray[np.int64] | None  # a number per group of subjects (n,); None where subjects are not known
-    looks: Mapping[str, Any]  # how the images look, for the record in a saved net; empty if none was examined
+    appearances: Mapping[str, Any]  # how the images look, for the record in a saved net; empty if none was examined
 
     @classmethod
     def of(cls, dataset: Dataset, examined: NDArray[np.int64] | None = None) -> Samples:
@@ -43,8 +43,8 @@ class Samples:
         table, info = dataset.table, dataset.info
         groups = pd.factorize(table["group"])[0].astype(np.int64) if dataset.has_subjects else None
         ids = table["sample"].to_numpy(dtype=np.str_)
-        looks = [] if examined is None else looks_of(dataset, examined)
-        shown = summary(looks) if looks else {}
+        appearances = [] if examined is None else appearances_of(dataset, examined)
+        shown = summary(appearances) if appearances else {}
         return cls(info.name, info.synthetic, dataset.class_names, ids, dataset.labels, groups, shown)
 
     def groups_of(self, rows: NDArray[np.int64]) -> NDArray[np.int64] | None:
@@ -108,13 +108,13 @@ def read_images(dataset: Dataset, rows: NDArray[np.int64], pipeline: Pipeline, s
     return Images(pixels or used.to_numpy(stored, show_progress), position, stored, per_split)
 
 
-def looks_of(dataset: Dataset, rows: NDArray[np.int64]) -> list[Look]:
+def appearances_of(dataset: Dataset, rows: NDArray[np.int64]) -> list[Appearance]:
     """Return the appearance of up to 100 of `rows` of a data set, evenly spaced."""
     chosen = rows[np.linspace(0, len(rows) - 1, min(len(rows), _EXAMINED)).astype(int)]
 
-    def look(row: int) -> Look | None:
+    def measured(row: int) -> Appearance | None:
         with contextlib.suppress(ImageError):  # the file may be gone although its pixels are in the cache
-            return look_of(dataset.decode(row))
+            return appearance_of(dataset.decode(row))
         return None
 
-    return [found for found in parallel_map(look, chosen.tolist(), "Looking at images", show=False) if found]
+    return [found for found in parallel_map(measured, chosen.tolist(), "Looking at images", show=False) if found]

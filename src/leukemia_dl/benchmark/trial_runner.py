@@ -212,7 +212,7 @@ def _saved(model: Any, record: Record, context: RunContext, pipeline: Pipeline) 
         return None
     samples = context.samples
     provenance = {"trial": record.trial.to_dict(), "digest": record.trial.digest, "dataset": samples.name}
-    provenance |= {"metrics": dict(record.metrics), "images": dict(samples.looks)}
+    provenance |= {"metrics": dict(record.metrics), "images": dict(samples.appearances)}
     temperature = record.metrics.get("temperature", 1.0)
     classifier = Classifier(model, samples.class_names, pipeline, provenance, temperature)
     try:

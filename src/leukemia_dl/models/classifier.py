@@ -28,7 +28,7 @@ from leukemia_dl.models.backend import backend_name, silence_startup
 from leukemia_dl.models.registry import register_layers
 from leukemia_dl.preprocess import Pipeline, decode_image
 from leukemia_dl.preprocess.decode import image_files
-from leukemia_dl.preprocess.quality import Look, differences, look_of
+from leukemia_dl.preprocess.quality import Appearance, appearance_of, differences
 from leukemia_dl.progress import parallel_map, track
 
 __all__ = [
@@ -124,25 +124,25 @@ class Classifier:
         """
         column, names, sources = _sources(images)
         batch_size = min(whole_number("batch_size", batch_size, 1), max(len(sources), 1))
-        errors, looks = [""] * len(sources), list[Look]()
+        errors, appearances = [""] * len(sources), list[Appearance]()
         probabilities = np.full((len(sources), len(self.class_names)), np.nan)
         # Decoded in chunks, so that memory does not grow with the number of images.
         starts = range(0, len(sources), _CHUNK)
         for start in track(starts, len(starts), "Predicting", show_progress):
             pixels = dict[int, NDArray[np.uint8]]()
             chunk = parallel_map(self._read, sources[start : start + _CHUNK], "Reading images", show=False)
-            for row, (image, look, error) in enumerate(chunk, start):
+            for row, (image, appearance, error) in enumerate(chunk, start):
                 errors[row] = error
                 if not error:
                     pixels[row] = image
-                    looks.append(look)
+                    appearances.append(appearance)
             if pixels:
                 values = self._probabilities(np.stack([*pixels.values()]), batch_size, calibrated, tta)
                 probabilities[list(pixels)] = values
         if failed := [text for text in errors if text]:
             message = "%d of %d images cannot be read, as the column error says. The first: %s"
             _log.warning(message, len(failed), len(errors), failed[0])
-        for difference in differences(looks, self.provenance.get("images")):
+        for difference in differences(appearances, self.provenance.get("images")):
             _log.warning("%s: the predictions may be meaningless", difference)
         best = np.nan_to_num(probabilities).argmax(axis=1)
         predicted = [None if text else self.class_names[i] for text, i in zip(errors, best, strict=True)]
@@ -178,7 +178,7 @@ class Classifier:
         return path
 
     def _read(self, source: Any) -> tuple[Any, Any, str]:
-        """Return the pixels that the net takes of one file, function or array, its look, and the error of a file."""
+        """Return the pixels that the net takes of a file, function or array, its appearance, and the error of a file."""
         try:
             image = source() if callable(source) else decode_image(source) if isinstance(source, Path) else source
             pixels, size = self.pipeline(image), self.model.input_shape[1]
@@ -191,7 +191,7 @@ class Classifier:
                 f"The net takes images of {size} x {size} pixels; {self.pipeline!r} gives the shape {pixels.shape}. "
                 f"Use a pipeline that ends in that size, such as dataset.default_pipeline({size})."
             )
-        return pixels, look_of(image), ""
+        return pixels, appearance_of(image), ""
 
     def _probabilities(self, pixels: Any, batch_size: int, calibrated: bool, tta: bool) -> NDArray[np.float64]:
         predict = logits_over_symmetries if tta else predict_logits

@@ -17,7 +17,7 @@ from leukemia_dl.progress import parallel_map
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["MEASURES", "Look", "differences", "look_of", "measure_quality", "quality_frame", "summary"]
+__all__ = ["MEASURES", "Appearance", "appearance_of", "differences", "measure_quality", "quality_frame", "summary"]
 
 _LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601, as in Pillow's mode "L"
 _RIM = 3  # pixels next to the background, whose Laplacian shows the outline and not the focus
@@ -27,7 +27,7 @@ MEASURES = {
     **dict.fromkeys(["empty_mask", "touches_border", "blank"], "boolean"),
 }
 """The measures of an image and their dtypes in a frame."""
-Look = tuple[bool, int]
+Appearance = tuple[bool, int]
 """Whether a cell is cut out on black, and the longer side in pixels: of the cell then, of the image otherwise."""
 _NEARLY_ALL = 0.98
 _REACH = 1.25
@@ -103,30 +103,30 @@ def _measured(item: Any) -> dict[str, Any]:
         return {"problem": str(error)}
 
 
-def look_of(image: NDArray[np.uint8]) -> Look:
-    """Return the `Look` of an image, uint8 (h, w, 3)."""
+def appearance_of(image: NDArray[np.uint8]) -> Appearance:
+    """Return the `Appearance` of an image, uint8 (h, w, 3)."""
     on_black = is_single_cell(image)
     top, left, bottom, right = (bounding_box(image.max(axis=2) > 0) if on_black else None) or (0, 0, *image.shape[:2])
     return on_black, max(bottom - top, right - left)
 
 
-def summary(looks: Sequence[Look]) -> dict[str, Any]:
+def summary(appearances: Sequence[Appearance]) -> dict[str, Any]:
     """Return the share of images on black, and the smallest and largest size, as JSON values."""
-    sizes = [size for _, size in looks]
-    return {"on_black": float(np.mean([on_black for on_black, _ in looks])), "size": [min(sizes), max(sizes)]}
+    sizes = [size for _, size in appearances]
+    return {"on_black": float(np.mean([on_black for on_black, _ in appearances])), "size": [min(sizes), max(sizes)]}
 
 
-def differences(looks: Sequence[Look], known: Mapping[str, Any] | None) -> list[str]:
+def differences(appearances: Sequence[Appearance], known: Mapping[str, Any] | None) -> list[str]:
     """Return a sentence for each way in which images differ from those that `summary` describes, if any are known."""
     if not known:
         return []
     share, (low, high) = known["on_black"], known["size"]
     cut_out, found = share > 0.5, list[str]()
-    odd = sum(on_black != cut_out for on_black, _ in looks)
+    odd = sum(on_black != cut_out for on_black, _ in appearances)
     if odd and max(share, 1 - share) >= _NEARLY_ALL:
         shown = "do not show a cell cut out on black" if cut_out else "show a cell cut out on black"
-        found.append(f"{odd:,} of {len(looks):,} images {shown}, unlike the training images")
-    sizes = [size for on_black, size in looks if on_black == cut_out]
+        found.append(f"{odd:,} of {len(appearances):,} images {shown}, unlike the training images")
+    sizes = [size for on_black, size in appearances if on_black == cut_out]
     far = [size for size in sizes if not low / _REACH <= size <= high * _REACH]
     if len(far) > (1 - _NEARLY_ALL) * len(sizes):
         found.append(
