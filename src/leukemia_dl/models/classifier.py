@@ -178,7 +178,7 @@ class Classifier:
         return path
 
     def _read(self, source: Any) -> tuple[Any, Any, str]:
-        """Return the pixels that the net takes of a file, function or array, its appearance, and the error of a file."""
+        """Return the pixels that the net takes of a source, the appearance of the image, and the error of a file."""
         try:
             image = source() if callable(source) else decode_image(source) if isinstance(source, Path) else source
             pixels, size = self.pipeline(image), self.model.input_shape[1]
