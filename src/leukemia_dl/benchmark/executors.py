@@ -106,7 +106,7 @@ class RayExecutor(SubmitExecutor):
     Ray decides where and when. The trials of a node that is lost are run again elsewhere; if the driver is lost, run it
     again: finished trials are in the store.
 
-    Args:
+    Attributes:
         num_cpus: Cores that Ray reserves for a trial; None for all of the smallest node. `Benchmark(threads=...)` sets
             how many threads it uses, by default as many as its node has cores.
         num_gpus: GPUs that a trial takes, parts such as 0.5 included; None for one if the cluster has any, else none.
