@@ -332,7 +332,7 @@ def _checked(context: SplitContext, fold: int | None, drawn: IntArray, test: Int
         TEST_IS_NOT_VAL: not rules.val_is_test,
     }
     if broken := [name for name in rules.guaranteed if not held[name]]:
-        raise SplitError(f"Protocol {context.protocol!r} broke its promise to be {broken[0]}: please report this.")
+        raise SplitError(f"Protocol {context.protocol!r} made a split that is not {broken[0]}: please report this.")
     unused = len(np.setdiff1d(context.everything, np.concatenate([drawn, test, val])))
     unknown = f" of {context.unknown:,} of {len(context.table):,} images" if known else ""
     notes = {
