@@ -185,7 +185,7 @@ def test_upper_and_lower_case(tree: Path) -> None:
 def test_grouped_protocols_are_refused_with_the_choice(tree: Path) -> None:
     dataset = Dataset.load("all_aria", root=tree)
     for protocol in ("kfold", "holdout"):
-        with pytest.raises(SplitError, match=r'6 of the 6 .* no subject.*protocol="random", allow_leakage=True'):
+        with pytest.raises(SplitError, match=r'Of the 6 .* 6 have no subject.*protocol="random", allow_leakage=True'):
             make_splits(dataset, protocol)
 
 
