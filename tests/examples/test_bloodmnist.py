@@ -110,7 +110,7 @@ def test_protocols(write: Callable[..., Path]) -> None:
     (split,) = make_splits(dataset, "fixed")
     assert [len(split.train), len(split.val), len(split.test)] == list(COUNTS.values())
     assert set(dataset.table["split"].iloc[split.val]) == {"val"}
-    with pytest.raises(SplitError, match=r"protocol='fixed' .*protocol=\"random\", allow_leakage=True"):
+    with pytest.raises(SplitError, match=r"protocol=\"fixed\" .*protocol=\"random\", allow_leakage=True"):
         make_splits(dataset, "kfold")
 
 

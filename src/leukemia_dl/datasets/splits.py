@@ -26,7 +26,7 @@ IntArray = NDArray[np.int64]
 _WAYS_OUT = (
     "Where a table with the columns path, label and `subject` (Dataset.from_csv; command line: --dataset csv) says the "
     'patient of each image, choose protocol="kfold" or "holdout" (--protocol kfold); where there are sides train and '
-    'test, "fixed". Or accept images of one patient on several sides: '
+    'test, protocol="fixed" (--protocol fixed). Or accept images of one patient on several sides: '
     'protocol="random", allow_leakage=True (command line: --protocol random --allow-leakage).'
 )
 _Draw = tuple[int | None, IntArray, IntArray, IntArray | None]  # fold, train, test, val; val None: drawn from train
