@@ -47,9 +47,8 @@ def dataset(synthetic_root):
 @pytest.fixture(scope="module")
 def finished(dataset, tmp_path_factory):
     """A finished run of two folds and two seeds, and its frame."""
-    registry._registered["tiny"] = ldl.BackboneSpec(
-        name="tiny", build=build, scaling="unit", native_size=32, min_size=8
-    )
+    spec = ldl.BackboneSpec(name="tiny", build=build, scaling="unit", native_size=32, min_size=8)
+    ldl.register_backbone(spec, replace=True)
     store = tmp_path_factory.mktemp("run") / "store"
     bench = ldl.Benchmark(dataset, ["tiny"], recipe=RECIPE, folds=[0, 2], seeds=[0, 1], store=store)
     return bench, bench.run(executor="in-process", show_progress=False)
