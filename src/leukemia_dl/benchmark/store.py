@@ -137,7 +137,7 @@ class Store:
         return next(self.records([self.folder(trial).name], arrays=False), None)
 
     def records(self, names: Iterable[str] | None = None, arrays: bool = True) -> Iterator[Record]:
-        """Yield the records in folders of these names, or in all; a damaged one is left out, with one warning."""
+        """Yield the records in the folders `names`, or in all; a damaged one is left out, with one warning."""
         for name in self.names() if names is None else names:
             try:
                 record = self.read(name, arrays)
@@ -154,7 +154,7 @@ class Store:
         return not self.model_problem(trial, compare=False)
 
     def has_result(self, record: Record | None, wants_model: bool, compare: bool = True) -> bool:
-        """Return whether a trial need not run again: there are a result and, with `wants_model`, its net, undamaged."""
+        """Return whether the trial of `record` is done: with its net, if `wants_model`, and undamaged, if `compare`."""
         if record is None or record.status == "failed":
             return False
         if not wants_model or record.trial.kind == "baseline":
@@ -202,7 +202,7 @@ class Store:
         return [path for path in (*begun, *paths_in(self.root / "unfinished")) if path.lstat().st_mtime < limit]
 
     def write(self, record: Record, model: bytes | None = None) -> Path:
-        """Keep a record, and `model`, the file of its net, in place of an earlier one, and return its folder."""
+        """Keep `record`, and `model`, the file of its net, in place of an earlier one, and return its folder."""
         target = self.folder(record.trial)
         with _writing(target), new_folder(target) as folder:
             for name, content in _files_of(record, model).items():
@@ -210,7 +210,7 @@ class Store:
         return target
 
     def write_file(self, name: str, content: str | bytes) -> Path:
-        """Write the store's own file `name`, such as results.csv, aside, then in place; return its path."""
+        """Write `content` to the file `name` of the store, such as results.csv, aside, then in place; return its path."""
         path = self.root / name
         with _writing(path):
             write_file(path, content.encode("utf-8", "surrogateescape") if isinstance(content, str) else content)
