@@ -210,7 +210,7 @@ class Store:
         return target
 
     def write_file(self, name: str, content: str | bytes) -> Path:
-        """Write `content` to the file `name` of the store, such as results.csv, aside, then in place; return its path."""
+        """Write `content` to the file `name` of the store, aside, then in place; return its path."""
         path = self.root / name
         with _writing(path):
             write_file(path, content.encode("utf-8", "surrogateescape") if isinstance(content, str) else content)
