@@ -225,15 +225,14 @@ class Benchmark:
         `cell_area` adds the area of the cell in pixels of the file, which is read for it; NaN where an image shows no
         single cell.
         """
-        records = list(self._records())
-        areas = None
-        if cell_area:
+        frame = prediction_frame(self._records(), self.dataset.class_names, self.dataset.table)
+        if cell_area and len(frame):
             samples = self.dataset.table["sample"]
-            predicted = {sample for record in records for sample in record.samples.tolist()}
-            cells = measure_cells(self.dataset, np.flatnonzero(samples.isin(predicted)))
+            cells = measure_cells(self.dataset, np.flatnonzero(samples.isin(frame["sample"])))
             area = np.where(cells.single_cell, np.exp(cells.size[:, 0]), np.nan)
-            areas = dict(zip(samples, area.tolist(), strict=True))
-        return prediction_frame(records, self.dataset.class_names, self.dataset.table, areas)
+            areas = frame["sample"].map(dict(zip(samples, area, strict=True))).astype(float)
+            frame.insert(list(frame).index("side"), "cell_area", areas)
+        return frame
 
     def predict_on(self, other: Dataset, label_map: LabelMap | None = None, show_progress: bool = True) -> pd.DataFrame:
         """Return the prediction frame of all trained nets, and baselines, on `other`, a data set from elsewhere.

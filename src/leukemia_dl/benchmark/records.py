@@ -7,7 +7,7 @@ import re
 import sys
 import time
 import traceback
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import chain
 from typing import Any
@@ -28,7 +28,7 @@ from leukemia_dl.text import printable
 
 __all__ = [
     "CALIBRATED", "WATCHED", "blank_record", "environment", "failed_record", "history_frame", "installed_versions",
-    "joined_flags", "metrics_of", "prediction_frame", "result_frame", "scored_record", "temperature_of_val",
+    "joined_flags", "prediction_frame", "result_frame", "scored_record", "temperature_of_val",
     "timing_frame",
 ]  # fmt: skip
 
@@ -74,11 +74,39 @@ def scored_record(
     views: NDArray[np.float64] | None,
     fitted: tuple[float, str] | None,
 ) -> Record:
-    """Add predictions and their metrics to a record; `fitted` is a temperature and why it is 1, or None for none."""
+    """Add predictions and their metrics to a record.
+
+    `views` are the logits of the eight symmetries (8, n, classes), or None; `fitted` is the temperature that the saved
+    net holds, and why it is 1, or None for no calibrated metrics.
+    """
     temperature, why = fitted or (None, "")
     flags = joined_flags([record.row["flags"], why and f"temperature stays 1: {why}"])
-    scores = metrics_of(record.labels, record.sides, probabilities, views, temperature)
-    return replace(record, row={**record.row, "flags": flags}, probabilities=probabilities, **scores)
+    calibrated = None if temperature is None else apply_temperature(probabilities, temperature)
+    metrics = _metrics(record, probabilities, calibrated, temperature)
+    record = replace(record, row={**record.row, "flags": flags}, probabilities=probabilities, metrics=metrics)
+    if views is None:
+        return record
+    averaged = softmax(views).mean(axis=0)
+    calibrated = None if temperature is None else softmax(views / temperature).mean(axis=0)
+    return replace(record, tta=averaged, metrics_tta=_metrics(record, averaged, calibrated, temperature))
+
+
+def _metrics(
+    record: Record, plain: NDArray[np.float64], calibrated: NDArray[np.float64] | None, temperature: float | None
+) -> dict[str, Any]:
+    """Return the metrics of the test side, those of the val side that are watched, and calibrated ones if any."""
+    test, val = record.sides == "test", record.sides == "val"
+    metrics = score(record.labels[test], plain[test])
+    watched = score(record.labels[val], plain[val]) if val.any() else {}
+    metrics |= {f"val_{name}": value for name, value in watched.items() if f"val_{name}" in WATCHED}
+    if calibrated is None:
+        return metrics
+    after = score(record.labels[test], calibrated[test])
+    return (
+        metrics
+        | {f"{name}_calibrated": after[name] for name in ("loss", "brier", "ece")}
+        | {"temperature": temperature}
+    )
 
 
 def temperature_of_val(
@@ -89,36 +117,6 @@ def temperature_of_val(
         return None
     val = blank.sides == "val"
     return choose_temperature(blank.labels[val], probabilities[val], samples.groups_of(split.val))
-
-
-def metrics_of(
-    labels: NDArray[np.int64], sides: NDArray[np.str_], probabilities: NDArray[np.float64],
-    views: NDArray[np.float64] | None, temperature: float | None,
-) -> dict[str, Any]:  # fmt: skip
-    """Return a record's `metrics`, and `tta` probabilities with their `metrics_tta`.
-
-    The averages are over `views`, the logits of the eight symmetries (8, n, classes), or None. `temperature` is the
-    network's own, which the saved model holds; None for no calibrated metrics.
-    """
-    test, val = sides == "test", sides == "val"
-
-    def measured(plain: NDArray[np.float64], calibrated: NDArray[np.float64] | None) -> dict[str, Any]:
-        metrics = score(labels[test], plain[test])
-        watched = score(labels[val], plain[val]) if val.any() else {}
-        metrics |= {
-            f"val_{name}": watched[name] for name in ("accuracy", "loss", "balanced_accuracy") if name in watched
-        }
-        if calibrated is not None:
-            after = score(labels[test], calibrated[test])
-            metrics |= {f"{name}_calibrated": after[name] for name in ("loss", "brier", "ece")}
-        return metrics if temperature is None else metrics | {"temperature": temperature}
-
-    found = measured(probabilities, None if temperature is None else apply_temperature(probabilities, temperature))
-    if views is None:
-        return {"metrics": found, "metrics_tta": {}, "tta": np.empty((0, 0))}
-    averaged = softmax(views).mean(axis=0)
-    calibrated = None if temperature is None else softmax(views / temperature).mean(axis=0)
-    return {"metrics": found, "metrics_tta": measured(averaged, calibrated), "tta": averaged}
 
 
 def failed_record(blank: Record, error: BaseException, started: float, here: bool = True) -> Record:
@@ -202,19 +200,10 @@ def history_frame(records: Iterable[Record]) -> pd.DataFrame:
     return _concat([_named(record, record.history.copy()) for record in records if len(record.history)])
 
 
-def prediction_frame(
-    records: Iterable[Record],
-    class_names: Sequence[str],
-    samples: pd.DataFrame,
-    cell_area: Mapping[str, float] | None = None,
-) -> pd.DataFrame:
-    """Return a row per record and predicted sample, and one per sample of averaged predictions.
+def prediction_frame(records: Iterable[Record], class_names: Sequence[str], samples: pd.DataFrame) -> pd.DataFrame:
+    """Return a row per record with status "ok" and predicted sample, and one per sample of averaged predictions.
 
-    Args:
-        records: Those with another status than "ok" are left out.
-        class_names: In label order.
-        samples: `sample, subject, group, same_cell` of the data set.
-        cell_area: By sample, for a column of that name.
+    `samples` holds `sample, subject, group, same_cell` of the data set.
     """
     known = samples.set_index("sample")[["subject", "group", "same_cell"]]
     parts = []
@@ -224,8 +213,6 @@ def prediction_frame(
         part = _named(record, pd.DataFrame({"sample": record.samples.astype(object)}))
         part.insert(2, "kind", record.kind)
         part[["subject", "group", "same_cell"]] = known.loc[part["sample"]].to_numpy()
-        if cell_area is not None:
-            part["cell_area"] = part["sample"].map(cell_area).astype(float)
         part["side"] = record.sides.astype(object)
         part["label"] = [class_names[label] for label in record.labels]
         for position, name in enumerate(class_names):
