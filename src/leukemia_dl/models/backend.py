@@ -64,5 +64,8 @@ def silence_startup(stage: str) -> Iterator[None]:
 def _configured_backend() -> str | None:
     """Return the backend that Keras's config file names; "tensorflow", which Keras itself writes, is no choice."""
     file = Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras") / "keras.json"
-    value = json.loads(file.read_text()).get("backend") if file.is_file() else None
+    try:
+        value = json.loads(file.read_text()).get("backend")
+    except (OSError, ValueError):  # Keras ignores such a file too
+        return None
     return value if value != "tensorflow" else None

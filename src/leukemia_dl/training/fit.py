@@ -157,14 +157,9 @@ def fit(
             job.models.clear()  # its variables may be gone, if a step was interrupted
             if not any(sign in f"{type(error).__name__}: {error}" for sign in _OUT_OF_MEMORY):
                 raise
-            batch_size, smaller = job.recipe.batch_size, max(job.recipe.batch_size // 2, 1)
-            if not recipe.halve_batch or batch_size == 1:
-                raise OutOfMemoryError(
-                    f"{device.name} ran out of memory training {spec.name} with batch_size={batch_size} at "
-                    f"{recipe.image_size} pixels. Try batch_size={smaller}, or halve_batch=True to have that done."
-                ) from error
-            notes.append(f"out of memory with batches of {batch_size}: {smaller}")
-            job = dataclasses.replace(job, recipe=dataclasses.replace(job.recipe, batch_size=smaller))
+            smaller = _with_smaller_batches(job, error)
+            notes.append(f"out of memory with batches of {job.recipe.batch_size}: {smaller.batch_size}")
+            job = dataclasses.replace(job, recipe=smaller)
     recipe, stop = job.recipe, training.stop
     made = [callback for phase in training.progress.callbacks.values() for callback in phase]
     history = pd.DataFrame(training.progress.rows)
@@ -181,6 +176,17 @@ def fit(
         training.model, recipe, history, device, len(batchnorm_layers(training.model)) if recipe.epochs else 0,
         tuple(notes), time.perf_counter() - started, preparing.seconds, stopped, out_of_fold, job.features,
     )  # fmt: skip
+
+
+def _with_smaller_batches(job: FitJob, error: BaseException) -> Recipe:
+    """Return the recipe with half the batch size, or raise OutOfMemoryError if that was not asked for."""
+    recipe, smaller = job.recipe, max(job.recipe.batch_size // 2, 1)
+    if not recipe.halve_batch or recipe.batch_size == 1:
+        raise OutOfMemoryError(
+            f"{job.device.name} ran out of memory training {job.spec.name} with batch_size={recipe.batch_size} at "
+            f"{recipe.image_size} pixels. Try batch_size={smaller}, or halve_batch=True to have that done."
+        ) from error
+    return dataclasses.replace(recipe, batch_size=smaller)
 
 
 def _check(side: Side, classes: int, recipe: Recipe) -> None:

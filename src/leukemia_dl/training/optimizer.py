@@ -68,15 +68,7 @@ def build_optimizer(recipe: Recipe, learning_rate: float, rates: Mapping[str, fl
 
     class PhaseSchedule(keras.optimizers.schedules.LearningRateSchedule):  # type: ignore[misc]
         def __call__(self, step: Any) -> Any:
-            """Return the rate: linear warm-up, then half a cosine to 0, or constant.
-
-            As `CosineDecay` of Keras, but without its branch, which costs time in each step.
-            """
-            over, warmup = optimizer.progress(), recipe.warmup_fraction
-            rate = learning_rate * (ops.minimum(over / warmup, 1.0) if warmup else ops.ones(()))
-            if recipe.schedule == "constant":
-                return rate
-            return rate * 0.5 * (1.0 + ops.cos(math.pi * ops.clip((over - warmup) / (1.0 - warmup), 0.0, 1.0)))
+            return _rate(recipe, learning_rate, optimizer.progress())
 
         def get_config(self) -> dict[str, Any]:
             return {}  # asked for by TensorBoard
@@ -90,6 +82,20 @@ def build_optimizer(recipe: Recipe, learning_rate: float, rates: Mapping[str, fl
     # Decay pulls towards zero, which is not where a bias or the gain of a normalisation belongs.
     optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
     return optimizer
+
+
+def _rate(recipe: Recipe, peak: float, over: Any) -> Any:
+    """Return the rate when a share of the phase is `over`: linear warm-up, then half a cosine to 0, or constant.
+
+    As `CosineDecay` of Keras, but without its branch, which costs time in each step.
+    """
+    from keras import ops
+
+    warmup = recipe.warmup_fraction
+    rate = peak * (ops.minimum(over / warmup, 1.0) if warmup else ops.ones(()))
+    if recipe.schedule == "constant":
+        return rate
+    return rate * 0.5 * (1.0 + ops.cos(math.pi * ops.clip((over - warmup) / (1.0 - warmup), 0.0, 1.0)))
 
 
 def rates_by_layer(model: Any, input_lr_ratio: float) -> dict[str, float]:
