@@ -127,8 +127,8 @@ reporting.plot_reliability(predictions)
 #
 # ## Where it fails, and the trials
 #
-# First come the images that most nets get wrong: they are hard, damaged, or labelled wrong. Then there is a learning
-# curve per trial, and what failed or is missing. Look for a gap between training and validation (over-fitting), for a
+# First come the images that most nets get wrong: they are hard, damaged, or labelled wrong. Then come the trials, with
+# what failed or is missing. In the learning curves look for a gap between training and validation (over-fitting), for a
 # validation loss that still falls (more epochs may help), and for a net that has not moved from where it began.
 
 # %% alt="Accuracy above loss over two epochs, training and validation, for two nets with two seeds each"

@@ -83,6 +83,11 @@ def test_the_version_of_a_registered_backbone_is_given_or_follows_from_the_file_
     assert version(4) == version(4) == version(4, wrap=functools.partial)
     assert version(4) != version(4, wrap=lambda build: functools.partial(build, weights="mine"))
     assert version(4) != version(16)
+
+    def of_width(width):
+        return lambda build: lambda inputs, weights: build(inputs, weights) + width
+
+    assert version(4, wrap=of_width(8)) == version(4, wrap=of_width(8)) != version(4, wrap=of_width(64))
     assert version(4).startswith("source ")
     assert version(4, "2") == version(16, "2") == "2"
     assert version(4).startswith("source ")

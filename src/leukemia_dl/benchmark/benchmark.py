@@ -313,8 +313,8 @@ class Benchmark:
 
     def _export(self) -> pd.DataFrame:
         """Write the tables of the whole store, the trials of this grid first, and return the rows of these."""
-        digests, names = [planned.trial.digest for planned in self.planned.trials], None
-        while names != (names := self.store.names()):  # another run may have finished a trial meanwhile
+        digests, state = [planned.trial.digest for planned in self.planned.trials], None
+        while state != (state := self.store.state()):  # another run may have finished a trial meanwhile
             found = {record.trial.digest: record for record in self.store.records(arrays=False)}
             mine = [found.pop(digest) for digest in digests if digest in found]
             records = [*mine, *found.values()]

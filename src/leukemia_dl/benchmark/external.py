@@ -20,7 +20,7 @@ from leukemia_dl.benchmark.trial import Record
 from leukemia_dl.benchmark.trial_runner import run_baseline
 from leukemia_dl.datasets import Dataset, Split
 from leukemia_dl.datasets.splits import CONTENT_DISJOINT, TEST_IS_NOT_VAL
-from leukemia_dl.errors import DataError, ImageError, SettingsError, StoreError
+from leukemia_dl.errors import DamagedRecordError, DataError, ImageError, SettingsError, StoreError
 from leukemia_dl.models.classifier import load_classifier, logits_over_symmetries, predict_logits, softmax
 from leukemia_dl.preprocess import Pipeline
 from leukemia_dl.preprocess.quality import differences, summary
@@ -79,7 +79,7 @@ class ExternalTest:
             StoreError: If the store holds no trial of the grid.
             ImageError: If images cannot be decoded; up to ten are named.
         """
-        found = [(planned, self.store.take(planned.trial)) for planned in self.plan.trials]
+        found = [(planned, self._stored(planned)) for planned in self.plan.trials]
         splits = {planned.split.digest for planned, record in found if record is not None}
         if not splits:
             raise StoreError(
@@ -92,6 +92,14 @@ class ExternalTest:
             elif planned.spec is not None and record is not None:
                 record = self._of_other(planned.split, record)
                 yield self._net(planned, record) if record.status == "ok" else record
+
+    def _stored(self, planned: PlannedTrial) -> Record | None:
+        """Return the stored record of a trial; a failed one if it is damaged."""
+        try:
+            return self.store.read(planned.trial, arrays=False)
+        except DamagedRecordError as error:
+            blank = records.blank_record(planned, Samples.of(self.plan.dataset))
+            return records.failed_record(blank, error, 0.0, here=False)
 
     def _of_other(self, split: Split, record: Record) -> Record:
         """Return a record whose samples and row are those of the other data set."""

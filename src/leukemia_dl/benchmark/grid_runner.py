@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import shutil
 import signal
 import statistics
@@ -113,7 +114,7 @@ class GridRunner:
                 yield TrialOutput(planned.trial, run_baseline(planned, context.samples, cells))
         if nets:
             self._progress.announce()
-            yield from executor.run(self._needed(nets, context), context, self._progress.update)
+            yield from executor.run(self._needed(nets, context), context, self._update)
 
     def _needed(self, nets: Sequence[PlannedTrial], context: RunContext) -> Iterator[PlannedTrial]:
         """Yield trials until the run is stopped, but for those that another driver on this store has finished."""
@@ -123,18 +124,24 @@ class GridRunner:
             if self.existing == "rerun":
                 self.store.remove_checkpoints(planned.trial)
             if not self._is_done(planned):
-                self._scratch.touch()  # for `leukemia-dl runs gc`: a run of days is not one that was killed
                 yield planned
 
+    def _update(self, trial: Trial, epoch: int, epochs: int, row: Mapping[str, Any]) -> None:
+        with contextlib.suppress(OSError):
+            os.utime(self._scratch)  # for `leukemia-dl runs gc`: a run of days is not one that was killed
+        self._progress.update(trial, epoch, epochs, row)
+
     def _finish(self, output: TrialOutput) -> None:
-        """Write the record of a trial, unless it failed and the store has a result of it; none if it was stopped."""
+        """Write the record of a trial, unless it has failed or has no net and the store has a result that has not."""
         record = output.record
         if record is None:
             return
-        earlier = self.store.take(record.trial) if record.status == "failed" else None
-        if earlier is not None and earlier.status != "failed":
+        earlier = self.store.take(record.trial)
+        finished = earlier is not None and earlier.status != "failed"
+        keeps_net = finished and self.existing == "reuse" and self.store.has_model(record.trial)
+        if finished and record.status == "failed":
             _log.warning("%s failed now; its earlier result is kept: %s", record.trial.folder, record.error)
-        else:
+        elif not (keeps_net and output.model is None):
             self.store.write(record, output.model)
         if record.exception not in _RESUMED:
             self.store.remove_checkpoints(record.trial)

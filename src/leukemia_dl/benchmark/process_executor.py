@@ -55,6 +55,10 @@ class ProcessExecutor:
 
     workers: int | None = None
 
+    def __post_init__(self) -> None:
+        if self.workers is not None:
+            object.__setattr__(self, "workers", whole_number("workers", self.workers, 1))
+
     def run(self, trials: Trials, context: RunContext, on_progress: OnProgress) -> Iterator[TrialOutput]:
         """Yield the output of each of `trials`, with `context`, as it ends; `on_progress` is called per epoch."""
         assert context.scratch is not None
@@ -127,7 +131,9 @@ def visible_gpus() -> list[str]:
     if named is None:
         command = ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"]
         with contextlib.suppress(OSError, subprocess.SubprocessError):
-            named = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout
+            listed = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout
+            # It may print "No devices were found".
+            named = " ".join(line for line in listed.split("\n") if line.strip().isdigit())
     return [name for name in (named or "").replace(",", " ").split() if name != "-1"]
 
 
@@ -257,8 +263,11 @@ def _work(planned: PlannedTrial, folder: Path) -> None:
     """
     planned, context = replace(planned, spec=_unpickled(folder / "spec")), _unpickled(folder.parent / "context")
     logs = context.store.logs(planned.trial)
-    logs.mkdir(parents=True, exist_ok=True)
-    _print_to(logs / "log.txt")
+    try:
+        logs.mkdir(parents=True, exist_ok=True)
+        _print_to(logs / "log.txt")
+    except OSError:  # a trial does not fail for its log
+        _print_to(Path(os.devnull))
 
     def report(trial: Trial, *epoch: Any) -> None:
         with contextlib.suppress(OSError), (folder / "progress").open("a", encoding="utf-8") as file:

@@ -193,6 +193,8 @@ def _check(run: StoredRun) -> None:
     data, names, samples = run.settings["dataset"], run.grid[_GRID]["trial"], run.samples[_SAMPLES]["sample"]
     if not {"name", "title", "fingerprint"} <= data.keys() or len(set(run.class_names)) < max(2, len(run.class_names)):
         raise ValueError("the data set has no name, title, fingerprint or classes")
+    if "name" not in run.settings["recipe"] or not all(map(str.isdigit, run.settings["pipeline"])):
+        raise ValueError("the recipe has no name, or a pipeline no size")
     if run.grid[["trial", "kind", "backbone", "protocol"]].isna().any(axis=None) or samples.isna().any():
         raise ValueError("a trial or sample has no name")
     if not names.str.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*").all():

@@ -117,6 +117,11 @@ class Store:
         """Return the names of the folders of all trials, sorted."""
         return sorted(path.name for path in self.trials.glob("[!.]*") if path.is_dir())
 
+    def state(self) -> list[tuple[str, int]]:
+        """Return names and numbers that change whenever a record comes, goes or is replaced."""
+        with os.scandir(self.trials) as found:
+            return sorted((entry.name, entry.inode()) for entry in found)
+
     def read(self, trial: Trial | str, arrays: bool = True) -> Record | None:
         """Return the record of a trial, or None; DamagedRecordError, or StoreError if it is of another format."""
         folder = self.folder(trial)
@@ -300,7 +305,7 @@ def _read_record(folder: Path, arrays: bool) -> Record:
     record = Record(Trial(**saved["trial"]), **fields, **(_arrays_of(files) if arrays else {}))
     if record.trial.folder != folder.name:
         raise ValueError(f"it holds the record of {record.trial.folder}")
-    _check(record)
+    _check(record, arrays)
     return record
 
 
@@ -328,7 +333,7 @@ def _arrays_of(files: Mapping[str, bytes]) -> dict[str, Any]:
     return more | {"traceback": files.get(_TRACEBACK, b"").decode("utf-8", "replace")}
 
 
-def _check(record: Record) -> None:
+def _check(record: Record, arrays: bool) -> None:
     """Raise ValueError if a record that could be read makes no sense, so that no table could hold it."""
     trial, row = record.trial, record.row
     if record.status not in get_args(Status):
@@ -341,3 +346,10 @@ def _check(record: Record) -> None:
     for values, kind in ((metrics, float | int), (texts, str), (whole, int | None)):
         if not all(isinstance(value, kind) for value in values):
             raise ValueError(f"one of {values!r} is no {kind}")
+    if arrays and record.status == "ok":
+        count, classes = len(record.samples), record.probabilities.shape[-1]
+        tables = [record.probabilities, *([record.tta] if record.tta.size else [])]
+        if any(table.shape != (count, classes) or not np.isfinite(table).all() for table in tables):
+            raise ValueError("its probabilities make no sense")
+        if len(record.sides) != count or len(record.labels) != count or not set(record.labels) <= set(range(classes)):
+            raise ValueError("its sides or labels make no sense")

@@ -216,7 +216,8 @@ def _saved(model: Any, record: Record, context: RunContext, pipeline: Pipeline) 
     temperature = record.metrics.get("temperature", 1.0)
     classifier = Classifier(model, samples.class_names, pipeline, provenance, temperature)
     try:
-        with tempfile.TemporaryDirectory(dir=context.scratch) as folder:
+        scratch = context.scratch if context.scratch and context.scratch.is_dir() else None
+        with tempfile.TemporaryDirectory(dir=scratch) as folder:
             return Path(classifier.save(Path(folder) / "model.keras")).read_bytes()
     except OSError as error:  # the fit is kept: the next run saves its net
         raise WorkerError(f"The net was trained but cannot be written: {error}. Free space.") from error

@@ -99,11 +99,11 @@ def _read(path: Path, protocol: str | None) -> tuple[pd.DataFrame, dict[str, Any
         if frame.empty:
             raise DataError(f"The store {path} holds no predictions: no trial was finished.")
     else:
+        if not path.expanduser().is_file():
+            raise DataError(f"There is no file {path}. Give a CSV file of predictions, or a store.")
         try:
             # A class may be called NA or None: only what is empty is missing.
             frame = pd.read_csv(path, dtype=dict.fromkeys(_TEXT, str), keep_default_na=False, na_values=[""])
-        except FileNotFoundError as error:
-            raise DataError(f"There is no file {path}. Give a CSV file of predictions, or a store.") from error
         except Exception as error:  # pandas, its parsers and its decompressors raise about anything
             raise DataError(f"{path} cannot be read as CSV: {' '.join(str(error).split())}") from error
     known = sorted(frame["protocol"].astype(str).unique()) if "protocol" in frame else []

@@ -310,7 +310,9 @@ class Dataset:
         """Return a row per split and fold: images, one column per class, unlabelled, subjects, groups (all int64)."""
         sides = [self._table["split"].fillna("-"), self._table["fold"].astype(TEXT).fillna("-")]
         counts = pd.DataFrame({"images": 1}, self._table.index)
-        for label, name in [*enumerate(self.class_names), (-1, "unlabelled")]:
-            counts[f"class {name}" if name in counts else name] = (self.labels == label).astype(np.int64)
+        own = ("images", "unlabelled", "subjects", "groups")
+        for label, name in enumerate(self.class_names):
+            counts[f"class {name}" if name in own else name] = (self.labels == label).astype(np.int64)
+        counts["unlabelled"] = (self.labels < 0).astype(np.int64)
         people = self._table[["subject", "group"]].rename(columns={"subject": "subjects", "group": "groups"})
         return counts.groupby(sides).sum().join(people.groupby(sides).nunique().astype("int64"))

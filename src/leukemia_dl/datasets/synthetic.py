@@ -144,7 +144,7 @@ def write_dataset(
             return root
         with new_folder(root) as folder:
             _write_files(folder, cohort, settings.seed, workers, show_progress)
-            (folder / _NOTE).write_text(note, encoding="utf-8")
+            (folder / _NOTE).write_bytes(note.encode())
     except OSError as error:
         megabytes = len(cohort) * 450**2 * 3 // 10**6
         raise DataError(

@@ -77,7 +77,7 @@ def leaderboard(
         given = next((one for one in (results, timings) if one is not None and source in one), None)
         known = given.groupby("backbone")[source].agg(how) if given is not None else pd.Series(dtype=float)
         table[column] = table["backbone"].map(known).astype("Int64" if column == "parameters" else "float64")
-    rows = pd.DataFrame(columns=["backbone", "status"]) if results is None or results.empty else results
+    rows = pd.DataFrame(columns=["backbone", "status"]) if results is None or "status" not in results else results
     changes = dict(zip(rows["backbone"], rows["changes"], strict=True)) if "changes" in rows else {}
     table["changes"] = [changes.get(name, "") for name in table["backbone"]]
     failed = rows.loc[rows["status"] == "failed", "backbone"].value_counts()

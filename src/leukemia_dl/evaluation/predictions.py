@@ -279,6 +279,8 @@ def chosen_elsewhere(
     keys = model_keys(frame)
     if "sample" in frame:
         images = [*keys, "sample"]
+        if other.duplicated(images).any():
+            raise DataError(f"An image of the side {chosen_on!r} is there twice for one model.")
         if len(tested[images].merge(other[images])):
             raise DataError(f"Images of the side {side!r} are among those of the side {chosen_on!r} of one model.")
     groups = other.groupby(keys, dropna=False, sort=False)

@@ -87,6 +87,8 @@ class Classifier:
             return f"{made[1]} outputs for the classes {', '.join(map(str, self.class_names))}"
         if self.pipeline.output_size not in (None, taken[1]):
             return f"the pipeline gives {self.pipeline.output_size} pixels, the net takes {taken[1]}"
+        if (known := self.provenance.get("images")) and not {"on_black", "size"} <= dict(known).keys():
+            return f"provenance['images'] has on_black and size; this one is {known!r}"
         if self.outputs == "logits" and _gives_probabilities(self.model):
             return "the net's outputs are probabilities already: say outputs='probabilities'"
         return ""

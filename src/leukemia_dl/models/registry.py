@@ -66,15 +66,22 @@ class BackboneSpec:
 
     def __post_init__(self) -> None:
         allowed = {
-            "name": ("lower case letters, digits, '_', '-', '.'", re.fullmatch(r"[a-z0-9][a-z0-9_.-]*", self.name)),
+            "name": (
+                "lower case letters, digits, '_', '-', '.'",
+                re.fullmatch(r"[a-z0-9][a-z0-9_.-]*", str(self.name)),
+            ),
             "build": ("a function (inputs, weights) -> features", callable(self.build)),
             "scaling": (f"one of {get_args(Scaling)}", self.scaling in get_args(Scaling)),
             "min_size": (f"from 1 to native_size={self.native_size}", 1 <= self.min_size <= self.native_size),
-            "weights": ("a tuple of names", not isinstance(self.weights, str)),
+            "weights": ("a tuple of names", _are_names(self.weights)),
         }
         for name, (values, fits) in allowed.items():
             if not fits:
                 raise PluginError(f"{name} must be {values}. Received: {name}={getattr(self, name)!r}.")
+
+
+def _are_names(names: object) -> bool:
+    return isinstance(names, (tuple, list)) and all(isinstance(name, str) for name in names)
 
 
 add_registry(_HOOK, BackboneSpec, ["leukemia_dl.models.backbones"])
@@ -179,15 +186,17 @@ def backbone_table() -> pd.DataFrame:
 
 
 def _version(name: str) -> str:
-    """Return the version given to `register_backbone`, or a digest of the source that defines the builder."""
+    """Return the version given to `register_backbone`, or a digest of the source and the values of the builder."""
     if given := _versions[name]:
         return given
     build: Any = _registered[name].build
     function = inspect.unwrap(getattr(build, "func", build))  # of a functools.partial
-    arguments = [getattr(build, "args", ()), getattr(build, "keywords", {})]
+    held = [getattr(build, name, None) for name in ("args", "keywords", "__defaults__", "__kwdefaults__", "__dict__")]
+    held += [cell.cell_contents for cell in getattr(function, "__closure__", None) or ()]
+    arguments = re.sub(r" at 0x[0-9a-fA-F]+", "", repr([value for value in held if value]))
     for source in (inspect.getmodule(function), function, type(function)):
         with contextlib.suppress(OSError, TypeError):
-            text = repr(arguments) + inspect.getsource(source)  # type: ignore[arg-type]
+            text = arguments + inspect.getsource(source)  # type: ignore[arg-type]
             return f"source {hashlib.sha256(text.encode()).hexdigest()[:8]}"
     return "unversioned"
 

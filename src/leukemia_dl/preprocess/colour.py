@@ -156,10 +156,11 @@ class _Normalizer(Step):
         """
         if isinstance(images, np.ndarray) and images.ndim == 3:
             images, masks = [images], None if masks is None else [cast(Mask, masks)]
+        each = [None] * len(images) if masks is None else masks
         most = max(_FIT_PIXELS // max(len(images), 1), 256)
 
         def tiles() -> Iterator[NDArray[np.uint8]]:
-            for image, mask in zip(images, masks or [None] * len(images), strict=True):
+            for image, mask in zip(images, each, strict=True):
                 tile = image[_checked(image, mask)]
                 if len(tile) >= self.fewest:
                     yield tile[:: -(-len(tile) // most)]

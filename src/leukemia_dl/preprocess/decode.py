@@ -191,19 +191,26 @@ def is_system_file(path: str | Path) -> bool:
     return name.startswith(".") or name in _SYSTEM_NAMES
 
 
-def image_files(root: Path) -> list[str]:
+def image_files(root: Path, follow: bool = False) -> list[str]:
     """Return the images below a folder, by their suffix, as paths relative to it with `/`, in order.
 
-    A warning counts other files but documents and those of systems, since they may be images too.
+    A warning counts other files but documents and those of systems, since they may be images too, and links to folders,
+    unless these are to be followed.
     """
 
     def refuse(error: OSError) -> None:
         raise DataError(f"Cannot list the folder {error.filename}: {error.strerror}. Check its permissions.") from error
 
-    images, others, links = list[str](), list[str](), list[str]()
-    for parent, inner, names in os.walk(root, onerror=refuse):  # Path.walk takes seconds for a hundred thousand files
+    images, others, links, seen = list[str](), list[str](), list[str](), set[str]()
+    # Path.walk takes seconds for a hundred thousand files.
+    for parent, inner, names in os.walk(root, onerror=refuse, followlinks=follow):
+        if follow and (real := os.path.realpath(parent)) in seen:  # links lead round in a circle
+            inner.clear()
+            continue
+        if follow:
+            seen.add(real)
         inner[:] = sorted(name for name in inner if not is_system_file(name))
-        links += [name for name in inner if os.path.islink(f"{parent}/{name}")]  # noqa: PTH114
+        links += [name for name in inner if not follow and os.path.islink(f"{parent}/{name}")]  # noqa: PTH114
         below = parent.removeprefix(str(root)).replace(os.sep, "/").strip("/")
         for name in sorted(name for name in names if not is_system_file(name)):
             (images if _suffix(name) in IMAGE_SUFFIXES else others).append(f"{below}/{name}" if below else name)

@@ -187,6 +187,8 @@ class Pipeline:
         if not isinstance(self.steps, (tuple, list)) or not all(isinstance(step, Step) for step in self.steps):
             raise SettingsError(f"A pipeline takes a tuple of steps, such as (Resize(224),). Received: {self.steps!r}.")
         object.__setattr__(self, "steps", tuple(self.steps))
+        if not all(getattr(getattr(step, "__dataclass_params__", None), "frozen", False) for step in self.steps):
+            raise SettingsError(f"A step is a dataclass with frozen=True. Received: {self.steps!r}.")
 
     @classmethod
     def default(cls, size: int, canvas: int | None = None) -> Pipeline:

@@ -6,6 +6,7 @@ al., Radiology: Artificial Intelligence 2024;6(4):e240300) on images have a sect
 
 from __future__ import annotations
 
+import logging
 import re
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import pandas as pd
 
 from leukemia_dl.benchmark.run_files import StoredRun, read_run
-from leukemia_dl.errors import StoreError, UnknownNameError, unknown_name_error
+from leukemia_dl.errors import SettingsError, StoreError, UnknownNameError, unknown_name_error
 from leukemia_dl.evaluation import class_names_of, evaluate, group_table
 from leukemia_dl.models.registry import get_backbone
 from leukemia_dl.plugins import DISTRIBUTION, installed_version
@@ -23,6 +24,7 @@ from leukemia_dl.reporting.figures_of_run import folder_of
 
 __all__ = ["model_card", "write_model_cards"]
 
+_log = logging.getLogger(__name__)
 _OF_ANY_CLASSES = ("accuracy", "loss", "balanced_accuracy", "auroc", "auprc", "brier", "ece")
 _METRICS = (*_OF_ANY_CLASSES, "sensitivity", "specificity", "calibration_slope", "calibration_intercept")
 
@@ -37,7 +39,13 @@ def write_model_cards(store: str | Path) -> list[Path]:
     folder = folder_of(run) / "cards"
     if folder.is_symlink():
         raise StoreError(f"{folder} leads out of the store, and is not written to. Delete that link.")
-    return [render.write(folder / f"{name}.md", _card(run, name)) for name in _trained(run)]
+    written = []
+    for name in _trained(run):
+        try:
+            written.append(render.write(folder / f"{name}.md", _card(run, name)))
+        except SettingsError as error:  # a step of preprocessing that this version does not know
+            _log.warning("No card for %s: %s", name, error)
+    return written
 
 
 def model_card(store: str | Path, trial: str) -> str:

@@ -86,7 +86,7 @@ def _dataset_of(run: StoredRun, dataset: Dataset | None, root: str | Path | None
     if dataset is None:
         there = user_path(place) / ("synthetic.json" if name == "synthetic" else "")
         if not there.exists():
-            raise DataError(f"The data set {name!r} is not at {place}.")
+            raise DataError(f"The data set {name!r} is not where it was.")
         dataset = Dataset.load(name, root=place, **options)
     dataset = dataset.subset(dataset.labels >= 0)
     if dataset.fingerprint != facts["fingerprint"]:
@@ -106,12 +106,15 @@ def _audit(run: StoredRun, dataset: Dataset | None, show: bool) -> dict[str, Any
         known = json.loads(read_file(path, 2**27))
         if known["fingerprint"] == fingerprint and {"findings", "counts"} <= known["audit"].keys():
             return dict(known["audit"])
-    except (AttributeError, LookupError, OSError, TypeError, ValueError):
+    except (AttributeError, LookupError, OSError, RecursionError, TypeError, ValueError):
         pass  # absent or damaged
     if dataset is None:
         return None
     found = dataset.audit(show_progress=show).to_dict()
-    render.write(path, json.dumps({"fingerprint": fingerprint, "audit": found}) + "\n")
+    try:
+        render.write(path, json.dumps({"fingerprint": fingerprint, "audit": found}) + "\n")
+    except StoreError as error:  # the store of a colleague
+        _log.warning("The audit is not kept: %s", error)
     return found
 
 

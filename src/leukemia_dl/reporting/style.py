@@ -66,8 +66,10 @@ def plot(function: Callable[_P, Figure]) -> Callable[_P, Figure]:
             figure = function(*args, **settings)
         texts: list[Any] = figure.findobj(Text)
         fonts = _fonts_for(frozenset(c for text in texts for c in text.get_text() if ord(c) > 127))
-        for text in texts if fonts else ():
-            text.set_fontfamily([*text.get_fontfamily(), *fonts])
+        for text in texts:
+            text.set_parse_math(False)  # those of the caller's own axes too
+            if fonts:
+                text.set_fontfamily([*text.get_fontfamily(), *fonts])
         return figure
 
     return drawn

@@ -79,7 +79,8 @@ def read_c_nmc(root: Path, info: DatasetInfo = INFO, linked: Sequence[Sequence[s
     `prelim/1` and `final/1` for the others. Images that the CSV does not name have no label.
     """
     place, matches = find_copy(root, _LAYOUT, _is_image, _OUTER, info.title, _WANTED)
-    labels = _read_labels({place / match["folders"] for match in matches if _side(match) == "preliminary"})
+    preliminary = {place / match["folders"] for match in matches if _side(match) == "preliminary"}
+    labels = _read_labels(place, preliminary)
     frame = pd.DataFrame([_row(place, match, labels) for match in matches])
     frame = frame.sort_values("split", ascending=False, kind="stable", ignore_index=True)  # training images first
     missing = (frame["split"] == "preliminary") & frame["label"].isna()
@@ -117,9 +118,11 @@ def _same_cells() -> dict[str, str]:
     return {sample.lower(): first for first, second in pairs for sample in (first, second)}
 
 
-def _read_labels(folders: set[Path]) -> dict[str, _Name]:
-    """Return the parsed original name of each file that the CSV file in or beside a folder names, in lower case."""
-    tables = [path for folder in folders for place in (folder, folder.parent) for path in listed(place, ".csv")]
+def _read_labels(top: Path, folders: set[Path]) -> dict[str, _Name]:
+    """Return the original names by file name, in lower case, of the CSV file in or above the folders, up to `top`."""
+    above = {place for folder in folders for place in folder.parents if place.is_relative_to(top)}
+    places = folders | {folder.parent for folder in folders} | above
+    tables = [path for place in sorted(places) for path in listed(place, ".csv")]
     path = next((path for path in tables if path.name.lower() == _LABELS), None)
     if path is None:
         return {}

@@ -30,6 +30,8 @@ def read_text_csv(path: Path, wanted: str = _WANTED) -> pd.DataFrame:
     """Return the cells of a CSV file as text without outer spaces, NA if empty. `wanted` ends the message of errors."""
     reading: Any = {"dtype": str, "keep_default_na": False, "encoding": "utf-8-sig", "skipinitialspace": True}
     try:
+        if not path.is_file():
+            raise OSError("it is a folder" if path.is_dir() else "there is no such file")
         with warnings.catch_warnings():
             # Without index_col pandas would take the surplus of a long row for an index, and shift all columns.
             warnings.simplefilter("error", pd.errors.ParserWarning)
@@ -41,7 +43,12 @@ def read_text_csv(path: Path, wanted: str = _WANTED) -> pd.DataFrame:
 
 
 def read_frame(
-    frame: pd.DataFrame, info: DatasetInfo, images_root: str | Path, class_names: Sequence[str] | None, source: str = ""
+    frame: pd.DataFrame,
+    info: DatasetInfo,
+    images_root: str | Path,
+    class_names: Sequence[str] | None,
+    source: str = "",
+    must_exist: bool = True,
 ) -> Table:
     """Return the table of a data set from columns that a user named; all rows of a `source` (a file) need a label."""
     where = source or "The table"
@@ -65,7 +72,7 @@ def read_frame(
         raise DataError(f"{where} has no label in row {int(missing.to_numpy().argmax()) + 1}. {hint}")
     table["label"], names = _labels(table["label"], class_names, where)
     start = os.path.abspath(user_path(images_root, "images_root"))  # noqa: PTH100
-    table["path"] = paths = _absolute(table["path"], start, where)
+    table["path"] = paths = _absolute(table["path"], start, where, must_exist)
     common = os.path.commonpath([os.path.dirname(path) for path in paths])  # noqa: PTH120
     if "sample" not in table:
         inside = all(path.startswith(os.path.join(start, "")) for path in paths)  # noqa: PTH118
@@ -99,7 +106,7 @@ def _labels(
     return labels, names
 
 
-def _absolute(column: pd.Series[Any], start: str, where: str) -> list[str]:
+def _absolute(column: pd.Series[Any], start: str, where: str, must_exist: bool) -> list[str]:
     """Return the absolute paths of a column, of which each must be a file that no other row names."""
     seen: dict[str, int] = {}
     for row, path in enumerate(column, start=1):
@@ -107,7 +114,7 @@ def _absolute(column: pd.Series[Any], start: str, where: str) -> list[str]:
             raise DataError(f"{where} has no path in row {row}.")
         # Not pathlib, which takes seconds for a hundred thousand names; not resolve(), which would follow links.
         full = os.path.abspath(os.path.join(start, path))  # noqa: PTH100, PTH118
-        if not os.path.isfile(full):  # noqa: PTH113
+        if must_exist and not os.path.isfile(full):  # noqa: PTH113
             raise DataError(
                 f"{where} names the file {str(path)!r} in row {row}, which is no file that can be read. Relative paths "
                 f"start from {start}; for another folder pass images_root=..., command line: -o images_root=FOLDER."

@@ -57,7 +57,10 @@ def read_folder(root: str | Path, info: DatasetInfo, class_names: Sequence[str] 
     for side in sorted(table["split"].dropna().unique()) if level else ():
         if len(named := [top for top in inside if _part(top) == (side, None)]) > 1:
             _log.warning("%s: the folders %s are all taken for the side %s", root, ", ".join(named), side)
-    return read_frame(table, info, root, wanted, str(root))
+    frame, names, info = read_frame(table, info, root, wanted, str(root), must_exist=False)
+    if lost := sorted(_keys(set(names) - set(frame["label"])) & _keys(inside)):
+        raise DataError(f"{root}: all images of {', '.join(lost)} were left out, as the warning says.")
+    return frame, names, info
 
 
 def _level_of_classes(root: Path, inside: dict[str, set[str]], wanted: Sequence[str] | None) -> int:
@@ -101,7 +104,7 @@ def _refuse_inner_classes(root: Path, folders: pd.Series[Any]) -> None:
     below = {label: set(names.dropna()) for label, names in folders.str[2].groupby(folders.str[1])}
     first = next(iter(below.values()), set())
     equal = len(first) > 1 and all(names == first for names in below.values()) and not all(map(_part, first))
-    if equal or all(map(_part, below)):
+    if equal or all(map(_part, below)) or any(map(_FOLD.fullmatch, below)):
         raise DataError(
             f"{root} can be read in two ways: the classes may be {', '.join([*below][:8])}, or the folders in them, "
             f"{', '.join(sorted(first)[:8])}. Put the images into one folder per class, or write a CSV file with the "
@@ -160,8 +163,10 @@ def find_copy(
     top = require_folder(root, wanted)
     while top.name.lower() in inner:
         top = top.parent
-    matches = [match for path in image_files(top) if (match := layout.fullmatch(path))]
+    matches = [match for path in image_files(top, follow=True) if (match := layout.fullmatch(path))]
     copies = {match["copy"] for match in matches if is_image(match)}
+    above = {copy for copy in copies if not (top / copy).is_relative_to(root) and not root.is_relative_to(top / copy)}
+    copies = copies - above or copies  # those beside `root` count only if there is no other
     depth = min((copy.count("/") for copy in copies), default=0)
     nearest = sorted(copy for copy in copies if copy.count("/") == depth)
     if len(nearest) > 1:

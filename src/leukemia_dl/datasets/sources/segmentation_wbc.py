@@ -50,13 +50,13 @@ def read_segmentation_wbc(root: Path, part: int | str | None = None) -> Table:
     title = INFO.title if part is None else f"part {part} of {INFO.title}"
     other = {"1": "2", "2": "1"}.get(part or "", "0")
     # Neither the other part, if one was asked for, nor the masks.
-    pattern = rf"(?P<copy>(?:.*/)?(?<!dataset.{other}/))(?!\d{{1,6}}\.png$)(?P<file>[^/]+)"
+    pattern = rf"(?P<copy>(?:.*/)?(?<!dataset.{other}/)(?<!dataset{other}/))(?!\d{{1,6}}\.png$)(?P<file>[^/]+)"
     layout = re.compile(pattern, re.IGNORECASE | re.DOTALL)
     folder, matches = find_copy(root, layout, lambda match: _IMAGE.fullmatch(match["file"]), (), title, _WANTED)
     images = sorted((int(Path(match["file"]).stem), folder / match["file"]) for match in matches)
     tables = listed(folder, ".csv") or listed(folder.parent, ".csv")
     number = _part(folder) or (_part(tables[0]) if len(tables) == 1 else None) or part or "1"
-    fitting = [path for path in tables if _part(path) in (None, number)]
+    fitting = [path for path in tables if _part(path) == number] or [path for path in tables if _part(path) is None]
     if part not in (None, number) or len(fitting) != 1:
         found = ", ".join(path.name for path in tables[:5]) or "none"
         wanted = f"need one CSV file with their classes, 'Class Labels of Dataset {part or number}.csv'"
