@@ -166,7 +166,7 @@ def test_other_encodings(folder: Path) -> None:
 def test_no_file_a_folder_no_root(folder: Path) -> None:
     with pytest.raises(DataError, match=r"gone\.csv cannot be read as CSV in UTF-8: there is no such file"):
         Dataset.from_csv(folder / "gone.csv")
-    with pytest.raises(DataError, match=r"Is a directory.*Dataset\.from_folder"):
+    with pytest.raises(DataError, match=r"it is a folder.*Dataset\.from_folder"):
         Dataset.from_csv(folder)
     with pytest.raises(SettingsError, match=r"'csv' is on your disk: pass path=\.\.\., command line: --root PATH"):
         Dataset.load("csv")
