@@ -166,7 +166,9 @@ def _interrupt_once(stop: Callable[[], None]) -> Iterator[None]:
     def first(number: int, frame: Any) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         stop()
-        sys.stderr.write("\nStopping after this epoch; Ctrl-C again stops at once. Finished trials are kept.\n")
+        sys.stderr.write(
+            "\nStopping after this epoch; Ctrl-C again stops at once. The next run continues from there.\n"
+        )
         sys.stderr.flush()
 
     signal.signal(signal.SIGINT, first)

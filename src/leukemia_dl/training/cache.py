@@ -219,6 +219,13 @@ class ModelCache:
     def get(self, spec: BackboneSpec, recipe: Recipe, classes: int, seed: int, device: Device) -> BuiltModel:
         """Return an untrained model, initialised by the `seed`; the model of an earlier call may be used for it.
 
+        Args:
+            spec: The backbone.
+            recipe: The settings.
+            classes: Number of classes.
+            seed: Seed of the weights.
+            device: Where it will be trained.
+
         Raises:
             SettingsError, WeightsError, PluginError: As `build_model`.
         """
