@@ -169,6 +169,24 @@ def test_a_record_that_makes_no_sense_is_damaged(store, change):
         store.read(TRIAL)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"history": RECORD.history.assign(epoch="head")},
+        {"probabilities": RECORD.probabilities[1:]},
+        {"probabilities": RECORD.probabilities * np.nan},
+        {"labels": RECORD.labels + 2},
+    ],
+    ids=["text in the history", "a row short", "not finite", "no such class"],
+)
+def test_arrays_that_make_no_sense_are_damage(store, change):
+    """Their checksums are right: a program wrote them."""
+    store.write(dataclasses.replace(RECORD, **change))
+    with pytest.raises(DamagedRecordError, match="is damaged"):
+        store.read(TRIAL)
+    assert store.read(TRIAL, arrays=False) is not None
+
+
 def test_a_folder_in_the_place_of_a_file_is_damage(store):
     path = store.write(RECORD) / "record.json"
     path.unlink()

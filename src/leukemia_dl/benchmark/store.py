@@ -346,6 +346,9 @@ def _check(record: Record, arrays: bool) -> None:
     for values, kind in ((metrics, float | int), (texts, str), (whole, int | None)):
         if not all(isinstance(value, kind) for value in values):
             raise ValueError(f"one of {values!r} is no {kind}")
+    numbers = record.history.drop(columns="phase", errors="ignore")
+    if not all(dtype.kind in "if" for dtype in numbers.dtypes):
+        raise ValueError("its history holds text")
     if arrays and record.status == "ok":
         count, classes = len(record.samples), record.probabilities.shape[-1]
         tables = [record.probabilities, *([record.tta] if record.tta.size else [])]
