@@ -86,7 +86,7 @@ def _dataset_of(run: StoredRun, dataset: Dataset | None, root: str | Path | None
     if dataset is None:
         there = user_path(place) / ("synthetic.json" if name == "synthetic" else "")
         if not there.exists():
-            raise DataError(f"The data set {name!r} is not where it was.")
+            raise DataError(f"The data set {name!r} is not at the place that the store names.")
         dataset = Dataset.load(name, root=place, **options)
     dataset = dataset.subset(dataset.labels >= 0)
     if dataset.fingerprint != facts["fingerprint"]:
