@@ -18,9 +18,9 @@ import pandas as pd
 import leukemia_dl as ldl
 from leukemia_dl.benchmark import SerialExecutor
 from leukemia_dl.benchmark.grid_runner import GridRunner
-from leukemia_dl.benchmark.inputs import Samples
+from leukemia_dl.benchmark.plan import Samples
 from leukemia_dl.benchmark.records import blank_record, environment
-from leukemia_dl.benchmark.trial_runner import RunContext, TrialOutput
+from leukemia_dl.benchmark.trial_runner import RunContext
 
 TRIALS, MODEL_BYTES = 10_000, 20_000_000
 
@@ -36,7 +36,7 @@ class Instant(SerialExecutor):
 
     def run(self, trials, context, on_progress):
         for planned in trials:
-            yield TrialOutput(planned.trial, records[planned.trial.digest], model)
+            yield records[planned.trial.digest], model
 
 
 with tempfile.TemporaryDirectory(dir=Path.cwd()) as folder:
@@ -49,9 +49,9 @@ with tempfile.TemporaryDirectory(dir=Path.cwd()) as folder:
     plan = bench.planned
     bench.store.create()
     samples = Samples.of(bench.dataset)
-    context = RunContext(samples, {}, plan.recipe, plan.compute, None, True, None, bench.store, None)
-    GridRunner._context = lambda self, nets, executor: contextlib.nullcontext(context)
-    GridRunner._scratch = Path(folder)
+    shared = (plan.recipe, plan.compute, None, True, None, bench.store, Path(folder))
+    context = RunContext({}, samples, {}, {}, *shared)
+    GridRunner._context = lambda self, nets: contextlib.nullcontext(context)
     rng, records = np.random.default_rng(0), {}
     history = pd.DataFrame({name: rng.random(30) for name in ("loss", "accuracy", "val_loss", "val_accuracy")})
     for planned in plan.trials:
@@ -68,7 +68,7 @@ with tempfile.TemporaryDirectory(dir=Path.cwd()) as folder:
         records[planned.trial.digest] = record
 
     def run(trials):
-        GridRunner(plan, bench.store, executor=Instant(), show=False).run(trials)
+        GridRunner(plan, bench.store, trials, Instant(), "reuse", "continue", None, False).run()
 
     few, model = plan.trials[:20], bytes(MODEL_BYTES)
     seconds, _ = timed(lambda: run(few))

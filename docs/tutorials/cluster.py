@@ -153,8 +153,7 @@ bench.results()[["backbone", "seed", "accuracy", "loss", "balanced_accuracy", "s
 #
 # Without `address` Ray starts on this machine alone. On the command line use `--executor ray`, or
 # `--executor ray:ADDRESS` for a cluster. A trial takes a GPU if the cluster has any (`num_gpus`). Trials of a
-# node that is lost are run again on another. Where nodes share no folders, `RayExecutor(shared_folders=False)` sends
-# the pixels through Ray; a trial that is interrupted then begins from its first epoch.
+# node that is lost are run again on another. Every node must see the store and the cache folder under the same paths.
 #
 # ## Where to go from here
 #

@@ -11,8 +11,7 @@ import pytest
 
 import grids
 import leukemia_dl as ldl
-from leukemia_dl.benchmark import RayExecutor
-from leukemia_dl.benchmark.process_executor import choose_executor
+from leukemia_dl.benchmark.executors import choose_executor
 from leukemia_dl.models import registry
 
 pytest.importorskip("ray")
@@ -47,7 +46,7 @@ if kind == "broken":
 bench = ldl.Benchmark(grids.dataset(root), grids.register(*builders), recipe=grids.RECIPE, store=store, **grid)
 if kind == "lost":
     threading.Thread(target=lose_a_node).start()
-executor = RayExecutor(num_cpus=1, shared_folders=kind == "lost", max_retries=1 if kind == "broken" else 3)
+executor = RayExecutor(num_cpus=1, max_retries=1 if kind == "broken" else 3)
 frame = bench.run(executor=executor, show_progress=False)
 print("nodes", sum(node["Alive"] for node in ray.nodes()), flush=True)
 for row in frame.itertuples():
@@ -99,19 +98,12 @@ def test_a_lost_node_costs_no_trial_and_the_table_is_that_of_the_serial_run(synt
 
 
 @pytest.mark.slow
-def test_pixels_can_be_sent_and_failures_are_rows(synthetic_root, tmp_path):
+def test_failures_are_rows(synthetic_root, tmp_path):
     lines = run(synthetic_root, tmp_path, "broken")
     assert [line for line in lines if line.startswith("row")][:3] == [
         "row tiny ok ", "row raises failed PluginError", "row exits failed WorkerError",
     ]  # fmt: skip
-    assert not (tmp_path / "logs").exists()
     assert not (tmp_path / "unfinished").exists()
-
-
-def test_it_says_how_to_install_ray(monkeypatch):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ldl.errors.SettingsError, match="pip install 'leukemia-dl"):
-        RayExecutor()
 
 
 def test_it_starts_on_this_machine_and_imports_nothing_from_the_current_folder(
@@ -137,5 +129,5 @@ print(*bench.run(executor="ray", show_progress=False)["status"])
 
 def test_a_cluster_needs_its_address():
     """20.43: the address of a cluster is part of the executor's name."""
-    assert choose_executor("ray", None, 1).address is None
-    assert choose_executor("ray:10.0.0.1:6379", None, 1).address == "10.0.0.1:6379"
+    assert choose_executor("ray", None, 1).executor.address is None
+    assert choose_executor("ray:10.0.0.1:6379", None, 1).executor.address == "10.0.0.1:6379"

@@ -84,17 +84,6 @@ def interrupts(inputs, weights):
     raise KeyboardInterrupt
 
 
-_trials = []
-
-
-def dies_of_its_third_trial(inputs, weights):
-    """Stands for a plugin that takes more memory with each trial."""
-    _trials.append(1)
-    if len(_trials) == 3:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return tiny(inputs, weights)
-
-
 def register(*builders):
     for build in builders:
         spec = ldl.BackboneSpec(name=build.__name__, build=build, scaling="unit", native_size=32, min_size=8)

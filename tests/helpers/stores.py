@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 import leukemia_dl as ldl
-from leukemia_dl.benchmark.inputs import Samples
+from leukemia_dl.benchmark.plan import Samples
 from leukemia_dl.benchmark.records import (
     blank_record,
     environment,

@@ -1,8 +1,7 @@
 """The grid of a comparison: which trials there are, what runs them, and the folder that keeps their records."""
 
 from leukemia_dl.benchmark.benchmark import Benchmark
-from leukemia_dl.benchmark.executors import RayExecutor, SerialExecutor, SubmitExecutor
-from leukemia_dl.benchmark.process_executor import ProcessExecutor
+from leukemia_dl.benchmark.executors import ProcessExecutor, RayExecutor, SerialExecutor, SubmitExecutor
 from leukemia_dl.benchmark.store import Store
 from leukemia_dl.benchmark.trial import Record, Trial
 

@@ -6,21 +6,21 @@ regression on the size of the cell alone reaches an accuracy of 0.75 to 0.83.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from leukemia_dl.benchmark import records
+from leukemia_dl.benchmark.plan import PlannedTrial, Samples
+from leukemia_dl.benchmark.trial import Record
 from leukemia_dl.datasets import Dataset, Split
 from leukemia_dl.preprocess import foreground_mask, is_single_cell, mask_colour, silhouette
 from leukemia_dl.progress import parallel_map
 
-__all__ = ["BASELINES", "FITTED_BY", "CellMeasures", "measure_cells", "predict_baseline"]
-
 BASELINES = ("majority", "cell_size", "cell_colour")
-# Distributions whose version changes what a baseline predicts.
-FITTED_BY = {"cell_size": ("scikit-learn",), "cell_colour": ("scikit-learn",)}
 _SINGLE_CELL_SHARE = 0.98
 
 
@@ -36,32 +36,46 @@ class CellMeasures:
 def measure_cells(dataset: Dataset, rows: NDArray[np.int64] | None = None, show_progress: bool = True) -> CellMeasures:
     """Measure the cell in each image of `rows`, by default of all; the others count as showing no cell."""
     rows = np.arange(len(dataset)) if rows is None else rows
-    found = parallel_map(
-        lambda row: _measure(dataset.decode(int(row))), rows.tolist(), "Measuring cells", show=show_progress
+    table = np.zeros((len(dataset), 11))
+    table[rows] = parallel_map(
+        lambda row: _measures(dataset.decode(row)), rows.tolist(), "Measuring cells", show=show_progress
     )
-    single, size, colour = np.zeros(len(dataset), bool), np.zeros((len(dataset), 4)), np.zeros((len(dataset), 6))
-    for row, measures in zip(rows, found, strict=True):
-        single[row], size[row], colour[row] = measures
-    return CellMeasures(single, size, colour)
+    return CellMeasures(table[:, 0] > 0, table[:, 1:5].copy(), table[:, 5:].copy())
 
 
-def _measure(image: NDArray[np.uint8]) -> tuple[bool, list[float], list[float]]:
+def _measures(image: NDArray[np.uint8]) -> list[float]:
+    """Return 1 and the measures of the only cell in an image; zeros if there is none."""
     if not is_single_cell(image):
-        return False, [0.0] * 4, [0.0] * 6
+        return [0.0] * 11
     mask = foreground_mask(image, "black")
     outline = silhouette(mask)
     size = [float(np.log(max(outline[name], 1.0))) for name in ("area", "width", "height", "perimeter")]
     mean, spread = mask_colour(image, mask)
-    return True, size, [*map(float, mean), *map(float, spread)]
+    return [1.0, *size, *map(float, mean), *map(float, spread)]
+
+
+def run_baseline(planned: PlannedTrial, samples: Samples, measures: Callable[[], CellMeasures]) -> Record:
+    """Run the trial of a baseline and return its record; one that raises has status "failed"."""
+    name, split, started = planned.trial.backbone, planned.split, time.perf_counter()
+    record = records.blank_record(planned, samples)
+    try:
+        found, reason = predict_baseline(name, samples.labels, split, len(samples.class_names), measures)
+        if reason:
+            record = replace(record, status="not_applicable", probabilities=found, message=reason)
+        else:
+            fitted = records.temperature_of_val(record, split, samples, found)
+            record = records.scored_record(record, found, None, fitted)
+    except Exception as error:
+        return records.failed_record(record, error, started)
+    return replace(record, timings=records.environment(started))
 
 
 def predict_baseline(
     name: str, labels: NDArray[np.int64], split: Split, classes: int, measures: Callable[[], CellMeasures]
 ) -> tuple[NDArray[np.float64], str]:
-    """Fit one of `BASELINES` on the train side, and return probabilities of the val side, then the test side.
+    """Fit a baseline on the train side; return probabilities of val and test sides, and why it is not applicable or "".
 
-    `measures` returns the cells' measures and is called only if they are needed. The text that is returned says why the
-    baseline is not applicable; "" if it is.
+    `measures` returns the measures of the cells, and is called only if they are needed.
     """
     train, predict = split.train, np.concatenate([split.val, split.test])
     counts = np.bincount(labels[train], minlength=classes)

@@ -14,7 +14,7 @@ from leukemia_dl.benchmark import plan
 from leukemia_dl.benchmark.baselines import BASELINES, measure_cells
 from leukemia_dl.benchmark.external import ExternalTest, LabelMap
 from leukemia_dl.benchmark.grid_runner import GridRunner
-from leukemia_dl.benchmark.process_executor import choose_executor
+from leukemia_dl.benchmark.executors import choose_executor
 from leukemia_dl.benchmark.records import history_frame, prediction_frame, result_frame, timing_frame
 from leukemia_dl.benchmark.run_files import StoredRun, read_settings, run_of, settings_text, write_run
 from leukemia_dl.benchmark.store import Store
@@ -161,7 +161,7 @@ class Benchmark:
         executor: Any = "auto",
         workers: int | None = None,
         time_limit: float | None = None,
-        shard: str | Sequence[int] | None = None,
+        shard: str | None = None,
         show_progress: bool = True,
     ) -> pd.DataFrame:
         """Run every trial that the store does not hold yet, and return the result frame.
@@ -194,12 +194,12 @@ class Benchmark:
         choice("on_error", on_error, ("continue", "raise"))
         time_limit = None if time_limit is None else real_number("time_limit", time_limit, 0, math.inf, "()")
         trials = self.planned.part(shard)
-        choose_executor(executor, workers, 2)  # before anything is written
+        chosen = choose_executor(executor, workers, sum(planned.spec is not None for planned in trials))
         self.store.create()
         write_run(self.planned, self.store)
-        how = (existing, on_error, executor, workers, time_limit, show_progress)
+        how = (chosen, existing, on_error, time_limit, show_progress)
         try:
-            GridRunner(self.planned, self.store, *how).run(trials)
+            GridRunner(self.planned, self.store, trials, *how).run()
         finally:
             frame = self._export()
         return frame

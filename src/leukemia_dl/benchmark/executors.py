@@ -1,31 +1,41 @@
-"""Run the trials of backbones in this process, by an object with `submit`, or by Ray.
+"""Run the trials of backbones: in this process, in other processes, by an object with `submit`, or by Ray.
 
-An executor takes trials from an iterator as it has room for them, and yields the output of each as it ends. It neither
-reads nor writes the store. `process_executor` has the one with processes.
+An executor takes trials from an iterator as it has room for them, yields the output of each as it ends, and writes no
+records. Other processes read the context of the run, with all its trials, from a file in the store.
 """
 
 from __future__ import annotations
 
 import contextlib
-import importlib.util
+import json
+import os
 import pickle
+import re
+import shutil
+import signal
+import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import KW_ONLY, dataclass, replace
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, ThreadPoolExecutor, wait
+from dataclasses import KW_ONLY, dataclass
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from leukemia_dl.benchmark.plan import PlannedTrial
 from leukemia_dl.benchmark.records import blank_record, failed_record
+from leukemia_dl.benchmark.trial import Trial
 from leukemia_dl.benchmark.trial_runner import OnProgress, RunContext, TrialOutput, run_trial
+from leukemia_dl.checks import whole_number
 from leukemia_dl.errors import SettingsError, TimeLimitError, WorkerError
-
-__all__ = ["RayExecutor", "SerialExecutor", "SubmitExecutor", "Trials", "lost_trial", "packed"]
+from leukemia_dl.models.backend import backend_name
+from leukemia_dl.progress import kept_memory, safe_path
+from leukemia_dl.training.backends import ComputeConfig
 
 POLL_SECONDS = 0.1
+_END_SECONDS = 10.0  # for a process that has nothing left to do
 Trials = Iterable[PlannedTrial]
 
 
@@ -35,52 +45,45 @@ class SerialExecutor:
     def run(self, trials: Trials, context: RunContext, on_progress: OnProgress) -> Iterator[TrialOutput]:
         """Yield the output of each of `trials`, with `context`, as it ends; `on_progress` is called per epoch."""
         for planned in trials:
-            on_progress(planned.trial, 0, 0, {})
             yield run_trial(planned, context, on_progress)
 
 
 class SubmitExecutor:
     """Runs trials by an object with `submit(function, *arguments)` whose results have `done()` and `result()`.
 
-    So do the executors of concurrent.futures, `dask.distributed.Client` and `submitit.AutoExecutor`. All trials are
-    submitted at once; settings and pixels travel by paths that the workers must see.
+    So do the executors of concurrent.futures, `dask.distributed.Client`, `submitit.AutoExecutor` and `RayExecutor`. All
+    trials are submitted at once; the workers must see the store and the cache folder under the same paths.
 
     Args:
         executor: That object; one that is none, or a pool of threads, is a SettingsError.
     """
 
     def __init__(self, executor: Any) -> None:
-        if not callable(getattr(executor, "submit", None)):
+        # Threads cannot train side by side: Keras's seeds and the limits on memory are of the whole process.
+        if not callable(getattr(executor, "submit", None)) or isinstance(executor, ThreadPoolExecutor):
             raise SettingsError(
                 "executor must be 'auto', 'in-process', 'processes', 'ray', 'ray:ADDRESS', or an object with "
-                f"submit(function, argument). Received: {executor!r}."
+                f"submit(function, argument) that uses processes, not threads. Received: {executor!r}."
             )
-        if isinstance(executor, ThreadPoolExecutor):
-            raise SettingsError(
-                "Threads cannot train side by side: Keras's seeds and the limits on memory are of the whole process. "
-                "Use executor='processes', or a pool of processes."
-            )
-        self._executor = executor
+        self.executor = executor
 
     def run(self, trials: Trials, context: RunContext, on_progress: OnProgress) -> Iterator[TrialOutput]:
         """Yield the output of each of `trials`, with `context`, as it ends; `on_progress` is not called."""
-        waiting: dict[Any, tuple[PlannedTrial, float]] = {}
-        shared = self._share(context)
+        _write_context(context)
+        waiting: dict[Any, PlannedTrial] = {}
+        path, started = [*map(str, sys.path)], time.perf_counter()
         try:
             for planned in trials:
-                started = time.perf_counter()
-                try:
-                    waiting[self._submit(packed(planned), *shared)] = (planned, started)
-                except Exception as error:  # a pool that is broken
-                    yield lost_trial(planned, context, error, started)
+                task = (_run_submitted, path, context.scratch, planned.trial.digest)
+                waiting[self.executor.submit(*task)] = planned
             while waiting:
                 ended = [future for future in waiting if future.done()]
                 for future in ended:
-                    planned, started = waiting.pop(future)
+                    planned = waiting.pop(future)
                     try:
                         output: TrialOutput = future.result()
                     except BaseException as error:
-                        output = lost_trial(planned, context, error, started)
+                        output = _lost_trial(planned, context, error, started)
                     yield output
                 if not ended:
                     time.sleep(POLL_SECONDS)
@@ -91,48 +94,38 @@ class SubmitExecutor:
                 with contextlib.suppress(Exception):
                     future.cancel()
 
-    def _share(self, context: RunContext) -> tuple[Any, ...]:
-        """Return the arguments of `_submit` that are the same for all trials."""
-        return [*map(str, sys.path)], packed(context)
 
-    def _submit(self, *arguments: Any) -> Any:
-        return self._executor.submit(_run_packed, *arguments)
+def _run_submitted(path: list[str], scratch: Path, digest: str) -> TrialOutput:
+    """Run a trial in a process that shares the folders of its driver, and finds modules on its `path`."""
+    sys.path += [folder for folder in path if folder not in sys.path]
+    context = _read_context(scratch)
+    return run_trial(context.nets[digest], context, lambda *progress: None)
 
 
 @dataclass(eq=False)
-class RayExecutor(SubmitExecutor):
-    """Runs each trial as a task of Ray, in its own process, anywhere in a cluster.
+class RayExecutor:
+    """Runs each trial as a task of Ray (extra `ray`), in its own process, anywhere in a cluster.
 
     Ray decides where and when. The trials of a node that is lost are run again elsewhere; if the driver is lost, run it
-    again: finished trials are in the store.
+    again: finished trials are in the store. Every node must see the store and the cache folder under the same paths.
 
     Attributes:
         num_cpus: Cores that Ray reserves for a trial; None for all of the smallest node. `Benchmark(threads=...)` sets
             how many threads it uses, by default as many as its node has cores.
         num_gpus: GPUs that a trial takes, parts such as 0.5 included; None for one if the cluster has any, else none.
-        shared_folders: Whether every node sees the store and the cache folder under the same paths. If not, pixels are
-            sent once through Ray's object store, and an interrupted trial begins from its first epoch.
         max_retries: How often a trial is run again whose process or node was lost.
         address: Of a cluster, or "auto" for the one that this machine names (RAY_ADDRESS); None for a new one on this
             machine. A process that is connected to a cluster already stays connected to it.
-
-    Raises:
-        SettingsError: If Ray is not installed (extra `ray`).
     """
 
     num_cpus: float | None = None
     num_gpus: float | None = None
     _: KW_ONLY
-    shared_folders: bool = True
     max_retries: int = 3
     address: str | None = None
 
-    def __post_init__(self) -> None:
-        if importlib.util.find_spec("ray") is None:
-            raise SettingsError("ray is not installed. Install it: pip install 'leukemia-dl[ray]'.")
-
-    def _share(self, context: RunContext) -> tuple[Any, ...]:
-        """Put the context into Ray's object store, where the processes of a node read one copy of it."""
+    def submit(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Return the future of `function(*arguments)`, a task of Ray."""
         import ray
         from ray.job_config import JobConfig
 
@@ -143,55 +136,223 @@ class RayExecutor(SubmitExecutor):
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         cores = min((node["CPU"] for node in nodes if node.get("CPU")), default=1.0)
         gpus = 1.0 if any(node.get("GPU") for node in nodes) else 0.0
-        self._remote = ray.remote(
+        remote = ray.remote(
             num_cpus=cores if self.num_cpus is None else self.num_cpus,
             num_gpus=gpus if self.num_gpus is None else self.num_gpus,
             max_retries=self.max_retries,
             max_calls=1,  # a process per trial, which gives back its memory, and that of its GPU
-        )(_run_packed)
-        if not self.shared_folders:
-            images = {size: images.in_memory() for size, images in context.images.items()}
-            context = replace(context, images=images, store=None, scratch=None)
-        buffers: list[Any] = []
-        content = packed(context, buffers.append)
-        arrays = [np.frombuffer(buffer, np.uint8) for buffer in buffers]
-        return [*map(str, sys.path)], ray.put(content), ray.put(arrays)
-
-    def _submit(self, *arguments: Any) -> Any:
-        return self._remote.remote(*arguments).future()
+        )(function)
+        return remote.remote(*arguments).future()
 
 
-def _run_packed(planned: bytes, path: list[str], context: bytes, arrays: Sequence[Any] = ()) -> TrialOutput:
-    """Run a packed trial with its packed context, which may have its `arrays` apart, in a process of an executor."""
-    sys.path += [folder for folder in path if folder not in sys.path]
-    return run_trial(pickle.loads(planned), pickle.loads(context, buffers=arrays), lambda *progress: None)
+@dataclass(frozen=True)
+class ProcessExecutor:
+    """Runs trials in other processes; the crash of a process costs one trial.
 
+    The trials of a backbone follow one another in a process, for which it is built and compiled once; another backbone,
+    and a trial after one that failed, begins in a new one.
 
-def lost_trial(planned: PlannedTrial, context: RunContext, error: BaseException, started: float) -> TrialOutput:
-    """Return the output of a trial whose process returned none: a failed record, or none if the run is stopped."""
-    if context.stopped:
-        return TrialOutput(planned.trial, None)
-    if not isinstance(error, (TimeLimitError, WorkerError)):
-        cause, error = error, WorkerError(f"{type(error).__name__}: {error}".removesuffix(": "))
-        error.__cause__ = cause
-    record = failed_record(blank_record(planned, context.samples), error, started, here=False)
-    return TrialOutput(planned.trial, record)
-
-
-def packed(value: Any, take_buffer: Any = None) -> bytes:
-    """Return a value as bytes that another process can read, functions of a script or a notebook included.
-
-    `take_buffer`, if there is one, is called with the memory of each array, which is then left out of the bytes.
-
-    Raises:
-        SettingsError: If something cannot be sent.
+    Attributes:
+        workers: Number of processes at a time; None for one per GPU, and for one where there is none, since one net
+            keeps all cores busy. With several GPUs each worker sees one of them.
     """
+
+    workers: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.workers is not None:
+            object.__setattr__(self, "workers", whole_number("workers", self.workers, 1))
+
+    def run(self, trials: Trials, context: RunContext, on_progress: OnProgress) -> Iterator[TrialOutput]:
+        """Yield the output of each of `trials`, with `context`, as it ends; `on_progress` is called per epoch."""
+        _write_context(context)
+        waiting, environments = iter(trials), _environments(self.workers, context.compute)
+        workers = [_Worker(context, number, env) for number, env in enumerate(environments)]
+        outputs = [worker.outputs(waiting, on_progress) for worker in workers]
+        try:
+            while outputs:
+                running = list[Future[None]]()
+                for each in list(outputs):
+                    found = next(each, self)
+                    if isinstance(found, ProcessExecutor):
+                        outputs.remove(each)
+                    elif isinstance(found, Future):
+                        running.append(found)
+                    else:
+                        yield found
+                if len(running) == len(outputs):
+                    wait(running, POLL_SECONDS, FIRST_COMPLETED)
+        finally:
+            for worker in workers:
+                worker.kill()
+
+
+class _Worker:
+    """One process at a time, a loky pool of one, which runs the trials of one backbone after the other."""
+
+    def __init__(self, context: RunContext, number: int, environment: dict[str, str]) -> None:
+        self._context, self._environment, self._folder = context, environment, context.scratch / f"worker-{number}"
+        self._folder.mkdir()
+        self._pool: Any = None
+
+    def outputs(self, trials: Iterator[PlannedTrial], on_progress: OnProgress) -> Generator[Future[None] | TrialOutput]:
+        """Run trials; yield the future of the running one for as long as it runs, and then its output."""
+        limit, progress = self._context.time_limit, self._folder / "progress"
+        for planned in trials:
+            started, shown = time.perf_counter(), 0
+            progress.write_text("")
+            future, error, ended = self._submit(planned), None, False
+            while not ended and error is None:
+                yield future
+                ended = future.done()
+                *lines, _ = progress.read_text().split("\n")  # the last one may not be whole
+                for line in lines[shown:]:
+                    on_progress(planned.trial, *json.loads(line))
+                shown = len(lines)
+                if not ended and limit is not None and time.perf_counter() - started > limit:
+                    error = TimeLimitError(f"It took longer than the limit of {limit:g} s and was killed.")
+            error = error or future.exception()
+            if error is None:
+                output: TrialOutput = pickle.loads((self._folder / "result").read_bytes())
+            else:
+                self.kill()
+                output = _lost_trial(planned, self._context, error, started)
+            if output is None or output[0].status != "ok":
+                self._end()
+            yield output
+        self._end()
+
+    def _submit(self, planned: PlannedTrial) -> Future[None]:
+        """Start a trial, in a new process if this one is dead or has another backbone."""
+        from joblib.externals.loky import ProcessPoolExecutor
+
+        with safe_path():  # loky starts processes in both calls
+            if self._pool is None or not self._process.is_alive() or self._spec is not planned.spec:
+                self._end()
+                driver = (os.getpid(), self._folder.parent)
+                self._pool = ProcessPoolExecutor(1, initializer=_begin, initargs=driver, env=self._environment)
+            future: Future[None] = self._pool.submit(_work, planned.trial.digest, self._folder)
+        self._spec, self._process = planned.spec, next(iter(self._pool._processes.values()))
+        return future
+
+    def _end(self) -> None:
+        """Let the process end by itself, which calls its `atexit` functions; kill it after a few seconds."""
+        if self._pool is not None:
+            self._pool.shutdown(wait=False)
+            until = time.monotonic() + _END_SECONDS
+            while self._process.exitcode is None and time.monotonic() < until:
+                time.sleep(0.02)  # `join` would wait for programs that it has started
+            self.kill()
+
+    def kill(self) -> None:
+        """Kill the process with the programs that its trials have started."""
+        if self._pool is not None:
+            with contextlib.suppress(OSError, AttributeError):  # Windows has no process groups
+                os.killpg(self._process.pid, signal.SIGKILL)
+            self._pool.shutdown(kill_workers=True)
+            self._pool = None
+
+
+def _begin(driver: int, scratch: Path) -> None:
+    """Separate a new process from the terminal of its driver, and end it when the driver ends."""
+    from joblib.externals.loky import process_executor as loky
+
+    loky._USE_PSUTIL = False  # or loky replaces a process that has grown, without the driver
+    os.environ.pop("PYTHONSAFEPATH", None)  # for the programs that callbacks start
+    os.dup2(2, 1)  # until the log of a trial is open
+
+    def end_with_driver() -> None:
+        while os.getppid() == driver:
+            time.sleep(POLL_SECONDS)
+        shutil.rmtree(scratch, ignore_errors=True)
+        os.killpg(0, signal.SIGKILL)
+
+    if os.name != "nt":
+        os.setsid()  # Ctrl-C is for the driver, which lets epochs finish
+        threading.Thread(target=end_with_driver, daemon=True).start()
+
+
+def _work(digest: str, folder: Path) -> None:
+    """Run a trial in a process of a `_Worker`; a pipe would break if it is killed while it writes a net into it."""
+    context = _read_context(folder.parent)
+    planned = context.nets[digest]
+    logs = context.store.logs(planned.trial)
+    logs.mkdir(parents=True, exist_ok=True)
+    with (logs / "log.txt").open("ab") as log:  # gets everything that this process prints
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+
+    def report(trial: Trial, *epoch: Any) -> None:
+        with (folder / "progress").open("a") as file:
+            file.write(json.dumps(epoch, default=float) + "\n")
+
+    output = run_trial(planned, context, report)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    (folder / "result").write_bytes(pickle.dumps(output))
+
+
+def _write_context(context: RunContext) -> None:
+    """Write the context for other processes, functions of a script included."""
     import cloudpickle
 
     try:
-        return bytes(cloudpickle.dumps(value, protocol=5, buffer_callback=take_buffer))
+        content = cloudpickle.dumps(context)
     except Exception as error:  # a callback factory may hold anything
-        raise SettingsError(
-            f"The trials cannot be sent to other processes ({type(error).__name__}: {error}). Name callbacks and "
-            "builders by a function of a module, or use executor='in-process'."
-        ) from error
+        raise SettingsError(f"The trials cannot be sent to other processes: {error}. Use executor='in-process'.") from error
+    (context.scratch / "context").write_bytes(content)
+
+
+@lru_cache(maxsize=1)
+def _read_context(scratch: Path) -> RunContext:
+    # Read once: a function of a script would be another one each time, and its net be built anew.
+    context: RunContext = pickle.loads((scratch / "context").read_bytes())
+    return context
+
+
+def _lost_trial(planned: PlannedTrial, context: RunContext, error: BaseException, started: float) -> TrialOutput:
+    """Return the output of a trial whose process returned none: a failed record, or none if the run is stopped."""
+    if context.stopped:
+        return None
+    if not isinstance(error, TimeLimitError):
+        cause, error = error, WorkerError(f"{type(error).__name__}: {error}".removesuffix(": "))
+        error.__cause__ = cause
+    return failed_record(blank_record(planned, context.samples), error, started, here=False), None
+
+
+Executor = SerialExecutor | ProcessExecutor | SubmitExecutor
+
+
+def choose_executor(executor: Any, workers: int | None, trials: int) -> Executor:
+    """Return the executor for a number of trials that a user has named, see `Benchmark.run`."""
+    if executor == "auto":
+        executor = "processes" if trials > 1 or workers is not None else "in-process"
+    if executor == "processes":
+        return ProcessExecutor(workers)
+    if workers is not None:
+        raise SettingsError(f"workers belongs to executor='processes'. Received: executor={executor!r}.")
+    if executor == "in-process":
+        return SerialExecutor()
+    if isinstance(executor, str) and re.match("ray(:|$)", executor):
+        executor = RayExecutor(address=executor[4:] or None)
+    return executor if isinstance(executor, Executor) else SubmitExecutor(executor)
+
+
+def visible_gpus() -> list[str]:
+    """Return the NVIDIA GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them, without starting CUDA."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is None:
+        command = ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"]
+        with contextlib.suppress(OSError, subprocess.SubprocessError):
+            listed = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout
+            named = " ".join(re.findall(r"^\d+$", listed, re.MULTILINE))  # it may print "No devices were found"
+    return [name for name in (named or "").replace(",", " ").split() if name != "-1"]
+
+
+def _environments(workers: int | None, compute: ComputeConfig) -> list[dict[str, str]]:
+    """Return the environment variables of each worker."""
+    gpus = visible_gpus() if compute.device in ("auto", "gpu") else []
+    common = {} if gpus or compute.device.startswith("gpu") else kept_memory()
+    common["KERAS_BACKEND"] = backend_name()
+    own = [{"CUDA_VISIBLE_DEVICES": gpu} for gpu in gpus] if len(gpus) > 1 else [{}]
+    return [common | own[number % len(own)] for number in range(workers or max(len(gpus), 1))]

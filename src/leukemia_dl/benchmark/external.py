@@ -12,12 +12,11 @@ import numpy as np
 import pandas as pd
 
 from leukemia_dl.benchmark import records
-from leukemia_dl.benchmark.baselines import CellMeasures, measure_cells
-from leukemia_dl.benchmark.inputs import Images, Samples, appearances_of, read_images
-from leukemia_dl.benchmark.plan import Plan, PlannedTrial
+from leukemia_dl.benchmark.baselines import CellMeasures, measure_cells, run_baseline
+from leukemia_dl.benchmark.plan import Plan, PlannedTrial, Samples
 from leukemia_dl.benchmark.store import Store
 from leukemia_dl.benchmark.trial import Record
-from leukemia_dl.benchmark.trial_runner import run_baseline
+from leukemia_dl.benchmark.trial_runner import Images, appearances_of, read_images
 from leukemia_dl.datasets import Dataset, Split
 from leukemia_dl.datasets.splits import CONTENT_DISJOINT, TEST_IS_NOT_VAL
 from leukemia_dl.errors import DamagedRecordError, DataError, ImageError, SettingsError, StoreError

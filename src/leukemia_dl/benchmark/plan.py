@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
-from leukemia_dl.benchmark.baselines import FITTED_BY
 from leukemia_dl.benchmark.trial import RESULTS_VERSION, Trial
 from leukemia_dl.checks import whole_number
 from leukemia_dl.datasets import Dataset, Split, make_splits
@@ -26,9 +27,6 @@ from leukemia_dl.preprocess import Pipeline
 from leukemia_dl.training.backends import ComputeConfig
 from leukemia_dl.training.recipe import Recipe
 
-__all__ = ["Net", "Plan", "PlannedTrial", "changes_of", "planned_net", "planned_trials", "splits_of",
-           "unique"]  # fmt: skip
-
 Net = tuple[dict[str, Any], dict[str, Any]]  # fields of `Trial` and of `PlannedTrial` that a backbone's trials share
 
 
@@ -40,13 +38,9 @@ class PlannedTrial:
     split: Split
     spec: BackboneSpec | None = None
     recipe: Recipe | None = None  # resolved for the backbone
+    size: int = 0  # of its images in pixels
     pipeline: Pipeline | None = None  # steps that learn are fitted to the training images of the split as it runs
     changes: str = ""  # settings that differ from the preset of the recipe
-
-    @property
-    def size(self) -> int:
-        """Side of its images in pixels; 0 for a baseline."""
-        return 0 if self.recipe is None else int(self.recipe.image_size)
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,25 +66,46 @@ class Plan:
     @cached_property
     def rows(self) -> NDArray[np.int64]:
         """The rows of the data set that any split uses, sorted."""
-        return np.unique(np.concatenate([np.concatenate([s.train, s.val, s.test]) for s in self.splits]))
+        sides = [side for split in self.splits for side in (split.train, split.val, split.test)]
+        return np.unique(np.concatenate(sides))
 
     @property
     def pipelines(self) -> dict[int, Pipeline]:
         """The pipelines of all trials by image size in pixels."""
         return {planned.size: planned.pipeline for planned in self.trials if planned.pipeline is not None}
 
-    def part(self, shard: str | Sequence[int] | None) -> list[PlannedTrial]:
-        """Return the trials of part i of n for "i/n" or (i, n): every n-th backbone's trial and every n-th baseline.
-
-        Baselines are counted apart: they cost little and should fill no part.
-        """
-        try:
-            part, parts = (1, 1) if shard is None else map(int, shard.split("/") if isinstance(shard, str) else shard)
-        except (TypeError, ValueError):
-            part, parts = 0, 0
+    def part(self, shard: str | None) -> list[PlannedTrial]:
+        """Return the trials of part i of n for "i/n": every n-th backbone's trial, then every n-th baseline."""
+        match = re.fullmatch(r"(\d+)/(\d+)", "1/1" if shard is None else shard)
+        part, parts = (int(match[1]), int(match[2])) if match else (0, 0)
         if not 1 <= part <= parts:
             raise SettingsError(f"shard must be 'i/n' with i from 1 to n, such as '1/4'. Received: shard={shard!r}.")
+        # Baselines cost little and should fill no part.
         return sorted(self.trials, key=lambda planned: planned.spec is None)[part - 1 :: parts]
+
+
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """The table of a data set as arrays, so that other processes need neither its files nor pandas."""
+
+    name: str  # of the data set
+    synthetic: bool  # whether a program drew it
+    class_names: tuple[str, ...]  # in label order
+    ids: NDArray[np.str_]  # of each row (n,)
+    labels: NDArray[np.int64]  # class indices (n,)
+    groups: NDArray[np.int64] | None  # a number per group of subjects (n,); None where subjects are not known
+
+    @classmethod
+    def of(cls, dataset: Dataset) -> Samples:
+        """Return the samples of a data set."""
+        table, info = dataset.table, dataset.info
+        groups = pd.factorize(table["group"])[0].astype(np.int64) if dataset.has_subjects else None
+        ids = table["sample"].to_numpy(dtype=np.str_)
+        return cls(info.name, info.synthetic, dataset.class_names, ids, dataset.labels, groups)
+
+    def groups_of(self, rows: NDArray[np.int64]) -> NDArray[np.int64] | None:
+        """Return the groups of some rows; None where subjects are not known."""
+        return None if self.groups is None else self.groups[rows]
 
 
 def planned_trials(
@@ -98,7 +113,7 @@ def planned_trials(
 ) -> tuple[PlannedTrial, ...]:
     """Return every trial: by split, then backbone and seed, then baseline."""
     nothing: Any = dict.fromkeys(("plugin_version", "weights", "pipeline", "recipe", "seed", "backend"))
-    versions = {name: _versions(*FITTED_BY.get(name, ())) for name in baselines}
+    versions = {name: _versions(*([] if name == "majority" else ["scikit-learn"])) for name in baselines}
     planned: list[PlannedTrial] = []
     for split in splits:
         where: dict[str, Any] = {"dataset": dataset.fingerprint, "split": split.digest}
@@ -114,10 +129,7 @@ def planned_trials(
 def planned_net(
     name: str, recipe: Recipe, pipeline: Pipeline | Callable[[int], Pipeline] | None, canvas: int | None
 ) -> Net:
-    """Return what all trials of a backbone have in common.
-
-    `pipeline` is a pipeline, a function from an image size to one, or None for the usual one of recipe and data set.
-    """
+    """Return the fields that all trials of a backbone share; `pipeline` is as in `Benchmark`."""
     found, backend = find_backbone(name), backend_name()
     spec: BackboneSpec = found.record
     resolved = recipe.for_backbone(spec)
@@ -126,26 +138,17 @@ def planned_net(
     weights = weights_identity(spec, resolved.weights_for(spec))
     usual = recipe.pipeline(size, canvas)
     chosen = usual if pipeline is None else pipeline if isinstance(pipeline, Pipeline) else pipeline(size)
-    if not isinstance(chosen, Pipeline):
-        raise SettingsError(f"pipeline must be a Pipeline or a function from a size to one. Received: {chosen!r}.")
-    if chosen.output_size not in (None, size):
+    if not isinstance(chosen, Pipeline) or chosen.output_size not in (None, size):
         raise SettingsError(
-            f"The pipeline ends in {chosen.output_size} pixels and the recipe's image_size is {size}: make them "
-            "equal, or pass a function from the size to a pipeline, such as dataset.default_pipeline."
+            f"pipeline must be a Pipeline that ends in {size} pixels, the recipe's image_size, or a function from a "
+            f"size to one, such as dataset.default_pipeline. Received: {chosen!r}."
         )
-    trial = {
-        "kind": "backbone",
-        "backbone": name,
-        "plugin": found.plugin,
-        "plugin_version": None if found.plugin == DISTRIBUTION else found.version,
-        "weights": weights,
-        "recipe": resolved.to_dict() | {"weights": weights},
-        "pipeline": chosen.to_dict(),
-        "backend": backend,
-        "versions": _versions("keras", backend),
-    }
+    trial = {"kind": "backbone", "backbone": name, "plugin": found.plugin, "weights": weights, "backend": backend}
+    trial |= {"recipe": resolved.to_dict() | {"weights": weights}, "pipeline": chosen.to_dict()}
+    trial |= {"plugin_version": None if found.plugin == DISTRIBUTION else found.version}
+    trial |= {"versions": _versions("keras", backend)}
     changes = changes_of(resolved, spec, chosen, usual)
-    return trial, {"spec": spec, "recipe": resolved, "pipeline": chosen, "changes": changes}
+    return trial, {"spec": spec, "recipe": resolved, "size": size, "pipeline": chosen, "changes": changes}
 
 
 def _versions(*distributions: str) -> dict[str, Any]:
@@ -153,16 +156,13 @@ def _versions(*distributions: str) -> dict[str, Any]:
 
 
 def changes_of(recipe: Recipe, spec: BackboneSpec, pipeline: Pipeline, usual: Pipeline) -> str:
-    """Return the settings of a recipe for a backbone that differ from its preset: "learning_rate=0.01, rotation=20".
-
-    A recipe that is not named after a preset is compared with the defaults of `Recipe`, and a `pipeline` with the
-    `usual` one of the recipe and the data set.
-    """
+    """Return the settings that differ from the preset of a recipe, or from the defaults if it is named after none."""
     preset = Recipe.preset(recipe.name) if recipe.name in Recipe.presets() else Recipe()
     with contextlib.suppress(SettingsError):  # the preset alone does not suit the backbone
         preset = preset.for_backbone(spec)
-    before = {**preset.to_dict(), **{name: recipe.to_dict()[name] for name in ("name", "if_no_weights")}}
-    changed = {name: value for name, value in recipe.to_dict().items() if value != before[name]}
+    now = recipe.to_dict()
+    before = {**preset.to_dict(), "name": now["name"], "if_no_weights": now["if_no_weights"]}
+    changed = {name: value for name, value in now.items() if value != before[name]}
     if "weights" in changed:
         changed["weights"] = Path(recipe.weights_for(spec) or "random").name
     if pipeline != usual:
@@ -186,13 +186,12 @@ def splits_of(
     return tuple(splits)
 
 
-def unique(what: str, values: Any, number: bool = False, least: int = 1) -> tuple[Any, ...]:
-    """Return a list of names, or of numbers, as a tuple; SettingsError if it is none, is too short or repeats one."""
-    if not isinstance(values, (list, tuple, range, np.ndarray)):
-        raise SettingsError(f"{what} must be a list. Received: {values!r}; write [{values!r}].")
-    found = tuple(whole_number(what, value, 0, 2**32 - 1) if number else value for value in values)
-    if not number and not all(isinstance(name, str) for name in found):
-        raise SettingsError(f"{what} must be a list of names. Received: {values!r}.")
-    if len(set(found)) < max(len(found), least):
-        raise SettingsError(f"{what} must have at least one value and repeat none. Received: {list(found)!r}.")
+def unique(name: str, values: Any, number: bool = False, least: int = 1) -> tuple[Any, ...]:
+    """Return a list of names, or of numbers, as a tuple."""
+    listed = isinstance(values, (list, tuple, range, np.ndarray))
+    found = tuple(whole_number(name, value, 0, 2**32 - 1) if number else value for value in values) if listed else ()
+    texts = number or all(isinstance(value, str) for value in found)
+    if not listed or not texts or len(set(found)) < max(len(found), least):
+        kind = "numbers" if number else "names"
+        raise SettingsError(f"{name} must be a list of {kind}, at least {least}, none twice. Received: {values!r}.")
     return found

@@ -16,8 +16,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from leukemia_dl.benchmark.inputs import Samples
-from leukemia_dl.benchmark.plan import PlannedTrial
+from leukemia_dl.benchmark.plan import PlannedTrial, Samples
 from leukemia_dl.benchmark.trial import WHOLE_NUMBERS, Record
 from leukemia_dl.datasets import Split
 from leukemia_dl.evaluation import METRICS, apply_temperature, score

@@ -1,4 +1,4 @@
-"""Run one trial in this process: pipeline, fit, predictions and scores, as a Record."""
+"""Run one trial of a backbone in this process: pixels, pipeline, fit, predictions and scores, as a Record."""
 
 from __future__ import annotations
 
@@ -13,97 +13,125 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from leukemia_dl.benchmark import records
-from leukemia_dl.benchmark.baselines import CellMeasures, predict_baseline
-from leukemia_dl.benchmark.inputs import Images, Samples
-from leukemia_dl.benchmark.plan import PlannedTrial
+from leukemia_dl.benchmark.plan import PlannedTrial, Samples
 from leukemia_dl.benchmark.store import Store
 from leukemia_dl.benchmark.trial import Record, Trial
-from leukemia_dl.datasets import Split, cache_dir
-from leukemia_dl.errors import TimeLimitError, TrainingError, WorkerError
+from leukemia_dl.datasets import Dataset, PixelStore, Split, cache_dir
+from leukemia_dl.errors import ImageError, TimeLimitError
 from leukemia_dl.evaluation.calibration import choose_temperature
 from leukemia_dl.models.build import most_readers
 from leukemia_dl.models.classifier import Classifier, predict_logits, softmax
 from leukemia_dl.preprocess import Pipeline
+from leukemia_dl.preprocess.quality import Appearance, appearance_of
+from leukemia_dl.progress import parallel_map
 from leukemia_dl.training import ComputeConfig, FeatureCache, FitResult, ModelCache, Recipe, Subset, fit
 from leukemia_dl.training.loop import predict_batch_size
 
-__all__ = ["OnProgress", "RunContext", "TrialOutput", "run_baseline", "run_trial"]
-
-_TIMED_BATCHES = 4
+_EXAMINED, _TIMED_BATCHES = 100, 4
 # Folds and seeds of one backbone share a net, compiled once, for as long as this process lives.
 _models = ModelCache()
 _features = lru_cache(maxsize=1)(FeatureCache)
 # Called with the trial, the epoch (0 as it begins, then from 1), the number of epochs and the row of the history.
 OnProgress = Callable[[Trial, int, int, Mapping[str, Any]], None]
+# The record and the file of the net, if that is kept; None if the trial was stopped.
+TrialOutput = tuple[Record, bytes | None] | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
+class Images:
+    """The pixels of some rows of a data set. Other processes map the same file."""
+
+    pixels: PixelStore | NDArray[np.uint8]  # after the steps of `stored`
+    position: NDArray[np.int64]  # index into `pixels` of each row of the data set (n,); -1 for none
+    stored: Pipeline  # the part of a pipeline that is equal for all splits
+    per_split: Pipeline  # the rest, from the first step on that is fitted to training images
+
+    def pipeline(self, split: Split) -> Pipeline:
+        """Return the whole pipeline, its fitted steps fitted to the training images of a split and no others."""
+        if not self.per_split.steps:
+            return self.stored
+        return self.stored.then(*self.per_split.fit(self.subset(split.train)[:]).steps)
+
+    def after(self, pipeline: Pipeline, rows: NDArray[np.int64]) -> Images:
+        """Return the images of `rows` after a whole pipeline; a copy in memory if it has more steps than `stored`."""
+        steps = pipeline.steps[len(self.stored.steps) :]
+        if not steps:
+            return self
+        pixels = Pipeline(steps)(self.subset(rows)[:])
+        return Images(pixels, _positions(rows, len(self.position)), pipeline, Pipeline(()))
+
+    def subset(self, rows: NDArray[np.int64]) -> Subset:
+        """Return the pixels of some rows, read-only: (len(rows), height, width, 3), uint8."""
+        if isinstance(self.pixels, np.ndarray):
+            self.pixels.flags.writeable = False  # features of read-only pixels may be cached
+        return Subset.of(self.pixels, self.position[rows])
+
+
+def read_images(dataset: Dataset, rows: NDArray[np.int64], pipeline: Pipeline, show: bool) -> Images:
+    """Decode the sorted `rows` of a data set, or find them decoded; in memory if they have different sizes."""
+    (stored, per_split), used = pipeline.partition(), dataset.subset(rows)
+    pixels = used.to_numpy(stored, show) if stored.output_size is None else used.pixel_store(stored, show_progress=show)
+    return Images(pixels, _positions(rows, len(dataset)), stored, per_split)
+
+
+def _positions(rows: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+    position = np.full(count, -1)
+    position[rows] = np.arange(len(rows))
+    return position
+
+
+def appearances_of(dataset: Dataset, rows: NDArray[np.int64]) -> list[Appearance]:
+    """Return the appearance of up to 100 of `rows` of a data set, evenly spaced."""
+    chosen = rows[np.linspace(0, len(rows) - 1, min(len(rows), _EXAMINED)).astype(int)]
+
+    def measured(row: int) -> Appearance | None:
+        with contextlib.suppress(ImageError):  # the file may be gone although its pixels are in the cache
+            return appearance_of(dataset.decode(row))
+        return None
+
+    return [found for found in parallel_map(measured, chosen.tolist(), "Looking at images", show=False) if found]
+
+
+@dataclass(frozen=True, eq=False)
 class RunContext:
     """Settings and data that all trials of backbones in a run share."""
 
+    nets: Mapping[str, PlannedTrial]  # these trials by digest
     samples: Samples
     images: Mapping[int, Images]  # by size in pixels
+    appearance: Mapping[str, Any]  # how the images look, for the record in a saved net
     recipe: Recipe  # before it is adapted to a backbone
     compute: ComputeConfig
     callbacks: Any  # makes Keras callbacks, or None
     save_models: bool
     time_limit: float | None  # seconds of a trial, compared after every epoch
-    store: Store | None  # with the folders of logs and checkpoints; None where the trials do not see one
-    scratch: Path | None  # folder in the store for files of this run
+    store: Store  # with the folders of logs and checkpoints
+    scratch: Path  # folder in the store for files of this run
 
     @property
     def stopped(self) -> bool:
         """Whether `stop` was called, maybe by another process: fits end after their epoch, and none begins."""
-        return self.scratch is not None and (self.scratch / "stop").exists()
+        return (self.scratch / "stop").exists()
 
     def stop(self) -> None:
         """Ask every process of the run to stop."""
-        if self.scratch is not None:
-            self.scratch.mkdir(parents=True, exist_ok=True)
-            (self.scratch / "stop").touch()
-
-
-@dataclass(frozen=True)
-class TrialOutput:
-    """The record of a trial and the file of its net, if that is kept; no record if the trial was stopped."""
-
-    trial: Trial
-    record: Record | None
-    model: bytes | None = None
-
-
-def run_baseline(planned: PlannedTrial, samples: Samples, measures: Callable[[], CellMeasures]) -> Record:
-    """Run the trial of a baseline and return its record; one that raises has status "failed"."""
-    name, split, started = planned.trial.backbone, planned.split, time.perf_counter()
-    record = records.blank_record(planned, samples)
-    try:
-        found, reason = predict_baseline(name, samples.labels, split, len(samples.class_names), measures)
-        if reason:
-            record = replace(record, status="not_applicable", probabilities=found, message=reason)
-        else:
-            fitted = records.temperature_of_val(record, split, samples, found)
-            record = records.scored_record(record, found, None, fitted)
-    except Exception as error:
-        return records.failed_record(record, error, started)
-    return replace(record, timings=records.environment(started))
+        (self.scratch / "stop").touch()
 
 
 def run_trial(planned: PlannedTrial, context: RunContext, on_progress: OnProgress) -> TrialOutput:
-    """Run the trial of a backbone, write its log, and return its record and the file of the trained net.
+    """Run the trial of a backbone and write its log; if it raises, its record has status "failed".
 
-    A trial that raises becomes a record with status "failed".
-
-    Raises:
-        KeyboardInterrupt: If it is interrupted, unless the run is being stopped.
+    KeyboardInterrupt passes, unless the run is being stopped.
     """
-    trial, split, started = planned.trial, planned.split, time.perf_counter()
     if context.stopped:
-        return TrialOutput(trial, None)
-    blank = records.blank_record(planned, context.samples)
-    logs = context.store.logs(trial) if context.store else None
+        return None
+    trial, split, samples, started = planned.trial, planned.split, context.samples, time.perf_counter()
+    blank, logs = records.blank_record(planned, samples), context.store.logs(trial)
     _log(logs, f"{trial.folder} begins in process {os.getpid()}")
+    on_progress(trial, 0, 0, {})
 
     def on_epoch(epoch: int, row: Mapping[str, Any]) -> None:
         _log(logs, ", ".join(f"{k} {v:.5g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items()))
@@ -116,52 +144,36 @@ def run_trial(planned: PlannedTrial, context: RunContext, on_progress: OnProgres
 
     try:
         pipeline = context.images[planned.size].pipeline(split)
-        used = np.unique(np.concatenate([split.train, split.val, split.test]))
-        images = context.images[planned.size].after(pipeline, used)
-        result = _fit(planned, context, images, on_epoch)
-        record = _predicted(blank, result, split, context, images.subset(np.concatenate([split.val, split.test])))
+        predicted = np.concatenate([split.val, split.test])
+        images = context.images[planned.size].after(pipeline, np.unique(np.concatenate([split.train, predicted])))
+        (train, labels), val = ((images.subset(rows), samples.labels[rows]) for rows in (split.train, split.val))
+        assert planned.spec is not None
+        result = fit(
+            planned.spec, train, labels, len(samples.class_names), context.recipe, seed=trial.seed or 0,
+            groups=samples.groups_of(split.train), validation=val, compute=context.compute,
+            checkpoints=context.store.checkpoints(trial), callbacks=context.callbacks, folder=logs,
+            features=_features(cache_dir() / "features") if trial.weights else None, models=_models, on_epoch=on_epoch,
+        )  # fmt: skip
+        record = _predicted(blank, result, split, context, images.subset(predicted))
         record = replace(record, timings={**records.environment(started), **record.timings})
-        output = TrialOutput(trial, record, _saved(result.model, record, context, pipeline))
+        output = record, _saved(result.model, record, context, pipeline) if context.save_models else None
     except KeyboardInterrupt:
         _log(logs, "stops: KeyboardInterrupt")
         if not context.stopped:
             raise
-        return TrialOutput(trial, None)
+        return None
     except (Exception, SystemExit) as error:
-        output = TrialOutput(trial, records.failed_record(blank, error, started))
+        output = records.failed_record(blank, error, started), None
     _log(logs, "ends")
     return output
 
 
-def _log(folder: Path | None, text: str) -> None:
+def _log(folder: Path, text: str) -> None:
     """Append a line with the time (UTC) to a trial's log; a log that cannot be written stops no trial."""
-    if folder is not None:
-        with contextlib.suppress(OSError):
-            folder.mkdir(parents=True, exist_ok=True)
-            with (folder / "log.txt").open("a", encoding="utf-8") as file:
-                file.write(f"{time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())} {text}\n")
-
-
-def _fit(planned: PlannedTrial, context: RunContext, images: Images, on_epoch: Callable[..., None]) -> FitResult:
-    trial, split, samples, store = planned.trial, planned.split, context.samples, context.store
-    assert planned.spec is not None
-    return fit(
-        planned.spec,
-        images.subset(split.train),
-        samples.labels[split.train],
-        len(samples.class_names),
-        context.recipe,
-        seed=trial.seed or 0,
-        groups=samples.groups_of(split.train),
-        validation=(images.subset(split.val), samples.labels[split.val]),
-        compute=context.compute,
-        checkpoints=store.checkpoints(trial) if store else None,
-        callbacks=context.callbacks,
-        folder=store.logs(trial) if store else None,
-        features=_features(cache_dir() / "features") if trial.weights else None,
-        models=_models,
-        on_epoch=on_epoch,
-    )
+    with contextlib.suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / "log.txt").open("a", encoding="utf-8") as file:
+            file.write(f"{time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())} {text}\n")
 
 
 def _predicted(blank: Record, result: FitResult, split: Split, context: RunContext, images: Subset) -> Record:
@@ -182,17 +194,12 @@ def _predicted(blank: Record, result: FitResult, split: Split, context: RunConte
         fitted = choose_temperature(train, softmax(result.out_of_fold), groups)
     elif not result.stopped:
         fitted = records.temperature_of_val(blank, split, samples, probabilities)
-    row = {
-        "epochs": len(history),
-        "batch_size": result.recipe.batch_size,
-        "parameters": int(result.model.count_params()),
-        "backend": device.backend,
-        "device": device.kind,
-        "precision": device.dtype_policy,
-        "threads": device.threads,
-        "deterministic": _repeatable(result),
-        "flags": records.joined_flags([blank.row["flags"], *result.notes, _names_of(context.callbacks)]),
-    }
+    given = context.callbacks if isinstance(context.callbacks, list) else [context.callbacks]
+    names = ", ".join(getattr(item, "__name__", type(item).__name__) for item in given if item is not None)
+    flags = records.joined_flags([blank.row["flags"], *result.notes, names and f"callbacks: {names}"])
+    row = {"epochs": len(history), "batch_size": result.recipe.batch_size, "parameters": int(result.model.count_params())}
+    row |= {"backend": device.backend, "device": device.kind, "precision": device.dtype_policy}
+    row |= {"threads": device.threads, "deterministic": _repeatable(result), "flags": flags}
     timings = {
         "prepare_seconds": result.prepare_seconds,
         # After an interruption the epochs before it count too.
@@ -206,35 +213,18 @@ def _predicted(blank: Record, result: FitResult, split: Split, context: RunConte
     return records.scored_record(record, probabilities, views, fitted)
 
 
-def _saved(model: Any, record: Record, context: RunContext, pipeline: Pipeline) -> bytes | None:
-    """Return the file of a trained net; None if nets are not kept."""
-    if not context.save_models:
-        return None
-    samples = context.samples
-    provenance = {"trial": record.trial.to_dict(), "digest": record.trial.digest, "dataset": samples.name}
-    provenance |= {"metrics": dict(record.metrics), "images": dict(samples.appearances)}
-    temperature = record.metrics.get("temperature", 1.0)
-    classifier = Classifier(model, samples.class_names, pipeline, provenance, temperature)
-    try:
-        scratch = context.scratch if context.scratch and context.scratch.is_dir() else None
-        with tempfile.TemporaryDirectory(dir=scratch) as folder:
-            return Path(classifier.save(Path(folder) / "model.keras")).read_bytes()
-    except OSError as error:  # the fit is kept: the next run saves its net
-        raise WorkerError(f"The net was trained but cannot be written: {error}. Free space.") from error
-    except Exception as error:  # a layer of a plugin without a usable get_config
-        raise TrainingError(
-            f"The net was trained but cannot be saved: {error}. Correct its layers, or run with save_models=False."
-        ) from error
-
-
 def _repeatable(result: FitResult) -> bool:
     """Return whether equal fits give equal bits: TensorFlow adds three gradients or more in an order of its own."""
     sums = result.device.backend == "tensorflow" and result.recipe.epochs > 0 and most_readers(result.model) > 2
     return result.device.kind == "cpu" and not sums
 
 
-def _names_of(callbacks: Any) -> str:
-    if callbacks is None:
-        return ""
-    found = [type(item) for item in callbacks] if isinstance(callbacks, list) else [callbacks]
-    return f"callbacks: {', '.join(getattr(item, '__name__', type(item).__name__) for item in found)}"
+def _saved(model: Any, record: Record, context: RunContext, pipeline: Pipeline) -> bytes:
+    """Return the file of a trained net."""
+    trial = record.trial
+    provenance = {"trial": trial.to_dict(), "digest": trial.digest, "dataset": context.samples.name}
+    provenance |= {"metrics": dict(record.metrics), "images": dict(context.appearance)}
+    temperature = record.metrics.get("temperature", 1.0)
+    classifier = Classifier(model, context.samples.class_names, pipeline, provenance, temperature)
+    with tempfile.TemporaryDirectory(dir=context.scratch) as folder:
+        return Path(classifier.save(Path(folder) / "model.keras")).read_bytes()

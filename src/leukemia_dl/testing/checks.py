@@ -149,8 +149,6 @@ def check_mixed_precision(spec: BackboneSpec) -> None:
 
 def check_saving(spec: BackboneSpec) -> None:
     """A saved classifier loads with `safe_mode=True` and predicts the same; custom layers load in a new process."""
-    from leukemia_dl.benchmark.process_executor import call_elsewhere
-
     model, images = _net(spec), _images(spec)
     classifier = Classifier(model, ("one", "other"), Pipeline.default(images.shape[1]))
     before = np.asarray(model.predict_on_batch(images))
@@ -161,7 +159,8 @@ def check_saving(spec: BackboneSpec) -> None:
             modules = re.findall(r'"module": "([^".]*)', archive.read("config.json").decode())
         if set(modules) - {"keras", "builtins"}:
             try:
-                call_elsewhere(_load, spec, file)
+                with safe_path(), ProcessPoolExecutor(1) as pool:
+                    pool.submit(_load, spec, file).result()
             except Exception as error:
                 _hold(spec, False, f"a saved classifier does not load in a new process: {error}")
     gap = float(np.abs(after - before).max())
