@@ -1,7 +1,7 @@
 """The walk of a run through the code: one net and one baseline in this process, traced by `sys.setprofile`.
 
     python benchmarks/walk.py            (the small `cnn`, 36 synthetic images, one epoch; the baseline `majority`)
-    python benchmarks/walk.py --order    (also every function, in the order of its first call)
+    python benchmarks/walk.py --trace    (also every call that changes file, in order)
 
 It prints how many files of `src` the run enters, how often the file changes from one call to the next, the files in
 the order of their first call, and the pairs of files between which most changes are. Every module is imported before,
@@ -36,6 +36,7 @@ class Walk:
         self.files: dict[str, None] = {}  # in the order of their first call
         self.functions: dict[tuple[str, str], None] = {}
         self.changes: Counter[tuple[str, str]] = Counter()
+        self.trace: list[str] = []
         self._last: str | None = None
         self._main = threading.main_thread()
 
@@ -53,6 +54,7 @@ class Walk:
             return
         if self._last not in (None, file):
             self.changes[self._last, file] += 1
+            self.trace.append(f"{file}: {code.co_qualname}")
         self._last = file
 
 
@@ -80,7 +82,7 @@ def traced_run(store: Path) -> Walk:
 def main() -> int:
     """Trace a run, print it, and return 1 if it is longer than it may be."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--order", action="store_true", help="print every function in the order of its first call")
+    parser.add_argument("--trace", action="store_true", help="print every call that changes file, in order")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         walk = traced_run(Path(folder))
@@ -94,9 +96,9 @@ def main() -> int:
     print("\nMost changes:")
     for (source, to), count in walk.changes.most_common(25):
         print(f"{count:4} {source} -> {to}")
-    if options.order:
-        print("\nFunctions in the order of their first call:")
-        print("\n".join(f"     {file}: {function}" for file, function in walk.functions))
+    if options.trace:
+        print("\nCalls that change file:")
+        print("\n".join(f"     {call}" for call in walk.trace))
     return int(files > MOST_FILES or changes > MOST_CHANGES)
 
 
