@@ -12,9 +12,9 @@ import pandas as pd
 
 from leukemia_dl.benchmark import plan
 from leukemia_dl.benchmark.baselines import BASELINES, measure_cells
+from leukemia_dl.benchmark.executors import choose_executor
 from leukemia_dl.benchmark.external import ExternalTest, LabelMap
 from leukemia_dl.benchmark.grid_runner import GridRunner
-from leukemia_dl.benchmark.executors import choose_executor
 from leukemia_dl.benchmark.records import history_frame, prediction_frame, result_frame, timing_frame
 from leukemia_dl.benchmark.run_files import StoredRun, read_settings, run_of, settings_text, write_run
 from leukemia_dl.benchmark.store import Store

@@ -18,7 +18,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import KW_ONLY, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -31,6 +31,7 @@ from leukemia_dl.benchmark.trial_runner import OnProgress, RunContext, TrialOutp
 from leukemia_dl.checks import whole_number
 from leukemia_dl.errors import SettingsError, TimeLimitError, WorkerError
 from leukemia_dl.models.backend import backend_name
+from leukemia_dl.models.registry import BackboneSpec
 from leukemia_dl.progress import kept_memory, safe_path
 from leukemia_dl.training.backends import ComputeConfig
 
@@ -194,6 +195,8 @@ class _Worker:
         self._context, self._environment, self._folder = context, environment, context.scratch / f"worker-{number}"
         self._folder.mkdir()
         self._pool: Any = None
+        self._process: Any = None
+        self._spec: BackboneSpec | None = None
 
     def outputs(self, trials: Iterator[PlannedTrial], on_progress: OnProgress) -> Generator[Future[None] | TrialOutput]:
         """Run trials; yield the future of the running one for as long as it runs, and then its output."""
@@ -201,7 +204,8 @@ class _Worker:
         for planned in trials:
             started, shown = time.perf_counter(), 0
             progress.write_text("")
-            future, error, ended = self._submit(planned), None, False
+            future, ended = self._submit(planned), False
+            error: BaseException | None = None
             while not ended and error is None:
                 yield future
                 ended = future.done()
@@ -299,7 +303,9 @@ def _write_context(context: RunContext) -> None:
     try:
         content = cloudpickle.dumps(context)
     except Exception as error:  # a callback factory may hold anything
-        raise SettingsError(f"The trials cannot be sent to other processes: {error}. Use executor='in-process'.") from error
+        raise SettingsError(
+            f"The trials cannot be sent to other processes: {error}. Use executor='in-process'."
+        ) from error
     (context.scratch / "context").write_bytes(content)
 
 

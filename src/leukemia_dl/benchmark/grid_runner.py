@@ -36,8 +36,8 @@ class GridRunner:
     """One run of `trials` of a plan, whose records go to a store; the other arguments are those of `Benchmark.run`."""
 
     def __init__(
-        self, plan: Plan, store: Store, trials: Sequence[PlannedTrial], executor: Executor, existing: str, on_error: str,
-        time_limit: float | None, show: bool,
+        self, plan: Plan, store: Store, trials: Sequence[PlannedTrial], executor: Executor, existing: str,
+        on_error: str, time_limit: float | None, show: bool,
     ) -> None:  # fmt: skip
         self.plan, self.store, self.trials, self.executor, self.show = plan, store, trials, executor, show
         self.existing, self.on_error, self.time_limit = existing, on_error, time_limit
@@ -75,10 +75,11 @@ class GridRunner:
         sizes = sorted({planned.size for planned in nets})
         images = {size: read_images(plan.dataset, plan.rows, plan.pipelines[size], self.show) for size in sizes}
         examined = appearances_of(plan.dataset, plan.rows) if nets and plan.save_models else []
-        inputs = (by_digest, Samples.of(plan.dataset), images, summary(examined) if examined else {})
-        shared = (plan.recipe, plan.compute, load_factory(plan.callbacks), plan.save_models, self.time_limit)
         scratch = self.store.root.absolute() / "unfinished" / f"run-{uuid.uuid4().hex[:12]}"
-        context = RunContext(*inputs, *shared, self.store, scratch)
+        context = RunContext(
+            by_digest, Samples.of(plan.dataset), images, summary(examined) if examined else {}, plan.recipe,
+            plan.compute, load_factory(plan.callbacks), plan.save_models, self.time_limit, self.store, scratch,
+        )  # fmt: skip
         scratch.mkdir(parents=True)
         try:
             with _interrupt_once(context.stop):
@@ -137,8 +138,10 @@ def _interrupt_once(stop: Callable[[], None]) -> Iterator[None]:
     def first(number: int, frame: Any) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         stop()
-        text = "Stopping after this epoch; Ctrl-C again stops at once. The next run continues from there."
-        print(f"\n{text}", file=sys.stderr, flush=True)
+        sys.stderr.write(
+            "\nStopping after this epoch; Ctrl-C again stops at once. The next run continues from there.\n"
+        )
+        sys.stderr.flush()
 
     signal.signal(signal.SIGINT, first)
     try:

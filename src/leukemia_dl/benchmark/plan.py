@@ -143,7 +143,13 @@ def planned_net(
             f"pipeline must be a Pipeline that ends in {size} pixels, the recipe's image_size, or a function from a "
             f"size to one, such as dataset.default_pipeline. Received: {chosen!r}."
         )
-    trial = {"kind": "backbone", "backbone": name, "plugin": found.plugin, "weights": weights, "backend": backend}
+    trial: dict[str, Any] = {
+        "kind": "backbone",
+        "backbone": name,
+        "plugin": found.plugin,
+        "weights": weights,
+        "backend": backend,
+    }
     trial |= {"recipe": resolved.to_dict() | {"weights": weights}, "pipeline": chosen.to_dict()}
     trial |= {"plugin_version": None if found.plugin == DISTRIBUTION else found.version}
     trial |= {"versions": _versions("keras", backend)}

@@ -197,7 +197,11 @@ def _predicted(blank: Record, result: FitResult, split: Split, context: RunConte
     given = context.callbacks if isinstance(context.callbacks, list) else [context.callbacks]
     names = ", ".join(getattr(item, "__name__", type(item).__name__) for item in given if item is not None)
     flags = records.joined_flags([blank.row["flags"], *result.notes, names and f"callbacks: {names}"])
-    row = {"epochs": len(history), "batch_size": result.recipe.batch_size, "parameters": int(result.model.count_params())}
+    row = {
+        "epochs": len(history),
+        "batch_size": result.recipe.batch_size,
+        "parameters": int(result.model.count_params()),
+    }
     row |= {"backend": device.backend, "device": device.kind, "precision": device.dtype_policy}
     row |= {"threads": device.threads, "deterministic": _repeatable(result), "flags": flags}
     timings = {

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from leukemia_dl.checks import choice
 from leukemia_dl.models import BackboneSpec, Classifier, build_model, load_classifier
 from leukemia_dl.preprocess import Pipeline
+from leukemia_dl.progress import safe_path
 from leukemia_dl.training.backends import prepare
 from leukemia_dl.training.batchnorm import batchnorm_layers
 
@@ -149,6 +150,8 @@ def check_mixed_precision(spec: BackboneSpec) -> None:
 
 def check_saving(spec: BackboneSpec) -> None:
     """A saved classifier loads with `safe_mode=True` and predicts the same; custom layers load in a new process."""
+    from joblib.externals.loky import ProcessPoolExecutor
+
     model, images = _net(spec), _images(spec)
     classifier = Classifier(model, ("one", "other"), Pipeline.default(images.shape[1]))
     before = np.asarray(model.predict_on_batch(images))
