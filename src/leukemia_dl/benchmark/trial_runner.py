@@ -197,14 +197,9 @@ def _predicted(blank: Record, result: FitResult, split: Split, context: RunConte
     given = context.callbacks if isinstance(context.callbacks, list) else [context.callbacks]
     names = ", ".join(getattr(item, "__name__", type(item).__name__) for item in given if item is not None)
     flags = records.joined_flags([blank.row["flags"], *result.notes, names and f"callbacks: {names}"])
-    row: dict[str, Any] = {"epochs": len(history), "batch_size": result.recipe.batch_size}
+    row: dict[str, Any] = {"epochs": len(history), "batch_size": result.recipe.batch_size, "threads": device.threads}
     row |= {"parameters": int(result.model.count_params()), "backend": device.backend, "device": device.kind}
-    row |= {
-        "precision": device.dtype_policy,
-        "threads": device.threads,
-        "deterministic": _repeatable(result),
-        "flags": flags,
-    }
+    row |= {"precision": device.dtype_policy, "deterministic": _repeatable(result), "flags": flags}
     timings = {
         "prepare_seconds": result.prepare_seconds,
         # After an interruption the epochs before it count too.
