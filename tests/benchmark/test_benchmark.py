@@ -183,7 +183,7 @@ def test_a_second_run_reuses_everything_and_equals_the_first(finished, dataset, 
     before = {path: path.read_bytes() for path in bench.store.root.glob("*.csv")}
     again = ldl.Benchmark(dataset, ["tiny"], recipe=RECIPE, folds=[0, 2], seeds=[0, 1], store=bench.store.root)
     assert (again.plan()["status"] == "ok").all()
-    for name in ("executors.run_trial", "grid_runner.run_baseline", "process_executor._work"):
+    for name in ("executors.run_trial", "grid_runner.run_baseline", "executors._work"):
         monkeypatch.setattr(f"leukemia_dl.benchmark.{name}", lambda *a: pytest.fail("a trial ran again"))
     pd.testing.assert_frame_equal(again.run(executor="in-process", show_progress=False), frame)
     assert {path: path.read_bytes() for path in bench.store.root.glob("*.csv")} == before

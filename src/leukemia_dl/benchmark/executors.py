@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import pickle
 import re
@@ -200,22 +201,20 @@ class _Worker:
 
     def outputs(self, trials: Iterator[PlannedTrial], on_progress: OnProgress) -> Generator[Future[None] | TrialOutput]:
         """Run trials; yield the future of the running one for as long as it runs, and then its output."""
-        limit, progress = self._context.time_limit, self._folder / "progress"
+        limit, progress = self._context.time_limit or math.inf, self._folder / "progress"
         for planned in trials:
-            started, shown = time.perf_counter(), 0
             progress.write_text("")
-            future, ended = self._submit(planned), False
-            error: BaseException | None = None
-            while not ended and error is None:
+            started, shown, ended, late = time.perf_counter(), 0, False, False
+            future = self._submit(planned)
+            while not ended and not late:
                 yield future
-                ended = future.done()
+                ended, late = future.done(), time.perf_counter() - started > limit
                 *lines, _ = progress.read_text().split("\n")  # the last one may not be whole
                 for line in lines[shown:]:
                     on_progress(planned.trial, *json.loads(line))
                 shown = len(lines)
-                if not ended and limit is not None and time.perf_counter() - started > limit:
-                    error = TimeLimitError(f"It took longer than the limit of {limit:g} s and was killed.")
-            error = error or future.exception()
+            message = f"It took longer than the limit of {limit:g} s and was killed."
+            error = future.exception() if ended else TimeLimitError(message)
             if error is None:
                 output: TrialOutput = pickle.loads((self._folder / "result").read_bytes())
             else:
