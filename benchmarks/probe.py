@@ -60,7 +60,7 @@ def rows(short: bool) -> Iterable[Row]:
                 layer.trainable = layer.name == "logits"
             optimizer = build_optimizer(recipe, recipe.head_learning_rate, {})
             optimizer.build(model.trainable_variables)
-            batches = Batches(images[:count], labels[:count], 32, 0)
+            batches = Batches((images[:count], labels[:count]), 32, 0)
             optimizer.start(EPOCHS * batches.steps)
             model.compile(optimizer, build_loss(recipe, 2), jit_compile=False)
             data = as_fit_input(lambda: batches.stream(0), next(batches.stream()))

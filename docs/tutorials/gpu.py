@@ -101,12 +101,11 @@ except ldl.errors.SettingsError as error:
 #
 # ## When memory runs out
 #
-# The trial is a failed row, and its message names the batch size and half of it to try. `halve_batch=True` has that
-# done, down to one image, and the row says what it came to (`batch_size`, `flags`). TensorFlow is told to take memory
-# as it is needed, so that others can use the same GPU.
+# The trial is a failed row, and its message names the batch size and half of it to try. TensorFlow takes memory as it
+# is needed, so that others can use the same GPU.
 #
 # ```python needs="a GPU"
-# recipe = ldl.Recipe.preset("from_scratch", image_size=224, batch_size=512, halve_batch=True)
+# recipe = ldl.Recipe.preset("from_scratch", image_size=224, batch_size=256)
 # bench = ldl.Benchmark(dataset, ["cnn", "xception"], recipe=recipe, device="gpu", store="runs/gpu-large")
 # bench.run()
 # ```

@@ -9,7 +9,7 @@ import pytest
 import leukemia_dl as ldl
 from discs import IMAGES, LABELS, SMALL, counting
 from leukemia_dl.models.build import build_model, split_at_features
-from leukemia_dl.models.classifier import predict_logits, softmax, symmetric_form
+from leukemia_dl.models.classifier import predict_logits, softmax
 from leukemia_dl.plugins import DISTRIBUTION
 from leukemia_dl.training import FeatureCache, ModelCache, Recipe, Subset, cache, fit
 from leukemia_dl.training.backends import prepare
@@ -77,7 +77,7 @@ def test_a_head_on_cached_features_predicts_as_one_trained_through_the_frozen_ne
     optimizer = build_optimizer(recipe, recipe.head_learning_rate, {})
     optimizer.build(untrained.trainable_variables)
     untrained.compile(optimizer, build_loss(recipe, 2), jit_compile=False)
-    batches = Batches(*TRAIN, 8, 3)
+    batches = Batches(TRAIN, 8, 3)
     optimizer.start(10 * batches.steps)
     stream = batches.stream()
     for _ in range(10 * batches.steps):
@@ -118,47 +118,15 @@ def test_a_cache_in_memory_serves_the_inner_folds_of_a_fit(computed):
     assert sum(computed) == 32  # five inner folds, the refit and its out-of-fold heads
 
 
-def test_the_eight_symmetries_lie_side_by_side(extractor):
-    device = prepare()
-    found = FeatureCache().read(extractor, Subset(IMAGES, np.array([5, 2])), device, 8, forms=8)
-    assert found.shape == (16, extractor.output_shape[-1])
-    for position, image in enumerate((5, 2)):
-        for form in range(8):
-            one = symmetric_form(IMAGES[image : image + 1], form)
-            expected = np.asarray(extractor.predict_on_batch(one.astype("float32")))[0]
-            np.testing.assert_allclose(found[position * 8 + form], expected, atol=1e-5)
-    # They are the eight of `np.rot90` and mirroring, each once.
-    marked = np.arange(12, dtype=np.uint8).reshape(1, 2, 2, 3)
-    assert len({symmetric_form(marked, form).tobytes() for form in range(8)}) == 8
-
-
-def test_a_head_can_be_trained_on_all_eight(computed):
-    recipe = dataclasses.replace(HEAD, head_symmetries=True, head_epochs=30, tta=True)
-    result = fit(SMALL, *TRAIN, 2, recipe, validation=(IMAGES[32:], LABELS[32:]), groups=np.arange(32))
-    assert sum(computed) == 48 * 8
-    plain = fit(SMALL, *TRAIN, 2, dataclasses.replace(recipe, head_symmetries=False), groups=ONE)
-    assert not np.allclose(plain.history["loss"], result.history["loss"])
-    views = result.logits_over_symmetries(IMAGES[32:])
-    assert views.shape == (8, 16, 2)
-    np.testing.assert_allclose(views[0], result.logits(IMAGES[32:]), atol=1e-6)
-    np.testing.assert_allclose(views, plain_views(result.model, IMAGES[32:]), atol=1e-4)
-    assert result.out_of_fold.shape == (32, 2)
-
-
-def plain_views(model, images):
-    return [predict_logits(model, symmetric_form(images, form), 32) for form in range(8)]
-
-
 @pytest.mark.parametrize(
     "damage",
     [
         lambda content: b"",
         lambda content: content[:6],
         lambda content: b"nothing of the kind" * 99,
-        lambda content: content[:200] + bytes([content[200] ^ 1]) + content[201:],
     ],
 )
-def test_a_damaged_file_is_computed_again(extractor, computed, tmp_path, damage, said):
+def test_features_of_a_damaged_file_are_computed(extractor, computed, tmp_path, damage, said):
     device = prepare()
     first = FeatureCache(tmp_path).read(extractor, IMAGES, device, 8)[:]
     (file,) = list(tmp_path.glob("*.npy"))
@@ -167,9 +135,7 @@ def test_a_damaged_file_is_computed_again(extractor, computed, tmp_path, damage,
     np.testing.assert_array_equal(first, again)
     assert sum(computed) == 96
     assert len(said) == 1
-    assert "damaged" in said[0]
-    assert FeatureCache(tmp_path).read(extractor, IMAGES, device, 8)[:].tobytes() == first.tobytes()
-    assert sum(computed) == 96
+    assert f"{file} cannot be used" in said[0]
 
 
 def test_where_nothing_can_be_written_features_are_held_in_memory(extractor, computed, tmp_path, said):
@@ -177,7 +143,7 @@ def test_where_nothing_can_be_written_features_are_held_in_memory(extractor, com
     features = FeatureCache(tmp_path / "file")
     found = features.read(extractor, IMAGES, prepare(), 8)
     np.testing.assert_array_equal(features.read(extractor, IMAGES, prepare(), 8)[:], found[:])
-    assert found.shape[0] == 48
+    assert len(found) == 48
     assert sum(computed) == 48
     assert len(said) == 1
     assert "held in memory" in said[0]

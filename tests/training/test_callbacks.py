@@ -184,12 +184,6 @@ def test_weights_that_a_callback_puts_back_are_the_result():
     _check_that_the_history_is_of_the_model(result)
 
 
-def test_what_a_factory_makes_is_checked():
-    for made in (None, keras.callbacks.TerminateOnNaN(), [1], [keras.callbacks.TerminateOnNaN]):
-        with pytest.raises(SettingsError, match=r"must return a list of keras\.callbacks\.Callback"):
-            train(callbacks=lambda context, made=made: made)
-
-
 def _check_that_the_history_is_of_the_model(result):
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     found = float(loss(VALIDATION[1], result.model(VALIDATION[0].astype("float32"), training=False)))
@@ -223,8 +217,6 @@ def test_factories_by_name(tmp_path, monkeypatch):
 
 def test_tensorboard_writes_below_the_folder(tmp_path):
     pytest.importorskip("tensorboard")
-    with pytest.raises(SettingsError, match="needs a folder"):
-        train(callbacks=module.tensorboard)
     result = train(callbacks=module.tensorboard, folder=tmp_path)
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

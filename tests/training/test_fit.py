@@ -48,7 +48,6 @@ def result():
 
 def test_it_learns(result):
     assert (predict_logits(result.model, IMAGES[32:], 16).argmax(axis=1) == LABELS[32:]).mean() >= 0.9
-    assert result.batchnorm_layers == 12
     assert result.device.kind in ("cpu", "gpu")
 
 
@@ -84,7 +83,7 @@ def test_a_loss_that_is_no_number_is_an_error():
         features = keras.layers.Conv2D(4, 3)(inputs)
         return keras.ops.log(keras.ops.relu(features) - 1e9)
 
-    with pytest.raises(TrainingError, match=r"became nan in epoch 1\. Lower learning_rate"):
+    with pytest.raises(TrainingError, match=r"became nan in epoch 1\. Lower the learning rate"):
         fit(dataclasses.replace(CNN, build=explode), IMAGES[:16], LABELS[:16], 2, RECIPE)
 
 
@@ -173,7 +172,7 @@ def test_a_head_that_has_not_converged_is_flagged():
         ([0.69, 0.4, 0.31, 0.30, 0.299], [0.5, 0.5], "none", ""),
         ([0.4, 0.324], [0.9, 0.1], "none", "(0.324) is no better than guessing (0.325)"),
         ([0.4, 0.324], [0.9, 0.1], "weights", ""),
-        ([0.71, 0.69], [0.9, 0.1], "batches", "is no better than guessing (0.693)"),
+        ([0.71, 0.69], [0.9, 0.1], "weights", "is no better than guessing (0.693)"),
         ([1.2, 1.1, 1.09], [0.5, 0.25, 0.25, 0.0], "weights", "is no better than guessing (1.099)"),
         ([0.02, 0.01, 0.001], [0.5, 0.5], "none", ""),
     ],
@@ -198,7 +197,6 @@ def test_a_head_alone_leaves_the_backbone_as_it_was():
     logits = predict_logits(result.model, VALIDATION[0], 32)
     loss = -np.log(softmax(logits)[np.arange(16), VALIDATION[1]]).mean()
     assert result.history["val_loss"].iloc[-1] == pytest.approx(loss, rel=1e-4)
-    assert result.batchnorm_layers == 0
 
 
 def test_out_of_fold_logits_are_of_heads_that_did_not_see_the_group():
@@ -222,7 +220,6 @@ def test_the_head_goes_on_from_where_the_first_phase_left_it():
     result = fit(SMALL, *TRAIN, 2, dataclasses.replace(QUICK, head_epochs=2, epochs=1), validation=VALIDATION)
     assert list(result.history["epoch"]) == [1, 2, 3]
     assert list(result.history["phase"]) == ["head", "head", "full"]
-    assert result.batchnorm_layers == 1
 
 
 @pytest.mark.parametrize("shift", [0.0, 0.1])
@@ -241,7 +238,6 @@ def test_finetuning_goes_on_from_the_head_under_the_statistics_of_the_weights(tm
     result = fit(SMALL, *TRAIN, 2, recipe, validation=VALIDATION)
     head, last = result.history[result.history["phase"] == "head"], result.history.iloc[-1]
     assert last["val_loss"] == pytest.approx(head["val_loss"].iloc[-1], rel=1e-2)
-    assert result.batchnorm_layers == 0
     (norm,) = (layer for layer in result.model.layers if isinstance(layer, keras.layers.BatchNormalization))
     np.testing.assert_array_equal(keras.ops.convert_to_numpy(norm.moving_mean), mean.astype(np.float32))
     np.testing.assert_array_equal(keras.ops.convert_to_numpy(norm.moving_variance), variance.astype(np.float32))
@@ -264,7 +260,7 @@ def test_a_rare_class_counts_as_much_as_a_frequent_one():
     flat = np.full((40, 32, 32, 3), 90, np.uint8)
     labels = (np.arange(40) >= 32).astype(np.int64)
     recipe = dataclasses.replace(QUICK, head_epochs=40, epochs=0, head_learning_rate=0.1, dropout=0.0)
-    for balance, share in (("none", 0.2), ("weights", 0.5), ("batches", 0.5)):
+    for balance, share in (("none", 0.2), ("weights", 0.5)):
         model = fit(SMALL, flat, labels, 2, dataclasses.replace(recipe, class_balance=balance), groups=labels).model
         assert softmax(predict_logits(model, flat[:1], 32))[0, 1] == pytest.approx(share, abs=0.03), balance
 
@@ -334,21 +330,8 @@ def hungry(most, of_tensorflow=False):
 @pytest.mark.parametrize("of_tensorflow", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_running_out_of_memory_is_an_error(of_tensorflow):
     spec = hungry(8, of_tensorflow)  # batches of BatchNorm are four times as large, those of prediction twice
-    with pytest.raises(OutOfMemoryError, match=r"batch_size=8 at 32 pixels\. Try batch_size=4, or halve_batch=True"):
+    with pytest.raises(OutOfMemoryError, match=r"batch_size=8 at 32 pixels\. Try batch_size=4"):
         fit(spec, *TRAIN, 2, QUICK)
-
-
-@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="its layer asks TensorFlow for memory")
-def test_running_out_of_memory_is_by_choice_a_smaller_batch():
-    spec, once = hungry(8), dataclasses.replace(QUICK, halve_batch=True, epochs=1)
-    result = fit(spec, *TRAIN, 2, once)
-    assert result.recipe.batch_size == 2
-    assert result.notes[:2] == ("out of memory with batches of 8: 4", "out of memory with batches of 4: 2")
-    head = dataclasses.replace(once, head_epochs=1, epochs=0)
-    found = fit(spec, *TRAIN, 2, head, groups=ONE)
-    assert found.recipe.batch_size == 4  # features are computed in batches twice as large
-    with pytest.raises(OutOfMemoryError, match="batch_size=1"):
-        fit(hungry(0), *TRAIN, 2, dataclasses.replace(once, batch_size=2))
 
 
 def test_settings_without_weights_are_said():

@@ -23,7 +23,6 @@ VALIDATION = (IMAGES[40:], LABELS[40:])
 HELPERS = Path(__file__).parents[1] / "helpers"
 HEADS = {
     "plain": {},
-    "symmetries": {"head_symmetries": True, "class_balance": "batches"},
     "weights": {"class_balance": "weights", "label_smoothing": 0.1, "batch_size": 12},
 }
 

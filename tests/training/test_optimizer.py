@@ -153,7 +153,7 @@ def test_layers_inside_a_composite_layer_have_rates_by_their_depth():
 @given(
     labels=st.lists(st.integers(0, 2), min_size=1, max_size=9),
     smoothing=st.sampled_from([0.0, 0.1, 0.5]),
-    balance=st.sampled_from(["none", "weights", "batches"]),
+    balance=st.sampled_from(["none", "weights"]),
 )
 def test_the_loss_is_keras_own_weighted_by_class(labels, smoothing, balance):
     labels = np.array(labels)

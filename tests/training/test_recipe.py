@@ -24,12 +24,12 @@ def test_a_preset_and_changes_to_it():
 
 OTHER = {
     "name": "x", "weights": "imagenet", "if_no_weights": {"epochs": 5}, "image_size": 97, "scaling": "unit",
-    "head": "flatten", "head_units": 8, "sigmoid": True, "head_epochs": 1, "head_symmetries": True, "epochs": 4,
+    "head": "flatten", "head_units": 8, "sigmoid": True, "head_epochs": 1, "epochs": 4,
     "select_epoch": True, "preprocessing": "published", "batch_size": 17, "learning_rate": 1e-2,
     "head_learning_rate": 1e-2, "input_lr_ratio": 0.5, "schedule": "constant",
     "warmup_fraction": 0.2, "weight_decay": 0.0, "global_clipnorm": 0.0, "ema_momentum": 0.9, "dropout": 0.0,
-    "label_smoothing": 0.1, "class_balance": "batches", "tta": True, "symmetries": False, "rotation": 10.0,
-    "shift": 0.1, "brightness": 0.1, "contrast": 0.1, "stain": 0.1, "precision": "float32", "halve_batch": True,
+    "label_smoothing": 0.1, "class_balance": "weights", "tta": True, "symmetries": False, "rotation": 10.0,
+    "shift": 0.1, "brightness": 0.1, "contrast": 0.1, "stain": 0.1, "precision": "float32",
 }  # fmt: skip
 """A value of each setting that is not its default."""
 
@@ -61,12 +61,7 @@ def test_every_setting_changes_the_digest():
         ("input_lr_ratio", "low"),
         ("sigmoid", 1),
         ("select_epoch", "yes"),
-        ("halve_batch", None),
         ("tta", 0),
-        ("name", ""),
-        ("weights", 3),
-        ("if_no_weights", "epochs"),
-        ("callbacks", 3),
         ("image_size", "Native"),
         ("epochs", 2.5),
         ("epochs", True),
@@ -113,7 +108,7 @@ def test_unknown_names_suggest_the_near_one():
         Recipe.preset("quik")
     with pytest.raises(UnknownNameError, match=r"no recipe setting 'epoch'\. Did you mean 'epochs'"):
         Recipe.preset("quick", epoch=3)
-    with pytest.raises(UnknownNameError, match=r"no recipe setting 'epoch'\. .*It stands in if_no_weights"):
+    with pytest.raises(UnknownNameError, match=r"no recipe setting 'epoch'\. Did you mean 'epochs'"):
         Recipe(if_no_weights={"epoch": 3})
 
 
@@ -158,10 +153,6 @@ def test_files_that_are_no_recipes_say_why(tmp_path):
     path.write_text('preset = "finetun"')
     with pytest.raises(UnknownNameError, match="Did you mean 'finetune'"):
         Recipe.from_toml(path)
-    for text in ("preset = 3", "preset = []", "name = 3"):
-        path.write_text(text)
-        with pytest.raises((SettingsError, UnknownNameError)):
-            Recipe.from_toml(path)
 
 
 def test_a_backbone_has_its_own_size_and_without_weights_its_own_settings():
@@ -209,7 +200,7 @@ def test_backbones_with_weights_of_their_own_names_can_be_compared(tmp_path):
     mapped = Recipe.preset("finetune", weights={"vgg16": "random", "plugin": "own.v2"})
     assert [mapped.for_backbone(spec).weights for spec in (vgg16, plugin)] == [None, "own.v2"]
     assert weights_identity(plugin, mapped.for_backbone(plugin).weights) == "own.v2"
-    with pytest.raises(SettingsError, match=r"weights does not name cnn\. .*Add it: 'pretrained', 'random', no name"):
+    with pytest.raises(SettingsError, match="weights does not name cnn: add it"):
         mapped.for_backbone(cnn)
     with pytest.raises(WeightsError, match=r"Allowed: None, 'own.v1', 'own.v2', .*weights='pretrained', or a mapping"):
         weights_identity(plugin, Recipe.preset("finetune").for_backbone(plugin).weights)
@@ -217,11 +208,8 @@ def test_backbones_with_weights_of_their_own_names_can_be_compared(tmp_path):
     path.write_text(mapped.to_toml() + "callbacks = 'module:function'\n")
     assert Recipe.from_toml(path) == mapped
     assert Recipe.from_toml(path).callbacks == "module:function"
-    for wrong in (5, 0, {"cnn": 5}, ["imagenet"]):
-        with pytest.raises(SettingsError, match="weights must be None, a name or a path, as str, or a mapping"):
-            Recipe(weights=wrong)
 
 
 def test_a_head_on_features_of_random_weights_is_refused():
-    with pytest.raises(SettingsError, match=r"cnn has no 'imagenet' weights.*Leave cnn out"):
+    with pytest.raises(SettingsError, match="'linear_probe' trains a head only, and cnn has no weights: leave cnn out"):
         Recipe.preset("linear_probe").for_backbone(ldl.get_backbone("cnn"))

@@ -23,7 +23,7 @@ from leukemia_dl.datasets import Dataset, PixelStore, Split, cache_dir
 from leukemia_dl.errors import ImageError, TimeLimitError
 from leukemia_dl.evaluation.calibration import choose_temperature
 from leukemia_dl.models.build import most_readers
-from leukemia_dl.models.classifier import Classifier, predict_logits, softmax
+from leukemia_dl.models.classifier import Classifier, logits_over_symmetries, predict_logits, softmax
 from leukemia_dl.preprocess import Pipeline
 from leukemia_dl.preprocess.quality import Appearance, appearance_of
 from leukemia_dl.progress import parallel_map
@@ -209,7 +209,9 @@ def _predicted(blank: Record, result: FitResult, split: Split, context: RunConte
         "device_name": device.name,
     }
     record = replace(blank, row={**blank.row, **row}, timings=timings, history=history)
-    views = result.logits_over_symmetries(images) if result.recipe.tta else None
+    views = None
+    if result.recipe.tta:
+        views = logits_over_symmetries(result.model, images, predict_batch_size(result.recipe))
     return records.scored_record(record, probabilities, views, fitted)
 
 

@@ -1,10 +1,7 @@
 """Random augmentation of training images: parameters drawn by numpy from named seeds, applied with `keras.ops`.
 
-Only plain operations are used, so that it runs on the device, inside a compiled step, on any backend, with the same
-numbers: Keras's own random layers draw others on each backend, and most of them switch compilation off.
+Keras's own random layers draw other numbers on each backend, and most of them switch compilation off.
 """
-
-from __future__ import annotations
 
 import functools
 import math
@@ -23,8 +20,6 @@ from leukemia_dl.preprocess.colour import LIGHT, stain_matrix
 from leukemia_dl.preprocess.decode import check_image
 from leukemia_dl.training.backends import xla_jit
 
-__all__ = ["PARAMETERS", "Augmentation", "augment", "augment_images", "background_colour", "training_model"]
-
 # Columns of the array that `Augmentation.draw` returns; the last three are the colour of the image's background.
 PARAMETERS = (
     "turns", "mirror", "angle", "down", "right", "brightness", "contrast", "stain_1", "stain_2", "red", "green", "blue",
@@ -36,6 +31,8 @@ _DARKEST = 32.0  # Sum of the three channels above which a pixel is certainly ce
 class Augmentation:
     """Random changes of each training image in each epoch; 0 or False switches one off.
 
+    A value out of its range (rotation to 180, shift to 0.5, others to 0.9) is a SettingsError.
+
     Attributes:
         symmetries: Turn by right angles and mirror: one of the eight symmetries of the square, exactly.
         rotation: Turn further, by up to so many degrees either way, bilinear; the corners become background.
@@ -44,9 +41,6 @@ class Augmentation:
         contrast: Multiply their distance from the cell's mean colour by 1 +- this.
         stain: Multiply the density of Giemsa's two stains by 1 +- this (Tellez et al. 2018,
             doi:10.1109/TMI.2018.2820199).
-
-    Raises:
-        SettingsError: On creation, for a value that is out of its range: rotation to 180, shift to 0.5, others to 0.9.
     """
 
     symmetries: bool = True
@@ -64,38 +58,25 @@ class Augmentation:
     def __post_init__(self) -> None:
         """Check the values by their types, and convert numbers: 0, 0.0 and numpy's are one setting, with one digest."""
         kinds = get_type_hints(type(self))
+        checks: dict[Any, Callable[..., Any]] = {bool: flag, int: whole_number, float: real_number}
         for name in (field.name for field in fields(self)):
             value, kind = getattr(self, name), kinds[name]
-            if kind is bool:
-                flag(name, value)
-            elif kind is int:
-                value = whole_number(name, value, *self._RANGES[name])
-            elif kind is float:
-                value = real_number(name, value, *self._RANGES[name])
+            if kind in checks:
+                value = checks[kind](name, value, *self._RANGES.get(name, ()))
             elif get_origin(kind) is Literal:
                 choice(name, value, get_args(kind))
             object.__setattr__(self, name, value)
 
     @property
-    def moves(self) -> bool:
-        """Whether images are resampled: the costly part."""
-        return self.rotation > 0 or self.shift > 0
-
-    @property
-    def recolours(self) -> bool:
-        """Whether colours change."""
-        return max(self.brightness, self.contrast, self.stain) > 0
-
-    @property
     def augments(self) -> bool:
         """Whether any change is switched on."""
-        return self.symmetries or self.moves or self.recolours
+        return any(getattr(self, field.name) for field in fields(Augmentation))
 
     def draw(self, background: NDArray[np.uint8], seed: int, epoch: int) -> NDArray[np.float32]:
         """Return the parameters of each image for an `epoch`, from 0: float32 (n, len(PARAMETERS)).
 
-        Angles are in radians, counter-clockwise; shifts are shares of the side. `background` is uint8 (n, 3), see
-        `background_colour`; `seed` that of the trial. Each parameter is an axis of its own: none shifts another.
+        Angles are in radians, counter-clockwise; shifts are shares of the side. `background` is uint8 (n, 3), `seed`
+        that of the trial. Each parameter is an axis of its own: none shifts another.
         """
         count = len(background)
         codes = generator(seed, "symmetry", epoch).integers(0, 8, count) * self.symmetries
@@ -108,7 +89,7 @@ class Augmentation:
 
 
 def background_colour(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Return the colour behind the cells of each image, judged by its outermost pixels: uint8 (n, h, w, 3) to (n, 3).
+    """Return the colour behind the cells of each image by its outermost pixels: uint8 (n, h, w, 3) to (n, 3).
 
     Black where at least half of these are, as on C-NMC; else the median of the brighter half, since the background of a
     smear in bright field is brighter than cells that touch the frame.
@@ -124,26 +105,21 @@ def background_colour(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
 def augment(
     images: Any, parameters: Any, settings: Augmentation, compiled: Callable[[Any], Any] = lambda part: part
 ) -> Any:
-    """Return augmented images, float32 (n, size, size, 3), 0..255, computed with `keras.ops`.
+    """Return augmented `images`, a tensor (n, size, size, 3) of RGB 0..255, uint8 or float32, as float32.
 
-    Right angles and mirroring come first and are exact; then rotation and shift in one bilinear step; then colour, on
-    pixels that are not exactly black.
-
-    Args:
-        images: Tensor (n, size, size, 3), RGB 0..255, uint8 or float32. `size` is static.
-        parameters: float32 tensor (n, len(PARAMETERS)), see `Augmentation.draw`.
-        settings: Switches parts on.
-        compiled: Compiles each part, a function of tensors, such as `backends.xla_jit`.
+    `settings` switch parts on: right angles and mirroring, which are exact; rotation and shift in one bilinear step;
+    colour, on pixels that are not black. `parameters` are those of `Augmentation.draw`, a float32 tensor. `compiled`
+    compiles each part, a function of tensors.
     """
     from keras import ops
 
     value = dict(zip(PARAMETERS, ops.split(parameters, len(PARAMETERS), axis=1), strict=True))
-    if settings.symmetries or settings.moves:
+    moves = settings.rotation > 0 or settings.shift > 0
+    if settings.symmetries or moves:
         fill = ops.cast(ops.reshape(parameters[:, -3:], (-1, 1, 1, 3)), images.dtype)
-        motion = _motion(value, images.shape[1])
-        images = compiled(_exact if not settings.moves else _bilinear)(images, fill, motion)
+        images = compiled(_bilinear if moves else _exact)(images, fill, _motion(value, images.shape[1]))
     images = ops.cast(images, "float32")
-    if not settings.recolours:
+    if not (settings.stain or settings.brightness or settings.contrast):
         return images
     # How much of a pixel is cell: 1 inside, 0 on exact black, between them on a rim that was interpolated, which would
     # light up if it counted whole. A matrix product is the quickest sum over three channels, and leaves one for each.
@@ -162,10 +138,8 @@ def augment_images(
 ) -> NDArray[np.uint8]:
     """Return `images`, uint8 (n, size, size, 3), as training sees them, rounded to uint8, to look at them.
 
-    `settings` is an `Augmentation`, such as a `Recipe`; `seed` that of a trial, `epoch` counts from 0.
-
-    Raises:
-        ImageError: If the images are another array.
+    `settings` is an `Augmentation`, such as a `Recipe`; `seed` that of a trial, `epoch` counts from 0. Raises
+    ImageError if the images are another array.
     """
     from keras import ops
 
@@ -173,8 +147,7 @@ def augment_images(
         raise ImageError(f"Augmentation takes square images (n, size, size, 3). Received: {images.shape}.")
     parameters = settings.draw(background_colour(images), seed, epoch)
     result = augment(ops.convert_to_tensor(images), ops.convert_to_tensor(parameters), settings)
-    pixels: NDArray[np.uint8] = np.rint(np.clip(ops.convert_to_numpy(result), 0, 255)).astype(np.uint8)
-    return pixels
+    return np.rint(np.clip(ops.convert_to_numpy(result), 0, 255)).astype(np.uint8)  # type: ignore[no-any-return]
 
 
 def training_model(model: Any, settings: Augmentation) -> Any:
@@ -185,8 +158,7 @@ def training_model(model: Any, settings: Augmentation) -> Any:
 
     class Augment(keras.layers.Layer):  # type: ignore[misc]
         def call(self, inputs: Any) -> Any:
-            images, parameters = inputs
-            return keras.ops.stop_gradient(augment(images, parameters, settings, once))
+            return keras.ops.stop_gradient(augment(inputs[0], inputs[1], settings, once))
 
         def compute_output_shape(self, shapes: Any) -> Any:
             return shapes[0]
@@ -197,10 +169,11 @@ def training_model(model: Any, settings: Augmentation) -> Any:
     return keras.Model([images, parameters], model(augmented), name=f"{model.name}_training")
 
 
-def _motion(value: dict[str, Any], size: int) -> tuple[Any, Any, Any, Any, Any, Any]:
-    """Return where pixels come from: (y, x) = (a * row + b * column + c, d * row + e * column + f), each (n, 1, 1).
+def _motion(value: dict[str, Any], size: int) -> tuple[Any, ...]:
+    """Return where pixels come from: (a, b, c, d, e, f), each (n, 1, 1).
 
-    Rows and columns are counted from the middle of the image. A right angle is made of -1, 0 and 1, and stays exact.
+    (y, x) = (a * row + b * column + c, d * row + e * column + f), counted from the middle of the image. A right angle
+    is made of -1, 0 and 1, and stays exact.
     """
     from keras import ops
 
@@ -220,24 +193,18 @@ def _motion(value: dict[str, Any], size: int) -> tuple[Any, Any, Any, Any, Any, 
 
 
 def _exact(images: Any, fill: Any, motion: tuple[Any, ...]) -> Any:
-    """Return images looked up where `motion` says; it leads from pixels to pixels."""
     from keras import ops
 
-    first, row, column, centre = _grid(images)
-    a, b, _, d, e, _ = motion
-    # Whole numbers, but for the half in `centre` of an even size, which the sum takes away again.
-    y, x = (ops.cast(ops.round(p * row + q * column + centre), "int32") for p, q in ((a, b), (d, e)))
+    first, y, x = _sources(images, motion)
+    # Whole numbers, but for the half in the middle of an even size, which the sum takes away again.
+    y, x = ops.cast(ops.round(y), "int32"), ops.cast(ops.round(x), "int32")
     return ops.take(ops.reshape(images, (-1, 3)), first + y * images.shape[1] + x, axis=0)
 
 
 def _bilinear(images: Any, fill: Any, motion: tuple[Any, ...]) -> Any:
-    """Return images looked up between pixels where `motion` says, `fill` (n, 1, 1, 3) outside."""
     from keras import ops
 
-    size = images.shape[1]
-    first, row, column, centre = _grid(images)
-    a, b, c, d, e, f = motion
-    y, x = a * row + b * column + (c + centre), d * row + e * column + (f + centre)
+    size, (first, y, x) = images.shape[1], _sources(images, motion)
     top, left = ops.floor(y), ops.floor(x)
     below, across = ops.expand_dims(y - top, -1), ops.expand_dims(x - left, -1)
     top, left = ops.cast(top, "int32"), ops.cast(left, "int32")
@@ -255,19 +222,19 @@ def _bilinear(images: Any, fill: Any, motion: tuple[Any, ...]) -> Any:
     return upper + below * (lower - upper)
 
 
-def _grid(images: Any) -> tuple[Any, Any, Any, float]:
-    """Return where each image begins among all pixels, rows and columns from the middle, and where that is."""
+def _sources(images: Any, motion: tuple[Any, ...]) -> tuple[Any, Any, Any]:
+    """Return where each image begins among all pixels, and the row and column that each of its pixels comes from."""
     from keras import ops
 
     count, size = ops.shape(images)[0], images.shape[1]
-    centre = (size - 1) / 2
-    row = (np.arange(size, dtype=np.float32) - centre).reshape(1, size, 1)
+    centre, (a, b, c, d, e, f) = (size - 1) / 2, motion
+    offsets = np.arange(size, dtype=np.float32) - centre
+    row, column = (ops.convert_to_tensor(offsets.reshape(shape)) for shape in ((1, size, 1), (1, 1, size)))
     first = ops.reshape(ops.arange(count, dtype="int32") * size**2, (-1, 1, 1))
-    return first, ops.convert_to_tensor(row), ops.convert_to_tensor(row.reshape(1, 1, size)), centre
+    return first, a * row + b * column + (c + centre), d * row + e * column + (f + centre)
 
 
 def _stained(images: Any, cell: Any, factors: Any) -> Any:
-    """Scale the density of each of Giemsa's stains and the residual by `factors` (n, 3)."""
     from keras import ops
 
     stains = stain_matrix(GIEMSA).astype(np.float32)
@@ -279,7 +246,6 @@ def _stained(images: Any, cell: Any, factors: Any) -> Any:
 
 
 def _lit(images: Any, cell: Any, brightness: Any, contrast: Any) -> Any:
-    """Scale grey levels, and their distance from the cell's mean colour, by factors (n, 1, 1, 1)."""
     from keras import ops
 
     pixels = ops.maximum(ops.sum(cell, axis=(1, 2), keepdims=True), 1.0)

@@ -1,7 +1,5 @@
 """Differences between Keras backends and devices. The only module that imports tensorflow, jax or torch."""
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import os
@@ -20,8 +18,6 @@ from leukemia_dl.checks import whole_number
 from leukemia_dl.errors import BackendError, SettingsError
 from leukemia_dl.models.backend import backend_name, silence_startup
 
-__all__ = ["ComputeConfig", "Device", "as_fit_input", "as_numpy", "assign", "core_count", "prepare", "xla_jit"]
-
 # Other values make another network, or a shorter fit, than a recipe says.
 _KERAS_SETTINGS = {
     "image_data_format": "channels_last", "floatx": "float32", "max_epochs": None, "max_steps_per_epoch": None
@@ -33,10 +29,9 @@ class ComputeConfig:
     """The part of the machine that a fit may use. It is not part of a trial's name.
 
     Attributes:
-        device: "auto" for the first GPU, or the CPU if there is none; "cpu", "gpu" or "gpu:1". TensorFlow can use one
-            device per process.
-        threads: CPU threads of one operation; None for one per core. Equal results to the bit need equal threads. A
-            backend that has started in this process already keeps its number.
+        device: "auto" for the first GPU, or the CPU if there is none; "cpu", "gpu" or "gpu:1".
+        threads: CPU threads of one operation, on which the last bits depend; None for one per core. A backend that has
+            started in this process already keeps its number, and TensorFlow its device.
 
     Raises:
         SettingsError: On creation, for a value that is not allowed.
@@ -46,8 +41,7 @@ class ComputeConfig:
     threads: int | None = None
 
     def __post_init__(self) -> None:
-        """Check the values."""
-        if not isinstance(self.device, str) or not re.fullmatch(r"auto|cpu|gpu(:\d+)?", self.device):
+        if not re.fullmatch(r"auto|cpu|gpu(:\d+)?", str(self.device)):
             raise SettingsError(f"device must be 'auto', 'cpu', 'gpu' or 'gpu:N'. Received: device={self.device!r}.")
         if self.threads is not None:
             object.__setattr__(self, "threads", whole_number("threads", self.threads, 1, 4096))
@@ -71,39 +65,25 @@ _Started = tuple[str | None, bool, int, int]
 
 
 def prepare(precision: str = "auto", compute: ComputeConfig | None = None) -> Device:
-    """Import Keras with its backend, choose the device and return it. `precision` is that of a recipe.
-
-    Raises:
-        SettingsError: If mixed_bfloat16 is asked for on hardware that only emulates it.
-        BackendError: If there is no such device, the backend has already started with another, or Keras is set up for
-            another kind of net.
-    """
+    """Import Keras with its backend, choose the device for the `precision` of a recipe, and return it."""
     compute, backend = compute or ComputeConfig(), backend_name()
     with silence_startup("devices"):
-        started = _START[backend](compute.device, compute.threads or core_count())
-        _check_settings_of_keras()
-    gpu, has_bfloat16, threads, gpus = started
+        start = {"tensorflow": _start_tensorflow, "jax": _start_jax, "torch": _start_torch}[backend]
+        gpu, has_bfloat16, threads, gpus = start(compute.device, compute.threads or core_count())
+        import keras
+    for setting, value in _KERAS_SETTINGS.items():
+        if (found := getattr(keras.config, setting)()) != value:
+            raise BackendError(
+                f"Keras is set to {setting}={found!r}; it has to be {value!r}: see ~/.keras/keras.json and environment "
+                f"variables KERAS_*, or call keras.config.set_{setting}({value!r})."
+            )
     kind, name = ("cpu", _cpu_name()) if gpu is None else ("gpu", gpu)
     if precision == "mixed_bfloat16" and not has_bfloat16:
-        raise SettingsError(
-            f"precision='mixed_bfloat16' needs a GPU with bfloat16. This runs on {name}. Use precision='auto'."
-        )
+        raise SettingsError(f"precision='mixed_bfloat16' needs a GPU with bfloat16. This runs on {name}. Use 'auto'.")
     policy = "mixed_bfloat16" if has_bfloat16 and precision != "float32" else "float32"
     # XLA on a CPU under TensorFlow is up to 3.7 times slower (Xception); under torch it has open bugs; JAX is XLA.
     jit: bool | str = False if backend == "torch" or (backend == "tensorflow" and kind == "cpu") else "auto"
     return Device(backend, kind, name, policy, jit, threads, gpus)
-
-
-def _check_settings_of_keras() -> None:
-    import keras
-
-    for name, value in _KERAS_SETTINGS.items():
-        found = getattr(keras.config, name)()
-        if found != value:
-            raise BackendError(
-                f"Keras is set to {name}={found!r}; it has to be {value!r}: see ~/.keras/keras.json and environment "
-                f"variables KERAS_*, or call keras.config.set_{name}({value!r})."
-            )
 
 
 def core_count() -> int:
@@ -112,10 +92,7 @@ def core_count() -> int:
 
 
 def as_fit_input(batches: Callable[[], Iterator[Any]], example: Any, *, grouped: bool = False) -> Any:
-    """Return an endless stream of batches, with the shapes and dtypes of an `example`, as an argument of `model.fit`.
-
-    With `grouped`, for TensorFlow, the stream yields groups of batches: arrays (steps, batch size, ...).
-    """
+    """Return an endless stream of batches, shaped as an `example`, for `model.fit`; on TensorFlow perhaps of groups."""
     import keras
 
     if keras.backend.backend() != "tensorflow":
@@ -133,10 +110,7 @@ def as_fit_input(batches: Callable[[], Iterator[Any]], example: Any, *, grouped:
 
 
 def xla_jit(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a function of tensors, compiled by XLA where a net is not compiled as a whole: TensorFlow on a CPU.
-
-    XLA, which slows a net's convolutions there, makes one loop of element-wise operations: three times faster.
-    """
+    """Return a function of tensors, compiled by XLA under TensorFlow on a CPU, where nets are not: thrice as fast."""
     import keras
 
     if keras.backend.backend() != "tensorflow":
@@ -145,8 +119,7 @@ def xla_jit(function: Callable[..., Any]) -> Callable[..., Any]:
 
     if tf.config.get_visible_devices("GPU"):
         return function
-    compiled: Callable[..., Any] = tf.function(function, jit_compile=True, autograph=False)
-    return compiled
+    return tf.function(function, jit_compile=True, autograph=False)  # type: ignore[no-any-return]
 
 
 def as_numpy(variable: Any) -> NDArray[Any]:
@@ -169,10 +142,7 @@ def _chosen(device: str, gpus: Sequence[Any]) -> Any:
         return None
     number = int(device.partition(":")[2] or 0)
     if number >= len(gpus):
-        raise BackendError(
-            f"There is no {device}: {backend_name()} sees {len(gpus)} GPUs on this machine. Use device='auto'; "
-            "`leukemia-dl doctor` lists the devices."
-        )
+        raise BackendError(f"There is no {device}: {backend_name()} sees {len(gpus)} GPUs here. Use device='auto'.")
     return gpus[number]
 
 
@@ -180,20 +150,18 @@ def _start_tensorflow(device: str, threads: int) -> _Started:
     import tensorflow as tf
 
     # TensorFlow warns of one function per model, which is wanted, from the fifth model in a process on.
-    logging.getLogger("tensorflow").addFilter(_not_about_retracing)
+    if not (logger := logging.getLogger("tensorflow")).filters:
+        logger.addFilter(lambda record: "retracing" not in record.getMessage())
     config = tf.config
     gpus = config.list_physical_devices("GPU")
     gpu = _chosen(device, gpus)
-    if gpus:
-        try:
+    try:
+        if gpus:
             config.set_visible_devices([] if gpu is None else [gpu], "GPU")
-        except RuntimeError as error:
-            if device != "auto":
-                raise BackendError(
-                    f"TensorFlow has already started in this process with other devices than {device}: choose the "
-                    "device before the first fit, or start a new process."
-                ) from error
-            gpu = next(iter(config.get_visible_devices("GPU")), None)
+    except RuntimeError:  # started already, with other devices
+        if device != "auto":
+            raise
+        gpu = next(iter(config.get_visible_devices("GPU")), None)
     with contextlib.suppress(RuntimeError):  # started already: too late, and no harm
         config.threading.set_intra_op_parallelism_threads(threads)
         if gpu is not None:
@@ -207,10 +175,6 @@ def _start_tensorflow(device: str, threads: int) -> _Started:
     details = {} if gpu is None else config.experimental.get_device_details(gpu)
     has_bfloat16 = details.get("compute_capability", (0, 0)) >= (8, 0)
     return None if gpu is None else str(details.get("device_name", "GPU")), has_bfloat16, threads, len(gpus)
-
-
-def _not_about_retracing(record: logging.LogRecord) -> bool:
-    return "retracing" not in record.getMessage()
 
 
 def _start_jax(device: str, threads: int) -> _Started:
@@ -243,9 +207,6 @@ def _start_torch(device: str, threads: int) -> _Started:
         return None, False, threads, len(gpus)
     torch.cuda.set_device(gpu)
     return str(torch.cuda.get_device_name(gpu)), bool(torch.cuda.is_bf16_supported()), threads, len(gpus)
-
-
-_START = {"tensorflow": _start_tensorflow, "jax": _start_jax, "torch": _start_torch}
 
 
 def _cpu_name() -> str:

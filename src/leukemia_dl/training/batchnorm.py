@@ -1,10 +1,4 @@
-"""BatchNorm statistics re-estimated over training images ("precise BN", Wu and Johnson 2021, arXiv:2105.07576).
-
-A net's moving averages lag behind its weights: with Keras's momentum of 0.99 they still hold most of their initial
-values after a dozen steps, and a net that has learned its training images is then judged on statistics of noise.
-"""
-
-from __future__ import annotations
+"""BatchNorm statistics re-estimated over training images ("precise BN", Wu and Johnson 2021, arXiv:2105.07576)."""
 
 from typing import Any
 
@@ -14,27 +8,16 @@ from numpy.typing import NDArray
 from leukemia_dl.models.build import all_layers
 from leukemia_dl.training.backends import as_numpy, assign
 
-__all__ = ["batchnorm_layers", "reestimate_batchnorm"]
-
 
 def reestimate_batchnorm(
     model: Any, images: Any, batch_size: int, parameters: NDArray[np.float32] | None = None
 ) -> int:
-    """Replace the moving mean and variance of every trainable BatchNormalization layer by those over `images`.
+    """Replace the moving mean and variance of every trainable BatchNormalization layer; return their number.
 
-    Batches are run in training mode and their statistics pooled exactly: the mean of means, and the mean of variances
-    plus the variance of means. Frozen layers keep theirs.
-
-    Args:
-        model: A `keras.Model` that takes raw pixels, or with `parameters` a `training_model`.
-        images: uint8 or float (n, height, width, 3) or a `Subset`, in random order: a batch of one class has other
-            statistics in deeper layers.
-        batch_size: Images per batch, about: batches are of equal size, and a remainder of fewer images than there are
-            batches is left out. Large ones come closer to what the net does in use.
-        parameters: Of the augmentation of each image, as `Augmentation.draw` returns them; None for no augmentation.
-
-    Returns:
-        The number of layers changed.
+    Moving averages lag behind the weights: with a momentum of 0.99 they hold most of their initial values after a dozen
+    steps. Here batches of about `batch_size` images run in training mode, and statistics are pooled exactly. The images
+    come in random order: a batch of one class has other statistics in deeper layers. With the `parameters` of their
+    augmentation, `model` is a `training_model`.
     """
     import keras
 
@@ -42,30 +25,27 @@ def reestimate_batchnorm(
     if not layers or not len(images):
         return 0
     batches = max(1, round(len(images) / batch_size))
-    size = len(images) // batches
+    size = len(images) // batches  # equal ones: a remainder of fewer images than there are batches is left out
     momenta = [layer.momentum for layer in layers]
     # Seeds of dropout go on with every pass: whether statistics were looked at must not change what is trained.
     own = {id(variable) for layer in layers for variable in layer.variables}
     others = [variable for variable in model.non_trainable_variables if id(variable) not in own]
     before = [as_numpy(variable) for variable in others]
     sums: list[Any] = [0.0] * len(layers)  # of the means and of the mean squares of the batches
-    try:
-        for layer in layers:
-            layer.momentum = 0.0  # the "moving" average then is the batch's own value
-        for start in range(0, batches * size, size):
-            batch = keras.ops.convert_to_tensor(images[start : start + size])
-            if parameters is not None:
-                batch = [batch, keras.ops.convert_to_tensor(parameters[start : start + size])]
-            model(batch, training=True)
-            for number, layer in enumerate(layers):
-                mean, variance = (as_numpy(v).astype(float) for v in (layer.moving_mean, layer.moving_variance))
-                sums[number] += np.stack([mean, variance + mean**2])
-    finally:
-        for layer, momentum in zip(layers, momenta, strict=True):
-            layer.momentum = momentum
-        assign(others, before)
-    for layer, total in zip(layers, sums, strict=True):
+    for layer in layers:
+        layer.momentum = 0.0  # the "moving" average then is the batch's own value
+    for start in range(0, batches * size, size):
+        batch = keras.ops.convert_to_tensor(images[start : start + size])
+        if parameters is not None:
+            batch = [batch, keras.ops.convert_to_tensor(parameters[start : start + size])]
+        model(batch, training=True)
+        for number, layer in enumerate(layers):
+            mean, variance = (as_numpy(v).astype(float) for v in (layer.moving_mean, layer.moving_variance))
+            sums[number] += np.stack([mean, variance + mean**2])
+    assign(others, before)
+    for layer, momentum, total in zip(layers, momenta, sums, strict=True):
         mean, square = total / batches
+        layer.momentum = momentum
         layer.moving_mean.assign(mean.astype(np.float32))
         layer.moving_variance.assign(np.maximum(square - mean**2, 0.0).astype(np.float32))
     return len(layers)

@@ -1,9 +1,4 @@
-"""Work that later fits use again: features of frozen backbones, and nets that are built and compiled.
-
-A file of features is a `.npy` array, float32 (n * forms, width), followed by the 32 bytes of its SHA-256.
-"""
-
-from __future__ import annotations
+"""Work that later fits use again: features of frozen backbones, and nets that are built and compiled."""
 
 import dataclasses
 import gc
@@ -11,15 +6,12 @@ import hashlib
 import inspect
 import json
 import logging
-import os
 import re
 import sys
 import weakref
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,15 +20,13 @@ from leukemia_dl.atomic import new_file
 from leukemia_dl.datasets.cache import in_use, make_room
 from leukemia_dl.identity import digest, named_seed
 from leukemia_dl.models.build import Head, all_layers, build_model, split_at_features, weights_identity
-from leukemia_dl.models.classifier import predict_in_batches, symmetric_form
+from leukemia_dl.models.classifier import predict_in_batches
 from leukemia_dl.models.registry import BackboneSpec
 from leukemia_dl.plugins import DISTRIBUTION, installed_version
 from leukemia_dl.training.backends import Device, as_numpy, assign
 from leukemia_dl.training.batches import Subset
 from leukemia_dl.training.batchnorm import batchnorm_layers
 from leukemia_dl.training.recipe import Recipe
-
-__all__ = ["BuiltModel", "FeatureCache", "ModelCache", "array_fingerprint", "every_form", "model_fingerprint"]
 
 _HELD = 3  # arrays in memory: features of the training, validation and test images of one fit
 _CHUNK = 1024
@@ -45,120 +35,73 @@ _Features = NDArray[np.float32]
 
 
 class FeatureCache:
-    """Features of images by frozen backbones, which later fits read instead of computing them again.
+    """Features of images by frozen backbones, in a `folder` of `.npy` files, or in memory if it is None or unusable.
 
     The key of an array is the net with its weights, the pixels, the backend with its version, device, precision and
     threads, and the images per step. On a CPU an image's features do not depend on the images beside it.
     """
 
     def __init__(self, folder: str | Path | None = None) -> None:
-        """Make a cache in a `folder` of `.npy` files, or in memory if it is None or cannot be written."""
         self.folder = None if folder is None else Path(folder)
         self._held: dict[str, _Features] = {}
-        self._pixels: tuple[Any, list[Any]] = (lambda: None, [])  # the last read-only images, by reference
+        self._pixels: tuple[Any, list[Any]] = (lambda: None, [])  # the last images, by reference
 
-    def read(self, extractor: Any, images: Any, device: Device, batch_size: int, forms: int = 1) -> Subset:
-        """Return the features of images, float32 (n * forms, width); the forms of an image are next to one another.
+    def read(self, extractor: Any, images: Any, device: Device, batch_size: int) -> Subset:
+        """Return the features of `images`, float32 (n, width); of a `Subset`, those of its whole base are computed.
 
-        Of a `Subset`, the features of its whole base are computed, so that they serve other folds too.
-
-        Args:
-            extractor: `keras.Model`, raw pixels (n, size, size, 3) to features (n, width).
-            images: uint8 array or `Subset`.
-            device: Device of the extractor.
-            batch_size: Images per step.
-            forms: 8 for the symmetries of each image, see `symmetric_form`; 1 for images as they are.
+        `extractor` is a net from raw pixels (n, size, size, 3) to features on `device`, for `batch_size` images a step.
         """
         whole = Subset.of(images, np.arange(len(images)))
-        rows, compute = every_form(whole.rows, forms), partial(_computed, extractor, whole.base, batch_size, forms)
+        base = whole.base
+
+        def compute() -> Iterator[_Features]:
+            for start in range(0, len(base), batch_size):
+                yield predict_in_batches(extractor, base[start : start + batch_size], batch_size)
+
         net = model_fingerprint(extractor, device)
-        if net[0] is None:  # features of this net could be taken for those of another one
-            return Subset(np.concatenate(list(compute())), rows)
-        name = digest([*net, self._fingerprint(whole.base), batch_size, forms])
+        if net[0] is None:  # these features could be taken for those of another net
+            return Subset(np.concatenate(list(compute())), whole.rows)
+        if self._pixels[0]() is not base or base.flags.writeable:
+            self._pixels = (weakref.ref(base), array_fingerprint(base))
+        name = digest([*net, self._pixels[1], batch_size])
         found = self._held.pop(name, None)
         if found is None:
-            shape = (len(whole.base) * forms, int(extractor.output_shape[-1]))
+            shape = (len(base), int(extractor.output_shape[-1]))
             found = self._from_file(f"{extractor.name}-{name[:24]}.npy", shape, compute)
         self._held[name] = found
         if len(self._held) > _HELD:
             del self._held[next(iter(self._held))]
-        return Subset(found, rows)
-
-    def _fingerprint(self, base: Any) -> list[Any]:
-        if isinstance(base, np.ndarray) and base.flags.writeable:
-            return array_fingerprint(base)
-        if self._pixels[0]() is not base:
-            self._pixels = (weakref.ref(base), array_fingerprint(base))
-        return self._pixels[1]
+        return Subset(found, whole.rows)
 
     def _from_file(self, name: str, shape: tuple[int, int], compute: Callable[[], Iterator[_Features]]) -> _Features:
-        """Return the features in a file, which is written first if it is absent or damaged."""
-        found = None
-        if self.folder is not None:
-            path = self.folder / name
-            try:
-                found = _mapped(path, shape)
-                if found is None:
-                    _write(path, shape, compute())
-                    found = _mapped(path, shape)
-            except OSError as error:
-                _log.warning("Features are held in memory: %s cannot be written: %s", path, error.strerror or error)
-        return np.concatenate(list(compute())) if found is None else found
-
-
-def every_form(rows: NDArray[np.int64], forms: int) -> NDArray[np.int64]:
-    """Return the row numbers of all forms of some images in an array of features."""
-    return (rows[:, None] * forms + np.arange(forms)).ravel()
-
-
-def _computed(extractor: Any, images: Any, batch_size: int, forms: int) -> Iterator[_Features]:
-    for start in range(0, len(images), batch_size):
-        batch = images[start : start + batch_size]
-        each = [predict_in_batches(extractor, symmetric_form(batch, form), batch_size) for form in range(forms)]
-        yield np.stack(each, axis=1).reshape(len(batch) * forms, -1)
-
-
-def _write(path: Path, shape: tuple[int, int], batches: Iterable[_Features]) -> None:
-    make_room(path, 4 * shape[0] * shape[1])
-    known = hashlib.sha256()
-    with new_file(path) as file:
-        np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": shape})
-        for batch in batches:
-            content = batch.astype("<f4").tobytes()
-            known.update(content)
-            file.write(content)
-        file.write(known.digest())
-
-
-def _mapped(path: Path, shape: tuple[int, int]) -> _Features | None:
-    """Return the array of a file, mapped into memory; None if there is no file or it is damaged."""
-    if not path.exists():
-        return None
-    try:
-        found: _Features = np.load(path, mmap_mode="r", allow_pickle=False)
-        with path.open("rb") as file:
-            file.seek(-hashlib.sha256().digest_size, os.SEEK_END)
-            known = file.read()
-        if found.dtype == np.float32 and found.shape == shape and hashlib.sha256(found.data).digest() == known:
-            in_use(path)
-            return found
-    except Exception as error:  # numpy's reader of headers raises about anything
-        _log.debug("%s: %s", path, error)
-    _log.warning("The features in %s are damaged and are computed again", path)
-    return None
+        """Return the features in a file, mapped into memory; it is written first, batch by batch, if it is absent."""
+        try:
+            if self.folder is not None:
+                path = self.folder / name
+                if not path.exists():
+                    make_room(path, 4 * shape[0] * shape[1])
+                    with new_file(path) as file:
+                        header = {"descr": "<f4", "fortran_order": False, "shape": shape}
+                        np.lib.format.write_array_header_1_0(file, header)
+                        file.writelines(batch.astype("<f4").tobytes() for batch in compute())
+                in_use(path)
+                return np.load(path, mmap_mode="r", allow_pickle=False)  # type: ignore[no-any-return]
+        except Exception as error:  # a full disk; numpy's reader raises about anything for a damaged file
+            _log.warning("Features are held in memory. The file %s cannot be used: %s", path, error)
+        return np.concatenate(list(compute()))
 
 
 def array_fingerprint(*arrays: Any) -> list[Any]:
     """Return shape and SHA-256 of arrays (n, ...) of equal length, read in parts."""
     parts = (array[start : start + _CHUNK] for array in arrays for start in range(0, len(array), _CHUNK))
-    return [*arrays[0].shape, _sha256(parts)]
+    return [len(arrays[0]), *arrays[0][:1].shape[1:], _sha256(parts)]
 
 
 def model_fingerprint(model: Any, device: Device) -> list[Any]:
-    """Return the graph of a net as a text or None, its weights, and the versions and hardware that its bits depend on.
+    """Return the graph of a net or None, its weights, and the versions and hardware that its bits depend on.
 
-    The graph holds the settings of the layers and the source of layers that are not Keras's own. It is None if a layer
-    has no configuration, or its source may depend on more than its file: one of a notebook or inside a function.
+    The graph is a text of the settings of the layers and the source of layers that are not Keras's own. It is None if a
+    layer has no configuration, or its source may depend on more than its file: one of a notebook or in a function.
     """
     versions = [installed_version(name) for name in (DISTRIBUTION, "keras", device.backend)]
     threads = device.threads if device.kind == "cpu" else 0
@@ -188,71 +131,52 @@ def _sha256(arrays: Iterable[Any]) -> str:
     return found.hexdigest()
 
 
-@dataclass(eq=False)
-class BuiltModel:
-    """A net, its two parts, which share its layers, and the models that were compiled of it."""
-
-    model: Any  # from pixels to logits
-    extractor: Any  # from pixels to features
-    head: Any  # from features to logits
-    phases: dict[str, Any] = field(default_factory=dict)  # compiled, by the name of the phase
-
-
 class ModelCache:
-    """The model of the last fit, which the next fit of the same backbone and recipe uses again.
+    """The net of the last fit, which the next fit of the same backbone and recipe uses again.
 
-    Building, tracing and compiling may take longer than an epoch. A model that is used again has the same initial
+    Building, tracing and compiling may take longer than an epoch. A net that is used again has the same initial
     weights, to the bit, as a new one.
     """
 
-    def __init__(self) -> None:
-        """Make an empty cache."""
-        self._key: Any = None
-        self._built: BuiltModel | None = None
+    _key: Any = None
+    model: Any = None  # from pixels to logits
+    extractor: Any = None  # from pixels to features; shares its layers with `model`, as `head` does
+    head: Any = None  # from features to logits
+    phases: dict[str, Any]  # compiled models of these, by the name of the phase
 
     def clear(self) -> None:
-        """Forget the model."""
-        if self._built is not None:
-            self._key = self._built = None
-            gc.collect()
+        """Forget the net."""
+        self._key = self.model = self.extractor = self.head = None
+        self.phases = {}
+        gc.collect()
 
-    def get(self, spec: BackboneSpec, recipe: Recipe, classes: int, seed: int, device: Device) -> BuiltModel:
-        """Return an untrained model, initialised by the `seed`; the model of an earlier call may be used for it.
+    def get(self, spec: BackboneSpec, recipe: Recipe, classes: int, seed: int, device: Device) -> Self:
+        """Return the cache with an untrained net, initialised by the `seed`, of a backbone `spec`.
 
-        Args:
-            spec: The backbone.
-            recipe: The settings.
-            classes: Number of classes.
-            seed: Seed of the weights.
-            device: Where it will be trained.
-
-        Raises:
-            SettingsError, WeightsError, PluginError: As `build_model`.
+        `recipe` holds the settings, `classes` is the number of classes, and the net will be trained on `device`.
         """
         import keras
 
-        # Models that differ in anything that the compiled step depends on must have different keys.
+        # Nets that differ in anything that the compiled step depends on must have different keys.
         weights = weights_identity(spec, recipe.weights_for(spec))
         key = (spec, dataclasses.replace(recipe, callbacks=None, name="any"), weights, classes, device)
-        if self._built is None or key != self._key:
+        # A backbone with loaded weights is not built again; a plugin may add random layers to a net that it fetches.
+        ours = getattr(spec.build, "__module__", "").startswith("leukemia_dl.models.")
+        loaded = recipe.weights is not None and (ours or recipe.weights not in spec.weights)
+        if key != self._key:
             other_backbone = self._key is not None and self._key[0] != spec
             self.clear()  # first, since the memory may not hold two
             if other_backbone:
                 keras.utils.clear_session(free_memory=True)
-            model = _build(spec, recipe, classes, seed, device)
-            self._built, self._key = BuiltModel(model, *split_at_features(model)), key
-        elif not recipe.epochs and _has_no_random_backbone_weights(spec, recipe):
+            self.model = _build(spec, recipe, classes, seed, device)
+            self.extractor, self.head = split_at_features(self.model)
+            self._key = key
+        elif loaded and not recipe.epochs:
             keras.utils.set_random_seed(named_seed(seed, "head"))
-            assign(self._built.head.variables, keras.models.clone_model(self._built.head).variables)
+            assign(self.head.variables, keras.models.clone_model(self.head).variables)
         else:
-            assign(self._built.model.variables, _build(spec, recipe, classes, seed, device).variables)
-        return self._built
-
-
-def _has_no_random_backbone_weights(spec: BackboneSpec, recipe: Recipe) -> bool:
-    # A plugin may add random layers to a net that it fetches.
-    ours = getattr(spec.build, "__module__", "").startswith("leukemia_dl.models.")
-    return recipe.weights is not None and (ours or recipe.weights not in spec.weights)
+            assign(self.model.variables, _build(spec, recipe, classes, seed, device).variables)
+        return self
 
 
 def _build(spec: BackboneSpec, recipe: Recipe, classes: int, seed: int, device: Device) -> Any:

@@ -1,7 +1,5 @@
 """Keras callbacks of the user in each fit, from a factory or a list; factories for TensorBoard and MLflow."""
 
-from __future__ import annotations
-
 import importlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -17,9 +15,6 @@ __all__ = ["CallbackFactory", "FitContext", "load_factory", "make_callbacks", "m
 @dataclass(frozen=True)
 class FitContext:
     """The argument of a callback factory: the fit that its callbacks are for.
-
-    At the end of an epoch callbacks see the weights that are validated: the averages, if the recipe has any. If a fit
-    is killed, the state of its callbacks is lost.
 
     Attributes:
         backbone: Its name.
@@ -38,42 +33,29 @@ class FitContext:
 
 CallbackFactory = Callable[[FitContext], Iterable[Any]]
 """Makes Keras callbacks for one phase of a fit."""
-_RATES = "the recipe sets the learning rates"
-_WHOLE = "it would save the network as one phase trains it, not as it predicts: use save_weights_only=True"
-_REFUSED = {
-    "BackupAndRestore": "a fit resumes from its own checkpoints",
-    "CallbackList": "pass its callbacks in a plain list",
-    "LearningRateScheduler": _RATES,
-    "ModelCheckpoint": _WHOLE,
-    "OrbaxCheckpoint": _WHOLE,
-    "ReduceLROnPlateau": _RATES,
-    "SwapEMAWeights": "the recipe averages the weights: set its ema_momentum",
-}
+# Classes of Keras that would set the learning rate, average weights or save whole nets, which is done by the recipe.
+_REFUSED = (
+    "BackupAndRestore", "CallbackList", "LearningRateScheduler", "ModelCheckpoint", "OrbaxCheckpoint",
+    "ReduceLROnPlateau", "SwapEMAWeights",
+)  # fmt: skip
 
 
 def load_factory(factory: CallbackFactory | Sequence[Any] | str | None) -> CallbackFactory | None:
     """Return a callback `factory` that is given as a function, as "module:function" or as a list of Keras callbacks.
 
-    The callbacks of a list serve every phase of every fit in this process. None stays None.
-
-    Raises:
-        SettingsError: If it is none of these, or there is no such module or function.
+    The callbacks of a list serve every phase of every fit in this process. None stays None. Raises SettingsError if it
+    is none of these, or there is no such module or function.
     """
     found: Any = factory
-    if isinstance(factory, (list, tuple)):
-        found = _Given(factory)
-    elif isinstance(factory, str):
+    if isinstance(factory, str):
         module, _, name = factory.partition(":")
         try:
             found = getattr(importlib.import_module(module), name)
         except Exception as error:  # an import may raise anything
             found = f"{factory}, which cannot be imported: {type(error).__name__}: {error}"
-    if found is not None and not callable(found):
-        raise SettingsError(
-            'callbacks must be a function of a FitContext, its name as "module:function" or a list of callbacks. '
-            f"Received: callbacks={found!r}."
-        )
-    result: CallbackFactory | None = found
+    result: CallbackFactory | None = _Given(found) if isinstance(found, (list, tuple)) else found
+    if result is not None and not callable(result):
+        raise SettingsError(f'callbacks must be a function, "module:function" or a list. Received: callbacks={found}.')
     return result
 
 
@@ -88,52 +70,39 @@ class _Given(list[Any]):
 
 
 def make_callbacks(factory: CallbackFactory, context: FitContext) -> list[Any]:
-    """Return the callbacks of a factory; SettingsError if they are no list, or one cannot be used in a fit."""
+    """Return the callbacks of a factory; SettingsError if one cannot be used in a fit."""
     import keras
 
-    made: Any = factory(context)
-    if not isinstance(made, (list, tuple)) or not all(isinstance(item, keras.callbacks.Callback) for item in made):
-        raise SettingsError(
-            f"The callbacks factory must return a list of keras.callbacks.Callback objects. Received: {made!r}."
-        )
-    for name, reason in _REFUSED.items():
+    made = list(factory(context))
+    for name in _REFUSED:
         found = [item for item in made if isinstance(item, getattr(keras.callbacks, name))]
         if not all(name == "ModelCheckpoint" and item.save_weights_only for item in found):
-            raise SettingsError(f"keras.callbacks.{name} cannot be used in a fit: {reason}.")
-    return list(made)
+            raise SettingsError(
+                f"keras.callbacks.{name} cannot be used in a fit: change the recipe, or use save_weights_only=True."
+            )
+    return made
 
 
 def tensorboard(context: FitContext) -> list[Any]:
-    """Return `keras.callbacks.TensorBoard`, which writes below the trial's folder, `context.folder`.
-
-    Raises:
-        SettingsError: If there is no such folder.
-    """
+    """Return `keras.callbacks.TensorBoard`, which writes below the folder of the `context`, or the current one."""
     import keras
 
-    if context.folder is None:
-        raise SettingsError("tensorboard needs a folder to write to. Pass fit(..., folder=...), or run a Benchmark.")
-    return [keras.callbacks.TensorBoard(str(context.folder / "tensorboard" / context.phase), write_graph=False)]
+    folder = Path(context.folder or ".") / "tensorboard" / context.phase
+    return [keras.callbacks.TensorBoard(str(folder), write_graph=False)]
 
 
 def mlflow(context: FitContext) -> list[Any]:
-    """Return a callback that logs the settings of `context` and each epoch to MLflow: a run, below an active one.
-
-    MLflow's own settings choose the place: MLFLOW_TRACKING_URI and MLFLOW_EXPERIMENT_NAME, or the calling program.
-    """
+    """Return a callback that logs the settings of `context` and each epoch to a run of MLflow, below an active one."""
     import keras
     import mlflow as library
 
-    class Log(keras.callbacks.Callback):  # type: ignore[misc]
-        def on_train_begin(self, logs: Any = None) -> None:
-            named = {"backbone": context.backbone, "seed": context.seed, "phase": context.phase}
-            with library.start_run(run_name=" ".join(map(str, named.values())), nested=True) as run:
-                library.log_params(named | context.recipe.to_dict())
-            # Ended already, since a fit that fails would leave it open; epochs can still be logged to it.
-            self._run, self._client = run.info.run_id, library.MlflowClient()
+    named = {"backbone": context.backbone, "seed": context.seed, "phase": context.phase}
+    with library.start_run(run_name=" ".join(map(str, named.values())), nested=True) as run:
+        library.log_params(named | context.recipe.to_dict())
+    client = library.MlflowClient()  # logs to the run although it has ended: a fit that fails would leave it open
 
-        def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-            for name, value in (logs or {}).items():
-                self._client.log_metric(self._run, name, float(value), step=epoch + 1)
+    def log(epoch: int, logs: Any) -> None:
+        for name, value in logs.items():
+            client.log_metric(run.info.run_id, name, float(value), step=epoch + 1)
 
-    return [Log()]
+    return [keras.callbacks.LambdaCallback(on_epoch_end=log)]

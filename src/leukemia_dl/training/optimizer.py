@@ -1,7 +1,5 @@
 """Keras's AdamW with a learning rate per layer, the schedule of a phase, and the training loss."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -12,18 +10,12 @@ from numpy.typing import NDArray
 from leukemia_dl.models.build import all_layers
 from leukemia_dl.training.recipe import Recipe
 
-__all__ = ["build_loss", "build_optimizer", "class_weights", "rates_by_layer"]
-
 
 def build_optimizer(recipe: Recipe, learning_rate: float, rates: Mapping[str, float], ema_momentum: float = 0.0) -> Any:
     """Return an AdamW optimizer for one phase of a fit. Once it is built, `start(steps)` makes it ready for a phase.
 
-    Args:
-        recipe: Schedule, warm-up, weight decay and clipping.
-        learning_rate: Peak.
-        rates: Share of the rate by `variable.path`; 1 for variables that are not named.
-        ema_momentum: Momentum of the moving average of the weights; 0 for none. In the first steps it is lower,
-            step / (9 + step), or the average of a short fit would still be that of its first weights.
+    `learning_rate` is the peak, `rates` the share of it by `variable.path`, 1 for others. `ema_momentum` is lower in
+    the first steps, step / (9 + step), or the average of a short fit would be that of its first weights.
     """
     import keras
     from keras import ops
@@ -38,21 +30,15 @@ def build_optimizer(recipe: Recipe, learning_rate: float, rates: Mapping[str, fl
             self._steps = self.add_variable((), dtype="float32", name="steps")
 
         def start(self, steps: int) -> None:
-            """Forget earlier steps, and spread the schedule over `steps`."""
             for variable in self.variables:
                 variable.assign(ops.zeros(variable.shape, variable.dtype))
             self._steps.assign(float(steps))
 
-        def progress(self) -> Any:
-            """Return the share of the phase that is over in the middle of the next step: in no step is the rate 0."""
-            return (ops.cast(self.iterations, "float32") + 0.5) / ops.maximum(self._steps, 1.0)
-
         def averages(self) -> list[Any]:
-            """Return the averaged weights, in the order of the trained variables."""
             return list(self._model_variables_moving_average) if self.use_ema else []
 
         def _apply_weight_decay(self, variables: Any) -> None:
-            """Do nothing: decay follows each layer's rate, in `update_step`."""
+            pass  # decay follows each layer's rate, in `update_step`
 
         def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
             rate = ops.cast(learning_rate, variable.dtype) * self._shares[self._get_variable_index(variable)]
@@ -67,35 +53,27 @@ def build_optimizer(recipe: Recipe, learning_rate: float, rates: Mapping[str, fl
                 average.assign(kept * average + (1.0 - kept) * variable)
 
     class PhaseSchedule(keras.optimizers.schedules.LearningRateSchedule):  # type: ignore[misc]
+        """Linear warm-up, then half a cosine to 0: `CosineDecay` without its branch, which costs time in each step."""
+
         def __call__(self, step: Any) -> Any:
-            return _rate(recipe, learning_rate, optimizer.progress())
+            # The share of the phase that is over in the middle of the step: in no step is the rate 0.
+            over = (ops.cast(optimizer.iterations, "float32") + 0.5) / ops.maximum(optimizer._steps, 1.0)
+            warmup = recipe.warmup_fraction
+            rate = learning_rate * (ops.minimum(over / warmup, 1.0) if warmup else ops.ones(()))
+            if recipe.schedule == "constant":
+                return rate
+            return rate * 0.5 * (1.0 + ops.cos(math.pi * ops.clip((over - warmup) / (1.0 - warmup), 0.0, 1.0)))
 
         def get_config(self) -> dict[str, Any]:
             return {}  # asked for by TensorBoard
 
     optimizer = LayerwiseAdamW(
-        PhaseSchedule(),
-        weight_decay=recipe.weight_decay,
-        global_clipnorm=recipe.global_clipnorm or None,
+        PhaseSchedule(), weight_decay=recipe.weight_decay, global_clipnorm=recipe.global_clipnorm or None,
         use_ema=ema_momentum > 0,
-    )
+    )  # fmt: skip
     # Decay pulls towards zero, which is not where a bias or the gain of a normalisation belongs.
     optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
     return optimizer
-
-
-def _rate(recipe: Recipe, peak: float, over: Any) -> Any:
-    """Return the rate when a share of the phase is `over`: linear warm-up, then half a cosine to 0, or constant.
-
-    As `CosineDecay` of Keras, but without its branch, which costs time in each step.
-    """
-    from keras import ops
-
-    warmup = recipe.warmup_fraction
-    rate = peak * (ops.minimum(over / warmup, 1.0) if warmup else ops.ones(()))
-    if recipe.schedule == "constant":
-        return rate
-    return rate * 0.5 * (1.0 + ops.cos(math.pi * ops.clip((over - warmup) / (1.0 - warmup), 0.0, 1.0)))
 
 
 def rates_by_layer(model: Any, input_lr_ratio: float) -> dict[str, float]:
@@ -113,10 +91,7 @@ def rates_by_layer(model: Any, input_lr_ratio: float) -> dict[str, float]:
 
 
 def class_weights(recipe: Recipe, labels: NDArray[np.int64], classes: int) -> NDArray[np.float32] | None:
-    """Return the weight of each class in the training loss (classes,), or None for equal weights.
-
-    Under `class_balance="weights"` the weight is `1 / (classes * share)`, by the class's share of the training labels.
-    """
+    """Return the weight of each class in the training loss, 1 / (classes * share), or None for equal weights."""
     if recipe.class_balance != "weights":
         return None
     counts = np.bincount(labels, minlength=classes)
