@@ -83,9 +83,8 @@ class Batches:
                 part = slice(step * self.batch_size, (step + count) * self.batch_size)
                 rows, labels = order[part], self.labels[order[part]]
                 images: Any = self.images[rows] if parameters is None else (self.images[rows], parameters[part])
-                batch: tuple[Any, ...] = (
-                    (images, labels) if self.weights is None else (images, labels, self.weights[labels])
-                )
+                weights = () if self.weights is None else (self.weights[labels],)
+                batch: tuple[Any, ...] = (images, labels, *weights)
                 if grouped:
                     batch = tuple(array.reshape(count, self.batch_size, *array.shape[1:]) for array in batch)
                 yield batch
