@@ -31,8 +31,6 @@ _DARKEST = 32.0  # Sum of the three channels above which a pixel is certainly ce
 class Augmentation:
     """Random changes of each training image in each epoch; 0 or False switches one off.
 
-    A value out of its range (rotation to 180, shift to 0.5, others to 0.9) is a SettingsError.
-
     Attributes:
         symmetries: Turn by right angles and mirror: one of the eight symmetries of the square, exactly.
         rotation: Turn further, by up to so many degrees either way, bilinear; the corners become background.
@@ -107,9 +105,8 @@ def augment(
 ) -> Any:
     """Return augmented `images`, a tensor (n, size, size, 3) of RGB 0..255, uint8 or float32, as float32.
 
-    `settings` switch parts on: right angles and mirroring, which are exact; rotation and shift in one bilinear step;
-    colour, on pixels that are not black. `parameters` are those of `Augmentation.draw`, a float32 tensor. `compiled`
-    compiles each part, a function of tensors.
+    `settings` switch parts on, each `compiled`: right angles and mirroring, which are exact; rotation and shift in one
+    bilinear step; colour of pixels that are not black. `parameters` are those of `Augmentation.draw`, float32.
     """
     from keras import ops
 

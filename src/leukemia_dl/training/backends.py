@@ -26,15 +26,12 @@ _KERAS_SETTINGS = {
 
 @dataclass(frozen=True)
 class ComputeConfig:
-    """The part of the machine that a fit may use. It is not part of a trial's name.
+    """The part of the machine that a fit may use, no part of a trial's name. Raises SettingsError for other values.
 
     Attributes:
         device: "auto" for the first GPU, or the CPU if there is none; "cpu", "gpu" or "gpu:1".
         threads: CPU threads of one operation, on which the last bits depend; None for one per core. A backend that has
             started in this process already keeps its number, and TensorFlow its device.
-
-    Raises:
-        SettingsError: On creation, for a value that is not allowed.
     """
 
     device: str = "auto"
@@ -117,9 +114,8 @@ def xla_jit(function: Callable[..., Any]) -> Callable[..., Any]:
         return function
     import tensorflow as tf
 
-    if tf.config.get_visible_devices("GPU"):
-        return function
-    return tf.function(function, jit_compile=True, autograph=False)  # type: ignore[no-any-return]
+    on_gpu = tf.config.get_visible_devices("GPU")
+    return function if on_gpu else tf.function(function, jit_compile=True, autograph=False)  # type: ignore[no-any-return]
 
 
 def as_numpy(variable: Any) -> NDArray[Any]:
@@ -136,8 +132,7 @@ def assign(variables: Iterable[Any], values: Iterable[Any]) -> None:
         variable.assign(as_numpy(value) if hasattr(value, "assign") else value)
 
 
-def _chosen(device: str, gpus: Sequence[Any]) -> Any:
-    """Return the GPU that `device` names, None for the CPU."""
+def _chosen(device: str, gpus: Sequence[Any]) -> Any:  # None for the CPU
     if device == "cpu" or (device == "auto" and not gpus):
         return None
     number = int(device.partition(":")[2] or 0)

@@ -107,11 +107,8 @@ def as_keras(
 
     It gives uint8 images (batch, size, size, 3), after the fitted `pipeline`, and int32 class indices (batch,), of the
     `rows` of the `dataset`, such as `split.train`, by default all. With `shuffle` each epoch has another order, drawn
-    from `seed` and the epoch. The last batch may have fewer than `batch_size` images.
-
-    Raises:
-        SettingsError: If batch_size or the pipeline does not fit, or rows have no label.
-        ImageError: If images cannot be decoded.
+    from `seed` and the epoch. The last batch may have fewer than `batch_size` images. Raises SettingsError if rows have
+    no label, or batch_size or the pipeline does not fit, and ImageError if images cannot be decoded.
     """
     import keras
 

@@ -14,10 +14,9 @@ def reestimate_batchnorm(
 ) -> int:
     """Replace the moving mean and variance of every trainable BatchNormalization layer; return their number.
 
-    Moving averages lag behind the weights: with a momentum of 0.99 they hold most of their initial values after a dozen
-    steps. Here batches of about `batch_size` images run in training mode, and statistics are pooled exactly. The images
-    come in random order: a batch of one class has other statistics in deeper layers. With the `parameters` of their
-    augmentation, `model` is a `training_model`.
+    Moving averages lag behind the weights: after a dozen steps they mostly hold their initial values. Here batches of
+    about `batch_size` images run in training mode, and statistics are pooled exactly. Images come in random order: a
+    batch of one class has other statistics. With `parameters` of augmentation, `model` is a `training_model`.
     """
     import keras
 

@@ -104,9 +104,8 @@ def model_fingerprint(model: Any, device: Device) -> list[Any]:
     layer has no configuration, or its source may depend on more than its file: one of a notebook or in a function.
     """
     versions = [installed_version(name) for name in (DISTRIBUTION, "keras", device.backend)]
-    threads = device.threads if device.kind == "cpu" else 0
-    where = [device.backend, device.kind, device.name, device.dtype_policy, *versions, threads]
-    return [_graph(model), _sha256(map(as_numpy, model.weights)), *where]
+    where = [device.backend, device.kind, device.name, device.dtype_policy, device.kind == "cpu" and device.threads]
+    return [_graph(model), _sha256(map(as_numpy, model.weights)), *where, *versions]
 
 
 def _graph(model: Any) -> str | None:

@@ -113,10 +113,7 @@ class Trainer:
     def train(
         self, train: Side, validation: Side | None, stop: int, callbacks: _Callbacks | None = None, inner_fold: str = ""
     ) -> list[dict[str, Any]]:
-        """Train `stop` epochs of both phases, from where a checkpoint ends, and return a row of the history for each.
-
-        An `inner_fold`, "2/5", only helps to choose their number.
-        """
+        """Train `stop` epochs of both phases, from where a checkpoint ends, and return the rows of the history."""
         recipe, net, report = self.recipe, self.models, self.on_epoch
         with self._preparing():
             net.get(self.spec, recipe, self.classes, self.seed, self.device)
@@ -133,7 +130,7 @@ class Trainer:
             assign((net.head if progress.done <= recipe.head_epochs else net.model).variables, values)
         if progress.done < min(stop, recipe.head_epochs):
             watched = None if validation is None else self._as_features(validation)
-            self._train_head(self._as_features(train), watched, stop, progress)
+            self._train_head(self._as_features(train), watched, min(stop, recipe.head_epochs), progress)
         if max(progress.done, recipe.head_epochs) < stop:
             self._train_full(train, validation, stop, progress, inner=bool(inner_fold))
         return progress.rows
@@ -172,7 +169,6 @@ class Trainer:
             # Not the head itself, which predicts: steps per execution hold for predictions too.
             phases[key] = self._compiled(keras.Model(head.input, head.output), recipe.head_learning_rate, {})
         batches = Batches(train, recipe.batch_size, self.seed, None, class_weights(recipe, train[1], self.classes))
-        stop = min(stop, recipe.head_epochs)
         self._run_phase(
             "head", phases[key], batches, stop, lambda last: self._validated(head, watched, HEAD_BATCH), progress
         )
@@ -196,8 +192,7 @@ class Trainer:
             reestimate_batchnorm(phases["full"], images, size, parameters)
             return self._validated(model, validation, predict_batch_size(recipe))
 
-        stop -= recipe.head_epochs
-        self._run_phase("full", phases["full"], batches, stop, validate, progress)
+        self._run_phase("full", phases["full"], batches, stop - recipe.head_epochs, validate, progress)
 
     def _compiled(self, model: Any, rate: float, rates: Mapping[str, float], momentum: float = 0.0) -> Any:
         import keras

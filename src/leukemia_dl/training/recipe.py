@@ -87,8 +87,7 @@ class Recipe(Augmentation):
         callbacks: "module:function", a factory of Keras callbacks (see `FitContext`); not part of a trial's name.
 
     Raises:
-        SettingsError: For a value that is not allowed; it names the setting.
-        UnknownNameError: For a preset, or a setting, that does not exist.
+        SettingsError, UnknownNameError: For a value that is not allowed; for a preset or a setting that does not exist.
 
     Examples:
         >>> import leukemia_dl as ldl
