@@ -115,7 +115,7 @@ def xla_jit(function: Callable[..., Any]) -> Callable[..., Any]:
     import tensorflow as tf
 
     on_gpu = tf.config.get_visible_devices("GPU")
-    return function if on_gpu else tf.function(function, jit_compile=True, autograph=False)  # type: ignore[no-any-return]
+    return function if on_gpu else tf.function(function, jit_compile=True, autograph=False)
 
 
 def as_numpy(variable: Any) -> NDArray[Any]:
