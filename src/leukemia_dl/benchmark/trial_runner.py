@@ -209,9 +209,8 @@ def _predicted(blank: Record, result: FitResult, split: Split, context: RunConte
         "device_name": device.name,
     }
     record = replace(blank, row={**blank.row, **row}, timings=timings, history=history)
-    views = None
-    if result.recipe.tta:
-        views = logits_over_symmetries(result.model, images, predict_batch_size(result.recipe))
+    size = predict_batch_size(result.recipe)
+    views = logits_over_symmetries(result.model, images[:], size) if result.recipe.tta else None
     return records.scored_record(record, probabilities, views, fitted)
 
 
