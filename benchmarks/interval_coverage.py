@@ -108,7 +108,7 @@ class World:
         probabilities = np.stack([1 - p, p], axis=1)
         fold = np.zeros(len(p), np.int64)
         run = Run(self.labels, probabilities, probabilities.argmax(axis=1), self.group, fold, np.arange(len(p)))
-        return Model("simulated", "backbone", (run,), tuple(range(len(self.sizes))), True)
+        return Model("simulated", "backbone", (run,), tuple(range(len(self.sizes))), "group")
 
 
 def correctness_icc(rho: float) -> float:

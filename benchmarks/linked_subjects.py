@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from leukemia_dl.datasets.sources.c_nmc_2019 import parse_name
+from leukemia_dl.datasets.sources.c_nmc_2019 import NAME
+from leukemia_dl.datasets.sources.files import FLAGS
 from leukemia_dl.errors import DataError
 
 _BOX = ["x", "y", "width", "height"]
@@ -20,14 +21,11 @@ _BOX = ["x", "y", "width", "height"]
 
 def linked_by_boxes(boxes: pd.DataFrame, at_least: int = 3) -> pd.DataFrame:
     """Return the pairs of subjects that share boxes with the same label, and how many: subject, other, shared."""
-    names = [parse_name(str(name)) for name in boxes["file_name"]]
-    if None in names:
-        wrong = boxes["file_name"].iloc[names.index(None)]
+    names = boxes["file_name"].astype(str).str.extract(rf"\A{NAME}\Z", FLAGS)
+    if names["label"].isna().any():
+        wrong = boxes["file_name"][names["label"].isna()].iloc[0]
         raise DataError(f"file_name must be like UID_11_10_1_all.bmp. Received: {wrong!r}.")
-    known = boxes[_BOX].reset_index(drop=True)
-    known["label"] = [name.label for name in names if name is not None]
-    known["subject"] = [name.subject for name in names if name is not None]
-    known = known.drop_duplicates()
+    known = boxes[_BOX].assign(label=names["label"].str.lower(), subject=names["subject"].str.upper()).drop_duplicates()
     both = known.merge(known, on=[*_BOX, "label"], suffixes=("", "_other"))
     both = both[both["subject"] < both["subject_other"]]
     pairs = both.groupby(["subject", "subject_other"]).size().rename("shared").reset_index()

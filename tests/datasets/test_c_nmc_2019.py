@@ -1,6 +1,7 @@
 """C-NMC 2019 in every layout that is around, with subjects, labels and linked sets exactly right."""
 
 import logging
+import re
 import runpy
 import shutil
 import zipfile
@@ -13,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from leukemia_dl.datasets import Dataset
-from leukemia_dl.datasets.sources.c_nmc_2019 import LINKED_SUBJECTS, parse_name
+from leukemia_dl.datasets.sources.c_nmc_2019 import LINKED_SUBJECTS, NAME
+from leukemia_dl.datasets.sources.files import FLAGS
 from leukemia_dl.errors import DataError
 
 TRAINING = {0: ["UID_1_1_1_all", "UID_20_1_1_all", "UID_H6_2_1_hem"], 2: ["UID_21_1_10_all", "UID_h3_1_1_hem"]}
@@ -129,11 +131,11 @@ def test_preliminary_without_labels_is_loaded_with_a_warning(tmp_path: Path, cap
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        (",10.bmp,1", ",10.bmp,0", "row 1: .*'10.bmp', '0'. .*all is labelled 1, hem 0"),
+        (",10.bmp,1", ",10.bmp,0", "row 1: .*'10.bmp', '0'. .*all is 1, hem 0"),
         (",10.bmp,1", ",10.bmp", "row 1: .*'10.bmp', ''"),
-        ("UID_57_29_1_all.bmp", "57", "row 1: '57', .*Wanted: such as UID_57_29_1_all.bmp"),
+        ("UID_57_29_1_all.bmp", "57", r"row 1: \['57', .*Wanted: .* such as UID_57_29_1_all.bmp"),
         (",3.bmp", ",2.bmp", "row 3: .*'2.bmp', .*each file once"),
-        ("new_names", "names", "has no column new_names. It has: "),
+        ("new_names", "names", "Wanted: Patient_ID, new_names, labels such as"),
     ],
 )
 def test_label_file_is_checked(tmp_path: Path, old: str, new: str, message: str) -> None:
@@ -171,7 +173,7 @@ def test_what_is_not_there_is_said(tmp_path: Path) -> None:
         Dataset.load("c_nmc_2019", root=tmp_path / "gone" / "deeper")
     with zipfile.ZipFile(tmp_path / "C-NMC.zip", "w") as archive:
         archive.writestr("x", b"x")
-    with pytest.raises(DataError, match=r"C-NMC\.zip is an archive, not a folder: unpack it first"):
+    with pytest.raises(DataError, match=r"C-NMC\.zip is an archive: unpack it first"):
         Dataset.load("c_nmc_2019", root=tmp_path / "C-NMC.zip")
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match=r"does not look like C-NMC 2019. Wanted: the folder C-NMC_Leukemia.*nothing"):
@@ -200,7 +202,9 @@ def test_two_copies_are_a_question(tmp_path: Path) -> None:
 )
 def test_names_round_trip(subject: str, field: int, cell: int, label: str, lower: bool) -> None:
     name = f"UID_{subject}_{field}_{cell}_{label}.bmp"
-    assert parse_name(name.lower() if lower else name) == (subject, str(field), str(cell), label)
+    found = re.fullmatch(NAME, name.lower() if lower else name, FLAGS)
+    assert found is not None
+    assert found.groups() == tuple(part.lower() if lower else part for part in (subject, str(field), str(cell), label))
 
 
 OTHER_NAMES = [
@@ -216,7 +220,7 @@ OTHER_NAMES = [
 
 @pytest.mark.parametrize("name", OTHER_NAMES)
 def test_other_names_are_none(name: str) -> None:
-    assert parse_name(name) is None
+    assert re.fullmatch(NAME, name, FLAGS) is None
 
 
 def test_real_sample(c_nmc_sample: Path) -> None:
@@ -268,11 +272,11 @@ def test_same_cells_are_those_of_the_boxes(c_nmc_tree: Path, c_nmc_manifest: Pat
 def test_linked_sets_hold_every_identical_pair(c_nmc_tree: Path, c_nmc_manifest: Path) -> None:
     pairs = pd.read_csv(c_nmc_manifest / "byte_identical.tsv", sep="\t", header=None, names=["one", "other"])
     groups = {subject: members for members in LINKED_SUBJECTS for subject in members}
-    names = pairs.map(lambda path: parse_name(Path(path).name)).dropna()
+    names = pairs.map(lambda path: re.fullmatch(NAME, Path(path).name, FLAGS)).dropna()
     assert len(names) == 104  # the other two pairs are in the final test set
     for one, other in names.itertuples(index=False):
-        assert one.subject == other.subject or groups[one.subject] == groups[other.subject]
-        assert one.label == other.label
+        assert one["subject"] == other["subject"] or groups[one["subject"]] == groups[other["subject"]]
+        assert one["label"] == other["label"]
 
 
 LINKED = {

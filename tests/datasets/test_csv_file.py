@@ -131,7 +131,7 @@ def test_root_and_absolute_paths_give_the_same_ids(folder: Path) -> None:
         ("path,label,Label\nimages/0.png,a,b\n", "needs the columns path and label, once each"),
         (
             "path,label\nimages/0.png,a\nimages/9.png,b\n",
-            r"names the file 'images/9.png' in row 2, which is no file that can be read. .* images_root=",
+            r"names 'images/9.png' in row 2, which is no file that can be read\. .* images_root=",
         ),
         ("path,label\nimages/0.png,a\nimages,b\n", "'images' in row 2, which is no file that can be read"),
         ("path,label\nimages/0.png,a\n,b\n", "has no path in row 2"),
@@ -164,9 +164,9 @@ def test_other_encodings(folder: Path) -> None:
 
 
 def test_no_file_a_folder_no_root(folder: Path) -> None:
-    with pytest.raises(DataError, match=r"gone\.csv cannot be read as CSV in UTF-8: there is no such file"):
+    with pytest.raises(DataError, match=r"gone\.csv cannot be read as CSV in UTF-8: it is no file"):
         Dataset.from_csv(folder / "gone.csv")
-    with pytest.raises(DataError, match=r"it is a folder.*Dataset\.from_folder"):
+    with pytest.raises(DataError, match=r"it is no file; a folder per class is loaded by Dataset\.from_folder"):
         Dataset.from_csv(folder)
     with pytest.raises(SettingsError, match=r"'csv' is on your disk: pass path=\.\.\., command line: --root PATH"):
         Dataset.load("csv")

@@ -276,16 +276,16 @@ def test_missing_file_and_archive(tmp_path: Path) -> None:
     for name in ("cells.zip", "cells"):
         with zipfile.ZipFile(tmp_path / name, "w") as archive:
             archive.writestr("a/1.png", b"x")
-        with pytest.raises(DataError, match=rf"{name} is an archive, not a folder: unpack it first"):
+        with pytest.raises(DataError, match=rf"{name} is an archive: unpack it first"):
             Dataset.from_folder(tmp_path / name)
 
 
 def test_empty_and_without_images(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"has no images: it is empty. Wanted: a folder per class"):
+    with pytest.raises(DataError, match=r"has 0 images directly in it and none in its folders \(none\)\. Wanted: a folder per class"):
         Dataset.from_folder(tmp_path)
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "x.txt").write_text("x")
-    with pytest.raises(DataError, match=r"has no images: its folders \(a\) hold none"):
+    with pytest.raises(DataError, match=r"0 images directly in it and none in its folders \(a\)"):
         Dataset.from_folder(tmp_path)
 
 

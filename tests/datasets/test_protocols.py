@@ -9,7 +9,7 @@ import pytest
 from cohorts import CLEAN, DRAWN, INFO, SIDES, assert_clean, cohort, content_of, names, with_folds
 from leukemia_dl import Benchmark
 from leukemia_dl.datasets import PROTOCOLS, Dataset, make_splits
-from leukemia_dl.datasets.sources import c_nmc_2019, csv_file, folder, synthetic
+from leukemia_dl.datasets.sources import c_nmc_2019, files, synthetic
 from leukemia_dl.datasets.splits import SplitContext, default_protocol
 from leukemia_dl.errors import SettingsError, SplitError, UnknownNameError
 
@@ -91,7 +91,8 @@ def test_all_official_folds_unless_the_data_set_names_one() -> None:
     for protocol in (None, "official", "official_clean", "published_v1"):
         assert [split.fold for split in make_splits(other, protocol)] == [0, 1, 2, 3, 4]
         assert [split.fold for split in make_splits(dataset, protocol)] == [2]
-    assert [source.INFO.test_fold for source in (c_nmc_2019, synthetic, csv_file, folder)] == [2, 2, None, None]
+    infos = (c_nmc_2019.INFO, synthetic.INFO, files.CSV_INFO, files.FOLDER_INFO)
+    assert [info.test_fold for info in infos] == [2, 2, None, None]
 
 
 def test_the_default_protocol_follows_from_the_data() -> None:

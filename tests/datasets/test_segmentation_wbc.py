@@ -4,7 +4,6 @@ import csv
 import itertools
 import logging
 import random
-import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -140,8 +139,8 @@ def test_image_without_row_and_row_without_image(flat: Path, caplog: pytest.LogC
         dataset = Dataset.load("segmentation_wbc", root=flat)
     assert dataset.table["sample"].tolist() == SAMPLES
     assert dataset.labels.tolist() == [1, 0, 4, -1, 3]
-    assert re.search(r"class_labels\.csv: 1 images have no row in it, so no label, such as number 10", caplog.text)
-    assert re.search(r"2 rows name no image, such as number 7", caplog.text)
+    found = "3 numbers are of images without a row, so without a label, or of rows without an image: 7, 8, 10"
+    assert f"class_labels.csv: {found}" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -162,8 +161,6 @@ def test_image_without_row_and_row_without_image(flat: Path, caplog: pytest.LogC
         ("\r\n10,3", "\r\n" + "1" * 5000 + ",3", "image ID, a whole number"),
         ("\r\n10,3", "\r\n10\0,3", "image ID, a whole number|cannot be read as CSV"),
         ("\r\n10,3", '\r\n"' + "1" * 140_000 + '",3', "image ID, a whole number"),
-        ("image ID", "image", "needs the columns 'image ID' and 'class label' .* It has: 'image', 'class label'"),
-        ("class label", "kind", "needs the columns"),
     ],
 )
 def test_label_file_is_checked(flat: Path, old: str, new: str, message: str) -> None:

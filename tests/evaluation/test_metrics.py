@@ -219,7 +219,7 @@ def test_bad_input_is_refused(labels, p, says):
 
 
 def test_labels_that_are_no_indices_are_refused():
-    with pytest.raises(DataError, match="whole numbers"):
+    with pytest.raises(DataError, match="class indices from 0 to"):
         score(np.array([0.0, 1.0]), np.full((2, 2), 0.5))
 
 

@@ -111,9 +111,9 @@ def test_rows_of_images_that_could_not_be_read_are_refused_with_what_to_do():
     [
         ([1, 2], "Received: list"),
         (np.zeros((2, 3)), "Received: ndarray"),
-        (pair.iloc[:0], "The frame of predictions is empty"),
-        (frame_of(["hem", "blast", "all", "blast"]), r"no probability_ column: blast\. Classes: hem, all"),
-        (numbered.assign(label=[1.0, 0.0, 0.5]), "no probability_ column: .*0.5"),
+        (pair.iloc[:0], "The frame has: no rows at all"),
+        (frame_of(["hem", "blast", "all", "blast"]), r"without a probability_ column: blast\. Classes: hem, all"),
+        (numbered.assign(label=[1.0, 0.0, 0.5]), "without a probability_ column: .*0.5"),
         (numbered.assign(label=[1.0, 0.0, np.inf]), "probability_ column: .*inf"),
         (pair.assign(**{NET + "hem": ["0.75", "high"]}), "must hold numbers.*high"),
         (pair.assign(**{NET + "hem": pd.Series([0.75, pd.NA], dtype=object)}), "must hold numbers.*NA"),
@@ -177,7 +177,7 @@ def test_one_side_is_taken_and_the_others_are_left():
     assert select_side(frame, "val")["sample"].tolist() == ["a", "c"]
     assert models(frame)[0].runs[0].samples.tolist() == ["b"]
     assert models(frame, "val")[0].runs[0].samples.tolist() == ["a", "c"]
-    with pytest.raises(DataError, match=r"side 'train'. The column side has: val, test\."):
+    with pytest.raises(DataError, match=r"side 'train'. The frame has: val, test\."):
         select_side(frame, "train")
     with pytest.raises(DataError, match="no rows at all"):
         select_side(frame.iloc[:0], "test")
@@ -208,24 +208,24 @@ def test_a_backbone_has_a_seed_in_all_rows_or_in_none(column):
 
 def test_a_column_that_looks_like_subjects_is_pointed_at(caplog):
     with caplog.at_level(logging.WARNING):
-        assert not models(frame_of(["hem", "all"], Patient_ID=["u", "v"]))[0].by_group
+        assert models(frame_of(["hem", "all"], Patient_ID=["u", "v"]))[0].unit == "image"
     assert "'Patient_ID'" in caplog.text
     caplog.clear()
-    assert models(frame_of(["hem", "all"], Patient_ID=["u", "v"], subject=["u", "v"]))[0].by_group
+    assert models(frame_of(["hem", "all"], Patient_ID=["u", "v"], subject=["u", "v"]))[0].unit == "group"
     assert not caplog.text
 
 
 def test_groups_come_before_subjects_and_subjects_before_images():
     both = frame_of(["hem", "hem"], sample=["s0", "s1"], group=["g", "g"], subject=["u", "v"])
-    for frame, units, by_group in [
-        (both, ("g",), True),
-        (both.drop(columns="group"), ("u", "v"), True),
-        (both.assign(group=None), ("u", "v"), True),
-        (both.assign(group=None, subject=np.nan), ("s0", "s1"), False),
-        (both.drop(columns=["group", "subject"]), ("s0", "s1"), False),
+    for frame, units, unit in [
+        (both, ("g",), "group"),
+        (both.drop(columns="group"), ("u", "v"), "group"),
+        (both.assign(group=None), ("u", "v"), "group"),
+        (both.assign(group=None, subject=np.nan), ("s0", "s1"), "image"),
+        (both.drop(columns=["group", "subject"]), ("s0", "s1"), "image"),
     ]:
         model = models(frame)[0]
-        assert (model.units, model.by_group) == (units, by_group)
+        assert (model.units, model.unit) == (units, unit)
 
 
 @pytest.mark.parametrize(("column", "other"), [("group", {}), ("subject", {"group": None}), ("subject", {})])
@@ -235,7 +235,7 @@ def test_partly_missing_groups_are_counted_and_refused(column, other):
         models(frame)
     sides = frame.assign(side=["test", "val", "val"])
     assert models(sides)[0].units == ("g",)
-    assert models(sides, "val")[0].by_group is False
+    assert models(sides, "val")[0].unit == "image"
 
 
 def test_only_takes_backbones_in_the_order_asked_for():

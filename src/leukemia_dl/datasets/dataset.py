@@ -17,7 +17,7 @@ from leukemia_dl import identity
 from leukemia_dl.datasets.audit import AuditReport, audit
 from leukemia_dl.datasets.cache import array_hash, file_hashes, user_path
 from leukemia_dl.datasets.pixels import PixelStore, decode_all
-from leukemia_dl.datasets.sources import csv_file, folder
+from leukemia_dl.datasets.sources import files
 from leukemia_dl.datasets.table import TEXT, DatasetInfo, checked_table, class_list, counted, joined_info, row_numbers
 from leukemia_dl.errors import DataError, unknown_name_error
 from leukemia_dl.preprocess import Pipeline, decode_image
@@ -86,7 +86,7 @@ class Dataset:
             class_names: In label order, or to choose between outer and inner folders; None: the folders' names, sorted.
             canvas: Side in pixels of one canvas for all images, if they are at one scale; None pads each to a square.
         """
-        return cls(*folder.read_folder(root, replace(folder.INFO, canvas=canvas), class_names))
+        return cls(*files.read_folder(root, replace(files.FOLDER_INFO, canvas=canvas), class_names))
 
     @classmethod
     def from_csv(
@@ -104,9 +104,9 @@ class Dataset:
             class_names: In label order; None for the labels found, sorted.
             canvas: As in `from_folder`.
         """
-        info, path = replace(csv_file.INFO, canvas=canvas), user_path(path, "path")
+        info, path = replace(files.CSV_INFO, canvas=canvas), user_path(path, "path")
         start = path.parent if images_root is None else images_root
-        return cls(*csv_file.read_frame(csv_file.read_text_csv(path), info, start, class_names, str(path)))
+        return cls(*files.read_frame(files.read_text_csv(path), info, start, class_names, str(path)))
 
     @classmethod
     def from_dataframe(
@@ -126,7 +126,7 @@ class Dataset:
             canvas: As in `from_folder`.
         """
         info = DatasetInfo("dataframe", "Images named by a table", licence="yours", citation="yours", canvas=canvas)
-        return cls(*csv_file.read_frame(frame, info, "." if images_root is None else images_root, class_names))
+        return cls(*files.read_frame(frame, info, "." if images_root is None else images_root, class_names))
 
     @classmethod
     def from_arrays(

@@ -12,7 +12,7 @@ import pandas as pd
 
 from leukemia_dl.datasets.cache import user_path
 from leukemia_dl.datasets.dataset import Dataset
-from leukemia_dl.datasets.sources import all_aria, c_nmc_2019, csv_file, folder, segmentation_wbc, synthetic
+from leukemia_dl.datasets.sources import all_aria, c_nmc_2019, files, segmentation_wbc, synthetic
 from leukemia_dl.datasets.table import DatasetInfo, class_list, differing_counts
 from leukemia_dl.errors import DataError, PluginError, SettingsError, unknown_name_error
 from leukemia_dl.identity import plain_number
@@ -54,13 +54,13 @@ _SOURCES = (
         "version": "original (default) or segmented, the same fields without their background",
     }),
     DatasetSource("c_nmc_2019", c_nmc_2019.read_c_nmc, c_nmc_2019.INFO),
-    DatasetSource("csv", Dataset.from_csv, csv_file.INFO, options={
+    DatasetSource("csv", Dataset.from_csv, files.CSV_INFO, options={
         "path": "the CSV file (command line: --root)",
         "images_root": "folder that relative paths start from; default: that of the CSV file",
         "class_names": "labels in their order, separated by commas; default: those found, sorted",
         "canvas": _CANVAS,
     }),
-    DatasetSource("folder", Dataset.from_folder, folder.INFO, options={
+    DatasetSource("folder", Dataset.from_folder, files.FOLDER_INFO, options={
         "class_names": "classes in label order, separated by commas; default: the folders' names, sorted",
         "canvas": _CANVAS,
     }),

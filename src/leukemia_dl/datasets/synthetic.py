@@ -1,10 +1,7 @@
 """Synthetic cells in C-NMC 2019's Kaggle layout: subjects, fields, folds and latent values of each cell, and the files.
 
-Every number in `CLASSES` and below is taken from C-NMC 2019 or calibrated against it: see
-`benchmarks/synthetic_calibration.py`.
+The numbers are taken from C-NMC 2019 or calibrated against it: see `benchmarks/synthetic_calibration.py`.
 """
-
-from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
@@ -31,10 +28,7 @@ SIGNATURES = ("hue", "brightness", "grain", "blur")
 LATENTS = ("log_area", "texture", *SIGNATURES)
 """All latent values. `log_area` is the natural logarithm of pixels; the others are in standard deviations."""
 
-ALL_IMAGES, ALL_SUBJECTS = 0.682, 0.64
-PRELIMINARY_SUBJECTS, FINAL_SUBJECTS = 28 / 73, 17 / 73
-HELD_OUT_ALL_IMAGES, HELD_OUT_ALL_SUBJECTS = 0.653, 0.46
-FOLDS, FEWEST_CELLS, CELLS_PER_FIELD, MOST_IMAGES = 3, 2, 4, 100_000
+FOLDS, FEWEST_CELLS, CELLS_PER_FIELD = 3, 2, 4
 COUNT_LOG_SD, LARGEST_SHARE = 0.95, 0.2
 AREA_SHIFT, AREA_LIMITS = 14_000.0, (9_000.0, 70_000.0)
 TEXTURE_ICC, SIGNATURE_ICC = 0.38, 0.37
@@ -46,19 +40,16 @@ CLASSES = {
     "hem": {"area": 22_650.0, "subject_sd": 3_880.0, "cell_sd": 2_910.0, "texture": 1.4, "ambiguous": 0.25},
     "all": {"area": 36_800.0, "subject_sd": 3_590.0, "cell_sd": 4_920.0, "texture": -1.4, "ambiguous": 0.08},
 }
-
-_NOTE = "synthetic.json"
+_NOTE, _TOP = "synthetic.json", Path("C-NMC_Leukemia")
 _NOTICE = (
     "The cells in this folder are synthetic: drawn by leukemia_dl, not photographed. "
     "No result on them says anything about patients, and every result must be labelled synthetic."
 )
-_TOP = Path("C-NMC_Leukemia")
 _FOLDERS = {
     "train": "training_data",
     "preliminary": "validation_data/C-NMC_test_prelim_phase_data",
     "final": "testing_data/C-NMC_test_final_phase_data",
 }
-_FRAMES = {"train": 450, "preliminary": 450, "final": 600}
 
 
 @dataclass(frozen=True)
@@ -80,10 +71,9 @@ class SyntheticCohort:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        lowest = {"subjects": 12, "images": 0, "preliminary_images": 12, "final_images": 2, "seed": 0}
+        lowest = {"subjects": 12, "images": 3 * self.subjects, "preliminary_images": 12, "final_images": 2, "seed": 0}
         for name, low in lowest.items():
-            low = 3 * self.subjects if name == "images" else low
-            high = MOST_IMAGES if name.endswith("images") else None
+            high = 100_000 if name.endswith("images") else None
             object.__setattr__(self, name, whole_number(name, getattr(self, name), low, high))
 
 
@@ -91,10 +81,9 @@ def draw_cohort(settings: SyntheticCohort) -> pd.DataFrame:
     """Draw all cells of a data set with these `settings`, without their pixels.
 
     Returns:
-        One row per image, in the order in which it is written, with the columns
-        `sample` (`UID_<subject>_<field>_<cell>_<label>`), `side` (train, preliminary, final), `fold` (Int64, 0 to 2,
-        NA outside training), `number` (Int64, the file number outside training, else NA), `subject`, `field`, `cell`,
-        `label` (all or hem; never written for the final side), `ambiguous` (bool) and the float columns `LATENTS`.
+        One row per image, in the order in which it is written: `sample` (`UID_<subject>_<field>_<cell>_<label>`),
+        `side` (train, preliminary, final), `fold` (Int64, NA outside training), `number` (Int64, of the file outside
+        training), `subject, field, cell, label` (all or hem), `ambiguous` (bool) and the float columns `LATENTS`.
     """
     rng = generator(settings.seed, "synthetic", "subjects")
     subjects = _draw_subjects(settings, rng)
@@ -115,78 +104,62 @@ def draw_cohort(settings: SyntheticCohort) -> pd.DataFrame:
 def write_dataset(
     root: Path, settings: SyntheticCohort, workers: int | None = None, show_progress: bool = True
 ) -> Path:
-    """Write the data set under `root`, whole or not at all, or find it there.
+    """Write the data set of `settings` under `root`, whole or not at all, or find it there; return `root`.
 
-    Args:
-        root: Folder that will hold `C-NMC_Leukemia/` and `synthetic.json`; absent, empty, or written by an
-            earlier call with equal settings, which is then used as it is.
-        settings: Settings of the data set.
-        workers: Threads that draw; None for one per processor.
-        show_progress: Whether to show progress on standard error.
-
-    Returns:
-        `root`.
-
-    Raises:
-        DataError: If `root` holds something else, or cannot be written.
+    Folder `root` is absent, empty, or written by a call with equal settings; if it holds something else, or cannot be
+    written, DataError. So many threads draw as there are `workers`, None for one per processor; `show_progress` is on
+    standard error.
     """
     root, cohort = Path(root), draw_cohort(settings)
     wanted = {"generator_version": GENERATOR_VERSION, "settings": asdict(settings), "files": len(cohort)}
-    note = json.dumps({"notice": _NOTICE, **wanted}, indent=2) + "\n"
+    note = (json.dumps({"notice": _NOTICE, **wanted}, indent=2) + "\n").encode()
     try:
         if root.is_file() or (root.is_dir() and any(root.iterdir())):
             written = (root / _NOTE).read_bytes() if (root / _NOTE).is_file() else b""
-            if written != note.encode() or sum(1 for _ in (root / _TOP).rglob("*.bmp")) != len(cohort):
-                raise DataError(
-                    f"{str(root)!r} does not hold this synthetic data set, whole: {wanted}. Pass another folder, or "
-                    "delete this one if nothing in it is needed."
-                )
+            if written != note or sum(1 for _ in (root / _TOP).rglob("*.bmp")) != len(cohort):
+                hint = "Pass another folder, or delete this one if nothing in it is needed"
+                raise DataError(f"{str(root)!r} does not hold this synthetic data set, whole: {wanted}. {hint}.")
             return root
         with new_folder(root) as folder:
             _write_files(folder, cohort, settings.seed, workers, show_progress)
-            (folder / _NOTE).write_bytes(note.encode())
+            (folder / _NOTE).write_bytes(note)
     except OSError as error:
-        megabytes = len(cohort) * 450**2 * 3 // 10**6
-        raise DataError(
-            f"The synthetic data set cannot be written to {str(root)!r}: {error}. "
-            f"It needs a writable folder and about {megabytes:,} MB. Pass another folder or make room."
-        ) from error
+        needed = f"a writable folder and about {len(cohort) * 450**2 * 3 // 10**6:,} MB"
+        raise DataError(f"Synthetic cells cannot be written to {str(root)!r}: {error}. Needed: {needed}.") from error
     return root
 
 
 def _write_files(root: Path, cohort: pd.DataFrame, seed: int, workers: int | None, show: bool) -> None:
     """Write all images and the label table of the preliminary set under `root`."""
-    rows = [{str(name): value for name, value in row.items()} for row in cohort.to_dict("records")]
+    rows: list[dict[Any, Any]] = cohort.to_dict("records")
     for row in rows:
         training = f"fold_{row['fold']}/{row['label']}/{row['sample']}.bmp"
-        row["path"] = (
-            root / _TOP / _FOLDERS[row["side"]] / (training if row["side"] == "train" else f"{row['number']}.bmp")
-        )
-    for folder in {row["path"].parent for row in rows}:
-        folder.mkdir(parents=True, exist_ok=True)
+        name = training if row["side"] == "train" else f"{row['number']}.bmp"
+        row["path"] = root / _TOP / _FOLDERS[row["side"]] / name
 
     def write(row: dict[str, Any]) -> None:
-        Image.fromarray(draw_cell(row, seed, _FRAMES[row["side"]])).save(row["path"], format="BMP")
+        row["path"].parent.mkdir(parents=True, exist_ok=True)
+        size = 600 if row["side"] == "final" else 450
+        Image.fromarray(draw_cell(row, seed, size)).save(row["path"], format="BMP")
 
     parallel_map(write, rows, "Drawing synthetic cells", workers, show)
-    preliminary = sorted((row for row in rows if row["side"] == "preliminary"), key=lambda row: int(row["number"]))
-    lines = ["Patient_ID,new_names,labels"]
-    lines += [f"{row['sample']}.bmp,{row['path'].name},{int(row['label'] == 'all')}" for row in preliminary]
-    table = root / _TOP / f"{_FOLDERS['preliminary']}_labels.csv"
-    table.write_text("".join(line + "\n" for line in lines), encoding="ascii", newline="\r\n")
+    table = cohort[cohort["side"] == "preliminary"].sort_values("number")
+    names, labels = table["number"].astype(str) + ".bmp", (table["label"] == "all").astype(int)
+    table = pd.DataFrame({"Patient_ID": table["sample"] + ".bmp", "new_names": names, "labels": labels})
+    table.to_csv(root / _TOP / f"{_FOLDERS['preliminary']}_labels.csv", index=False, lineterminator="\r\n")
 
 
 def _draw_subjects(settings: SyntheticCohort, rng: np.random.Generator) -> pd.DataFrame:
     """Return one row per subject: side, subject, label, count."""
-    held_out = (HELD_OUT_ALL_SUBJECTS, HELD_OUT_ALL_IMAGES)
-    sides = [
-        ("train", settings.images, settings.subjects, ALL_SUBJECTS, ALL_IMAGES, 2 * FOLDS),
-        ("preliminary", settings.preliminary_images, settings.subjects * PRELIMINARY_SUBJECTS, *held_out, 2),
-        ("final", settings.final_images, settings.subjects * FINAL_SUBJECTS, *held_out, 1),
-    ]
+    # Subjects and images of a side, the shares of class `all` among them, and the fewest subjects of class `hem`.
+    sides = {
+        "train": (settings.subjects, settings.images, 0.64, 0.682, 2 * FOLDS),
+        "preliminary": (settings.subjects * (28 / 73), settings.preliminary_images, 0.46, 0.653, 2),
+        "final": (settings.subjects * (17 / 73), settings.final_images, 0.46, 0.653, 1),
+    }
     named = {"all": 0, "hem": 0}
     rows: list[dict[str, Any]] = []
-    for side, images, members, all_subjects, all_images, fewest in sides:
+    for side, (members, images, all_subjects, all_images, fewest) in sides.items():
         subjects = settings.subjects if side == "train" else max(2, min(round(members), images // 3))
         hem = max(fewest, round(subjects * (1 - all_subjects)))
         hem_images = max(FEWEST_CELLS * hem if images > 2 else 1, round(images * (1 - all_images)))
@@ -212,15 +185,13 @@ def _unequal_counts(members: int, total: int, rng: np.random.Generator) -> list[
 
 def _assign_folds(subjects: pd.DataFrame) -> pd.Series:
     """Deal the training subjects of each class into folds of equal subject and nearly equal image counts."""
-    folds = np.full(len(subjects), -1)
+    folds, counts = np.full(len(subjects), -1), subjects["count"].to_numpy()
     train = (subjects["side"] == "train").to_numpy()
-    counts = subjects["count"].to_numpy()
     for label in CLASSES:
         members = np.flatnonzero(train & (subjects["label"] == label).to_numpy())
-        room = -(-len(members) // FOLDS)
         images, taken = np.zeros(FOLDS), np.zeros(FOLDS, dtype=int)
         for member in members[np.argsort(-counts[members], kind="stable")]:
-            fold = int(np.argmin(np.where(taken < room, images, np.inf)))
+            fold = int(np.argmin(np.where(taken < -(-len(members) // FOLDS), images, np.inf)))
             folds[member] = fold
             images[fold] += counts[member]
             taken[fold] += 1
@@ -233,9 +204,8 @@ def _number_cells(counts: np.ndarray, rng: np.random.Generator) -> tuple[np.ndar
     for count in counts:
         starts_field = rng.random(count) < 1 / CELLS_PER_FIELD
         starts_field[0] = True
-        numbers = np.cumsum(starts_field)
-        fields.append(numbers)
-        cells.append(np.arange(count) - np.flatnonzero(starts_field)[numbers - 1] + 1)
+        fields.append(np.cumsum(starts_field))
+        cells.append(np.arange(count) - np.flatnonzero(starts_field)[fields[-1] - 1] + 1)
     return np.concatenate(fields), np.concatenate(cells)
 
 

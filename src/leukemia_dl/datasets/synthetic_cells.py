@@ -18,10 +18,8 @@ from scipy import fft
 
 from leukemia_dl.identity import generator
 
-__all__ = ["draw_cell"]
-
-Floats = NDArray[np.float32]
-Points = NDArray[np.float64]
+_Floats = NDArray[np.float32]
+_Points = NDArray[np.float64]
 Latents = Mapping[str, Any] | pd.Series
 
 MEAN_COLOUR = np.array([68.0, 28.5, 78.0], np.float32)
@@ -29,20 +27,16 @@ BRIGHTNESS_COLOUR = np.array([6.0, 3.9, 5.3], np.float32)
 HUE_COLOUR = np.array([1.8, 0.2, -1.8], np.float32)
 SPREAD = np.array([12.3, 9.4, 10.9], np.float32)
 RESIDUE_COLOUR = np.array([86.0, 53.0, 91.0], np.float32)
-
 TONE = np.array([0.82, 0.46, 0.36], np.float32)
 TINT = np.array([1.3, 0.0, -1.3], np.float32)
 RIM_NEAR = np.array([30.0, 32.0, 15.0], np.float32)
 RIM_FAR = np.array([-4.0, 2.0, 10.0], np.float32)
 RIM_WIDTH = 14.0
-
-CHROMATIN, CLUMP_WIDTH, CLUMP_PER_TEXTURE = 3.8, 4.7, 0.23
-CONTRAST_PER_TEXTURE = 0.12
+# Sizes of chromatin, mottling and shading in grey levels of red, and their widths.
+CHROMATIN, CLUMP_WIDTH, CLUMP_PER_TEXTURE, CONTRAST_PER_TEXTURE = 3.8, 4.7, 0.23, 0.12
 MOTTLING, MOTTLING_WIDTH = 2.8, 11.0
 SHADING, SHADING_WIDTH = 6.5, 28.0
-SKEW = 0.018
-BLUR = 1.2
-
+SKEW, BLUR = 0.018, 1.2
 VERTICES, HARMONICS, MARGIN = 720, 60, 12
 ANGLES = np.linspace(0.0, 2 * np.pi, VERTICES, endpoint=False)
 ORDERS = np.arange(2, HARMONICS + 2)
@@ -50,15 +44,10 @@ COSINES, SINES = np.cos(np.outer(ORDERS, ANGLES)), np.sin(np.outer(ORDERS, ANGLE
 
 
 def draw_cell(latents: Latents, seed: int, size: int = 450) -> NDArray[np.uint8]:
-    """Draw the cell of one row of `draw_cohort`.
+    """Draw the cell of one row of `draw_cohort`, and return it as uint8 (size, size, 3), RGB, 0 outside the cell.
 
-    Args:
-        latents: The row: `sample` and the columns `LATENTS`.
-        seed: Seed of the cohort. With `sample` it fixes everything that the latent values leave open.
-        size: Height and width of the frame in pixels.
-
-    Returns:
-        Array uint8 (size, size, 3), RGB, 0 outside the cell and at least 1 inside, the same for equal arguments.
+    `latents` is the row: `sample` and the columns `LATENTS`. The `seed` of the cohort and `sample` fix everything that
+    the latent values leave open. `size` is the height and width of the frame in pixels.
     """
     rng = generator(seed, "synthetic", "cell", str(latents["sample"]))
     outline = _outline(rng, float(np.exp(latents["log_area"])))
@@ -68,18 +57,15 @@ def draw_cell(latents: Latents, seed: int, size: int = 450) -> NDArray[np.uint8]
     if rng.random() < 0.07:
         attached.append(_neighbour(rng, outline, radius))
     centre = size / 2 + rng.normal(0.0, 2.0, 2)
-    corner, regions = _rasterise(outline + centre, [polygon + centre for polygon in attached], size)
+    (row, column), regions = _rasterise(outline + centre, [polygon + centre for polygon in attached], size)
     colours = _paint(rng, latents, regions)
-
     image = np.zeros((size, size, 3), np.uint8)
-    row, column = corner
-    height = min(regions.shape[0], size - row)
-    width = min(regions.shape[1], size - column)
+    height, width = min(len(regions), size - row), min(len(regions), size - column)
     image[row : row + height, column : column + width] = colours[:height, :width]
     return image
 
 
-def _outline(rng: np.random.Generator, area: float) -> Points:
+def _outline(rng: np.random.Generator, area: float) -> _Points:
     """Return the corners (VERTICES, 2), x and y, of an outline around the origin that encloses `area`."""
     irregular = np.exp(0.5 * rng.standard_normal())
     rough = np.exp(0.5 * rng.standard_normal())
@@ -98,12 +84,11 @@ def _outline(rng: np.random.Generator, area: float) -> Points:
             reach = rng.uniform(0.84, 0.97)
             radius = np.where(facing > 0.3, np.minimum(radius, reach / np.maximum(facing, 0.3)), radius)
     radius = np.maximum(radius, 0.25)
-    enclosed = 0.5 * np.sin(2 * np.pi / VERTICES) * float(radius @ np.roll(radius, 1))
-    radius *= np.sqrt(area / enclosed)
+    radius *= np.sqrt(area / (0.5 * np.sin(2 * np.pi / VERTICES) * float(radius @ np.roll(radius, 1))))
     return np.stack([radius * np.cos(ANGLES), radius * np.sin(ANGLES)], axis=1)
 
 
-def _smear(rng: np.random.Generator, outline: Points, radius: float) -> Points:
+def _smear(rng: np.random.Generator, outline: _Points, radius: float) -> _Points:
     """Return a ragged strip that starts inside the outline and tapers off."""
     start = outline[rng.integers(VERTICES)]
     away = start / np.hypot(*start)
@@ -119,21 +104,20 @@ def _smear(rng: np.random.Generator, outline: Points, radius: float) -> Points:
     return np.concatenate([path + edge, (path - edge)[::-1]])
 
 
-def _neighbour(rng: np.random.Generator, outline: Points, radius: float) -> Points:
-    """Return the part of a red cell beside the outline that a box leaves standing."""
+def _neighbour(rng: np.random.Generator, outline: _Points, radius: float) -> _Points:
+    """Return the part of a red cell beside the outline that a box with cut corners leaves standing."""
     start = outline[rng.integers(VERTICES)]
     away = start / np.hypot(*start)
     turns = np.linspace(0.0, 2 * np.pi, 64, endpoint=False)
     cosine, sine = np.abs(np.cos(turns)), np.abs(np.sin(turns))
     width, height = radius * rng.uniform(0.22, 0.45, 2)
-    # The box has cut corners, as the openings with an octagon leave them.
     box = np.minimum(width / np.maximum(cosine, 1e-6), height / np.maximum(sine, 1e-6))
     reach = np.minimum(box, 0.8 * (width + height) / (cosine + sine)) * (1 + 0.02 * rng.standard_normal(64))
     disc = np.stack([reach * np.cos(turns), reach * np.sin(turns)], axis=1)
     return np.asarray(start + 0.1 * radius * away + disc)
 
 
-def _rasterise(outline: Points, attached: list[Points], size: int) -> tuple[tuple[int, int], NDArray[np.uint8]]:
+def _rasterise(outline: _Points, attached: list[_Points], size: int) -> tuple[tuple[int, int], NDArray[np.uint8]]:
     """Return the corner (row, column) of a square patch and its regions (side, side): 1 cell, 2 attached, 0 nothing."""
     corners = np.concatenate([outline, *attached])
     low = np.clip(np.floor(corners.min(axis=0)).astype(int) - MARGIN, 0, size)
@@ -141,9 +125,8 @@ def _rasterise(outline: Points, attached: list[Points], size: int) -> tuple[tupl
     side = fft.next_fast_len(int((high - low).max()), real=True)
     canvas = Image.new("L", (side, side))
     draw = ImageDraw.Draw(canvas)
-    for polygon in attached:
-        draw.polygon([*map(tuple, (polygon - low).tolist())], fill=2)
-    draw.polygon([*map(tuple, (outline - low).tolist())], fill=1)
+    for polygon in (*attached, outline):
+        draw.polygon([*map(tuple, (polygon - low).tolist())], fill=1 if polygon is outline else 2)
     return (int(low[1]), int(low[0])), np.asarray(canvas)
 
 
@@ -166,7 +149,6 @@ def _paint(rng: np.random.Generator, latents: Latents, regions: NDArray[np.uint8
     # Cell by cell the mean and the spread are fixed, which keeps colour free of size and texture, hence of the class.
     spread = SPREAD * np.float32(np.exp(0.12 * rng.standard_normal()))
     stain = np.float32(latents["brightness"]) * BRIGHTNESS_COLOUR + np.float32(latents["hue"]) * HUE_COLOUR
-    mean = MEAN_COLOUR + stain
     light = np.where(on_edge[cell], np.float32(rng.uniform(0.35, 0.65)), np.float32(1))
     grain = np.float32(0.5 * np.exp(0.55 * latents["grain"]))
     noise = grain * rng.standard_normal(len(cell), np.float32)
@@ -174,9 +156,8 @@ def _paint(rng: np.random.Generator, latents: Latents, regions: NDArray[np.uint8
     for channel in range(3):
         values = TONE[channel] * tone + TINT[channel] * tint + MEAN_COLOUR[channel]
         values += strength * uneven * (RIM_NEAR[channel] * near + RIM_FAR[channel] * far)
-        values = mean[channel] + spread[channel] * _standardised(values * light) + noise
+        values = MEAN_COLOUR[channel] + stain[channel] + spread[channel] * _standardised(values * light) + noise
         image[cell, channel] = np.clip(np.rint(values), 1, 255)
-
     attached = np.flatnonzero(regions == 2)
     if len(attached):
         colour = RESIDUE_COLOUR + stain + rng.normal(0.0, 5.0, 3).astype(np.float32)
@@ -185,15 +166,14 @@ def _paint(rng: np.random.Generator, latents: Latents, regions: NDArray[np.uint8
     return image.reshape(side, side, 3)
 
 
-def _tone(rng: np.random.Generator, latents: Latents, side: int, cell: NDArray[np.intp]) -> Floats:
+def _tone(rng: np.random.Generator, latents: Latents, side: int, cell: NDArray[np.intp]) -> _Floats:
     """Return chromatin, its unevenness and nucleoli as one tone, in grey levels of red, for the pixels of the cell."""
-    squares = _frequencies_squared(side)
-    texture = float(latents["texture"])
+    squares, texture = _frequencies_squared(side), float(latents["texture"])
     clump = CLUMP_WIDTH * float(np.exp(CLUMP_PER_TEXTURE * texture))
     transfer = CHROMATIN * float(np.exp(CONTRAST_PER_TEXTURE * texture)) * _band(squares, clump, 2.5 * clump)
     transfer += MOTTLING * _band(squares, MOTTLING_WIDTH, 2.5 * MOTTLING_WIDTH)
     transfer *= _gaussian(squares, BLUR * float(np.exp(0.55 * latents["blur"])))
-    transfer += SHADING * _band(squares, SHADING_WIDTH, np.inf)
+    transfer += SHADING * (_gaussian(squares, SHADING_WIDTH) * np.float32(2 * np.pi**0.5 * SHADING_WIDTH))
     spectrum = rng.standard_normal((side, side // 2 + 1, 2), np.float32).view(np.complex64)[..., 0]
     field = fft.irfft2(spectrum * transfer, (side, side)).ravel()[cell] * np.float32(side / 2**0.5)
     field += SKEW * field**2
@@ -201,7 +181,7 @@ def _tone(rng: np.random.Generator, latents: Latents, side: int, cell: NDArray[n
     return np.asarray(field)
 
 
-def _nucleoli(rng: np.random.Generator, texture: float, side: int, cell: NDArray[np.intp]) -> Floats:
+def _nucleoli(rng: np.random.Generator, texture: float, side: int, cell: NDArray[np.intp]) -> _Floats:
     """Return the tone (side, side) of pale round nucleoli with a darker border: clearer in finer chromatin."""
     tone = np.zeros((side, side), np.float32)
     clearness = 1 / (1 + float(np.exp(1.2 * texture)))
@@ -220,25 +200,21 @@ def _nucleoli(rng: np.random.Generator, texture: float, side: int, cell: NDArray
 
 
 def _standardised(values: NDArray[Any]) -> NDArray[Any]:
-    result: NDArray[Any] = (values - values.mean()) / values.std()
-    return result
+    return np.asarray((values - values.mean()) / values.std())
 
 
-def _gaussian(squares: Floats, sd: float) -> Floats:
+def _gaussian(squares: _Floats, sd: float) -> _Floats:
     """Return the transfer function of a Gaussian blur of `sd` pixels at squared frequencies."""
-    transfer: Floats = np.exp(np.float32(-2 * np.pi**2 * sd**2) * squares)
-    return transfer
+    return np.asarray(np.exp(np.float32(-2 * np.pi**2 * sd**2) * squares))
 
 
-def _band(squares: Floats, narrow: float, wide: float) -> Floats:
+def _band(squares: _Floats, narrow: float, wide: float) -> _Floats:
     """Return the transfer function of a difference of two Gaussian blurs that turns white noise into unit variance."""
-    if np.isinf(wide):
-        return _gaussian(squares, narrow) * np.float32(2 * np.pi**0.5 * narrow)
     variance = (1 / narrow**2 + 1 / wide**2 - 4 / (narrow**2 + wide**2)) / (4 * np.pi)
     return (_gaussian(squares, narrow) - _gaussian(squares, wide)) / np.float32(variance**0.5)
 
 
 @functools.lru_cache(maxsize=64)
-def _frequencies_squared(side: int) -> Floats:
+def _frequencies_squared(side: int) -> _Floats:
     down, across = fft.fftfreq(side), fft.rfftfreq(side)
     return np.asarray(down[:, None] ** 2 + across[None, :] ** 2, np.float32)

@@ -1,9 +1,8 @@
-"""Temperature scaling of probabilities."""
-
-from __future__ import annotations
+"""Temperatures and thresholds: fitted on one side, and used on another."""
 
 import logging
 import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,21 +11,15 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 from scipy.special import logsumexp, softmax
 
-from leukemia_dl.errors import DataError
+from leukemia_dl.checks import real_number
+from leukemia_dl.errors import DataError, SettingsError
+from leukemia_dl.evaluation import predictions
+from leukemia_dl.evaluation.evaluate import check_settings, evaluate
 from leukemia_dl.evaluation.metrics import CLIP, Floats, Ints, as_arrays
-from leukemia_dl.evaluation.predictions import (
-    CHOSEN,
-    FEWEST_GROUPS,
-    PREFIX,
-    arrays_of,
-    chosen_elsewhere,
-    class_names_of,
-    groups_of,
-    validated_predictions,
-)
+from leukemia_dl.evaluation.predictions import FEWEST_GROUPS, PREFIX, class_names_of, model_keys, select_side
 
-__all__ = ["apply_temperature", "calibrate", "choose_temperature", "fit_temperature"]
-
+_CHOSEN = "_chosen"
+_SHOWN = ("sensitivity", "specificity", "ppv", "npv", "accuracy", "balanced_accuracy")
 _log = logging.getLogger(__name__)
 
 
@@ -34,19 +27,9 @@ def fit_temperature(labels: Ints, probabilities: Floats, groups: NDArray[Any] | 
     """Return the temperature T that makes the cross-entropy of softmax(log(probabilities) / T) least (Guo et al. 2017).
 
     Above 1 the predictions were too confident. Fit it on predictions that were not trained on and are not the test
-    side: the val side, or inner out-of-fold predictions.
-
-    Args:
-        labels: True class indices (n,).
-        probabilities: (n, classes), rows that sum to 1.
-        groups: The group (patient) of each image (n,); None if unknown: then images are counted.
-
-    Returns:
-        A number between 0.01 and 100; 1.0 where these predictions do not determine it: fewer than 5 groups of a class,
-        no difference between classes, no wrong prediction, or a loss that still falls at the bound.
-
-    Raises:
-        DataError: If shapes, labels or probabilities are wrong.
+    side. `labels` (n,) are class indices, `probabilities` (n, classes) rows that sum to 1; `groups` (n,) are patients,
+    None if unknown: then images are counted. The result lies between 0.01 and 100, and is 1.0 where it is not
+    determined: fewer than 5 groups of a class, no difference between classes, no wrong prediction, no least loss.
     """
     return choose_temperature(labels, probabilities, groups)[0]
 
@@ -74,32 +57,31 @@ def choose_temperature(labels: Ints, probabilities: Floats, groups: NDArray[Any]
     return (float(1.0 / found), "") if 0.0101 < found < 99.0 else (1.0, "the loss still falls at the bound")
 
 
+def apply_temperature(probabilities: Floats, temperature: float) -> Floats:
+    """Return softmax(log(`probabilities`) / `temperature`), float64 (n, classes); DataError if either is none.
+    """
+    if not 0 < temperature < math.inf:
+        raise DataError(f"A temperature is a positive number. Received: {temperature!r}.")
+    _, probabilities = as_arrays(np.zeros(np.shape(probabilities)[:1], np.int64), probabilities)
+    return np.asarray(softmax(np.log(np.clip(probabilities, CLIP, 1.0)) / temperature, axis=1))
+
+
 def calibrate(frame: pd.DataFrame, *, fitted_on: str = "val", side: str = "test") -> pd.DataFrame:
     """Return the predictions of one side with the temperatures applied that were fitted on another, one per model.
 
     Compare their `loss`, `brier` and `ece` with the originals'; no prediction changes, and of two classes no ranking.
-
-    Args:
-        frame: The prediction frame, see `evaluate`.
-        fitted_on: Side to fit on: "val", or the name of a side with out-of-fold predictions.
-        side: Side to return.
-
-    Returns:
-        Its rows with other probabilities, and a column `temperature`.
-
-    Raises:
-        SettingsError: If both sides are the same.
-        DataError: If a side is missing for a model, or an image is on both sides of one.
+    The temperatures are those of the side `fitted_on` of `frame` ("val", or a side of out-of-fold predictions); the
+    result has the rows of another `side` with other probabilities, and a column `temperature`.
     """
-    frame = validated_predictions(frame).drop(columns="temperature", errors="ignore")
+    frame = predictions.validated_predictions(frame).drop(columns="temperature", errors="ignore")
     columns, reasons = [PREFIX + name for name in class_names_of(frame)], list[str]()
 
     def choose(rows: pd.DataFrame) -> float:
-        fitted, reason = choose_temperature(*arrays_of(rows), groups_of(rows))
+        fitted, reason = choose_temperature(*predictions.arrays_of(rows), predictions.groups_of(rows))
         reasons.append(reason)
         return fitted
 
-    found = chosen_elsewhere(frame, fitted_on, side, choose).rename(columns={CHOSEN: "temperature"})
+    found = _chosen_elsewhere(frame, fitted_on, side, choose).rename(columns={_CHOSEN: "temperature"})
     if kept := [reason for reason in reasons if reason]:
         why = "; ".join(sorted(set(kept)))
         _log.warning("The temperature of %d of %d models stays 1: %s", len(kept), len(reasons), why)
@@ -109,20 +91,147 @@ def calibrate(frame: pd.DataFrame, *, fitted_on: str = "val", side: str = "test"
     return found
 
 
-def apply_temperature(probabilities: Floats, temperature: float) -> Floats:
-    """Return softmax(log(`probabilities`) / `temperature`), float64 (n, classes). The order of classes stays.
+def operating_points(
+    frame: pd.DataFrame,
+    *,
+    sensitivity: float | None = None,
+    specificity: float | None = None,
+    thresholds_from: str = "val",
+    side: str = "test",
+    level: float = 0.95,
+) -> pd.DataFrame:
+    """Return the metrics of a threshold on the positive class's probability that keeps a sensitivity, or a specificity.
+
+    Each fitted model (fold and seed) gets its own threshold, from its predictions of another side: the highest one with
+    at least the `sensitivity` asked for, or the lowest one with the `specificity`. An image is positive from the
+    threshold on. The target need not hold on the tested side. `thresholds_from` is the side to choose on: "val", or the
+    name of a side with out-of-fold predictions. `frame` is of two classes; `side` and `level` are those of `evaluate`.
+
+    Returns:
+        A row per backbone and metric: `backbone, target, threshold` (mean over models), `threshold_lowest,
+        threshold_highest`, and the columns of `evaluate`.
 
     Raises:
-        DataError: If the temperature is not positive and finite, or `probabilities` are none.
-
-    Examples:
-        >>> import numpy as np
-        >>> from leukemia_dl import evaluation
-        >>> evaluation.apply_temperature(np.array([[0.9, 0.1], [0.5, 0.5]]), 2.0).round(3)
-        array([[0.75, 0.25],
-               [0.5 , 0.5 ]])
+        SettingsError, DataError: If not just one target is given; of frames without two classes on both sides.
     """
-    if not 0 < temperature < math.inf:
-        raise DataError(f"A temperature is a positive number. Received: {temperature!r}.")
-    _, probabilities = as_arrays(np.zeros(np.shape(probabilities)[:1], np.int64), probabilities)
-    return np.asarray(softmax(np.log(np.clip(probabilities, CLIP, 1.0)) / temperature, axis=1))
+    check_settings(level)
+    if (sensitivity is None) == (specificity is None):
+        raise SettingsError("Give one target: sensitivity=0.95, for instance, or specificity=0.95.")
+    frame = predictions.validated_predictions(frame)
+    names = class_names_of(frame)
+    if len(names) != 2:
+        raise DataError(f"An operating point needs two classes. Received: {', '.join(names)}.")
+    target, own = ("specificity", names[0]) if sensitivity is None else ("sensitivity", names[1])
+    wanted = real_number(target, specificity if sensitivity is None else sensitivity, 0, 1, "(]")
+    negative, positive = (PREFIX + name for name in names)
+
+    def choose(rows: pd.DataFrame) -> float:
+        scores = np.sort(rows.loc[rows["label"] == own, positive].to_numpy(dtype=np.float64))
+        if not len(scores):
+            raise DataError(f"The side {thresholds_from!r} has no image of class {own}: no threshold can be chosen.")
+        return _threshold(scores, wanted, at_least=target == "sensitivity")
+
+    tested = _chosen_elsewhere(frame, thresholds_from, side, choose)
+    above = (tested[positive] >= tested[_CHOSEN]).astype(np.float64)
+    # As probabilities of 0 and 1, the threshold's verdicts are scored like any prediction.
+    result = evaluate(tested.assign(**{negative: 1 - above, positive: above}), metrics=_SHOWN, level=level, side=side)
+    thresholds = tested.drop_duplicates(model_keys(tested)).groupby("backbone")[_CHOSEN]
+    shown = thresholds.agg(threshold="mean", threshold_lowest="min", threshold_highest="max")
+    shown.insert(0, "target", f"{target} {wanted:g}")
+    result = shown.reset_index().merge(result, on="backbone", how="right")
+    return _with_shared_groups(result, frame, thresholds_from, side)
+
+
+def accuracy_at_coverage(
+    frame: pd.DataFrame,
+    coverages: float | Sequence[float] = (1.0, 0.95, 0.9, 0.8, 0.7, 0.5),
+    *,
+    thresholds_from: str = "val",
+    side: str = "test",
+    level: float = 0.95,
+) -> pd.DataFrame:
+    """Return the accuracy on the images that a model is surest of: the reject option.
+
+    Each fitted model rejects below a confidence (probability of the predicted class) at which the wanted share of the
+    side `thresholds_from` is kept; the share that this keeps of the tested `side` is the column `coverage`.
+    `coverages` lie above 0 and up to 1; `frame` and `level` are those of `evaluate`.
+
+    Returns:
+        A row per backbone and coverage: `backbone, wanted, coverage, threshold` (mean over models), and the columns of
+        `evaluate` for the accuracy on the images kept. A backbone that keeps none has no row.
+    """
+    check_settings(level)
+    frame = predictions.validated_predictions(frame)
+    columns = [PREFIX + name for name in class_names_of(frame)]
+    order = list(dict.fromkeys(select_side(frame, side)["backbone"]))
+    parts = []
+    given = np.atleast_1d(np.asarray(coverages, dtype=object))
+    for wanted in [real_number("coverages", coverage, 0, 1, "(]") for coverage in given]:
+
+        def choose(rows: pd.DataFrame, wanted: float = wanted) -> float:
+            return 0.0 if wanted == 1 else _threshold(np.sort(rows[columns].max(axis=1)), wanted, at_least=True)
+
+        tested = _chosen_elsewhere(frame, thresholds_from, side, choose)
+        kept = tested[tested[columns].max(axis=1) >= tested[_CHOSEN]]
+        if kept.empty:
+            continue
+        result = evaluate(kept, metrics="accuracy", level=level, side=side)
+        thresholds = tested.drop_duplicates(model_keys(tested)).groupby("backbone")[_CHOSEN].mean()
+        share = kept.groupby("backbone").size() / tested.groupby("backbone").size()
+        result.insert(1, "wanted", wanted)
+        result.insert(2, "coverage", result["backbone"].map(share))
+        result.insert(3, "threshold", result["backbone"].map(thresholds))
+        parts.append(result)
+    if not parts:
+        return pd.DataFrame()
+    joined = _with_shared_groups(pd.concat(parts), frame, thresholds_from, side)
+    return joined.sort_values("backbone", key=lambda column: column.map(order.index), kind="stable", ignore_index=True)
+
+
+def _chosen_elsewhere(
+    frame: pd.DataFrame, chosen_on: str, side: str, choose: Callable[[pd.DataFrame], float]
+) -> pd.DataFrame:
+    """Return the rows of one side of a validated frame, with the choice for their model on another side in `_CHOSEN`.
+
+    `choose` gets the rows of one fitted model on the side `chosen_on`.
+    """
+    if chosen_on == side:
+        raise SettingsError(f"A choice on the tested side {side!r} looks better than it is: take another side.")
+    if "side" not in frame:
+        raise DataError("To choose on one side and test on another, the predictions need a column side.")
+    tested, other = select_side(frame, side), select_side(frame, chosen_on)
+    predictions.models_of(tested, side)  # checks
+    predictions.arrays_of(other)  # checks
+    keys = model_keys(frame)
+    if "sample" in frame:
+        images = [*keys, "sample"]
+        if other.duplicated(images).any():
+            raise DataError(f"An image of the side {chosen_on!r} is there twice for one model.")
+        if len(tested[images].merge(other[images])):
+            raise DataError(f"Images of the side {side!r} are among those of the side {chosen_on!r} of one model.")
+    groups = other.groupby(keys, dropna=False, sort=False)
+    chosen = [dict(zip(keys, key, strict=True)) | {_CHOSEN: choose(rows)} for key, rows in groups]
+    table = pd.DataFrame(chosen).astype({name: tested[name].dtype for name in keys})
+    joined = tested.merge(table, on=keys, how="left")
+    if joined[_CHOSEN].isna().any():
+        missing = joined.loc[joined[_CHOSEN].isna(), "backbone"].iloc[0]
+        raise DataError(f"{missing} has predictions of the side {side!r} without any of the side {chosen_on!r}.")
+    return joined
+
+
+def _threshold(scores: Floats, wanted: float, *, at_least: bool) -> float:
+    """Return the threshold that at least the wanted share of sorted scores reaches, or stays below."""
+    # At least this many must be right; a trifle is taken off so that 0.95 of 20 is 19.
+    right = max(1, int(np.ceil(wanted * len(scores) - 1e-9)))
+    return float(scores[len(scores) - right]) if at_least else float(np.nextafter(scores[right - 1], 2))
+
+
+def _with_shared_groups(result: pd.DataFrame, frame: pd.DataFrame, one: str, other: str) -> pd.DataFrame:
+    """Return a result with a note if groups of subjects are on both sides of one fitted model."""
+    if unit := predictions.unit_column(frame):
+        keys = [unit, *model_keys(frame)]
+        sides = [frame.loc[frame["side"] == side, keys].dropna(subset=unit).drop_duplicates() for side in (one, other)]
+        if count := sides[0].merge(sides[1])[unit].nunique():
+            note = f"{count} groups are on the sides {one!r} and {other!r}: too good"
+            result["reason"] = [f"{why}; {note}".removeprefix("; ") for why in result["reason"]]
+    return result

@@ -1,6 +1,4 @@
-"""Paired comparisons on the same images: of two backbones (`compare`), and of two protocols (`inflation`)."""
-
-from __future__ import annotations
+"""Paired comparisons on the same images, of backbones (`compare`) and protocols (`inflation`), and the leaderboard."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -13,31 +11,28 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from leukemia_dl.errors import DataError, SettingsError, unknown_name_error
-from leukemia_dl.evaluation.evaluate import ONE_SEED, Estimand, Estimates, check_settings, estimand_in_words
+from leukemia_dl.evaluation import predictions
+from leukemia_dl.evaluation.evaluate import ESTIMANDS, ONE_SEED, Estimand, Estimates, check_settings, evaluate
 from leukemia_dl.evaluation.intervals import Spread, resampling_of
 from leukemia_dl.evaluation.metrics import Floats, Ints
 from leukemia_dl.evaluation.metrics import metric as find_metric
-from leukemia_dl.evaluation.predictions import (
-    Model,
-    class_names_of,
-    models_of,
-    protocols_of,
-    select_side,
-    validated_predictions,
-)
-
-__all__ = ["compare", "delong_test", "delong_variance", "holm", "inflation", "mcnemar_test"]
+from leukemia_dl.evaluation.predictions import Model, class_names_of, select_side, validated_predictions
 
 _POWER = 0.8
 _Row = dict[str, Any]
-_COLUMNS = (
-    "first", "second", "metric", "value_first", "value_second", "difference", "low", "high", "unit", "standard_error",
-    "degrees_of_freedom", "p", "p_holm", "test", "detectable", "images", "groups", "seeds", "role",
-    "estimand", "sentence", "reason",
-)  # fmt: skip
 _OF_PROTOCOLS = (
     "backbone", "kind", "metric", "honest", "leaky", "value_honest", "value_leaky", "difference", "low", "high", "unit",
     "p", "images", "groups", "seeds", "sentence", "reason",
+)  # fmt: skip
+# Column of the leaderboard -> its column in `Benchmark.results()` or `Benchmark.timings()`, and how over trials.
+_COSTS = {
+    "parameters": ("parameters", "max"),
+    "fit_seconds": ("fit_seconds", "mean"),
+    "images_per_second": ("predict_images_per_second", "median"),
+}
+_OF_LEADERBOARD = (
+    "rank", "backbone", "kind", "value", "low", "high", "unit", "better_than", "trials", "seeds", "images", "groups",
+    *_COSTS, "changes", "estimand", "flags",
 )  # fmt: skip
 
 
@@ -61,51 +56,29 @@ def compare(
 
     Choose the primary `metric`, and the `backbones` (None for all; fewer pairs are corrected less), before the results
     are seen; `descriptive` names further metrics. `frame`, `level`, `estimand` and `side` are those of `evaluate`;
-    `1 - level` is the significance level.
+    `1 - level` is the significance level. Fewer than two backbones are a SettingsError.
 
     Returns:
-        A row per pair and metric: `first, second, metric, value_first, value_second, difference, low, high, unit,
-        standard_error, degrees_of_freedom, p, p_holm, test, detectable` (the difference that would be detected with
-        a power of 80%), `images, groups, seeds, role` ("confirmatory" or "descriptive"), `estimand, sentence, reason`.
-
-    Raises:
-        DataError: If the frame is not one of predictions, or names no samples.
-        SettingsError: If a metric or backbone does not exist, or there are fewer than two.
-
-    Examples:
-        >>> import pandas as pd
-        >>> import leukemia_dl as ldl
-        >>> frame = pd.DataFrame({"sample": range(40), "label": ["hem"] * 20 + ["all"] * 20})
-        >>> frame["group"] = "P" + (frame["sample"] // 2).astype(str)
-        >>> one = frame.assign(backbone="cnn", probability_hem=[0.8] * 14 + [0.3] * 6 + [0.4] * 16 + [0.6] * 4)
-        >>> other = frame.assign(backbone="vgg16", probability_hem=[0.7] * 17 + [0.2] * 3 + [0.1] * 16 + [0.9] * 4)
-        >>> both = pd.concat([one, other], ignore_index=True)
-        >>> both["probability_all"] = 1 - both["probability_hem"]
-        >>> print(ldl.compare(both)["sentence"][0])  # doctest: +NORMALIZE_WHITESPACE
-        On 40 images of 20 groups of patients, accuracy is 0.750 for cnn and 0.825 for vgg16: a difference of -0.075
-        (95% interval of this pair alone -0.196 to +0.046; p = 0.193 by the jackknife over groups), not significant
-        at the 5% level; a difference of 0.168 would be detected with a power of 80%.
+        A row per pair and metric. `detectable` is the difference that would be detected with a power of 80%, `role`
+        "confirmatory" or "descriptive", `sentence` the row in words.
     """
     frame = validated_predictions(frame)
     further = [descriptive] if isinstance(descriptive, str) else list(descriptive)
     names = list(dict.fromkeys(find_metric(name).name for name in (metric, *further)))
     check_settings(level, estimand)
-    models = models_of(frame, side, backbones)
+    models = predictions.models_of(frame, side, backbones)
     if len(models) < 2:
         raise SettingsError(f"A comparison needs two backbones. The frame has: {models[0].name}.")
     pairs = list(combinations(models, 2))
     tables = [_compare_pair(*pair, names, class_names_of(frame), level, estimand) for pair in pairs]
     found = [(row, pair) for rows in zip(*tables, strict=True) for row, pair in zip(rows, pairs, strict=True)]
-    confirmatory = [
-        row
-        for row, pair in found
-        if row["metric"] == metric and all(one.kind == "backbone" for one in pair) and not np.isnan(row["p"])
-    ]
+    primary = [row for row, pair in found if row["metric"] == metric and {one.kind for one in pair} == {"backbone"}]
+    confirmatory = [row for row in primary if not np.isnan(row["p"])]
     for row, corrected in zip(confirmatory, holm([row["p"] for row in confirmatory]), strict=True):
         row |= {"p_holm": corrected, "role": "confirmatory"}
     for row, pair in found:
         row["sentence"] = _sentence(row, pair, level, len(confirmatory))
-    return pd.DataFrame([row for row, _ in found], columns=_COLUMNS).astype({"groups": "Int64"})
+    return pd.DataFrame([row for row, _ in found]).astype({"groups": "Int64"})
 
 
 def inflation(
@@ -121,28 +94,23 @@ def inflation(
     """Return by how much each backbone looks better under a protocol with leakage of patients.
 
     A backbone's nets of both protocols are compared as `compare` does with two backbones: on the images that all of
-    them have predicted, by the jackknife over groups. The differences are not corrected for their number, and leakage
-    need not be their only cause, since the nets of two protocols were trained on other images, and on more or fewer of
-    them. Baselines, which cannot remember a patient, show the size of that.
+    them have predicted. The differences are not corrected for their number, and leakage need not be their only cause.
 
     `frame` has the predictions of two protocols: `honest` keeps patients apart, `leaky` does not. `metric`, `level`,
     `estimand` and `side` are those of `compare`.
 
     Returns:
-        A row per backbone and baseline that both protocols have: `backbone, kind, metric, honest, leaky` (names of the
-        protocols), `value_honest, value_leaky, difference` (leaky - honest), its interval `low, high`, `unit` ("group",
-        or "image" where subjects are unknown), `p, images, groups, seeds` (honest, leaky), `sentence, reason`.
+        A row per backbone and baseline that both protocols have; `difference` is leaky - honest, `low, high`
+        its interval, and `seeds` are those of honest and leaky nets.
 
     Raises:
-        UnknownNameError: If a protocol is not in the frame.
-        SettingsError: If both are the same, or the metric does not exist.
-        DataError: If the frame is not one of predictions, or no backbone is there under both.
+        UnknownNameError, SettingsError, DataError: If a protocol is not there, both are one, or share no backbone.
     """
-    name, class_names, known = find_metric(metric).name, class_names_of(frame), protocols_of(frame)
+    name, class_names = find_metric(metric).name, class_names_of(frame)
+    known = [*dict.fromkeys(map(str, frame.get("protocol", ())))]
     check_settings(level, estimand)
-    for protocol in (honest, leaky):
-        if protocol not in known:
-            raise unknown_name_error("protocol", protocol, known, "The column protocol has these.")
+    if missing := [protocol for protocol in (honest, leaky) if protocol not in known]:
+        raise unknown_name_error("protocol", missing[0], known, "The column protocol has these.")
     if honest == leaky:
         raise SettingsError(f"Name two protocols, the honest one first. Received: {honest!r} twice.")
     parts = {}
@@ -155,15 +123,15 @@ def inflation(
         raise DataError(f"No backbone has predictions of the side {side!r} under both protocols. {'; '.join(there)}.")
     marked = [rows.assign(backbone=rows["backbone"] + f" [{protocol}]") for protocol, rows in parts.items()]
     both = validated_predictions(pd.concat(marked))  # a sample has one label in both
-    models = {model.name: model for model in models_of(both, side)}
+    models = {model.name: model for model in predictions.models_of(both, side)}
     rows = []
     for backbone in of_both:
         first, second = models[f"{backbone} [{leaky}]"], models[f"{backbone} [{honest}]"]
         (row,) = _compare_pair(first, second, [name], class_names, level, estimand)
-        values = {"value_leaky": row["value_first"], "value_honest": row["value_second"]}
-        facts = {"backbone": backbone, "kind": second.kind, "honest": honest, "leaky": leaky}
-        seeds = f"{len(second.runs)}, {len(first.runs)}"
-        rows.append(row | values | facts | {"sentence": _sentence(row, (first, second), level), "seeds": seeds})
+        row |= {"backbone": backbone, "kind": second.kind, "honest": honest, "leaky": leaky}
+        row |= {"value_leaky": row["value_first"], "value_honest": row["value_second"]}
+        row["seeds"] = f"{len(second.runs)}, {len(first.runs)}"
+        rows.append(row | {"sentence": _sentence(row, (first, second), level)})
     return pd.DataFrame(rows, columns=_OF_PROTOCOLS).astype({"groups": "Int64"})
 
 
@@ -175,14 +143,17 @@ def _compare_pair(
         raise DataError("A comparison is of the same images: the predictions need a column sample that names them.")
     left_out, first, second = _on_common_images(first, second)
     facts: _Row = {
-        "first": first.name, "second": second.name, "unit": first.unit, "test": "", "role": "descriptive",
-        "images": len(first.runs[0].samples), "groups": len(first.units) if first.by_group else pd.NA,
-        "seeds": f"{len(first.runs)}, {len(second.runs)}", "estimand": estimand_in_words(estimand, first.unit),
+        "first": first.name, "second": second.name, "metric": "",
+        **dict.fromkeys(("value_first", "value_second", "difference", "low", "high"), np.nan), "unit": first.unit,
+        **dict.fromkeys(("standard_error", "degrees_of_freedom", "p", "p_holm"), np.nan), "test": "",
+        "detectable": np.nan, "images": len(first.runs[0].samples),
+        "groups": len(first.units) if first.unit == "group" else pd.NA,
+        "seeds": f"{len(first.runs)}, {len(second.runs)}", "role": "descriptive",
+        "estimand": ESTIMANDS[estimand].format(first.unit), "sentence": "", "reason": "",
     }  # fmt: skip
-    facts |= dict.fromkeys(("value_first", "value_second", "difference", "p", "p_holm"), np.nan)
     if not facts["images"]:
         return [facts | {"metric": name, "reason": "no image in common"} for name in names]
-    facts["reason"] = f"{left_out} images are left out that not all runs have" if left_out else ""
+    facts["reason"] = f"{left_out} images are left out that not all runs have" * (left_out > 0)
     resampling = resampling_of([first, second])
     both = [Estimates(model, resampling, names) for model in (first, second)]
     rows = []
@@ -202,8 +173,7 @@ def _compare_pair(
         added = [seed for seed in seeds if seed is not None] if estimand == "procedure" else []
         row |= _t_test(row["difference"], sum(added, resampling.spread(gaps)), level)
         row["test"] = f"the jackknife over {first.unit}s" + ", spread between seeds included" * bool(added)
-        row |= _image_level_test(first, second, name)
-        rows.append(row)
+        rows.append(row | _image_level_test(first, second, name))
     return rows
 
 
@@ -211,19 +181,15 @@ def _on_common_images(first: Model, second: Model) -> tuple[int, Model, Model]:
     """Return how many images not all runs have, and two models without these, with one coding of units."""
     runs = [*first.runs, *second.runs]
     common = set(runs[0].samples).intersection(*(run.samples for run in runs[1:]))
-    names: dict[str, int] = {}
-
-    def recoded(model: Model) -> Model:
-        parts = []
-        for run in model.runs:
-            kept = run.at(np.array([sample in common for sample in run.samples]))
-            units = [names.setdefault(model.units[code], len(names)) for code in kept.unit]
-            parts.append(replace(kept, unit=np.array(units, np.int64)))
-        return replace(model, runs=tuple(parts))
-
-    models = [recoded(model) for model in (first, second)]
-    one, other = (replace(model, units=tuple(names)) for model in models)
-    return len(set().union(*(run.samples for run in runs))) - len(common), one, other
+    kept = [run.at(np.array([sample in common for sample in run.samples])) for run in runs]
+    owners = [first] * len(first.runs) + [second] * len(second.runs)
+    names = [np.array(model.units, object)[run.unit] for model, run in zip(owners, kept, strict=True)]
+    codes, units = pd.factorize(np.concatenate(names))
+    parts = np.split(codes.astype(np.int64), np.cumsum([len(run.samples) for run in kept])[:-1])
+    recoded = [replace(run, unit=part) for run, part in zip(kept, parts, strict=True)]
+    left_out = len(set().union(*(run.samples for run in runs))) - len(common)
+    one = replace(first, runs=tuple(recoded[: len(first.runs)]), units=tuple(units))
+    return left_out, one, replace(second, runs=tuple(recoded[len(first.runs) :]), units=tuple(units))
 
 
 def _t_test(difference: float, spread: Spread, level: float) -> _Row:
@@ -242,11 +208,10 @@ def _t_test(difference: float, spread: Spread, level: float) -> _Row:
 
 def _image_level_test(first: Model, second: Model, name: str) -> _Row:
     """Return the textbook's test of one run against another where images are taken as independent, if there is one."""
-    if first.by_group or len(first.runs) > 1 or len(second.runs) > 1:
+    (one, *more), (other, *others) = first.runs, second.runs
+    if first.unit == "group" or more or others:
         return {}
-    one, other = first.runs[0], second.runs[0]
-    place = {sample: row for row, sample in enumerate(other.samples)}
-    other = other.at(np.array([place[sample] for sample in one.samples]))
+    other = other.at(pd.Index(other.samples).get_indexer(pd.Index(one.samples)))
     if name == "accuracy":
         p = mcnemar_test(one.predicted == one.labels, other.predicted == other.labels)
         return {"p": p, "test": "McNemar's exact test"}
@@ -261,17 +226,14 @@ def holm(p: Sequence[float]) -> list[float]:
     values = np.asarray(p, dtype=np.float64)
     order = np.argsort(values, kind="stable")
     stepped = np.maximum.accumulate(values[order] * np.arange(len(values), 0, -1))
-    result = np.empty_like(values)
-    result[order] = np.minimum(stepped, 1.0)
-    return [float(value) for value in result]
+    return [float(value) for value in np.minimum(stepped, 1.0)[np.argsort(order)]]
 
 
 def mcnemar_test(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> float:
     """Return the two-sided p of McNemar's exact test (1947), from where two predictors are right (n,)."""
     only_first, only_second = int((first & ~second).sum()), int((second & ~first).sum())
-    if not only_first + only_second:
-        return 1.0
-    return float(stats.binomtest(only_first, only_first + only_second).pvalue)
+    discordant = only_first + only_second
+    return float(stats.binomtest(only_first, discordant).pvalue) if discordant else 1.0
 
 
 def delong_variance(labels: Ints, first: Floats, second: Floats) -> tuple[Floats, Floats]:
@@ -289,11 +251,8 @@ def delong_variance(labels: Ints, first: Floats, second: Floats) -> tuple[Floats
 def delong_test(labels: Ints, first: Floats, second: Floats) -> float:
     """Return the two-sided p of DeLong's test that two scores have the same AUROC."""
     areas, covariance = delong_variance(labels, first, second)
-    variance = float(covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1])
-    difference = float(areas[0] - areas[1])
-    if variance <= 0:
-        return 1.0 if difference == 0 else 0.0
-    return float(2 * stats.norm.sf(abs(difference) / variance**0.5))
+    variance, difference = float(np.array([1, -1]) @ covariance @ [1, -1]), float(areas[0] - areas[1])
+    return float(2 * stats.norm.sf(abs(difference) / variance**0.5)) if variance > 0 else float(difference == 0)
 
 
 def _sentence(row: _Row, pair: tuple[Model, Model], level: float, corrected_for: int = 0) -> str:
@@ -311,27 +270,109 @@ def _sentence(row: _Row, pair: tuple[Model, Model], level: float, corrected_for:
     if np.isnan(row["p"]):
         return f"Not testable, {row['reason']}. {text}."
     corrected, at_level = row["p_holm"], f"at the {100 * (1 - level):.3g}% level"
-    remark, verdict, better = "", "", find_metric(row["metric"]).better
-    if not np.isnan(corrected) and corrected_for > 1:
+    remark, verdict = "", ", without correction for multiple comparisons" if np.isnan(corrected) else ""
+    if corrected_for > 1 and not verdict:
         remark = f", {_p_in_words(corrected).removeprefix('= ')} after Holm's correction for {corrected_for} pairs"
-    if np.isnan(corrected):
-        verdict = ", without correction for multiple comparisons"
-    elif corrected > 1 - level:
-        verdict = f", not significant {at_level}; a difference of {row['detectable']:.3f} would be detected with a "
-        verdict += f"power of {_POWER:.0%}"
-    elif better:
-        name = row["first"] if (row["difference"] > 0) == (better == "high") else row["second"]
-        verdict = f": {name} is better {at_level}"
-    numbers = (
-        f": a difference of {row['difference']:+.3f} ({100 * level:g}% interval of this pair alone {row['low']:+.3f} "
-        f"to {row['high']:+.3f}; p {_p_in_words(row['p'])} by {row['test']}{remark}){verdict}."
-    )
-    caution = (
-        "" if row["unit"] == "group" else " Images are taken as independent, which makes such results too certain."
-    )
-    return f"{text}{numbers}{caution}"
+    if corrected > 1 - level:
+        power = f"a difference of {row['detectable']:.3f} would be detected with a power of {_POWER:.0%}"
+        verdict = f", not significant {at_level}; {power}"
+    elif not verdict and (winner := _winner(row, level)):
+        verdict = f": {winner} is better {at_level}"
+    text += f": a difference of {row['difference']:+.3f} ({100 * level:g}% interval of this pair alone "
+    text += f"{row['low']:+.3f} to {row['high']:+.3f}; p {_p_in_words(row['p'])} by {row['test']}{remark}){verdict}."
+    return text + " Images are taken as independent, which makes such results too certain." * (row["unit"] == "image")
+
+
+def _winner(row: _Row, level: float) -> str:
+    """Return the name that is better at a level, after Holm's correction where there is one; "" if none is."""
+    p, better = row["p"] if np.isnan(row["p_holm"]) else row["p_holm"], find_metric(row["metric"]).better
+    if not better or not p <= 1 - level or not row["difference"]:
+        return ""
+    return str(row["first" if (row["difference"] > 0) == (better == "high") else "second"])
 
 
 def _p_in_words(p: float) -> str:
     """Return a p value with its relation, such as "= 0.030"."""
     return "< 0.001" if p < 0.001 else "= 1" if p > 0.9995 else f"= {p:.3f}"
+
+
+def leaderboard(
+    frame: pd.DataFrame,
+    metric: str = "accuracy",
+    *,
+    results: pd.DataFrame | None = None,
+    timings: pd.DataFrame | None = None,
+    level: float = 0.95,
+    estimand: Estimand = "models",
+    side: str = "test",
+) -> pd.DataFrame:
+    """Return the backbones in the order of one metric, with baselines among them.
+
+    `rank` is one more than the number of backbones that are significantly better (`compare`, after Holm's correction),
+    so that ranks may be shared. Where nothing can be tested, as with fewer than five groups of a class, there is none,
+    and `flags` begins with the reason; nor do baselines, undefined values, and a `metric` of which neither high nor low
+    values are better have ranks. `better_than` names every row, baselines included (without correction), that a
+    backbone is better than at the same level. `results` and `timings` are those of the benchmark, for parameters,
+    costs, changed settings and failed trials; `frame`, `level`, `estimand` and `side` are those of `evaluate`.
+
+    Returns:
+        A row per backbone and baseline that has predictions, best first. `fit_seconds` is a mean over trials,
+        `images_per_second` of predicting, `changes` are those to the preset of the recipe.
+    """
+    what, frame = find_metric(metric), validated_predictions(frame)
+    settings: dict[str, Any] = {"level": level, "estimand": estimand, "side": side}
+    table, chosen = evaluate(frame, metrics=metric, **settings), select_side(frame, side)
+    trials = chosen[predictions.model_keys(chosen)].drop_duplicates().astype(str)
+    table["kind"] = table["backbone"].map(chosen.groupby("backbone")["kind"].first())
+    table["trials"] = table["backbone"].map(trials["backbone"].value_counts())
+    comparable = len(table) == 1 or "sample" in frame
+    pairs = compare(frame, metric, **settings).to_dict("records") if len(table) > 1 and comparable else []
+    better: dict[str, list[str]] = {}
+    for row in pairs:
+        if winner := _winner(row, level):
+            better.setdefault(winner, []).append(row["second" if winner == row["first"] else "first"])
+    table["better_than"] = [", ".join(better.get(name, [])) for name in table["backbone"]]
+    nets = set(table.loc[(table["kind"] == "backbone") & table["value"].notna(), "backbone"])
+    untested = {frozenset((row["first"], row["second"])): row["reason"] for row in pairs if np.isnan(row["p"])}
+    ranked = set(nets) if what.better and comparable else set[str]()
+    while any(pair <= ranked for pair in untested):  # leave out those with the most untested pairs in turn
+        counts = {name: sum(name in pair and pair <= ranked for pair in untested) for name in ranked}
+        ranked = {name for name in ranked if counts[name] < max(counts.values())}
+    if len(nets) == 1:  # without a pair to test its own interval decides
+        ranked &= set(table.loc[table["low"].notna(), "backbone"])
+    places = {name: 1 + sum(name in better.get(other, []) for other in nets) for name in ranked}
+    table["rank"] = table["backbone"].map(places).astype("Int64")
+    whys = {name: [why for pair, why in untested.items() if name in pair and pair <= nets] for name in nets - ranked}
+    table["untested"] = [next(iter(whys.get(name, ())), "") for name in table["backbone"]]
+    table = table.sort_values("value", ascending=what.better == "low", kind="stable", ignore_index=True)
+    for column, (source, how) in _COSTS.items():
+        given = next((one for one in (results, timings) if one is not None and source in one), None)
+        known = given.groupby("backbone")[source].agg(how) if given is not None else pd.Series(dtype=float)
+        table[column] = table["backbone"].map(known).astype("Int64" if column == "parameters" else "float64")
+    columns = ["backbone", "status", "changes"]
+    rows = (pd.DataFrame() if results is None else results).reindex(columns=columns, fill_value="")
+    changes = dict(zip(rows["backbone"], rows["changes"], strict=True))
+    table["changes"] = [changes.get(name, "") for name in table["backbone"]]
+    failed = rows.loc[rows["status"] == "failed", "backbone"].value_counts()
+    of_nets = trials[trials["backbone"].isin(table.loc[table["kind"] == "backbone", "backbone"])]
+    planned = len(set(of_nets.drop(columns="backbone").itertuples(index=False)))
+    table["flags"] = _flags(table, planned, "" if comparable else "not compared: there is no column sample", failed)
+    return table.rename(columns={"value": metric})[[metric if name == "value" else name for name in _OF_LEADERBOARD]]
+
+
+def _flags(table: pd.DataFrame, planned: int, uncompared: str, failed: pd.Series) -> list[str]:
+    """Return the warnings of each row."""
+    ranked, most = table.loc[table["rank"].notna(), "backbone"].tolist(), int(table["images"].max())
+    flags = []
+    for row in table.to_dict("records"):
+        notes = {
+            row["reason"]: True,
+            uncompared: True,
+            f"not testable against the others, {row['untested']}": row["untested"] and not row["reason"],
+            f"{row['images']:,} of {most:,} images": row["images"] < most,
+            f"incomplete: {row['trials']} of {planned} trials": row["kind"] == "backbone" and row["trials"] < planned,
+            f"{failed.get(row['backbone'])} failed": row["backbone"] in failed,
+            f"best of {len(ranked)} on this side: its value is optimistic": ranked[1:] and row["backbone"] == ranked[0],
+        }
+        flags.append("; ".join(note for note, applies in notes.items() if note and applies))
+    return flags

@@ -1,8 +1,7 @@
 """Curves with bands: ROC, precision over recall, and reliability, each point with the interval of a single metric."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -13,22 +12,17 @@ from leukemia_dl.evaluation.intervals import bounds, resampling_of
 from leukemia_dl.evaluation.metrics import Floats, Ints, Metric, Run, ranked_folds
 from leukemia_dl.evaluation.predictions import FEWEST_GROUPS, Model, models_of, validated_predictions
 
-__all__ = ["precision_recall_curves", "reliability_curves", "roc_curves"]
-
-_SHARE = Metric("share")
 # On the logit scale a band would fill everything where a curve comes near 1 and one group decides how near.
-_ON_CURVE = Metric("share", "linear")
-# Cumulative weights of positive and negative images along the ranking, and the grid -> the curve on it.
-_Interpolation = Callable[[Floats, Floats, Floats], Floats]
+_SHARE, _ON_CURVE = Metric("share"), Metric("share", "linear")
+_Interpolation = Callable[[Floats, Floats, Floats], Floats]  # cumulative weights of both classes, and the grid
 
 
 def roc_curves(frame: pd.DataFrame, *, points: int = 101, level: float = 0.95, side: str = "test") -> pd.DataFrame:
     """Return the sensitivity of each backbone at so many evenly spaced false positive rates, with a pointwise band.
 
     Images are ranked within their fold; folds are weighted by their numbers of pairs, so that the area below the curve
-    is `auroc` but for the grid. Seeds are averaged; with more than two classes, classes too (one against the rest).
-    Between two thresholds the curve is straight. The grid has so many `points`; `frame`, `level` and `side` are those
-    of `evaluate`.
+    is `auroc` but for the grid of `points`. Seeds are averaged; with more than two classes, classes too (one against
+    the rest). Between two thresholds the curve is straight. `frame`, `level` and `side` are those of `evaluate`.
 
     Returns:
         `backbone, kind, x` (false positive rate), `y` (sensitivity), `low, high` (NaN where no interval is given),
@@ -83,10 +77,9 @@ def _with_band(
     with np.errstate(invalid="ignore"):
         found = np.where(known, runs, 0.0).sum(axis=0) / known.sum(axis=0)
     ends = np.full((len(x), 2), np.nan)
-    fewest = min(count for count in resampling.groups_per_class if count)
-    for place in np.flatnonzero(~np.isnan(found).any(axis=0)) if fewest >= FEWEST_GROUPS else ():
+    for place in np.flatnonzero(~np.isnan(found).any(axis=0)) if resampling.fewest >= FEWEST_GROUPS else ():
         spread = resampling.spread(found[1:, place])
-        ends[place] = bounds(what, float(found[0, place]), spread, level, fewest)
+        ends[place] = bounds(what, float(found[0, place]), spread, level, resampling.fewest)
     low, high = np.clip(ends, 0.0, 1.0).T
     facts = {"backbone": model.name, "kind": model.kind}
     return pd.DataFrame({**facts, "x": x, "y": found[0], "low": low, "high": high, "unit": model.unit})
@@ -96,29 +89,26 @@ def _ranked_curves(frame: pd.DataFrame, side: str, level: float, points: int, at
     """Return the curves of ranked images of each backbone, on a grid from 0 to 1."""
     grid = np.linspace(0, 1, points)
     check_settings(level)
-
-    def curve(run: Run, weights: Floats) -> Floats:
-        classes = run.probabilities.shape[1]
-        positives = [1] if classes == 2 else range(classes)
-        curves = [_ranked_curve(run, weights, grid, at, positive) for positive in positives]
-        return np.asarray(np.mean(curves, axis=0))
-
     models = models_of(validated_predictions(frame), side)
+    curve = partial(_ranked_curve, grid=grid, at=at)
     return pd.concat([_with_band(model, grid, level, curve, _ON_CURVE) for model in models], ignore_index=True)
 
 
-def _ranked_curve(run: Run, weights: Floats, grid: Floats, at: _Interpolation, positive: int) -> Floats:
-    """Return the curve of one class against the rest under each row of weights: a weighted mean over folds."""
-    total, shares, paired = np.zeros((len(weights), len(grid))), np.zeros(len(weights)), np.zeros(len(weights), bool)
-    for part, above, below in ranked_folds(run, weights, positive):
-        for row, (positives, negatives) in enumerate(zip(above, below, strict=True), start=part.start):
-            share = positives[-1] * (negatives[-1] if at is _roc else 1.0)
-            if share > 0:
-                total[row] += share * at(positives, negatives, grid)
-                shares[row] += share
-            paired[row] |= positives[-1] > 0 and negatives[-1] > 0
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return np.where(paired[:, None], total / shares[:, None], np.nan)
+def _ranked_curve(run: Run, weights: Floats, grid: Floats, at: _Interpolation) -> Floats:
+    """Return the curve under each row of weights: a weighted mean over folds, of several classes against the rest."""
+    curves, classes = [], run.probabilities.shape[1]
+    for positive in [1] if classes == 2 else range(classes):
+        total, shares, paired = np.zeros((len(weights), len(grid))), *np.zeros((2, len(weights)))
+        for part, above, below in ranked_folds(run, weights, positive):
+            for row, (positives, negatives) in enumerate(zip(above, below, strict=True), start=part.start):
+                share = positives[-1] * (negatives[-1] if at is _roc else 1.0)
+                if share > 0:
+                    total[row] += share * at(positives, negatives, grid)
+                    shares[row] += share
+                paired[row] += positives[-1] * negatives[-1]
+        with np.errstate(invalid="ignore", divide="ignore"):
+            curves.append(np.where(paired[:, None] > 0, total / shares[:, None], np.nan))
+    return np.asarray(np.mean(curves, axis=0))
 
 
 def _roc(above: Floats, below: Floats, grid: Floats) -> Floats:
@@ -135,10 +125,9 @@ def _precision(above: Floats, below: Floats, grid: Floats) -> Floats:
 
 def _events(run: Run, bins: int) -> tuple[Floats, NDArray[np.bool_], Ints]:
     """Return the probability of each event, whether it happened, and the bin of its probability."""
+    said, happened = run.probabilities.max(axis=1), run.predicted == run.labels
     if run.probabilities.shape[1] == 2:
         said, happened = run.probabilities[:, 1], run.labels == 1
-    else:
-        said, happened = run.probabilities.max(axis=1), run.predicted == run.labels
     return said, happened, np.clip(np.ceil(said * bins).astype(np.int64) - 1, 0, bins - 1)
 
 

@@ -1,33 +1,26 @@
-"""`evaluate`: every metric of every backbone with its interval, from a frame of predictions."""
-
-from __future__ import annotations
+"""`evaluate`: every metric of every backbone with its interval; verdicts per group of subjects; wrong predictions."""
 
 from collections.abc import Sequence
+from itertools import product
 from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
+from scipy import stats
 
 from leukemia_dl.checks import choice, real_number
 from leukemia_dl.errors import DataError, SettingsError
+from leukemia_dl.evaluation import predictions
 from leukemia_dl.evaluation.intervals import Resampling, Spread, bounds, resampling_of
 from leukemia_dl.evaluation.metrics import METRICS, metric, values, why_undefined
-from leukemia_dl.evaluation.predictions import Model, class_names_of, models_of, select_side, validated_predictions
-
-__all__ = [
-    "ONE_SEED", "Estimand", "Estimates", "check_settings", "drop_repeated_cells", "estimand_in_words", "evaluate",
-]  # fmt: skip
+from leukemia_dl.evaluation.predictions import PREFIX, Model, class_names_of, select_side, validated_predictions
 
 Estimand = Literal["models", "procedure"]
-_ESTIMANDS = {
+ESTIMANDS = {
     "models": "these fitted models on new {}s",
     "procedure": "the learning procedure: a mean over seeds, on new {}s",
 }
 ONE_SEED = "one seed: nothing is known of the spread between seeds"
-_COLUMNS = (
-    "backbone", "metric", "value", "low", "high", "unit", "standard_error", "degrees_of_freedom", "seeds", "seed_sd",
-    "images", "groups", "prevalence", "method", "estimand", "reason",
-)  # fmt: skip
 
 
 class Estimates:
@@ -65,13 +58,12 @@ def evaluate(
 ) -> pd.DataFrame:
     """Return every metric of every backbone with an interval over groups of subjects.
 
-    A prediction frame, such as `Benchmark.predictions()`, needs `label` (class name) and a column `probability_<class>`
-    per class; the second class is the positive one of two. It may have `backbone`, `kind`, `seed`, `repeat`, `fold`,
-    `side`, `sample`, `group` (or `subject`) and `same_cell`. Folds of one backbone and seed are one set of predictions,
-    and AUROC compares images within a fold only; over seeds, means are taken first, and groups left out then.
+    Folds of one backbone and seed are one set of predictions, and AUROC compares images within a fold only; over seeds,
+    means are taken first, and groups left out then. No interval is given where a class has fewer than five groups.
 
     Args:
-        frame: The prediction frame.
+        frame: Predictions, such as `Benchmark.predictions()`: `label` (class name), a column `probability_<class>` per
+            class, of which the second is the positive one of two, and further columns that the guide lists.
         metrics: Names from `METRICS`; None for all.
         by: A column to split the images by: its values, or its quartiles if it is a number with more than eight values.
         unique_cells: Count images that show one cell (column `same_cell`) once, by their first prediction in each run.
@@ -81,15 +73,9 @@ def evaluate(
         side: Which rows of the column `side`.
 
     Returns:
-        A row per backbone (and part) and metric: `backbone, metric, value, low, high`; `unit`: "group", or "image"
-        where subjects are unknown and images are taken as independent (too narrow if patients have several);
-        `standard_error, degrees_of_freedom, seeds, seed_sd` (between seeds), `images, groups, prevalence` (share of the
-        positive class), `method, estimand, reason`: why a value or interval is NaN. No interval is given where a class
-        has fewer than five groups.
-
-    Raises:
-        DataError: If the frame is not one of predictions.
-        SettingsError: If a metric or column does not exist, or a setting is out of its range.
+        A row per backbone (and part) and metric. `unit` is "group", or "image" where subjects are unknown and images
+        are taken as independent (too narrow if patients have several); `seed_sd` is between seeds, `prevalence` the
+        share of the positive class, `reason` why a value or interval is NaN.
 
     Examples:
         >>> import pandas as pd
@@ -102,30 +88,30 @@ def evaluate(
         0   0.75  0.51   0.9      40      20
     """
     frame = validated_predictions(frame)
-    given = METRICS if metrics is None else [metrics] if isinstance(metrics, str) else metrics
+    given = [metrics] if isinstance(metrics, str) else metrics or METRICS
     names, class_names = [metric(name).name for name in given], class_names_of(frame)
     check_settings(level, estimand)
     chosen = select_side(frame, side)
     chosen = drop_repeated_cells(chosen) if unique_cells else chosen
     rows: list[dict[str, Any]] = []
     for part, inside in _parts(chosen, by):
-        for model in models_of(inside, side):
-            rows += [({by: part} if by else {}) | row for row in _rows(model, names, class_names, level, estimand)]
-    return pd.DataFrame(rows, columns=[*([by] if by else []), *_COLUMNS]).astype({"groups": "Int64"})
+        for model in predictions.models_of(inside, side):
+            found = _rows(model, names, class_names, level, estimand)
+            if by in found[0]:
+                raise SettingsError(f"The result has a column {by!r} of its own: rename the frame's.")
+            rows += [({by: part} if by else {}) | row for row in found]
+    return pd.DataFrame(rows).astype({"groups": "Int64"})
 
 
 def drop_repeated_cells(frame: pd.DataFrame) -> pd.DataFrame:
     """Return a prediction `frame` without repetitions of a cell: the first prediction of each in each run stays.
 
-    Raises:
-        DataError: If there is no column `same_cell`, which names the cell of images that show one that is there twice.
+    The column `same_cell` names the cell of images that show one that is there twice; without it, DataError.
     """
     frame = validated_predictions(frame)
     if "same_cell" not in frame:
-        raise DataError(
-            "To count repeated cells once, the predictions need a column same_cell: equal for images that show the same"
-            " cell, empty for all others. Benchmark.predictions() has it for data sets where such cells are known."
-        )
+        hint = "equal for images that show the same cell, empty for all others"
+        raise DataError(f"To count repeated cells once, the predictions need a column same_cell: {hint}.")
     keys = [name for name in ("backbone", "seed", "repeat", "side", "same_cell") if name in frame]
     return frame[frame["same_cell"].isna() | ~frame.duplicated(keys)]
 
@@ -133,26 +119,23 @@ def drop_repeated_cells(frame: pd.DataFrame) -> pd.DataFrame:
 def check_settings(level: float, estimand: str = "models") -> None:
     """Raise SettingsError unless the level of an interval lies in [0.5, 1) and there is such an estimand."""
     real_number("level", level, 0.5, 1, "[)")
-    choice("estimand", estimand, _ESTIMANDS)
-
-
-def estimand_in_words(estimand: str, unit: str) -> str:
-    """Return what an interval is about."""
-    return _ESTIMANDS[estimand].format(unit)
+    choice("estimand", estimand, ESTIMANDS)
 
 
 def _rows(
     model: Model, names: Sequence[str], class_names: tuple[str, ...], level: float, estimand: str
 ) -> list[dict[str, Any]]:
     """Return the rows of `evaluate` for one model."""
-    run, sizes = model.runs[0], [f"{len(run.samples):,}" for run in model.runs]
-    same = not model.named or all(set(other.samples) == set(run.samples) for other in model.runs)
+    samples, sizes = [set(run.samples) for run in model.runs], [len(run.samples) for run in model.runs]
+    same = not model.named or all(other == samples[0] for other in samples)
     facts = {
-        "backbone": model.name, "unit": model.unit, "seeds": len(model.runs), "images": model.images,
-        "groups": len(model.units) if model.by_group else pd.NA, "method": f"delete-one-{model.unit} jackknife",
-        "prevalence": float((run.labels == 1).mean()) if len(class_names) == 2 else np.nan,
-        "estimand": estimand_in_words(estimand, model.unit),
-        "reason": "" if same else f"the seeds have predicted different images: {', '.join(sizes)}",
+        "backbone": model.name, "metric": "", **dict.fromkeys(("value", "low", "high"), np.nan), "unit": model.unit,
+        **dict.fromkeys(("standard_error", "degrees_of_freedom"), np.nan), "seeds": len(model.runs), "seed_sd": np.nan,
+        "images": len(set().union(*samples)) if model.named else max(sizes),
+        "groups": len(model.units) if model.unit == "group" else pd.NA,
+        "prevalence": float((model.runs[0].labels == 1).mean()) if len(class_names) == 2 else np.nan,
+        "method": f"delete-one-{model.unit} jackknife", "estimand": ESTIMANDS[estimand].format(model.unit),
+        "reason": "" if same else f"the seeds have predicted different images: {', '.join(f'{n:,}' for n in sizes)}",
     }  # fmt: skip
     found = Estimates(model, resampling_of([model]), names)
     rows = []
@@ -180,8 +163,7 @@ def _interval(found: Estimates, name: str, class_names: tuple[str, ...], level: 
     if np.isnan(left_out).any():
         return {"reason": "not defined without one of the groups"}
     spread = resampling.spread(left_out) + seeds
-    fewest = min(count for count in resampling.groups_per_class if count)
-    low, high = bounds(metric(name), found.value(name), spread, level, fewest)
+    low, high = bounds(metric(name), found.value(name), spread, level, resampling.fewest)
     degrees = spread.df if spread.variance else np.nan
     row = {"low": low, "high": high, "standard_error": spread.variance**0.5, "degrees_of_freedom": degrees}
     return row if np.isfinite([low, high]).all() else row | {"reason": "at 0, which bounds nothing"}
@@ -191,8 +173,6 @@ def _parts(frame: pd.DataFrame, by: str | None) -> list[tuple[Any, pd.DataFrame]
     """Return the rows of each value of a column, or of each quartile if it is a number with more than eight values."""
     if by is None:
         return [(None, frame)]
-    if by in _COLUMNS:
-        raise SettingsError(f"The result has a column {by!r} of its own: rename the frame's.")
     if by not in frame:
         raise SettingsError(f"There is no column {by!r} to split by. The frame has: {', '.join(map(str, frame))}.")
     column = frame[by]
@@ -206,3 +186,95 @@ def _parts(frame: pd.DataFrame, by: str | None) -> list[tuple[Any, pd.DataFrame]
         column = pd.Series(pd.cut(column, edges.tolist(), include_lowest=True))
     parts = frame.groupby(column, sort=True, observed=True)
     return [(str(value) if isinstance(value, pd.Interval) else value, part) for value, part in parts]
+
+
+def group_table(frame: pd.DataFrame, side: str = "test") -> pd.DataFrame:
+    """Return the verdicts of each backbone on each group, the group with the largest share of errors first.
+
+    Predictions of all seeds are taken together. `by_mean_probability` is the class of the highest mean probability,
+    `by_majority_vote` the class predicted most often (of equals, the one of higher mean probability). `frame` and
+    `side` are those of `evaluate`. A DataError says that subjects are unknown.
+
+    Returns:
+        `backbone, group, label` (NA if the group has several), `images, predictions, errors, error_share`, both
+        verdicts (class names), and the mean of each `probability_<class>`.
+    """
+    rows, unit = _predicted(frame, side)
+    if unit is None:
+        raise DataError("Nothing is known of subjects: the predictions need a column group or subject without gaps.")
+    order, names = list(rows["backbone"].unique()), list(class_names_of(rows))
+    groups = rows.groupby(["backbone", unit])
+    labels, count = groups["label"].agg(["first", "nunique"]), groups.size()
+    # Rounded, so that errors of the last digit do not decide between equal means.
+    means = groups[[PREFIX + name for name in names]].mean().round(12)
+    votes = groups["predicted"].value_counts().unstack(fill_value=0).reindex(columns=names, fill_value=0)
+    errors = count - groups["right"].sum()
+    columns = {
+        "label": labels["first"].where(labels["nunique"] == 1, None),
+        "images": groups["sample"].nunique() if "sample" in rows else count,
+        "predictions": count,
+        "errors": errors,
+        "error_share": errors / count,
+        "by_mean_probability": means.set_axis(names, axis=1).idxmax(axis=1),
+        # Votes differ by at least one; the mean, halved, only decides between equals.
+        "by_majority_vote": (votes + means.set_axis(names, axis=1) / 2).idxmax(axis=1),
+    }
+    table = means.assign(**columns)[[*columns, *means]].rename_axis(["backbone", "group"]).reset_index()
+    table = table.sort_values("error_share", ascending=False, kind="stable")
+    return table.sort_values("backbone", key=lambda column: column.map(order.index), kind="stable", ignore_index=True)
+
+
+def evaluate_groups(frame: pd.DataFrame, level: float = 0.95, side: str = "test") -> pd.DataFrame:
+    """Return how often the verdict on a whole group is right, with exact intervals (Clopper and Pearson 1934).
+
+    Predictions of all seeds are taken together, as a committee. Groups with images of several classes have no verdict
+    and are left out (column `reason`). `frame`, `level` and `side` are those of `evaluate`.
+
+    Returns:
+        A row per backbone, rule ("mean_probability", "majority_vote") and metric (accuracy; with two classes also
+        sensitivity and specificity): `backbone, rule, metric, value, low, high, unit, right, groups, reason`.
+    """
+    check_settings(level)
+    names, table = class_names_of(frame), group_table(frame, side)
+    of_class = {"sensitivity": names[1], "specificity": names[0]} if len(names) == 2 else {}
+    rows = []
+    for backbone, part in table.groupby("backbone", sort=False):
+        pure = part[part["label"].notna()]
+        left_out = len(part) - len(pure)
+        mixed = f"{left_out} groups with images of several classes are left out" if left_out else ""
+        for rule, name in product(("mean_probability", "majority_vote"), ("accuracy", *of_class)):
+            groups = pure[pure["label"] == of_class[name]] if name in of_class else pure
+            right, count = int((groups[f"by_{rule}"] == groups["label"]).sum()), len(groups)
+            test = stats.binomtest(right, count) if count else None
+            low, high = test.proportion_ci(level, method="exact") if test else (np.nan, np.nan)
+            row = {"backbone": backbone, "rule": rule, "metric": name, "value": right / count if count else np.nan}
+            row |= {"low": low, "high": high, "unit": "group", "right": right, "groups": count}
+            rows.append(row | {"reason": mixed if count else "no group"})
+    return pd.DataFrame(rows)
+
+
+def error_list(frame: pd.DataFrame, side: str = "test") -> pd.DataFrame:
+    """Return the wrong predictions, by backbone, those of the group with the most errors first.
+
+    These are rows of `frame` on one `side`, with `predicted` (class name), `confidence` (its probability) and, where
+    groups are known, `errors_in_group` (in all seeds); within a group the highest confidence first.
+    """
+    rows, unit = _predicted(frame, side)
+    found = rows[~rows["right"]].drop(columns="right")
+    order = {"backbone": True, "confidence": False}
+    if unit:
+        found["errors_in_group"] = found.groupby(["backbone", unit])[unit].transform("size").astype(np.int64)
+        order = {"backbone": True, "errors_in_group": False, unit: True, "confidence": False}
+    return found.sort_values(list(order), ascending=list(order.values()), kind="stable", ignore_index=True)
+
+
+def _predicted(frame: pd.DataFrame, side: str) -> tuple[pd.DataFrame, str | None]:
+    """Return the rows of one side with the predicted class, its probability and if it is right; the unit column."""
+    frame = validated_predictions(frame)
+    predictions.models_of(frame, side)  # checks
+    rows = select_side(frame, side)
+    _, probabilities = predictions.arrays_of(rows)
+    predicted = np.asarray(class_names_of(rows), dtype=object)[probabilities.argmax(axis=1)]
+    right = predicted == rows["label"].to_numpy()
+    rows = rows.assign(predicted=predicted, confidence=probabilities.max(axis=1), right=right)
+    return rows, predictions.unit_column(rows)

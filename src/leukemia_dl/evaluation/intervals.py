@@ -1,8 +1,4 @@
-"""Intervals over groups of subjects by the delete-one-group jackknife.
-
-Cells of one patient are alike, so 3,553 images of 28 groups are far fewer than 3,553 independent ones: an interval that
-takes images as independent holds the truth in a tenth to a third of the cases where it says 95%. Groups are
-therefore left out, one at a time.
+"""Intervals over groups of subjects by the delete-one-group jackknife; docs/explanation/intervals.md says why.
 
 The jackknife is stratified by class (on C-NMC 2019 every group has one class) and holds the class shares: where a group
 is left out, the others of its class are weighted up. Variance per class (Efron and Stein 1981; Rust and Rao 1996, JKn),
@@ -12,7 +8,6 @@ is left out, the others of its class are weighted up. Variance per class (Efron 
 is summed over classes. A t quantile is taken at Satterthwaite's degrees of freedom, (sum v_c)^2 / sum(v_c^2 / d_c),
 where d_c = (sum n_g)^2 / sum n_g^2 - 1: Kish's effective number of groups, less one, since groups of 9 and of 757
 images do not carry equal information. The scale is the logit for values between two bounds, the log for losses.
-`benchmarks/interval_coverage.py` measures how often such intervals hold the truth.
 """
 
 from __future__ import annotations
@@ -27,12 +22,8 @@ from scipy.special import expit, logit
 from leukemia_dl.evaluation.metrics import Floats, Ints, Metric, Run
 from leukemia_dl.evaluation.predictions import FEWEST_GROUPS, Model
 
-__all__ = ["Resampling", "Spread", "bounds", "resampling_of"]
-
-# With more units, blocks of them are left out: one image of a hundred thousand at a time gives no better variance.
-_MOST_UNITS = 400
-_SMALLEST_DF = 1e-2
-_ROUNDING = 1e-12
+_MOST_UNITS = 400  # with more, blocks of them are left out: one of very many images gives no better variance
+_SMALLEST_DF, _ROUNDING = 1e-2, 1e-12
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,17 +53,19 @@ class Resampling:
     sizes: Floats
     groups_per_class: tuple[int, ...]
 
+    @property
+    def fewest(self) -> int:
+        """Return the number of units of the class that has the fewest of those that occur."""
+        return min(count for count in self.groups_per_class if count)
+
     @cached_property
     def leave_one_out(self) -> Floats:
         """Weights (blocks, blocks): one block is absent, the others of its stratum make up for its images."""
-        count = len(self.sizes)
         totals = np.bincount(self.stratum, self.sizes)[self.stratum]
         rest = totals - self.sizes
-        with np.errstate(divide="ignore"):
-            up = np.where(rest > 0, totals / np.where(rest > 0, rest, 1.0), 1.0)
-        same = self.stratum[:, None] == self.stratum[None, :]
-        weights = np.where(same, up[:, None], 1.0)
-        weights[np.arange(count), np.arange(count)] = 0.0
+        up = np.divide(totals, rest, out=np.ones_like(totals), where=rest > 0)
+        weights = np.where(self.stratum[:, None] == self.stratum[None, :], up[:, None], 1.0)
+        np.fill_diagonal(weights, 0.0)
         return weights
 
     def in_blocks(self, model: Model) -> tuple[Run, ...]:
@@ -116,39 +109,28 @@ def resampling_of(models: list[Model]) -> Resampling:
     counts /= len(runs)
     pure = bool(((counts > 0).sum(axis=1) <= 1).all())
     stratum = np.unique(counts.argmax(axis=1), return_inverse=True)[1] if pure else np.zeros(units, np.int64)
-    block = np.arange(units)
+    block, first, random = np.arange(units), 0, np.random.default_rng(0)  # so that the order of images has no say
     if units > _MOST_UNITS:
-        block = _blocks(stratum, units)
+        for code in range(int(stratum.max()) + 1):
+            inside = random.permutation(np.flatnonzero(stratum == code))
+            count = min(len(inside), max(_MOST_UNITS * len(inside) // units, FEWEST_GROUPS))
+            block[inside] = first + np.arange(len(inside)) * count // len(inside)
+            first += count
         stratum = stratum[np.unique(block, return_index=True)[1]]
     sizes = np.bincount(block, counts.sum(axis=1)).astype(np.float64)
     return Resampling(block, stratum.astype(np.int64), sizes, tuple(int(n) for n in (counts > 0).sum(axis=0)))
-
-
-def _blocks(stratum: Ints, units: int) -> Ints:
-    """Return a block per unit, drawn at random with a fixed seed, so that the order of images has no say."""
-    block, first = np.zeros(units, np.int64), 0
-    random = np.random.default_rng(0)
-    for code in range(int(stratum.max()) + 1):
-        inside = random.permutation(np.flatnonzero(stratum == code))
-        count = min(len(inside), max(_MOST_UNITS * len(inside) // units, FEWEST_GROUPS))
-        block[inside] = first + np.arange(len(inside)) * count // len(inside)
-        first += count
-    return block
 
 
 def bounds(metric: Metric, value: float, spread: Spread, level: float, fewest: int) -> tuple[float, float]:
     """Return the interval of a value on its metric's scale.
 
     Where a value reaches its bound all units agree and the jackknife has no variance: the other end is then the exact
-    one of `fewest` successes in `fewest` trials (Clopper and Pearson 1934), as if units were right or wrong as wholes;
-    `fewest` is the number of units of the class that has the fewest.
+    one of `fewest` successes in `fewest` trials (Clopper and Pearson 1934), as if units were right or wrong as wholes.
     """
-    if metric.scale == "logit" and value in (metric.lowest, metric.highest):
-        width = metric.highest - metric.lowest
-        end = float((1 - level) / 2) ** (1 / fewest)
-        return (
-            (metric.lowest + width * end, value) if value == metric.highest else (value, metric.highest - width * end)
-        )
+    lowest, highest, width = metric.lowest, metric.highest, metric.highest - metric.lowest
+    if metric.scale == "logit" and value in (lowest, highest):
+        reach = width * float((1 - level) / 2) ** (1 / fewest)
+        return (lowest + reach, value) if value == highest else (value, highest - reach)
     error = float(np.sqrt(spread.variance))
     if metric.scale == "log" and value == 0:
         return float("nan"), float("nan")
@@ -158,9 +140,9 @@ def bounds(metric: Metric, value: float, spread: Spread, level: float, fewest: i
     if metric.scale == "linear":
         return value - reach, value + reach
     if metric.scale == "log":
-        return value * float(np.exp(-min(reach / value, 700.0))), value * float(np.exp(min(reach / value, 700.0)))
-    width = metric.highest - metric.lowest
-    share = (value - metric.lowest) / width
+        factor = float(np.exp(min(reach / value, 700.0)))
+        return value / factor, value * factor
+    share = (value - lowest) / width
     reach /= width * share * (1 - share)
-    low, high = metric.lowest + width * expit(logit(share) + np.array([-reach, reach]))
+    low, high = lowest + width * expit(logit(share) + np.array([-reach, reach]))
     return float(low), float(high)

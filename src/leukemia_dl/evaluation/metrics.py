@@ -1,8 +1,4 @@
-"""Every metric as a function of weights: one row of weights gives a value, a row per left-out group an interval.
-
-The value and its interval are thus of one definition. The tests compare with scikit-learn; calling it once per left-out
-group would take a hundred times as long.
-"""
+"""Every metric as a function of weights: one row of weights gives a value, a row per left-out group an interval."""
 
 from __future__ import annotations
 
@@ -17,23 +13,13 @@ from scipy.special import expit
 from leukemia_dl.checks import choice
 from leukemia_dl.errors import DataError
 
-__all__ = [
-    "CLIP", "METRICS", "Floats", "Ints", "Metric", "Run", "as_arrays", "metric", "ranked_folds", "score", "values",
-    "why_undefined",
-]  # fmt: skip
-
 Floats: TypeAlias = NDArray[np.float64]
 Ints: TypeAlias = NDArray[np.int64]
 
-# Probabilities are clipped to [CLIP, 1] in logarithms, so that one confident error costs at most 34.5 nats.
-CLIP = 1e-15
-_ECE_BINS = 15
-# Probabilities that another program rounded to two digits are accepted.
-_SUM_TOLERANCE = 1e-2 + 1e-9
-# Weighted predictions that are held at once in a ranking: 16 MB for each of a few arrays.
-_AT_ONCE = 2_000_000
-# Of Newton's method.
-_MOST_STEPS, _LONGEST_STEP, _LAST_STEP, _ROUNDING = 100, 10.0, 1e-8, 1e-12
+CLIP = 1e-15  # of probabilities in logarithms, so that one confident error costs at most 34.5 nats
+_ECE_BINS, _ROUNDING = 15, 1e-12
+_SUM_TOLERANCE = 1e-2 + 1e-9  # for probabilities that another program rounded to two digits
+_AT_ONCE = 2_000_000  # weighted predictions in a ranking: 16 MB for each of a few arrays
 _RANKING, _CALIBRATION = ("auroc", "auprc"), ("calibration_slope", "calibration_intercept")
 _OF_TWO_CLASSES = ("sensitivity", "specificity", "ppv", "npv", "prevalence")
 
@@ -102,24 +88,18 @@ def as_arrays(labels: Any, probabilities: Any) -> tuple[Ints, Floats]:
     """Return labels (n,) and probabilities (n, classes) as int64 and float64; DataError if they are none."""
     labels, probabilities = np.asarray(labels), np.asarray(probabilities, dtype=np.float64)
     if probabilities.ndim != 2 or probabilities.shape[1] < 2 or labels.shape != probabilities.shape[:1]:
-        raise DataError(
-            "Expected labels (n,) and probabilities (n, classes) with at least two classes. "
-            f"Received: {labels.shape} and {probabilities.shape}."
-        )
+        wanted = "labels (n,) and probabilities (n, classes) with at least two classes"
+        raise DataError(f"Expected {wanted}. Received: {labels.shape} and {probabilities.shape}.")
     if not len(labels):
         raise DataError("There are no predictions to score: the test side is empty.")
     if labels.dtype.kind not in "iu" or labels.min() < 0 or labels.max() >= probabilities.shape[1]:
-        raise DataError(
-            f"Labels must be class indices, whole numbers from 0 to {probabilities.shape[1] - 1}; samples without a "
-            f"label cannot be scored. Received: {labels.dtype} from {labels.min()} to {labels.max()}."
-        )
+        found = f"{labels.dtype} from {labels.min()} to {labels.max()}; samples without a label cannot be scored"
+        raise DataError(f"Labels must be class indices from 0 to {probabilities.shape[1] - 1}. Received: {found}.")
     right = np.isfinite(probabilities).all(axis=1) & (probabilities >= 0).all(axis=1)
     right[right] = np.abs(probabilities[right].sum(axis=1) - 1) <= _SUM_TOLERANCE
     if not right.all():
-        raise DataError(
-            f"Probabilities must be finite, not negative, and sum to 1 in each row (within 0.01). {(~right).sum():,} "
-            f"rows are not so. Received, the first of them: {probabilities[~right][0].tolist()}."
-        )
+        rows = f"{(~right).sum():,} rows are not so. Received, the first of them: {probabilities[~right][0].tolist()}"
+        raise DataError(f"Probabilities must be finite, not negative, and sum to 1 in each row (within 0.01). {rows}.")
     return labels.astype(np.int64), probabilities
 
 
@@ -144,12 +124,7 @@ def score(labels: Ints, probabilities: Floats) -> dict[str, float]:
       intercept with the slope held at 1, "calibration in the large" (Cox 1958; Van Calster et al. 2019). 1 and 0 are
       right. NaN with more than two classes, and where the classes are separated perfectly.
 
-    Args:
-        labels: True class indices (n,).
-        probabilities: (n, classes), rows that sum to 1.
-
-    Raises:
-        DataError: If shapes, labels or probabilities are wrong.
+    `labels` (n,) are true class indices, `probabilities` (n, classes) rows that sum to 1.
 
     Examples:
         >>> import numpy as np
@@ -158,16 +133,13 @@ def score(labels: Ints, probabilities: Floats) -> dict[str, float]:
         >>> found["accuracy"], round(found["loss"], 3), found["auroc"], found["calibration_slope"]
         (0.75, 0.4, 1.0, nan)
     """
-    run = Run.of(*as_arrays(labels, probabilities))
-    run = replace(run, unit=np.zeros(len(run.labels), np.int64))
+    run = replace(Run.of(*as_arrays(labels, probabilities)), unit=np.zeros(len(labels), np.int64))
     return {name: float(value[0]) for name, value in values(run, np.ones((1, 1))).items()}
 
 
 def values(run: Run, weights: Floats, names: Sequence[str] = METRICS) -> dict[str, Floats]:
     """Return metrics (r,) of weighted predictions; weights (r, units) say how often each unit counts."""
-    found: dict[str, Floats] = {}
-    if set(names) - {*_RANKING, *_CALIBRATION}:
-        found |= _sums(run, weights)
+    found = _sums(run, weights) if set(names) - {*_RANKING, *_CALIBRATION} else {}
     if set(names) & {*_RANKING}:
         found |= _ranking(run, weights)
     if set(names) & {*_CALIBRATION}:
@@ -179,12 +151,11 @@ def why_undefined(name: str, run: Run, class_names: Sequence[str]) -> str:
     """Return why a metric of a run is NaN."""
     if len(class_names) > 2 and name in (*_OF_TWO_CLASSES, *_CALIBRATION):
         return "defined for two classes; with more see balanced_accuracy, macro_f1 and ece"
-    missing = [class_names[code] for code in range(len(class_names)) if not (run.labels == code).any()]
     if name in ("sensitivity", "specificity"):
         return f"no image of class {class_names[name == 'sensitivity']}"
     if name in ("ppv", "npv"):
         return f"no image is predicted as {class_names[name == 'ppv']}"
-    if missing:
+    if missing := [class_names[code] for code in range(len(class_names)) if not (run.labels == code).any()]:
         return f"no image of class {', '.join(missing)}"
     if name == "mcc":
         return "every image is predicted as one class"
@@ -195,9 +166,8 @@ def _sums(run: Run, weights: Floats) -> dict[str, Floats]:
     """Return the metrics that are functions of sums over predictions, which are taken per unit, once."""
     n, k = run.probabilities.shape
     rows, units = np.arange(n), weights.shape[1]
-    own = run.probabilities[rows, run.labels]
+    own, confidence = run.probabilities[rows, run.labels], run.probabilities[rows, run.predicted]
     squared = (run.probabilities**2).sum(axis=1) - 2 * own + 1
-    confidence = run.probabilities[rows, run.predicted]
     bins = np.clip(np.ceil(confidence * _ECE_BINS).astype(np.int64) - 1, 0, _ECE_BINS - 1)
     right = run.predicted == run.labels
 
@@ -235,10 +205,8 @@ def _sums(run: Run, weights: Floats) -> dict[str, Floats]:
 
 def _matthews(hits: Floats, true: Floats, said: Floats, total: Floats) -> Floats:
     """Return Matthews' correlation (Gorodkin 2004, equation 8); NaN where all images are of one class, true or said."""
-    spread_true = total**2 - (true**2).sum(axis=1)
-    spread_said = total**2 - (said**2).sum(axis=1)
-    tiny = 1e-9 * total**2
-    defined = (spread_true > tiny) & (spread_said > tiny)
+    spread_true, spread_said = (total**2 - (counts**2).sum(axis=1) for counts in (true, said))
+    defined = np.minimum(spread_true, spread_said) > 1e-9 * total**2
     found = (hits * total - (true * said).sum(axis=1)) / np.sqrt(spread_true * spread_said)
     return np.where(defined, found, np.nan)
 
@@ -248,10 +216,7 @@ def _mean_of_defined(table: Floats) -> Floats:
 
 
 def ranked_folds(run: Run, weights: Floats, positive: int) -> Iterator[tuple[slice, Floats, Floats]]:
-    """Yield which weightings, and their cumulative weights of positive and of negative images along a fold's ranking.
-
-    Images with equal scores are one step.
-    """
+    """Yield which weightings, and their cumulative weights of positives and negatives at each score of a fold."""
     for fold in np.unique(run.fold):
         rows = np.flatnonzero(run.fold == fold)
         rows = rows[np.argsort(-run.probabilities[rows, positive], kind="stable")]
@@ -268,9 +233,8 @@ def ranked_folds(run: Run, weights: Floats, positive: int) -> Iterator[tuple[sli
 def _ranking(run: Run, weights: Floats) -> dict[str, Floats]:
     """Return `auroc` and `auprc`, with more than two classes means over one against the rest.
 
-    Scores of two folds, which have two models, need not be comparable: a positive image is compared with the negative
-    ones of its fold. The folds' AUROCs are thus weighted by their numbers of pairs, the average precisions by their
-    numbers of positives.
+    Scores of two folds, which have two models, need not be comparable: images are compared within their fold. AUROCs
+    are weighted by their numbers of pairs, average precisions by their numbers of positives.
     """
     areas = []
     classes = run.probabilities.shape[1]
@@ -313,17 +277,14 @@ def _calibration(run: Run, weights: Floats) -> dict[str, Floats]:
 
 
 def _logistic(design: Floats, offset: Floats, label: Ints, weight: Floats, start: Floats) -> Floats:
-    """Return the coefficients of label ~ sigmoid(offset + design @ coefficients), NaN where no maximum is found.
-
-    By Newton's method; a step is halved until the likelihood does not fall.
-    """
+    """Return the coefficients of label ~ sigmoid(offset + design @ coefficients) by Newton's method; NaN if none."""
 
     def loss(at: Floats) -> float:
         return float(weight @ np.logaddexp(0, (1 - 2 * label) * (design @ at + offset)))
 
     at = np.nan_to_num(start)
     least = loss(at)
-    for _ in range(_MOST_STEPS):
+    for _ in range(100):
         p = expit(design @ at + offset)
         gradient = (weight * (label - p)) @ design
         # Where only rounding is left of the gradient, the curvature may be as small, and the step large.
@@ -331,11 +292,11 @@ def _logistic(design: Floats, offset: Floats, label: Ints, weight: Floats, start
         curvature = (design.T * (weight * p * (1 - p))) @ design
         # Where all probabilities are 0 or 1 there is no curvature: a trace of it keeps the step finite.
         curvature += _ROUNDING * (1 + np.trace(curvature)) * np.eye(len(at))
-        step = np.clip(np.linalg.solve(curvature, gradient), -_LONGEST_STEP, _LONGEST_STEP)
+        step = np.clip(np.linalg.solve(curvature, gradient), -10.0, 10.0)
         length = np.abs(step).max()
         while (tried := loss(at + step)) > least * (1 + _ROUNDING) and np.abs(step).max() > 1e-15:
             step = step / 2
         at, least = at + step, tried
-        if length < _LAST_STEP:
+        if length < 1e-8:
             return np.asarray(at)
     return np.full(len(at), np.nan)

@@ -1,8 +1,6 @@
 """Cells drawn on the spot, in C-NMC's layout: the data set that is always there."""
 
-from __future__ import annotations
-
-import dataclasses
+from dataclasses import asdict
 from pathlib import Path
 
 from leukemia_dl import identity
@@ -12,15 +10,10 @@ from leukemia_dl.datasets.sources.c_nmc_2019 import CLASS_NAMES, read_c_nmc
 from leukemia_dl.datasets.table import DatasetInfo, Table
 
 INFO = DatasetInfo(
-    name="synthetic",
-    title="Synthetic cells",
-    licence="none needed: drawn by a program",
-    citation="Drawn by leukemia_dl; no patient's cells. Results on them say nothing about real ones.",
-    class_names=CLASS_NAMES,
-    canvas=450,
-    test_fold=2,
-    synthetic=True,
-)
+    "synthetic", "Synthetic cells", "none needed: drawn by a program",
+    "Drawn by leukemia_dl; no patient's cells. Results on them say nothing about real ones.",
+    class_names=CLASS_NAMES, canvas=450, test_fold=2, synthetic=True,
+)  # fmt: skip
 
 
 def read_synthetic(
@@ -40,5 +33,5 @@ def synthetic_folder(**settings: int) -> Path:
     """Return the cache folder for cells drawn with these fields of `SyntheticCohort`, whether it exists or not."""
     from leukemia_dl.datasets.synthetic import GENERATOR_VERSION, SyntheticCohort
 
-    values = dataclasses.asdict(SyntheticCohort(**settings))
+    values = asdict(SyntheticCohort(**settings))
     return cache_dir() / f"synthetic-{identity.digest([GENERATOR_VERSION, values])[:12]}"
