@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
 from leukemia_dl.datasets import Dataset, dataset_table, make_splits
 from leukemia_dl.datasets.sources.all_aria import CLASS_NAMES
 from leukemia_dl.errors import DataError, ImageError, SettingsError, SplitError

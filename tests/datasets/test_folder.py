@@ -164,7 +164,7 @@ def test_a_test_folder_without_classes_does_not_make_the_sides_classes(
 def test_two_readings_are_an_error_that_says_how_to_choose(tmp_path: Path, write_image: Writer) -> None:
     """20.16: equal names in folders that say no side may be classes or not."""
     written(tmp_path, write_image, each("siteA siteB", "all hem"))
-    with pytest.raises(DataError, match=r"two ways.*pass class_names=siteA,siteB .*pass class_names=all,hem"):
+    with pytest.raises(DataError, match=r"two ways.*pass class_names=siteA,siteB.*pass class_names=all,hem"):
         Dataset.from_folder(tmp_path)
     assert Dataset.from_folder(tmp_path, ["siteB", "siteA"]).labels.tolist() == [1, 1, 0, 0]
     assert Dataset.from_folder(tmp_path, ["hem", "all"]).labels.tolist() == [1, 0, 1, 0]
@@ -281,7 +281,9 @@ def test_missing_file_and_archive(tmp_path: Path) -> None:
 
 
 def test_empty_and_without_images(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"has 0 images directly in it and none in its folders \(none\)\. Wanted: a folder per class"):
+    with pytest.raises(
+        DataError, match=r"has 0 images directly in it and none in its folders \(none\)\. Wanted: a folder per class"
+    ):
         Dataset.from_folder(tmp_path)
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "x.txt").write_text("x")

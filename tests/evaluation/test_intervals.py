@@ -295,12 +295,16 @@ def test_a_baseline_has_no_seeds_to_spread():
         ({"level": 0.2}, "level must be a number"),
         ({"estimand": "truth"}, "'models', 'procedure'"),
         ({"by": "area"}, "no column 'area'"),
-        ({"by": "metric"}, "column 'metric' of its own"),
     ],
 )
 def test_settings_out_of_range_are_refused(settings, says):
     with pytest.raises(SettingsError, match=says):
         evaluate(clustered(SMALL, ["one"]), **settings)
+
+
+def test_a_column_of_the_result_is_none_to_split_by():
+    with pytest.raises(SettingsError, match="column 'value' of its own"):
+        evaluate(clustered(SMALL, ["one"]).assign(value=1), by="value")
 
 
 def test_spreads_add_by_satterthwaite():

@@ -58,8 +58,7 @@ def choose_temperature(labels: Ints, probabilities: Floats, groups: NDArray[Any]
 
 
 def apply_temperature(probabilities: Floats, temperature: float) -> Floats:
-    """Return softmax(log(`probabilities`) / `temperature`), float64 (n, classes); DataError if either is none.
-    """
+    """Return softmax(log(`probabilities`) / `temperature`), float64 (n, classes); DataError if either is none."""
     if not 0 < temperature < math.inf:
         raise DataError(f"A temperature is a positive number. Received: {temperature!r}.")
     _, probabilities = as_arrays(np.zeros(np.shape(probabilities)[:1], np.int64), probabilities)

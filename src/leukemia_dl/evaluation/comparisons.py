@@ -19,7 +19,7 @@ from leukemia_dl.evaluation.metrics import metric as find_metric
 from leukemia_dl.evaluation.predictions import Model, class_names_of, select_side, validated_predictions
 
 _POWER = 0.8
-_Row = dict[str, Any]
+_Row = dict[Any, Any]
 _OF_PROTOCOLS = (
     "backbone", "kind", "metric", "honest", "leaky", "value_honest", "value_leaky", "difference", "low", "high", "unit",
     "p", "images", "groups", "seeds", "sentence", "reason",
@@ -259,7 +259,7 @@ def _sentence(row: _Row, pair: tuple[Model, Model], level: float, corrected_for:
     """Return a row as a sentence; where nothing could be tested the reason comes first."""
     if not row["images"]:
         return f"Not testable: {row['first']} and {row['second']} have no image in common."
-    text = f"On {row['images']:,} images" + f" of {row['groups']} groups of patients" * (row["unit"] == "group")
+    text = f"On {row['images']:,} images" + f" of {row['groups']} groups of patients" * bool(row["unit"] == "group")
     seeds = {model.name: len(model.runs) for model in pair if model.kind != "baseline"}
     if len(seeds) == 2 and len(set(seeds.values())) == 1 and pair[0].runs[1:]:
         text += f", {len(pair[0].runs)} seeds each"
@@ -280,7 +280,8 @@ def _sentence(row: _Row, pair: tuple[Model, Model], level: float, corrected_for:
         verdict = f": {winner} is better {at_level}"
     text += f": a difference of {row['difference']:+.3f} ({100 * level:g}% interval of this pair alone "
     text += f"{row['low']:+.3f} to {row['high']:+.3f}; p {_p_in_words(row['p'])} by {row['test']}{remark}){verdict}."
-    return text + " Images are taken as independent, which makes such results too certain." * (row["unit"] == "image")
+    caution = " Images are taken as independent, which makes such results too certain."
+    return text + caution * bool(row["unit"] == "image")
 
 
 def _winner(row: _Row, level: float) -> str:

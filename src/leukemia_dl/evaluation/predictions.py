@@ -195,7 +195,7 @@ def models_of(frame: pd.DataFrame, side: str = "test", only: Iterable[str] | Non
         codes, units = pd.factorize((samples if groups is None else groups)[rows], sort=True)
         own = replace(everything.at(rows), unit=codes.astype(np.int64))
         parts = tuple(own.at(run == number) for number in dict.fromkeys(run))
-        unit = "image" if groups is None else "group"
+        unit: Literal["group", "image"] = "image" if groups is None else "group"
         models.append(Model(name, chosen["kind"].iloc[rows[0]], parts, tuple(units), unit, named))
     return models
 

@@ -82,7 +82,7 @@ def _read_labels(folders: set[Path]) -> pd.DataFrame:
         return pd.DataFrame(columns=_FACTS)
     columns = ["Patient_ID", "new_names", "labels"]
     frame = read_text_csv(tables[0], "the file of the original archive")
-    frame = frame.reindex(columns=columns).fillna("").astype(str)
+    frame = frame.reindex(columns=columns, fill_value="").fillna("")
     new = frame["new_names"].str.lower().str.removesuffix(".bmp")
     facts = frame["Patient_ID"].str.extract(rf"\A{NAME}\Z", FLAGS)
     codes = facts["label"].str.lower().map({name: str(code) for code, name in enumerate(CLASS_NAMES)})
