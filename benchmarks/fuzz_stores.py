@@ -4,7 +4,7 @@
 
 A small store is made once; each input is a copy in which a file or two is damaged, replaced by a pipe, a link, a
 folder, a bomb or a sparse file of gigabytes, or holds another value than it did, with checksums to match or not. It is
-read as `runs list`, `runs verify`, `runs gc`, `evaluate` and (every 50th) `report` do. The models are damaged copies of
+read as `runs list`, `runs verify`, `evaluate` and (every 50th) `report` do. The models are damaged copies of
 a small one, loaded by `load_classifier` and asked to predict. Each must end in a result or in an error of this library,
 within two seconds of processor time (a report: 60). Memory is the peak of this process above its start. Exit status 1
 if any of that does not hold.
@@ -209,7 +209,6 @@ def read(folder: Path, report: bool = False) -> list[Callable[[], object]]:
         frames,
         listed,
         lambda: Store.open(folder).verify(),
-        lambda: Store.open(folder).unfinished(),
     ]
     return [*ways, lambda: reporting.write_report(folder, show_progress=False)] if report else ways
 

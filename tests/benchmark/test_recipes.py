@@ -216,7 +216,7 @@ def test_a_killed_benchmark_goes_on_from_its_last_epoch_to_the_same_table(datase
     rest, _ = start(tmp_path / "killed").communicate(timeout=300)
     assert "epoch 1" not in rest
     assert rest.split()[-2:] == ["status", "ok"]
-    (left,) = (tmp_path / "killed" / "unfinished").iterdir()  # of the killed run: `leukemia-dl runs gc` removes it
+    (left,) = (tmp_path / "killed" / "unfinished").iterdir()  # of the killed run
     assert not list(left.iterdir())
     results = [(tmp_path / name / "results.csv").read_bytes() for name in ("whole", "killed")]
     assert results[0] == results[1]

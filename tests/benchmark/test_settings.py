@@ -86,7 +86,6 @@ def test_numbers_of_numpy_are_those_of_python(dataset, tmp_path):
     python, numpy = made(int, float, list), made(np.int64, np.float64, np.array)
     assert list(numpy.plan()["digest"]) == list(python.plan()["digest"])
     assert numpy.to_toml() == python.to_toml()
-    assert repr(numpy) == repr(python)
 
 
 def test_one_fold_may_be_given_without_a_list(dataset, tmp_path):
@@ -100,27 +99,23 @@ def test_what_is_no_seed_is_refused_of_numpy_too(dataset, tmp_path, seeds):
         bench(dataset, tmp_path / "s", seeds=seeds)
 
 
-def test_callbacks_without_a_name_are_said(dataset, tmp_path):
-    text = bench(dataset, tmp_path, callbacks=lambda context: []).to_toml()
-    assert text.startswith("# There were callbacks that have no name")
-    assert "callbacks" not in tomllib.loads(text)["benchmark"]
+def test_callbacks_that_cannot_be_imported_are_refused(dataset, tmp_path):
+    bench(dataset, tmp_path, callbacks=lambda context: []).to_toml(tmp_path / "x.toml")
+    with pytest.raises(SettingsError, match="cannot be imported"):
+        ldl.Benchmark.from_toml(tmp_path / "x.toml")
 
 
-def test_backbones_of_a_script_are_said(dataset, tmp_path, monkeypatch):
-    text = bench(dataset, tmp_path / "s").to_toml(tmp_path / "x.toml")
-    assert text.startswith(
-        "# A script registered the backbones tiny: let it do so again, then Benchmark.from_toml(path)"
-    )
+def test_backbones_of_a_script_have_to_be_registered(dataset, tmp_path, monkeypatch):
+    bench(dataset, tmp_path / "s").to_toml(tmp_path / "x.toml")
     monkeypatch.setattr(registry, "_registered", {})
     assert "There is no backbone 'tiny'" in fails("benchmark", tmp_path / "x.toml", "--plan")
-    assert not ldl.Benchmark(dataset, ["cnn"], store=tmp_path / "s").to_toml().startswith("#")
 
 
 def test_data_from_memory_have_to_be_passed(tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (30, 32, 32, 3), dtype=np.uint8)
     data = ldl.Dataset.from_arrays(images, np.arange(30) % 2, ("hem", "all"), subjects=[f"p{i}" for i in range(30)])
     made = bench(data, tmp_path / "s", protocol="holdout")
-    assert made.to_toml(tmp_path / "x.toml").startswith("# The data set was not made by Dataset.load")
+    made.to_toml(tmp_path / "x.toml")
     with pytest.raises(SettingsError, match="dataset="):
         ldl.Benchmark.from_toml(tmp_path / "x.toml")
     again = ldl.Benchmark.from_toml(tmp_path / "x.toml", dataset=data)
@@ -168,7 +163,7 @@ def test_a_file_that_is_wrong_is_an_error_that_says_what_is(dataset, tmp_path, c
 
 def test_another_toml_file_is_none_of_ours(tmp_path):
     (tmp_path / "x.toml").write_text('[dataset]\nname = "synthetic"\n')
-    with pytest.raises(SettingsError, match=r"is no file of Benchmark.to_toml: KeyError: 'benchmark'"):
+    with pytest.raises(SettingsError, match=r"is no file of to_toml: KeyError: 'benchmark'"):
         ldl.Benchmark.from_toml(tmp_path / "x.toml")
 
 

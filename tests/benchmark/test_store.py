@@ -1,4 +1,4 @@
-"""Records are written whole, read back to the bit, and what was begun is found."""
+"""Records are written whole and read back to the bit."""
 
 import contextlib
 import dataclasses
@@ -9,7 +9,6 @@ import os
 import shutil
 import subprocess
 import time
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -19,7 +18,7 @@ import leukemia_dl.benchmark.store as store_module
 from leukemia_dl.atomic import sha256_of_file as sha256_of
 from leukemia_dl.benchmark import Store
 from leukemia_dl.errors import StoreError
-from records import BASELINE, FAILED, RECORD, TRIAL
+from records import RECORD, TRIAL
 
 
 @pytest.fixture
@@ -109,6 +108,15 @@ def test_a_writer_killed_between_the_two_moves_loses_nothing(store):
     assert store.read(TRIAL).message == "third"
 
 
+def test_files_of_killed_writers_are_removed_a_day_later(store):
+    old, fresh = (store.trials / f".{TRIAL.folder}-{name}.unfinished" for name in ("0a1b2c3d", "4e5f6a7b"))
+    for path in (old, fresh):
+        path.mkdir()
+    os.utime(old, (time.time() - 90_000,) * 2)
+    store.create()
+    assert entries(store) == [fresh.name]
+
+
 def test_a_record_that_is_replaced_while_it_is_read_is_not_damaged(store):
     """A reader that looks without end, and a writer that replaces the record as often as it can."""
     from concurrent.futures import ThreadPoolExecutor
@@ -119,7 +127,7 @@ def test_a_record_that_is_replaced_while_it_is_read_is_not_damaged(store):
         while not writing.done():
             store.read(TRIAL)  # raises if it is damaged
     writing.result()
-    assert store.take(TRIAL).metrics["accuracy"] == RECORD.metrics["accuracy"]
+    assert store.read(TRIAL).metrics["accuracy"] == RECORD.metrics["accuracy"]
 
 
 def test_long_names_and_halves_of_characters_can_be_written(store):
@@ -240,74 +248,10 @@ def test_records_are_all_there_are(store, caplog):
     assert f"{TRIAL.folder} is damaged" in caplog.text
 
 
-@pytest.fixture
-def filled(store):
-    """One that is well, with its net; a failure with its log; a baseline that is not applicable."""
-    store.write(RECORD, model=b"model" * 1000)
-    store.write(FAILED)
-    store.write(BASELINE)
-    return store
-
-
-def age(path: Path, hours: float = 25.0) -> Path:
-    """Let a folder and what it holds seem that old."""
-    then = time.time() - 3600 * hours
-    for each in [*path.rglob("*"), path]:
-        os.utime(each, (then, then), follow_symlinks=False)
-    return path
-
-
-def fill(folder: Path, name: str = "state.npz", size: int = 100) -> Path:
-    folder.mkdir(parents=True)
-    (folder / name).write_bytes(bytes(size))
-    return folder
-
-
 def test_what_is_no_store_is_refused(tmp_path):
-    with pytest.raises(StoreError, match=r"nowhere is no store: there is no such folder. A store is the folder that"):
+    with pytest.raises(StoreError, match=r"nowhere is no store: it has no folder trials/. Name the --store"):
         Store.open(tmp_path / "nowhere")
     with pytest.raises(StoreError, match="is no store: it has no folder trials/"):
         Store.open(tmp_path)
     (tmp_path / "trials").mkdir()
-    assert (Store.open(tmp_path).names(), Store.open(tmp_path).verify(), Store.open(tmp_path).unfinished()) == (
-        [],
-        {},
-        [],
-    )
-
-
-def listed(store):
-    return [str(path.relative_to(store.root)) for path in store.unfinished()]
-
-
-def test_a_record_whose_writer_was_killed_while_replacing_it_is_kept(filled):
-    old = age(filled.folder(TRIAL).rename(filled.trials / f".{TRIAL.folder}-01234567.old"))
-    assert listed(filled) == []
-    filled.create()
-    assert filled.read(TRIAL) is not None
-    age(filled.folder(BASELINE.trial).rename(old))  # now the place is taken, and it is out of date
-    assert listed(filled) == [f"trials/{old.name}"]
-
-
-def test_what_was_begun_is_listed_once_it_was_not_touched_for_a_day(filled):
-    age(fill(filled.trials / ".cnn-1-abc", "record.json"))
-    age(fill(filled.trials / ".cnn-2-abc"), hours=23)
-    (age(fill(filled.trials / ".cnn-3-abc")) / "model.keras").write_bytes(b"x")  # somebody is at it
-    fresh, old = (dataclasses.replace(TRIAL, seed=seed) for seed in (5, 6))
-    for trial in (TRIAL, old):
-        age(fill(filled.checkpoints(trial)))
-    fill(filled.checkpoints(fresh))
-    (filled.root / "unfinished" / "stop-1-2").touch()
-    assert listed(filled) == ["trials/.cnn-1-abc", *sorted(f"unfinished/{trial.folder}" for trial in (TRIAL, old))]
-
-
-def test_links_are_not_followed(filled, tmp_path):
-    outside = age(fill(tmp_path / "outside" / TRIAL.folder))
-    (filled.trials / ".old").symlink_to(outside)
-    (filled.root / "unfinished").symlink_to(outside.parent)
-    assert listed(filled) == []
-    (filled.root / "unfinished").unlink()
-    begun = fill(filled.checkpoints(TRIAL))
-    (begun / "link").symlink_to(outside)
-    age(begun)
-    assert listed(filled) == [f"unfinished/{TRIAL.folder}"]
+    assert (Store.open(tmp_path).names(), Store.open(tmp_path).verify()) == ([], {})

@@ -56,12 +56,12 @@ def test_a_changed_byte_is_damage(tmp_path_factory, name, where, data):
 def test_a_damaged_record_stays_until_the_trial_ran_again_and_is_named_once(store, caplog):
     (store.write(RECORD) / "record.json").write_text("{")
     with caplog.at_level(logging.WARNING):
-        assert store.take(TRIAL) is None
-        assert list(store.records()) == []
+        for _ in range(2):
+            assert list(store.records()) == []
     assert caplog.text.count(f"{store.folder(TRIAL)} is damaged") == 1
     assert (store.folder(TRIAL) / "record.json").read_text() == "{"
     store.write(RECORD)
-    assert store.take(TRIAL).metrics["accuracy"] == RECORD.metrics["accuracy"]
+    assert store.read(TRIAL).metrics["accuracy"] == RECORD.metrics["accuracy"]
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,7 @@ def test_a_record_of_another_trial_in_the_same_folder_is_not_taken(store):
     for arrays in (True, False):
         with pytest.raises(DamagedRecordError, match=f"it holds the record of {other.folder}"):
             store.read(TRIAL, arrays)
-    assert store.take(TRIAL) is None
+    assert list(store.records()) == []
     rewrite(store.write(RECORD), {"trial": other.to_dict()})
     with pytest.raises(DamagedRecordError, match=f"it holds the record of {other.folder}"):
         store.read(TRIAL)
@@ -223,7 +223,7 @@ def test_a_changed_or_missing_file_is_found(filled, file):
         (lambda f: (f / "SHA256SUMS").unlink(), "SHA256SUMS"),
         (lambda f: (f / "SHA256SUMS").write_text("x"), "SHA256SUMS is damaged"),
         (lambda f: [path.unlink() for path in f.iterdir()], "FileNotFoundError"),
-        (lambda f: rewrite(f, {"status": "done"}), "ValueError: status is 'done'"),
+        (lambda f: rewrite(f, {"status": "done"}), "ValueError: a value is missing"),
         (lambda f: rewrite(f, {"metrics": None}), "AttributeError"),
         (lambda f: rewrite(f, {"format": 1}), "has format 1; this version reads 4"),
         (lambda f: f.replace(f.with_name("other")), f"ValueError: it holds the record of {TRIAL.folder}"),

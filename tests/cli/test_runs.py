@@ -1,9 +1,7 @@
 """`leukemia-dl runs`: what it prints, how it ends, and what is left in the store."""
 
 import dataclasses
-import os
 import sys
-import time
 
 import numpy as np
 import pandas as pd
@@ -76,15 +74,14 @@ def test_a_store_without_records(tmp_path):
     (tmp_path / "trials").mkdir()
     assert run("list", tmp_path) == f"{tmp_path}: 0 records\n"
     assert run("verify", tmp_path) == "OK: 0 records\n"
-    assert run("gc", tmp_path) == "0 unfinished items\n"
-    assert "results.csv: 0 rows" in run("export", tmp_path)
+    assert "results.csv" in run("export", tmp_path)
 
 
-@pytest.mark.parametrize("command", ["list", "verify", "gc", "export"])
+@pytest.mark.parametrize("command", ["list", "verify", "export"])
 def test_what_is_no_store_is_refused(command, tmp_path):
     error = fails(command, tmp_path / "nowhere")
     assert isinstance(error, StoreError)
-    assert "is no store: there is no such folder. A store is the folder that a benchmark writes to" in str(error)
+    assert "is no store: it has no folder trials/" in str(error)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -141,39 +138,23 @@ def test_verify(store):
         file.write(b"x")
     (store.folder(FAILED.trial) / "traceback.txt").unlink()
     lines = run("verify", store.root, code=1).splitlines()
-    assert lines[0].startswith(f"{FAILED.trial.folder}: FileNotFoundError: ")
+    assert lines[0].startswith(f"{FAILED.trial.folder}: ")
+    assert "FileNotFoundError: " in lines[0]
     assert lines[1] == f"{TRIAL.folder}: model.keras has another checksum than SHA256SUMS says"
     assert lines[2] == "DAMAGED: 2 of 2 records"
     assert lines[3:] == ["Run the same benchmark again: it runs the trials of these records again."]
 
 
-def test_gc_lists_and_only_then_deletes(store):
-    half = store.trials / ".half"
-    half.mkdir()
-    (half / "record.json").write_bytes(bytes(1500))
-    old = time.time() - 90_000
-    for path in (half / "record.json", half):
-        os.utime(path, (old, old))
-    text = run("gc", store.root)
-    assert text.splitlines()[0] == "trials/.half"
-    assert text.splitlines()[1] == f"1 unfinished item. To delete: leukemia-dl runs gc {store.root} --delete"
-    assert half.exists()
-    assert run("gc", store.root, "--delete").endswith("Deleted 1 unfinished item.\n")
-    assert not half.exists()
-    assert run("verify", store.root) == "OK: 2 records\n"
-    assert run("gc", store.root) == "0 unfinished items\n"
-
-
 def test_export(store):
-    said = run("export", store.root)
-    assert said == f"{store.root}/results.csv: 2 rows\n{store.root}/timings.csv: 2 rows\n"
+    assert run("export", store.root) == f"Written: {store.root}/results.csv, timings.csv\n"
     results = pd.read_csv(store.root / "results.csv")
     assert list(results["trial"]) == sorted([TRIAL.folder, FAILED.trial.folder])
     assert list(results["status"]) == ["failed", "ok"]
     assert results["accuracy"].iloc[1] == 0.8125
     assert pd.read_csv(store.root / "timings.csv")["seconds"].iloc[1] == 12.34
     (store.folder(FAILED.trial) / "record.json").write_text("{")
-    assert "results.csv: 1 row\n" in run("export", store.root)
+    run("export", store.root)
+    assert len(pd.read_csv(store.root / "results.csv")) == 1
 
 
 def test_ctrl_c_in_a_command_of_a_group_is_one_calm_line(store, monkeypatch, capsys):

@@ -84,5 +84,5 @@ def _made_up(record, planned, samples, random, learned):
         timings |= {"fit_seconds": 3.0 * len(planned.trial.backbone), "predict_images_per_second": 100.0}
         timings["device_name"] = "none"
         record = replace(record, row={**record.row, **row}, history=history)
-    fitted = temperature_of_val(record, planned.split, samples, shares)
+    fitted = temperature_of_val(planned.split, samples, shares)
     return replace(scored_record(record, shares, None, fitted), timings=timings)

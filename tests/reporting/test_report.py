@@ -106,7 +106,6 @@ def test_a_finished_run_is_told_in_full(finished):
         cells = [re.sub("<.*?>", "", cell) for cell in re.findall(r"<td.*?</td>", row)]
         assert cells[1:5] == shown[1:]
     assert "could not be drawn" not in said
-    assert "The lines that begin with # say what else is needed." in said  # the data are no file's
     for sentence in ldl.compare(predictions)["sentence"]:
         assert sentence.removesuffix(", without correction for multiple comparisons.") in said
     assert "missing" not in said.replace("missing data", "")

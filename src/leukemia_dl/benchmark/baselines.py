@@ -63,7 +63,7 @@ def run_baseline(planned: PlannedTrial, samples: Samples, measures: Callable[[],
         if reason:
             record = replace(record, status="not_applicable", probabilities=found, message=reason)
         else:
-            fitted = records.temperature_of_val(record, split, samples, found)
+            fitted = records.temperature_of_val(split, samples, found)
             record = records.scored_record(record, found, None, fitted)
     except Exception as error:
         return records.failed_record(record, error, started)

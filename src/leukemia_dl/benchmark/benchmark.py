@@ -2,75 +2,73 @@
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 
-from leukemia_dl.benchmark import plan
-from leukemia_dl.benchmark.baselines import BASELINES, measure_cells
+from leukemia_dl import errors
+from leukemia_dl.benchmark import plan, records
+from leukemia_dl.benchmark.baselines import BASELINES, CellMeasures, measure_cells, predict_baseline
 from leukemia_dl.benchmark.executors import choose_executor
-from leukemia_dl.benchmark.external import ExternalTest, LabelMap
 from leukemia_dl.benchmark.grid_runner import GridRunner
-from leukemia_dl.benchmark.records import history_frame, prediction_frame, result_frame, timing_frame
+from leukemia_dl.benchmark.plan import PlannedTrial, Samples
 from leukemia_dl.benchmark.run_files import StoredRun, read_settings, run_of, settings_text, write_run
 from leukemia_dl.benchmark.store import Store
 from leukemia_dl.benchmark.trial import Record
+from leukemia_dl.benchmark.trial_runner import appearances_of, read_images
 from leukemia_dl.checks import choice, flag, real_number
-from leukemia_dl.datasets import Dataset
-from leukemia_dl.datasets.splits import default_protocol
-from leukemia_dl.errors import LeukemiaDLError, SettingsError, unknown_name_error
-from leukemia_dl.identity import canonical_json, plain_number, whole_numbers
+from leukemia_dl.datasets import Dataset, Split
+from leukemia_dl.datasets.splits import CONTENT_DISJOINT, TEST_IS_NOT_VAL, default_protocol
+from leukemia_dl.identity import plain_number, whole_numbers
+from leukemia_dl.models.classifier import load_classifier, logits_over_symmetries, predict_logits, softmax
 from leukemia_dl.models.registry import names_of
 from leukemia_dl.preprocess import Pipeline
-from leukemia_dl.training.backends import ComputeConfig
+from leukemia_dl.preprocess.quality import differences, summary
+from leukemia_dl.progress import track
+from leukemia_dl.training.backends import ComputeConfig, prepare
 from leukemia_dl.training.callbacks import CallbackFactory, load_factory
+from leukemia_dl.training.loop import predict_batch_size
 from leukemia_dl.training.recipe import Recipe
 
-__all__ = ["DEFAULT_BACKBONES", "Benchmark"]
-
+AnyPath = str | Path
 DEFAULT_BACKBONES = ("vgg16", "resnet50", "inception_v3", "xception", "cnn")
+Labels = Mapping[str, str | None]  # from labels of a data set to classes of another, or to None to leave them out
+_CHUNK_BATCHES = 8  # steps that are fitted per split give a copy in memory
+_log = logging.getLogger(__name__)
 
 
 class Benchmark:
-    """A comparison of backbones on one data set.
-
-    Everything is checked on creation, before a pixel is read; `run()` reuses the trials that the store already holds.
+    """A comparison of backbones on one data set. Everything is checked on creation, before a pixel is read.
 
     Args:
         dataset: The images. Those without a label are left out.
         backbones: Names of backbones, or specs, which are registered; by default the five built-in architectures.
         recipe: Name of a preset, or a `Recipe`.
-        protocol: How the data set is split, see `leukemia_dl.make_splits`; None for its official folds, else its given
-            sides, else `kfold`. Several show how much a protocol with leakage adds (`leukemia_dl.inflation`).
+        protocol: How the data set is split, see `leukemia_dl.make_splits`, or several; None to choose by the data.
         folds: Which folds are the test side in turn; None for the protocol's own default, "all" for all.
         n_folds: How many folds the protocol "kfold" draws; None for 5, or 3 where patients are few.
         seeds: One trial per seed, each with its own weights, order and augmentation.
         baselines: Baselines to compare with: "majority", "cell_size", "cell_colour".
         store: Folder for the results, which `run` makes; "runs/<dataset>-<recipe>" by default.
-        pipeline: From file to pixels, or a function from an image size to a pipeline; by default the data set's canvas
-            at absolute scale, resized. Steps such as `Reinhard()` are fitted per split, to its training images.
+        pipeline: From file to pixels, or a function from an image size to one; None for `Dataset.default_pipeline`.
         allow_leakage: Needed for the protocol "random".
         save_models: Keep each trained net in the store, as `model.keras`.
         device: "auto" for the first GPU, else the CPU; "cpu", "gpu" or "gpu:1".
         threads: Threads of one operation on a CPU; None for all cores. Results equal to the bit need equal threads.
-        callbacks: A function of a `FitContext` that makes Keras callbacks, its name as "module:function", or, for
-            executor="in-process", a list.
+        callbacks: A function of a `FitContext`, its name "module:function", or a list for executor="in-process".
 
     Raises:
-        UnknownNameError: For a backbone, baseline, recipe or protocol that is not there.
-        SettingsError: For a value that is not allowed, such as an image size below a backbone's minimum.
-        SplitError: If the protocol cannot be applied to the data set.
+        SettingsError, UnknownNameError, SplitError: For a value, name or protocol that cannot be used.
 
     Attributes:
-        planned: Its `Plan`: all settings, checked, and every trial.
-        dataset, splits, store: The labelled images, the splits of all protocols, and the `Store`.
-
-    Examples:
-        >>> frame = ldl.Benchmark(ldl.Dataset.load("synthetic"), ["cnn"], store="runs/first").run()  # doctest: +SKIP
+        planned, dataset, splits, store: Its `Plan`, the labelled images, their splits and the `Store`.
     """
 
     def __init__(
@@ -84,7 +82,7 @@ class Benchmark:
         n_folds: int | None = None,
         seeds: Sequence[int] = (0,),
         baselines: Sequence[str] = BASELINES,
-        store: str | Path | None = None,
+        store: AnyPath | None = None,
         pipeline: Pipeline | Callable[[int], Pipeline] | None = None,
         allow_leakage: bool = False,
         save_models: bool = True,
@@ -92,66 +90,47 @@ class Benchmark:
         threads: int | None = None,
         callbacks: CallbackFactory | Sequence[Any] | str | None = None,
     ) -> None:
-        if not isinstance(dataset, Dataset) or not isinstance(recipe, (str, Recipe)):
-            given = f"{type(dataset).__name__} and recipe={recipe!r}"
-            raise SettingsError(f"Benchmark takes a Dataset, and a Recipe or the name of a preset. Received: {given}.")
-        recipe = Recipe.preset(recipe) if isinstance(recipe, str) else recipe
+        if not isinstance(dataset, Dataset):
+            raise errors.SettingsError(f"Benchmark takes a Dataset, such as Dataset.load(...). Received: {dataset!r}.")
+        recipe = recipe if isinstance(recipe, Recipe) else Recipe.preset(recipe)
         names = plan.unique("backbones", DEFAULT_BACKBONES if backbones is None else names_of(backbones))
         baselines = plan.unique("baselines", baselines, least=0)
         if unknown := [name for name in baselines if name not in BASELINES]:
-            raise unknown_name_error("baseline", unknown[0], BASELINES)
+            raise errors.unknown_name_error("baseline", unknown[0], BASELINES)
         seeds, compute = plan.unique("seeds", seeds, number=True), ComputeConfig(device, threads)
         nets = [plan.planned_net(name, recipe, pipeline, dataset.info.canvas) for name in names]
         callbacks = recipe.callbacks if callbacks is None else callbacks
         load_factory(callbacks)
+        flag("save_models", save_models)
         labelled = dataset.subset(dataset.labels >= 0)
         protocol = default_protocol(labelled) if protocol is None else protocol
         protocols = plan.unique("protocol", (protocol,) if isinstance(protocol, str) else protocol)
-        n_folds, listed = plain_number(n_folds), whole_numbers(folds)
+        n_folds = plain_number(n_folds)
         splits = plan.splits_of(labelled, protocols, folds, n_folds, allow_leakage)
         self.planned = plan.Plan(
-            dataset=labelled,
-            source=dataset.source,
-            recipe=recipe,
-            backbones=names,
-            baselines=baselines,
-            protocols=protocols,
-            folds=folds if listed is None else listed,
-            n_folds=n_folds,
-            allow_leakage=allow_leakage,
-            seeds=seeds,
-            splits=splits,
-            compute=compute,
-            callbacks=callbacks,
-            save_models=flag("save_models", save_models),
+            dataset=labelled, source=dataset.source, recipe=recipe, backbones=names, baselines=baselines,
+            protocols=protocols, folds=whole_numbers(folds) or folds, n_folds=n_folds, allow_leakage=allow_leakage,
+            seeds=seeds, splits=splits, compute=compute, callbacks=callbacks, save_models=save_models,
             trials=plan.planned_trials(labelled, splits, nets, seeds, baselines),
-        )
+        )  # fmt: skip
         self.dataset, self.splits = labelled, splits
         self.store = Store(Path("runs") / f"{dataset.info.name}-{recipe.name}" if store is None else store)
 
-    def __repr__(self) -> str:
-        trials, name = len(self.planned.trials), self.dataset.info.name
-        return f"Benchmark({name!r}, {list(self.planned.backbones)}, {trials} trials, store={str(self.store.root)!r})"
-
     def plan(self) -> pd.DataFrame:
-        """Return a row per trial, before anything runs.
+        """Return a row per trial, before anything runs: backbone, protocol, fold, seed, status, trial, digest.
 
-        Columns: backbone, protocol, fold, seed, `status` ("ok" and "not_applicable", which are not run again; "failed",
-        "no model" for one whose net is wanted and is not there, and "to do"), `seconds` (how long earlier trials of
-        this backbone and recipe in the store took on average; NaN where there are none), trial (its folder), digest.
+        `status` is "ok" or "not_applicable", which are not run again; "failed"; "no model" for one whose net is wanted
+        and is not there; or "to do". `trial` is the name of its folder.
         """
-        records = {record.trial.digest: record for record in self._records(arrays=False)}
+        found = {record.trial.folder: record.status for record in self._records(arrays=False)}
         rows = []
         for trial in (planned.trial for planned in self.planned.trials):
-            record = records.get(trial.digest)
+            status: str = found.get(trial.folder, "to do")
+            if status == "ok" and trial.kind == "backbone" and self.planned.save_models:
+                status = "ok" if self.store.has_model(trial) else "no model"
             row = {name: getattr(trial, name) for name in ("backbone", "protocol", "fold", "seed")}
-            row |= {"status": self._status(record), "trial": trial.folder, "digest": trial.digest}
-            took = record.timings["seconds"] if record is not None and record.status == "ok" else None
-            rows.append(row | {"took": took, "recipe": canonical_json(trial.recipe)})
-        frame = pd.DataFrame(rows).astype({"fold": "Int64", "seed": "Int64", "took": float})
-        seconds = frame.groupby(["backbone", "recipe"])["took"].transform("mean")
-        frame.insert(list(frame).index("trial"), "seconds", seconds)
-        return frame.drop(columns=["took", "recipe"])
+            rows.append(row | {"status": status, "trial": trial.folder, "digest": trial.digest})
+        return pd.DataFrame(rows).astype({"fold": "Int64", "seed": "Int64"})
 
     def run(
         self,
@@ -164,31 +143,21 @@ class Benchmark:
         shard: str | None = None,
         show_progress: bool = True,
     ) -> pd.DataFrame:
-        """Run every trial that the store does not hold yet, and return the result frame.
-
-        Each trial is written as it ends. Ctrl-C once lets the running trials finish their epoch, twice stops at once;
-        whatever ended a run, the next one goes on from there, and its results are the same.
+        """Run every trial that the store does not hold yet, and return the result frame, see `results`.
 
         Args:
             existing: "reuse" finished trials of the store, or "rerun" all. Failed ones are always run again.
             on_error: "continue" with the next trial, the failed one being a row with its error; or "raise".
             executor: "in-process"; "processes", one per backbone, whose crash costs one trial; "auto", the latter from
-                two trials on; "ray", "ray:ADDRESS"; a `SerialExecutor`, `ProcessExecutor` or `RayExecutor` of
-                `leukemia_dl.benchmark`; or anything with `submit(function, argument)`.
+                two trials on; "ray", "ray:ADDRESS"; an executor of `leukemia_dl.benchmark`; or anything with `submit`.
             workers: How many processes at a time; by default one per GPU, or one, which keeps all cores busy.
-            time_limit: Seconds of a trial, after which it is a failed row; it goes on from its last epoch when it is
-                run again. In this process and by `submit` the limit is checked after each epoch.
+            time_limit: Seconds of a trial, after which it is a failed row; the next run goes on from its last epoch.
             shard: "i/n": only the i-th of n parts of the grid, for as many jobs on one store.
             show_progress: A bar on a terminal, plain lines elsewhere, both on standard error.
 
-        Returns:
-            A row per trial that the store holds, see `results`.
-
         Raises:
-            SettingsError: If an argument has a value that is not allowed.
-            StoreError, ImageError, BackendError: If the store cannot be written, images cannot be decoded, or there is
-                no such device.
-            KeyboardInterrupt: After Ctrl-C.
+            SettingsError, StoreError, ImageError, BackendError: If an argument, store, image or device cannot be used.
+            KeyboardInterrupt: After Ctrl-C: once to let running trials finish their epoch, twice to stop at once.
         """
         choice("existing", existing, ("reuse", "rerun"))
         choice("on_error", on_error, ("continue", "raise"))
@@ -201,31 +170,33 @@ class Benchmark:
         try:
             GridRunner(self.planned, self.store, trials, *how).run()
         finally:
-            frame = self._export()
-        return frame
+            self.store.export([planned.trial.folder for planned in self.planned.trials])
+        return self.results()
 
     def results(self) -> pd.DataFrame:
-        """Return the result frame from the records in the store: a row per finished trial, in the order of the grid.
+        """Return a row per finished trial in the store, in the order of the grid.
 
-        `backbone, accuracy, loss` come first, then the other metrics (float, NaN where undefined), then the data,
-        split, recipe and device, and for a failed trial `exception`, `message` and `traceback`, the path of that file
-        in the store: no column changes between equal runs.
+        `backbone, accuracy, loss` come first, then the other metrics (NaN where undefined), then the data, split,
+        recipe and device, and `exception`, `message` and `traceback`, a file of the store, of a failed trial.
         """
-        return result_frame(self._records(arrays=False))
+        return records.result_frame(self._records(arrays=False))
 
     def timings(self) -> pd.DataFrame:
         """Return a row per finished trial: seconds, memory, machine and versions."""
-        return timing_frame(self._records(arrays=False))
+        return records.timing_frame(self._records(arrays=False))
+
+    def histories(self) -> pd.DataFrame:
+        """Return the learning curves: a row per trial and epoch, with trial, backbone, protocol, fold and seed."""
+        return records.history_frame(self._records())
 
     def predictions(self, *, cell_area: bool = False) -> pd.DataFrame:
-        """Return the prediction frame: a row per trial and sample of the val and test sides.
+        """Return a row per trial and sample of the val and test sides.
 
         Columns: trial, backbone, kind ("backbone", "baseline", "tta" over symmetries), protocol, fold, seed,
         sample, subject, group, same_cell, side ("val", "test"), label (class name) and a `probability_<class>` each.
-        `cell_area` adds the area of the cell in pixels of the file, which is read for it; NaN where an image shows no
-        single cell.
+        `cell_area` adds the area of the cell in pixels of the file; NaN where an image shows no single cell.
         """
-        frame = prediction_frame(self._records(), self.dataset.class_names, self.dataset.table)
+        frame = records.prediction_frame(self._records(), self.dataset.class_names, self.dataset.table)
         if cell_area and len(frame):
             samples = self.dataset.table["sample"]
             cells = measure_cells(self.dataset, np.flatnonzero(samples.isin(frame["sample"])))
@@ -234,39 +205,46 @@ class Benchmark:
             frame.insert(list(frame).index("side"), "cell_area", areas)
         return frame
 
-    def predict_on(self, other: Dataset, label_map: LabelMap | None = None, show_progress: bool = True) -> pd.DataFrame:
+    def predict_on(self, other: Dataset, label_map: Labels | None = None, show_progress: bool = True) -> pd.DataFrame:
         """Return the prediction frame of all trained nets, and baselines, on `other`, a data set from elsewhere.
 
         `label_map` leads from its labels to classes of this one, or to None to leave them out. The net of every fold
-        predicts every image; the fold stands in the column `repeat` too, so that `evaluate` takes each net as a run of
-        its own. All rows are of the side "test". Progress is shown if `show_progress`.
+        predicts every image, as the column `repeat` tells `evaluate`. Progress is shown if `show_progress`.
 
         Raises:
             DataError, StoreError, ImageError: For a label that is no class; a store without trials; a damaged image.
         """
-        return ExternalTest(self.planned, self.store, other, label_map, show_progress).predictions()
+        test = _ExternalTest(self, other, label_map, show_progress)
+        found = list(test.records())
+        for record in found:
+            if record.status == "failed":
+                _log.warning("%s is left out: %s", record.trial.folder, record.error)
+        frame = records.prediction_frame(found, test.other.class_names, test.other.table)
+        if len(frame):
+            # Evaluation takes the folds of one seed as predictions of different images. Here they are of the same ones.
+            place = list(frame).index("seed") + 1
+            frame.insert(place, "repeat", frame["fold"])
+            frame.insert(place + 1, "test_dataset", other.info.name)
+        return frame
 
-    def evaluate_on(
-        self, other: Dataset, label_map: LabelMap | None = None, show_progress: bool = True
-    ) -> pd.DataFrame:
+    def evaluate_on(self, other: Dataset, label_map: Labels | None = None, show_progress: bool = True) -> pd.DataFrame:
         """Return the result frame of `other`; `label_map`, `show_progress` and errors as for `predict_on`.
 
-        Baselines are fitted again, on each split's training side. Columns that are not known of another data set (its
-        val side, shared cells and groups) are NA. `leaked_files` counts the images that are, byte for byte, on the
-        train side; `flags` says so, and whether patients are unknown and how the images differ from the benchmark's. A
-        net that is not in the store is a row with status "failed".
+        Baselines are fitted again, on each training side. Columns that are not known of another data set are NA.
+        `leaked_files` counts the images that are, byte for byte, on the train side; `flags` says so, and whether
+        patients are unknown and images differ. A net that is not in the store is a row with status "failed".
         """
-        return ExternalTest(self.planned, self.store, other, label_map, show_progress).results()
-
-    def histories(self) -> pd.DataFrame:
-        """Return the learning curves: a row per trial and epoch, with trial, backbone, protocol, fold and seed."""
-        return history_frame(self._records())
+        frame = records.result_frame(_ExternalTest(self, other, label_map, show_progress).records())
+        frame.insert(list(frame).index("dataset") + 1, "test_dataset", other.info.name)
+        # Only of a trial that failed in the benchmark there is a file.
+        frame["traceback"] = [path if (self.store.root / path).is_file() else "" for path in frame["traceback"]]
+        return frame
 
     def stored(self) -> StoredRun:
         """Return this benchmark as reports read it: its settings, grid and samples, and the records in its store."""
         return run_of(self.planned, self.store)
 
-    def to_toml(self, path: str | Path | None = None) -> str:
+    def to_toml(self, path: AnyPath | None = None) -> str:
         """Return the settings as TOML, which `Benchmark.from_toml` reads, and write them to `path` if there is one."""
         text = settings_text(self.planned, self.store)
         if path is not None:
@@ -275,20 +253,12 @@ class Benchmark:
 
     @classmethod
     def from_toml(
-        cls,
-        path: str | Path,
-        *,
-        dataset: Dataset | None = None,
-        root: str | Path | None = None,
-        store: str | Path | None = None,
+        cls, path: AnyPath, *, dataset: Dataset | None = None, root: AnyPath | None = None, store: AnyPath | None = None
     ) -> Benchmark:
-        """Return the benchmark that `to_toml`, or a store's settings.toml, describes.
+        """Return the benchmark that the file `path`, of `to_toml` or a store, describes.
 
-        Args:
-            path: The file.
-            dataset: The data set; None to load it as the file says. Needed if it was not made by `Dataset.load`.
-            root: Where the data set lies here; None for where it was.
-            store: Folder for the results; None for that of the file.
+        `dataset` is needed if it was not made by `Dataset.load`; `root` says where it lies here, and `store` where the
+        results do, if not where the file says.
 
         Raises:
             SettingsError, DataError: If the file cannot be repeated here, or the data set is another one.
@@ -296,27 +266,134 @@ class Benchmark:
         try:
             found, arguments = read_settings(Path(path), dataset, root)
             return cls(found, **(arguments if store is None else {**arguments, "store": store}))
-        except LeukemiaDLError:
+        except errors.LeukemiaDLError:
             raise
         except (AttributeError, LookupError, TypeError, ValueError) as error:  # a value is missing, or of another type
-            raise SettingsError(f"{path} is no file of Benchmark.to_toml: {type(error).__name__}: {error}.") from error
-
-    def _status(self, record: Record | None) -> str:
-        """Return the status in the plan of a trial that has left a record."""
-        if record is None:
-            return "to do"
-        lacks_model = record.status == "ok" and not self.store.has_result(record, self.planned.save_models, False)
-        return "no model" if lacks_model else record.status
+            raise errors.SettingsError(f"{path} is no file of to_toml: {type(error).__name__}: {error}.") from error
 
     def _records(self, arrays: bool = True) -> Iterator[Record]:
         return self.store.records([planned.trial.folder for planned in self.planned.trials], arrays)
 
-    def _export(self) -> pd.DataFrame:
-        """Write the tables of the whole store, the trials of this grid first, and return the rows of these."""
-        digests, state = [planned.trial.digest for planned in self.planned.trials], None
-        while state != (state := self.store.state()):  # another run may have finished a trial meanwhile
-            found = {record.trial.digest: record for record in self.store.records(arrays=False)}
-            mine = [found.pop(digest) for digest in digests if digest in found]
-            records = [*mine, *found.values()]
-            self.store.export(result_frame(records), timing_frame(records))
-        return result_frame(mine)
+
+class _ExternalTest:
+    """Another data set as the test side of every split of a benchmark."""
+
+    def __init__(self, bench: Benchmark, other: Dataset, label_map: Labels | None, show: bool) -> None:
+        self._bench, self.plan, self.store, self.show = bench, bench.planned, bench.store, show
+        self.other = other = _relabelled(other, label_map or {}, bench.dataset.class_names)
+        self._own, self._rows = Samples.of(bench.dataset), np.arange(len(other))
+        # How the images differ from the benchmark's, of which 100 are compared.
+        known = summary(appearances_of(bench.dataset, self.plan.rows))
+        self._unlike = differences(appearances_of(other, self._rows), known)
+        for difference in self._unlike:
+            _log.warning("%s: %s", other.info.name, difference)
+        self._read = cache(lambda pipeline: read_images(other, self._rows, pipeline, show))
+        self._facts = cache(self._facts_of)
+
+    def records(self) -> Iterator[Record]:
+        """Yield a record per net in the store, and per baseline of its splits, in the order of the grid."""
+        trials, title = self.plan.trials, f"Testing on {self.other.info.name}"
+        found = {record.trial.folder: record for record in self._bench._records(arrays=False)}
+        splits = {planned.split.digest for planned in trials if planned.trial.folder in found}
+        if not splits:
+            raise errors.StoreError(f"{self.store.root} holds no trial of this benchmark. Call run() first.")
+        for planned in track(trials, len(trials), title, self.show):
+            record = found.get(planned.trial.folder)
+            if planned.spec is None and planned.split.digest in splits:
+                record = records.blank_record(planned, self._own)
+            if record is None:
+                continue
+            record = self._of_other(planned.split, record)
+            try:
+                if record.status != "failed":
+                    record = self._baseline(planned, record) if planned.spec is None else self._net(planned, record)
+            except (errors.BackendError, errors.ImageError):  # of this machine or of the data, not of a net
+                raise
+            except Exception as error:
+                record = records.failed_record(replace(record, metrics={}, metrics_tta={}), error, 0.0, here=False)
+            yield record
+
+    def _of_other(self, split: Split, record: Record) -> Record:
+        """Return a record whose samples and row are those of the other data set."""
+        facts, ids = self._facts(split), self.other.table["sample"].to_numpy(dtype=np.str_)
+        # Flags of the split are about its own test side; all others are about the net.
+        kept = [flag for flag in record.row["flags"].split("; ") if flag not in split.flags]
+        row = {**record.row, **facts, "flags": "; ".join(filter(None, dict.fromkeys([*facts["flags"], *kept])))}
+        return replace(record, row=row, sides=np.full(len(ids), "test"), samples=ids, labels=self.other.labels)
+
+    def _net(self, planned: PlannedTrial, record: Record) -> Record:
+        assert planned.recipe is not None
+        assert planned.pipeline is not None
+        prepare(planned.recipe.precision, self.plan.compute)
+        import keras
+
+        # The nets of other trials would otherwise stay in memory for as long as the process lives.
+        keras.utils.clear_session(free_memory=True)
+        if problem := self.store.model_problem(record.trial):
+            raise errors.StoreError(f"{problem}: run with save_models=True, which trains the net again.")
+        classifier = load_classifier(self.store.folder(record.trial))
+        # Images of all nets are read once, after the steps that are equal for all splits, if these give a common size.
+        first = planned.pipeline.partition()[0]
+        steps = classifier.pipeline.steps[: None if first.output_size is None else len(first.steps)]
+        images = self._read(Pipeline(steps))
+        recipe = replace(planned.recipe, batch_size=int(record.row["batch_size"]))
+        batch = min(predict_batch_size(recipe), len(self._rows))
+        logits, views = [], []
+        for start in range(0, len(self._rows), _CHUNK_BATCHES * batch):
+            rows = self._rows[start : start + _CHUNK_BATCHES * batch]
+            pixels = images.after(classifier.pipeline, rows).subset(rows)
+            logits.append(predict_logits(classifier.model, pixels, batch))
+            views += [logits_over_symmetries(classifier.model, pixels, batch)] if recipe.tta else []
+        fitted = (classifier.temperature, "") if "temperature" in record.metrics else None
+        averaged = np.concatenate(views, axis=1) if views else None
+        return records.scored_record(record, softmax(np.concatenate(logits)), averaged, fitted)
+
+    def _baseline(self, planned: PlannedTrial, record: Record) -> Record:
+        split, own = planned.split, self._own
+        labels = np.concatenate([own.labels, self.other.labels])
+        elsewhere, classes = replace(split, test=self._rows + len(own.labels)), len(own.class_names)
+        found, why = predict_baseline(planned.trial.backbone, labels, elsewhere, classes, lambda: self._cells)
+        if why:
+            return replace(record, status="not_applicable", message=why)
+        fitted = records.temperature_of_val(split, own, found)  # on the val side of the benchmark
+        return records.scored_record(record, found[len(split.val) :], None, fitted)
+
+    @cached_property
+    def _cells(self) -> CellMeasures:
+        own = measure_cells(self.plan.dataset, self.plan.rows, self.show)
+        here = measure_cells(self.other, show_progress=self.show)
+        return CellMeasures(*map(np.concatenate, zip(vars(own).values(), vars(here).values(), strict=True)))
+
+    def _facts_of(self, split: Split) -> dict[str, Any]:
+        """Return the columns of a row that are about the other data set as the test side of a split."""
+        other, dataset, flags = self.other, self.plan.dataset, list[str]()
+        contents, known = np.array(other.content_hashes), np.array(dataset.content_hashes)
+        shared = {side: int(np.isin(contents, known[getattr(split, side)]).sum()) for side in ("train", "val")}
+        for side in filter(shared.get, shared):
+            flags.append(f"{shared[side]:,} of the {len(other):,} images are, byte for byte, on the {side} side")
+            _log.warning("%s: %s", other.info.name, flags[-1])
+        flags += [flag for flag in split.flags if flag.startswith("patients unknown")]
+        flags += ["" if other.has_subjects else f"patients unknown in {other.info.name}", *self._unlike]
+        disjoint = ["" if any(shared.values()) else CONTENT_DISJOINT, "" if shared["val"] else TEST_IS_NOT_VAL]
+        return {
+            "synthetic": dataset.info.synthetic or other.info.synthetic,
+            **dict.fromkeys(("n_val", "groups_val", "leaked_cells", "leaked_groups")),  # not known
+            "n_test": len(other),
+            "groups_test": int(other.table["group"].nunique()) if other.has_subjects else None,
+            "leaked_files": shared["train"],
+            "guarantees": "; ".join(filter(None, disjoint)),
+            "flags": flags,
+        }
+
+
+def _relabelled(other: Dataset, label_map: Labels, classes: tuple[str, ...]) -> Dataset:
+    """Return the images of a data set whose labels are, or are mapped to, one of `classes`."""
+    table, name = other.table, other.info.name
+    table["label"] = [None if pd.isna(label) else label_map.get(label, label) for label in table["label"]]
+    table = table[table["label"].notna()]
+    unknown = sorted(set(table["label"]) - set(classes))
+    if unknown or table.empty:
+        found = f"{name!r} has images of {', '.join(map(repr, unknown)) or 'no class'}"
+        allowed = f"the classes of the benchmark are {', '.join(classes)}"
+        raise errors.DataError(f"{found}; {allowed}. Say what each is, or None to leave it out: label_map={{...}}.")
+    return replace(other, _table=table, class_names=classes, source=None)

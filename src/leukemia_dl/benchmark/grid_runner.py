@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import shutil
 import signal
 import sys
@@ -54,7 +53,6 @@ class GridRunner:
         with self._context(nets) as context, self.progress.bar:
             with contextlib.closing(self._outputs(to_do, nets, context)) as outputs:
                 for output in outputs:
-                    os.utime(context.scratch)  # for `leukemia-dl runs gc`: a run of days is not one that was killed
                     if output is not None:
                         self._finish(*output)
             if context.stopped:
@@ -62,7 +60,7 @@ class GridRunner:
 
     def _is_done(self, planned: PlannedTrial) -> bool:
         """Return whether the store holds the result of a trial, and show it."""
-        record = self.store.take(planned.trial) if self.existing == "reuse" else None
+        record = next(self.store.records([planned.trial.folder], False), None) if self.existing == "reuse" else None
         if record is None or not self.store.has_result(record, self.plan.save_models):
             return False
         self.progress.end(record, reused=True)
@@ -85,7 +83,7 @@ class GridRunner:
             with _interrupt_once(context.stop):
                 yield context
         finally:
-            # Trials that still run elsewhere look for it: `leukemia-dl runs gc` removes it a day later.
+            # Trials that still run elsewhere look for it.
             if not (context.stopped and isinstance(self.executor, SubmitExecutor)):
                 shutil.rmtree(scratch, ignore_errors=True)
                 with contextlib.suppress(OSError):
@@ -111,7 +109,7 @@ class GridRunner:
         """Write the record of a trial, unless it has failed or has no net and the store has a result that has not."""
         if record.exception == "BackendError":
             raise BackendError(record.message)  # the other trials would fail too
-        earlier = self.store.take(record.trial)
+        earlier = next(self.store.records([record.trial.folder], False), None)
         finished = earlier is not None and earlier.status != "failed"
         keeps_net = finished and self.existing == "reuse" and self.store.has_model(record.trial)
         if finished and record.status == "failed":

@@ -25,12 +25,7 @@ from leukemia_dl.models.classifier import softmax
 from leukemia_dl.plugins import installed_version
 from leukemia_dl.text import printable
 
-__all__ = [
-    "CALIBRATED", "WATCHED", "blank_record", "environment", "failed_record", "history_frame", "installed_versions",
-    "joined_flags", "prediction_frame", "result_frame", "scored_record", "temperature_of_val",
-    "timing_frame",
-]  # fmt: skip
-
+Floats = NDArray[np.float64]
 CALIBRATED = ("temperature", "loss_calibrated", "brier_calibrated", "ece_calibrated")
 WATCHED = ("val_accuracy", "val_loss", "val_balanced_accuracy")
 
@@ -38,113 +33,87 @@ WATCHED = ("val_accuracy", "val_loss", "val_balanced_accuracy")
 def blank_record(planned: PlannedTrial, samples: Samples) -> Record:
     """Return the record of a trial before it runs."""
     trial, split, recipe = planned.trial, planned.split, planned.recipe
-    predict = np.concatenate([split.val, split.test])
-    sides = np.repeat(np.array(["val", "test"]), [len(split.val), len(split.test)])
-    cropped = planned.pipeline is not None and not planned.pipeline.keeps_scale
-    row: dict[str, Any] = {
-        "dataset": samples.name,
-        "synthetic": samples.synthetic,
-        "protocol": split.protocol,
-        "fold": split.fold,
-        "seed": trial.seed,
-        "recipe": recipe.name if recipe else None,
-        "image_size": recipe.image_size if recipe else None,
-        "epochs": recipe.total_epochs if recipe else None,
-        "batch_size": recipe.batch_size if recipe else None,
-        "weights": (trial.weights or "random") if recipe else None,
-        "tta": "none" if recipe else None,
-    }
+    row: dict[str, Any] = {"dataset": samples.name, "synthetic": samples.synthetic, "protocol": split.protocol}
+    row |= {"fold": split.fold, "seed": trial.seed, "recipe": getattr(recipe, "name", None)}
+    row |= {"image_size": planned.size or None, "epochs": getattr(recipe, "total_epochs", None)}
+    row |= {"batch_size": getattr(recipe, "batch_size", None)}
+    row |= {"weights": (trial.weights or "random") if recipe else None, "tta": "none" if recipe else None}
     for side in ("train", "val", "test"):
         index = getattr(split, side)
         groups = samples.groups_of(index)
         row |= {f"n_{side}": len(index), f"groups_{side}": None if groups is None else len(np.unique(groups))}
-    row |= {"dropped": split.dropped, **{f"leaked_{what}": count for what, count in split.leaked.items()}}
-    row["guarantees"] = "; ".join(sorted(split.guarantees))
-    row["flags"] = joined_flags([*split.flags, "cells are cropped to: their size is not seen" if cropped else ""])
+    row |= {"dropped": split.dropped, **{f"leaked_{name}": count for name, count in split.leaked.items()}}
+    cropped = planned.pipeline is not None and not planned.pipeline.keeps_scale
+    flags = "; ".join(filter(None, [*split.flags, "cells are cropped to: their size is not seen" if cropped else ""]))
+    row |= {"guarantees": "; ".join(sorted(split.guarantees)), "flags": flags}
     row |= dict.fromkeys(("parameters", "backend", "device", "precision", "threads"))
-    row |= {"deterministic": True, "plugin": trial.plugin}
-    row |= {"plugin_version": trial.plugin_version or installed_version(trial.plugin), "changes": planned.changes}
-    return Record(trial, "ok", row=row, sides=sides, samples=samples.ids[predict], labels=samples.labels[predict])
+    version = trial.plugin_version or installed_version(trial.plugin)
+    row |= {"deterministic": True, "plugin": trial.plugin, "plugin_version": version, "changes": planned.changes}
+    predicted = np.concatenate([split.val, split.test])
+    sides = np.repeat(np.array(["val", "test"]), [len(split.val), len(split.test)])
+    return Record(trial, "ok", row=row, sides=sides, samples=samples.ids[predicted], labels=samples.labels[predicted])
 
 
 def scored_record(
-    record: Record,
-    probabilities: NDArray[np.float64],
-    views: NDArray[np.float64] | None,
-    fitted: tuple[float, str] | None,
+    record: Record, probabilities: Floats, views: Floats | None, fitted: tuple[float, str] | None
 ) -> Record:
     """Add predictions and their metrics to a record.
 
-    `views` are the logits of the eight symmetries (8, n, classes), or None; `fitted` is the temperature that the saved
-    net holds, and why it is 1, or None for no calibrated metrics.
+    `views` are the logits of the eight symmetries (8, n, classes); `fitted` is the temperature and why it is 1, or None
+    for no calibrated metrics.
     """
     temperature, why = fitted or (None, "")
-    flags = joined_flags([record.row["flags"], why and f"temperature stays 1: {why}"])
-    calibrated = None if temperature is None else apply_temperature(probabilities, temperature)
-    metrics = _metrics(record, probabilities, calibrated, temperature)
-    record = replace(record, row={**record.row, "flags": flags}, probabilities=probabilities, metrics=metrics)
-    if views is None:
-        return record
-    averaged = softmax(views).mean(axis=0)
-    calibrated = None if temperature is None else softmax(views / temperature).mean(axis=0)
-    return replace(record, tta=averaged, metrics_tta=_metrics(record, averaged, calibrated, temperature))
-
-
-def _metrics(
-    record: Record, plain: NDArray[np.float64], calibrated: NDArray[np.float64] | None, temperature: float | None
-) -> dict[str, Any]:
-    """Return the metrics of the test side, those of the val side that are watched, and calibrated ones if any."""
     test, val = record.sides == "test", record.sides == "val"
-    metrics = score(record.labels[test], plain[test])
-    watched = score(record.labels[val], plain[val]) if val.any() else {}
-    metrics |= {f"val_{name}": value for name, value in watched.items() if f"val_{name}" in WATCHED}
-    if calibrated is None:
+
+    def metrics_of(plain: Floats, calibrated: Floats | None) -> dict[str, Any]:
+        metrics: dict[str, Any] = dict(score(record.labels[test], plain[test]))
+        if val.any():
+            watched = score(record.labels[val], plain[val])
+            metrics |= {name: watched[name.removeprefix("val_")] for name in WATCHED}
+        if calibrated is not None:
+            after = score(record.labels[test], calibrated[test])
+            metrics |= {f"{name}_calibrated": after[name] for name in ("loss", "brier", "ece")}
+            metrics["temperature"] = temperature
         return metrics
-    after = score(record.labels[test], calibrated[test])
-    return (
-        metrics
-        | {f"{name}_calibrated": after[name] for name in ("loss", "brier", "ece")}
-        | {"temperature": temperature}
-    )
+
+    row = {**record.row, "flags": "; ".join(filter(None, [record.row["flags"], why and f"temperature stays 1: {why}"]))}
+    calibrated = None if temperature is None else apply_temperature(probabilities, temperature)
+    found: dict[str, Any] = {"metrics": metrics_of(probabilities, calibrated), "probabilities": probabilities}
+    if views is not None:
+        calibrated = None if temperature is None else softmax(views / temperature).mean(axis=0)
+        averaged = softmax(views).mean(axis=0)
+        found |= {"metrics_tta": metrics_of(averaged, calibrated), "tta": averaged}
+    return replace(record, row=row, **found)
 
 
-def temperature_of_val(
-    blank: Record, split: Split, samples: Samples, probabilities: NDArray[np.float64]
-) -> tuple[float, str] | None:
-    """Return the temperature that fits the val side best; None if the val side is the test side."""
+def temperature_of_val(split: Split, samples: Samples, predicted: Floats) -> tuple[float, str] | None:
+    """Return the temperature of the val side, first in `predicted`, and why it is 1; None if it is the test side."""
     if np.intersect1d(split.val, split.test).size:
         return None
-    val = blank.sides == "val"
-    return choose_temperature(blank.labels[val], probabilities[val], samples.groups_of(split.val))
+    return choose_temperature(samples.labels[split.val], predicted[: len(split.val)], samples.groups_of(split.val))
 
 
 def failed_record(blank: Record, error: BaseException, started: float, here: bool = True) -> Record:
     """Return the record of a trial that raised, `here` or in another process whose memory is not known."""
-    return replace(
-        blank,
-        status="failed",
-        timings=environment(started) | ({} if here else {"peak_memory_gib": None}),
-        exception=type(error).__name__,
-        message=" ".join(_plain(str(error)).split()),
-        traceback=_plain("".join(traceback.format_exception(error))),
-    )
-
-
-def _plain(text: str) -> str:
-    """Return a text without the codes of colours and characters that no file or terminal takes."""
-    return printable(re.sub(r"\x1b\[[0-9;]*m", "", text))
-
-
-def joined_flags(parts: Iterable[str]) -> str:
-    """Return flags as one text, without empty ones."""
-    return "; ".join(part for part in parts if part)
+    texts = (str(error), "".join(traceback.format_exception(error)))
+    # Without the codes of colours and the characters that no file or terminal takes.
+    message, trace = (printable(re.sub(r"\x1b\[[0-9;]*m", "", text)) for text in texts)
+    timings = environment(started) | ({} if here else {"peak_memory_gib": None})
+    failure: Any = {"exception": type(error).__name__, "message": " ".join(message.split()), "traceback": trace}
+    return replace(blank, status="failed", timings=timings, **failure)
 
 
 def environment(started: float) -> dict[str, Any]:
     """Return the columns of `timings.csv` of a trial that ends now and began at `started` by `time.perf_counter()`."""
+    peak = None
+    if sys.platform != "win32":
+        import resource
+
+        unit = 1 if sys.platform == "darwin" else 1024  # bytes, or KiB
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
     return {
         "seconds": time.perf_counter() - started,
-        "peak_memory_gib": _peak_memory(),
+        "peak_memory_gib": peak,
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "machine": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
@@ -155,60 +124,39 @@ def environment(started: float) -> dict[str, Any]:
 def installed_versions() -> dict[str, str]:
     """Return the versions of the packages that make results, of those that are installed."""
     names = ("leukemia-dl", "keras", "tensorflow", "jax", "torch", "numpy", "scikit-learn")
-    versions = {name: installed_version(name) for name in names}
-    return {name: version for name, version in versions.items() if version != "unknown"}
-
-
-def _peak_memory() -> float | None:
-    """Return the peak of this process so far in GiB, None on Windows."""
-    if sys.platform == "win32":
-        return None
-    import resource
-
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+    return {name: version for name in names if (version := installed_version(name)) != "unknown"}
 
 
 def result_frame(records: Iterable[Record]) -> pd.DataFrame:
     """Return a row per record, and one for its averaged predictions: `backbone`, every metric, what was compared."""
-    columns = [*METRICS, *CALIBRATED, *WATCHED]
-    rows = []
+    columns, rows = [*METRICS, *CALIBRATED, *WATCHED], []
     for record in chain.from_iterable(record.with_tta() for record in records):
         metrics = {name: record.metrics.get(name, float("nan")) for name in columns}
-        folder = record.trial.folder
-        rows.append(
-            {"backbone": record.name, **metrics, "status": record.status, **record.row}
-            | {"trial": folder, "exception": record.exception, "message": record.message}
-            | {"traceback": f"trials/{folder}/traceback.txt" if record.status == "failed" else ""}
-        )
-    return _whole(pd.DataFrame(rows, columns=None if rows else ["backbone", *columns, "status"]))
+        trace = f"trials/{record.trial.folder}/traceback.txt" if record.status == "failed" else ""
+        row = {"backbone": record.name, **metrics, "status": record.status, **record.row, "trial": record.trial.folder}
+        rows.append(row | {"exception": record.exception, "message": record.message, "traceback": trace})
+    return _joined([pd.DataFrame(rows, columns=None if rows else ["backbone", *columns, "status"])])
 
 
 def timing_frame(records: Iterable[Record]) -> pd.DataFrame:
     """Return a row per record: seconds, memory, machine and versions."""
     rows = []
     for record in records:
-        trial = record.trial
-        row = {"backbone": trial.backbone, "fold": trial.fold, "seed": trial.seed}
-        rows.append({**row, **record.timings, "trial": trial.folder})
-    return _whole(pd.DataFrame(rows))
+        names = {name: getattr(record.trial, name) for name in ("backbone", "fold", "seed")}
+        rows.append({**names, **record.timings, "trial": record.trial.folder})
+    return _joined([pd.DataFrame(rows)])
 
 
 def history_frame(records: Iterable[Record]) -> pd.DataFrame:
     """Return a row per record and epoch."""
-    return _concat([_named(record, record.history.copy()) for record in records if len(record.history)])
+    return _joined([_named(record, record.history.copy()) for record in records if len(record.history)])
 
 
 def prediction_frame(records: Iterable[Record], class_names: Sequence[str], samples: pd.DataFrame) -> pd.DataFrame:
-    """Return a row per record with status "ok" and predicted sample, and one per sample of averaged predictions.
-
-    `samples` holds `sample, subject, group, same_cell` of the data set.
-    """
+    """Return a row per predicted sample, of known `samples`, of each record with status "ok" and its averaged one."""
     known = samples.set_index("sample")[["subject", "group", "same_cell"]]
     parts = []
-    for record in chain.from_iterable(record.with_tta() for record in records):
-        if record.status != "ok":
-            continue
+    for record in chain.from_iterable(record.with_tta() for record in records if record.status == "ok"):
         part = _named(record, pd.DataFrame({"sample": record.samples.astype(object)}))
         part.insert(2, "kind", record.kind)
         part[["subject", "group", "same_cell"]] = known.loc[part["sample"]].to_numpy()
@@ -217,7 +165,7 @@ def prediction_frame(records: Iterable[Record], class_names: Sequence[str], samp
         for position, name in enumerate(class_names):
             part[f"probability_{name}"] = record.probabilities[:, position]
         parts.append(part)
-    return _concat(parts)
+    return _joined(parts)
 
 
 def _named(record: Record, rows: pd.DataFrame) -> pd.DataFrame:
@@ -229,9 +177,6 @@ def _named(record: Record, rows: pd.DataFrame) -> pd.DataFrame:
     return rows
 
 
-def _concat(parts: list[pd.DataFrame]) -> pd.DataFrame:
-    return _whole(pd.concat(parts, ignore_index=True)) if parts else pd.DataFrame()
-
-
-def _whole(frame: pd.DataFrame) -> pd.DataFrame:
+def _joined(parts: list[pd.DataFrame]) -> pd.DataFrame:
+    frame = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
     return frame.astype({name: "Int64" for name in WHOLE_NUMBERS if name in frame})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -14,13 +14,10 @@ from numpy.typing import NDArray
 
 from leukemia_dl.identity import digest
 
-__all__ = ["RESULTS_VERSION", "WHOLE_NUMBERS", "Record", "Status", "Trial"]
-
 # Part of every trial's digest in place of this library's version. Increase it only with a change after which equal
 # settings give different numbers.
 RESULTS_VERSION = 2
-# Columns of a row.
-WHOLE_NUMBERS = (
+WHOLE_NUMBERS = (  # columns of a row
     "fold", "seed", "image_size", "epochs", "batch_size", "n_train", "n_val", "n_test", "groups_train", "groups_val",
     "groups_test", "dropped", "threads", "leaked_files", "leaked_cells", "leaked_groups", "parameters",
 )  # fmt: skip
@@ -29,18 +26,13 @@ Status = Literal["ok", "failed", "not_applicable"]
 
 @dataclass(frozen=True)
 class Trial:
-    """One backbone (or baseline) on one split with one recipe and one seed: everything that makes its result.
+    """One backbone or baseline on one split with one recipe and one seed: everything that makes its result.
 
     Attributes:
-        kind: "backbone" or "baseline", which has no weights, pipeline, recipe, seed and backend (None).
-        backbone: Its name.
-        plugin: Distribution that provides it, of `plugin_version`, which is None for this library.
-        weights: None, a name, or "sha256:..." of a file.
+        kind: "backbone" or "baseline", for which `weights`, `pipeline`, `recipe`, `seed` and `backend` are None.
+        backbone: Its name, of the distribution `plugin` of `plugin_version`, which is None for this library.
         dataset: Fingerprint of the data set.
         split: Digest of the split, which is of a `protocol` and, maybe, a `fold`.
-        pipeline: `Pipeline.to_dict()`, and `recipe`: `Recipe.to_dict()`.
-        seed: Of weights, order and augmentation.
-        backend: Keras backend.
         versions: Of the software that computes: `RESULTS_VERSION` as "results", Keras, backend or scikit-learn.
     """
 
@@ -48,7 +40,7 @@ class Trial:
     backbone: str
     plugin: str
     plugin_version: str | None
-    weights: str | None
+    weights: str | None  # a name, or "sha256:..." of a file
     dataset: str
     split: str
     pipeline: Mapping[str, Any] | None
@@ -67,29 +59,25 @@ class Trial:
     @property
     def folder(self) -> str:
         """Name of the trial's folder: readable, and unique by the digest's first twelve digits."""
-        parts = [self.backbone, self.protocol]
-        parts += [f"fold{self.fold}"] if self.fold is not None else []
-        parts += [f"seed{self.seed}"] if self.seed is not None else []
+        axes = [f"{axis}{getattr(self, axis)}" for axis in ("fold", "seed") if getattr(self, axis) is not None]
+        name = re.sub(r"[^A-Za-z0-9_.-]", "_", "-".join([self.backbone, self.protocol, *axes]))
         # File systems take names of at most 255 characters, and this one gets a suffix at times.
-        return f"{re.sub(r'[^A-Za-z0-9_.-]', '_', '-'.join(parts))[:150]}-{self.digest[:12]}"
+        return f"{name[:150]}-{self.digest[:12]}"
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values."""
-        values = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        return {name: dict(value) if isinstance(value, Mapping) else value for name, value in values.items()}
+        return asdict(self)
 
 
 @dataclass(frozen=True, eq=False)
 class Record:
-    """The result of a trial.
+    """The result of a `trial`.
 
     Attributes:
-        trial: The trial.
         status: "ok"; "failed", with `exception`, `message` and `traceback`; or "not_applicable", a baseline that the
             images do not allow, with a `message`.
-        row: Further columns of the result frame, equal between equal runs.
+        row: Further columns of the result frame, equal between equal runs, unlike `timings`, with machine and versions.
         metrics: By name; empty unless ok.
-        timings: Seconds, machine and versions: columns that may change between equal runs.
         history: A row per epoch.
         sides: "val" or "test" per prediction (n,), with `samples`, their ids (n,), and `labels`, class indices (n,).
         probabilities: (n, classes), float64.
@@ -125,11 +113,11 @@ class Record:
         return ": ".join(filter(None, (self.exception, self.message)))
 
     @property
-    def name(self) -> str:
-        """Name in frames: the backbone's, with a suffix where predictions are averaged."""
-        return self.trial.backbone + ("+tta" if self.kind == "tta" else "")
-
-    @property
     def kind(self) -> str:
         """Kind in frames: "backbone", "baseline", or "tta" for averaged predictions, which have no rank."""
         return "tta" if self.row.get("tta") == "8 symmetries" else self.trial.kind
+
+    @property
+    def name(self) -> str:
+        """Name in frames: the backbone's, with a suffix where predictions are averaged."""
+        return self.trial.backbone + ("+tta" if self.kind == "tta" else "")

@@ -193,10 +193,10 @@ def _predicted(blank: Record, result: FitResult, split: Split, context: RunConte
         train, groups = samples.labels[split.train], samples.groups_of(split.train)
         fitted = choose_temperature(train, softmax(result.out_of_fold), groups)
     elif not result.stopped:
-        fitted = records.temperature_of_val(blank, split, samples, probabilities)
+        fitted = records.temperature_of_val(split, samples, probabilities)
     given = context.callbacks if isinstance(context.callbacks, list) else [context.callbacks]
     names = ", ".join(getattr(item, "__name__", type(item).__name__) for item in given if item is not None)
-    flags = records.joined_flags([blank.row["flags"], *result.notes, names and f"callbacks: {names}"])
+    flags = "; ".join(filter(None, [blank.row["flags"], *result.notes, names and f"callbacks: {names}"]))
     row: dict[str, Any] = {"epochs": len(history), "batch_size": result.recipe.batch_size, "threads": device.threads}
     row |= {"parameters": int(result.model.count_params()), "backend": device.backend, "device": device.kind}
     row |= {"precision": device.dtype_policy, "deterministic": _repeatable(result), "flags": flags}

@@ -12,7 +12,7 @@ from typer import Argument, Option
 
 from leukemia_dl.cli import options
 from leukemia_dl.errors import SettingsError
-from leukemia_dl.text import counted, duration
+from leukemia_dl.text import counted
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -55,7 +55,7 @@ def benchmark(
     workers: int | None = Option(None, help="Processes at a time.", show_default="one, or one per GPU"),
     time_limit: float | None = Option(None, metavar="SECONDS", help="Of each trial.", show_default="none"),
     shard: str | None = Option(None, metavar="I/N", help="One of N parts of the grid.", show_default=False),
-    plan: bool = Option(False, "--plan", help="Print the trials and their expected seconds; run none."),
+    plan: bool = Option(False, "--plan", help="Print the trials; run none."),
 ) -> None:
     """Train and compare backbones on one data set, beside the baselines of cell size and colour."""
     from leukemia_dl.benchmark import Benchmark
@@ -108,15 +108,9 @@ def _print_plan(bench: Benchmark, shard: str | None, existing: str) -> None:
     frame = bench.plan()
     part = [planned.trial.folder for planned in bench.planned.part(shard)]
     frame = frame[frame["trial"].isin(part)]
-    columns = ["backbone", "protocol", "fold", "seed", "status", "seconds"]
-    options.print_table(frame[columns].rename(columns={"seconds": "expected seconds"}), {"expected seconds": ".1f"})
+    options.print_table(frame[["backbone", "protocol", "fold", "seed", "status"]])
     to_do = frame if existing == "rerun" else frame[~frame["status"].isin(_FINISHED)]
-    seconds, note = to_do["seconds"], ""
-    if seconds.notna().any():
-        note = f", about {duration(seconds.sum())} one after the other"
-    if unknown := int(seconds.isna().sum()):
-        note += f"; the time of {unknown} of them is not known yet"
-    typer.echo(f"To do: {len(to_do)} of {counted(len(frame), 'trial')}{note}.")
+    typer.echo(f"To do: {len(to_do)} of {counted(len(frame), 'trial')}.")
 
 
 def _run(bench: Benchmark, with_report: bool, **how: Any) -> None:

@@ -93,7 +93,7 @@ def _read(path: Path, protocol: str | None) -> tuple[pd.DataFrame, dict[str, Any
 
     from leukemia_dl.benchmark.run_files import read_run
 
-    run = read_run(path.expanduser(), together=True) if path.expanduser().is_dir() else None
+    run = read_run(path) if path.expanduser().is_dir() else None
     if run is not None:
         frame = run.predictions
         if frame.empty:

@@ -1,8 +1,7 @@
-"""`leukemia-dl runs`: list, show, verify, clean up and export the records of a store."""
+"""`leukemia-dl runs`: list, show, verify and export the records of a store."""
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,7 +13,7 @@ from leukemia_dl.text import counted
 
 __all__ = ["app"]
 
-app = typer.Typer(help="List, show, verify, clean up and export the records of a store.", no_args_is_help=True)
+app = typer.Typer(help="List, show, verify and export the records of a store.", no_args_is_help=True)
 _COLUMNS = ["trial", "status", "recipe", "changes", "accuracy", "loss", "seconds", "finished", "model"]
 StoreFolder = Annotated[Path, typer.Argument(help="The folder of the results.", show_default=False)]
 
@@ -99,33 +98,11 @@ def verify(store: StoreFolder) -> None:
         raise typer.Exit(1)
 
 
-@app.command("gc")
-def gc(
-    store: StoreFolder, delete: Annotated[bool, typer.Option("--delete", help="Delete, and do not only list.")] = False
-) -> None:
-    """List, or delete, records and fits that are not finished and were not touched within a day."""
-    from leukemia_dl.benchmark import Store
-
-    opened = Store.open(store)
-    found = opened.unfinished()
-    for path in found:
-        typer.echo(path.relative_to(opened.root))
-        if delete:
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
-    count = counted(len(found), "unfinished item")
-    hint = f". To delete: leukemia-dl runs gc {store} --delete" if found else ""
-    typer.echo(f"Deleted {count}." if delete else f"{count}{hint}")
-
-
 @app.command("export")
 def export(store: StoreFolder) -> None:
     """Write results.csv and timings.csv again from the records, sorted by trial."""
     from leukemia_dl.benchmark import Store
-    from leukemia_dl.benchmark.records import result_frame, timing_frame
 
     opened = Store.open(store)
-    records = list(opened.records(arrays=False))
-    results, timings = result_frame(records), timing_frame(records)
-    opened.export(results, timings)
-    for name, frame in (("results", results), ("timings", timings)):
-        typer.echo(f"{opened.root / name}.csv: {counted(len(frame), 'row')}")
+    opened.export()
+    typer.echo(f"Written: {opened.root}/results.csv, timings.csv")
