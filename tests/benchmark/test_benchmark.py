@@ -276,7 +276,7 @@ def test_preliminary_and_no_val_leak(dataset, tmp_path):
         ({"protocol": "offical"}, UnknownNameError, "Did you mean 'official'"),
         ({"folds": [7]}, SettingsError, "7"),
         ({"seeds": []}, SettingsError, "seeds"),
-        ({"recipe": 5}, SettingsError, "recipe=5"),
+        ({"recipe": 5}, UnknownNameError, "no recipe 5"),
         ({"protocol": "random", "allow_leakage": "no"}, SettingsError, "allow_leakage must be True or False"),
         ({"seeds": [0.5]}, SettingsError, "seeds"),
         ({"seeds": [1, 1]}, SettingsError, "none twice"),

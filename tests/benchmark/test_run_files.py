@@ -120,7 +120,7 @@ def test_a_plan_writes_nothing_and_a_run_writes_first(tmp_path):
     bench = ldl.Benchmark(stores.cells(), ["cnn"], recipe=stores.RECIPE, protocol="holdout", store=tmp_path / "s")
     bench.plan()
     assert not (tmp_path / "s").exists()
-    with pytest.raises(StoreError, match="run the benchmark on it"):
+    with pytest.raises(StoreError, match="is not the store of a benchmark"):
         read_run(tmp_path / "s")
 
 

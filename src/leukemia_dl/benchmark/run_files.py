@@ -114,7 +114,7 @@ def read_run(folder: str | Path) -> StoredRun:
         if not any(set(run.grid["trial"]) <= set(other.grid["trial"]) for other in runs):
             runs.append(run)
     if not runs:
-        raise StoreError(f"{store.root} has no {GRIDS}/*/{SETTINGS_FILE}: run the benchmark on it (again).")
+        raise StoreError(f"{store.root} is not the store of a benchmark: it has no {GRIDS}/*/{SETTINGS_FILE}.")
     if len(runs) > 1:
         parts = [dict.fromkeys(filter(None, [*run.grid["backbone"], *run.grid["changes"]])) for run in runs]
         each = "; ".join(f"{run.folder} ({', '.join(part)})" for run, part in zip(runs, parts, strict=True))
