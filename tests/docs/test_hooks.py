@@ -58,7 +58,7 @@ def test_a_tutorial_becomes_a_page_a_notebook_and_pictures():
         "# %%\nimport sys\nprint('out')\nprint('progress', file=sys.stderr)\n\n"
         "# %%\nimport pandas as pd\npd.DataFrame({'a': [1]})\n\n"
         '# %% alt="a line"\nfrom matplotlib.figure import Figure\n'
-        "from leukemia_dl.reporting.style import new_figure\nnew_figure(4, 3)\n"
+        "from leukemia_dl.reporting.plots import new_figure\nnew_figure(4, 3)\n"
     )
     files = hooks.run("small", script)
     page = files["small.md"]

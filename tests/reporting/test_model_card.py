@@ -37,7 +37,7 @@ def test_what_is_known_is_filled_in(made):
     assert f"| train | {row['n_train']} | {row['groups_train']} |" in text
     assert "Protocol holdout" in text
     assert "synthetic cells, drawn by a program" in text
-    assert "Resize(size=32" in text
+    assert "'step': 'Resize', 'size': 32" in text
     assert "Cite: Drawn by a test." in text
     assert f"a temperature of {row['temperature']:.3f} was fitted" in text
 

@@ -1,10 +1,13 @@
 """The data in the plots of a benchmark, read back from the drawn objects; test_appearance looks at their pictures."""
 
 import io
+import warnings
 
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.font_manager import findfont
+from matplotlib.ft2font import FT2Font
 
 import grids
 import leukemia_dl as ldl
@@ -68,10 +71,23 @@ def test_comparison_draws_the_mean_and_each_trial():
     ]
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["majority", "cnn"]
     assert [bar.get_width() for bar in figure.axes[0].patches] == pytest.approx([0.6, 0.85])
-    assert [list(line.get_xdata()) for line in figure.axes[2].lines] == [[0.65], [0.4, 0.6]]
+    (dots,) = figure.axes[2].lines
+    assert sorted(zip(dots.get_ydata(), dots.get_xdata(), strict=True)) == [(0, 0.65), (1, 0.4), (1, 0.6)]
     assert figure.axes[0].patches[0].get_facecolor() != figure.axes[0].patches[1].get_facecolor()
     with pytest.raises(DataError, match="No finished trial"):
         plot_comparison(RESULTS[RESULTS["status"] == "failed"])
+
+
+def test_tables_without_a_column_are_refused_by_its_name():
+    for table, plot, missing in (
+        (RESULTS, plot_comparison, "recipe"),
+        (HISTORY, plot_learning_curves, "val_loss"),
+        (INFLATION, plot_inflation, "unit"),
+    ):
+        with pytest.raises(DataError, match=f"no column .{missing}.. Its columns: "):
+            plot(table.drop(columns=missing))
+    with pytest.raises(DataError, match="no column .acuracy.. Its columns: backbone, accuracy"):
+        plot_comparison(RESULTS, ["acuracy"])
 
 
 def test_learning_curves_draw_train_and_validation_of_every_trial():
@@ -208,3 +224,28 @@ def test_columns_of_a_grid_of_images():
     for columns in (0, -1, 2.5, True, "6"):
         with pytest.raises(SettingsError, match="columns must be"):
             plot_samples(images, list("abcd"), columns=columns)
+
+
+def drawn(names, path):
+    figure = plot_samples(np.zeros((len(names), 2, 2, 3), np.uint8), names, title="".join(names))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        figure.savefig(path)
+    return figure
+
+
+def test_an_installed_font_that_has_the_characters_is_used(tmp_path):
+    """20.33: as Chinese names where the system has a Chinese font; here a sign of a font that matplotlib brings."""
+    figure = drawn(["hem \u24b6"], tmp_path / "a.png")
+    (family, *others) = figure.axes[0].title.get_fontfamily()
+    assert family == "sans-serif"
+    assert any(FT2Font(findfont(name)).get_char_index(0x24B6) for name in others)
+    assert drawn(["hem", "Lymphozyt \u00e4"], tmp_path / "a.png").axes[0].title.get_fontfamily() == ["sans-serif"]
+
+
+def test_a_character_without_a_font_is_drawn_as_a_box(tmp_path):
+    figure = plot_samples(np.zeros((1, 2, 2, 3), np.uint8), ["\U00013000"])
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        figure.savefig(tmp_path / "a.png")
+    assert "missing from font" in str(caught[0].message)

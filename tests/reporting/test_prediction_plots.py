@@ -99,6 +99,10 @@ def test_cost_draws_known_costs_and_baselines_as_lines():
     for price in (0.0, -1.0, np.inf, "much"):
         with pytest.raises(DataError, match="above 0"):
             plot_cost(board.assign(price=price), "price")
+    with pytest.raises(DataError, match="no column .typo.. Its columns: rank, backbone"):
+        plot_cost(board, "typo")
+    with pytest.raises(DataError, match="no column .low., .high., .fit_seconds."):
+        plot_cost(board[["rank", "backbone", "kind", "accuracy"]])
     assert plot_cost(board.assign(price=1.0), "price").axes[0].get_xlabel() == "Price, log scale"
 
 

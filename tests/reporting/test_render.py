@@ -18,7 +18,7 @@ from leukemia_dl.reporting import render
     ],
 )
 def test_folders_of_a_machine_are_left_out_of_texts(text, shown):
-    assert render.without_folders(text) == shown
+    assert render.one_line(text) == shown
 
 
 @pytest.mark.parametrize("piece", ["/", "\\", "/a", '"/', "~/", "C:/", "/a//", " /"])

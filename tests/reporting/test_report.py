@@ -1,12 +1,10 @@
-"""The report: what it says of finished, unfinished and degenerate runs, and how it behaves in a browser."""
+"""The report: what it says of a run, what it needs, and how it behaves in a browser."""
 
 import json
 import re
 import shutil
-from html.parser import HTMLParser
 
 import numpy as np
-import pandas as pd
 import pytest
 
 import leukemia_dl as ldl
@@ -14,62 +12,11 @@ import records
 import stores
 from browser import CHROMIUM, Browser
 from leukemia_dl.benchmark.run_files import read_run
-from leukemia_dl.datasets import splits
 from leukemia_dl.errors import DataError, StoreError
-from leukemia_dl.reporting import render, write_model_cards, write_pictures, write_report
-from leukemia_dl.reporting.summary import summaries_of, worst_errors
+from leukemia_dl.reporting import plots, write_model_cards, write_pictures, write_report
+from pages import page_of, write
 
-FIFTEEN = [f"class {i}" for i in range(15)]
 NASTY = "<script>alert(1)</script>"
-
-
-class Page(HTMLParser):
-    """Text, headings, images and everything that could run or fetch."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.headings, self.images, self.scripts, self.links, self.stack = [], [], 0, [], []
-        self.text = ""
-        self.feed(text)
-        assert not self.stack, self.stack
-
-    def handle_starttag(self, tag, attributes):
-        found = dict(attributes)
-        assert not any(name.startswith("on") for name in found), found
-        if tag not in ("meta", "img", "br", "link"):
-            self.stack.append(tag)
-        self.images += [found] if tag == "img" else []
-        self.links += [found["href"]] if tag in ("a", "link") else []
-        self.scripts += tag == "script"
-        self.headings += [int(tag[1])] if re.fullmatch("h[1-6]", tag) else []
-
-    def handle_endtag(self, tag):
-        assert self.stack.pop() == tag
-
-    def handle_data(self, data):
-        if self.stack and self.stack[-1] not in ("script", "style"):
-            self.text += data
-
-
-def page_of(path):
-    text = path.read_text(encoding="utf-8")
-    page = Page(text)
-    assert page.scripts == 1
-    assert page.headings[0] == 1
-    assert all(after - before <= 1 for before, after in zip(page.headings, page.headings[1:], strict=False))
-    assert all(image["alt"] and image["src"].startswith("data:image/") for image in page.images)
-    assert all(link.startswith(("#", "data:,")) for link in page.links), page.links
-    assert "nan" not in re.findall(r"[a-z]+", page.text.replace("tiny", ""))
-    assert "For research use only" in page.text
-    return page
-
-
-def write(store, rendered=False, **settings):
-    """Return the page of a store, whose figures are drawn but not rendered, which would take most of the time."""
-    with pytest.MonkeyPatch.context() as patch:
-        if not rendered:
-            patch.setattr(render, "svg", lambda _: "data:image/svg+xml;base64,")
-        return page_of(write_report(store, show_progress=False, **settings))
 
 
 @pytest.fixture(scope="module")
@@ -181,66 +128,11 @@ def test_the_audit_is_kept_and_made_anew_for_other_data(tmp_path):
     assert "as it is kept" not in write(tmp_path, dataset=dataset).text
 
 
-def test_an_unfinished_run_names_what_is_missing(tmp_path):
-    dataset = stores.cells()
-    stores.made_up(tmp_path, dataset, protocol="kfold", folds=[0, 1], missing=[1, 9], failed=[2])
-    page = write(tmp_path, dataset=dataset)
-    assert "This run is not finished: 2 of 10 trials are missing" in page.text
-    assert "1 of 10 trials failed" in page.text
-    assert "failed: MemoryError: no memory for <b>this</b> one" in page.text
-    assert "incomplete: 1 of 2 trials" in page.text
-
-
-def test_a_damaged_trial_is_missing(tmp_path):
-    stores.made_up(tmp_path, stores.cells())
-    (folder,) = (tmp_path / "trials").glob("cnn-*")
-    (folder / "record.json").write_text("{}")
-    assert "1 of 5 trials is missing" in write(tmp_path).text
-
-
-@pytest.mark.parametrize(
-    ("settings", "data", "says"),
-    [
-        ({"backbones": ["cnn"], "baselines": []}, {}, "without a rank or a verdict: cnn"),
-        ({"failed": range(5)}, {}, "Nothing can be said: no trial was finished."),
-        ({"missing": range(5)}, {}, "5 of 5 trials are missing"),
-        ({"protocol": "random", "allow_leakage": True}, {"subjects": 0}, "The patients are not known"),
-        ({"learned": 40.0}, {}, "1.000"),
-        ({"protocol": "kfold", "folds": "all"}, {"classes": FIFTEEN, "count": 600, "subjects": 90}, "class 14"),
-        ({}, {"classes": [NASTY, "a|b `c`"], "title": "<img src=x onerror=alert(1)>"}, NASTY),
-        ({"protocol": ["kfold", "random", "holdout"], "folds": None, "allow_leakage": True}, {}, "Not drawn: "),
-    ],
-    ids=["one trial", "all failed", "nothing there", "no subjects", "no error", "fifteen classes", "markup", "three"],
-)  # fmt: skip
-def test_degenerate_runs_have_a_whole_page(settings, data, says, tmp_path):
-    dataset = stores.cells(**data)
-    stores.made_up(tmp_path, dataset, **settings)
-    page = write(tmp_path, rendered="protocol" not in settings or "classes" in data, dataset=dataset)
-    assert says in page.text
-    assert len(page.images) <= 20 + 12 * 3 + 20
-
-
-def test_one_class_alone_on_the_test_side(tmp_path, monkeypatch):
-    """Our protocols refuse that; a store may come from anywhere."""
-    counts = pd.DataFrame({"side": ["train"], "class": ["hem"], "images": [60], "groups": [24]})
-    monkeypatch.setattr(splits, "_count", lambda *_: counts.set_index(["side", "class"]))
-    dataset = stores.cells(60)
-    sides = ["test" if label else ("val" if i % 3 else "train") for i, label in enumerate(dataset.labels)]
-    dataset = ldl.Dataset(dataset.table.assign(split=sides), dataset.class_names, dataset.info, dataset._arrays)
-    stores.made_up(tmp_path, dataset, protocol="fixed")
-    write(tmp_path, rendered=True, dataset=dataset)
-    page = (tmp_path / "report.html").read_text(encoding="utf-8")
-    (row,) = re.findall(r'<th scope="row">cnn<.*?</tr>', page, re.DOTALL)
-    assert row.count(">\u2013</td>") == 1  # of the AUROC
-
-
 def test_what_is_no_store_is_refused(tmp_path, finished):
     with pytest.raises(StoreError, match=r"is not the store of a benchmark.*settings.toml"):
         write_report(tmp_path)
     store = tmp_path / "copy"
     shutil.copytree(finished[0], store)
-    with pytest.raises(StoreError, match="there is no folder"):
-        write_report(store, path=tmp_path / "not" / "there.html")
     (stores.run_folder(store) / "grid.csv").unlink()
     with pytest.raises(StoreError, match=r"is damaged \(\[Errno 2\] No such file"):
         write_report(store)
@@ -363,119 +255,6 @@ def test_a_report_draws_and_fetches_nothing(tmp_path, monkeypatch):
     assert not (tmp_path / "cache").exists()
 
 
-def test_a_report_names_what_differs_from_the_preset(tmp_path):
-    """20.7: the report's leaderboard says which settings were changed."""
-    recipe = ldl.Recipe.preset("quick", learning_rate=0.01)
-    stores.made_up(tmp_path, stores.cells(), ["cnn"], recipe=recipe)
-    assert "cnnlearning_rate=0.01" in write(tmp_path).text.replace(" ", "")
-
-
-def test_who_called_an_image_what_is_counted_by_class(tmp_path):
-    dataset = stores.cells(200, 40, classes=list("abcd"))
-    stores.made_up(tmp_path, dataset, seeds=[0, 1, 2], learned=0.3)
-    frame = read_run(tmp_path).predictions
-    nets = frame[(frame["kind"] == "backbone") & (frame["side"] == "test")].reset_index(drop=True)
-    shares = nets[[f"probability_{name}" for name in "abcd"]]
-    nets["called"] = np.array(list("abcd"))[shares.to_numpy().argmax(axis=1)]
-    text = write(tmp_path).text
-    told = re.findall(
-        r"(Made-\d+)is ([abcd]), called ([abcd]) by (\d) of 6 fitted nets, with a mean probability of (\S+?\d\d)", text
-    )
-    assert len(told) == 12
-    for sample, label, called, times, share in told:
-        rows = nets[nets["sample"] == sample]
-        said = rows[rows["called"] == called]
-        assert (rows["label"].iloc[0], len(said)) == (label, int(times))
-        assert said[f"probability_{called}"].mean() == pytest.approx(float(share), abs=0.006)
-        wrong = rows[rows["called"] != label]["called"].value_counts()
-        assert wrong.max() == len(said)
-
-
-def test_nets_are_counted_on_the_test_side_only(tmp_path):
-    """With several folds an image of one net's test side is on another's val side, which is no test."""
-    dataset = stores.cells(200, 40)
-    stores.made_up(tmp_path, dataset, protocol="kfold", folds="all", seeds=[0, 1], learned=0.3)
-    run = read_run(tmp_path)
-    table = worst_errors(summaries_of(run)[0], len(dataset))  # all: the worst few may be on no val side
-    frame = run.predictions[run.predictions["kind"] == "backbone"]
-    assert (frame["side"] == "val").any()
-    assert set(table["nets"]) == {4}  # two backbones, two seeds
-    tested = frame[frame["side"] == "test"].set_index("sample")
-    called = np.where(tested["probability_all"] > tested["probability_hem"], "all", "hem")
-    wrong = (called != tested["label"]).groupby(level=0).sum()
-    assert table.set_index("sample")["wrong"].to_dict() == wrong[wrong > 0].to_dict()
-
-
-def test_where_nothing_can_be_tested_the_reason_comes_first(tmp_path):
-    """20.3: fewer than five groups give the reason, the number of groups and values, but no rank and no verdict."""
-    stores.made_up(tmp_path, stores.cells(200, 16))
-    page = write(tmp_path)
-    board = ldl.leaderboard(read_run(tmp_path).predictions).set_index("backbone")
-    values = " and ".join(
-        f"{name} {board.loc[name, 'accuracy']:.3f}" for name in board.index if name in ("cnn", "vgg16")
-    )
-    answer = page.text[page.text.index("Recipe made-up;") :].partition("seed.")[2].lstrip()
-    assert answer.startswith(
-        "Not testable, fewer than 5 groups: 2 of class hem, 2 of class all (4 groups of patients in all). "
-        f"Accuracy on the test side, without a rank or a verdict: {values}."
-    )
-    assert f"The baseline majority reaches {board.loc['majority', 'accuracy']:.3f}." in answer
-    results = page.text[page.text.index("Results, protocol holdout") :]
-    assert (
-        results.split("\n")[1]
-        == "Not testable, fewer than 5 groups: 2 of class hem, 2 of class all: every pair of rows."
-    )
-    for verdict in (
-        "Highest accuracy",
-        "significant",
-        "no net exceeds",
-        "Rank",
-        "Better than",
-        "95%",
-        "Comparisons in",
-    ):
-        assert verdict not in page.text
-    (card, *_) = write_model_cards(tmp_path)
-    assert "No interval can be given: fewer than 5 groups: 2 of class hem, 2 of class all." in card.read_text()
-    assert "95 %" not in card.read_text()
-
-
-def test_a_net_that_cannot_be_tested_is_named_beside_those_that_can(tmp_path):
-    """20.3: one net without a common image has no rank; the others keep theirs."""
-    stores.made_up(tmp_path, stores.cells(400, 24), ["cnn", "vgg16", "resnet50"], protocol="kfold", folds=[0, 1, 2])
-    gone = [path for path in (tmp_path / "trials").glob("vgg16-*") if "fold0" not in path.name]
-    for path in gone:
-        shutil.rmtree(path)
-    text = write(tmp_path).text
-    assert "Not testable, fewer than 5 groups: " in text
-    assert "without a rank or a verdict: vgg16 " in text
-    assert "Highest accuracy of a net on the test side: " in text
-
-
-def test_four_classes_have_no_positive_one_and_no_empty_columns(tmp_path):
-    """20.33: captions of four classes name no positive class, and only what is known has a column."""
-    dataset = stores.cells(400, 80, classes=["benign", "early", "pre", "pro"])
-    stores.made_up(tmp_path, dataset, protocol="kfold", folds="all")
-    page = write(tmp_path, dataset=dataset)
-    assert "positive class" not in page.text
-    assert "each against the rest and averaged" in page.text
-    assert "Declared" not in page.text
-    assert "95% intervals over groups of patients" in page.text
-    (card, *_) = write_model_cards(tmp_path)
-    assert "sensitivity" not in card.read_text().partition("## Performance")[2].partition("##")[0]
-
-
-def test_a_baseline_that_the_images_do_not_allow_is_not_unfinished(tmp_path):
-    """20.33: a trial that is not applicable is finished."""
-    stores.made_up(tmp_path, stores.cells())
-    (folder,) = (tmp_path / "trials").glob("cell_size-*")
-    records.rewrite(folder, {"status": "not_applicable", "message": "no image shows a single cell", "metrics": {}})
-    text = write(tmp_path).text
-    assert "Not applicable to these images: cell_size." in text
-    assert "Without any finished trial" not in text
-    assert "not finished" not in text
-
-
 def test_control_characters_of_names_are_escaped(tmp_path):
     """20.40: neither ESC nor right-to-left overrides reach the report or a card."""
     dataset = stores.cells(title="gnp\u202e \x1b]0;x\x07")  # samples are named by its first four letters
@@ -512,7 +291,7 @@ def test_a_step_whose_module_is_not_here_costs_one_figure(tmp_path):
 
 
 def test_a_second_benchmark_in_a_store_leaves_the_report_and_cards_of_the_first(tmp_path, monkeypatch):
-    monkeypatch.setattr(render, "svg", lambda _: "data:image/svg+xml;base64,")
+    monkeypatch.setattr(plots, "image_of", lambda *_: b"")
     dataset = stores.cells()
     first = stores.made_up(tmp_path, dataset, ["cnn"])
     (page,), cards = [write_report(tmp_path, audit=False, show_progress=False)], write_model_cards(tmp_path)

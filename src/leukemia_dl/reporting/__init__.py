@@ -1,17 +1,6 @@
-"""Figures, report pages and model cards, made from the result, prediction and history frames of a benchmark.
+"""Figures, report pages and model cards of a benchmark. matplotlib is imported inside functions, without a window."""
 
-matplotlib is imported inside functions, and figures are drawn without a window.
-"""
-
-from leukemia_dl.reporting.figures_of_run import write_pictures
-from leukemia_dl.reporting.model_card import model_card, write_model_cards
-from leukemia_dl.reporting.plots import (
-    plot_comparison,
-    plot_cost,
-    plot_inflation,
-    plot_learning_curves,
-    plot_samples,
-)
+from leukemia_dl.reporting.plots import plot_comparison, plot_cost, plot_inflation, plot_learning_curves, plot_samples
 from leukemia_dl.reporting.prediction_plots import (
     plot_confusion,
     plot_errors_by_size,
@@ -20,7 +9,7 @@ from leukemia_dl.reporting.prediction_plots import (
     plot_roc,
     plot_subjects,
 )
-from leukemia_dl.reporting.report import write_report
+from leukemia_dl.reporting.report import model_card, write_model_cards, write_pictures, write_report
 
 __all__ = [
     "model_card", "plot_comparison", "plot_confusion", "plot_cost", "plot_errors_by_size", "plot_inflation",

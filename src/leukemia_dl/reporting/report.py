@@ -1,33 +1,45 @@
-"""The report: one HTML file that needs nothing else, made from a store."""
+"""The report, model cards and pictures of a run; texts, captions and items of cards are in templates/."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
+import re
 import time
+from collections import Counter
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
+from leukemia_dl.benchmark import Benchmark
 from leukemia_dl.benchmark.run_files import StoredRun, read_run
 from leukemia_dl.benchmark.store import read_file
 from leukemia_dl.datasets import Dataset
 from leukemia_dl.datasets.cache import user_path
 from leukemia_dl.datasets.sources.synthetic import synthetic_folder
-from leukemia_dl.errors import DataError, LeukemiaDLError, StoreError, UnknownNameError
-from leukemia_dl.evaluation import published_results
-from leukemia_dl.plugins import DISTRIBUTION, installed_version
+from leukemia_dl.errors import DataError, LeukemiaDLError, StoreError, UnknownNameError, unknown_name_error
+from leukemia_dl.evaluation import class_names_of, evaluate, group_table, published_results
+from leukemia_dl.identity import generator
+from leukemia_dl.models.registry import get_backbone
+from leukemia_dl.preprocess import Pipeline
 from leukemia_dl.progress import track
-from leukemia_dl.reporting import render
-from leukemia_dl.reporting.figures_of_run import figures_of, folder_of
-from leukemia_dl.reporting.summary import ProtocolSummary, summaries_of, worst_errors
+from leukemia_dl.reporting import plots, prediction_plots, render
+from leukemia_dl.reporting.summary import ProtocolSummary, inflation_of, summaries_of, worst_errors
+from leukemia_dl.text import printable
 
-__all__ = ["write_report"]
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
-_MOST_FIGURES, _ERRORS, _FINDINGS = 20, 12, 25
-_COLUMNS = ("accuracy", "loss", "balanced_accuracy", "auroc")
+_MOST_FIGURES, _ERRORS, _SAMPLES, _LONGEST_TITLE = 20, 12, 12, 200
+_OF_PREDICTIONS = ("roc", "precision_recall", "confusion", "reliability", "subjects", "errors_by_size")
+_OF_TWO_CLASSES = ("sensitivity", "specificity", "calibration_slope", "calibration_intercept")
+_OF_ANY_CLASSES = ("accuracy", "loss", "balanced_accuracy", "auroc", "auprc", "brier", "ece")
+_Figure = dict[str, Any]  # kind, protocol ("" for all), `draw` without arguments; in the report also its image
 _log = logging.getLogger(__name__)
 
 
@@ -40,7 +52,7 @@ def write_report(
     audit: bool = True,
     show_progress: bool = True,
 ) -> Path:
-    """Write a report of a store, finished or not: one HTML file, which opens from disk and fetches nothing.
+    """Write a report of a store, finished or not, and return its path: one HTML file, which fetches nothing.
 
     Trials that are missing are named. Sample images, the worst errors, the audit and sizes of cells need the data set;
     without it the report says so.
@@ -53,26 +65,67 @@ def write_report(
         audit: Audit every image of the data set, if the store has no audit of it yet.
         show_progress: A bar on a terminal, plain lines elsewhere, both on standard error.
 
-    Returns:
-        The path of the file.
-
-    Raises:
-        StoreError: If the folder is no store, or the file cannot be written.
-        DataError: If the data set is not at `root`, or is another one.
+    Raises StoreError if the folder is no store or the file cannot be written, DataError if `root` has no such data.
     """
     run = read_run(store)
     target = folder_of(run) / "report.html" if path is None else user_path(path)
-    if not target.parent.is_dir():
-        raise StoreError(f"{path} cannot be written: there is no folder {target.parent}. Make it first.")
     try:
         dataset, why = _dataset_of(run, dataset, root), ""
     except (LeukemiaDLError, OSError, TypeError, ValueError) as error:
         if root is not None:
             raise DataError(f"The data set of the store cannot be read at {root}: {error}") from error
-        dataset, why = None, " ".join(str(error).split())
+        dataset, why = None, render.one_line(error)
         _log.warning("The report has no images: %s", why)
     found = _audit(run, dataset, show_progress) if audit else None
-    return render.write(target, _page(run, dataset, render.without_folders(why), found, show_progress))
+    return render.write(target, render.page("report.html", _context(run, dataset, why, found, show_progress)))
+
+
+def write_pictures(benchmark: Benchmark) -> list[Path]:
+    """Write comparison.png, learning_curves.png, samples.png and predictions.csv into the store of `benchmark`.
+
+    If the store has trials of other benchmarks, they are written into this one's folder in grids/. A picture without
+    data (no trial finished, no net trained) is left out. Where one of two protocols keeps patients apart and the other
+    does not, inflation.csv and inflation.png say how much it adds to the accuracy.
+
+    Returns the paths of the pictures. Raises StoreError if they cannot be written.
+    """
+    run = benchmark.stored()
+    folder, summaries = folder_of(run), summaries_of(run)
+    for name, frame in (("predictions", run.predictions), ("inflation", inflation_of(summaries))):
+        if len(frame):
+            render.write(folder / f"{name}.csv", frame.to_csv(index=False, lineterminator="\n"))
+    figures = [one for one in _figures(run, summaries, benchmark.dataset) if not one["protocol"]]
+    return [render.write(folder / f"{one['kind']}.png", plots.image_of(one["draw"]())) for one in figures]
+
+
+def write_model_cards(store: str | Path) -> list[Path]:
+    """Write a card for each trained net of a `store`, its folder, into cards/ there, and return their paths.
+
+    Raises StoreError if the folder is no store, or cannot be written.
+    """
+    run = read_run(store)
+    folder = folder_of(run, "cards")
+    return [render.write(folder / f"{name}.md", _card(run, name)) for name in _trained(run)]
+
+
+def model_card(store: str | Path, trial: str) -> str:
+    """Return the card of one trained net, in Markdown.
+
+    `store` is the folder of its benchmark, `trial` the name of its folder below trials/, as in the column `trial` of
+    `Benchmark.results`. Raises StoreError if the folder is no store, UnknownNameError if it holds no such net.
+    """
+    run = read_run(store)
+    if trial not in _trained(run):
+        raise unknown_name_error("trained net", trial, _trained(run))
+    return _card(run, trial)
+
+
+def folder_of(run: StoredRun, name: str = "") -> Path:
+    """Return the folder for reports and pictures of a run: its store, or grids/DIGEST if that has other trials."""
+    folder = (run.folder if run.others else run.store.root) / name
+    if not folder.resolve().is_relative_to(run.store.root.resolve()):
+        raise StoreError(f"{folder} leads out of the store, and is not written to. Delete that link.")
+    return folder
 
 
 def _dataset_of(run: StoredRun, dataset: Dataset | None, root: str | Path | None) -> Dataset:
@@ -81,20 +134,19 @@ def _dataset_of(run: StoredRun, dataset: Dataset | None, root: str | Path | None
     name, options, place = str(facts["name"]), facts.get("options", {}), root or facts.get("root")
     if place is None and name == "synthetic" and "options" in facts:
         place = synthetic_folder(**{key: options[key] for key in options if key not in ("workers", "show_progress")})
-    if dataset is None and place is None:
-        raise DataError("The data set was not loaded by its name from a folder, so that it cannot be loaded again.")
     if dataset is None:
-        there = user_path(place) / ("synthetic.json" if name == "synthetic" else "")
-        if not there.exists():
+        if place is None:
+            raise DataError("The data set was not loaded by its name from a folder, so that it cannot be loaded again.")
+        if not (user_path(place) / ("synthetic.json" if name == "synthetic" else "")).exists():
             raise DataError(f"The data set {name!r} is not at the place that the store names.")
         dataset = Dataset.load(name, root=place, **options)
     dataset = dataset.subset(dataset.labels >= 0)
     if dataset.fingerprint != facts["fingerprint"]:
         raise DataError(
-            f"It has other contents, labels or groups than the data set of the store: {len(dataset):,} labelled "
-            f"images of {', '.join(dataset.class_names)} where {facts.get('samples')} of "
-            f"{', '.join(run.class_names)} are expected. If images or classes were left out after loading, pass "
-            "the same data set: write_report(store, dataset=dataset)."
+            "It has other contents, labels or groups than the data set of the store: "
+            f"{len(dataset):,} labelled images of {', '.join(dataset.class_names)} where {facts.get('samples')} of "
+            f"{', '.join(run.class_names)} are expected. If images or classes were left out after loading, pass the "
+            "same data set: write_report(store, dataset=dataset)."
         )
     return dataset
 
@@ -102,161 +154,162 @@ def _dataset_of(run: StoredRun, dataset: Dataset | None, root: str | Path | None
 def _audit(run: StoredRun, dataset: Dataset | None, show: bool) -> dict[str, Any] | None:
     """Return the audit of a data set, which the store keeps, since it takes as long as reading every image."""
     path, fingerprint = run.store.root / "audit.json", run.settings["dataset"]["fingerprint"]
-    try:
+    with contextlib.suppress(AttributeError, LookupError, OSError, RecursionError, TypeError, ValueError):  # no audit
         known = json.loads(read_file(path, 2**27))
-        if known["fingerprint"] == fingerprint and {"findings", "counts"} <= known["audit"].keys():
+        if known["fingerprint"] == fingerprint and {"findings", "counts", "images"} <= known["audit"].keys():
             return dict(known["audit"])
-    except (AttributeError, LookupError, OSError, RecursionError, TypeError, ValueError):
-        pass  # absent or damaged
     if dataset is None:
         return None
     found = dataset.audit(show_progress=show).to_dict()
-    try:
+    with contextlib.suppress(StoreError):  # the store of a colleague
         render.write(path, json.dumps({"fingerprint": fingerprint, "audit": found}) + "\n")
-    except StoreError as error:  # the store of a colleague
-        _log.warning("The audit is not kept: %s", error)
     return found
 
 
-def _page(run: StoredRun, dataset: Dataset | None, why: str, found: dict[str, Any] | None, show: bool) -> str:
+def _context(run: StoredRun, dataset: Dataset | None, why: str, audit: Any, show: bool) -> dict[str, Any]:
+    """Return what the template shows besides the run."""
     # Areas of cells in pixels, of images that show a single one.
     areas = {
         row["sample"]: float(row["foreground"]) * row["height"] * row["width"]
-        for row in (found or {"images": []})["images"]
-        if row["single_cell"] and row["foreground"] is not None and row["height"] is not None
+        for row in (audit["images"] if audit else ())
+        if row["single_cell"] and None not in (row["foreground"], row["height"])
     }
-    summaries = summaries_of(run, areas)
-    figures, left_out = _figures(run, summaries, dataset, show)
-    grid, facts, results = run.grid, run.settings["dataset"], run.results
-    own = results[results["tta"] != "8 symmetries"] if len(results) else results
-    records = {row["trial"]: row for row in render.rows_of(own)}
-    context = {
-        "made": time.strftime("%Y-%m-%d"),
-        "version": installed_version(DISTRIBUTION),
-        "dataset": facts,
-        "class_names": run.class_names,
-        "no_dataset": why,
-        "nets": list(dict.fromkeys(grid.loc[grid["kind"] == "backbone", "backbone"])),
-        "baselines": list(dict.fromkeys(grid.loc[grid["kind"] == "baseline", "backbone"])),
-        "recipe": run.settings["recipe"]["name"],
-        "folds": grid[["protocol", "fold"]].drop_duplicates()["protocol"].value_counts(sort=False).to_dict(),
-        "seeds": grid["seed"].dropna().nunique(),
-        "summaries": summaries,
-        "counts": _counts(run, dataset, found),
-        "audit": _findings(found),
-        "labelled": len(run.samples),
-        "splits": render.rows_of(results.drop_duplicates(["protocol", "fold"])) if len(results) else [],
-        "boards": [_board(one, figures) for one in summaries],
-        "figures": [figure for figure in figures if not figure["protocol"]],
-        "left_out": left_out,
-        "errors": [_errors(one, dataset) for one in summaries],
-        "trials": [_trial(row, records.get(row["trial"])) for row in render.rows_of(grid)],
-        "others": run.others,
-        "environments": _environments(run.timings),
-        "settings": render.settings_without_folders(run.text),
-        "published": _published(str(facts["name"])),
-    }
-    return render.render_html("report.html", context)
-
-
-def _figures(
-    run: StoredRun, summaries: list[ProtocolSummary], dataset: Dataset | None, show: bool
-) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
-    """Return the figures as data addresses, and the figures that are too many or cannot be drawn, with the reason."""
-    # Figures of all protocols first, if there are too many.
-    planned = sorted(figures_of(run, summaries, dataset), key=lambda one: one.protocol != "")
-    kept, figures = planned[:_MOST_FIGURES], []
-    left_out = [{"kind": one.kind, "protocol": one.protocol, "why": ""} for one in planned[_MOST_FIGURES:]]
-    for one in track(kept, len(kept), "Drawing figures", show):
-        try:
-            figures.append(vars(one) | {"image": render.svg(one.draw())})
-        except LeukemiaDLError as error:
-            _log.warning("%s: %s: %s", one.kind, type(error).__name__, error)
-            left_out.append({"kind": one.kind, "protocol": one.protocol, "why": " ".join(str(error).split())})
-    return figures, left_out
-
-
-def _counts(run: StoredRun, dataset: Dataset | None, found: dict[str, Any] | None) -> list[dict[str, Any]]:
-    """Return how many images, subjects and groups each class has."""
-    if found is not None:
-        return [row for row in found["counts"] if row["of"] in ("total", "class") and row["name"] != "unlabelled"]
-    counts = {"images": len(run.samples)}
-    if run.samples["subject"].notna().any():
-        counts["subjects"] = run.samples["subject"].nunique()
+    summaries, results = summaries_of(run, areas), run.results
+    figures, left_out = _drawn(_figures(run, summaries, dataset), show)
+    own = render.rows_of(results[results["tta"] != "8 symmetries"]) if len(results) else []
+    outcomes, missing = {row["trial"]: row for row in own}, {"status": "missing", "exception": "", "message": ""}
+    counts = {"images": len(run.samples), "subjects": run.samples["subject"].nunique()}
     if dataset is not None:
         counts |= dict(zip(run.class_names, np.bincount(dataset.labels).tolist(), strict=False))
-    return [{"name": name, "count": count, "declared": None} for name, count in counts.items()]
-
-
-def _findings(found: dict[str, Any] | None) -> dict[str, Any] | None:
-    """Return how many findings of each kind an audit has, and the first of them."""
-    if found is None:
-        return None
-    kinds = pd.DataFrame(found["findings"], columns=["kind", "severity", "sample", "other", "detail"])
-    counted = kinds.groupby(["severity", "kind"], sort=False).size().reset_index(name="count").to_dict("records")
-    first = kinds.head(_FINDINGS).fillna("")
-    first["detail"] = [render.without_folders(str(detail)) for detail in first["detail"]]
+    published = pd.DataFrame()
+    with contextlib.suppress(UnknownNameError):
+        published = published_results(str(run.settings["dataset"]["name"]))
     return {
-        "counted": counted,
-        "findings": first.to_dict("records"),
-        "all": len(kinds),
-        "not_checked": found.get("not_checked", []),
+        "made": time.strftime("%Y-%m-%d"),
+        "run": run,
+        "no_dataset": why,
+        "folds": run.grid[["protocol", "fold"]].drop_duplicates()["protocol"].value_counts(sort=False).to_dict(),
+        "counts": [{"name": name, "count": count, "declared": None} for name, count in counts.items() if count],
+        "audit": audit,
+        "findings": Counter((row["severity"], row["kind"]) for row in (audit["findings"] if audit else ())),
+        "splits": render.rows_of(results.drop_duplicates(["protocol", "fold"])) if len(results) else [],
+        "summaries": summaries,
+        "figures": figures,
+        "left_out": left_out,
+        "errors": [_errors(one, dataset) for one in summaries],
+        "trials": [row | outcomes.get(row["trial"], missing) for row in render.rows_of(run.grid)],
+        "environments": _environments(run.timings),
+        "settings": render.settings_without_folders(run.text),
+        "published": render.rows_of(published),
     }
 
 
-def _board(one: ProtocolSummary, figures: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return the leaderboard of a protocol, with intervals of further metrics, comparisons and figures."""
-    intervals = {(row["backbone"], row["metric"]): row for row in render.rows_of(one.intervals)}
-    rows = render.rows_of(one.leaderboard)
-    for row in rows:
-        row["cells"] = [intervals[row["backbone"], metric] for metric in _COLUMNS]
-        for cell in row["cells"]:
-            # Shares of classes are held fixed, so that an interval of the majority's accuracy would have no width.
-            cell["spread"] = cell["low"] is not None and cell["low"] < cell["high"]
-    return {
-        "protocol": one.protocol,
-        "rows": rows,
-        "problem": one.problem,
-        "columns": _COLUMNS,
-        "pairs": render.rows_of(one.comparisons),
-        "filled": {name for row in rows for name in row if row[name] not in (None, "")},
-        "intervals": any(cell["spread"] for row in rows for cell in row["cells"]),
-        "figures": [figure for figure in figures if figure["protocol"] == one.protocol],
-    }
+def _drawn(figures: Iterator[_Figure], show: bool) -> tuple[list[_Figure], list[_Figure]]:
+    """Return figures with their images, and those that are too many or cannot be drawn, with the reason."""
+    planned = sorted(figures, key=lambda one: bool(one["protocol"]))  # those of all protocols are never too many
+    drawn, left_out = [], [one | {"why": ""} for one in planned[_MOST_FIGURES:]]
+    for one in track(planned[:_MOST_FIGURES], min(len(planned), _MOST_FIGURES), "Drawing figures", show):
+        try:
+            drawn.append(one | {"image": render.data_address("svg+xml", plots.image_of(one["draw"](), "svg"))})
+        except LeukemiaDLError as error:
+            left_out.append(one | {"why": render.one_line(error)})
+    return drawn, left_out
 
 
-def _errors(one: ProtocolSummary, dataset: Dataset | None) -> dict[str, Any]:
-    """Return the images that most nets get wrong, with thumbnails."""
+def _errors(one: ProtocolSummary, dataset: Dataset | None) -> list[dict[str, Any]]:
+    """Return the images that most nets get wrong, with thumbnails if there is a data set."""
     rows = render.rows_of(worst_errors(one, _ERRORS))
-    places = {} if dataset is None else {name: place for place, name in enumerate(dataset.table["sample"])}
+    samples = [] if dataset is None else dataset.table["sample"].tolist()
     for row in rows:
-        place = places.get(row["sample"])
-        row["image"] = None if dataset is None or place is None else render.thumbnail(dataset.decode(place))
-    tested = len(one.predictions) > 0 and bool((one.predictions["kind"] == "backbone").any())
-    return {"protocol": one.protocol, "rows": rows, "tested": tested}
-
-
-def _trial(row: dict[str, Any], record: dict[str, Any] | None) -> dict[str, Any]:
-    """Return a trial of the grid with its outcome."""
-    record = record or {"status": "missing"}
-    message = ": ".join(filter(None, (record.get("exception"), record.get("message"))))
-    outcome = {name: record.get(name) for name in ("status", "accuracy", "loss")}
-    return row | outcome | {"message": render.without_folders(message)}
+        row["image"] = None
+        if dataset is not None and row["sample"] in samples:
+            row["image"] = render.thumbnail(dataset.decode(samples.index(row["sample"])))
+    return rows
 
 
 def _environments(timings: pd.DataFrame) -> list[dict[str, Any]]:
     """Return a row per kind of machine and set of versions that trials ran on."""
     names = ["machine", "device_name", "python", "versions"]
-    if timings.empty:
-        return []
     known = timings.reindex(columns=names)
     nets = known[known["device_name"].notna()]  # baselines run wherever the program does
     known = (nets if len(nets) else known).astype(object).fillna("")
     return render.rows_of(known.groupby(names, sort=False).size().reset_index(name="trials"))
 
 
-def _published(name: str) -> list[dict[str, Any]]:
-    try:
-        return render.rows_of(published_results(name))
-    except UnknownNameError:
-        return []
+def _figures(run: StoredRun, summaries: list[ProtocolSummary], dataset: Dataset | None) -> Iterator[_Figure]:
+    """Yield the figures that a run has data for."""
+
+    def figure(kind: str, *data: Any, protocol: str = "", **settings: Any) -> _Figure:
+        plot = getattr(prediction_plots if kind in _OF_PREDICTIONS else plots, f"plot_{kind}")
+        return {"kind": kind, "protocol": protocol, "draw": partial(plot, *data, **settings)}
+
+    evaluated, title = [one for one in summaries if not one.problem], _title(run, [one.protocol for one in summaries])
+    if dataset is not None:
+        yield {"kind": "samples", "protocol": "", "draw": partial(_draw_samples, run, dataset, title)}
+    if evaluated:
+        intervals = pd.concat([one.intervals for one in evaluated])
+        yield figure("comparison", run.results, title=f"Test side: {title}", intervals=intervals)
+    for one in evaluated:
+        frame, board = one.predictions, one.leaderboard
+        known = {
+            "subjects": frame["group"].notna().all(),
+            "errors_by_size": "cell_area" in frame and frame.loc[frame["side"] == "test", "cell_area"].notna().any(),
+            "cost": board.loc[board["kind"] == "backbone", "fit_seconds"].notna().any(),
+        }
+        for kind in (*_OF_PREDICTIONS, "cost"):
+            if known.get(kind, True):
+                data, own = board if kind == "cost" else frame, f"Test side: {_title(run, [one.protocol])}"
+                yield figure(kind, data, title=own, protocol=one.protocol)
+    added = inflation_of(summaries)
+    if len(added) and added["difference"].notna().any():
+        yield figure("inflation", added, f"Test side: {title}")
+    if len(run.histories):
+        yield figure("learning_curves", run.histories, title)
+
+
+def _title(run: StoredRun, protocols: list[str]) -> str:
+    dataset = run.settings["dataset"]
+    title = f"{dataset['title']}, {', '.join(protocols)}, recipe {run.settings['recipe']['name']}"
+    title = printable(title, kept="")[:_LONGEST_TITLE]  # an SVG with a control character is none
+    return title + (" (synthetic cells, not real ones)" if dataset.get("synthetic") else "")
+
+
+def _draw_samples(run: StoredRun, dataset: Dataset, title: str) -> Figure:
+    """Draw as many images of each class, as they are stored for the nets (before any step that is fitted per split)."""
+    pipeline = Pipeline.from_dict(run.settings["pipeline"][max(run.settings["pipeline"], key=int)])
+    order, names = generator(0, "sample grid").permutation(len(dataset)), dataset.class_names
+    codes, per_class = dataset.labels[order], max(_SAMPLES // len(names), 1)
+    chosen = dataset.subset(np.concatenate([order[codes == code][:per_class] for code in range(len(names))]))
+    images = chosen.to_numpy(pipeline.partition()[0], show_progress=False)
+    title += "" if pipeline.is_fitted else ", before steps that are fitted per split"
+    return plots.plot_samples(images, [names[code] for code in chosen.labels], title=title)
+
+
+def _trained(run: StoredRun) -> list[str]:
+    done = run.results.loc[run.results["status"] == "ok", "trial"] if len(run.results) else []
+    return [str(name) for name in run.grid.loc[run.grid["kind"] == "backbone", "trial"] if name in set(done)]
+
+
+def _card(run: StoredRun, trial: str) -> str:
+    results, settings, recipe = run.results, run.settings, run.settings["recipe"]
+    (row,) = render.rows_of(results[(results["trial"] == trial) & (results["tta"] != "8 symmetries")])
+    own = run.predictions[(run.predictions["trial"] == trial) & (run.predictions["kind"] == "backbone")]
+    two = len(class_names_of(own)) == 2
+    spec: Any = None
+    with contextlib.suppress(UnknownNameError):  # its plugin is no longer installed
+        spec = get_backbone(str(row["backbone"]))
+    context = {
+        "row": row,
+        "dataset": settings["dataset"],
+        "classes": own.loc[own["side"] == "test", "label"].value_counts().reindex(run.class_names, fill_value=0),
+        # Of a file only its name, since a card is sent to others.
+        "recipe": {key: re.split(r"[/\\]", val)[-1] if isinstance(val, str) else val for key, val in recipe.items()},
+        "pipeline": settings["pipeline"].get(str(row["image_size"])),
+        "backbone": spec,
+        "metrics": render.rows_of(evaluate(own, metrics=_OF_ANY_CLASSES + _OF_TWO_CLASSES * two)),
+        "unit": "images, taken as independent" if own["group"].isna().any() else "groups of patients",
+        "worst": render.rows_of(group_table(own).head(3)) if own["group"].notna().all() else [],
+        "timing": render.rows_of(run.timings[run.timings["trial"] == trial])[0],
+        "has_model": run.store.has_model(trial),
+    }
+    return render.page("model_card.md", context)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from leukemia_dl.benchmark.run_files import StoredRun
@@ -15,11 +14,8 @@ from leukemia_dl.errors import DataError, LeukemiaDLError, UnknownNameError
 from leukemia_dl.evaluation import compare, error_list, evaluate, inflation, leaderboard
 from leukemia_dl.text import counted, listed
 
-__all__ = ["METRIC", "ProtocolSummary", "inflation_of", "summaries_of", "worst_errors"]
-
-METRIC = "accuracy"
 _Row = Mapping[Any, Any]
-_INTERVALS = ("accuracy", "loss", "balanced_accuracy", "weighted_f1", "auroc", "auprc", "brier", "ece")
+_METRICS = ("accuracy", "loss", "balanced_accuracy", "auroc")
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,13 +24,12 @@ class ProtocolSummary:
 
     protocol: str
     keeps_patients_apart: bool | None  # None if the patients are not known
-    planned: list[str]  # backbones and baselines of which there should be trials
-    inapplicable: set[str]  # baselines that these images do not allow, such as `cell_size` without single cells
+    absent: list[str]  # sentences on backbones and baselines without a finished trial
     predictions: pd.DataFrame
-    intervals: pd.DataFrame = field(default_factory=pd.DataFrame)
-    leaderboard: pd.DataFrame = field(default_factory=pd.DataFrame)
-    comparisons: pd.DataFrame = field(default_factory=pd.DataFrame)
-    problem: str = ""
+    intervals: pd.DataFrame
+    leaderboard: pd.DataFrame
+    comparisons: pd.DataFrame
+    problem: str
 
     def sentences(self) -> list[str]:
         """Return the findings in a few sentences."""
@@ -42,34 +37,46 @@ class ProtocolSummary:
             return [f"Nothing can be said: {self.problem}."]
         rows = self.leaderboard.to_dict("records")
         nets = [row for row in rows if row["kind"] == "backbone"]
-        first = self.leaderboard["rank"].min()
-        best = [row for row in nets if row["rank"] == first]
+        ranked = [row for row in nets if pd.notna(row["rank"])]
+        best = [row for row in ranked if row["rank"] == min(one["rank"] for one in ranked)]
         found = _untested([row for row in nets if pd.isna(row["rank"])])
         if best:
             found.append(f"Highest accuracy of a net on the test side: {best[0]['backbone']}, {_value(best[0])}.")
         if best[1:]:
             found.append(f"Not significantly different from it: {listed([row['backbone'] for row in best[1:]])}.")
-        without = sorted(set(self.planned) - {row["backbone"] for row in rows})
-        found += [f"Not applicable to these images: {name}." for name in without if name in self.inapplicable]
-        if unfinished := [name for name in without if name not in self.inapplicable]:
-            found.append(f"Without any finished trial: {listed(unfinished)}.")
-        found += [self._beside(row, nets) for row in rows if row["kind"] == "baseline"]
+        found += self.absent
+        tested = [{row["first"], row["second"]} for row in self.comparisons.to_dict("records") if row["p"] >= 0]
+        for name, value in ((row["backbone"], _value(row)) for row in rows if row["kind"] == "baseline"):
+            better = [net["backbone"] for net in nets if name in net["better_than"].split(", ")]
+            verdict = f"; better than it at the 5% level, each pair by itself: {listed(better)}" if better else ""
+            if not better and any({name, net["backbone"]} in tested for net in nets):
+                verdict = "; no net is significantly better"
+            found.append(f"The baseline {name} reaches {value}{verdict}.")
         if self.keeps_patients_apart is None:
             found.append("The patients are not known: whether they are on both sides cannot be checked.")
         elif not self.keeps_patients_apart:
             found.append("This protocol lets patients be on both sides: its figures are too high for new patients.")
         return found
 
-    def _beside(self, baseline: _Row, nets: Sequence[_Row]) -> str:
-        """Return a sentence that compares nets with a baseline, without a verdict if no pair could be tested."""
-        name, verdict = baseline["backbone"], ""
-        pairs = [{name, row["backbone"]} for row in nets]
-        tested = [{row["first"], row["second"]} for row in self.comparisons.to_dict("records") if row["p"] >= 0]
-        if better := [row["backbone"] for row in nets if name in row["better_than"].split(", ")]:
-            verdict = f"; better than it at the 5% level, each pair by itself: {listed(better)}"
-        elif any(pair in tested for pair in pairs):
-            verdict = "; no net is significantly better"
-        return f"The baseline {name} reaches {_value(baseline)}{verdict}."
+
+def _untested(nets: Sequence[_Row]) -> list[str]:
+    """Return a sentence on the nets that cannot be tested for each reason, the first of their flags."""
+    by_reason: dict[str, list[_Row]] = {}
+    for row in nets:
+        by_reason.setdefault(row["flags"].split("; ")[0].removeprefix("not testable "), []).append(row)
+    found = []
+    for reason, rows in by_reason.items():
+        groups = max((row["groups"] for row in rows if pd.notna(row["groups"])), default=0)
+        of = f" ({counted(groups, 'group')} of patients in all)" if groups else ""
+        values = listed([f"{row['backbone']} {row['accuracy']:.3f}" for row in rows])
+        accuracy = "Accuracy on the test side, without a rank or a verdict"
+        found.append(f"Not testable, {reason}{of}. {accuracy}: {values}.")
+    return found
+
+
+def _value(row: _Row) -> str:
+    interval = f" (95% interval {row['low']:.3f} to {row['high']:.3f})" if row["low"] < row["high"] else ""
+    return f"{row['accuracy']:.3f}{interval}"
 
 
 def summaries_of(run: StoredRun, areas: Mapping[str, float] | None = None) -> list[ProtocolSummary]:
@@ -77,38 +84,40 @@ def summaries_of(run: StoredRun, areas: Mapping[str, float] | None = None) -> li
     predictions = run.predictions
     if areas and len(predictions):
         predictions = predictions.assign(cell_area=predictions["sample"].map(dict(areas)).astype(float))
-    return [_summary(run, predictions, str(protocol)) for protocol in dict.fromkeys(run.grid["protocol"])]
+    return [_summary(run, predictions, str(protocol)) for protocol in run.grid["protocol"].unique()]
 
 
 def _summary(run: StoredRun, predictions: pd.DataFrame, protocol: str) -> ProtocolSummary:
-    part, results = (
-        frame[frame["protocol"] == protocol] if len(frame) else frame for frame in (predictions, run.results)
-    )
-    apart, inapplicable = None, set()
+    both, apart, inapplicable = (predictions, run.results), None, set[str]()
+    part, results = (frame[frame["protocol"] == protocol] if len(frame) else frame for frame in both)
     if len(results):
         inapplicable = set(results.loc[results["status"] == "not_applicable", "backbone"])
         if results["groups_test"].notna().all():
             apart = all(GROUP_DISJOINT in str(kept).split("; ") for kept in results["guarantees"])
-    planned = list(dict.fromkeys(run.grid.loc[run.grid["protocol"] == protocol, "backbone"]))
-    summary = ProtocolSummary(protocol, apart, planned, inapplicable, part)
-    if part.empty:
-        return replace(summary, problem="no trial was finished")
+    planned = set(run.grid.loc[run.grid["protocol"] == protocol, "backbone"])
+    without = sorted(planned - set(part["backbone"] if len(part) else ()))
+    absent = [f"Not applicable to these images: {name}." for name in without if name in inapplicable]
+    if unfinished := [name for name in without if name not in inapplicable]:
+        absent.append(f"Without any finished trial: {listed(unfinished)}.")
+    board = intervals = pairs = pd.DataFrame()
+    problem = "" if len(part) else "no trial was finished"
     try:
-        timings = run.timings[run.timings["trial"].isin(results["trial"])]
-        board = leaderboard(part, METRIC, results=results, timings=timings)
-        intervals = evaluate(part, metrics=_INTERVALS).assign(protocol=protocol)
-        pairs = compare(part, METRIC) if len(board) > 1 else pd.DataFrame()
+        if not problem:
+            timings = run.timings[run.timings["trial"].isin(results["trial"])]
+            board = leaderboard(part, results=results, timings=timings)
+            intervals = evaluate(part, metrics=_METRICS).assign(protocol=protocol)
+            pairs = compare(part) if len(board) > 1 else pairs
     except LeukemiaDLError as error:
-        return replace(summary, problem=" ".join(str(error).split()))
-    return replace(summary, intervals=intervals, leaderboard=board, comparisons=pairs)
+        problem = " ".join(str(error).split())
+    return ProtocolSummary(protocol, apart, absent, part, intervals, board, pairs, problem)
 
 
-def inflation_of(summaries: list[ProtocolSummary]) -> pd.DataFrame:
+def inflation_of(summaries: Sequence[ProtocolSummary]) -> pd.DataFrame:
     """Return the inflation by the only protocol that leaks of two; no rows for other protocols."""
-    known = [one.keeps_patients_apart for one in summaries]
-    if sorted(map(str, known)) != ["False", "True"] or any(one.predictions.empty for one in summaries):
+    by_kind = {one.keeps_patients_apart: one for one in summaries}
+    if len(summaries) != 2 or by_kind.keys() != {True, False}:
         return pd.DataFrame()
-    honest, leaky = sorted(summaries, key=lambda one: not one.keeps_patients_apart)
+    honest, leaky = by_kind[True], by_kind[False]
     try:
         return inflation(pd.concat([honest.predictions, leaky.predictions]), honest.protocol, leaky.protocol)
     except (DataError, UnknownNameError):  # trials of one of them only were finished
@@ -125,34 +134,12 @@ def worst_errors(summary: ProtocolSummary, count: int) -> pd.DataFrame:
     nets = nets[(nets["kind"] == "backbone") & (nets["side"] == "test")] if len(nets) else nets
     wrong = error_list(nets) if len(nets) and not summary.problem else pd.DataFrame()
     if wrong.empty:
-        return pd.DataFrame()
-    by_sample = wrong.groupby("sample", sort=False)
-    table = by_sample[["label", "subject", "group"]].first()
-    table["wrong"] = by_sample.size()
-    table["nets"] = nets.groupby("sample").size()
-    called = wrong.groupby(["sample", "predicted"], sort=False)["confidence"].agg(["size", "mean"]).reset_index()
-    first = called.sort_values(["size", "mean"], ascending=False, kind="stable").drop_duplicates("sample")
-    table[["predicted", "times", "confidence"]] = first.set_index("sample")[["predicted", "size", "mean"]]
-    table["share"] = np.round(table["wrong"] / table["nets"], 12)
+        return wrong
+    by_class = wrong.groupby(["sample", "predicted"], sort=False)["confidence"].agg(times="size", confidence="mean")
+    called = by_class.reset_index().sort_values(["times", "confidence"], ascending=False, kind="stable")
+    table = wrong.groupby("sample", sort=False)[["label", "subject", "group"]].first()
+    table = table.join(called.drop_duplicates("sample").set_index("sample"))
+    table = table.assign(wrong=wrong.groupby("sample").size(), nets=nets.groupby("sample").size())
+    table["share"] = table["wrong"] / table["nets"]
     order = table.sort_values(["share", "wrong", "confidence"], ascending=False, kind="stable")
-    return order.head(count).reset_index().drop(columns="share")
-
-
-def _untested(nets: Sequence[_Row]) -> list[str]:
-    """Return a sentence on the nets that cannot be tested for each reason, the first of their flags."""
-    found = []
-    for reason in dict.fromkeys(row["flags"].split("; ")[0] for row in nets):
-        same = [row for row in nets if row["flags"].split("; ")[0] == reason]
-        groups = [row["groups"] for row in same if pd.notna(row["groups"])]
-        of = f" ({counted(max(groups), 'group')} of patients in all)" if len(groups) == len(same) else ""
-        values = listed([f"{row['backbone']} {row[METRIC]:.3f}" for row in same])
-        found.append(
-            f"Not testable, {reason.removeprefix('not testable ')}{of}. Accuracy on the test side, without a rank or a "
-            f"verdict: {values}."
-        )
-    return found
-
-
-def _value(row: _Row) -> str:
-    interval = f" (95% interval {row['low']:.3f} to {row['high']:.3f})" if row["low"] < row["high"] else ""
-    return f"{row[METRIC]:.3f}{interval}"
+    return order.head(count).reset_index()
