@@ -84,9 +84,9 @@ def test_tables_without_a_column_are_refused_by_its_name():
         (HISTORY, plot_learning_curves, "val_loss"),
         (INFLATION, plot_inflation, "unit"),
     ):
-        with pytest.raises(DataError, match=f"no column .{missing}.. Its columns: "):
+        with pytest.raises(DataError, match=rf"no column .{missing}.. Its columns: "):
             plot(table.drop(columns=missing))
-    with pytest.raises(DataError, match="no column .acuracy.. Its columns: backbone, accuracy"):
+    with pytest.raises(DataError, match=r"no column .acuracy.. Its columns: backbone, accuracy"):
         plot_comparison(RESULTS, ["acuracy"])
 
 

@@ -99,9 +99,9 @@ def test_cost_draws_known_costs_and_baselines_as_lines():
     for price in (0.0, -1.0, np.inf, "much"):
         with pytest.raises(DataError, match="above 0"):
             plot_cost(board.assign(price=price), "price")
-    with pytest.raises(DataError, match="no column .typo.. Its columns: rank, backbone"):
+    with pytest.raises(DataError, match=r"no column .typo.. Its columns: rank, backbone"):
         plot_cost(board, "typo")
-    with pytest.raises(DataError, match="no column .low., .high., .fit_seconds."):
+    with pytest.raises(DataError, match=r"no column .low., .high., .fit_seconds."):
         plot_cost(board[["rank", "backbone", "kind", "accuracy"]])
     assert plot_cost(board.assign(price=1.0), "price").axes[0].get_xlabel() == "Price, log scale"
 
@@ -115,7 +115,7 @@ def test_errors_by_size_are_those_of_quarters():
     one = found[found["backbone"] == "one"]
     np.testing.assert_allclose(figure.axes[0].lines[0].get_ydata(), 1 - one["value"])
     assert len(figure.axes[0].get_xticklabels()) == 4
-    with pytest.raises(SettingsError, match="no column 'cell_area'"):
+    with pytest.raises(SettingsError, match=r"no column 'cell_area'"):
         plot_errors_by_size(ALL)
 
 

@@ -152,7 +152,7 @@ def plot_inflation(table: pd.DataFrame, title: str = "") -> Figure:
     for place, difference, colour in zip(places, rows["difference"], colours, strict=True):
         right.plot(difference, place, "o", color=colour, markersize=6)
         right.annotate(f"{difference:+.3f}", (1.02, place), xycoords=("axes fraction", "data"), va="center")
-    right.locator_params(axis="x", nbins=5)
+    right.locator_params(axis="x", nbins=5, steps=[1, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 10])
     for axes, xlabel in ((left, label), (right, f"Difference: {leaky} minus {honest}")):
         label_axes(axes, "x", xlabel=xlabel, xmargin=0.08, ylim=(-0.6, len(rows) - 0.3))
     heading = f"{label} under {leaky}, beside {honest} on the same images"
