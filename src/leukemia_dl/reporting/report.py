@@ -286,8 +286,8 @@ def _draw_samples(run: StoredRun, dataset: Dataset, title: str) -> Figure:
 
 
 def _trained(run: StoredRun) -> list[str]:
-    done = run.results.loc[run.results["status"] == "ok", "trial"] if len(run.results) else []
-    return [str(name) for name in run.grid.loc[run.grid["kind"] == "backbone", "trial"] if name in set(done)]
+    done = set(run.results.loc[run.results["status"] == "ok", "trial"]) if len(run.results) else set()
+    return [str(name) for name in run.grid.loc[run.grid["kind"] == "backbone", "trial"] if name in done]
 
 
 def _card(run: StoredRun, trial: str) -> str:
