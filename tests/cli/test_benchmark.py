@@ -42,7 +42,6 @@ def test_benchmark_tells_and_leaves_everything(finished):
         (["-o", "subject=3"], "no option 'subject'"),
         (["-o", "subjects=3"], "subjects"),
         (["--image-size", "64"], "inception_v3 needs images of at least 75 x 75 pixels"),
-        (["-s", "weights=5"], "weights must be None, a name or a path"),
         (["-s", "weights=vgg16=imagenet"], "weights does not name resnet50"),
         (["-s", "weights=vgg16=own,cnn=random", "--backbones", "vgg16"], "Allowed: None, 'imagenet', or the path"),
         (["--recipe", "mine.toml"], "The recipe mine.toml cannot be read: No such file"),

@@ -138,8 +138,8 @@ class Recipe(Augmentation):
             object.__setattr__(self, "image_size", size)
         if not self.total_epochs:
             raise SettingsError("epochs and head_epochs are both 0: with neither nothing would be learned.")
-        if self.weights == "random":  # TOML knows no None
-            object.__setattr__(self, "weights", None)
+        if not isinstance(self.weights, Mapping):  # "random", since TOML knows no None
+            object.__setattr__(self, "weights", None if self.weights in (None, "random") else str(self.weights))
         if changes := self.if_no_weights:
             checked = self.from_dict({**dataclasses.asdict(self), "if_no_weights": {}, **changes})
             object.__setattr__(self, "if_no_weights", {name: getattr(checked, name) for name in changes})
