@@ -71,8 +71,6 @@ PUBLIC = {
 }  # fmt: skip
 # What these modules hand to other modules of ours only, and promise to nobody.
 INTERNAL = {
-    "leukemia_dl.datasets.audit": ("SEVERITIES",),
-    "leukemia_dl.datasets.verify": ("STATUSES",),
     "leukemia_dl.plugins": ("Provided", "collect", "forget", "installed_version", "problems_with"),
     "leukemia_dl.training.callbacks": ("make_callbacks",),
 }

@@ -67,7 +67,7 @@ def process_map(function: Callable[[T], R], items: Sequence[T], what: str, show:
     with safe_path():
         pool = ProcessPoolExecutor(cpu_count(), env=kept_memory())
         try:
-            return list(track(pool.map(function, items), len(items), what, show))
+            return list(track(pool.map(function, items, chunksize=32), len(items), what, show))
         finally:
             pool.shutdown(kill_workers=True)
 

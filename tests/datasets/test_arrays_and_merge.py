@@ -51,7 +51,7 @@ def test_equal_arrays_have_equal_contents_and_other_shapes_have_not() -> None:
         ({"labels": np.arange(12) / 2}, DataError, "labels float64"),
         ({"labels": [2] * 12}, DataError, r"from 0 to 1.* Received: .* \[2\]"),
         ({"samples": ["a"] * 12}, DataError, "sample ids twice"),
-        ({"subjects": ["a"]}, DataError, "another number of entries for subject"),
+        ({"subjects": ["a"]}, ValueError, "same length"),
         ({"splits": ["left"] * 12}, DataError, "unknown split 'left'"),
         ({"class_names": ("one",), "labels": [0] * 12}, DataError, "at least two"),
     ],
@@ -110,7 +110,7 @@ def test_merge_takes_classes_of_other_spelling_for_one(caplog: pytest.LogCapture
     merged = arrays().merge(Dataset.from_arrays(IMAGES, np.arange(12) % 2, ("HEM", "ALL"), OTHER))
     assert merged.class_names == CLASSES
     assert merged.labels.tolist() == [0, 1] * 12
-    assert "are taken for one: {'HEM': 'hem', 'ALL': 'all'}" in caplog.text
+    assert "2, such as 'ALL', 'all', which are taken for 'all'" in caplog.text
 
 
 def test_parts_of_one_data_set_come_together_again() -> None:

@@ -1,7 +1,6 @@
 """The audit finds what is known to be wrong with real data, and what we make wrong, and nothing else."""
 
 import hashlib
-import itertools
 import json
 import os
 import shutil
@@ -14,7 +13,7 @@ from PIL import Image
 
 from cells import draw_cell
 from leukemia_dl.datasets import Dataset
-from leukemia_dl.datasets.audit import audit
+from leukemia_dl.datasets.audit import audit, cell_key, same_cell, same_cells
 
 
 def of_kind(report, kind):
@@ -106,7 +105,7 @@ def test_parts_that_are_not_there_at_all_are_counted(c_nmc_sample):
     counts = report.counts.set_index(["of", "name"])["count"].to_dict()
     assert counts["fold", "0"] == counts["split", "train"] == counts["total", "images"] == 21
     assert counts["fold", "1"] == counts["fold", "2"] == counts["split", "final"] == counts["total", "unlabelled"] == 0
-    assert kinds(report) == {"count": 7, "few_subjects": 2}
+    assert kinds(report) == {"count": 7}
     assert report.ok
 
 
@@ -123,9 +122,9 @@ def test_identical_files_of_other_real_data(name, request):
     contents = {}
     for path in dataset.paths:
         contents.setdefault(hashlib.sha256(path.read_bytes()).hexdigest(), []).append(path.relative_to(root).as_posix())
-    known = {frozenset(two) for files in contents.values() for two in itertools.combinations(files, 2)}
-    assert known
-    assert pairs(report, "identical_files") == known
+    found = pairs(report, "identical_files")
+    assert all(any(two <= set(files) for files in contents.values()) for two in found)
+    assert len(found) == len(dataset) - len(contents) > 0
     assert report.images["readable"].all()
     assert pairs(report, "same_cell") == set()
     assert ("mixed_sizes" in kinds(report)) == (name == "wbc")
@@ -224,9 +223,9 @@ def test_what_a_pair_crosses_says_how_bad_it_is(tmp_path, same, one, two, crosse
     assert len(of_kind(report, other)) == 0
 
 
-@pytest.mark.parametrize(("copies", "number"), [(3, 3), (20, 190), (21, 20)])
+@pytest.mark.parametrize("copies", [3, 21])
 @pytest.mark.parametrize("kind", ["identical_files", "same_cell"])
-def test_sets_of_equal_images_give_pairs(tmp_path, copies, number, kind):
+def test_n_equal_images_give_n_minus_one_pairs(tmp_path, copies, kind):
     for copy in range(copies):
         pixels = draw_cell()
         if kind == "same_cell":
@@ -234,14 +233,14 @@ def test_sets_of_equal_images_give_pairs(tmp_path, copies, number, kind):
         save(tmp_path / ("all" if copy == copies - 1 else "hem") / f"{copy}.bmp", pixels)
     report = audit(Dataset.load("folder", root=tmp_path), show_progress=False)
     found = of_kind(report, kind)
-    assert len(found) == len(pairs(report, kind)) == number
+    assert len(found) == len(pairs(report, kind)) == copies - 1
     assert set(found["sample"]) | set(found["other"]) == set(report.images["sample"])
     assert "error" in set(found["severity"]), "one of them has another label"
 
 
 @pytest.mark.parametrize("unknown", ["first", "last", "between"])
 def test_a_large_set_of_equal_files_hides_no_error(tmp_path, write_image, unknown):
-    """More than 20 are not all paired; the folds that they cross are found all the same."""
+    """Not all are paired; the folds that they cross are found all the same."""
     folds = {"first": [None, 0, 1], "last": [0, 1, None], "between": [0, None, 1]}[unknown]
     rows = []
     for number in range(24):
@@ -259,22 +258,19 @@ def test_copies_of_copies_are_named_under_both_kinds(tmp_path):
     save(tmp_path / "all" / "c.png", draw_cell())
     report = audit(Dataset.load("folder", root=tmp_path), show_progress=False)
     assert pairs(report, "identical_files") == {frozenset({"hem/a.bmp", "hem/b.bmp"})}
-    assert pairs(report, "same_cell") == {frozenset({"all/c.png", f"hem/{n}.bmp"}) for n in "ab"}
+    (found,) = of_kind(report, "same_cell").itertuples()
+    assert (found.sample, found.other, found.severity) == ("all/c.png", "hem/a.bmp", "error")
 
 
-def test_balance_and_subjects(tmp_path, write_image):
+def test_subjects_of_several_classes(tmp_path, write_image):
     rows = []
     for number in range(30):
         subject = f"P{number % 9}" if number < 20 else "p0 " if number < 25 else "Q"
         path = write_image(tmp_path / f"{number}.png", number, 32)
         rows.append({"path": str(path), "label": "all" if number >= 23 else "hem", "subject": subject})
     report = audit(dataset_of(rows, tmp_path), show_progress=False)
-    assert kinds(report) == {
-        "few_images": 1, "few_subjects": 1, "subject_of_several_classes": 1,
-    }  # fmt: skip
-    details = " ".join(report.findings["detail"])
-    for text in ("class all: 7 images", "class all: 2 groups", "subject p0 has 6 hem, 2 all"):
-        assert text in details
+    assert kinds(report) == {"subject_of_several_classes": 1}
+    assert report.findings["detail"].tolist() == ["subject p0 has 6 hem, 2 all"]
     assert report.ok
 
 
@@ -304,9 +300,8 @@ def test_counts_of_the_whole_do_not_count_against_one_part(wbc_sample):
 def test_the_report_prints_in_short_and_becomes_json(sample_report, tree_report):
     text = str(sample_report)
     assert text.splitlines()[0] == "Audit of 'c_nmc_2019': 60 images, 3 errors, 7 warnings, 0 notes"
-    assert "UID_H10_1_1_hem = UID_h3_1_1_hem: crosses folds 1 and 2, subjects H10 and H3; the masks overlap by" in text
-    assert "images: 60 are there, 15,114 are declared" in text
-    assert "  fold: 0 21, 1 " in text
+    assert "UID_H10_1_1_hem = UID_h3_1_1_hem: crosses folds 1 and 2, subjects H10 and H3" in text
+    assert "images: 60 of 15,114" in text
     assert len(str(tree_report).splitlines()) < 30, "of 15,220 findings"
     assert "and 15,111 more" in str(tree_report)
     plain = json.loads(json.dumps(sample_report.to_dict(), allow_nan=False))
@@ -324,7 +319,50 @@ def test_names_of_strangers_neither_steer_the_terminal_nor_stop_the_audit(tmp_pa
     for name in (b"\xff.png", b"a\x1b[31m\n.png"):
         shutil.copy(tmp_path / "hem" / "1.png", os.fsencode(tmp_path / "all") + b"/" + name)
     report = audit(Dataset.load("folder", root=tmp_path), show_progress=False)
-    assert len(pairs(report, "identical_files")) == 3
+    assert len(pairs(report, "identical_files")) == 2
     assert "\x1b" not in str(report)
     str(report).encode("utf-8")
     assert str(report).count("\n") + 1 == len(str(report).splitlines())
+
+
+@pytest.mark.parametrize("number", range(5))
+def test_a_cell_is_known_again_wherever_it_lies(number):
+    place = np.random.default_rng(number).integers(0, 290, 2)
+    one, two = draw_cell(number), draw_cell(number, 600, *place)
+    assert same_cell(one, two)
+    assert same_cells([cell_key(one), cell_key(two)], ["x", "y"], [one, two].__getitem__) == [[0, 1]]
+    assert same_cells([cell_key(one), cell_key(two)], ["x", "x"], [one, two].__getitem__) == []
+
+
+def test_cells_that_only_look_alike_are_not_the_same():
+    cell = draw_cell()
+    brighter = draw_cell(level=2)
+    other = draw_cell(number=1)
+    bitten = cell.copy()
+    rows, columns = np.mgrid[:450, :450]
+    bitten[rows + columns < 280] = 0  # between the extremes of its outline, so its box stays
+    assert cell_key(bitten)[:2] == cell_key(cell)[:2]
+    assert 0.96 < cell_key(bitten).area / cell_key(cell).area < 0.995
+    assert not same_cell(cell, brighter)
+    assert not same_cell(cell, other)
+    assert not same_cell(cell, bitten)
+    assert same_cell(cell, draw_cell(level=0))
+    images = [cell, brighter, other, bitten]
+    assert same_cells([cell_key(image) for image in images], list("abcd"), images.__getitem__) == []
+    speckled = cell.copy()
+    speckled[::7, ::7] += (cell[::7, ::7] > 0).astype(np.uint8) * 3
+    assert same_cells([cell_key(cell), cell_key(speckled)], list("ab"), [cell, speckled].__getitem__) == [[0, 1]]
+
+
+def test_only_likely_images_are_decoded_again():
+    images = [draw_cell(number) for number in range(40)]
+    asked = []
+
+    def decode(row):
+        asked.append(row)
+        return images[row]
+
+    assert same_cells([cell_key(image) for image in images], [str(n) for n in range(40)], decode) == []
+    assert asked == [], "same box and area, other colours"
+    assert cell_key(np.full((32, 32, 3), 200, np.uint8)) is None
+    assert cell_key(np.zeros((32, 32, 3), np.uint8)) is None

@@ -11,7 +11,7 @@ import pytest
 
 from leukemia_dl.datasets import Dataset, PixelStore
 from leukemia_dl.datasets import cache as module
-from leukemia_dl.datasets.cache import HASH_FILE, cache_limit, cache_use, file_hashes, in_use, make_room, tried_hashes
+from leukemia_dl.datasets.cache import HASH_FILE, cache_limit, cache_use, in_use, make_room, tried_hashes
 from leukemia_dl.errors import DataError, SettingsError
 from leukemia_dl.preprocess import Pipeline
 
@@ -89,7 +89,7 @@ def test_the_limit_is_a_size_in_gb(monkeypatch: pytest.MonkeyPatch) -> None:
         assert cache_limit() == limit
     for text in ("-1", "nan", "20 GB"):
         monkeypatch.setenv("LEUKEMIA_DL_CACHE_LIMIT", text)
-        with pytest.raises(SettingsError, match="LEUKEMIA_DL_CACHE_LIMIT is a size in GB, such as 20, or inf"):
+        with pytest.raises(SettingsError, match=r"LEUKEMIA_DL_CACHE_LIMIT must be a number in \[0, inf\]"):
             cache_limit()
 
 
@@ -105,8 +105,8 @@ def test_hidden_folders_of_the_user_stay(tmp_path: Path) -> None:
     assert [name for name in names if not (tmp_path / name).exists()] == [".x-0a1b2c3d.unfinished"]
 
 
-def file_hash(path: str) -> str:
-    return file_hashes([path])[0]
+def file_hash(path: str) -> str | DataError:
+    return tried_hashes([path])[0]
 
 
 def old(path: Path, content: bytes, age: int = 60) -> Path:
@@ -122,7 +122,7 @@ def remembered(cache: Path) -> int:
 def test_hashes_are_those_of_hashlib_in_order(tmp_path: Path) -> None:
     paths = [old(tmp_path / f"{i}", bytes([i]) * 1000) for i in (3, 1, 2)]
     expected = [hashlib.sha256(path.read_bytes()).hexdigest() for path in paths]
-    assert file_hashes([str(path) for path in paths]) == expected
+    assert tried_hashes([str(path) for path in paths]) == expected
     assert file_hash(str(paths[0])) == expected[0]
 
 
@@ -156,12 +156,12 @@ def test_files_that_change_places_are_noticed(tmp_path: Path) -> None:
     one, two = old(tmp_path / "one", b"one"), old(tmp_path / "two", b"two")
     os.utime(two, ns=(one.stat().st_mtime_ns,) * 2)
     paths = [str(one), str(two)]
-    before = file_hashes(paths)
+    before = tried_hashes(paths)
     time.sleep(0.05)  # longer than a tick of the file system's clock
     one.rename(tmp_path / "aside")
     two.rename(one)
     (tmp_path / "aside").rename(two)
-    assert file_hashes(paths) == before[::-1]
+    assert tried_hashes(paths) == before[::-1]
 
 
 def test_a_name_need_not_be_utf_8(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -192,19 +192,16 @@ def test_a_cache_folder_that_cannot_be_made_does_not_matter(tmp_path: Path, monk
 def test_what_is_no_regular_file_is_refused_and_the_rest_is_kept(tmp_path: Path, cache: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     for path, match in ((tmp_path / "pipe", "no regular file"), (tmp_path, "no regular"), (tmp_path / "gone", "moved")):
-        with pytest.raises(DataError, match=match):
-            file_hashes([str(path)])
+        assert match in str(file_hash(str(path)))
     loop = tmp_path / "loop"
     loop.symlink_to(loop)
-    with pytest.raises(DataError, match="Cannot read"):
-        file_hash(str(loop))
-    with pytest.raises(DataError, match="Cannot read"):
-        file_hash("a\0b")
+    for name in (str(loop), "a\0b"):
+        assert str(file_hash(name)).startswith("Cannot read")
 
 
 def test_tried_hashes_have_the_error_in_the_place_of_the_hash(tmp_path: Path) -> None:
     good = [old(tmp_path / name, name.encode()) for name in "abc"]
     paths = [str(good[0]), str(tmp_path / "gone"), str(good[1]), str(tmp_path), str(good[2])]
     found = tried_hashes(paths)
-    assert [found[i] for i in (0, 2, 4)] == file_hashes([str(path) for path in good])
+    assert [found[i] for i in (0, 2, 4)] == tried_hashes([str(path) for path in good])
     assert [type(found[i]) for i in (1, 3)] == [DataError, DataError]

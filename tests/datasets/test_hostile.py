@@ -224,6 +224,8 @@ def attack(base: Path, seed: int) -> str:
             assert not undecodable
             assert len(store[:]) == len(dataset)
         return "fine"
+    except PermissionError:
+        return "DataError"
     except LeukemiaDLError as error:
         return type(error).__name__ if str(error) else "an error without a message"
     finally:

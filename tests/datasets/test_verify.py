@@ -14,11 +14,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from leukemia_dl.datasets.verify import STATUSES, read_manifest, verify
+from leukemia_dl.datasets.verify import read_manifest, verify
 from leukemia_dl.errors import DataError
 
 HASH = "0" * 64
-HEADER = "sha256\tsize\tpath\n"
 IMAGE = "training_data/fold_1/all/UID_2_1_1_all.bmp"
 
 
@@ -27,13 +26,20 @@ def write(path: Path, text: str | bytes) -> Path:
     return path
 
 
-def listing(root: Path, manifest: Path, tabbed=True) -> Path:
+def listing(root: Path, manifest: Path) -> Path:
     """Write a manifest of all files below `root`."""
     rows = []
     for path in sorted(p for p in root.rglob("*") if p.is_file()):
         digest, name = hashlib.sha256(path.read_bytes()).hexdigest(), path.relative_to(root).as_posix()
-        rows.append(f"{digest}\t{path.stat().st_size}\t{name}" if tabbed else f"{digest}  {name}")
-    return write(manifest, (HEADER if tabbed else "") + "\n".join(rows) + "\n")
+        rows.append(f"{digest}  {name}")
+    return write(manifest, "\n".join(rows) + "\n")
+
+
+@pytest.fixture
+def published(c_nmc_manifest, tmp_path):
+    """The list of C-NMC 2019 as `sha256sum` writes it."""
+    lines = [line.split("\t") for line in (c_nmc_manifest / "sha256.tsv").read_text().splitlines()[1:]]
+    return write(tmp_path / "sha256.txt", "\n".join(f"{content}  {name}" for content, _, name in lines))
 
 
 @pytest.fixture
@@ -66,29 +72,28 @@ def statuses(report):
     return {path: (status, detail) for path, status, detail in wrong.to_numpy()}
 
 
-def test_the_manifest_of_c_nmc(c_nmc_manifest):
-    frame = read_manifest(c_nmc_manifest / "sha256.tsv")
-    assert list(frame) == ["path", "sha256", "size"]
+def test_the_manifest_of_c_nmc(published):
+    frame = read_manifest(published)
+    assert list(frame) == ["path", "sha256"]
     assert len(frame) == 15_115  # the images and the label CSV
     assert frame["path"].str.endswith(".bmp").sum() == 15_114
     assert frame["path"].is_unique
-    assert frame["size"].sum() > 9e9
     assert frame["sha256"].str.fullmatch("[0-9a-f]{64}").all()
 
 
 @pytest.mark.parametrize("level", [".", ".."])
-def test_the_real_sample_passes_at_any_level(c_nmc_sample, c_nmc_manifest, level):
+def test_the_real_sample_passes_at_any_level(c_nmc_sample, published, level):
     root = Path(os.path.normpath(c_nmc_sample / level))
-    report = verify(root, c_nmc_manifest / "sha256.tsv", partial=True, show_progress=False)
+    report = verify(root, published, partial=True, show_progress=False)
     assert report.ok
     assert report.counts == {"ok": 61, "missing": 15_054, "extra": 0, "changed": 0, "unreadable": 0}
     assert str(report) == f"OK: 61 ok, 15,054 missing in {c_nmc_sample.parent}"
-    whole = verify(root, c_nmc_manifest / "sha256.tsv", show_progress=False)
+    whole = verify(root, published, show_progress=False)
     assert not whole.ok
     assert "and 15,044 more" in str(whole)
 
 
-def test_what_is_wrong_with_real_files_is_named(copy, c_nmc_manifest):
+def test_what_is_wrong_with_real_files_is_named(copy, published):
     flipped, renamed = copy / IMAGE, copy / "training_data/fold_1/all/UID_2_1_2_all.bmp"
     short = copy / "training_data/fold_0/hem/UID_H6_1_1_hem.bmp"
     content = bytearray(flipped.read_bytes())
@@ -97,36 +102,34 @@ def test_what_is_wrong_with_real_files_is_named(copy, c_nmc_manifest):
     renamed.rename(renamed.with_name("UID_2_1_9_all.bmp"))
     with short.open("r+b") as file:
         file.truncate(608_000)
-    report = verify(copy, c_nmc_manifest / "sha256.tsv", partial=True, show_progress=False)
+    report = verify(copy, published, partial=True, show_progress=False)
     assert statuses(report) == {
-        f"C-NMC_Leukemia/{IMAGE}": ("changed", "same size, other content"),
-        "C-NMC_Leukemia/training_data/fold_0/hem/UID_H6_1_1_hem.bmp": ("changed", "608,000 bytes instead of 608,454"),
+        f"C-NMC_Leukemia/{IMAGE}": ("changed", ""),
+        "C-NMC_Leukemia/training_data/fold_0/hem/UID_H6_1_1_hem.bmp": ("changed", ""),
         "C-NMC_Leukemia/training_data/fold_1/all/UID_2_1_9_all.bmp": ("extra", ""),
     }
     assert not report.ok
     assert report.counts["ok"] == 58
     assert str(report).startswith("NOT OK: 58 ok, ")
-    assert f"changed    C-NMC_Leukemia/{IMAGE} (same size, other content)" in str(report)
+    assert f"changed    C-NMC_Leukemia/{IMAGE}" in str(report)
 
 
-@pytest.mark.parametrize("tabbed", [True, False])
-def test_both_formats(files, tmp_path, tabbed):
-    manifest = listing(files, tmp_path / "list.txt", tabbed)
+def test_the_root_is_the_folder_of_the_paths_or_the_one_above(files, tmp_path):
+    manifest = listing(files, tmp_path / "list.txt")
     assert verify(files, manifest).ok
     assert verify(files / "top", manifest).ok
     (files / "top" / "a" / "0.bmp").unlink()
     report = verify(files, manifest)
     assert (report.ok, report.counts["missing"]) == (False, 1)
     assert verify(files, manifest, partial=True).ok
-    assert set(report.files["status"]) < set(STATUSES)
+    assert set(report.files["status"]) < set(report.counts)
 
 
 def test_marks_of_windows_and_of_sha256sum_are_read(tmp_path):
-    text = f"\ufeff{HEADER}{HASH.replace('0', 'A')}\t3\t./a b/é.bmp\n\n".replace("\n", "\r\n")
-    assert read_manifest(write(tmp_path / "m", text)).to_numpy().tolist() == [["a b/é.bmp", "a" * 64, 3]]
-    frame = read_manifest(write(tmp_path / "m", f"{HASH} *a\n{HASH}  b"))
-    assert list(frame["path"]) == ["a", "b"]
-    assert frame["size"].isna().all()
+    text = f"\ufeff{HASH.replace('0', 'A')}  ./a b/é.bmp\n\n".replace("\n", "\r\n")
+    assert read_manifest(write(tmp_path / "m", text)).to_numpy().tolist() == [["a b/é.bmp", "a" * 64]]
+    frame = read_manifest(write(tmp_path / "m", f"{HASH} *a\n{HASH}  b".encode() + b"\xff"))
+    assert list(frame["path"]) == ["a", "b\udcff"]
 
 
 def test_extra_files_and_clutter(files, tmp_path):
@@ -187,14 +190,8 @@ def test_what_is_no_file_is_not_read(files, tmp_path):
     (files / "top/a/2.bmp").mkdir()
     (files / "top/b/1.bmp").symlink_to(files / "top/nothing")
     report = verify(files, manifest)
-    assert report.counts["missing"] == 1  # the link
-    without_sizes = listing(tmp_path, tmp_path / "hashes.txt", tabbed=False)
-    without_sizes.write_text(f"{HASH}  top/a/0.bmp\n{HASH}  top/a/2.bmp\n")
-    assert verify(files, without_sizes).counts["unreadable"] == 2
-    assert statuses(report) == {
-        "top/a/0.bmp": ("changed", "0 bytes instead of 100"),
-        "top/a/2.bmp": ("changed", f"{(files / 'top/a/2.bmp').stat().st_size:,} bytes instead of 100"),
-    }
+    assert report.counts == {"ok": 2, "missing": 1, "extra": 0, "changed": 0, "unreadable": 2}
+    assert statuses(report).keys() == {"top/a/0.bmp", "top/a/2.bmp"}
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no permissions of this kind")
@@ -215,7 +212,7 @@ def test_the_files_of_a_closed_folder_are_unreadable(root, mode):
         # The superuser may read everything: ask as somebody else.
         become = "os.setuid(65534)" if os.access(data / "top" / "closed", os.X_OK) or os.geteuid() == 0 else ""
         program = (
-            "import os, pandas, leukemia_dl.datasets.verify as module, leukemia_dl.datasets.cache\n"
+            "import os, pandas, encodings.utf_8_sig, leukemia_dl.datasets.verify as module\n"
             f"{become}\nos.environ['LEUKEMIA_DL_CACHE'] = {name!r}\n"
             f"print(module.verify({str(data / root)!r}, {str(manifest)!r}))"
         )
@@ -230,44 +227,26 @@ def test_the_files_of_a_closed_folder_are_unreadable(root, mode):
 @pytest.mark.parametrize(
     "path",
     ["/etc/passwd", "../a", "a/../../b", "a/..", "..", ".", "a\\b", "\\\\host\\a", "C:/a", "c:a", "a//b", "a/", "a/./b",
-     "a\x00b", "a\x1b[2J", "a\rb", "\x85"],
+     "a\x00b", "a\x1b[2J", "\x85"],
 )  # fmt: skip
-@pytest.mark.parametrize("tabbed", [True, False])
-def test_hostile_paths_are_refused(tmp_path, path, tabbed):
-    good = f"{HASH}\t1\tgood\n" if tabbed else f"{HASH}  good\n"
-    bad = f"{HASH}\t1\t{path}\n" if tabbed else f"{HASH}  {path}\n"
-    manifest = write(tmp_path / "m", (HEADER if tabbed else "") + good + bad)
-    with pytest.raises(DataError, match=f"line {2 + tabbed} is not allowed"):
+def test_hostile_paths_are_refused(tmp_path, path):
+    manifest = write(tmp_path / "m", f"{HASH}  good\n{HASH}  {path}\n")
+    with pytest.raises(DataError, match="line 2 is not allowed"):
         read_manifest(manifest)
 
 
 @pytest.mark.parametrize(
-    ("line", "message"),
-    [
-        (f"{HASH[1:]}\t1\ta", "line 2 is not allowed"),
-        (f"{HASH}0\t1\ta", "line 2 is not allowed"),
-        (f"{'g' * 64}\t1\ta", "line 2 is not allowed"),
-        (f"{HASH}\t-1\ta", "line 2 is not allowed"),
-        (f"{HASH}\t1.5\ta", "line 2 is not allowed"),
-        (f"{HASH}\t{'9' * 19}\ta", "line 2 is not allowed"),
-        (f"{HASH}\t１\ta", "line 2 is not allowed"),
-        (f"{HASH}\t1\t", "line 2 is not allowed"),
-        (f"{HASH}\t1", "line 2 is not allowed"),
-        (f"{HASH}\t1\ta\n{HASH}\t1\ta", "line 3 is not allowed"),
-        (f"{HASH}\t1\ta\n{HASH}\t1\t./a", "line 3 is not allowed"),
-        ("", "lists no files"),
-    ],
+    "line",
+    [f"{HASH[1:]}  a", f"{HASH}0  a", f"{'g' * 64}  a", f"{HASH}\t1\ta", f"{HASH}  ", HASH, f"{HASH}  first", "#"],
 )
-def test_malformed_lines_are_named(tmp_path, line, message):
-    with pytest.raises(DataError, match=message):
-        read_manifest(write(tmp_path / "m", HEADER + line + "\n"))
+def test_malformed_lines_are_named(tmp_path, line):
+    with pytest.raises(DataError, match="line 2 is not allowed"):
+        read_manifest(write(tmp_path / "m", f"{HASH}  first\n{line}\n"))
 
 
 def test_what_is_no_manifest(tmp_path):
-    with pytest.raises(DataError, match="text file in UTF-8"):
-        read_manifest(write(tmp_path / "m", HASH.encode() + b"  \xff\n"))
-    for path in (tmp_path, tmp_path / "none", "a\x00b"):
-        with pytest.raises(DataError, match="manifest"):
+    for path in (tmp_path, tmp_path / "none"):
+        with pytest.raises(OSError, match=str(path)):
             read_manifest(path)
 
 
@@ -278,7 +257,7 @@ def test_any_bytes_are_read_or_refused(tmp_path_factory, content):
         frame = read_manifest(path)
     except DataError:
         return
-    assert len(frame)
+    assert frame["path"].is_unique
 
 
 @given(st.text(st.characters(codec="utf-8", exclude_characters="\n"), min_size=1, max_size=20))
@@ -296,11 +275,9 @@ def test_no_path_that_is_read_leaves_the_root(tmp_path_factory, name):
 def test_the_root_is_checked(files, tmp_path):
     manifest = listing(files, tmp_path / "list.txt")
     (tmp_path / "x" / "y").mkdir(parents=True)
-    with pytest.raises(DataError, match="holds none of top"):
-        verify(tmp_path / "x" / "y", manifest)
-    for root in (manifest, tmp_path / "none"):
-        with pytest.raises(DataError, match="holds none of top"):
-            verify(root, manifest)
+    for root in (tmp_path / "x" / "y", manifest, tmp_path / "none"):
+        report = verify(root, manifest, partial=True)
+        assert (report.ok, report.counts["missing"]) == (False, 5)
     for arguments, name in (((None, None), "root"), ((files, None), "manifest"), ((5, manifest), "root")):
         with pytest.raises(DataError, match=f"{name}=(None|5) is no path that can be used"):
             verify(*arguments)

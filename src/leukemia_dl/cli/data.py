@@ -26,7 +26,7 @@ def audit(
     ] = None,
     safe_csv: options.SafeCsv = False,
 ) -> None:
-    """Look for damaged, odd, blank, identical and doubled images, thin classes, and counts that differ.
+    """Look for damaged, odd, blank, identical and doubled images, and counts that differ.
 
     The exit status is 0 without errors, 1 with some.
     """
@@ -57,7 +57,7 @@ def download(
 ) -> None:
     """Fetch a data set from Kaggle, unless it is there already, and check it."""
     from leukemia_dl.datasets import get_source
-    from leukemia_dl.datasets.download import download as fetch
+    from leukemia_dl.datasets.registry import download as fetch
 
     info = get_source(name).info
     typer.echo(f"{info.title}\nLicence: {info.licence}\nCite: {info.citation}")
@@ -67,7 +67,7 @@ def download(
 
 def verify(
     root: Annotated[Path, typer.Argument(help="Folder of the data set.", show_default=False)],
-    manifest: Annotated[Path, typer.Option(help="List of SHA-256, sizes and paths, or as sha256sum writes it.")],
+    manifest: Annotated[Path, typer.Option(help="List of SHA-256 and paths, as sha256sum writes it.")],
     partial: Annotated[bool, typer.Option("--partial", help="Only some of the files need to be there.")] = False,
 ) -> None:
     """Compare the files of a data set with a list of hashes; exit status 1 if any differs."""

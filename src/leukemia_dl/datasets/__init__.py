@@ -1,8 +1,4 @@
-"""Data sets: the sample table, its sources (one file each), synthetic cells, and splits that keep patients apart.
-
-A `Dataset` knows files and labels; pixels are made by `leukemia_dl.preprocess`, networks live in `leukemia_dl.models`.
-New sources are plugins: a module that yields `DatasetSource` records from the hook `leukemia_dl_datasets`.
-"""
+"""Data sets: the sample table, its sources (one file each), synthetic cells, and splits that keep patients apart."""
 
 from leukemia_dl.datasets.cache import cache_dir
 from leukemia_dl.datasets.dataset import Dataset

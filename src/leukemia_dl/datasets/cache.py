@@ -8,22 +8,20 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import os
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from leukemia_dl.atomic import remove_unfinished, sha256_of_file, write_file
-from leukemia_dl.errors import DataError, SettingsError
+from leukemia_dl.checks import real_number
+from leukemia_dl.errors import DataError
 from leukemia_dl.progress import parallel_map
-
-__all__ = [
-    "HASH_FILE", "array_hash", "cache_dir", "cache_limit", "cache_use", "file_hashes", "in_use", "make_room",
-    "tried_hashes", "user_path",
-]  # fmt: skip
 
 HASH_FILE = "hashes.json"
 _SETTLED_NS = 2_000_000_000  # a file that changes twice within a tick of the clock keeps its stamp
@@ -49,10 +47,7 @@ def cache_dir() -> Path:
 def cache_limit() -> float:
     """Return how many bytes decoded pixels and features may take: `LEUKEMIA_DL_CACHE_LIMIT` in GB, 20 by default."""
     text = os.environ.get("LEUKEMIA_DL_CACHE_LIMIT") or "20"
-    with contextlib.suppress(ValueError):
-        if (limit := float(text)) >= 0:
-            return limit * 1e9
-    raise SettingsError(f"LEUKEMIA_DL_CACHE_LIMIT is a size in GB, such as 20, or inf. Received: {text!r}.")
+    return real_number("LEUKEMIA_DL_CACHE_LIMIT", pd.to_numeric(text, errors="coerce"), 0, math.inf) * 1e9
 
 
 def cache_use() -> list[tuple[float, int, Path]]:
@@ -71,10 +66,9 @@ def in_use(path: Path) -> None:
 
 
 def make_room(path: Path, needed: int) -> None:
-    """Keep the cache within its limit when `needed` bytes are to be written to `path`; other folders have no limit.
+    """Delete files of the cache that were not used for longest, so that `needed` bytes fit at `path`, a place in it.
 
-    The least recently used files are deleted first, but none that was used within a day: another process may use it
-    again.
+    Files of the last day stay, since another process may use them again.
     """
     remove_unfinished(path.parent)
     kept = cache_use() if cache_dir() in path.parents else []
@@ -92,31 +86,23 @@ def array_hash(array: NDArray[np.uint8]) -> str:
     return hashlib.sha256(f"{array.shape}".encode() + array.tobytes()).hexdigest()
 
 
-def file_hashes(paths: list[str], show: bool = True) -> list[str]:
-    """Return the SHA-256 of files in order, as `tried_hashes`. Raises DataError for the first that cannot be read."""
-    found = tried_hashes(paths, show)
-    if error := next((content for content in found if isinstance(content, DataError)), None):
-        raise error
-    return [str(content) for content in found]
-
-
 def tried_hashes(paths: list[str], show: bool = True) -> list[str | DataError]:
     """Return the SHA-256 of files as 64 hexadecimal digits, in order; for a file that cannot be read, the error."""
     known, read = _known_hashes(), dict[str, list[Any]]()
 
     def hash_one(path: str) -> str | DataError:
         try:
-            stamp = _stamp(path)
+            status = Path(path).stat()
+            stamp = [status.st_size, status.st_mtime_ns, status.st_ctime_ns]  # no user can set the last one
             if known.get(path, [])[:3] == stamp:
                 return str(known[path][3])
-            content = sha256_of_file(Path(path))
-            if _stamp(path) != stamp:
-                raise OSError("it changes while it is read")
-            read[path] = [*stamp, content]
-            return content
+            read[path] = [*stamp, sha256_of_file(Path(path))]
+            return str(read[path][3])
         except (OSError, ValueError) as error:  # ValueError: a null character in the name
             reason = getattr(error, "strerror", None) or error
-            return DataError(f"Cannot read {path}: {reason}. Was it moved since the data set was loaded?")
+            problem = DataError(f"Cannot read {path}: {reason}. Was it moved since the data set was loaded?")
+            problem.__cause__ = error
+            return problem
 
     found = parallel_map(hash_one, paths, "Hashing files", show=show)
     settled = time.time_ns() - _SETTLED_NS
@@ -126,15 +112,7 @@ def tried_hashes(paths: list[str], show: bool = True) -> list[str | DataError]:
     return found
 
 
-def _stamp(path: str) -> list[int]:
-    """Return size, and the times of the last change of the content and of the entry, which no user can set."""
-    status = Path(path).stat()
-    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
-
-
 def _known_hashes() -> dict[str, list[Any]]:
-    with contextlib.suppress(OSError, ValueError):
-        known = json.loads((cache_dir() / HASH_FILE).read_bytes())
-        if isinstance(known, dict) and all(isinstance(entry, list) and len(entry) == 4 for entry in known.values()):
-            return known
+    with contextlib.suppress(OSError, TypeError, ValueError):
+        return dict(json.loads((cache_dir() / HASH_FILE).read_bytes()))
     return {}

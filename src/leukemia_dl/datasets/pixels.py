@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
-import itertools
-import logging
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib import metadata
@@ -21,15 +17,13 @@ from leukemia_dl.atomic import new_file, sha256_of_file
 from leukemia_dl.datasets.cache import array_hash, cache_dir, in_use, make_room, user_path
 from leukemia_dl.datasets.table import DatasetInfo
 from leukemia_dl.errors import DataError, ImageError, SettingsError, StoreError
-from leukemia_dl.preprocess import Pipeline, Step
+from leukemia_dl.preprocess import Pipeline
 from leukemia_dl.progress import parallel_map, process_map
 
 __all__ = ["PixelStore", "decode_all"]
 
-_CHUNK = 32
 _FEW = 1_000  # below this, starting processes takes longer than it saves
 _NAMED = 10
-_log = logging.getLogger(__name__)
 
 
 class Images(Protocol):
@@ -68,87 +62,47 @@ class PixelStore:
     def open(
         cls, dataset: Images, pipeline: Pipeline, folder: str | Path | None = None, show_progress: bool = True
     ) -> PixelStore:
-        """Return the store of a data set and a pipeline; build it if it is not there.
+        """Return the store of a `dataset` and a `pipeline`; build it if it is not there. It is absent or complete.
 
-        It is found by the contents of the files and the pipeline. It is absent or complete at any moment.
-
-        Args:
-            dataset: The data set.
-            pipeline: All its steps fitted, its result of one size.
-            folder: The folder of all stores; None for `pixels` in the cache folder (`LEUKEMIA_DL_CACHE`).
-            show_progress: Whether to show progress.
-
-        Raises:
-            ImageError: If files cannot be decoded; one error names up to ten of them.
-            SettingsError: If the pipeline has to be fitted, or gives images of different sizes.
-            StoreError: If the folder cannot be written. Nothing is left behind.
-            DataError: If a file or array has changed since the data set was made.
+        The pipeline is fitted and its results have one size. `folder` is that of all stores, None for `pixels` in the
+        cache folder. `show_progress` shows a bar. Raises ImageError with up to ten files that cannot be decoded,
+        StoreError if the folder cannot be written, DataError if a file or array has changed since the data set was
+        made, and SettingsError for another pipeline.
         """
         size = pipeline.output_size
         if size is None or not pipeline.is_fitted:
-            why = "be fitted first" if size is not None else "end in Resize(size), so that all images get one size"
-            raise SettingsError(f"For a pixel store a pipeline must {why}. Received: {pipeline!r}.")
+            raise SettingsError(f"A pixel store takes a fitted pipeline that ends in Resize. Received: {pipeline}.")
         contents, first, rows = np.unique(np.array(dataset.content_hashes), return_index=True, return_inverse=True)
         # Another version may decode or resize otherwise.
         versions = [metadata.version(name) for name in ("leukemia-dl", "pillow", "numpy")]
-        key = [pipeline.to_dict(), [_code(step) for step in pipeline.steps], versions, size, contents.tolist()]
-        base = cache_dir() / "pixels" if folder is None else user_path(folder)
-        path, shape = base / f"{identity.digest(key)[:24]}.npy", (len(contents), size, size, 3)
-        images = _mapped(path, shape)
-        if images is None:
-            needed = len(contents) * size * size * 3
+        key = identity.digest([pipeline.to_dict(), versions, size, contents.tolist()])
+        path = (cache_dir() / "pixels" if folder is None else user_path(folder)) / f"{key[:24]}.npy"
+        shape = (len(contents), size, size, 3)
+        if not path.exists():
             try:
-                make_room(path, needed)
+                make_room(path, int(np.prod(shape)))
                 with new_file(path) as file:
                     _fill(file, shape, dataset, first, pipeline, show_progress)
-                images = np.load(path, mmap_mode="r", allow_pickle=False)
             except OSError as error:
-                raise StoreError(
-                    f"The decoded pixels ({needed / 1e9:.2f} GB) cannot be written to {base}: "
-                    f"{error.strerror or error}. Free some space (`leukemia-dl cache clear`), or set LEUKEMIA_DL_CACHE "
-                    "to a folder on another disk."
-                ) from error
-        in_use(path)
-        return cls(path, images, rows.astype(np.int64))
+                reason = f"{error.strerror or error}. Free some space, or set LEUKEMIA_DL_CACHE"
+                raise StoreError(f"The decoded pixels cannot be written to {path.parent}: {reason}.") from error
+        return _opened(path, rows.astype(np.int64))
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Another process maps the same file, instead of being sent its content.
-        return _reopened, (self.path, self.rows)
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """(n, size, size, 3)."""
-        return (len(self), *self.images.shape[1:])
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """uint8."""
-        return self.images.dtype
+        return _opened, (self.path, self.rows)
 
     def __getitem__(self, rows: Any) -> NDArray[np.uint8]:
         """Return the pixels of `rows` of the data set, as numpy indexing does: uint8, in memory and writable."""
         return np.array(self.images[self.rows[rows]])
 
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
-        return np.asarray(self[:], dtype=dtype)
 
-    def __repr__(self) -> str:
-        size = self.images.shape[1]
-        return f"<PixelStore of {len(self):,} images of {size} x {size} pixels in {self.path}>"
-
-
-def _reopened(path: Path, rows: NDArray[np.int64]) -> PixelStore:
+def _opened(path: Path, rows: NDArray[np.int64]) -> PixelStore:
     in_use(path)
-    try:
-        return PixelStore(path, np.load(path, mmap_mode="r", allow_pickle=False), rows)
-    except OSError as error:
-        raise StoreError(
-            f"The pixel store {path} is not to be seen here ({error.strerror or error}): processes on other machines "
-            "need the same folders, or the pixels sent to them."
-        ) from error
+    return PixelStore(path, np.load(path, mmap_mode="r"), rows)
 
 
 def decode_all(dataset: Images, pipeline: Pipeline, show_progress: bool = True) -> NDArray[np.uint8]:
@@ -168,27 +122,8 @@ def decode_all(dataset: Images, pipeline: Pipeline, show_progress: bool = True) 
     return pixels
 
 
-def _mapped(path: Path, shape: tuple[int, ...]) -> NDArray[np.uint8] | None:
-    """Return the pixels of a file; None if there is none, or a damaged one."""
-    if not path.exists():
-        return None
-    try:
-        images: NDArray[np.uint8] = np.load(path, mmap_mode="r", allow_pickle=False)
-        if images.dtype == np.uint8 and images.shape == shape:
-            return images
-    except Exception as error:  # of damaged files: numpy's reader of headers raises MemoryError and TokenError too
-        _log.debug("%s: %s", path, error)
-    _log.warning("The pixel store %s is damaged, and is built again", path)
-    return None
-
-
 def _fill(
-    file: BinaryIO,
-    shape: tuple[int, ...],
-    dataset: Images,
-    first: NDArray[np.int64],
-    pipeline: Pipeline,
-    show_progress: bool,
+    file: BinaryIO, shape: tuple[int, ...], dataset: Images, first: NDArray[np.int64], pipeline: Pipeline, show: bool
 ) -> None:
     """Write the pixels of the rows `first` into the file, in order."""
     np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
@@ -205,65 +140,36 @@ def _fill(
         file.seek(position)
         file.write(_fitting(pipeline(image), shape[1:]).tobytes())
     file.flush()
-    chunks = [jobs[i : i + _CHUNK] for i in range(0, len(jobs), _CHUNK)]
     run = process_map if len(jobs) >= _FEW else parallel_map
-    write = partial(_write_pixels, file.name, shape[1:], pipeline)
-    found = run(write, chunks, f"Reading images, {_CHUNK} at a time", show=show_progress)
-    texts = itertools.chain.from_iterable(found)
-    problems = {content: (path, text) for (_, path, content), text in zip(jobs, texts, strict=True)}
-    each = [problems.get(content, ("", "")) for content in dataset.content_hashes]
-    # Copies of a bad file are bad too, and named.
-    _refuse([text and text.replace(named, str(path)) for (named, text), path in zip(each, paths, strict=True)])
+    _refuse(run(partial(_write_pixels, file.name, shape[1:], pipeline), jobs, "Reading images", show=show))
 
 
-def _write_pixels(
-    name: str, shape: tuple[int, ...], pipeline: Pipeline, jobs: Sequence[tuple[int, str, str]]
-) -> list[str]:
-    """Write the pixels of some files, each at its position; return an error or nothing for each of the files."""
-    problems = []
+def _write_pixels(name: str, shape: tuple[int, ...], pipeline: Pipeline, job: tuple[int, str, str]) -> str:
+    """Write the pixels of a file at their position in the file `name`; return why they cannot be read, or ""."""
+    position, path, content = job
+    try:
+        image, found = pipeline.load(path), sha256_of_file(Path(path))
+    except (ImageError, OSError) as error:
+        return str(error)
+    if found != content:
+        raise DataError(f"{path} has changed since the data set was loaded. Load the data set again.")
     with Path(name).open("r+b") as file:
-        for position, path, content in jobs:
-            try:
-                image, found, problem = pipeline.load(path), sha256_of_file(Path(path)), ""
-            except (ImageError, OSError) as error:
-                problem = str(error)
-            problems.append(problem)
-            if problem:
-                continue
-            if found != content:
-                raise DataError(f"{path} has changed since the data set was loaded. Load the data set again.")
-            file.seek(position)
-            file.write(_fitting(image, shape).tobytes())
-    return problems
+        file.seek(position)
+        file.write(_fitting(image, shape).tobytes())
+    return ""
 
 
 def _fitting(image: NDArray[np.uint8], shape: tuple[int, ...]) -> NDArray[np.uint8]:
     """Return an image if it has the expected shape; numpy would stretch one of a single pixel."""
     if image.shape != shape:
         found, wanted = (f"{height} x {width}" for height, width, _ in (image.shape, shape))
-        raise SettingsError(
-            f"The pipeline gives images of {found} and {wanted} pixels: let it end in Resize(size), or let the steps "
-            "after it state their size by size_after()."
-        )
+        raise SettingsError(f"The pipeline gives images of {found} and {wanted} pixels: let it end in Resize(size).")
     return image
-
-
-def _code(step: Step) -> str | None:
-    """Return the code of a custom step: an edited one makes other pixels under the same name."""
-    kind = type(step)
-    if kind.__module__.startswith("leukemia_dl."):
-        return None
-    try:
-        return inspect.getsource(kind)
-    except (OSError, TypeError):  # typed at a prompt
-        codes = [value.__code__ for value in vars(kind).values() if hasattr(value, "__code__")]
-        return repr([(code.co_code, code.co_consts, code.co_names) for code in codes])
 
 
 def _refuse(found: list[str]) -> None:
     """Raise ImageError if some of the texts, one per image, name a problem."""
-    problems = [text for text in found if text]
-    if problems:
+    if problems := [text for text in found if text]:
         more = f"\n  and {len(problems) - _NAMED:,} more" if len(problems) > _NAMED else ""
         raise ImageError(
             f"{len(problems):,} of {len(found):,} images cannot be read. Replace these files or leave them out "

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -14,22 +16,45 @@ from leukemia_dl import identity
 from leukemia_dl.checks import flag, whole_number
 from leukemia_dl.datasets.dataset import Dataset
 from leukemia_dl.errors import SettingsError, SplitError, unknown_name_error
-from leukemia_dl.identity import whole_numbers
-
-__all__ = [
-    "CONTENT_DISJOINT", "GROUP_DISJOINT", "PROTOCOLS", "TEST_IS_NOT_VAL", "Split", "default_protocol", "make_splits",
-]  # fmt: skip
 
 GROUP_DISJOINT, CONTENT_DISJOINT, TEST_IS_NOT_VAL = "group-disjoint", "content-disjoint", "test-is-not-val"
 FEW_GROUPS = 5  # with fewer of a class a side is flagged: its figures depend on a handful of patients
 IntArray = NDArray[np.int64]
+_Draws = dict[int | None, tuple[IntArray, IntArray, IntArray | None]]  # fold: train, test, val
 _WAYS_OUT = (
-    "Where a table with the columns path, label and `subject` (Dataset.from_csv; command line: --dataset csv) says the "
-    'patient of each image, choose protocol="kfold" or "holdout" (--protocol kfold); where there are sides train and '
-    'test, protocol="fixed" (--protocol fixed). Or accept images of one patient on several sides: '
-    'protocol="random", allow_leakage=True (command line: --protocol random --allow-leakage).'
+    'With a column `subject` (Dataset.from_csv) take protocol="kfold" or "holdout", with sides train and test "fixed". '
+    'Or accept a patient on several sides: protocol="random", allow_leakage=True (--protocol random --allow-leakage).'
 )
-_Draw = tuple[int | None, IntArray, IntArray, IntArray | None]  # fold, train, test, val; val None: drawn from train
+_NEEDS = {
+    "folds": "at least two folds that the authors of a data set give (a column `fold`)",
+    "patients": "to know the patient of each image",
+    "preliminary": "the training part and labelled preliminary images, as in all of C-NMC 2019",
+    "sides": "the sides that a data set comes with (its folders, or a column `split`), at least train and test",
+}
+
+
+class Protocol(NamedTuple):
+    """One row of the table of protocols."""
+
+    test: str  # the test sides: official folds, the preliminary set, drawn folds, a drawn side, or the given sides
+    needs: tuple[str, ...] = ()  # keys of `_NEEDS`
+    guaranteed: tuple[str, ...] = ()  # enforced by dropping training images whose unit is on the test side
+    folds: bool = False
+    val_is_test: bool = False
+
+
+_BOTH = (GROUP_DISJOINT, CONTENT_DISJOINT)
+PROTOCOLS = {
+    "official": Protocol("official", ("folds", "patients"), folds=True),
+    "official_clean": Protocol("official", ("folds", "patients"), _BOTH, folds=True),
+    "preliminary": Protocol("preliminary", ("patients", "preliminary"), _BOTH),
+    "kfold": Protocol("kfold", ("patients",), _BOTH, folds=True),
+    "holdout": Protocol("holdout", ("patients",), _BOTH),
+    "fixed": Protocol("fixed", ("sides",)),
+    "random": Protocol("holdout", (), (CONTENT_DISJOINT,)),
+    "published_v1": Protocol("official", ("folds", "patients"), folds=True, val_is_test=True),
+}
+"""The protocols by their names; `make_splits` explains them."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -43,10 +68,10 @@ class Split:
         val: Row numbers that are watched, and never trained on.
         test: Row numbers that are looked at once.
         guarantees: Properties that were verified: `"group-disjoint"` (no group, so no patient, on two sides),
-            `"content-disjoint"` (no two sides share a byte-identical file), `"test-is-not-val"`.
+            `"content-disjoint"` (no identical files on two sides), `"test-is-not-val"`.
         dropped: Training images left out because their group, or their content, is on the test side.
-        leaked: How many images outside the test side share, with another side, an identical file (`files`), a
-            known cell (`cells`, identical files included), a group (`groups`; None if the groups are not known).
+        leaked: How many images outside the test side share an identical file (`files`), a known cell or such a file
+            (`cells`), or a group (`groups`; None if not known) with another side.
         flags: Notes for readers of the results, such as a side with few patients.
         digest: SHA-256 of sample ids and sides, whatever the order of the rows.
     """
@@ -74,18 +99,14 @@ class Split:
 
 
 def make_splits(
-    dataset: Dataset,
-    protocol: str | None = None,
-    folds: Sequence[int] | str | None = None,
-    seed: int = 0,
-    allow_leakage: bool = False,
-    n_folds: int | None = None,
-    n_repeats: int = 1,
-) -> list[Split]:
-    """Split a data set. The same seed and table give the same splits, whatever the order of the rows.
+    dataset: Dataset, protocol: str | None = None, folds: Sequence[int] | str | None = None, seed: int = 0,
+    allow_leakage: bool = False, n_folds: int | None = None, n_repeats: int = 1,
+) -> list[Split]:  # fmt: skip
+    """Return the splits of a data set: a `Split` per fold, or one whose `fold` is None for a protocol without folds.
 
-    Protocols, on labelled samples only; C-NMC's preliminary images enter only `preliminary`, its final ones none.
-    Sides that a data set gives count for `fixed` alone. On official folds, samples without a fold are left out.
+    The same seed and table give the same splits, whatever the order of the rows. UnknownNameError or SettingsError for
+    a wrong argument, SplitError if the data set lacks what a protocol needs. Protocols, on labelled samples
+    only (C-NMC's preliminary images enter only `preliminary`, its final ones none):
 
     - `official`: each official fold as test side in turn, as published, also where linked patients are separated.
     - `official_clean`: the same, without the training images of a group that is on the test side.
@@ -107,50 +128,32 @@ def make_splits(
         allow_leakage: Needed for `random`.
         n_folds: Number of folds to draw, for `kfold` only.
         n_repeats: How often to draw them anew, for `kfold` only; fold numbers go on.
-
-    Returns:
-        A `Split` per fold, in the order of `folds`; one, whose `fold` is None, for a protocol without folds.
-
-    Raises:
-        UnknownNameError, SettingsError: For an unknown protocol, or a setting that it does not take.
-        SplitError: If the data set lacks subjects, folds, sides or groups that the protocol needs.
     """
     seed = whole_number("seed", seed)
     protocol = default_protocol(dataset) if protocol is None else protocol
-    if not isinstance(protocol, str) or protocol not in PROTOCOLS:
+    if protocol not in list(PROTOCOLS):
         raise unknown_name_error("protocol", protocol, PROTOCOLS)
     if protocol != "kfold" and (n_folds is not None or n_repeats != 1):
-        raise SettingsError(
-            f"n_folds and n_repeats are for protocol='kfold'. Received: {n_folds=}, {n_repeats=} with {protocol!r}."
-        )
+        raise SettingsError(f"n_folds and n_repeats are for protocol='kfold'. Received: {n_folds=}, {n_repeats=}.")
     n_folds = None if n_folds is None else whole_number("n_folds", n_folds, 2)
-    n_repeats = whole_number("n_repeats", n_repeats, 1)
     if not flag("allow_leakage", allow_leakage) and protocol == "random":
         raise SplitError(
             "Protocol 'random' puts images of one patient on several sides: results look better than they are. If you "
             "accept that, add allow_leakage=True (command line: --allow-leakage); 'kfold' keeps patients apart."
         )
-    context, rules = SplitContext(dataset, protocol, seed, n_folds, n_repeats), PROTOCOLS[protocol]
-    for need in rules.needs:
-        if not context.has[need]:
-            raise SplitError(f"Protocol {protocol!r} needs {_NEEDS[need]}. {context.facts} {_WAYS_OUT}")
-    drawn = {draw[0]: draw for draw in rules.draw(context)}
-    if folds is None and "folds" in rules.needs and dataset.info.test_fold in drawn:
-        return [_checked(context, *drawn[dataset.info.test_fold])]
-    return [_checked(context, *drawn[fold]) for fold in _chosen(protocol, folds, list(drawn))]
-
-
-def _chosen(protocol: str, folds: Sequence[int] | str | None, there: list[int | None]) -> Sequence[int | None]:
-    wanted = whole_numbers(folds)
-    if folds is None or (isinstance(folds, str) and folds == "all") or (there == [None] and wanted == []):
-        return there
-    if there == [None]:
-        raise SettingsError(f"Protocol {protocol!r} has no folds: leave `folds` out. Received: {folds!r}.")
-    if not wanted or len(set(wanted)) != len(wanted) or not set(wanted) <= set(there):
-        raise SettingsError(
-            f'`folds` is "all" or some of {", ".join(map(str, there))}, each once. Received: {folds!r}.'
-        )
-    return wanted
+    context, needs = SplitContext(dataset, protocol, seed), PROTOCOLS[protocol].needs
+    if missing := [need for need in needs if not context.has[need]]:
+        raise SplitError(f"Protocol {protocol!r} needs {_NEEDS[missing[0]]}. {context.facts} {_WAYS_OUT}")
+    drawn = _draw(context, n_folds, whole_number("n_repeats", n_repeats, 1))
+    chosen: list[int | None] = list(drawn)
+    if folds is None and "folds" in needs and dataset.info.test_fold in drawn:
+        chosen = [dataset.info.test_fold]
+    elif folds is not None and not (isinstance(folds, str) and folds == "all"):
+        chosen = list(identity.whole_numbers(folds) or [])
+        if not chosen or len(set(chosen) & set(drawn)) != len(chosen):
+            there = ", ".join(str(fold) for fold in drawn if fold is not None) or "none"
+            raise SettingsError(f'`folds` is "all" or some of {there}, each once. Received: {folds!r}.')
+    return [_checked(context, fold, *drawn[fold]) for fold in chosen]
 
 
 def default_protocol(dataset: Dataset) -> str:
@@ -165,11 +168,8 @@ def default_protocol(dataset: Dataset) -> str:
 class SplitContext:
     """The labelled rows that a protocol may use, sorted by sample id, so that nothing depends on the rows' order."""
 
-    def __init__(
-        self, dataset: Dataset, protocol: str, seed: int = 0, n_folds: int | None = None, n_repeats: int = 1
-    ) -> None:
-        self.name, self.class_names = dataset.info.name, dataset.class_names
-        self.protocol, self.seed, self.n_folds, self.n_repeats = protocol, seed, n_folds, n_repeats
+    def __init__(self, dataset: Dataset, protocol: str, seed: int = 0) -> None:
+        self.name, self.class_names, self.protocol, self.seed = dataset.info.name, dataset.class_names, protocol, seed
         table = dataset.table.assign(row=np.arange(len(dataset)), label=dataset.labels, content=dataset.content_hashes)
         outside = ["final"] if protocol == "preliminary" else ["final", "preliminary"]
         table = table[(table["label"] >= 0) & ~table["split"].isin(outside).fillna(False).astype(bool)]
@@ -182,21 +182,17 @@ class SplitContext:
         self.fold = self.table["fold"].to_numpy(np.float64, na_value=np.nan)
         self.given = self.table["split"].fillna("").to_numpy(object)
         self.folds = sorted(int(fold) for fold in self.table["fold"].dropna().unique())
-        self.has = {
-            "folds": len(self.folds) > 1,
-            "patients": self.unknown == 0,
-            "preliminary": set(self.given) > {"preliminary"},
-            "sides": set(self.given) >= {"train", "test"},
-        }
-        self.facts = (
-            f"Of the {len(self.table):,} labelled samples of {self.name!r} {self.unknown:,} have no subject; their "
-            f"folds: {self.folds or 'none'}; their sides: {sorted(set(self.given) - {''}) or 'none'}."
-        )
+        sides = set(self.given)
+        self.has = {"folds": len(self.folds) > 1, "patients": self.unknown == 0}
+        self.has |= {"preliminary": sides > {"preliminary"}, "sides": sides >= {"train", "test"}}
+        self.facts = f"Of the {len(self.table):,} labelled samples of {self.name!r} {self.unknown:,} have no subject; "
+        self.facts += f"their folds: {self.folds or 'none'}; their sides: {sorted(sides - {''}) or 'none'}."
         alone = " " + self.table["sample"]
         # Equal numbers: byte-identical files; files that are known to show one cell; images of a group.
-        columns = {name: self.table[name].fillna(alone).astype(object) for name in ("content", "same_cell", "group")}
-        self.contents, cells, self.groups = (pd.factorize(column, sort=True)[0] for column in columns.values())
+        columns = (self.table[name].fillna(alone).astype(object) for name in ("content", "same_cell", "group"))
+        self.contents, cells, self.groups = (pd.factorize(column, sort=True)[0] for column in columns)
         self.cells = _components(self.contents, cells)
+        self.codes = (self.contents, self.cells, self.groups)
         # Images that are never separated: groups, joined where they share files or cells; else identical files.
         by_content = protocol == "random" or self.unknown == len(self.table)
         self.units = self.contents if by_content else _components(self.groups, self.cells)
@@ -208,15 +204,14 @@ class SplitContext:
         return np.bincount(pairs["label"], minlength=len(self.class_names)).astype(np.int64)
 
     def require_units(self, positions: IntArray, needed: int) -> None:
-        """Raise unless each class has `needed` units among some positions."""
+        """Raise SplitError unless each class has `needed` units among some positions."""
         counts = self.units_per_class(positions)
         worst = int(counts.argmin())
         if counts[worst] < needed:
             unit = "different images" if self.units is self.contents else "groups that share no file or cell"
             raise SplitError(
                 f"Protocol {self.protocol!r} needs at least {needed} {unit} of each class among {len(positions):,} "
-                f"images of {self.name!r} that it divides: there are {counts[worst]} of {self.class_names[worst]!r}. "
-                "Add images, choose another protocol, or leave the class out (Dataset.subset with class_names)."
+                f"images: there are {counts[worst]} of {self.class_names[worst]!r}. Add images, or leave the class out."
             )
 
     def parts(self, positions: IntArray, n: int, *names: str | int) -> list[tuple[IntArray, IntArray]]:
@@ -246,69 +241,25 @@ class SplitContext:
         return max(cuts, key=lambda cut: min(FEW_GROUPS, *(self.units_per_class(side).min() for side in cut)))
 
 
-def _official(context: SplitContext) -> Iterator[_Draw]:
-    for fold in context.folds:
-        testing = context.fold == fold
-        yield fold, np.flatnonzero(~testing & ~np.isnan(context.fold)), np.flatnonzero(testing), None
-
-
-def _preliminary(context: SplitContext) -> Iterator[_Draw]:
-    testing = context.given == "preliminary"
-    yield None, np.flatnonzero(~testing), np.flatnonzero(testing), None
-
-
-def _kfold(context: SplitContext) -> Iterator[_Draw]:
-    fewest = int(context.units_per_class(context.everything).min())
-    n = context.n_folds or (5 if fewest >= 5 * FEW_GROUPS else 3)
-    context.require_units(context.everything, max(n, 3))
-    for repeat in range(context.n_repeats):
-        names = ("test", repeat) if repeat else ("test",)
-        for fold, (train, test) in enumerate(context.parts(context.everything, n, *names)):
-            yield repeat * n + fold, train, test, None
-
-
-def _holdout(context: SplitContext) -> Iterator[_Draw]:
-    context.require_units(context.everything, 3)
-    yield None, *context.holdout(context.everything, "test"), None
-
-
-def _fixed(context: SplitContext) -> Iterator[_Draw]:
-    train, val, test = (np.flatnonzero(context.given == side) for side in ("train", "val", "test"))
-    yield None, train, test, val if len(val) else None
-
-
-_NEEDS = {
-    "folds": "at least two folds that the authors of a data set give (a column `fold`)",
-    "patients": "to know the patient of each image",
-    "preliminary": "the training part and labelled preliminary images, as in all of C-NMC 2019",
-    "sides": "the sides that a data set comes with (its folders, or a column `split`), at least train and test",
-}
-
-
-@dataclass(frozen=True)
-class Protocol:
-    """One row of the table of protocols."""
-
-    draw: Callable[[SplitContext], Iterator[_Draw]]
-    needs: tuple[str, ...] = ()  # keys of `_NEEDS`
-    guaranteed: tuple[str, ...] = ()  # enforced by dropping training images whose unit is on the test side
-    folds: bool = False
-    val_is_test: bool = False
-
-
-_BOTH = (GROUP_DISJOINT, CONTENT_DISJOINT)
-_FOLDS = ("folds", "patients")
-PROTOCOLS = {
-    "official": Protocol(_official, _FOLDS, folds=True),
-    "official_clean": Protocol(_official, _FOLDS, _BOTH, folds=True),
-    "preliminary": Protocol(_preliminary, ("patients", "preliminary"), _BOTH),
-    "kfold": Protocol(_kfold, ("patients",), _BOTH, folds=True),
-    "holdout": Protocol(_holdout, ("patients",), _BOTH),
-    "fixed": Protocol(_fixed, ("sides",)),
-    "random": Protocol(_holdout, (), (CONTENT_DISJOINT,)),
-    "published_v1": Protocol(_official, _FOLDS, folds=True, val_is_test=True),
-}
-"""The protocols by their names; `make_splits` explains them."""
+def _draw(context: SplitContext, n_folds: int | None, n_repeats: int) -> _Draws:
+    """Return (train, test, val) of each fold before anything is dropped; val None: it is drawn from train later."""
+    kind, everything, given = PROTOCOLS[context.protocol].test, context.everything, context.given
+    if kind == "official":
+        inside = everything[~np.isnan(context.fold)]
+        of = context.fold[inside]
+        return {fold: (inside[of != fold], inside[of == fold], None) for fold in context.folds}
+    if kind == "fixed":
+        train, val, test = (everything[given == side] for side in ("train", "val", "test"))
+        return {None: (train, test, val if len(val) else None)}
+    if kind == "preliminary":
+        return {None: (everything[given != kind], everything[given == kind], None)}
+    n = n_folds or (5 if context.units_per_class(everything).min() >= 5 * FEW_GROUPS else 3)
+    context.require_units(everything, max(n, 3) if kind == "kfold" else 3)
+    if kind == "holdout":
+        return {None: (*context.holdout(everything, "test"), None)}
+    names = [("test", repeat) if repeat else ("test",) for repeat in range(n_repeats)]
+    cuts = itertools.chain.from_iterable(context.parts(everything, n, *of_repeat) for of_repeat in names)
+    return {fold: (*cut, None) for fold, cut in enumerate(cuts)}
 
 
 def _checked(context: SplitContext, fold: int | None, drawn: IntArray, test: IntArray, val: IntArray | None) -> Split:
@@ -323,14 +274,10 @@ def _checked(context: SplitContext, fold: int | None, drawn: IntArray, test: Int
         train, val = context.holdout(train, "val", -1 if fold is None else fold)
     sides = {"train": train, "val": val, "test": test}
     counts = _count(context, sides, fold)
-    pairs = [("train", "val"), ("train", "test"), ("val", "test")][: 2 if rules.val_is_test else 3]
-    files, cells, groups = (_shared(c, sides, pairs) for c in (context.contents, context.cells, context.groups))
+    files, cells, groups = (_shared(codes, sides, rules.val_is_test) for codes in context.codes)
     known = context.unknown < len(context.table)
-    held = {
-        CONTENT_DISJOINT: not files,
-        GROUP_DISJOINT: not groups and not context.unknown,
-        TEST_IS_NOT_VAL: not rules.val_is_test,
-    }
+    held = {CONTENT_DISJOINT: not files, GROUP_DISJOINT: not groups and not context.unknown}
+    held |= {TEST_IS_NOT_VAL: not rules.val_is_test}
     if broken := [name for name in rules.guaranteed if not held[name]]:
         raise SplitError(f"Protocol {context.protocol!r} made a split that is not {broken[0]}: please report this.")
     unused = len(np.setdiff1d(context.everything, np.concatenate([drawn, test, val])))
@@ -346,23 +293,16 @@ def _checked(context: SplitContext, fold: int | None, drawn: IntArray, test: Int
     }
     flags = [note for note, holds in notes.items() if holds]
     if not context.unknown:
-        few = counts[counts["groups"] < FEW_GROUPS].reset_index().to_dict("records")
-        flags += [f"{row['side']}: few groups of class {row['class']} ({row['groups']})" for row in few]
-    samples, of_context = context.table["sample"], context.table["row"].to_numpy(np.int64)
-    rows = {side: np.sort(of_context[positions]) for side, positions in sides.items()}
+        few = counts.loc[counts["groups"] < FEW_GROUPS, "groups"].items()
+        flags += [f"{side}: few groups of class {name} ({number})" for (side, name), number in few]
+    samples, numbers = context.table["sample"], context.table["row"].to_numpy(np.int64)
+    rows = {side: np.sort(numbers[positions]) for side, positions in sides.items()}
     for of_side in rows.values():
         of_side.flags.writeable = False
-    return Split(
-        context.protocol,
-        fold,
-        **rows,
-        guarantees=tuple(name for name, holds in held.items() if holds),
-        dropped=dropped,
-        leaked={"files": files, "cells": cells, "groups": groups if known else None},
-        flags=tuple(flags),
-        digest=identity.digest({side: sorted(samples[positions]) for side, positions in sides.items()}),
-        _counts=counts,
-    )
+    leaked = {"files": files, "cells": cells, "groups": groups if known else None}
+    digest = identity.digest({side: sorted(samples[positions]) for side, positions in sides.items()})
+    guarantees = tuple(name for name, holds in held.items() if holds)
+    return Split(context.protocol, fold, *rows.values(), guarantees, dropped, leaked, tuple(flags), digest, counts)
 
 
 def _count(context: SplitContext, sides: dict[str, IntArray], fold: int | None) -> pd.DataFrame:
@@ -371,19 +311,18 @@ def _count(context: SplitContext, sides: dict[str, IntArray], fold: int | None) 
     groups = [context.units_per_class(positions, context.groups) for positions in sides.values()]
     index = pd.MultiIndex.from_product([sides, context.class_names], names=["side", "class"])
     counts = pd.DataFrame({"images": np.concatenate(images), "groups": np.concatenate(groups)}, index)
-    for empty in counts[counts["images"] == 0].reset_index().to_dict("records"):
+    for side, name in counts.index[counts["images"] == 0]:
         raise SplitError(
-            f"Protocol {context.protocol!r}{'' if fold is None else f' (fold {fold})'} leaves the {empty['side']} side "
-            f"of {context.name!r} without images of class {empty['class']!r}. Add images or subjects of it, choose "
-            "another fold or protocol, or leave the class out (Dataset.subset with class_names)."
+            f"Protocol {context.protocol!r}{'' if fold is None else f' (fold {fold})'} leaves the {side} side of "
+            f"{context.name!r} without images of class {name!r}. Add some, choose another fold, or leave the class out."
         )
     return counts
 
 
-def _shared(codes: IntArray, sides: dict[str, IntArray], pairs: list[tuple[str, str]]) -> int:
-    """Count the images, outside the test side, whose code is on another side too."""
-    shared = [sides[one][np.isin(codes[sides[one]], codes[sides[two]])] for one, two in pairs]
-    return len(np.unique(np.concatenate(shared)))
+def _shared(codes: IntArray, sides: dict[str, IntArray], val_is_test: bool) -> int:
+    """Return how many images outside the test side have a code that is on another side too."""
+    train, val, test = (codes[positions] for positions in sides.values())
+    return int(np.isin(train, np.concatenate([val, test])).sum() + (0 if val_is_test else np.isin(val, test).sum()))
 
 
 def _components(first: IntArray, second: IntArray) -> IntArray:
