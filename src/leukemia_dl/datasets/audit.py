@@ -206,8 +206,7 @@ def _pairs(data: pd.DataFrame, same: list[list[int]]) -> Iterator[_Finding]:
     sets = [("identical_files", rows) for _, rows in repeated] + [("same_cell", data.iloc[rows]) for rows in same]
     for kind, rows in sets:
         # Sorted: where labels, sides or folds differ within a set, two neighbours differ in something.
-        for pair in itertools.pairwise(rows.sort_values(["label", "split", "fold", "group"]).index):
-            one, two = sorted(pair)
+        for one, two in map(sorted, itertools.pairwise(rows.sort_values(["label", "split", "fold", "group"]).index)):
             if kind == "same_cell" and data.at[one, "sha256"] == data.at[two, "sha256"]:
                 continue
             first, second = rows_of[one], rows_of[two]
