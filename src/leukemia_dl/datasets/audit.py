@@ -207,7 +207,7 @@ def _pairs(data: pd.DataFrame, same: list[list[int]]) -> Iterator[_Finding]:
     for kind, rows in sets:
         # Sorted: where labels, sides or folds differ within a set, two neighbours differ in something.
         for one, two in map(sorted, itertools.pairwise(rows.sort_values(["label", "split", "fold", "group"]).index)):
-            if kind == "same_cell" and data.at[one, "sha256"] == data.at[two, "sha256"]:
+            if kind == "same_cell" and data["sha256"][one] == data["sha256"][two]:
                 continue
             first, second = rows_of[one], rows_of[two]
             differ = [name for name in first if None not in (first[name], second[name]) and first[name] != second[name]]

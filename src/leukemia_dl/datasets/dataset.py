@@ -224,9 +224,9 @@ class Dataset:
         info, one, two = self.info, self.info, other.info
         if one != two or class_names != self.class_names:
             marks = (("name", "+"), ("title", " + "), ("licence", "; "), ("citation", " "))
-            texts = [mark.join(dict.fromkeys([getattr(one, name), getattr(two, name)])) for name, mark in marks]
+            text: Any = {name: sep.join(dict.fromkeys([getattr(one, name), getattr(two, name)])) for name, sep in marks}
             canvas = one.canvas if one.canvas == two.canvas else None
-            info = DatasetInfo(*texts, "", class_names, canvas, synthetic=one.synthetic or two.synthetic)
+            info = DatasetInfo(**text, class_names=class_names, canvas=canvas, synthetic=one.synthetic or two.synthetic)
         return Dataset(pd.concat(tables, ignore_index=True), class_names, info, arrays)
 
     def audit(self, show_progress: bool = True) -> AuditReport:
@@ -270,4 +270,4 @@ def _row_numbers(rows: ArrayLike, count: int) -> NDArray[np.int64]:
     if mask or not chosen.isin(range(-count, count)).all():
         wanted = f"a bool mask of length {count} (a Series: with the index of `table`) or row numbers below it"
         raise DataError(f"subset takes {wanted}. Received: {rows!r}.")
-    return chosen.to_numpy(np.int64)
+    return np.asarray(chosen, np.int64)

@@ -293,16 +293,16 @@ def _checked(context: SplitContext, fold: int | None, drawn: IntArray, test: Int
     }
     flags = [note for note, holds in notes.items() if holds]
     if not context.unknown:
-        few = counts.loc[counts["groups"] < FEW_GROUPS, "groups"].items()
-        flags += [f"{side}: few groups of class {name} ({number})" for (side, name), number in few]
+        few = counts[counts["groups"] < FEW_GROUPS].reset_index().to_dict("records")
+        flags += [f"{row['side']}: few groups of class {row['class']} ({row['groups']})" for row in few]
     samples, numbers = context.table["sample"], context.table["row"].to_numpy(np.int64)
-    rows = {side: np.sort(numbers[positions]) for side, positions in sides.items()}
-    for of_side in rows.values():
-        of_side.flags.writeable = False
+    train, val, test = (np.sort(numbers[positions]) for positions in sides.values())
+    for rows in (train, val, test):
+        rows.flags.writeable = False
     leaked = {"files": files, "cells": cells, "groups": groups if known else None}
     digest = identity.digest({side: sorted(samples[positions]) for side, positions in sides.items()})
     guarantees = tuple(name for name, holds in held.items() if holds)
-    return Split(context.protocol, fold, *rows.values(), guarantees, dropped, leaked, tuple(flags), digest, counts)
+    return Split(context.protocol, fold, train, val, test, guarantees, dropped, leaked, tuple(flags), digest, counts)
 
 
 def _count(context: SplitContext, sides: dict[str, IntArray], fold: int | None) -> pd.DataFrame:

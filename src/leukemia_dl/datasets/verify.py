@@ -6,6 +6,7 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -86,7 +87,7 @@ def verify(root: str | Path, manifest: str | Path, show_progress: bool = True, p
     links. Hidden and system files are never extra. If `partial`, files may be missing. `show_progress` shows a bar.
     """
     root = Path(os.path.normpath(user_path(root, "root")))  # resolve() would follow a link and lose its name
-    expected = read_manifest(manifest).set_index("path")["sha256"].to_dict()
+    expected: dict[Any, str] = read_manifest(manifest).set_index("path")["sha256"].to_dict()
     tops = sorted({name.split("/")[0] if "/" in name else "." for name in expected})
     base = root.parent if tops == [root.name] and not (root / root.name).is_dir() else root
     inside = os.path.join(os.path.realpath(root), "")  # noqa: PTH118
