@@ -81,9 +81,8 @@ def draw_cohort(settings: SyntheticCohort) -> pd.DataFrame:
     """Draw all cells of a data set with these `settings`, without their pixels.
 
     Returns:
-        One row per image, in the order in which it is written: `sample` (`UID_<subject>_<field>_<cell>_<label>`),
-        `side` (train, preliminary, final), `fold` (Int64, NA outside training), `number` (Int64, of the file outside
-        training), `subject, field, cell, label` (all or hem), `ambiguous` (bool) and the float columns `LATENTS`.
+        One row per image, in the order in which it is written: `sample, side, fold` (Int64, NA outside training),
+        `number` (Int64, of the file outside training), `subject, field, cell, label, ambiguous`, and `LATENTS`.
     """
     rng = generator(settings.seed, "synthetic", "subjects")
     subjects = _draw_subjects(settings, rng)

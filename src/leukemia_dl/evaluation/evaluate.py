@@ -65,7 +65,7 @@ def evaluate(
         frame: Predictions, such as `Benchmark.predictions()`: `label` (class name), a column `probability_<class>` per
             class, of which the second is the positive one of two, and further columns that the guide lists.
         metrics: Names from `METRICS`; None for all.
-        by: A column to split the images by: its values, or its quartiles if it is a number with more than eight values.
+        by: Column to split by: its values, or quartiles of a number with more than eight; SettingsError without it.
         unique_cells: Count images that show one cell (column `same_cell`) once, by their first prediction in each run.
         level: Of the intervals.
         estimand: "models": intervals for these fitted models on new groups. "procedure": for the mean over seeds of the
@@ -196,8 +196,7 @@ def group_table(frame: pd.DataFrame, side: str = "test") -> pd.DataFrame:
     `side` are those of `evaluate`. A DataError says that subjects are unknown.
 
     Returns:
-        `backbone, group, label` (NA if the group has several), `images, predictions, errors, error_share`, both
-        verdicts (class names), and the mean of each `probability_<class>`.
+        A row per backbone and group; `label` is NA if it has several, `probability_<class>` a mean over its images.
     """
     rows, unit = _predicted(frame, side)
     if unit is None:

@@ -1,7 +1,4 @@
-"""The ALL data set of Aria et al. (2021): microscope fields of four classes, in JPEG files of 224 x 224 pixels.
-
-`Segmented/` shows the fields of `Original/` without their background: together, each would be on two sides of a split.
-"""
+"""The ALL data set of Aria et al. (2021): microscope fields of four classes, in JPEG files of 224 x 224 pixels."""
 
 from pathlib import Path
 

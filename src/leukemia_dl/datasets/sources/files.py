@@ -25,10 +25,8 @@ from leukemia_dl.text import counted, name_key
 CSV_INFO = DatasetInfo("csv", "Images named by a CSV file", licence="yours", citation="yours")
 FOLDER_INFO = DatasetInfo("folder", "A folder per class", licence="yours", citation="yours")
 FLAGS = re.IGNORECASE | re.DOTALL | re.ASCII
-_SIDES = {
-    "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val",
-    "test": "test", "testing": "test",
-}  # fmt: skip
+_SIDES = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val"}
+_SIDES |= {"test": "test", "testing": "test"}
 _WORDS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")  # TestA: Test, A; TEST_SIMPLE: TEST, SIMPLE
 _FOLD = re.compile(r"fold[ _-]?(\d{1,3})", FLAGS)
 _CSV = "a CSV file in UTF-8, separated by commas, with a header: path,label[,subject,group,fold,split]"

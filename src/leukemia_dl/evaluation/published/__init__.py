@@ -10,8 +10,7 @@ from leukemia_dl.errors import unknown_name_error
 def published_results(dataset: str) -> pd.DataFrame:
     """Return results that others have published on a `dataset`, "c_nmc_2019"; UnknownNameError for others.
 
-    Rows of different `protocol` or `scored_on` are answers to different questions: compare within one only. Nothing
-    here was measured by this library.
+    Rows of different `protocol` or `scored_on` are answers to different questions: compare within one only.
 
     Returns:
         `protocol, scored_on, work, method, metric, value, source, note`. Protocols: "published_v1" (the published Keras
