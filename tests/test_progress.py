@@ -1,5 +1,6 @@
 """Progress, and the processes that work beside it."""
 
+import io
 import os
 import subprocess
 import sys
@@ -17,6 +18,17 @@ def test_without_a_terminal_there_is_a_line_every_ten_seconds(monkeypatch, capsy
     assert "".join(progress.track("abcdefgh", 8, "Working", show)) == "abcdefgh"
     lines = capsys.readouterr().err.splitlines()
     assert lines == (["Working: 4 of 8", "Working: 8 of 8"] if show else [])
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_on_a_terminal_there_is_a_bar(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    assert progress.parallel_map(str, range(3), "Working") == ["0", "1", "2"]
+    assert "Working" in sys.stderr.getvalue()
 
 
 def test_threads_keep_the_order_and_the_first_error_is_raised():

@@ -1,15 +1,8 @@
-"""Files and folders that are absent or complete at any moment: written aside, flushed to the disk, moved in place.
-
-Functions raise OSError if they cannot write; `path` is then what it was before.
-"""
-
-from __future__ import annotations
+"""Write files and folders aside, flush them to the disk, and move them in place: absent or complete at any moment."""
 
 import contextlib
-import errno
 import hashlib
 import os
-import random
 import shutil
 import stat
 import time
@@ -18,17 +11,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-__all__ = ["moved_aside", "new_file", "new_folder", "remove_unfinished", "sha256_of_file", "write_file"]
-
-_DAY, _ATTEMPTS = 86_400.0, 200
 _OLD, _UNFINISHED = ".old", ".unfinished"
+_ATTEMPTS = 100
 
 
 @contextlib.contextmanager
 def new_file(path: Path) -> Iterator[BinaryIO]:
     """Open a file beside `path` to be written, and put it in the place of `path` unless the block raises."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = _aside(path)
+    aside = _beside(path, _UNFINISHED)
     try:
         with aside.open("xb") as file:
             yield file
@@ -36,8 +27,7 @@ def new_file(path: Path) -> Iterator[BinaryIO]:
             os.fsync(file.fileno())
         aside.replace(path)
     finally:
-        with contextlib.suppress(OSError):
-            aside.unlink(missing_ok=True)
+        aside.unlink(missing_ok=True)
 
 
 def write_file(path: Path, content: bytes) -> None:
@@ -48,12 +38,9 @@ def write_file(path: Path, content: bytes) -> None:
 
 @contextlib.contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """Yield a new folder beside `path` to be filled, and put it in the place of `path` unless the block raises.
-
-    Of several writers of one path the last one stays.
-    """
+    """Yield a folder to be filled, and put it in the place of `path` unless the block raises; the last one stays."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = _aside(path)
+    aside = _beside(path, _UNFINISHED)
     try:
         aside.mkdir()
         yield aside
@@ -74,7 +61,7 @@ def remove_unfinished(parent: Path) -> None:
     """Remove what killed writers left in a folder, if it is older than a day."""
     for path in parent.glob(f".*-{8 * '[0-9a-f]'}{_UNFINISHED}"):
         with contextlib.suppress(OSError):
-            if time.time() - path.lstat().st_mtime > _DAY:
+            if time.time() - path.lstat().st_mtime > 86_400:
                 shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
@@ -86,23 +73,22 @@ def sha256_of_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _aside(path: Path, suffix: str = _UNFINISHED) -> Path:
+def _beside(path: Path, suffix: str) -> Path:
     return path.with_name(f".{path.name}-{uuid.uuid4().hex[:8]}{suffix}")
 
 
 def _move_folder(aside: Path, path: Path) -> None:
     """Put a folder in the place of another, which has to be moved out of the way first if it holds files."""
-    old = _aside(path, _OLD)
-    for attempt in range(_ATTEMPTS):
+    old = _beside(path, _OLD)
+    for attempts_left in reversed(range(_ATTEMPTS)):
         try:
             with contextlib.suppress(FileNotFoundError):
                 path.replace(old)
             aside.replace(path)
             return
-        except OSError as error:
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST) or attempt + 1 == _ATTEMPTS:
-                raise  # otherwise another writer was faster
-            time.sleep(random.SystemRandom().uniform(0, 0.02))
+        except OSError:  # another writer may have been faster
+            if not attempts_left:
+                raise
         finally:
             with contextlib.suppress(OSError):
                 old.rename(path)  # fails if there is a new one, and then the old one is out of date
@@ -110,11 +96,7 @@ def _move_folder(aside: Path, path: Path) -> None:
 
 
 def _sync(folder: Path) -> None:
-    """Flush the names in a folder to the disk, where the system can."""
-    if os.name == "nt":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
+    if os.name != "nt":  # Windows cannot flush the names in a folder
+        descriptor = os.open(folder, os.O_RDONLY)
         os.fsync(descriptor)
-    finally:
         os.close(descriptor)

@@ -1,15 +1,11 @@
 """Checks of settings and arguments. Each raises SettingsError with one sentence: what is allowed, and what came."""
 
-from __future__ import annotations
-
 import math
 import numbers
 from collections.abc import Iterable
 from typing import Any
 
 from leukemia_dl.errors import SettingsError
-
-__all__ = ["choice", "flag", "real_number", "whole_number"]
 
 
 def whole_number(name: str, value: Any, low: int = 0, high: int | None = None) -> int:

@@ -1,10 +1,4 @@
-"""The exceptions of leukemia_dl: one small tree.
-
-Every message names the value received, the allowed ones and the next step. The command line prints the message alone;
-in Python each class is also the built-in exception that a caller would expect to catch.
-"""
-
-from __future__ import annotations
+"""The exceptions of leukemia_dl. Each is also the built-in exception that a caller would expect to catch."""
 
 import difflib
 from collections.abc import Iterable
@@ -79,7 +73,7 @@ class DamagedRecordError(StoreError):
 def unknown_name_error(kind: str, name: object, known: Iterable[str], hint: str = "") -> UnknownNameError:
     """Return the error for a lookup of a `kind` that has no `name`: the near match, all `known` names, and a `hint`."""
     names = {name.lower(): name for name in sorted(known)}
-    near = difflib.get_close_matches(str(name).lower(), names, n=1, cutoff=0.6)
+    near = difflib.get_close_matches(str(name).lower(), names, n=1)
     meant = f"Did you mean {names[near[0]]!r}? " if near else ""
     message = f"There is no {kind} {name!r}. {meant}Known: {', '.join(names.values()) or 'none'}. {hint}"
     return UnknownNameError(message.strip())

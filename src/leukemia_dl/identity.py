@@ -1,9 +1,4 @@
-"""Digests of settings and seeds with names: a result depends on named values only.
-
-It never depends on the order of a dictionary, the platform, or how many random numbers were drawn before.
-"""
-
-from __future__ import annotations
+"""Digests of settings and named seeds. They depend on values only, not on the order of keys or of earlier draws."""
 
 import hashlib
 import json
@@ -13,15 +8,10 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["canonical_json", "digest", "generator", "named_seed", "plain_number", "whole_numbers"]
-
 
 def canonical_json(value: Any) -> str:
-    """Return nested dicts (with str keys), lists and plain values as JSON that is equal for equal values.
-
-    TypeError for any other object, ValueError for NaN and infinities.
-    """
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False, default=_plain)
+    """Return nested dicts, lists and plain values as JSON that is equal for equal values; others raise an error."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False, default=plain_number)
 
 
 def digest(value: Any) -> str:
@@ -30,10 +20,7 @@ def digest(value: Any) -> str:
 
 
 def named_seed(seed: int, *names: str | int) -> int:
-    """Return the seed in [0, 2**32) of one axis of randomness, such as `named_seed(0, "weights", "fold", 2)`.
-
-    Axes are independent: drawing more from one never shifts another.
-    """
+    """Return the seed in [0, 2**32) of one axis of randomness, such as `named_seed(0, "weights", "fold", 2)`."""
     return int(digest([seed, *names])[:8], 16)
 
 
@@ -53,9 +40,3 @@ def whole_numbers(values: object) -> list[int] | None:
     """Return a whole number or several as a list; None for anything else."""
     listed = list(map(plain_number, values)) if isinstance(values, Iterable) else [plain_number(values)]
     return listed if all(type(value) is int for value in listed) else None
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Real):
-        return plain_number(value)
-    raise TypeError(f"{type(value).__name__} has no canonical JSON. Received: {value!r}.")

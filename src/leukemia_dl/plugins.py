@@ -3,56 +3,25 @@
 Each is loaded and called by itself: one that fails is a warning and a row of `plugin_problems()`, and hides no other.
 """
 
-from __future__ import annotations
-
 import contextlib
-import importlib
 import importlib.metadata
 import logging
 import os
 import sys
-import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
-import pluggy
+import pandas as pd
 
 from leukemia_dl.errors import PluginError
 
-if TYPE_CHECKING:
-    import pandas as pd
+__all__ = ["hookimpl", "plugin_problems"]
 
-__all__ = ["Provided", "collect", "forget", "hookimpl", "installed_version", "plugin_problems", "problems_with"]
-
-PROJECT, DISTRIBUTION = "leukemia_dl", "leukemia-dl"
-hookspec = pluggy.HookspecMarker(PROJECT)
-hookimpl = pluggy.HookimplMarker(PROJECT)
-"""Marks a plugin's function as one of the hooks `leukemia_dl_backbones` and `leukemia_dl_datasets`."""
+DISTRIBUTION = "leukemia-dl"
+_HOOKS = ("leukemia_dl_backbones", "leukemia_dl_datasets")
 _log = logging.getLogger(__name__)
-_PATIENCE_SECONDS = 5.0
-
-
-class HookSpecifications:
-    """The hooks that a plugin may implement."""
-
-    @hookspec
-    def leukemia_dl_backbones(self) -> Iterable[Any]:
-        """Yield one `leukemia_dl.BackboneSpec` per backbone. Import keras inside the builder, not before."""
-        return ()
-
-    @hookspec
-    def leukemia_dl_datasets(self) -> Iterable[Any]:
-        """Yield one `leukemia_dl.DatasetSource` per data set that can be loaded by name."""
-        return ()
-
-
-class Origin(NamedTuple):
-    """The plugin of a record, under which it is registered: distribution, version and entry point."""
-
-    plugin: str
-    version: str
-    entry_point: str
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 class Provided(NamedTuple):
@@ -63,39 +32,47 @@ class Provided(NamedTuple):
     version: str
 
 
-_registries: dict[str, tuple[type, Sequence[str]]] = {}  # hook: class of its records, names of our own modules
+_registries: dict[str, tuple[type, Sequence[Any]]] = {}  # hook: class of its records, the library's own records
 _problems: list[tuple[str, str, str]] = []  # plugin, entry point, problem; in the order of their discovery
 
 
-def add_registry(hook: str, kind: type, builtin: Sequence[str]) -> None:
-    """Register which class of records a hook yields, and the names of the library's own modules that provide it."""
+def hookimpl(function: F) -> F:
+    """Mark a function of a plugin as a hook, `leukemia_dl_backbones` or `leukemia_dl_datasets`, and return it.
+
+    It takes no argument and yields one `BackboneSpec` per backbone, or one `DatasetSource` per data set.
+    """
+    function.leukemia_dl_hook = True  # type: ignore[attr-defined]
+    return function
+
+
+def add_registry(hook: str, kind: type, builtin: Sequence[Any]) -> None:
+    """Register which class of records a hook yields, and the library's own records."""
     _registries[hook] = (kind, builtin)
 
 
 @lru_cache
 def collect(hook: str) -> Sequence[Provided]:
-    """Return every record that the built-in modules and the installed plugins yield for a hook, sorted by name.
+    """Return every record of the library and of the installed plugins for a hook, sorted by name.
 
-    A built-in record keeps its name if a plugin yields the same name. A name that two plugins yield is left out, since
-    the user may mean either. Both cases are problems that name both providers.
+    A built-in record keeps its name if a plugin yields the same. A name that two plugins yield is left out.
     """
     kind, builtin = _registries[hook]
-    modules = map(importlib.import_module, builtin)
-    own = (DISTRIBUTION, installed_version(DISTRIBUTION))
-    found = {record.name: Provided(record, *own) for module in modules for record in getattr(module, hook)()}
+    version = installed_version(DISTRIBUTION)
+    found = {record.name: Provided(record, DISTRIBUTION, version) for record in builtin}
     unclear: set[str] = set()
-    implementations = getattr(_plugin_manager().hook, hook).get_hookimpls()
-    for implementation in sorted(implementations, key=lambda item: item.plugin_name.entry_point):
-        origin = implementation.plugin_name
-        with _isolated(origin, f"{hook} raised"):
-            records = list(implementation.function())
+    for point, functions in _plugins():
+        with _isolated(point, f"{hook} raised"):
+            records = list(functions[hook]()) if hook in functions else []
             if wrong := [type(record) for record in records if not isinstance(record, kind)]:
                 raise PluginError(f"{hook} must yield leukemia_dl.{kind.__name__} records. Received: {wrong[0]!r}.")
             for record in records:
-                first = found.setdefault(record.name, Provided(record, origin.plugin, origin.version))
+                first = found.setdefault(record.name, Provided(record, point.dist.name, point.dist.version))
                 if first.record is not record:
-                    unclear |= {record.name} if first.plugin != DISTRIBUTION else set()
-                    _report(origin, _clash(hook, first))
+                    built_in = first.plugin == DISTRIBUTION
+                    unclear |= set() if built_in else {record.name}
+                    used = f"The one of {DISTRIBUTION} is used" if built_in else "Neither is used"
+                    problem = f"provides {record.name!r} ({hook}), as {first.plugin} {first.version} does. {used}"
+                    _report(point, f"{problem}: uninstall one of them, or have its author choose another name.")
     return tuple(found[name] for name in sorted(set(found) - unclear))
 
 
@@ -104,23 +81,19 @@ def plugin_problems() -> pd.DataFrame:
 
     Every hook is called for it: one that raises, yields something else, or a name that is taken, has a row too.
     """
-    import pandas as pd
-
     for hook in sorted(_registries):
         collect(hook)
     return pd.DataFrame(_problems, columns=["plugin", "entry_point", "problem"], dtype="str")
 
 
-def problems_with(name: str) -> str:
-    """Return a hint for an unknown `name`: the problems with this name, else the plugins with problems; or ""."""
-    about = [f"{plugin} {problem}" for plugin, _, problem in _problems if repr(name) in problem]
-    failed = ", ".join(sorted({plugin for plugin, _, _ in _problems}))
-    return " ".join(about) or (f"Plugins with problems (see leukemia-dl doctor): {failed}." if failed else "")
+def problem_hint() -> str:
+    """Return a hint for an unknown name."""
+    return " ".join(f"Plugin {plugin} {problem}" for plugin, _, problem in _problems)
 
 
 def forget() -> None:
     """Forget what was loaded, so that the next look-up sees plugins installed since."""
-    _plugin_manager.cache_clear()
+    _plugins.cache_clear()
     collect.cache_clear()
     _problems.clear()
 
@@ -134,59 +107,34 @@ def installed_version(distribution: str) -> str:
 
 
 @lru_cache
-def _plugin_manager() -> pluggy.PluginManager:
-    """Return a manager of the plugins that load and implement known hooks."""
-    manager = pluggy.PluginManager(PROJECT)
-    manager.add_hookspecs(HookSpecifications)
-    if os.environ.get("LEUKEMIA_DL_DISABLE_PLUGINS", "") in ("", "0"):
-        for point in sorted(importlib.metadata.entry_points(group=PROJECT)):
-            distribution: Any = point.dist
-            origin = Origin(distribution.name, distribution.version, point.name)
-            with _isolated(origin, "could not be loaded:"):
-                _register(manager, point.load(), origin)
-    return manager
-
-
-def _register(manager: pluggy.PluginManager, module: Any, origin: Origin) -> None:
-    """Register a plugin, or raise PluginError if a hook has an unknown name or parameter, or there is none."""
-    try:
-        manager.register(module, name=origin)  # type: ignore[arg-type] # any hashable name will do
-        manager.check_pending()
-        if not manager.get_hookcallers(module):
-            raise PluginError("it has no function marked with leukemia_dl.hookimpl.")
-    except (pluggy.PluginValidationError, PluginError) as error:
-        manager.unregister(name=origin)  # type: ignore[arg-type]
-        known = ", ".join(name for name in vars(HookSpecifications) if name.startswith(PROJECT))
-        raise PluginError(f"{' '.join(str(error).split())} Known hooks: {known}.") from error
+def _plugins() -> Sequence[tuple[Any, dict[str, Callable[[], Any]]]]:
+    """Return the plugins that load, each with its hooks by name."""
+    loaded = []
+    disabled = os.environ.get("LEUKEMIA_DL_DISABLE_PLUGINS", "") not in ("", "0")
+    for point in () if disabled else sorted(importlib.metadata.entry_points(group="leukemia_dl")):
+        with _isolated(point, "could not be loaded:"):
+            members = vars(point.load()).items()
+            hooks = {name: value for name, value in members if callable(value) and hasattr(value, "leukemia_dl_hook")}
+            if not hooks:
+                raise PluginError("it has no function marked with leukemia_dl.hookimpl.")
+            if unknown := sorted(set(hooks) - set(_HOOKS)):
+                raise PluginError(f"unknown hook {', '.join(unknown)}. Known hooks: {', '.join(_HOOKS)}.")
+            loaded.append((point, hooks))
+    return loaded
 
 
 @contextlib.contextmanager
-def _isolated(origin: Origin, failed: str) -> Iterator[None]:
-    """Run code of a plugin: errors and exits are recorded, prints go to stderr, and one that hangs is named."""
-    text = "Plugin %s (entry point %s) has been loading for %g s. LEUKEMIA_DL_DISABLE_PLUGINS=1 leaves plugins out."
-    values = (text, origin.plugin, origin.entry_point, _PATIENCE_SECONDS)
-    timer = threading.Timer(_PATIENCE_SECONDS, _log.warning, values)
-    timer.daemon = True
-    timer.start()
+def _isolated(point: Any, failed: str) -> Iterator[None]:
+    """Run code of a plugin: errors and exits are recorded, and prints go to standard error."""
     try:
         with contextlib.redirect_stdout(sys.stderr):
             yield
     except KeyboardInterrupt:
         raise
-    except BaseException as error:
-        _report(origin, f"{failed} {type(error).__name__}: {error}")
-    finally:
-        timer.cancel()
+    except BaseException as error:  # such as SystemExit
+        _report(point, f"{failed} {type(error).__name__}: {error}")
 
 
-def _clash(hook: str, first: Provided) -> str:
-    used = f"The one of {DISTRIBUTION} is used" if first.plugin == DISTRIBUTION else "Neither is used"
-    return (
-        f"provides {first.record.name!r} ({hook}), as {first.plugin} {first.version} does. {used}: uninstall one of "
-        "them, or have its author choose another name."
-    )
-
-
-def _report(origin: Origin, problem: str) -> None:
-    _problems.append((origin.plugin, origin.entry_point, problem))
-    _log.warning("Plugin %s (entry point %s) %s", origin.plugin, origin.entry_point, problem)
+def _report(point: Any, problem: str) -> None:
+    _problems.append((point.dist.name, point.name, problem))
+    _log.warning("Plugin %s (entry point %s) %s", *_problems[-1])

@@ -5,9 +5,6 @@ import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
-__all__ = ["UNKNOWN_NAMES", "counted", "duration", "is_unknown", "listed", "name_key", "printable"]
-
-_POINT_ZERO = re.compile(r"(\d+)\.0+", re.ASCII)
 UNKNOWN_NAMES = frozenset({"", "-", "?", "#n/a", "<na>", "n/a", "na", "nan", "none", "null", "unknown"})
 
 
@@ -19,30 +16,24 @@ def is_unknown(name: Any) -> bool:
 def name_key(name: str) -> str:
     """Return a key that is equal for spellings of a name that differ only in case, spaces or a trailing `.0`."""
     text = " ".join(unicodedata.normalize("NFC", name).casefold().split())
-    return found[1] if (found := _POINT_ZERO.fullmatch(text)) else text
+    return re.sub(r"^([0-9]+)\.0+$", r"\1", text)
 
 
 def printable(text: str, kept: str = "\n\t") -> str:
     r"""Return a text whose control, direction and surrogate characters are escaped but `kept`: "\x1b" for ESC."""
     if text.isprintable():
         return text
-    # Joiners shape words of several scripts and emoji.
-    unusual = set(text) - {*kept, "\u200c", "\u200d"}
+    unusual = set(text) - {*kept, "\u200c", "\u200d"}  # joiners shape words of several scripts and emoji
     odd = [c for c in unusual if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp")]
     return text.translate({ord(c): c.encode("unicode_escape").decode() for c in odd})
 
 
 def duration(seconds: float) -> str:
-    """Return seconds as people say them: "less than 1 s", "40 s", "12 min", "3 h 10 min", "5 d 2 h"."""
-    if seconds < 1:
-        return "less than 1 s"
+    """Return seconds as people say them: "40 s", "12 min", "3 h 10 min"."""
     if seconds < 99.5:
-        return f"{round(seconds)} s"
+        return "less than 1 s" if seconds < 1 else f"{round(seconds)} s"
     minutes = round(seconds / 60)
-    if minutes < 100:
-        return f"{minutes} min"
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def counted(number: int, noun: str) -> str:

@@ -1,6 +1,7 @@
 """Sources are found by name, with their options checked; a data set is fetched from a server of our own."""
 
 import http.server
+import importlib.metadata
 import importlib.util
 import io
 import json
@@ -58,13 +59,15 @@ def test_unknown_name_and_option() -> None:
         Dataset.load("c_nmc_2019", root="x", canvas=4)
 
 
-def test_a_plugin_that_yields_something_else_is_named_and_hides_nobody() -> None:
+def test_a_plugin_that_yields_something_else_is_named_and_hides_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     class Wrong:
         name = "wrong"
 
     module = SimpleNamespace(leukemia_dl_datasets=plugins.hookimpl(lambda: [Wrong()]))
+    distribution = SimpleNamespace(name="their-package", version="1.2")
+    point = SimpleNamespace(name="theirs", dist=distribution, load=lambda: module)
+    monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: [point])
     plugins.forget()
-    plugins._register(plugins._plugin_manager(), module, plugins.Origin("their-package", "1.2", "theirs"))
     try:
         assert set(BUILTIN) <= set(list_datasets())
         assert "wrong" not in list_datasets()

@@ -34,7 +34,7 @@ def test_a_large_backbone(spec, check):
 def test_a_large_backbone_learns():
     """The short form of the test above, which takes minutes, since each check compiles the net anew."""
     keras.utils.clear_session()
-    module.check_gradients(*specs("resnet50"))
+    module.check_training(*specs("resnet50"))
 
 
 def net(layers, **changes):
@@ -104,15 +104,15 @@ class Composite(keras.layers.Layer):
 
 def test_batchnorm_inside_a_composite_layer_passes_and_other_statistics_do_not():
     """20.8: statistics that a training step moves are counted against the layers that a fit re-estimates."""
-    module.check_statistics(net(lambda: [convolution(), Composite(keras.layers.BatchNormalization())]))
+    module.check_training(net(lambda: [convolution(), Composite(keras.layers.BatchNormalization())]))
     with pytest.raises(AssertionError, match=r"moves 1 weights .*moving_mean"):
-        module.check_statistics(net(lambda: [convolution(), Composite(OwnNorm())]))
+        module.check_training(net(lambda: [convolution(), Composite(OwnNorm())]))
 
 
 def test_features_of_any_scale_pass():
     """20.27: random features of some stock nets, such as MobileNetV2, are about 1e-10; their head learns too."""
     tiny = net(lambda: [convolution(), keras.layers.Rescaling(1e-10)])
-    for check in (module.check_gradients, module.check_freezing):
+    for check in (module.check_training, module.check_freezing):
         check(tiny)
 
 
@@ -126,29 +126,40 @@ def test_a_stock_net_passes(name):
 
 
 WRONG = {
-    "check_parameters": (net(lambda: [convolution()], parameters=5), "5 parameters are declared, and there are 112"),
-    "check_flat": (
+    "parameters": (
+        module.check_architecture,
+        net(lambda: [convolution()], parameters=5),
+        "5 parameters are declared, and there are 112",
+    ),
+    "nested": (
+        module.check_architecture,
         net(lambda: [keras.Sequential([convolution()], name="inner")]),
         r"models are nested in the model: \['inner'\]",
     ),
-    "check_seed": (
+    "seed": (
+        module.check_seed,
         net(lambda: [convolution(kernel_initializer="ones")]),
         "the weights do not depend on the seed",
     ),
-    "check_predictions": (
+    "predictions": (
+        module.check_predictions,
         net(lambda: [convolution(), keras.layers.Rescaling(1e38), keras.layers.Rescaling(1e38)]),
         "not finite",
     ),
-    "check_gradients": (net(unconnected), r"no gradient reaches 1 weights, such as \['idle/idle'\]"),
-    "check_freezing": (net(lambda: [convolution(), Restless(name="restless")]), "although their layers are frozen"),
+    "gradients": (module.check_training, net(unconnected), r"no gradient reaches 1 weights, such as \['idle/idle'\]"),
+    "freezing": (
+        module.check_freezing,
+        net(lambda: [convolution(), Restless(name="restless")]),
+        "although their layers are frozen",
+    ),
 }
 
 
 @pytest.mark.parametrize("name", WRONG)
 def test_a_check_finds_what_it_is_there_for(name):
-    spec, says = WRONG[name]
+    check, spec, says = WRONG[name]
     with pytest.raises(AssertionError, match=f"^odd: .*{says}"):
-        getattr(module, name)(spec)
+        check(spec)
 
 
 def test_what_is_no_feature_map_is_the_plugins_error():
@@ -165,7 +176,7 @@ def test_a_layer_that_does_not_save_is_found():
 
 def test_checks_can_be_left_out_by_name():
     wrong = dataclasses.replace(net(lambda: [convolution()]), parameters=5)
-    check_backbone(wrong, skip=["check_parameters"])
+    check_backbone(wrong, skip=["check_architecture"])
     with pytest.raises(SettingsError, match="check_speed"):
         check_backbone(wrong, skip=["check_speed"])
-    assert len(BACKBONE_CHECKS) == len({check.__name__ for check in BACKBONE_CHECKS}) == 10
+    assert len(BACKBONE_CHECKS) == len({check.__name__ for check in BACKBONE_CHECKS}) == 7

@@ -62,6 +62,6 @@ def test_every_step_is_drawn(kind):
 
 
 def test_a_property_that_does_not_hold_is_refuted():
-    """The example of the module's docstring, with a step that paints the background."""
+    """A step that paints the background."""
     found = find(strategies.cells(), lambda image: bool(np.maximum(image, 10)[image.max(axis=-1) == 0].any()))
     assert found.size

@@ -27,8 +27,8 @@ from leukemia_dl.checks import choice, flag, real_number
 from leukemia_dl.datasets import Dataset, Split
 from leukemia_dl.datasets.splits import CONTENT_DISJOINT, TEST_IS_NOT_VAL, default_protocol
 from leukemia_dl.identity import plain_number, whole_numbers
+from leukemia_dl.models.backbones import names_of
 from leukemia_dl.models.classifier import load_classifier, logits_over_symmetries, predict_logits, softmax
-from leukemia_dl.models.registry import names_of
 from leukemia_dl.preprocess import Pipeline
 from leukemia_dl.preprocess.quality import differences, summary
 from leukemia_dl.progress import track

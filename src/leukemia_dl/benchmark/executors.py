@@ -31,8 +31,8 @@ from leukemia_dl.benchmark.trial import Trial
 from leukemia_dl.benchmark.trial_runner import OnProgress, RunContext, TrialOutput, run_trial
 from leukemia_dl.checks import whole_number
 from leukemia_dl.errors import SettingsError, TimeLimitError, WorkerError
-from leukemia_dl.models.backend import backend_name
-from leukemia_dl.models.registry import BackboneSpec
+from leukemia_dl.models.backbones import BackboneSpec
+from leukemia_dl.models.build import backend_name
 from leukemia_dl.progress import kept_memory, safe_path
 from leukemia_dl.training.backends import ComputeConfig
 

@@ -19,9 +19,8 @@ from leukemia_dl.checks import whole_number
 from leukemia_dl.datasets import Dataset, Split, make_splits
 from leukemia_dl.datasets.splits import PROTOCOLS
 from leukemia_dl.errors import SettingsError
-from leukemia_dl.models.backend import backend_name
-from leukemia_dl.models.build import check_size, weights_identity
-from leukemia_dl.models.registry import BackboneSpec, find_backbone
+from leukemia_dl.models.backbones import BackboneSpec, find_backbone
+from leukemia_dl.models.build import backend_name, check_size, weights_identity
 from leukemia_dl.plugins import DISTRIBUTION, installed_version
 from leukemia_dl.preprocess import Pipeline
 from leukemia_dl.training.backends import ComputeConfig

@@ -22,7 +22,7 @@ from leukemia_dl.datasets import Dataset
 from leukemia_dl.datasets.cache import user_path
 from leukemia_dl.errors import DataError, SettingsError, StoreError
 from leukemia_dl.identity import digest
-from leukemia_dl.models.backend import backend_name
+from leukemia_dl.models.build import backend_name
 from leukemia_dl.preprocess import Pipeline
 from leukemia_dl.training.recipe import Recipe
 

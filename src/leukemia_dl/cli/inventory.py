@@ -29,7 +29,7 @@ _VERSIONS = ("leukemia-dl", "keras", "tensorflow", "jax", "torch", "numpy", "pan
 
 def backbones(form: Format = "table") -> None:
     """List the backbones that can be compared, built-in and from plugins."""
-    from leukemia_dl.models.registry import backbone_table
+    from leukemia_dl.models.backbones import backbone_table
 
     if form == "csv":
         options.write_csv(backbone_table())
@@ -161,7 +161,7 @@ def _print_plugins() -> bool:
     import pandas as pd
 
     from leukemia_dl.datasets import dataset_table
-    from leukemia_dl.models.registry import backbone_table
+    from leukemia_dl.models.backbones import backbone_table
 
     tables = [backbone_table().rename(columns={"backbone": "name"}), dataset_table()]  # which log the problems
     found = pd.concat([table[["plugin", "version", "name"]] for table in tables])

@@ -6,7 +6,7 @@ import importlib
 import logging
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from leukemia_dl.datasets.sources import all_aria, c_nmc_2019, files, segmentati
 from leukemia_dl.datasets.table import DatasetInfo, class_list, differing_counts
 from leukemia_dl.errors import DataError, LeukemiaDLError, PluginError, SettingsError, unknown_name_error
 from leukemia_dl.identity import plain_number
-from leukemia_dl.plugins import add_registry, collect, problems_with
+from leukemia_dl.plugins import add_registry, collect, problem_hint
 
 
 @dataclass(frozen=True)
@@ -67,12 +67,7 @@ DOWNLOADS = {"c_nmc_2019": "andrewmvd/leukemia-classification"}  # owner and nam
 _log = logging.getLogger(__name__)
 
 
-def leukemia_dl_datasets() -> Sequence[DatasetSource]:
-    """Return the built-in sources, as a plugin's hook of this name returns its own."""
-    return _SOURCES
-
-
-add_registry(_HOOK, DatasetSource, [__name__])
+add_registry(_HOOK, DatasetSource, _SOURCES)
 
 
 def get_source(name: str) -> DatasetSource:
@@ -80,7 +75,7 @@ def get_source(name: str) -> DatasetSource:
     sources: dict[str, DatasetSource] = {item.record.name: item.record for item in collect(_HOOK)}
     if name not in sources:
         hint = "For your own images: folder (a folder per class, root=FOLDER) or csv (path=FILE)."
-        raise unknown_name_error("data set", name, sources, f"{hint} {problems_with(name)}".strip())
+        raise unknown_name_error("data set", name, sources, f"{hint} {problem_hint()}".strip())
     return sources[name]
 
 

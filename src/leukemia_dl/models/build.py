@@ -4,23 +4,23 @@ Scaling and head use core Keras layers only, so that a saved model loads with `s
 backbone's layers are layers of the model itself, not of a model nested in it, so that they can be frozen by name.
 """
 
-from __future__ import annotations
-
+import contextlib
+import importlib.util
+import json
+import os
+import sys
 import warnings
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from leukemia_dl.atomic import sha256_of_file
-from leukemia_dl.checks import choice, flag, real_number, whole_number
-from leukemia_dl.errors import PluginError, SettingsError, WeightsError
-from leukemia_dl.models.registry import BackboneSpec, Scaling
+from leukemia_dl.checks import choice, whole_number
+from leukemia_dl.errors import BackendError, PluginError, SettingsError, WeightsError
+from leukemia_dl.models.backbones import BackboneSpec, Scaling
 
-__all__ = ["Head", "all_layers", "build_model", "check_size", "most_readers", "split_at_features", "weights_identity"]
-
-Kind = Literal["pooled", "flatten"]
-_FIRST_LAYERS = ("pooling", "flatten")
+_BACKENDS = ("tensorflow", "jax", "torch")
 _RESERVED = {"pooling", "flatten", "head_dense", "head_dropout", "logits"}
 # Mean of the ImageNet training images in BGR order, grey levels; the constants behind the published VGG weights.
 _IMAGENET_MEAN_BGR = (103.939, 116.779, 123.68)
@@ -36,35 +36,43 @@ class Head:
         dropout: Share of its inputs that the last layer drops in training, in [0, 1).
         sigmoid: For two classes: one weighted sum z, and (0, z) as logits, so that the softmax of these is the sigmoid
             of z and their cross-entropy the binary one.
-
-    Raises:
-        SettingsError: On creation, for a value that is not allowed.
     """
 
-    kind: Kind = "pooled"
+    kind: Literal["pooled", "flatten"] = "pooled"
     units: int = 0
     dropout: float = 0.0
     sigmoid: bool = False
 
-    def __post_init__(self) -> None:
-        choice("kind", self.kind, get_args(Kind))
-        object.__setattr__(self, "units", whole_number("units", self.units))
-        object.__setattr__(self, "dropout", real_number("dropout", self.dropout, 0, 1, "[)"))
-        flag("sigmoid", self.sigmoid)
+
+def backend_name() -> str:
+    """Return the backend that Keras has or will have, or raise BackendError; turn TensorFlow's start-up lines off.
+
+    It is that of KERAS_BACKEND, else of Keras's config file, else the first one installed, which is set for Keras.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    if "keras" in sys.modules:
+        import keras
+
+        return str(keras.backend.backend())
+    chosen = os.environ.get("KERAS_BACKEND")
+    if not chosen:
+        with contextlib.suppress(OSError, ValueError):  # Keras ignores such a file too
+            file = Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras") / "keras.json"
+            chosen = json.loads(file.read_text()).get("backend")
+        if chosen in (None, "", "tensorflow"):  # Keras itself writes "tensorflow", which is no choice
+            chosen = os.environ["KERAS_BACKEND"] = next(filter(importlib.util.find_spec, _BACKENDS), _BACKENDS[0])
+    if chosen not in _BACKENDS or importlib.util.find_spec(chosen) is None:
+        raise BackendError(
+            f"{chosen} is not installed here: KERAS_BACKEND must be one of {', '.join(_BACKENDS)} that is. "
+            f"Install it (pip install {chosen}), or set KERAS_BACKEND."
+        )
+    return chosen
 
 
 def build_model(
-    spec: BackboneSpec,
-    image_size: int,
-    classes: int,
-    *,
-    weights: str | Path | None = None,
-    head: Head | None = None,
-    head_seed: int | None = None,
-    scaling: Scaling | None = None,
-    dtype_policy: str = "float32",
-    name: str | None = None,
-) -> Any:
+    spec: BackboneSpec, image_size: int, classes: int, *, weights: str | Path | None = None, head: Head | None = None,
+    head_seed: int | None = None, scaling: Scaling | None = None, dtype_policy: str = "float32",
+) -> Any:  # fmt: skip
     """Return an uncompiled `keras.Model` that maps raw RGB to logits.
 
     Args:
@@ -77,33 +85,34 @@ def build_model(
         head_seed: Seed of the head's weights, which otherwise depend on how many numbers the backbone drew.
         scaling: Another scaling than the backbone's own, to repeat work that used it.
         dtype_policy: Keras dtype policy of the backbone, such as "mixed_bfloat16". Scaling and head stay float32.
-        name: Name of the model.
 
     Raises:
-        SettingsError: If the image is smaller than the backbone accepts, there are fewer than two classes, or more than
-            two for a sigmoid.
+        SettingsError: If the image is too small, or the number of classes does not fit the head.
         WeightsError: If weights cannot be fetched or read, or do not fit.
         PluginError: If the builder does not return a feature map.
     """
     import keras
 
     check_size(spec, image_size)
-    if classes < 2:
-        raise SettingsError(f"A classifier needs at least two classes. Received: classes={classes!r}.")
+    head = head or Head()
+    whole_number("classes", classes, 2)
+    choice("kind", head.kind, ("pooled", "flatten"))
+    if head.sigmoid and classes != 2:
+        raise SettingsError(f"A sigmoid head tells two classes apart. Received: {classes} classes; use sigmoid=False.")
     policy = keras.config.dtype_policy()
     keras.config.set_dtype_policy(dtype_policy)
     try:
         inputs = keras.Input((image_size, image_size, 3), dtype="float32", name="rgb")
-        features = _features(spec, scale(inputs, scaling or spec.scaling), None)
+        fetched = str(weights) if str(weights) in spec.weights else None
+        features = _features(spec, scale(inputs, scaling or spec.scaling), fetched)
         backbone = keras.Model(inputs, features)
-        if weights is not None:
-            # Loaded without scaling, then copied: the file knows nothing of our scaling layers.
-            backbone.set_weights(_bare_with_weights(spec, image_size, weights).get_weights())
+        if weights is not None and not fetched:
+            _load_weights(backbone, spec, _weights_file(spec, weights))
         if taken := _RESERVED & {layer.name for layer in backbone.layers}:
             raise PluginError(f"The builder of {spec.name!r} uses names of the library for layers: {sorted(taken)}.")
         if head_seed is not None:
             keras.utils.set_random_seed(head_seed)
-        return keras.Model(inputs, _apply_head(features, head or Head(), classes), name=name or spec.name)
+        return keras.Model(inputs, _apply_head(features, head, classes), name=spec.name)
     finally:
         keras.config.set_dtype_policy(policy)
 
@@ -112,9 +121,8 @@ def check_size(spec: BackboneSpec, image_size: int) -> None:
     """Raise SettingsError if the backbone does not accept images of this side."""
     if image_size < spec.min_size:
         raise SettingsError(
-            f"{spec.name} needs images of at least {spec.min_size} x {spec.min_size} pixels. "
-            f"Received: image_size={image_size}. Raise image_size (command line: --image-size {spec.min_size}) "
-            f"or leave {spec.name} out."
+            f"{spec.name} needs images of at least {spec.min_size} x {spec.min_size} pixels. Received: image_size="
+            f"{image_size}. Raise it (command line: --image-size {spec.min_size}) or leave {spec.name} out."
         )
 
 
@@ -129,7 +137,7 @@ def split_at_features(model: Any) -> tuple[Any, Any]:
     """Return a built model as two that share its layers: pixels to features (batch, n), and features to logits."""
     import keras
 
-    features = next(layer for layer in reversed(model.layers) if layer.name in _FIRST_LAYERS).output
+    features = next(layer for layer in reversed(model.layers) if layer.name in ("pooling", "flatten")).output
     return keras.Model(model.input, features, name=model.name), keras.Model(features, model.output)
 
 
@@ -143,8 +151,8 @@ def most_readers(model: Any) -> int:
     """Return the largest number of layers that read one tensor; 2 behind a residual block."""
     import keras
 
-    layers = [layer for layer in model.layers if not isinstance(layer, keras.layers.InputLayer)]
-    return max(Counter(id(tensor) for layer in layers for tensor in keras.tree.flatten(layer.input)).values())
+    read = [tensor for layer in model.layers[1:] for tensor in keras.tree.flatten(layer.input)]
+    return max(Counter(map(id, read)).values())
 
 
 def scale(inputs: Any, scaling: Scaling) -> Any:
@@ -160,11 +168,8 @@ def scale(inputs: Any, scaling: Scaling) -> Any:
 
 
 def _apply_head(features: Any, head: Head, classes: int) -> Any:
-    """Return logits (batch, classes), float32, of a symbolic feature map (batch, height, width, channels)."""
     from keras import layers, ops
 
-    if head.sigmoid and classes != 2:
-        raise SettingsError(f"A sigmoid head tells two classes apart. Received: {classes} classes; use sigmoid=False.")
     if head.kind == "pooled":
         x = layers.GlobalAveragePooling2D(dtype="float32", name="pooling")(features)
     else:
@@ -181,12 +186,12 @@ def _features(spec: BackboneSpec, inputs: Any, weights: str | None) -> Any:
     try:
         features = spec.build(inputs, weights)
     except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
         if weights is None:
-            raise PluginError(f"The builder of {spec.name!r} raised {type(error).__name__}: {error}") from error
+            raise PluginError(f"The builder of {spec.name!r} raised {reason}") from error
         raise WeightsError(
-            f"The {weights!r} weights of {spec.name} could not be fetched ({type(error).__name__}: {error}). "
-            "Ways out: connect this machine to the internet once (Keras keeps the file); fetch the file on "
-            "another machine and pass its path as weights; or train from random weights with weights=None."
+            f"The {weights!r} weights of {spec.name} could not be fetched ({reason}). Ways out: connect this machine "
+            "to the internet once; fetch the file on another machine and pass its path as weights; or weights=None."
         ) from error
     shape = getattr(features, "shape", ())
     if len(shape) != 4 or None in shape[1:]:
@@ -197,34 +202,25 @@ def _features(spec: BackboneSpec, inputs: Any, weights: str | None) -> Any:
     return features
 
 
-def _bare_with_weights(spec: BackboneSpec, image_size: int, weights: str | Path) -> Any:
-    """Return the backbone as a model without scaling and head, its weights loaded."""
-    import keras
-
-    inputs = keras.Input((image_size, image_size, 3), dtype="float32")
-    if str(weights) in spec.weights:
-        return keras.Model(inputs, _features(spec, inputs, str(weights)))
-    path = _weights_file(spec, weights)
-    bare = keras.Model(inputs, _features(spec, inputs, None))
+def _load_weights(backbone: Any, spec: BackboneSpec, path: Path) -> None:
     try:
         with warnings.catch_warnings():
             # Keras only warns of layers that the file does not hold, and leaves them random.
             warnings.simplefilter("error", UserWarning)
-            bare.load_weights(path)
+            backbone.load_weights(path)
     except Exception as error:
         raise WeightsError(
             f"The weights in {path} do not fit {spec.name} without its top ({type(error).__name__}: {error}). "
             "Pass a file written by save_weights on that backbone with include_top=False."
         ) from error
-    return bare
 
 
 def _weights_file(spec: BackboneSpec, weights: str | Path) -> Path:
     path = Path(weights).expanduser()
-    if path.is_file() and path.suffix.lower() in (".h5", ".hdf5"):
-        return path
-    raise WeightsError(
-        f"{spec.name} has no weights {str(weights)!r}, and there is no such file in HDF5 format. Allowed: "
-        f"{', '.join(['None', *map(repr, spec.weights)])}, or the path of an .h5 file; in a recipe also "
-        "weights='pretrained', or a mapping such as {'vgg16': 'imagenet', 'cnn': 'random'}."
-    )
+    if not path.is_file():
+        raise WeightsError(
+            f"{spec.name} has no weights {str(weights)!r}, and there is no such file. Allowed: "
+            f"{', '.join(['None', *map(repr, spec.weights)])}, or the path of an .h5 file; in a recipe also "
+            "weights='pretrained', or a mapping such as {'vgg16': 'imagenet', 'cnn': 'random'}."
+        )
+    return path

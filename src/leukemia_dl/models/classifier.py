@@ -1,17 +1,18 @@
 """A trained model in use: images or files in, a DataFrame of probabilities out; saved as one `.keras` file.
 
 The file is an ordinary Keras model that takes raw pixels. Class names, pipeline, provenance and temperature are one
-more member of the archive (`leukemia_dl.json`), which Keras ignores.
+more member of the archive, which Keras ignores. Of an untrusted file, sizes are bounded before anything is built.
 """
 
-from __future__ import annotations
-
+import contextlib
 import json
 import logging
+import math
 import os
 import tempfile
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -21,25 +22,22 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from leukemia_dl.checks import choice, real_number, whole_number
-from leukemia_dl.errors import DataError, ImageError, SettingsError
-from leukemia_dl.models.archive import MEMBER, load_net, read_settings
-from leukemia_dl.models.backend import backend_name, silence_startup
-from leukemia_dl.models.registry import register_layers
+from leukemia_dl.atomic import write_file
+from leukemia_dl.checks import real_number, whole_number
+from leukemia_dl.errors import DataError, ImageError, SettingsError, UnknownNameError
+from leukemia_dl.models.backbones import get_backbone
+from leukemia_dl.models.build import all_layers, backend_name
+from leukemia_dl.plugins import DISTRIBUTION
 from leukemia_dl.preprocess import Pipeline, decode_image
 from leukemia_dl.preprocess.decode import image_files
 from leukemia_dl.preprocess.quality import Appearance, appearance_of, differences
 from leukemia_dl.progress import parallel_map, track
 
-__all__ = [
-    "Classifier", "load_classifier", "logits_over_symmetries", "predict_in_batches", "predict_logits", "softmax",
-    "symmetric_form",
-]  # fmt: skip
-
-# The kinds of outputs of a net, each with its file format: earlier versions read logits only.
-FORMATS = {"logits": 1, "probabilities": 2}
-_CHUNK = 512
-_SUM_TOLERANCE = 0.01
+_MEMBER, _WEIGHTS = "leukemia_dl.json", "model.weights.h5"
+_CHUNK = 512  # images decoded at once, so that memory does not grow with their number
+_MAX_TEXT = 8 << 20  # bytes of any member but the weights; the largest nets of Keras have 2 MB
+_MAX_OBJECTS, _MAX_CALLS, _MAX_DEPTH = 10_000, 10_000, 5  # calls of layers that building takes, and nets inside nets
+_MAX_VALUES = 1 << 28  # per image in the output of one layer: 1 GiB as float32
 _log = logging.getLogger(__name__)
 
 
@@ -48,19 +46,17 @@ class Classifier:
     """A trained model with its classes, its preprocessing and its origin.
 
     Attributes:
-        model: `keras.Model`, raw RGB (batch, size, size, 3) to (batch, classes).
+        model: `keras.Model`, raw RGB (batch, size, size, 3) to logits (batch, classes), or to probabilities, which are
+            noticed by trying. A single output belongs to the second of two classes.
         class_names: In the order of the model's outputs.
         pipeline: From a file to the pixels that the model takes.
         provenance: The data and settings of its training; JSON values. `predict` warns of images unlike `images` in it:
             `on_black`, the share of images of a cell cut out on black, and `size`, the smallest and largest in pixels.
         temperature: Divisor of the logits before the softmax, from 0.01 to 100, so that probabilities are calibrated
             (Guo et al. 2017, arXiv:1706.04599); 1 where none was fitted.
-        outputs: "logits", or "probabilities" for a net that ends in a softmax or a sigmoid. A single output belongs to
-            the second of two classes.
 
     Raises:
-        SettingsError: On creation, if net, classes, pipeline and outputs do not fit together, or a value is not
-            allowed.
+        SettingsError: On creation, if the parts do not fit together, or a value is not allowed.
     """
 
     model: Any = field(repr=False)
@@ -68,17 +64,16 @@ class Classifier:
     pipeline: Pipeline
     provenance: Mapping[str, Any] = field(default_factory=dict, repr=False)
     temperature: float = 1.0
-    outputs: str = "logits"
+    _probable: bool = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        choice("outputs", self.outputs, FORMATS)
         object.__setattr__(self, "temperature", real_number("temperature", self.temperature, 0.01, 100))
         object.__setattr__(self, "class_names", tuple(self.class_names))
         if problem := self._problem():
             raise SettingsError(f"A classifier's parts do not fit together: {problem}.")
+        object.__setattr__(self, "_probable", _gives_probabilities(self.model))
 
     def _problem(self) -> str:
-        """Return why net, classes, pipeline and outputs do not fit together, or ""."""
         shapes = [getattr(self.model, name, None) for name in ("input_shape", "output_shape")]
         taken, made = (shape if isinstance(shape, tuple) else () for shape in shapes)
         if len(taken) != 4 or taken[1] is None or taken[1:] != (taken[1], taken[1], 3) or len(made) != 2:
@@ -87,29 +82,19 @@ class Classifier:
             return f"{made[1]} outputs for the classes {', '.join(map(str, self.class_names))}"
         if self.pipeline.output_size not in (None, taken[1]):
             return f"the pipeline gives {self.pipeline.output_size} pixels, the net takes {taken[1]}"
-        if (known := self.provenance.get("images")) and not {"on_black", "size"} <= dict(known).keys():
-            return f"provenance['images'] has on_black and size; this one is {known!r}"
-        if self.outputs == "logits" and _gives_probabilities(self.model):
-            return "the net's outputs are probabilities already: say outputs='probabilities'"
         return ""
 
     def predict(
-        self,
-        images: Any,
-        *,
-        batch_size: int = 32,
-        calibrated: bool = True,
-        tta: bool = False,
+        self, images: Any, *, batch_size: int = 32, calibrated: bool = True, tta: bool = False,
         show_progress: bool = True,
-    ) -> pd.DataFrame:
+    ) -> pd.DataFrame:  # fmt: skip
         """Return a row per image, in the order given.
 
         Args:
             images: One or several paths (of images, or of folders of images), a Dataset, or raw RGB as uint8, one array
                 (n, height, width, 3) or (height, width, 3) or a list of the latter. The pipeline is applied to all.
             batch_size: Images per step.
-            calibrated: Divide logits by `temperature`. False for the probabilities of which a benchmark's `loss` is
-                computed. The predicted class is the same.
+            calibrated: Divide logits by `temperature`; False for the probabilities behind a benchmark's `loss`.
             tta: Take the mean over the eight symmetries of each image; eight times the work.
             show_progress: Show progress when it takes long.
 
@@ -121,20 +106,18 @@ class Classifier:
         Raises:
             ImageError: If an array is no image.
             DataError: If a folder holds no images or cannot be listed.
-            SettingsError: If `images` is none of these, the pipeline gives another size than the net takes, or outputs
-                that should be probabilities are none.
+            SettingsError: If `images` is none of these, or the pipeline gives another size than the net takes.
         """
         column, names, sources = _sources(images)
         batch_size = min(whole_number("batch_size", batch_size, 1), max(len(sources), 1))
-        errors, appearances = [""] * len(sources), list[Appearance]()
+        errors, appearances = list[str](), list[Appearance]()
         probabilities = np.full((len(sources), len(self.class_names)), np.nan)
-        # Decoded in chunks, so that memory does not grow with the number of images.
         starts = range(0, len(sources), _CHUNK)
         for start in track(starts, len(starts), "Predicting", show_progress):
             pixels = dict[int, NDArray[np.uint8]]()
             chunk = parallel_map(self._read, sources[start : start + _CHUNK], "Reading images", show=False)
             for row, (image, appearance, error) in enumerate(chunk, start):
-                errors[row] = error
+                errors.append(error)
                 if not error:
                     pixels[row] = image
                     appearances.append(appearance)
@@ -152,7 +135,7 @@ class Classifier:
         return pd.DataFrame({column: names, "predicted": predicted} | columns | {"error": errors})
 
     def save(self, path: str | Path) -> Path:
-        """Write one `.keras` file to `path` in one step, with the folders on the way to it, and return its path.
+        """Write one `.keras` file to `path` in one step, with its folders, and return its path.
 
         Raises:
             SettingsError: If the path does not end in .keras.
@@ -162,21 +145,15 @@ class Classifier:
         path = Path(path)
         if path.suffix != ".keras":
             raise SettingsError(f"A classifier is saved as a .keras file. Received: {str(path)!r}.")
-        settings = {
-            "format": FORMATS[self.outputs],
-            "class_names": list(self.class_names),
-            "pipeline": self.pipeline.to_dict(),
-            "provenance": dict(self.provenance),
-            "temperature": self.temperature,
-        }
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.stem}-") as folder:
-            aside = Path(folder) / path.name  # Keras writes into files only whose names end in .keras
+        settings = {"format": 1, "class_names": list(self.class_names), "pipeline": self.pipeline.to_dict()}
+        settings |= {"provenance": dict(self.provenance), "temperature": self.temperature}
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / path.name  # Keras writes into files only whose names end in .keras
             # A new model: the compiled one would carry its optimizer, twice the size, for nothing.
-            keras.Model(self.model.input, self.model.output, name=self.model.name).save(aside)
-            with zipfile.ZipFile(aside, "a") as archive:
-                archive.writestr(MEMBER, json.dumps(settings, indent=1))
-            aside.replace(path)
+            keras.Model(self.model.input, self.model.output, name=self.model.name).save(file)
+            with zipfile.ZipFile(file, "a") as archive:
+                archive.writestr(_MEMBER, json.dumps(settings, indent=1))
+            write_file(path, file.read_bytes())
         return path
 
     def _read(self, source: Any) -> tuple[Any, Any, str]:
@@ -190,34 +167,26 @@ class Classifier:
             return None, None, str(error)
         if pixels.shape[:2] != (size, size):
             raise SettingsError(
-                f"The net takes images of {size} x {size} pixels; {self.pipeline!r} gives the shape {pixels.shape}. "
-                f"Use a pipeline that ends in that size, such as dataset.default_pipeline({size})."
+                f"The net takes {size} x {size} pixels, and {self.pipeline!r} gives the shape {pixels.shape}."
             )
         return pixels, appearance_of(image), ""
 
     def _probabilities(self, pixels: Any, batch_size: int, calibrated: bool, tta: bool) -> NDArray[np.float64]:
         predict = logits_over_symmetries if tta else predict_logits
         values = predict(self.model, pixels, batch_size)
-        given = self.outputs == "probabilities"
-        if values.shape[-1] == 1:  # a single output belongs to the second class
-            values = np.concatenate([1 - values if given else np.zeros_like(values), values], axis=-1)
-        if given:
-            if not _are_probabilities(values):
-                raise SettingsError("The net's outputs are no probabilities that sum to 1: say outputs='logits'.")
+        if values.shape[-1] == 1:
+            values = np.concatenate([1 - values if self._probable else np.zeros_like(values), values], axis=-1)
+        if self._probable:
             values = np.log(np.maximum(values, np.finfo(np.float64).tiny))
         result = softmax(values / (self.temperature if calibrated else 1.0))
         return result.mean(axis=0) if tta else result
 
 
 def load_classifier(path: str | Path) -> Classifier:
-    """Load a trained model.
+    """Return the classifier in a `.keras` file, whose net Keras loads with `safe_mode=True`.
 
     Args:
-        path: A `.keras` file written by `Classifier.save`, the folder of a trial that holds one, or the folder of a
-            store with exactly one.
-
-    Returns:
-        The classifier, ready to predict; Keras loads its net with `safe_mode=True`.
+        path: A file that `Classifier.save` wrote, or the folder of a trial or of a store that holds exactly one.
 
     Raises:
         DataError: If there is none, several, or the file is damaged or from elsewhere.
@@ -225,23 +194,36 @@ def load_classifier(path: str | Path) -> Classifier:
         BackendError: If Keras has no backend here.
     """
     backend_name()
-    with silence_startup("import"):
-        import keras  # noqa: F401
+    import keras
 
     file = _model_file(Path(path).expanduser())
-    settings = read_settings(file)
-    outputs = next((name for name, number in FORMATS.items() if number == settings.get("format")), None)
-    if outputs is None:
-        raise DataError(f"{file} has format {settings.get('format')!r}, unknown to this version: update leukemia-dl.")
     hint = ""
     try:
+        with zipfile.ZipFile(file) as archive:
+            for member in archive.infolist():  # Keras does not compress the weights
+                if member.file_size > (file.stat().st_size if member.filename == _WEIGHTS else _MAX_TEXT):
+                    raise ValueError(f"{member.filename} in it has an implausible size")
+            settings = json.loads(archive.read(_MEMBER))
+        if settings["format"] not in (1, 2):
+            raise ValueError(f"format {settings['format']!r} is unknown to this version: update leukemia-dl.")
         class_names = tuple(map(str, settings["class_names"]))
         pipeline, provenance = Pipeline.from_dict(settings["pipeline"]), dict(settings["provenance"])
-        temperature = settings.get("temperature", 1.0)  # files of version 0.1.0 have none
-        hint = register_layers(dict(provenance.get("trial", {})))
-        return Classifier(load_net(file), class_names, pipeline, provenance, temperature, outputs)
-    except (KeyError, ValueError, TypeError) as error:
-        raise DataError(f"{file} is damaged or contradicts itself: {error} {hint}".strip()) from error
+        trial = dict(provenance.get("trial", {}))
+        if (plugin := trial.get("plugin") or DISTRIBUTION) != DISTRIBUTION:
+            name = str(trial.get("backbone"))
+            hint = f"Its backbone {name!r} is of {plugin} {trial.get('plugin_version')}, which has to be there."
+            with contextlib.suppress(Exception):  # building it registers its layers with Keras
+                spec = get_backbone(name)
+                spec.build(keras.Input((spec.min_size, spec.min_size, 3)), None)
+        with ThreadPoolExecutor(1) as pool:  # StatelessScope leaves state behind in its thread, which ends
+            pool.submit(_check_net, file).result()
+        model = keras.saving.load_model(file, compile=False, safe_mode=True)
+        return Classifier(model, class_names, pipeline, provenance, settings.get("temperature", 1.0))
+    except UnknownNameError:
+        raise
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise DataError(f"{file} is damaged or was not saved by leukemia_dl ({reason}). {hint}".strip()) from error
 
 
 def predict_logits(model: Any, images: Any, batch_size: int) -> NDArray[np.float64]:
@@ -250,17 +232,14 @@ def predict_logits(model: Any, images: Any, batch_size: int) -> NDArray[np.float
 
 
 def predict_in_batches(model: Any, inputs: Any, batch_size: int) -> NDArray[np.float32]:
-    """Return the outputs of a model for inputs (n, ...): (n, outputs), float32.
-
-    Every step has the same shape (the last batch is filled up and cut), so that nothing is compiled twice. Pixels go to
-    the device as bytes, a quarter of their size as float32.
-    """
+    """Return the outputs of a model for inputs (n, ...): (n, outputs), float32."""
     result = np.empty((len(inputs), int(model.output_shape[-1])), np.float32)
     for start in range(0, len(inputs), batch_size):
         batch = inputs[start : start + batch_size]
         count = len(batch)
-        if count < batch_size:
+        if count < batch_size:  # filled up, since another shape would be compiled anew
             batch = np.concatenate([batch, np.zeros((batch_size - count, *batch.shape[1:]), batch.dtype)])
+        # Pixels go to the device as bytes, a quarter of their size as float32.
         result[start : start + count] = np.asarray(model.predict_on_batch(np.ascontiguousarray(batch)))[:count]
     return result
 
@@ -271,10 +250,7 @@ def logits_over_symmetries(model: Any, images: Any, batch_size: int) -> NDArray[
 
 
 def symmetric_form(images: NDArray[Any], form: int) -> NDArray[Any]:
-    """Return images (n, size, size, 3) turned by `form % 4` right angles and then, from 4 on, mirrored; a view.
-
-    These are the eight symmetries of the square, numbered as in augmentation: `turns + 4 * mirror`.
-    """
+    """Return a view of images turned by `form % 4` right angles and then, from 4 on, mirrored, as in augmentation."""
     turned = np.rot90(images, form % 4, axes=(1, 2))
     return turned[:, :, ::-1] if form >= 4 else turned
 
@@ -282,27 +258,22 @@ def symmetric_form(images: NDArray[Any], form: int) -> NDArray[Any]:
 def softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return probabilities (..., classes) that sum to one over the classes."""
     exponents = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    result: NDArray[np.float64] = exponents / exponents.sum(axis=-1, keepdims=True)
-    return result
+    return np.asarray(exponents / exponents.sum(axis=-1, keepdims=True))
 
 
 def _gives_probabilities(model: Any) -> bool:
-    """Say whether a net ends in a softmax or sigmoid, or gives probabilities of two random images."""
+    """Return whether outputs for random images are probabilities; never for a last layer without activation."""
     import keras
 
     last = model
     while getattr(last, "layers", None):
         last = getattr(last, "operations", last.layers)[-1]
-    activation = getattr(getattr(last, "activation", None), "__name__", "")
-    if activation in ("softmax", "sigmoid") or (activation == "linear" and isinstance(last, keras.layers.Dense)):
-        return activation != "linear"  # as most nets end: there is no need to run them
+    if isinstance(last, keras.layers.Dense) and last.activation is keras.activations.linear:
+        return False
     images = np.random.default_rng(0).integers(0, 256, (2, *model.input_shape[1:])).astype(np.float32)
     values = np.asarray(keras.ops.convert_to_numpy(model(images, training=False)), np.float64)
-    return _are_probabilities(values) or (values.shape[-1] == 1 and bool(((values >= 0) & (values <= 1)).all()))
-
-
-def _are_probabilities(values: NDArray[np.float64]) -> bool:
-    return bool((values >= 0).all() and (np.abs(values.sum(axis=-1) - 1) <= _SUM_TOLERANCE).all())
+    sums = values.sum(axis=-1)
+    return bool((values >= 0).all() and ((sums <= 1) if values.shape[-1] == 1 else (np.abs(sums - 1) <= 0.01)).all())
 
 
 def _sources(images: Any) -> tuple[str, list[Any], list[Any]]:
@@ -310,32 +281,72 @@ def _sources(images: Any) -> tuple[str, list[Any], list[Any]]:
     if hasattr(images, "class_names") and hasattr(images, "decode"):
         return "sample", list(images.table["sample"]), [partial(images.decode, row) for row in range(len(images))]
     single = isinstance(images, (str, Path)) or (isinstance(images, np.ndarray) and images.ndim == 3)
-    items: list[Any] = [images] if single else list(images) if isinstance(images, Iterable) else [None]
-    if all(isinstance(item, (str, Path)) for item in items):
-        files = list[Path]()
-        for path in map(Path, items):
-            found = [path / name for name in image_files(path)] if path.is_dir() else [path]
-            if not found:
-                raise DataError(f"The folder {path} holds no images.")
-            files += found
-        return "path", [os.path.abspath(file) for file in files], files  # noqa: PTH100 - as in `Dataset.table`
-    if all(isinstance(item, np.ndarray) for item in items):
+    items = [images] if single else list(images)
+    if items and all(isinstance(item, np.ndarray) for item in items):
         return "image", list(range(len(items))), items
-    raise SettingsError(f"Pass paths, a Dataset or uint8 arrays, no mixture. Received: {type(images).__name__}.")
+    if not all(isinstance(item, (str, Path)) for item in items):
+        raise SettingsError(f"Pass paths, a Dataset or uint8 arrays, no mixture. Received: {type(images).__name__}.")
+    files = list[Path]()
+    for path in map(Path, items):
+        found = [path / name for name in image_files(path)] if path.is_dir() else [path]
+        if not found:
+            raise DataError(f"The folder {path} holds no images.")
+        files += found
+    return "path", [os.path.abspath(file) for file in files], files  # noqa: PTH100 - as in `Dataset.table`
 
 
 def _model_file(path: Path) -> Path:
     """Return a file itself, or the one model in the folder of a trial or a store."""
-    if not path.exists():
-        raise DataError(
-            f"There is no model at {path}. Pass a .keras file or the folder of a trial, such as "
-            f"'runs/STORE/trials/{path.name}'; for a row of results: bench.store.root / 'trials' / row.trial."
-        )
     places = [path, path / "model.keras", *sorted(path.glob("trials/[!.]*/model.keras"))]
     found = [place for place in places if place.is_file()]
-    if not found:
-        raise DataError(f"{path} holds no model.keras. Pass a .keras file or the folder of a trial that saved one.")
-    if len(found) > 1:
-        names = "".join(f"\n  {file.relative_to(path).parent}" for file in found)
-        raise DataError(f"{path} holds {len(found)} models; pass the folder of one of them:{names}")
+    if len(found) != 1:
+        names = "".join(f"\n  {file.parent}" for file in found)
+        raise DataError(
+            f"There {'are several models' if found else 'is no model'} at {path}. Pass a .keras file or the folder of "
+            f"a trial, such as bench.store.root / 'trials' / row.trial.{names}"
+        )
     return found[0]
+
+
+def _check_net(file: Path) -> None:
+    """Raise ValueError unless the net, built without its weights, is plausible and the file can hold its weights."""
+    import h5py
+    import keras
+
+    on_disk, stored = file.stat().st_size, list[int]()
+    with zipfile.ZipFile(file) as archive:
+        text = archive.read("config.json")
+        with archive.open(_WEIGHTS) as member, h5py.File(member) as weights:
+            weights.visititems(lambda _, item: stored.append(getattr(item, "nbytes", 0)))
+    config = json.loads(text)
+    _bound("layers and initializers", text.count(b'"class_name"'), _MAX_OBJECTS)
+    _bound("calls of layers to build it", _calls(config), _MAX_CALLS)
+    _bound("bytes of weights", sum(stored), on_disk)
+    with keras.StatelessScope(initialize_variables=False):
+        model = keras.saving.deserialize_keras_object({**config, "compile_config": None}, safe_mode=True)
+        if not isinstance(model, keras.Model):
+            raise ValueError(f"it holds a {type(model).__name__}, not a model")
+        _bound("parameters", sum(math.prod(variable.shape) for variable in model.variables), on_disk)
+    for layer in all_layers(model):
+        for tensor in [tensor for node in layer._inbound_nodes for tensor in node.output_tensors]:
+            values = math.prod(size or 1 for size in tensor.shape[1:])
+            _bound("numbers of one image in a layer's output", values, _MAX_VALUES)
+
+
+def _bound(what: str, number: int, most: int) -> None:
+    if number > most:
+        raise ValueError(f"it has {number:,} {what}, more than {most:,}")
+
+
+def _calls(config: Any, depth: int = 0) -> int:
+    """Return about how many calls of layers building takes; a Sequential is built anew for each of its layers."""
+    if depth > _MAX_DEPTH:
+        raise ValueError(f"nets are nested in it more than {_MAX_DEPTH} deep")
+    inner = config.get("config") if isinstance(config, dict) else None
+    if not isinstance(inner, dict):
+        return 1
+    layers = inner.get("layers")
+    if not isinstance(layers, list):  # a wrapper has a layer in its settings
+        return 1 + sum(_calls(value, depth) for value in inner.values() if isinstance(value, dict))
+    calls = [_calls(layer, depth + 1) * len(layer.get("inbound_nodes") or [0]) for layer in layers]
+    return sum(calls) * (len(layers) if config.get("class_name") == "Sequential" else 1)

@@ -25,7 +25,7 @@ from leukemia_dl.datasets.sources.synthetic import synthetic_folder
 from leukemia_dl.errors import DataError, LeukemiaDLError, StoreError, UnknownNameError, unknown_name_error
 from leukemia_dl.evaluation import class_names_of, evaluate, group_table, published_results
 from leukemia_dl.identity import generator
-from leukemia_dl.models.registry import get_backbone
+from leukemia_dl.models.backbones import get_backbone
 from leukemia_dl.preprocess import Pipeline
 from leukemia_dl.progress import track
 from leukemia_dl.reporting import plots, prediction_plots, render

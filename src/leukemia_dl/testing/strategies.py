@@ -1,20 +1,8 @@
-"""Hypothesis strategies for images, cells and pipelines: property-based tests of preprocessing, ours and yours.
-
-    >>> from hypothesis import given, settings
-    >>> from leukemia_dl.preprocess import Reinhard
-    >>> from leukemia_dl.testing import strategies
-    >>> my_step = Reinhard(mean=(40, 20, -20), std=(8, 5, 5))
-    >>> @settings(deadline=None, max_examples=20)
-    ... @given(image=strategies.cells())
-    ... def test_my_step_leaves_the_background_black(image):
-    ...     assert not my_step(image)[image.max(axis=-1) == 0].any()
-    >>> test_my_step_leaves_the_background_black()
+"""Hypothesis strategies for images, cells and pipelines, for property-based tests of preprocessing.
 
 The first image of a step may take longer than Hypothesis's deadline of 200 ms: use `settings(deadline=None)`.
 Needs the extra `testing`: pip install "leukemia-dl[testing]".
 """
-
-from __future__ import annotations
 
 from typing import Any
 
@@ -36,16 +24,11 @@ def images(
 ) -> st.SearchStrategy[Image]:
     """Return any pixels at all: uint8 (height, width, 3); noise, and often one colour, black or white.
 
-    Args:
-        min_size: Shortest side in pixels.
-        max_size: Longest side.
-        square: Height equals width.
-        batch: Draw (batch, height, width, 3) instead.
+    Sides are from `min_size` to `max_size` pixels, equal with `square`; with `batch` it is (batch, height, width, 3).
     """
     side = st.integers(min_size, max_size)
     shape: Any = side.map(lambda size: (size, size)) if square else st.tuples(side, side)
-    front = () if batch is None else (batch,)
-    full = shape.map(lambda hw: (*front, *hw, 3))
+    full = shape.map(lambda hw: (*(() if batch is None else (batch,)), *hw, 3))
     level = st.sampled_from([0, 1, 128, 254, 255])
     colour = st.one_of(level, st.tuples(level, level, level))
     # Hypothesis shrinks towards the first, pixel by pixel.

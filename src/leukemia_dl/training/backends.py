@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from leukemia_dl.checks import whole_number
 from leukemia_dl.errors import BackendError, SettingsError
-from leukemia_dl.models.backend import backend_name, silence_startup
+from leukemia_dl.models.build import backend_name
 
 # Other values make another network, or a shorter fit, than a recipe says.
 _KERAS_SETTINGS = {
@@ -64,10 +64,10 @@ _Started = tuple[str | None, bool, int, int]
 def prepare(precision: str = "auto", compute: ComputeConfig | None = None) -> Device:
     """Import Keras with its backend, choose the device for the `precision` of a recipe, and return it."""
     compute, backend = compute or ComputeConfig(), backend_name()
-    with silence_startup("devices"):
-        start = {"tensorflow": _start_tensorflow, "jax": _start_jax, "torch": _start_torch}[backend]
-        gpu, has_bfloat16, threads, gpus = start(compute.device, compute.threads or core_count())
-        import keras
+    start = {"tensorflow": _start_tensorflow, "jax": _start_jax, "torch": _start_torch}[backend]
+    gpu, has_bfloat16, threads, gpus = start(compute.device, compute.threads or core_count())
+    import keras
+
     for setting, value in _KERAS_SETTINGS.items():
         if (found := getattr(keras.config, setting)()) != value:
             raise BackendError(
@@ -165,7 +165,7 @@ def _start_tensorflow(device: str, threads: int) -> _Started:
             # With several, InceptionV3's parallel branches gave other bits in each run (TensorFlow 2.21, two cores),
             # even under enable_op_determinism.
             config.threading.set_inter_op_parallelism_threads(1)
-    tf.zeros(()).numpy()  # starts the run-time now, while its messages are kept from the terminal
+    tf.zeros(()).numpy()  # starts the run-time with these settings
     threads = int(config.threading.get_intra_op_parallelism_threads()) or core_count()
     details = {} if gpu is None else config.experimental.get_device_details(gpu)
     has_bfloat16 = details.get("compute_capability", (0, 0)) >= (8, 0)

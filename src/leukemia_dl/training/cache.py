@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from leukemia_dl.atomic import new_file
 from leukemia_dl.datasets.cache import in_use, make_room
 from leukemia_dl.identity import digest, named_seed
+from leukemia_dl.models.backbones import BackboneSpec
 from leukemia_dl.models.build import Head, all_layers, build_model, split_at_features, weights_identity
 from leukemia_dl.models.classifier import predict_in_batches
-from leukemia_dl.models.registry import BackboneSpec
 from leukemia_dl.plugins import DISTRIBUTION, installed_version
 from leukemia_dl.training.backends import Device, as_numpy, assign
 from leukemia_dl.training.batches import Subset

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from leukemia_dl.errors import DataError, OutOfMemoryError, SettingsError
 from leukemia_dl.identity import named_seed
+from leukemia_dl.models.backbones import BackboneSpec
 from leukemia_dl.models.build import split_at_features
 from leukemia_dl.models.classifier import predict_logits
-from leukemia_dl.models.registry import BackboneSpec
 from leukemia_dl.training.backends import ComputeConfig, Device, prepare
 from leukemia_dl.training.batches import Images, Side, Subset
 from leukemia_dl.training.cache import FeatureCache, ModelCache

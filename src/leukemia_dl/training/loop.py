@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from leukemia_dl.atomic import new_file
 from leukemia_dl.errors import TrainingError
 from leukemia_dl.identity import digest, named_seed
+from leukemia_dl.models.backbones import BackboneSpec
 from leukemia_dl.models.build import weights_identity
 from leukemia_dl.models.classifier import predict_logits
-from leukemia_dl.models.registry import BackboneSpec
 from leukemia_dl.training.augmentation import training_model
 from leukemia_dl.training.backends import Device, as_fit_input, as_numpy, assign
 from leukemia_dl.training.batches import Batches, Side, Subset

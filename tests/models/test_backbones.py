@@ -7,12 +7,12 @@ import pytest
 
 import leukemia_dl as ldl
 from leukemia_dl.errors import PluginError, UnknownNameError
-from leukemia_dl.models import registry
+from leukemia_dl.models import backbones
 
 
 @pytest.fixture(autouse=True)
 def _forget_registered(monkeypatch):
-    monkeypatch.setattr(registry, "_registered", {})
+    monkeypatch.setattr(backbones, "_registered", {})
 
 
 def test_the_built_in_ones_are_there_in_order():
@@ -31,8 +31,10 @@ def test_register_replace_and_clash():
     with pytest.raises(PluginError, match="replace=True"):
         ldl.register_backbone(spec)
     ldl.register_backbone(spec, replace=True)
+    ldl.register_backbone(dataclasses.replace(spec, title="Mine"), replace=True)
+    assert ldl.get_backbone("mine").title == "Mine"
     with pytest.raises(PluginError, match="'cnn' is provided by leukemia-dl"):
-        ldl.register_backbone(ldl.get_backbone("cnn"), replace=True)
+        ldl.register_backbone(dataclasses.replace(spec, name="cnn"), replace=True)
     with pytest.raises(PluginError, match="BackboneSpec"):
         ldl.register_backbone("cnn")
 
@@ -78,7 +80,7 @@ def test_the_version_of_a_registered_backbone_is_given_or_follows_from_the_file_
         build = wrap(built_in(file))
         spec = ldl.BackboneSpec(name="made", build=build, scaling="unit", native_size=32, min_size=8)
         ldl.register_backbone(spec, replace=True, version=given)
-        return registry.find_backbone("made").version
+        return backbones.find_backbone("made").version
 
     assert version(4) == version(4) == version(4, wrap=functools.partial)
     assert version(4) != version(4, wrap=lambda build: functools.partial(build, weights="mine"))

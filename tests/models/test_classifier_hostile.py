@@ -13,7 +13,7 @@ import pytest
 
 import leukemia_dl as ldl
 from leukemia_dl.errors import DataError
-from leukemia_dl.models import archive
+from leukemia_dl.models import classifier
 
 keras = pytest.importorskip("keras")
 SETTINGS = {"format": 1, "class_names": ["hem", "all"], "pipeline": {"steps": []}, "provenance": {}}
@@ -71,7 +71,7 @@ CASES = {
     "no net of images": (changed(net(), class_name="Hashing"), None),
     "no shape": (
         keras.saving.serialize_keras_object(keras.Sequential([keras.layers.Conv2D(1 << 20, 3)])),
-        "contradicts itself.*a net takes",
+        "damaged or was not saved.*a net takes",
     ),
     "ten thousand layers": (
         net(*[keras.layers.ReLU() for _ in range(3)]) | {"x": [{"class_name": 1}] * 10_000},
@@ -107,8 +107,8 @@ def test_the_largest_nets_of_keras_are_within_the_limits(name):
     """20.38: the limits are far above real nets."""
     model = getattr(keras.applications, name)(weights=None, include_top=False, input_shape=(331, 331, 3))
     text = json.dumps(keras.saving.serialize_keras_object(model))
-    assert text.count('"class_name"') < archive._MAX_OBJECTS
-    assert archive._calls(json.loads(text)) < archive._MAX_CALLS / 2
+    assert text.count('"class_name"') < classifier._MAX_OBJECTS
+    assert classifier._calls(json.loads(text)) < classifier._MAX_CALLS / 2
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -144,7 +144,7 @@ def test_weights_that_say_more_than_the_file_holds_are_not_read(tmp_path):
 def test_a_pipe_in_place_of_a_model_is_not_waited_for(tmp_path):
     """20.39: only regular files are opened."""
     os.mkfifo(tmp_path / "model.keras")
-    with pytest.raises(DataError, match=r"holds no model\.keras"):
+    with pytest.raises(DataError, match="There is no model at"):
         ldl.load_classifier(tmp_path)
-    with pytest.raises(DataError, match=r"holds no model\.keras"):
+    with pytest.raises(DataError, match="There is no model at"):
         ldl.load_classifier(tmp_path / "model.keras")
