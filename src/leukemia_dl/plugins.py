@@ -1,7 +1,4 @@
-"""Plugins: modules named by entry points of the group `leukemia_dl`, with one or two functions marked `@hookimpl`.
-
-Each is loaded and called by itself: one that fails is a warning and a row of `plugin_problems()`, and hides no other.
-"""
+"""Plugins: modules named by entry points of the group `leukemia_dl`, each isolated from the others and from us."""
 
 import contextlib
 import importlib.metadata
@@ -37,7 +34,7 @@ _problems: list[tuple[str, str, str]] = []  # plugin, entry point, problem; in t
 
 
 def hookimpl(function: F) -> F:
-    """Mark a function of a plugin as a hook, `leukemia_dl_backbones` or `leukemia_dl_datasets`, and return it.
+    """Mark a plugin's `function` as the hook `leukemia_dl_backbones` or `leukemia_dl_datasets`, and return it.
 
     It takes no argument and yields one `BackboneSpec` per backbone, or one `DatasetSource` per data set.
     """
@@ -57,8 +54,8 @@ def collect(hook: str) -> Sequence[Provided]:
     A built-in record keeps its name if a plugin yields the same. A name that two plugins yield is left out.
     """
     kind, builtin = _registries[hook]
-    version = installed_version(DISTRIBUTION)
-    found = {record.name: Provided(record, DISTRIBUTION, version) for record in builtin}
+    own = (DISTRIBUTION, installed_version(DISTRIBUTION))
+    found = {record.name: Provided(record, *own) for record in builtin}
     unclear: set[str] = set()
     for point, functions in _plugins():
         with _isolated(point, f"{hook} raised"):
@@ -77,10 +74,7 @@ def collect(hook: str) -> Sequence[Provided]:
 
 
 def plugin_problems() -> pd.DataFrame:
-    """Return a row per plugin, or hook of one, that could not be used: plugin, entry_point, problem (all str).
-
-    Every hook is called for it: one that raises, yields something else, or a name that is taken, has a row too.
-    """
+    """Return a row per plugin, or hook of one, that could not be used: plugin, entry_point, problem (all str)."""
     for hook in sorted(_registries):
         collect(hook)
     return pd.DataFrame(_problems, columns=["plugin", "entry_point", "problem"], dtype="str")

@@ -34,7 +34,7 @@ def test_register_replace_and_clash():
     ldl.register_backbone(dataclasses.replace(spec, title="Mine"), replace=True)
     assert ldl.get_backbone("mine").title == "Mine"
     with pytest.raises(PluginError, match="'cnn' is provided by leukemia-dl"):
-        ldl.register_backbone(dataclasses.replace(spec, name="cnn"), replace=True)
+        ldl.register_backbone(dataclasses.replace(spec, name="cnn", title="Mine"), replace=True)
     with pytest.raises(PluginError, match="BackboneSpec"):
         ldl.register_backbone("cnn")
 

@@ -136,8 +136,8 @@ def register_backbone(spec: BackboneSpec, *, replace: bool = False, version: str
     Args:
         spec: The record. A package uses an entry point instead.
         replace: True to register the same name again, as when a notebook cell is run twice.
-        version: Part of the name of its trials; None for a digest of the file that defines the builder. Change it when
-            the net changes in another way, such as by a value that the builder takes from outside of this file.
+        version: Part of the name of its trials; None for a digest of the file that defines the builder, to which values
+            from elsewhere do not belong.
 
     Raises:
         PluginError: If it is no BackboneSpec, or the name is taken.
@@ -173,12 +173,7 @@ def find_backbone(name: str) -> Provided:
 
 
 def get_backbone(name: str) -> BackboneSpec:
-    """Return the backbone registered under `name`. Raises UnknownNameError, with the near match, if there is none.
-
-    Examples:
-        >>> get_backbone("xception").native_size
-        299
-    """
+    """Return the backbone registered under `name`. Raises UnknownNameError, with the near match, if there is none."""
     spec: BackboneSpec = find_backbone(name).record
     return spec
 

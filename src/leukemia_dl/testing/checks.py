@@ -136,7 +136,7 @@ def check_saving(spec: BackboneSpec) -> None:
 
 
 def _load(spec: BackboneSpec, file: Path) -> None:
-    _net(spec)
+    _net(spec)  # registers its layers with Keras
     load_classifier(file)
 
 
