@@ -244,15 +244,10 @@ def predict_in_batches(model: Any, inputs: Any, batch_size: int) -> NDArray[np.f
     return result
 
 
-def logits_over_symmetries(model: Any, images: Any, batch_size: int) -> NDArray[np.float64]:
-    """Return the logits of each image's eight turned and mirrored forms: (8, n, classes)."""
-    return np.stack([predict_logits(model, symmetric_form(images, form), batch_size) for form in range(8)])
-
-
-def symmetric_form(images: NDArray[Any], form: int) -> NDArray[Any]:
-    """Return a view of images turned by `form % 4` right angles and then, from 4 on, mirrored, as in augmentation."""
-    turned = np.rot90(images, form % 4, axes=(1, 2))
-    return turned[:, :, ::-1] if form >= 4 else turned
+def logits_over_symmetries(model: Any, images: NDArray[Any], batch_size: int) -> NDArray[np.float64]:
+    """Return the logits of each image's eight forms, turned and then also mirrored: (8, n, classes)."""
+    forms = [np.rot90(images, turns, axes=(1, 2))[:, :, ::step] for step in (1, -1) for turns in range(4)]
+    return np.stack([predict_logits(model, form, batch_size) for form in forms])
 
 
 def softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
