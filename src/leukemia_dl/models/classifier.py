@@ -244,9 +244,10 @@ def predict_in_batches(model: Any, inputs: Any, batch_size: int) -> NDArray[np.f
     return result
 
 
-def logits_over_symmetries(model: Any, images: NDArray[Any], batch_size: int) -> NDArray[np.float64]:
+def logits_over_symmetries(model: Any, images: Any, batch_size: int) -> NDArray[np.float64]:
     """Return the logits of each image's eight forms, turned and then also mirrored: (8, n, classes)."""
-    forms = [np.rot90(images, turns, axes=(1, 2))[:, :, ::step] for step in (1, -1) for turns in range(4)]
+    pixels = np.asarray(images)
+    forms = [np.rot90(pixels, turns, axes=(1, 2))[:, :, ::step] for step in (1, -1) for turns in range(4)]
     return np.stack([predict_logits(model, form, batch_size) for form in forms])
 
 
