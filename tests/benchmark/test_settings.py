@@ -95,7 +95,7 @@ def test_one_fold_may_be_given_without_a_list(dataset, tmp_path):
 
 @pytest.mark.parametrize("seeds", [np.array([0.0]), np.array([[0]]), np.array([True]), np.array([-1]), np.array([])])
 def test_what_is_no_seed_is_refused_of_numpy_too(dataset, tmp_path, seeds):
-    with pytest.raises(SettingsError, match=r"seeds must (be a whole number|have at least one)"):
+    with pytest.raises(SettingsError, match=r"seeds must be a"):
         bench(dataset, tmp_path / "s", seeds=seeds)
 
 
