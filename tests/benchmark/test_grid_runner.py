@@ -198,7 +198,7 @@ def test_the_time_left_follows_from_finished_trials(dataset, tmp_path, capsys):
     bench = ldl.Benchmark(dataset, ["tiny"], recipe=grids.RECIPE, store=tmp_path, baselines=[], seeds=[0, 1])
     bench.run(executor="in-process")
     first = capsys.readouterr().err.splitlines()
-    assert re.fullmatch("tiny .*fold 2 seed 0 ...", first[0])
+    assert re.fullmatch(r"tiny-.*-fold2-seed0 \.\.\.", first[0])
     ends = [line for line in first if "accuracy" in line and line.startswith("[")]
     assert re.search("; about .* left\\)$", ends[0])
     assert "left" not in ends[1]

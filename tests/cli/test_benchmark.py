@@ -12,7 +12,10 @@ from command import FAST, SIZES, fails, run
 
 def test_benchmark_tells_and_leaves_everything(finished):
     store, answer = finished
-    for line in ("[3/4] cell_colour fold 2: accuracy ", "cnn fold 2 seed 0 ...", "cnn fold 2 seed 0: epoch 1/1  loss "):
+    for line in (
+        "[3/4] cell_colour-official_clean-fold2: accuracy ",
+        "cnn-official_clean-fold2-seed0: epoch 1/1  loss ",
+    ):
         assert line in answer.stderr
     assert "WARNING" not in answer.stderr
     assert "oneDNN" not in answer.stderr
@@ -214,7 +217,7 @@ def test_shards_of_several_protocols_make_one_table_and_one_report(synthetic_roo
     assert "To do: 4 of 4 trials" in planned.stdout
     half = run(*arguments, "--shard", "1/2")
     assert half.returncode == 0, half.stderr
-    assert "[4/4] cnn official_clean fold 2 seed 0: accuracy " in half.stderr
+    assert "[4/4] cnn-official_clean-fold2-seed0: accuracy " in half.stderr
     assert "4 trials of this grid are not in the store yet" in half.stdout
     assert "Report:   when all parts are done" in half.stdout
     assert not (tmp_path / "s" / "report.html").exists()

@@ -160,16 +160,16 @@ class GridProgress:
         self.bar = Progress(console=self._console, transient=True, disable=not terminal)
         self._task = self.bar.add_task("Benchmark", total=len(trials))
         self._open, self._total = {trial.digest: trial.kind for trial in trials}, len(trials)
-        self._several = len({trial.protocol for trial in trials}) > 1
         self.began, self._ran = time.monotonic(), 0  # when the first net began, and how many have ended since
 
     def update(self, trial: Trial, epoch: int, epochs: int, row: Mapping[str, Any]) -> None:
         """Show that a trial begins (epoch 0) or has ended an epoch; the callback that executors are given."""
+        name = trial.folder[:-13]  # without its digest
         values = [f"{key} {row[key]:.3f}" for key in ("loss", "accuracy", "val_loss", "val_accuracy") if key in row]
         inner = f"inner fold {row['inner_fold']} " if "inner_fold" in row else ""
-        text = f"{self._name(trial)}: {inner}epoch {epoch}/{epochs}  {', '.join(values)}"
+        text = f"{name}: {inner}epoch {epoch}/{epochs}  {', '.join(values)}"
         if self.bar.disable:
-            self._write(text if epoch else f"{self._name(trial)} ...")
+            self._write(text if epoch else f"{name} ...")
         else:
             self.bar.update(self._task, description=text)
 
@@ -185,12 +185,8 @@ class GridProgress:
             self._ran += record.trial.kind == "backbone"
         if not reused and self._ran and left:
             took += f"; about {duration(max((time.monotonic() - self.began) / self._ran * left, 1.0))} left"
-        self._write(f"[{done}/{self._total}] {self._name(record.trial)}: {result} ({took})")
+        self._write(f"[{done}/{self._total}] {record.trial.folder[:-13]}: {result} ({took})")
         self.bar.update(self._task, completed=done)
-
-    def _name(self, trial: Trial) -> str:
-        axes = [f"{axis} {value}" for axis in ("fold", "seed") if (value := getattr(trial, axis)) is not None]
-        return " ".join([trial.backbone, *([trial.protocol] if self._several else []), *axes])
 
     def _write(self, text: str) -> None:
         self._console.print(text, highlight=False, markup=False, soft_wrap=True)

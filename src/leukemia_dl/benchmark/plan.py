@@ -75,12 +75,11 @@ class Plan:
 
     def part(self, shard: str | None) -> list[PlannedTrial]:
         """Return the trials of part i of n for "i/n": every n-th backbone's trial, then every n-th baseline."""
-        match = re.fullmatch(r"(\d+)/(\d+)", "1/1" if shard is None else shard)
-        part, parts = (int(match[1]), int(match[2])) if match else (0, 0)
-        if not 1 <= part <= parts:
+        match = re.fullmatch(r"([1-9]\d*)/([1-9]\d*)", "1/1" if shard is None else shard)
+        if match is None or int(match[1]) > int(match[2]):
             raise SettingsError(f"shard must be 'i/n' with i from 1 to n, such as '1/4'. Received: shard={shard!r}.")
         # Baselines cost little and should fill no part.
-        return sorted(self.trials, key=lambda planned: planned.spec is None)[part - 1 :: parts]
+        return sorted(self.trials, key=lambda planned: planned.spec is None)[int(match[1]) - 1 :: int(match[2])]
 
 
 @dataclass(frozen=True, eq=False)

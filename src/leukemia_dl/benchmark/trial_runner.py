@@ -45,7 +45,7 @@ class Images:
     """The pixels of some rows of a data set. Other processes map the same file."""
 
     pixels: PixelStore | NDArray[np.uint8]  # after the steps of `stored`
-    position: NDArray[np.int64]  # index into `pixels` of each row of the data set (n,); -1 for none
+    rows: NDArray[np.int64]  # of the data set, sorted, in the order of `pixels`
     stored: Pipeline  # the part of a pipeline that is equal for all splits
     per_split: Pipeline  # the rest, from the first step on that is fitted to training images
 
@@ -56,31 +56,24 @@ class Images:
         return self.stored.then(*self.per_split.fit(self.subset(split.train)[:]).steps)
 
     def after(self, pipeline: Pipeline, rows: NDArray[np.int64]) -> Images:
-        """Return the images of `rows` after a whole pipeline; a copy in memory if it has more steps than `stored`."""
+        """Return the images of sorted `rows` after a whole pipeline; a copy in memory if it goes on after `stored`."""
         steps = pipeline.steps[len(self.stored.steps) :]
         if not steps:
             return self
-        pixels = Pipeline(steps)(self.subset(rows)[:])
-        return Images(pixels, _positions(rows, len(self.position)), pipeline, Pipeline(()))
+        return Images(Pipeline(steps)(self.subset(rows)[:]), rows, pipeline, Pipeline(()))
 
     def subset(self, rows: NDArray[np.int64]) -> Subset:
         """Return the pixels of some rows, read-only: (len(rows), height, width, 3), uint8."""
         if isinstance(self.pixels, np.ndarray):
             self.pixels.flags.writeable = False  # features of read-only pixels may be cached
-        return Subset.of(self.pixels, self.position[rows])
+        return Subset.of(self.pixels, np.searchsorted(self.rows, rows))
 
 
 def read_images(dataset: Dataset, rows: NDArray[np.int64], pipeline: Pipeline, show: bool) -> Images:
     """Decode the sorted `rows` of a data set, or find them decoded; in memory if they have different sizes."""
     (stored, per_split), used = pipeline.partition(), dataset.subset(rows)
     pixels = used.to_numpy(stored, show) if stored.output_size is None else used.pixel_store(stored, show_progress=show)
-    return Images(pixels, _positions(rows, len(dataset)), stored, per_split)
-
-
-def _positions(rows: NDArray[np.int64], count: int) -> NDArray[np.int64]:
-    position = np.full(count, -1)
-    position[rows] = np.arange(len(rows))
-    return position
+    return Images(pixels, rows, stored, per_split)
 
 
 def appearances_of(dataset: Dataset, rows: NDArray[np.int64]) -> list[Appearance]:
