@@ -30,13 +30,13 @@ def test_pixels_come_from_a_store(dataset: Dataset) -> None:
     images, split = read_images(dataset, np.arange(30), PIPELINE, False), make_splits(dataset, "holdout")[0]
     assert isinstance(images.pixels, PixelStore)
     np.testing.assert_array_equal(
-        images.after(PIPELINE, split.test).subset(split.test)[:], PIPELINE(IMAGES[split.test])
+        images.after(PIPELINE, split.test).subsets(split.test)[0][:], PIPELINE(IMAGES[split.test])
     )
     # Another process maps the same file.
     sent = pickle.dumps(images)
     assert len(sent) < images.pixels.images.nbytes
     other = pickle.loads(sent)
-    np.testing.assert_array_equal(other.subset(split.test)[:], PIPELINE(IMAGES[split.test]))
+    np.testing.assert_array_equal(other.subsets(split.test)[0][:], PIPELINE(IMAGES[split.test]))
     assert isinstance(other.pixels.images, np.memmap)
 
 

@@ -341,7 +341,7 @@ class _ExternalTest:
         logits, views = [], []
         for start in range(0, len(self._rows), _CHUNK_BATCHES * batch):
             rows = self._rows[start : start + _CHUNK_BATCHES * batch]
-            pixels = images.after(classifier.pipeline, rows).subset(rows)
+            pixels = images.after(classifier.pipeline, rows).subsets(rows)[0]
             logits.append(predict_logits(classifier.model, pixels, batch))
             views += [logits_over_symmetries(classifier.model, pixels, batch)] if recipe.tta else []
         fitted = (classifier.temperature, "") if "temperature" in record.metrics else None

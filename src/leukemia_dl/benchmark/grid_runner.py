@@ -15,7 +15,7 @@ from functools import cache, partial
 from typing import Any
 
 from leukemia_dl.benchmark.baselines import measure_cells, run_baseline
-from leukemia_dl.benchmark.executors import Executor, SerialExecutor, SubmitExecutor
+from leukemia_dl.benchmark.executors import Executor, SubmitExecutor
 from leukemia_dl.benchmark.plan import Plan, PlannedTrial, Samples
 from leukemia_dl.benchmark.store import Store
 from leukemia_dl.benchmark.trial import Record, Trial
@@ -24,7 +24,6 @@ from leukemia_dl.errors import BackendError, TrainingError
 from leukemia_dl.preprocess.quality import summary
 from leukemia_dl.text import duration
 from leukemia_dl.training import load_factory
-from leukemia_dl.training.backends import prepare
 
 _log = logging.getLogger(__name__)
 # A trial that ended from outside continues from its last epoch; one that failed by itself would fail again.
@@ -48,8 +47,6 @@ class GridRunner:
         # One backbone after the other: its net is built and compiled for the first fold and serves the others.
         nets = [planned for planned in to_do if planned.spec is not None]
         nets.sort(key=lambda planned: self.plan.backbones.index(planned.trial.backbone))
-        if nets and isinstance(self.executor, SerialExecutor):
-            prepare(self.plan.recipe.precision, self.plan.compute)  # a missing device is an error before any work
         with self._context(nets) as context, self.progress.bar:
             with contextlib.closing(self._outputs(to_do, nets, context)) as outputs:
                 for output in outputs:
@@ -95,14 +92,14 @@ class GridRunner:
         """Yield the outputs of baselines, then those of nets, until the run is stopped."""
         cells = cache(partial(measure_cells, self.plan.dataset, self.plan.rows, self.show))
         for planned in to_do:
-            if planned.spec is None and not context.stopped:
+            if planned.spec is None:
                 yield run_baseline(planned, context.samples, cells), None
         if nets:
             self.progress.began = time.monotonic()
             for planned in nets if self.existing == "rerun" else ():
                 self.store.remove_checkpoints(planned.trial)
             # Another driver on this store may have finished some of them meanwhile.
-            needed = (planned for planned in nets if not context.stopped and not self._is_done(planned))
+            needed = (planned for planned in nets if not self._is_done(planned) and not context.stopped)
             yield from self.executor.run(needed, context, self.progress.update)
 
     def _finish(self, record: Record, model: bytes | None) -> None:
@@ -164,6 +161,8 @@ class GridProgress:
 
     def update(self, trial: Trial, epoch: int, epochs: int, row: Mapping[str, Any]) -> None:
         """Show that a trial begins (epoch 0) or has ended an epoch; the callback that executors are given."""
+        if self._console.quiet:
+            return
         name = trial.folder[:-13]  # without its digest
         values = [f"{key} {row[key]:.3f}" for key in ("loss", "accuracy", "val_loss", "val_accuracy") if key in row]
         inner = f"inner fold {row['inner_fold']} " if "inner_fold" in row else ""
@@ -176,6 +175,8 @@ class GridProgress:
     def end(self, record: Record, reused: bool = False) -> None:
         """Show the result of a trial and the time left; `reused` says that it was in the store before the run."""
         self._open.pop(record.trial.digest, None)
+        if self._console.quiet:
+            return
         done, left = self._total - len(self._open), list(self._open.values()).count("backbone")
         result, took = f"{record.status}: {record.error}", "from the store"
         if record.status == "ok":

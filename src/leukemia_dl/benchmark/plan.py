@@ -131,10 +131,10 @@ def planned_net(
     found, backend = find_backbone(name), backend_name()
     spec: BackboneSpec = found.record
     resolved = recipe.for_backbone(spec)
-    size = int(resolved.image_size)
-    check_size(spec, size)
-    weights = weights_identity(spec, resolved.weights_for(spec))
+    size, settings, wanted = int(resolved.image_size), resolved.to_dict(), resolved.weights_for(spec)
     usual = recipe.pipeline(size, canvas)
+    check_size(spec, size)
+    weights = weights_identity(spec, wanted)
     chosen = usual if pipeline is None else pipeline if isinstance(pipeline, Pipeline) else pipeline(size)
     if not isinstance(chosen, Pipeline) or chosen.output_size not in (None, size):
         raise SettingsError(
@@ -148,7 +148,7 @@ def planned_net(
         "weights": weights,
         "backend": backend,
     }
-    trial |= {"recipe": resolved.to_dict() | {"weights": weights}, "pipeline": chosen.to_dict()}
+    trial |= {"recipe": settings | {"weights": weights}, "pipeline": chosen.to_dict()}
     trial |= {"plugin_version": None if found.plugin == DISTRIBUTION else found.version}
     trial |= {"versions": _versions("keras", backend)}
     changes = changes_of(resolved, spec, chosen, usual)

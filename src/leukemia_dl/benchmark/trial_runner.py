@@ -53,20 +53,20 @@ class Images:
         """Return the whole pipeline, its fitted steps fitted to the training images of a split and no others."""
         if not self.per_split.steps:
             return self.stored
-        return self.stored.then(*self.per_split.fit(self.subset(split.train)[:]).steps)
+        return self.stored.then(*self.per_split.fit(self.subsets(split.train)[0][:]).steps)
 
     def after(self, pipeline: Pipeline, rows: NDArray[np.int64]) -> Images:
         """Return the images of sorted `rows` after a whole pipeline; a copy in memory if it goes on after `stored`."""
         steps = pipeline.steps[len(self.stored.steps) :]
         if not steps:
             return self
-        return Images(Pipeline(steps)(self.subset(rows)[:]), rows, pipeline, Pipeline(()))
+        return Images(Pipeline(steps)(self.subsets(rows)[0][:]), rows, pipeline, Pipeline(()))
 
-    def subset(self, rows: NDArray[np.int64]) -> Subset:
-        """Return the pixels of some rows, read-only: (len(rows), height, width, 3), uint8."""
+    def subsets(self, *rows: NDArray[np.int64]) -> list[Subset]:
+        """Return the pixels of each of several lists of rows, read-only: (n, height, width, 3), uint8."""
         if isinstance(self.pixels, np.ndarray):
             self.pixels.flags.writeable = False  # features of read-only pixels may be cached
-        return Subset.of(self.pixels, np.searchsorted(self.rows, rows))
+        return [Subset.of(self.pixels, np.searchsorted(self.rows, listed)) for listed in rows]
 
 
 def read_images(dataset: Dataset, rows: NDArray[np.int64], pipeline: Pipeline, show: bool) -> Images:
@@ -122,7 +122,8 @@ def run_trial(planned: PlannedTrial, context: RunContext, on_progress: OnProgres
     if context.stopped:
         return None
     trial, split, samples, started = planned.trial, planned.split, context.samples, time.perf_counter()
-    blank, logs = records.blank_record(planned, samples), context.store.logs(trial)
+    blank, groups = records.blank_record(planned, samples), samples.groups_of(split.train)
+    logs, checkpoints = context.store.logs(trial), context.store.checkpoints(trial)
     _log(logs, f"{trial.folder} begins in process {os.getpid()}")
     on_progress(trial, 0, 0, {})
 
@@ -137,17 +138,17 @@ def run_trial(planned: PlannedTrial, context: RunContext, on_progress: OnProgres
 
     try:
         pipeline = context.images[planned.size].pipeline(split)
-        predicted = np.concatenate([split.val, split.test])
-        images = context.images[planned.size].after(pipeline, np.unique(np.concatenate([split.train, predicted])))
-        (train, labels), val = ((images.subset(rows), samples.labels[rows]) for rows in (split.train, split.val))
+        rows = (split.train, split.val, np.concatenate([split.val, split.test]))
+        images = context.images[planned.size].after(pipeline, np.unique(np.concatenate(rows)))
+        train, val, predicted = images.subsets(*rows)
         assert planned.spec is not None
         result = fit(
-            planned.spec, train, labels, len(samples.class_names), context.recipe, seed=trial.seed or 0,
-            groups=samples.groups_of(split.train), validation=val, compute=context.compute,
-            checkpoints=context.store.checkpoints(trial), callbacks=context.callbacks, folder=logs,
+            planned.spec, train, samples.labels[split.train], len(samples.class_names), context.recipe,
+            seed=trial.seed or 0, groups=groups, validation=(val, samples.labels[split.val]), compute=context.compute,
+            checkpoints=checkpoints, callbacks=context.callbacks, folder=logs,
             features=_features(cache_dir() / "features") if trial.weights else None, models=_models, on_epoch=on_epoch,
         )  # fmt: skip
-        record = _predicted(blank, result, split, context, images.subset(predicted))
+        record = _predicted(blank, result, split, context, predicted)
         record = replace(record, timings={**records.environment(started), **record.timings})
         output = record, _saved(result.model, record, context, pipeline) if context.save_models else None
     except KeyboardInterrupt:
@@ -171,9 +172,10 @@ def _log(folder: Path, text: str) -> None:
 
 def _predicted(blank: Record, result: FitResult, split: Split, context: RunContext, images: Subset) -> Record:
     """Return the scored record of a fit, with predictions of the val and test sides."""
-    samples, device, history, clock = context.samples, result.device, result.history, time.perf_counter()
+    samples, device, history, count = context.samples, result.device, result.history, len(blank.labels)
+    clock = time.perf_counter()
     probabilities = softmax(result.logits(images))
-    timed, seconds = len(images), time.perf_counter() - clock
+    timed, seconds = count, time.perf_counter() - clock
     if not result.recipe.epochs:
         # The features may have come from a cache: time some images through the whole net, after one batch to warm up.
         batch = predict_batch_size(result.recipe)
@@ -181,29 +183,31 @@ def _predicted(blank: Record, result: FitResult, split: Split, context: RunConte
         pixels, clock = images[: _TIMED_BATCHES * batch], time.perf_counter()
         predict_logits(result.model, pixels, batch)
         timed, seconds = len(pixels), time.perf_counter() - clock
+    repeatable = _repeatable(result)
     fitted: tuple[float, str] | None = None
     if result.out_of_fold is not None:
         train, groups = samples.labels[split.train], samples.groups_of(split.train)
         fitted = choose_temperature(train, softmax(result.out_of_fold), groups)
     elif not result.stopped:
         fitted = records.temperature_of_val(split, samples, probabilities)
+    views = None
+    if result.recipe.tta:
+        views = logits_over_symmetries(result.model, images[:], predict_batch_size(result.recipe))
     given = context.callbacks if isinstance(context.callbacks, list) else [context.callbacks]
     names = ", ".join(getattr(item, "__name__", type(item).__name__) for item in given if item is not None)
     flags = "; ".join(filter(None, [blank.row["flags"], *result.notes, names and f"callbacks: {names}"]))
     row: dict[str, Any] = {"epochs": len(history), "batch_size": result.recipe.batch_size, "threads": device.threads}
     row |= {"parameters": int(result.model.count_params()), "backend": device.backend, "device": device.kind}
-    row |= {"precision": device.dtype_policy, "deterministic": _repeatable(result), "flags": flags}
+    row |= {"precision": device.dtype_policy, "deterministic": repeatable, "flags": flags}
     timings = {
         "prepare_seconds": result.prepare_seconds,
         # After an interruption the epochs before it count too.
         "fit_seconds": max(result.seconds, float(history["seconds"].sum())) - result.prepare_seconds,
-        "predict_seconds": seconds * len(images) / timed,
+        "predict_seconds": seconds * count / timed,
         "predict_images_per_second": timed / seconds,
         "device_name": device.name,
     }
     record = replace(blank, row={**blank.row, **row}, timings=timings, history=history)
-    size = predict_batch_size(result.recipe)
-    views = logits_over_symmetries(result.model, images[:], size) if result.recipe.tta else None
     return records.scored_record(record, probabilities, views, fitted)
 
 
