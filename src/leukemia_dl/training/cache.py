@@ -1,6 +1,5 @@
 """Work that later fits use again: features of frozen backbones, and nets that are built and compiled."""
 
-import dataclasses
 import gc
 import hashlib
 import inspect
@@ -158,7 +157,7 @@ class ModelCache:
 
         # Nets that differ in anything that the compiled step depends on must have different keys.
         weights = weights_identity(spec, recipe.weights_for(spec))
-        key = (spec, dataclasses.replace(recipe, callbacks=None, name="any"), weights, classes, device)
+        key = (spec, recipe.to_dict() | {"name": ""}, weights, classes, device)
         # A backbone with loaded weights is not built again; a plugin may add random layers to a net that it fetches.
         ours = getattr(spec.build, "__module__", "").startswith("leukemia_dl.models.")
         loaded = recipe.weights is not None and (ours or recipe.weights not in spec.weights)

@@ -186,7 +186,8 @@ class Recipe(Augmentation):
         """Return the preset `name`, one of `presets()`, with `changes` to it: `Recipe.preset("quick", epochs=10)`."""
         if name not in PRESETS:
             raise unknown_name_error("recipe", name, PRESETS)
-        return cls.from_dict({"name": name, **PRESETS[name]}).changed(**changes)
+        found = cls.from_dict({"name": name, **PRESETS[name]})
+        return found.changed(**changes) if changes else found
 
     def changed(self, **changes: Any) -> Self:
         """Return the recipe with `changes`; a changed setting is not replaced by `if_no_weights` any more."""
