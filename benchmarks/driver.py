@@ -3,7 +3,6 @@
 python benchmarks/driver.py
 """
 
-import contextlib
 import dataclasses
 import json
 import os
@@ -49,9 +48,8 @@ with tempfile.TemporaryDirectory(dir=Path.cwd()) as folder:
     plan = bench.planned
     bench.store.create()
     samples = Samples.of(bench.dataset)
-    shared = (plan.recipe, plan.compute, None, True, None, bench.store, Path(folder))
-    context = RunContext({}, samples, {}, {}, *shared)
-    GridRunner._context = lambda self, nets: contextlib.nullcontext(context)
+    shared = (plan.recipe, plan.compute, None, True, None, bench.store, Path(folder) / "run")
+    GridRunner._context = lambda self, nets: RunContext({}, samples, {}, {}, *shared)
     rng, records = np.random.default_rng(0), {}
     history = pd.DataFrame({name: rng.random(30) for name in ("loss", "accuracy", "val_loss", "val_accuracy")})
     for planned in plan.trials:

@@ -25,7 +25,7 @@ from leukemia_dl.preprocess.quality import summary
 from leukemia_dl.text import duration
 from leukemia_dl.training import load_factory
 
-_log = logging.getLogger(__name__)
+_log, _DAY = logging.getLogger(__name__), 86_400.0
 # A trial that ended from outside continues from its last epoch; one that failed by itself would fail again.
 _RESUMED = ("OSError", "TimeLimitError", "WorkerError")
 
@@ -47,13 +47,26 @@ class GridRunner:
         # One backbone after the other: its net is built and compiled for the first fold and serves the others.
         nets = [planned for planned in to_do if planned.spec is not None]
         nets.sort(key=lambda planned: self.plan.backbones.index(planned.trial.backbone))
-        with self._context(nets) as context, self.progress.bar:
-            with contextlib.closing(self._outputs(to_do, nets, context)) as outputs:
+        context = self._context(nets)
+        for old in context.scratch.parent.glob("run-*"):
+            if old.stat().st_mtime < time.time() - _DAY:  # of a run that was killed, or stopped elsewhere
+                shutil.rmtree(old, ignore_errors=True)
+        context.scratch.mkdir(parents=True)
+        outputs = self._outputs(to_do, nets, context)
+        try:
+            with _interrupt_once(context.stop), self.progress.bar, contextlib.closing(outputs):
                 for output in outputs:
+                    os.utime(context.scratch)  # a run of days is not one that was killed
                     if output is not None:
                         self._finish(*output)
             if context.stopped:
                 raise KeyboardInterrupt
+        finally:
+            # Trials that still run elsewhere look for it.
+            if not (context.stopped and isinstance(self.executor, SubmitExecutor)):
+                shutil.rmtree(context.scratch, ignore_errors=True)
+                with contextlib.suppress(OSError):
+                    context.scratch.parent.rmdir()
 
     def _is_done(self, planned: PlannedTrial) -> bool:
         """Return whether the store holds the result of a trial, and show it."""
@@ -63,28 +76,17 @@ class GridRunner:
         self.progress.end(record, reused=True)
         return True
 
-    @contextlib.contextmanager
-    def _context(self, nets: Sequence[PlannedTrial]) -> Iterator[RunContext]:
+    def _context(self, nets: Sequence[PlannedTrial]) -> RunContext:
         """Read the inputs that the trials of nets share; an image that cannot be decoded is an error before any."""
         plan, by_digest = self.plan, {planned.trial.digest: planned for planned in nets}
         sizes = sorted({planned.size for planned in nets})
         images = {size: read_images(plan.dataset, plan.rows, plan.pipelines[size], self.show) for size in sizes}
         examined = appearances_of(plan.dataset, plan.rows) if nets and plan.save_models else []
         scratch = self.store.root.absolute() / "unfinished" / f"run-{uuid.uuid4().hex[:12]}"
-        context = RunContext(
+        return RunContext(
             by_digest, Samples.of(plan.dataset), images, summary(examined) if examined else {}, plan.recipe,
             plan.compute, load_factory(plan.callbacks), plan.save_models, self.time_limit, self.store, scratch,
         )  # fmt: skip
-        scratch.mkdir(parents=True)
-        try:
-            with _interrupt_once(context.stop):
-                yield context
-        finally:
-            # Trials that still run elsewhere look for it.
-            if not (context.stopped and isinstance(self.executor, SubmitExecutor)):
-                shutil.rmtree(scratch, ignore_errors=True)
-                with contextlib.suppress(OSError):
-                    scratch.parent.rmdir()
 
     def _outputs(
         self, to_do: Sequence[PlannedTrial], nets: Sequence[PlannedTrial], context: RunContext
