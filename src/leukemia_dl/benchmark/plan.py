@@ -133,24 +133,19 @@ def planned_net(
     resolved = recipe.for_backbone(spec)
     size, settings, wanted = int(resolved.image_size), resolved.to_dict(), resolved.weights_for(spec)
     usual = recipe.pipeline(size, canvas)
-    check_size(spec, size)
-    weights = weights_identity(spec, wanted)
     chosen = usual if pipeline is None else pipeline if isinstance(pipeline, Pipeline) else pipeline(size)
     if not isinstance(chosen, Pipeline) or chosen.output_size not in (None, size):
         raise SettingsError(
             f"pipeline must be a Pipeline that ends in {size} pixels, the recipe's image_size, or a function from a "
             f"size to one, such as dataset.default_pipeline. Received: {chosen!r}."
         )
-    trial: dict[str, Any] = {
-        "kind": "backbone",
-        "backbone": name,
-        "plugin": found.plugin,
-        "weights": weights,
-        "backend": backend,
-    }
-    trial |= {"recipe": settings | {"weights": weights}, "pipeline": chosen.to_dict()}
+    steps = chosen.to_dict()
+    check_size(spec, size)
+    weights = weights_identity(spec, wanted)
+    trial: dict[str, Any] = {"kind": "backbone", "backbone": name, "plugin": found.plugin, "backend": backend}
+    trial |= {"weights": weights, "recipe": settings | {"weights": weights}, "pipeline": steps}
     trial |= {"plugin_version": None if found.plugin == DISTRIBUTION else found.version}
-    trial |= {"versions": _versions("keras", backend)}
+    trial["versions"] = _versions("keras", backend)
     changes = changes_of(resolved, spec, chosen, usual)
     return trial, {"spec": spec, "recipe": resolved, "size": size, "pipeline": chosen, "changes": changes}
 
