@@ -20,7 +20,7 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -125,9 +125,14 @@ class RayExecutor:
     _: KW_ONLY
     max_retries: int = 3
     address: str | None = None
+    _task: Any = field(default=None, init=False, repr=False)
 
     def submit(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Return the future of `function(*arguments)`, a task of Ray."""
+        self._task = self._task or self._remote(function)
+        return self._task.remote(*arguments).future()
+
+    def _remote(self, function: Callable[..., Any]) -> Any:
         import ray
         from ray.job_config import JobConfig
 
@@ -138,13 +143,12 @@ class RayExecutor:
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         cores = min((node["CPU"] for node in nodes if node.get("CPU")), default=1.0)
         gpus = 1.0 if any(node.get("GPU") for node in nodes) else 0.0
-        remote = ray.remote(
+        return ray.remote(
             num_cpus=cores if self.num_cpus is None else self.num_cpus,
             num_gpus=gpus if self.num_gpus is None else self.num_gpus,
             max_retries=self.max_retries,
             max_calls=1,  # a process per trial, which gives back its memory, and that of its GPU
         )(function)
-        return remote.remote(*arguments).future()
 
 
 @dataclass(frozen=True)
