@@ -17,8 +17,7 @@ import pandas as pd
 import leukemia_dl as ldl
 from leukemia_dl.benchmark import SerialExecutor
 from leukemia_dl.benchmark.grid_runner import GridRunner
-from leukemia_dl.benchmark.plan import Samples
-from leukemia_dl.benchmark.records import blank_record, environment
+from leukemia_dl.benchmark.records import Samples, blank_record, environment
 from leukemia_dl.benchmark.trial_runner import RunContext
 
 TRIALS, MODEL_BYTES = 10_000, 20_000_000

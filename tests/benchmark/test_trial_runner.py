@@ -10,7 +10,7 @@ import grids
 from leukemia_dl import BackboneSpec, Benchmark, Dataset, Pipeline, PixelStore, Recipe, load_classifier
 from leukemia_dl.benchmark import trial_runner as runner
 from leukemia_dl.benchmark.baselines import CellMeasures, run_baseline
-from leukemia_dl.benchmark.plan import Samples
+from leukemia_dl.benchmark.records import Samples
 from leukemia_dl.benchmark.store import Store
 from leukemia_dl.benchmark.trial_runner import _repeatable, read_images
 from leukemia_dl.datasets import make_splits

@@ -7,8 +7,8 @@ import numpy as np
 import pandas as pd
 
 import leukemia_dl as ldl
-from leukemia_dl.benchmark.plan import Samples
 from leukemia_dl.benchmark.records import (
+    Samples,
     blank_record,
     environment,
     failed_record,

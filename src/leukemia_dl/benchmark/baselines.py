@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from leukemia_dl.benchmark import records
-from leukemia_dl.benchmark.plan import PlannedTrial, Samples
+from leukemia_dl.benchmark.plan import PlannedTrial
 from leukemia_dl.benchmark.trial import Record
 from leukemia_dl.datasets import Dataset, Split
 from leukemia_dl.preprocess import foreground_mask, is_single_cell, mask_colour, silhouette
@@ -54,7 +54,7 @@ def _measures(image: NDArray[np.uint8]) -> list[float]:
     return [1.0, *size, *map(float, mean), *map(float, spread)]
 
 
-def run_baseline(planned: PlannedTrial, samples: Samples, measures: Callable[[], CellMeasures]) -> Record:
+def run_baseline(planned: PlannedTrial, samples: records.Samples, measures: Callable[[], CellMeasures]) -> Record:
     """Run the trial of a baseline and return its record; one that raises has status "failed"."""
     name, split, started = planned.trial.backbone, planned.split, time.perf_counter()
     record = records.blank_record(planned, samples)

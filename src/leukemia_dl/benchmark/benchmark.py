@@ -18,7 +18,7 @@ from leukemia_dl.benchmark import plan, records
 from leukemia_dl.benchmark.baselines import BASELINES, CellMeasures, measure_cells, predict_baseline
 from leukemia_dl.benchmark.executors import choose_executor
 from leukemia_dl.benchmark.grid_runner import GridRunner
-from leukemia_dl.benchmark.plan import PlannedTrial, Samples
+from leukemia_dl.benchmark.plan import PlannedTrial
 from leukemia_dl.benchmark.run_files import StoredRun, read_settings, run_of, settings_text, write_run
 from leukemia_dl.benchmark.store import Store
 from leukemia_dl.benchmark.trial import Record
@@ -281,7 +281,7 @@ class _ExternalTest:
     def __init__(self, bench: Benchmark, other: Dataset, label_map: Labels | None, show: bool) -> None:
         self._bench, self.plan, self.store, self.show = bench, bench.planned, bench.store, show
         self.other = other = _relabelled(other, label_map or {}, bench.dataset.class_names)
-        self._own, self._rows = Samples.of(bench.dataset), np.arange(len(other))
+        self._own, self._rows = records.Samples.of(bench.dataset), np.arange(len(other))
         # How the images differ from the benchmark's, of which 100 are compared.
         known = summary(appearances_of(bench.dataset, self.plan.rows))
         self._unlike = differences(appearances_of(other, self._rows), known)

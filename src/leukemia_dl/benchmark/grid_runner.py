@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import shutil
 import signal
 import sys
@@ -14,9 +15,10 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from functools import cache, partial
 from typing import Any
 
+from leukemia_dl.benchmark import records
 from leukemia_dl.benchmark.baselines import measure_cells, run_baseline
 from leukemia_dl.benchmark.executors import Executor, SubmitExecutor
-from leukemia_dl.benchmark.plan import Plan, PlannedTrial, Samples
+from leukemia_dl.benchmark.plan import Plan, PlannedTrial
 from leukemia_dl.benchmark.store import Store
 from leukemia_dl.benchmark.trial import Record, Trial
 from leukemia_dl.benchmark.trial_runner import RunContext, TrialOutput, appearances_of, read_images
@@ -48,9 +50,10 @@ class GridRunner:
         nets = [planned for planned in to_do if planned.spec is not None]
         nets.sort(key=lambda planned: self.plan.backbones.index(planned.trial.backbone))
         context = self._context(nets)
-        for old in context.scratch.parent.glob("run-*"):
-            if old.stat().st_mtime < time.time() - _DAY:  # of a run that was killed, or stopped elsewhere
-                shutil.rmtree(old, ignore_errors=True)
+        for old in context.scratch.parent.glob("run-*"):  # of runs that were killed, or stopped elsewhere
+            with contextlib.suppress(OSError):
+                if old.stat().st_mtime < time.time() - _DAY:
+                    shutil.rmtree(old)
         context.scratch.mkdir(parents=True)
         outputs = self._outputs(to_do, nets, context)
         try:
@@ -84,7 +87,7 @@ class GridRunner:
         examined = appearances_of(plan.dataset, plan.rows) if nets and plan.save_models else []
         scratch = self.store.root.absolute() / "unfinished" / f"run-{uuid.uuid4().hex[:12]}"
         return RunContext(
-            by_digest, Samples.of(plan.dataset), images, summary(examined) if examined else {}, plan.recipe,
+            by_digest, records.Samples.of(plan.dataset), images, summary(examined) if examined else {}, plan.recipe,
             plan.compute, load_factory(plan.callbacks), plan.save_models, self.time_limit, self.store, scratch,
         )  # fmt: skip
 

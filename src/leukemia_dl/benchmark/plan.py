@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 from leukemia_dl.benchmark.trial import RESULTS_VERSION, Trial
@@ -80,30 +79,6 @@ class Plan:
             raise SettingsError(f"shard must be 'i/n' with i from 1 to n, such as '1/4'. Received: shard={shard!r}.")
         # Baselines cost little and should fill no part.
         return sorted(self.trials, key=lambda planned: planned.spec is None)[int(match[1]) - 1 :: int(match[2])]
-
-
-@dataclass(frozen=True, eq=False)
-class Samples:
-    """The table of a data set as arrays, so that other processes need neither its files nor pandas."""
-
-    name: str  # of the data set
-    synthetic: bool  # whether a program drew it
-    class_names: tuple[str, ...]  # in label order
-    ids: NDArray[np.str_]  # of each row (n,)
-    labels: NDArray[np.int64]  # class indices (n,)
-    groups: NDArray[np.int64] | None  # a number per group of subjects (n,); None where subjects are not known
-
-    @classmethod
-    def of(cls, dataset: Dataset) -> Samples:
-        """Return the samples of a data set."""
-        table, info = dataset.table, dataset.info
-        groups = pd.factorize(table["group"])[0].astype(np.int64) if dataset.has_subjects else None
-        ids = table["sample"].to_numpy(dtype=np.str_)
-        return cls(info.name, info.synthetic, dataset.class_names, ids, dataset.labels, groups)
-
-    def groups_of(self, rows: NDArray[np.int64]) -> NDArray[np.int64] | None:
-        """Return the groups of some rows; None where subjects are not known."""
-        return None if self.groups is None else self.groups[rows]
 
 
 def planned_trials(

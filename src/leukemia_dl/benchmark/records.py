@@ -8,7 +8,7 @@ import sys
 import time
 import traceback
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
 
@@ -16,9 +16,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from leukemia_dl.benchmark.plan import PlannedTrial, Samples
+from leukemia_dl.benchmark.plan import PlannedTrial
 from leukemia_dl.benchmark.trial import WHOLE_NUMBERS, Record
-from leukemia_dl.datasets import Split
+from leukemia_dl.datasets import Dataset, Split
 from leukemia_dl.evaluation import METRICS, apply_temperature, score
 from leukemia_dl.evaluation.calibration import choose_temperature
 from leukemia_dl.models.classifier import softmax
@@ -28,6 +28,30 @@ from leukemia_dl.text import printable
 Floats = NDArray[np.float64]
 CALIBRATED = ("temperature", "loss_calibrated", "brier_calibrated", "ece_calibrated")
 WATCHED = ("val_accuracy", "val_loss", "val_balanced_accuracy")
+
+
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """The table of a data set as arrays, so that other processes need neither its files nor pandas."""
+
+    name: str  # of the data set
+    synthetic: bool  # whether a program drew it
+    class_names: tuple[str, ...]  # in label order
+    ids: NDArray[np.str_]  # of each row (n,)
+    labels: NDArray[np.int64]  # class indices (n,)
+    groups: NDArray[np.int64] | None  # a number per group of subjects (n,); None where subjects are not known
+
+    @classmethod
+    def of(cls, dataset: Dataset) -> Samples:
+        """Return the samples of a data set."""
+        table, info = dataset.table, dataset.info
+        groups = pd.factorize(table["group"])[0].astype(np.int64) if dataset.has_subjects else None
+        ids = table["sample"].to_numpy(dtype=np.str_)
+        return cls(info.name, info.synthetic, dataset.class_names, ids, dataset.labels, groups)
+
+    def groups_of(self, rows: NDArray[np.int64]) -> NDArray[np.int64] | None:
+        """Return the groups of some rows; None where subjects are not known."""
+        return None if self.groups is None else self.groups[rows]
 
 
 def blank_record(planned: PlannedTrial, samples: Samples) -> Record:

@@ -56,7 +56,7 @@ class Trial:
         """SHA-256 over the canonical JSON of all fields: the cache key."""
         return digest(self.to_dict())
 
-    @property
+    @cached_property
     def folder(self) -> str:
         """Name of the trial's folder: readable, and unique by the digest's first twelve digits."""
         axes = [f"{axis}{getattr(self, axis)}" for axis in ("fold", "seed") if getattr(self, axis) is not None]

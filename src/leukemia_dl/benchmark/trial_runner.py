@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from leukemia_dl.benchmark import records
-from leukemia_dl.benchmark.plan import PlannedTrial, Samples
+from leukemia_dl.benchmark.plan import PlannedTrial
 from leukemia_dl.benchmark.store import Store
 from leukemia_dl.benchmark.trial import Record, Trial
 from leukemia_dl.datasets import Dataset, PixelStore, Split, cache_dir
@@ -93,7 +93,7 @@ class RunContext:
     """Settings and data that all trials of backbones in a run share."""
 
     nets: Mapping[str, PlannedTrial]  # these trials by digest
-    samples: Samples
+    samples: records.Samples
     images: Mapping[int, Images]  # by size in pixels
     appearance: Mapping[str, Any]  # how the images look, for the record in a saved net
     recipe: Recipe  # before it is adapted to a backbone
