@@ -82,7 +82,7 @@ def test_each_failure_is_a_row_and_takes_no_other_trial_with_it(broken):
     assert "SIGKILL(-9)" in message["killed"]
     assert message["interrupts"] == "KeyboardInterrupt"
     assert message["leaves"] == "half a character: \\ud800"
-    assert message["hangs"] == "It took longer than the limit of 12 s and was killed."
+    assert message["hangs"] == "It took longer than 12 s and was killed."
 
 
 def test_a_failure_has_its_traceback_and_its_log(broken):

@@ -217,8 +217,7 @@ class _Worker:
                 for line in lines[shown:]:
                     on_progress(planned.trial, *json.loads(line))
                 shown = len(lines)
-            message = f"It took longer than the limit of {limit:g} s and was killed."
-            error = future.exception() if ended else TimeLimitError(message)
+            error = future.exception() if ended else TimeLimitError(f"It took longer than {limit:g} s and was killed.")
             if error is None:
                 output: TrialOutput = pickle.loads((self._folder / "result").read_bytes())
             else:

@@ -134,7 +134,7 @@ def run_trial(planned: PlannedTrial, context: RunContext, on_progress: OnProgres
         if context.stopped:
             raise KeyboardInterrupt
         if context.time_limit is not None and time.perf_counter() - started > context.time_limit:
-            raise TimeLimitError(f"It took longer than the limit of {context.time_limit:g} s.")
+            raise TimeLimitError(f"It took longer than {context.time_limit:g} s.")
 
     try:
         pipeline = context.images[planned.size].pipeline(split)
