@@ -175,22 +175,22 @@ def test_a_store_without_permission(tmp_path):
 
 
 def test_text_files_are_replaced_whole(store):
-    store.write_file("results.csv", "a\n")
-    store.write_file("results.csv", "b\n")
+    store.write_files({"results.csv": "a\n"})
+    store.write_files({"results.csv": "b\n"})
     assert (store.root / "results.csv").read_bytes() == b"b\n"
     assert sorted(path.name for path in store.root.iterdir()) == ["results.csv", "trials"]
 
 
 def test_a_text_file_that_cannot_be_written_leaves_the_old_one(store, monkeypatch):
     """20, mutant 12: a full disk leaves the results of before."""
-    store.write_file("results.csv", "a\n")
+    store.write_files({"results.csv": "a\n"})
 
     def full(descriptor):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(StoreError, match="No space left on device"):
-        store.write_file("results.csv", "b\n")
+        store.write_files({"results.csv": "b\n"})
     assert (store.root / "results.csv").read_bytes() == b"a\n"
     assert sorted(path.name for path in store.root.iterdir()) == ["results.csv", "trials"]
 
@@ -226,7 +226,7 @@ def test_a_full_disk_is_one_error_and_what_is_there_stays(tmp_path):
             while True:
                 file.write(bytes(4096))
         with pytest.raises(StoreError, match="No space left"):
-            store.write_file("results.csv", "a" * 10_000)
+            store.write_files({"results.csv": "a" * 10_000})
         (place / "filler").unlink()
         store.write(other)
         assert len(list(store.records())) == 2

@@ -248,7 +248,7 @@ class Benchmark:
         """Return the settings as TOML, which `Benchmark.from_toml` reads, and write them to `path` if there is one."""
         text = settings_text(self.planned, self.store)
         if path is not None:
-            Store(Path(path).parent).write_file(Path(path).name, text)
+            Store(Path(path).parent).write_files({Path(path).name: text})
         return text
 
     @classmethod

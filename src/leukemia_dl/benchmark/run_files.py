@@ -97,10 +97,10 @@ def run_of(plan: Plan, store: Store) -> StoredRun:
 def write_run(plan: Plan, store: Store) -> None:
     """Write the files of a benchmark, and its settings into the store too: a copy for the user, never read back."""
     run = run_of(plan, store)
-    store.write_file(SETTINGS_FILE, run.text)
-    for name, frame in ((GRID_FILE, run.grid), (SAMPLES_FILE, run.samples)):
-        store.write_file(f"{GRIDS}/{run.folder.name}/{name}", frame.to_csv(index=False, lineterminator="\n"))
-    store.write_file(f"{GRIDS}/{run.folder.name}/{SETTINGS_FILE}", run.text)  # a folder without is being written
+    place = f"{GRIDS}/{run.folder.name}"
+    grid, samples = (frame.to_csv(index=False, lineterminator="\n") for frame in (run.grid, run.samples))
+    files = {SETTINGS_FILE: run.text, f"{place}/{GRID_FILE}": grid, f"{place}/{SAMPLES_FILE}": samples}
+    store.write_files(files | {f"{place}/{SETTINGS_FILE}": run.text})  # a folder without is being written
 
 
 def read_run(folder: str | Path) -> StoredRun:

@@ -19,7 +19,7 @@ import shutil
 import stat
 import time
 import zipfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -165,10 +165,11 @@ class Store:
                 write_file(folder / name, content)
         return target
 
-    def write_file(self, name: str, content: str) -> None:
-        """Write `content` to the file `name` of the store, aside, then in place."""
-        with _writing(self.root / name):
-            write_file(self.root / name, content.encode("utf-8", "surrogateescape"))
+    def write_files(self, files: Mapping[str, str]) -> None:
+        """Write each content to the file of its name in the store, aside, then in place."""
+        with _writing(self.root):
+            for name, content in files.items():
+                write_file(self.root / name, content.encode("utf-8", "surrogateescape"))
 
     def export(self, first: Sequence[str] = ()) -> None:
         """Write results.csv and timings.csv of all records, those in the folders `first` first."""
@@ -176,8 +177,8 @@ class Store:
         # Again if another run has finished a trial meanwhile.
         while before != (before := {(entry.name, entry.inode()) for entry in os.scandir(self.trials)}):
             found = list(self.records(dict.fromkeys([*first, *self.names()]), arrays=False))
-            self.write_file("results.csv", result_frame(found).to_csv(index=False, lineterminator="\n"))
-            self.write_file("timings.csv", timing_frame(found).to_csv(index=False, lineterminator="\n"))
+            frames = {"results.csv": result_frame(found), "timings.csv": timing_frame(found)}
+            self.write_files({name: frame.to_csv(index=False, lineterminator="\n") for name, frame in frames.items()})
 
 
 def read_file(path: Path, most: int = _MOST_BYTES) -> bytes:
