@@ -93,7 +93,8 @@ class FeatureCache:
 def array_fingerprint(*arrays: Any) -> list[Any]:
     """Return shape and SHA-256 of arrays (n, ...) of equal length, read in parts."""
     parts = (array[start : start + _CHUNK] for array in arrays for start in range(0, len(array), _CHUNK))
-    return [len(arrays[0]), *arrays[0][:1].shape[1:], _sha256(parts)]
+    content = _sha256(parts)
+    return [len(arrays[0]), *arrays[0][:1].shape[1:], content]
 
 
 def model_fingerprint(model: Any, device: Device) -> list[Any]:
