@@ -360,7 +360,7 @@ def visible_gpus() -> list[str]:
 def _environments(workers: int | None, compute: ComputeConfig) -> list[dict[str, str]]:
     """Return the environment variables of each worker."""
     gpus = visible_gpus() if compute.device in ("auto", "gpu") else []
-    common = {} if gpus or compute.device.startswith("gpu") else kept_memory()
-    common["KERAS_BACKEND"] = backend_name()
+    on_gpu = bool(gpus) or compute.device.startswith("gpu")
+    common = {"KERAS_BACKEND": backend_name()} | ({} if on_gpu else kept_memory())
     own = [{"CUDA_VISIBLE_DEVICES": gpu} for gpu in gpus] if len(gpus) > 1 else [{}]
     return [common | own[number % len(own)] for number in range(workers or max(len(gpus), 1))]

@@ -113,10 +113,9 @@ class GridRunner:
             raise BackendError(record.message)  # the other trials would fail too
         earlier = next(self.store.records([record.trial.folder], False), None)
         finished = earlier is not None and earlier.status != "failed"
-        keeps_net = finished and self.existing == "reuse" and self.store.has_model(record.trial)
         if finished and record.status == "failed":
             _log.warning("%s failed now; its earlier result is kept: %s", record.trial.folder, record.error)
-        elif not (keeps_net and model is None):
+        elif model or not (finished and self.existing == "reuse" and self.store.has_model(record.trial)):
             self.store.write(record, model)
         if record.exception not in _RESUMED:
             self.store.remove_checkpoints(record.trial)

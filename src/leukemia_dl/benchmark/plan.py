@@ -64,8 +64,7 @@ class Plan:
     @cached_property
     def rows(self) -> NDArray[np.int64]:
         """The rows of the data set that any split uses, sorted."""
-        sides = [side for split in self.splits for side in (split.train, split.val, split.test)]
-        return np.unique(np.concatenate(sides))
+        return np.unique(np.concatenate([np.r_[split.train, split.val, split.test] for split in self.splits]))
 
     @property
     def pipelines(self) -> dict[int, Pipeline]:

@@ -172,13 +172,13 @@ def _log(folder: Path, text: str) -> None:
 
 def _predicted(blank: Record, result: FitResult, split: Split, context: RunContext, images: Subset) -> Record:
     """Return the scored record of a fit, with predictions of the val and test sides."""
-    samples, device, history, count = context.samples, result.device, result.history, len(blank.labels)
-    clock = time.perf_counter()
+    samples, recipe, device, history = context.samples, result.recipe, result.device, result.history
+    count, clock = len(blank.labels), time.perf_counter()
     probabilities = softmax(result.logits(images))
     timed, seconds = count, time.perf_counter() - clock
-    if not result.recipe.epochs:
+    if not recipe.epochs:
         # The features may have come from a cache: time some images through the whole net, after one batch to warm up.
-        batch = predict_batch_size(result.recipe)
+        batch = predict_batch_size(recipe)
         predict_logits(result.model, images[:batch], batch)
         pixels, clock = images[: _TIMED_BATCHES * batch], time.perf_counter()
         predict_logits(result.model, pixels, batch)
@@ -190,13 +190,11 @@ def _predicted(blank: Record, result: FitResult, split: Split, context: RunConte
         fitted = choose_temperature(train, softmax(result.out_of_fold), groups)
     elif not result.stopped:
         fitted = records.temperature_of_val(split, samples, probabilities)
-    views = None
-    if result.recipe.tta:
-        views = logits_over_symmetries(result.model, images[:], predict_batch_size(result.recipe))
+    views = logits_over_symmetries(result.model, images[:], predict_batch_size(recipe)) if recipe.tta else None
     given = context.callbacks if isinstance(context.callbacks, list) else [context.callbacks]
     names = ", ".join(getattr(item, "__name__", type(item).__name__) for item in given if item is not None)
     flags = "; ".join(filter(None, [blank.row["flags"], *result.notes, names and f"callbacks: {names}"]))
-    row: dict[str, Any] = {"epochs": len(history), "batch_size": result.recipe.batch_size, "threads": device.threads}
+    row: dict[str, Any] = {"epochs": len(history), "batch_size": recipe.batch_size, "threads": device.threads}
     row |= {"parameters": int(result.model.count_params()), "backend": device.backend, "device": device.kind}
     row |= {"precision": device.dtype_policy, "deterministic": repeatable, "flags": flags}
     timings = {
