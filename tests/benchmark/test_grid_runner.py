@@ -196,8 +196,13 @@ def test_the_plan_says_what_is_to_be_run(dataset, tmp_path, caplog):
 
 def test_the_time_left_follows_from_finished_trials(dataset, tmp_path, capsys):
     bench = ldl.Benchmark(dataset, ["tiny"], recipe=grids.RECIPE, store=tmp_path, baselines=[], seeds=[0, 1])
+    left = tmp_path / "unfinished" / "run-of-yesterday"  # as a stopped run of `submit` leaves it
+    left.mkdir(parents=True)
+    (left / "stop").touch()
+    os.utime(left, (0, 0))
     bench.run(executor="in-process")
     first = capsys.readouterr().err.splitlines()
+    assert not left.exists()
     assert re.fullmatch(r"tiny-.*-fold2-seed0 \.\.\.", first[0])
     ends = [line for line in first if "accuracy" in line and line.startswith("[")]
     assert re.search("; about .* left\\)$", ends[0])
