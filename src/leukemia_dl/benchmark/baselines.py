@@ -72,10 +72,7 @@ def run_baseline(planned: PlannedTrial, samples: records.Samples, measures: Call
 def predict_baseline(
     name: str, labels: NDArray[np.int64], split: Split, classes: int, measures: Callable[[], CellMeasures]
 ) -> tuple[NDArray[np.float64], str]:
-    """Fit a baseline on the train side; return probabilities of val and test sides, and why it is not applicable or "".
-
-    `measures` returns the measures of the cells, and is called only if they are needed.
-    """
+    """Fit a baseline on the train side; return probabilities of val and test sides, and why it is not applicable or ""."""
     train, predict = split.train, np.concatenate([split.val, split.test])
     counts = np.bincount(labels[train], minlength=classes)
     if name == "majority":

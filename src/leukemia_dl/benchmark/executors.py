@@ -1,7 +1,6 @@
 """Run the trials of backbones: in this process, in other processes, by an object with `submit`, or by Ray.
 
-An executor takes trials from an iterator as it has room for them, yields the output of each as it ends, and writes no
-records. Other processes read the context of the run, with all its trials, from a file in the store.
+Other processes read the context of the run, with all its trials, from a file in the store.
 """
 
 from __future__ import annotations
@@ -314,8 +313,7 @@ def _write_context(context: RunContext) -> None:
 @lru_cache(maxsize=1)
 def _read_context(scratch: Path) -> RunContext:
     # Read once: a function of a script would be another one each time, and its net be built anew.
-    context: RunContext = pickle.loads((scratch / "context").read_bytes())
-    return context
+    return pickle.loads((scratch / "context").read_bytes())  # type: ignore[no-any-return]
 
 
 def _lost_trial(planned: PlannedTrial, context: RunContext, error: BaseException, started: float) -> TrialOutput:

@@ -140,7 +140,6 @@ def _interrupt_once(stop: Callable[[], None]) -> Iterator[None]:
         sys.stderr.write(
             "\nStopping after this epoch; Ctrl-C again stops at once. The next run continues from there.\n"
         )
-        sys.stderr.flush()
 
     signal.signal(signal.SIGINT, first)
     try:

@@ -115,10 +115,7 @@ class RunContext:
 
 
 def run_trial(planned: PlannedTrial, context: RunContext, on_progress: OnProgress) -> TrialOutput:
-    """Run the trial of a backbone and write its log; if it raises, its record has status "failed".
-
-    KeyboardInterrupt passes, unless the run is being stopped.
-    """
+    """Run the trial of a backbone and write its log; if it raises, its record has status "failed"."""
     if context.stopped:
         return None
     trial, split, samples, started = planned.trial, planned.split, context.samples, time.perf_counter()
