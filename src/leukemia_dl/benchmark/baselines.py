@@ -72,7 +72,7 @@ def run_baseline(planned: PlannedTrial, samples: records.Samples, measures: Call
 def predict_baseline(
     name: str, labels: NDArray[np.int64], split: Split, classes: int, measures: Callable[[], CellMeasures]
 ) -> tuple[NDArray[np.float64], str]:
-    """Fit a baseline on the train side; return probabilities of val and test sides, and why it is not applicable or ""."""
+    """Fit a baseline on the train side; return probabilities of val and test sides, and why there are none, or ""."""
     train, predict = split.train, np.concatenate([split.val, split.test])
     counts = np.bincount(labels[train], minlength=classes)
     if name == "majority":
