@@ -66,10 +66,7 @@ def in_use(path: Path) -> None:
 
 
 def make_room(path: Path, needed: int) -> None:
-    """Delete files of the cache that were not used for longest, so that `needed` bytes fit at `path`, a place in it.
-
-    Files of the last day stay, since another process may use them again.
-    """
+    """Delete the least recently used files of the cache, none of the last day, so that `needed` bytes fit at `path`."""
     remove_unfinished(path.parent)
     kept = cache_use() if cache_dir() in path.parents else []
     over = sum(size for _, size, _ in kept) + needed - cache_limit()
