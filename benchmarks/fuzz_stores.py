@@ -42,7 +42,7 @@ import leukemia_dl as ldl
 from leukemia_dl import reporting
 from leukemia_dl.benchmark import Store
 from leukemia_dl.benchmark.run_files import read_run
-from leukemia_dl.cli import runs
+from leukemia_dl.cli import results
 from leukemia_dl.errors import LeukemiaDLError
 
 ROOT = Path(__file__).parents[1]
@@ -203,7 +203,7 @@ def read(folder: Path, report: bool = False) -> list[Callable[[], object]]:
 
     def listed() -> None:
         with contextlib.redirect_stdout(io.StringIO()):
-            runs.show_all(folder)
+            results.list_records(folder)
 
     ways: list[Callable[[], object]] = [
         frames,

@@ -147,7 +147,7 @@ def staining(paths: list[Path]) -> dict[str, dict[str, Way]]:
     target = tiles[paths[0]]
     pairs: dict[str, dict[str, Way]] = {}
     for step in (Reinhard(), Macenko()):
-        fitted, name = step.fit(target, whole[paths[0]]), type(step).__name__
+        fitted, name = step.fit([target], [whole[paths[0]]]), type(step).__name__
         ways: dict[str, Way] = {
             "ours, the cell's pixels": threaded(lambda p, f=fitted: f(tiles[p], whole[p])),
             "ours, masked, 450 x 450": threaded(lambda p, f=fitted: f(cells[p])),

@@ -179,7 +179,7 @@ def test_the_doctor_names_plugins_and_tells_a_problem_once(install, tmp_path, mo
     finally:
         monkeypatch.undo()
         plugins.forget()
-    assert "\nPlugins       leukemia-dl-tiny 1.2 (tiny)\n" in answer.stdout, answer.stderr
+    assert "\nPlugins       leukemia-dl-tiny 1.2\n" in answer.stdout, answer.stderr
     assert answer.stdout.endswith("\nReady, but for the plugins named above.\n")
     assert (answer.stdout + answer.stderr).count("no luck") == 1
 

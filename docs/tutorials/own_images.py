@@ -108,18 +108,21 @@ print(len(faulty), report.ok, "->", len(clean), again.ok)
 # The audit found `mixed_sizes`: these files are as large as their cells. Unless you say otherwise, each image of your
 # own is padded with black to a square and resized. Then each of these cells fills the picture, and its size is lost. A
 # canvas keeps the size: it is one black square for all images. Take one as large as the largest image, since **a canvas
-# that is smaller than an image cuts off what sticks out**. `scale` is how wide one pixel of a file becomes: padded, it
+# that is smaller than an image cuts off what sticks out**. Printed is how wide one pixel of a file becomes: padded, it
 # differs from cell to cell; on the canvas it does not. (`Pipeline.keeps_scale` does not warn of this: it is about
 # images of one size, and true for padding.)
 
 # %% alt="A synthetic cell that fills its file, then the same in the middle of a black canvas, then that at 96 pixels"
 canvas = int(again.images[["height", "width"]].max().max())
 small, large = again.images["height"].agg(["idxmin", "idxmax"])
-on_canvas, padded = ldl.Pipeline.default(96, canvas=canvas), ldl.Pipeline.default(96)
+on_canvas = ldl.Pipeline.default(96, canvas=canvas)
 for cell in (clean.decode(small), clean.decode(large)):
-    print(cell.shape, f"padded {padded.scale(cell):.3f}, on the canvas {on_canvas.scale(cell):.3f}")
+    print(cell.shape, f"padded {96 / max(cell.shape):.3f}, on the canvas {96 / canvas:.3f}")
 print("canvas:", canvas)
-on_canvas.show(clean.paths[small])
+stages = [clean.decode(small)]
+for step in on_canvas.steps:
+    stages.append(step(stages[-1]))
+ldl.reporting.plot_samples(stages, ["file", "on the canvas", "resized"], columns=3)
 
 # %% [markdown]
 # ## Images with a light background

@@ -151,7 +151,10 @@ check(CellContrast)
 # %% alt="A synthetic cell as decoded, on its canvas, with less contrast inside the cell alone, and resized"
 dataset = ldl.Dataset.load("synthetic", subjects=24, images=90, preliminary_images=12)
 pipeline = ldl.Pipeline((preprocess.CenterOnCanvas(450), CellContrast(0.5), preprocess.Resize(48)))
-pipeline.show(dataset.paths[0])
+stages = [dataset.decode(0)]
+for step in pipeline.steps:
+    stages.append(step(stages[-1]))
+ldl.reporting.plot_samples(stages, ["file", "on its canvas", "less contrast", "resized"], columns=4)
 
 # %% [markdown]
 # A benchmark takes the pipeline; the rest is as in [the first one](first_benchmark.md). Two epochs on synthetic cells

@@ -83,6 +83,6 @@ def test_changes_are_those_to_the_preset_as_it_is_for_the_backbone(recipe, expec
 def test_another_pipeline_is_a_change_and_a_file_of_weights_is_named_without_its_folder(tmp_path):
     """20.7: trials that differ in the preprocessing only are told apart too."""
     recipe = ldl.Recipe.preset("finetune", weights=str(tmp_path / "w.h5"))
-    spec, usual = ldl.get_backbone("vgg16"), ldl.Pipeline.decode_only()
+    spec, usual = ldl.get_backbone("vgg16"), ldl.Pipeline()
     found = changes_of(recipe.for_backbone(spec), spec, usual.then(ldl.preprocess.PadToSquare()), usual)
     assert found == "weights=w.h5, pipeline=PadToSquare()"

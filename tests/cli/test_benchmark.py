@@ -52,12 +52,11 @@ def test_benchmark_tells_and_leaves_everything(finished):
         (["--device", "tpu"], "device must be 'auto', 'cpu', 'gpu' or 'gpu:N'"),
         (["-s", "callbacks=nothing"], 'a function, "module:function" or a list'),
         (["--recipe", "linear_probe", "-s", "select_epoch=maybe"], "select_epoch must be True or False"),
-        (["-o", "root=x"], "--dataset and --root name the data set"),
         (["-o", "workers=-1"], "workers must be a whole number"),
         (["-o", "images=1000000000"], " to 100,000"),
         (["--dataset", "folder", "--root", "x" * 300], "File name too long"),
-        (["--seeds", "a"], "--seeds takes whole numbers separated by commas. Received: 'a'"),
-        (["--folds", "x"], "--folds takes whole numbers"),
+        (["--seeds", "a"], "seeds must be a whole number from 0 to 4,294,967,295. Received: seeds='a'"),
+        (["--folds", "x"], "`folds` is \"all\" or some of 0, 1, 2, each once. Received: ['x']"),
         (["-s", "weights=nothing.h5", "--backbones", "cnn"], "there is no such file"),
         (["--executor", "fast"], "executor"),
         (["--shard", "3/2"], "shard must be 'i/n' with i from 1 to n"),
@@ -240,4 +239,4 @@ def test_a_trial_that_takes_too_long_has_failed(synthetic_root, tmp_path):
     assert answer.returncode == 1
     assert "Traceback" not in answer.stderr
     assert says in answer.stdout
-    assert "failed" in run("runs", "show", tmp_path / "s", "cnn").stdout
+    assert "failed" in run("runs", "list", tmp_path / "s").stdout

@@ -1,6 +1,10 @@
-"""`leukemia-dl evaluate | report`: tables of predictions, and the page of a store."""
+"""`leukemia-dl evaluate | report | runs`: tables of predictions, the page of a store, and its records."""
 
+import dataclasses
+import os
 import shutil
+import sys
+import time
 
 import numpy as np
 import pandas as pd
@@ -10,8 +14,9 @@ from typer.testing import CliRunner
 import command
 import leukemia_dl as ldl
 import stores
-from leukemia_dl.cli import app
-from leukemia_dl.errors import DataError, SettingsError, StoreError, UnknownNameError
+from leukemia_dl.benchmark import Record, Store, Trial
+from leukemia_dl.cli import app, main
+from leukemia_dl.errors import DataError, SettingsError, StoreError
 from predictions import clustered
 
 SMALL = ((5, 9, 12, 30, 8, 20), (7, 3, 25, 11, 6))
@@ -116,7 +121,7 @@ def test_one_of_several_protocols_is_chosen(run, tmp_path):
         run(tmp_path / "both.csv")
     value = ldl.leaderboard(frames[1])["accuracy"].iloc[0]
     assert f"{value:.3f}" in run(tmp_path / "both.csv", "--protocol", "random")
-    with pytest.raises(UnknownNameError, match="Did you mean 'random'"):
+    with pytest.raises(DataError, match="of the protocols kfold, random: choose one by --protocol"):
         run(tmp_path / "both.csv", "--protocol", "ramdom")
 
 
@@ -146,12 +151,10 @@ def test_one_model_without_groups_has_intervals_over_images(run, tmp_path):
 
 
 def test_what_cannot_be_read_is_one_clear_error(run, file, tmp_path):
-    with pytest.raises(DataError, match="There is no file"):
+    with pytest.raises(DataError, match="cannot be read as CSV: .*No such file"):
         run(tmp_path / "nothing.csv")
     with pytest.raises(SettingsError, match=r"metric must be one of.*'speed'"):
         run(file, "--metric", "speed")
-    with pytest.raises(StoreError, match="there is no folder"):
-        run(file, "--csv", tmp_path / "no" / "all.csv")
     for text in ("", "a,b\n1,2\n", "label,probability_a\nx,1\n"):
         (tmp_path / "bad.csv").write_text(text)
         with pytest.raises(DataError):
@@ -212,3 +215,112 @@ def test_what_is_wrong_is_said(tmp_path):
     assert "is not the store of a benchmark" in command.fails("report", tmp_path)
     stores.made_up(tmp_path / "s", stores.cells())
     assert "there is no folder" in command.fails("report", tmp_path / "s", "--output", tmp_path / "no" / "x.html")
+
+
+TRIAL = Trial(
+    "backbone", "cnn", "p", "1", None, "d", "s", {"steps": [{"step": "Resize"}]}, {"epochs": 2}, 0, "tensorflow",
+    "official", 2,
+)  # fmt: skip
+RECORD = Record(
+    TRIAL,
+    "ok",
+    row={"dataset": "synthetic", "n_test": 2, "flags": "few groups; another flag", "fold": 2, "seed": 0},
+    metrics={"accuracy": 0.8125, "loss": 0.25},
+    timings={"seconds": 12.34, "finished": "2026-01-02T03:04:05Z", "machine": "Linux"},
+    sides=np.array(["val", "test"]),
+    samples=np.array(["a", "b"]),
+    labels=np.array([0, 1]),
+    probabilities=np.array([[0.25, 0.75], [1 / 3, 2 / 3]]),
+)
+FAILED = Record(
+    dataclasses.replace(TRIAL, backbone="alexnet"), "failed", exception="ValueError", message="too small",
+    traceback="Traceback (most recent call last):\nValueError: too small\n",
+)  # fmt: skip
+
+
+@pytest.fixture
+def store(tmp_path):
+    store = Store(tmp_path / "store")
+    store.create()
+    store.write(RECORD, model=bytes(2_500_000))
+    store.write(FAILED)
+    store.logs(FAILED.trial).mkdir(parents=True)
+    (store.logs(FAILED.trial) / "log.txt").write_text("begins\n")
+    return store
+
+
+def runs(*arguments, code=0):
+    result = CliRunner().invoke(app, ["runs", *map(str, arguments)])
+    assert result.exit_code == code, (result.output, result.exception)
+    return result.output
+
+
+def rows_of(text):
+    return [[cell.strip() for cell in line.split("│")[1:-1]] for line in text.splitlines() if line.startswith("│")]
+
+
+def test_list(store):
+    assert rows_of(runs("list", store.root)) == [
+        [TRIAL.folder, "ok", "", "", "0.812", "0.250", "12.3", "2026-01-02T03:04:05Z", "yes"],
+        [FAILED.trial.folder, "failed", "", "", "", "", "", "", "no"],
+    ]
+    assert runs("list", store.root).splitlines()[-1] == f"{store.root}: 2 records, 1 failed, 1 ok"
+    (store.folder(TRIAL) / "record.json").write_text("{")
+    names = [(row[0], row[1]) for row in rows_of(runs("list", store.root))]
+    assert names == [(FAILED.trial.folder, "failed"), (TRIAL.folder, "damaged")]
+
+
+def test_a_store_without_records(tmp_path):
+    (tmp_path / "trials").mkdir()
+    assert runs("list", tmp_path) == f"{tmp_path}: 0 records\n"
+    assert runs("verify", tmp_path) == "OK: 0 records\n"
+    assert runs("gc", tmp_path) == "0 unfinished items\n"
+
+
+@pytest.mark.parametrize("command", ["list", "verify", "gc"])
+def test_what_is_no_store_is_refused(command, tmp_path):
+    error = CliRunner().invoke(app, ["runs", command, str(tmp_path / "nowhere")]).exception
+    assert isinstance(error, StoreError)
+    assert "is no store: there is no such folder. A store is the folder that a benchmark writes to" in str(error)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_verify(store):
+    """20.42: damaged files are listed, and there is one remedy for all."""
+    assert runs("verify", store.root) == "OK: 2 records\n"
+    with (store.folder(TRIAL) / "model.keras").open("r+b") as file:
+        file.write(b"x")
+    (store.folder(FAILED.trial) / "traceback.txt").unlink()
+    lines = runs("verify", store.root, code=1).splitlines()
+    assert lines[0].startswith(f"{FAILED.trial.folder}: FileNotFoundError: ")
+    assert lines[1] == f"{TRIAL.folder}: model.keras has another checksum than SHA256SUMS says"
+    assert lines[2:] == ["DAMAGED: 2 of 2 records. Run the same benchmark again: it runs these trials again."]
+
+
+def test_gc_lists_and_only_then_deletes(store):
+    half = store.trials / ".half"
+    half.mkdir()
+    (half / "record.json").write_bytes(bytes(1500))
+    old = time.time() - 90_000
+    for path in (half / "record.json", half):
+        os.utime(path, (old, old))
+    text = runs("gc", store.root)
+    assert text.splitlines()[0] == "trials/.half"
+    assert text.splitlines()[1:] == ["1 unfinished item"]
+    assert half.exists()
+    assert runs("gc", store.root, "--delete").endswith("Deleted 1 unfinished item\n")
+    assert not half.exists()
+    assert runs("verify", store.root) == "OK: 2 records\n"
+    assert runs("gc", store.root) == "0 unfinished items\n"
+
+
+def test_ctrl_c_in_a_command_of_a_group_is_one_calm_line(store, monkeypatch, capsys):
+    def interrupted(store):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Store, "verify", interrupted)
+    monkeypatch.setattr(sys, "argv", ["leukemia-dl", "runs", "verify", str(store.root)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 130
+    assert capsys.readouterr().err == "\nStopped. Finished trials are kept; the same command goes on from there.\n"

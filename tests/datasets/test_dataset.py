@@ -216,7 +216,7 @@ def test_to_numpy_keeps_the_order(small: Dataset) -> None:
     assert pixels.shape == (6, 4, 4, 3)
     assert pixels.dtype == np.uint8
     np.testing.assert_array_equal(pixels, np.stack([pipeline.load(path) for path in small.paths]))
-    assert small.to_numpy(Pipeline.decode_only(), show_progress=False).shape == (6, 8, 8, 3)
+    assert small.to_numpy(Pipeline(), show_progress=False).shape == (6, 8, 8, 3)
 
 
 def test_to_numpy_names_every_bad_file_at_once(small: Dataset) -> None:
@@ -240,7 +240,7 @@ def test_to_numpy_names_ten_of_many(tmp_path: Path) -> None:
 def test_to_numpy_asks_for_one_size(small: Dataset, write_image: Callable[..., Path]) -> None:
     write_image(small.paths[0], 0, size=12)
     with pytest.raises(SettingsError, match=r"images of 8 x 8 and 12 x 12 pixels: let it end in Resize"):
-        small.to_numpy(Pipeline.decode_only())
+        small.to_numpy(Pipeline())
 
 
 def test_from_dataframe_takes_labels_of_any_type(tmp_path: Path, write_image: Callable[..., Path]) -> None:

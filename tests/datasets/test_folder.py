@@ -232,7 +232,7 @@ def test_other_suffixes_are_counted_and_named_in_a_warning(
     for name in ("a/x.gif", "a/y.GIF", "b/slide.svs", "b/scan", "a/notes.txt", "table.csv"):
         (tmp_path / name).write_bytes(b"x")
     assert len(Dataset.from_folder(tmp_path)) == 5
-    assert "left out 4 files (2 .gif, 1 without a suffix, 1 .svs; such as 'a/x.gif')" in caplog.text
+    assert "left out 4 files, such as 'a/x.gif'" in caplog.text
     assert "only these suffixes are read: .bmp, .jfif, .jpe, .jpeg, .jpg, .png, .tif, .tiff, .webp" in caplog.text
 
 
@@ -245,7 +245,7 @@ def test_every_source_counts_files_of_other_suffixes(
         name.with_suffix(".gif").write_bytes(b"x")
     (tmp_path / "Class Labels of Dataset 1.csv").write_text("image ID,class label\n1,1\n2,2\n")
     assert len(Dataset.load(dataset, tmp_path)) == 2
-    assert "left out 2 files (2 .gif; such as" in caplog.text
+    assert "left out 2 files, such as" in caplog.text
 
 
 def test_loops_of_links_end(tmp_path: Path, write_image: Writer) -> None:

@@ -2,7 +2,6 @@
 
 import json
 import random
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,7 +17,6 @@ from leukemia_dl.preprocess import (
     PadToSquare,
     Pipeline,
     Resize,
-    decode_image,
     foreground_mask,
     is_single_cell,
 )
@@ -93,17 +91,14 @@ def test_crop_is_a_square_around_the_cell_at_its_scale(image: np.ndarray, margin
             np.testing.assert_array_equal(CropToCell(margin)(cropped), cropped)
 
 
-def test_scale_is_what_a_crop_loses_and_the_canvas_keeps(c_nmc_sample: Path) -> None:
+def test_scale_is_what_a_crop_loses_and_the_canvas_keeps() -> None:
     default, crop = Pipeline.default(90, canvas=450), Pipeline((CropToCell(0.1), Resize(90)))
     assert default.keeps_scale
     assert not crop.keeps_scale
     small, large = (np.zeros((450, 450, 3), np.uint8) for _ in range(2))
     small[200:260, 200:260] = large[150:300, 150:300] = 90
-    assert default.scale(small) == default.scale(large) == pytest.approx(0.2)
-    assert crop.scale(small) == pytest.approx(90 / 72)
-    assert crop.scale(large) == pytest.approx(90 / 180)
-    scales = [crop.scale(decode_image(path)) for path in sorted(c_nmc_sample.rglob("UID_*.bmp"))[:6]]
-    assert len(set(scales)) == 6
+    sizes = [[int((pipeline(image) > 45).any(axis=(1, 2)).sum()) for image in (small, large)] for pipeline in (default, crop)]
+    assert sizes == [[12, 30], [75, 75]]
 
 
 def test_margins_are_checked() -> None:
@@ -134,36 +129,8 @@ def test_resize_to_the_same_size_is_the_identity(image: np.ndarray, method: str)
 
 @given(image=IMAGES, size=SIZES)
 def test_lanczos_is_pillows(image: np.ndarray, size: int) -> None:
-    image = np.maximum(image, 1)  # what is black is left out, which may round otherwise: the tests below
     expected = np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.LANCZOS))
     np.testing.assert_array_equal(Resize(size)(image), expected)
-
-
-def _assert_pillows_but_for_rounding(image: np.ndarray, size: int) -> None:
-    """Pillow resizes along one axis, cuts to 0..255, then along the other, and chooses the order by the sizes.
-
-    A rounding that differs in the first pass is one grey level, which the second pass may weight by up to 1.4.
-    """
-    found = Resize(size)(image).astype(int)
-    differences = []
-    for first in ((size, len(image)), (image.shape[1], size)):
-        picture = Image.fromarray(image).resize(first, Image.Resampling.LANCZOS)
-        expected = np.asarray(picture.resize((size, size), Image.Resampling.LANCZOS))
-        differences.append(np.abs(found - expected).max())
-    assert min(differences) <= 2
-
-
-@given(image=IMAGES, size=SIZES)
-def test_black_images_are_resized_as_pillow_does(image: np.ndarray, size: int) -> None:
-    _assert_pillows_but_for_rounding(image, size)
-
-
-@given(image=cells(), top=st.integers(0, 60), left=st.integers(0, 60), size=st.integers(1, 200))
-def test_a_cell_on_black_is_resized_as_pillow_does(image: np.ndarray, top: int, left: int, size: int) -> None:
-    """Only the part that is not black is computed: the same but for rounding."""
-    frame = np.zeros((120, 110, 3), np.uint8)
-    frame[top : top + len(image), left : left + len(image)] = image[: 120 - top, : 110 - left]
-    _assert_pillows_but_for_rounding(frame, size)
 
 
 @given(image=IMAGES, size=SIZES)

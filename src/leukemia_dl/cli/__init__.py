@@ -1,7 +1,4 @@
-"""The command `leukemia-dl`: one module per group of commands.
-
-Only typer is imported at the top, so that `--help` answers at once.
-"""
+"""The command `leukemia-dl`: one module per group of commands. Only typer is imported, so that `--help` is quick."""
 
 from __future__ import annotations
 
@@ -12,30 +9,26 @@ import sys
 
 import typer
 
-from leukemia_dl.cli import benchmark, data, images, inventory, results, runs
+from leukemia_dl.cli import benchmark, data, inventory, results
 from leukemia_dl.errors import LeukemiaDLError
 from leukemia_dl.text import printable
-
-__all__ = ["app", "main"]
 
 
 class _Printable(logging.Formatter):
     """Escapes control characters in warnings, since names of files may hold them."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return the line of a record."""
         return printable(super().format(record))
 
 
 _HELP = "Train and compare image classifiers on leukemia cells. For research use only; not a medical device."
 app = typer.Typer(name="leukemia-dl", help=_HELP, no_args_is_help=True, pretty_exceptions_enable=False)
 for command in (
-    benchmark.benchmark, results.report, data.audit, results.evaluate, images.predict, images.preview,
+    benchmark.benchmark, results.report, data.audit, results.evaluate, data.predict, data.preview,
     inventory.backbones, inventory.datasets, inventory.recipes, inventory.doctor, data.download, data.verify,
 ):  # fmt: skip
     app.command()(command)
-app.add_typer(inventory.cache, name="cache", no_args_is_help=True)
-app.add_typer(runs.app, name="runs")
+app.add_typer(results.runs, name="runs")
 
 
 def main() -> None:

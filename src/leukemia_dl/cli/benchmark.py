@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 from typer import Argument, Option
 
-from leukemia_dl.cli import options
+from leukemia_dl.cli import options, results
 from leukemia_dl.errors import SettingsError
 from leukemia_dl.text import counted
 
@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from leukemia_dl.benchmark import Benchmark
-
-__all__ = ["benchmark"]
 
 _PROTOCOLS = "official, official_clean, preliminary, kfold, holdout, fixed, published_v1 or random; several by commas."
 # Options that may stand beside a settings file, which does not have them or has them of another machine.
@@ -43,7 +41,6 @@ def benchmark(
     crop: options.Crop = False,
     protocol: str | None = Option(None, help=_PROTOCOLS, show_default="by the data"),
     folds: str | None = Option(None, help="Test folds: 0,1,2, or all.", show_default="the protocol's own"),
-    n_folds: int | None = Option(None, help="Folds of the protocol kfold.", show_default="5, or 3"),
     seeds: str = Option("0", help="One trial per seed, such as 0,1,2."),
     baselines: str = Option("majority,cell_size,cell_colour", help="Names, by commas; '' for none."),
     store: Path | None = Option(None, help="Folder for the results.", show_default="runs/DATASET-RECIPE"),
@@ -60,31 +57,33 @@ def benchmark(
     """Train and compare backbones on one data set, beside the baselines of cell size and colour."""
     from leukemia_dl.benchmark import Benchmark
 
+    here = str(Path.cwd())  # of modules with callbacks; last in the path, so that no file there replaces another module
     if settings is not None:
         _check_options_beside(settings, ctx)
-        _find_modules_here()  # the file may name callbacks
+        sys.path.append(here)
         bench = Benchmark.from_toml(settings, root=root, store=store)
     else:
         asked = options.recipe(recipe, set_, image_size)
-        if asked.callbacks:
-            _find_modules_here()
-        arguments: dict[str, Any] = {
-            "backbones": backbones if backbones is None else options.names(backbones),
-            "protocol": protocol if protocol is None else options.names(protocol),
-            "folds": folds if folds in (None, "all") else options.whole_numbers(str(folds), "--folds"),
-            "seeds": options.whole_numbers(seeds, "--seeds"),
-            "baselines": options.names(baselines),
-        }
+        sys.path += [here] if asked.callbacks else []
         data = options.load_dataset(dataset, root, dataset_option, drop_class)
-        pipeline = partial(options.pipeline, data, asked, stain=stain, crop=crop)
-        arguments |= {"n_folds": n_folds, "store": store, "allow_leakage": allow_leakage, "device": device}
-        bench = Benchmark(data, recipe=asked, pipeline=pipeline, **arguments)
-    existing = "rerun" if rerun else "reuse"
+        bench = Benchmark(
+            data,
+            None if backbones is None else options.parts(backbones),
+            recipe=asked,
+            protocol=None if protocol is None else options.parts(protocol),
+            folds="all" if folds == "all" else options.parts(folds) if folds else None,
+            seeds=options.parts(seeds),
+            baselines=options.parts(baselines),
+            store=store,
+            pipeline=partial(options.pipeline, data, asked, stain=stain, crop=crop),
+            allow_leakage=allow_leakage,
+            device=device,
+        )
     if plan:
-        _print_plan(bench, shard, existing)
+        _print_plan(bench, shard, rerun)
     else:
         how = {"executor": executor, "workers": workers, "time_limit": time_limit, "shard": shard}
-        _run(bench, not no_report, existing=existing, **how)
+        _run(bench, not no_report, existing="rerun" if rerun else "reuse", **how)
 
 
 def _check_options_beside(settings: Path, ctx: typer.Context) -> None:
@@ -93,73 +92,60 @@ def _check_options_beside(settings: Path, ctx: typer.Context) -> None:
         source = ctx.get_parameter_source(str(parameter.name))
         given = source is not None and not source.name.startswith("DEFAULT")
         if given and parameter.name not in ("settings", *_BESIDE_A_FILE):
-            beside = ", ".join(f"--{name.replace('_', '-')}" for name in _BESIDE_A_FILE)
             option = f"{parameter.opts[0]} is a setting in the file {settings}: change it there"
+            beside = ", ".join(f"--{name.replace('_', '-')}" for name in _BESIDE_A_FILE)
             raise SettingsError(f"{option}. Beside a file there may be {beside}.")
 
 
-def _find_modules_here() -> None:
-    """Find modules with callbacks in the current folder, last, so that no file there replaces another module."""
-    sys.path.append(str(Path.cwd()))
-
-
-def _print_plan(bench: Benchmark, shard: str | None, existing: str) -> None:
+def _print_plan(bench: Benchmark, shard: str | None, rerun: bool) -> None:
     """Print the trials of this part of the grid."""
     frame = bench.plan()
-    part = [planned.trial.folder for planned in bench.planned.part(shard)]
-    frame = frame[frame["trial"].isin(part)]
+    frame = frame[frame["trial"].isin([planned.trial.folder for planned in bench.planned.part(shard)])]
     options.print_table(frame[["backbone", "protocol", "fold", "seed", "status"]])
-    to_do = frame if existing == "rerun" else frame[~frame["status"].isin(_FINISHED)]
+    to_do = frame if rerun else frame[~frame["status"].isin(_FINISHED)]
     typer.echo(f"To do: {len(to_do)} of {counted(len(frame), 'trial')}.")
 
 
 def _run(bench: Benchmark, with_report: bool, **how: Any) -> None:
     """Run, print the table and write the pictures and the report."""
-    from leukemia_dl.reporting import write_model_cards, write_pictures, write_report
+    from leukemia_dl.reporting import write_pictures
 
     _print_splits(bench)
     frame = bench.run(**how)
     left = int((~bench.plan()["status"].isin([*_FINISHED, "failed"])).sum())
     _print_results(bench, frame, left)
-    pictures = write_pictures(bench)
+    write_pictures(bench)
     typer.echo(f"Store:    {bench.store.root}")
-    typer.echo("Results:  results.csv, timings.csv, predictions.csv, settings.toml, grids/, trials/")
-    typer.echo(f"Pictures: {', '.join(str(path.relative_to(bench.store.root)) for path in pictures)}")
-    if with_report and how["shard"] is not None and left:
+    if with_report and left and how["shard"]:
         typer.echo("Report:   when all parts are done")
     elif with_report:
-        folder = bench.stored().folder  # the store may hold other benchmarks
-        options.print_report(write_report(folder, dataset=bench.dataset), write_model_cards(folder))
+        results.write_page(bench.stored().folder, dataset=bench.dataset)  # the store may hold other benchmarks
     if (frame["status"] == "failed").any():
         raise typer.Exit(1)
 
 
 def _print_splits(bench: Benchmark) -> None:
-    info = bench.dataset.info
-    typer.echo(f"{info.title}: {len(bench.dataset):,} labelled images, classes {', '.join(bench.dataset.class_names)}")
+    title, names = bench.dataset.info.title, ", ".join(bench.dataset.class_names)
+    typer.echo(f"{title}: {len(bench.dataset):,} labelled images, classes {names}")
     for split in bench.splits:
-        counts = ", ".join(f"{side} {len(getattr(split, side)):,}" for side in ("train", "val", "test"))
         fold = "" if split.fold is None else f" fold {split.fold}"
-        typer.echo(f"{split.protocol}{fold}: {counts}" + (f"; {split.dropped:,} dropped" if split.dropped else ""))
-        for flag in split.flags:
-            typer.echo(f"  note: {flag}")
+        sizes = ", ".join(f"{side} {len(getattr(split, side)):,}" for side in ("train", "val", "test"))
+        notes = "".join(f"\n  note: {flag}" for flag in split.flags)
+        typer.echo(f"{split.protocol}{fold}: {sizes}, dropped {split.dropped:,}{notes}")
 
 
 def _print_results(bench: Benchmark, frame: pd.DataFrame, left: int) -> None:
     """Print the table, the inflation by a protocol that leaks, and the missing and failed trials."""
     protocols = bench.planned.protocols
-    columns = ["backbone", "protocol", "fold", "seed", *_METRICS, "status"]
-    wanted = [name for name in columns if name in frame and not frame[name].isna().all()]
-    if len(protocols) == 1:
-        wanted.remove("protocol")
-    shown = frame.sort_values("balanced_accuracy", ascending=False, kind="stable", na_position="last")[wanted]
+    columns = ["backbone", *(["protocol"] if len(protocols) > 1 else []), "fold", "seed", *_METRICS, "status"]
+    shown = frame.sort_values("balanced_accuracy", ascending=False, kind="stable", na_position="last")
+    shown = shown[[name for name in columns if name in frame and not frame[name].isna().all()]]
     kind = "synthetic cells, not real ones" if bench.dataset.info.synthetic else bench.dataset.info.title
-    options.print_table(shown, dict.fromkeys(_METRICS, ".3f"), title=f"Test side, {', '.join(protocols)} ({kind})")
+    options.print_table(shown, dict.fromkeys(_METRICS, ".3f"), f"Test side, {', '.join(protocols)} ({kind})")
     if len(protocols) > 1:
         from leukemia_dl.reporting.summary import inflation_of, summaries_of
 
-        found = inflation_of(summaries_of(bench.stored()))
-        for sentence in found["sentence"] if len(found) else ():
+        for sentence in inflation_of(summaries_of(bench.stored())).get("sentence", ()):
             typer.echo(f"- {sentence}")
     if left:
         typer.echo(f"{counted(left, 'trial')} of this grid {'is' if left == 1 else 'are'} not in the store yet.")

@@ -1,29 +1,25 @@
-"""`leukemia-dl audit | download | verify`: get the files of a data set, and check them."""
+"""`leukemia-dl audit | download | verify | predict | preview`: the files of a data set, and nets on image files."""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
-from typing import Annotated
 
 import typer
+from typer import Argument, Option
 
 from leukemia_dl.cli import options
-from leukemia_dl.errors import DataError
+from leukemia_dl.errors import SettingsError
 
-__all__ = ["audit", "download", "verify"]
-
-_FOLDER = "folder"
+_EPOCHS = 8
 
 
 def audit(
-    root: Annotated[Path, typer.Argument(help="Folder (or CSV file) of the data set.", show_default=False)],
-    dataset: options.DatasetName = _FOLDER,
+    root: Path = Argument(help="Folder (or CSV file) of the data set.", show_default=False),
+    dataset: options.DatasetName = "folder",
     dataset_option: options.DatasetOptions = None,
     drop_class: options.DropClasses = None,
-    csv: Annotated[
-        Path | None,
-        typer.Option(help="Write all findings to this file.", show_default=False, callback=options.in_folder),
-    ] = None,
+    csv: Path | None = Option(None, help="Write all findings to this file.", show_default=False),
     safe_csv: options.SafeCsv = False,
 ) -> None:
     """Look for damaged, odd, blank, identical and doubled images, and counts that differ.
@@ -32,28 +28,19 @@ def audit(
     """
     from leukemia_dl.datasets.audit import audit as audit_dataset
 
-    try:
-        data = options.load_dataset(dataset, root, dataset_option, drop_class)
-    except DataError as error:
-        if dataset != _FOLDER:
-            raise
-        raise DataError(
-            f"{error}\nIt was read as a folder per class. Name another kind with --dataset, such as --dataset "
-            "c_nmc_2019 or --dataset csv; `leukemia-dl datasets` lists them."
-        ) from error
+    data = options.load_dataset(dataset, root, dataset_option, drop_class)
     typer.echo(f"{data!r}, read as --dataset {dataset}")
     report = audit_dataset(data)
     typer.echo(str(report))
     if csv is not None:
         options.write_csv(report.findings, csv, safe_csv)
         typer.echo(f"Findings: {csv}")
-    if not report.ok:
-        raise typer.Exit(1)
+    raise typer.Exit(int(not report.ok))
 
 
 def download(
-    name: Annotated[str, typer.Argument(help="Data set, such as c_nmc_2019.", show_default=False)],
-    to: Annotated[Path, typer.Option(help="New or empty folder; after an interruption the same one.")],
+    name: str = Argument(help="Data set, such as c_nmc_2019.", show_default=False),
+    to: Path = Option(help="New or empty folder; after an interruption the same one."),
 ) -> None:
     """Fetch a data set from Kaggle, unless it is there already, and check it."""
     from leukemia_dl.datasets import get_source
@@ -66,14 +53,80 @@ def download(
 
 
 def verify(
-    root: Annotated[Path, typer.Argument(help="Folder of the data set.", show_default=False)],
-    manifest: Annotated[Path, typer.Option(help="List of SHA-256 and paths, as sha256sum writes it.")],
-    partial: Annotated[bool, typer.Option("--partial", help="Only some of the files need to be there.")] = False,
+    root: Path = Argument(help="Folder of the data set.", show_default=False),
+    manifest: Path = Option(help="List of SHA-256 and paths, as sha256sum writes it."),
+    partial: bool = Option(False, "--partial", help="Only some of the files need to be there."),
 ) -> None:
     """Compare the files of a data set with a list of hashes; exit status 1 if any differs."""
     from leukemia_dl.datasets.verify import verify as compare
 
     report = compare(root, manifest, partial=partial)
     typer.echo(str(report))
-    if not report.ok:
-        raise typer.Exit(1)
+    raise typer.Exit(int(not report.ok))
+
+
+def predict(
+    model: Path = Argument(help="A model.keras, or the folder of a trial in a store."),
+    images: list[Path] = Argument(help="Image files; a folder stands for the images in it and below."),
+    output: Path | None = Option(None, help="A CSV file to write.", show_default=False),
+    safe_csv: options.SafeCsv = False,
+    uncalibrated: bool = Option(False, "--uncalibrated", help="Leave out the temperature that calibrates."),
+    tta: bool = Option(False, "--tta", help="Average over each image turned and mirrored: eight times the work."),
+    device: options.DeviceName = "auto",
+) -> None:
+    """Predict the class of images, with a probability per class. CSV on standard output when that is no terminal.
+
+    The exit status is 1 if a file cannot be read; the column error says why. For research use only: nothing here is a
+    diagnosis.
+    """
+    from leukemia_dl.models.classifier import load_classifier
+    from leukemia_dl.training.backends import ComputeConfig, prepare
+
+    prepare(compute=ComputeConfig(device))
+    frame = load_classifier(model).predict(images, calibrated=not uncalibrated, tta=tta)
+    if output is None and sys.stdout.isatty():
+        options.print_table(frame, {str(name): ".3f" for name in frame if str(name).startswith("probability_")})
+    else:
+        options.write_csv(frame, output, safe_csv)
+    if output is not None:
+        typer.echo(f"{len(frame):,} predictions written to {output}")
+    raise typer.Exit(int((frame["error"] != "").any()))
+
+
+def preview(
+    dataset: options.DatasetName = "synthetic",
+    root: options.Root = None,
+    dataset_option: options.DatasetOptions = None,
+    drop_class: options.DropClasses = None,
+    recipe: options.RecipeName = "quick",
+    set_: options.Changes = None,
+    image_size: options.ImageSize = None,
+    stain: options.Stain = None,
+    crop: options.Crop = False,
+    images: int = Option(6, help="Number of images, drawn at random.", min=1, max=100),
+    output: Path = Option("preview.png", help="The PNG to write."),
+) -> None:
+    """Draw a contact sheet: images as in their files, preprocessed, and in eight epochs of augmentation."""
+    from leukemia_dl.identity import generator
+    from leukemia_dl.reporting import plot_samples
+    from leukemia_dl.training.augmentation import augment_images
+    from leukemia_dl.training.backends import prepare
+
+    settings = options.recipe(recipe, set_, image_size)
+    if settings.image_size == "native":
+        raise SettingsError("A preview is of one size: say --image-size, such as --image-size 224.")
+    data = options.load_dataset(dataset, root, dataset_option, drop_class)
+    chosen = data.subset(generator(0, "preview").permutation((data.labels >= 0).nonzero()[0])[:images])
+    stored, fitted = options.pipeline(data, settings, settings.image_size, stain, crop).partition()
+    pixels = chosen.to_numpy(stored, show_progress=False)
+    pixels = fitted.fit(pixels)(pixels) if fitted.steps else pixels
+    prepare()
+    epochs = [augment_images(pixels, settings, epoch=epoch) for epoch in range(_EPOCHS)]
+    cells, names = [], []
+    for row in range(len(chosen)):
+        cells += [chosen.decode(row), pixels[row], *(epoch[row] for epoch in epochs)]
+        label = data.class_names[chosen.labels[row]]
+        names += [f"{label}: file", "preprocessed", *(f"epoch {epoch + 1}" for epoch in range(_EPOCHS))]
+    title = f"{data.info.title}{' (synthetic cells, not real ones)' if data.info.synthetic else ''}"
+    plot_samples(cells, names, columns=_EPOCHS + 2, title=title).savefig(output, format="png")
+    typer.echo(f"Images: {len(chosen)}, in their files, preprocessed and augmented: {output}")

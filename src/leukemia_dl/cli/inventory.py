@@ -1,4 +1,4 @@
-"""`leukemia-dl backbones | datasets | recipes | doctor | cache`: the available parts, and the state of this machine."""
+"""`leukemia-dl backbones | datasets | recipes | doctor`: the available parts, and the state of this machine."""
 
 from __future__ import annotations
 
@@ -7,21 +7,15 @@ import platform
 import shutil
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
-from typer import Option
+from typer import Argument, Option
 
 from leukemia_dl.cli import options
 from leukemia_dl.plugins import DISTRIBUTION, installed_version, plugin_problems
 
-if TYPE_CHECKING:
-    import pandas as pd
-
-__all__ = ["backbones", "cache", "datasets", "doctor", "recipes"]
-
 Format = Annotated[Literal["table", "csv"], Option("--format", help="csv has every column.")]
-cache = typer.Typer(help="List or clear files that can be made again; LEUKEMIA_DL_CACHE chooses the folder.")
 _BACKBONES = ["backbone", "title", "parameters", "native_size", "min_size", "weights", "plugin", "version"]
 _RECIPES = ["weights", "image_size", "head", "head_epochs", "epochs", "batch_size", "learning_rate", "class_balance"]
 _VERSIONS = ("leukemia-dl", "keras", "tensorflow", "jax", "torch", "numpy", "pandas", "scikit-learn", "pillow")
@@ -41,13 +35,10 @@ def datasets(form: Format = "table") -> None:
     """List the data sets that can be loaded by name, with licence and citation."""
     from leukemia_dl.datasets import dataset_table
 
-    show = options.write_csv if form == "csv" else options.print_table
-    show(dataset_table())
+    (options.write_csv if form == "csv" else options.print_table)(dataset_table())
 
 
-def recipes(
-    name: Annotated[str | None, typer.Argument(help="Print its settings, as TOML.", show_default=False)] = None,
-) -> None:
+def recipes(name: str | None = Argument(None, help="Print its settings, as TOML.", show_default=False)) -> None:
     """List the recipes; or print one as TOML, to change and pass as --recipe FILE.toml."""
     import pandas as pd
 
@@ -57,55 +48,16 @@ def recipes(
         # Without its name: a changed recipe is called after its file.
         lines = Recipe.preset(name).to_toml().splitlines(keepends=True)
         typer.echo("".join(line for line in lines if not line.startswith("name = ")), nl=False)
-        return
-    rows = [{"recipe": found, **Recipe.preset(found).to_dict()} for found in Recipe.presets()]
-    options.print_table(pd.DataFrame(rows, columns=["recipe", *_RECIPES]).fillna({"weights": "random"}))
-
-
-@cache.command("list")
-def list_cache() -> None:
-    """List the content of the cache folder, with sizes."""
-    from leukemia_dl.datasets import cache_dir
-
-    options.print_table(_cached(), {"MB": ",.1f"}, title=str(cache_dir()))
-    typer.echo(_cache_use())
-
-
-@cache.command("clear")
-def clear_cache(synthetic: bool = Option(False, "--synthetic", help="The drawn synthetic cells, too.")) -> None:
-    """Delete decoded images and features, which are made again when they are needed. Not beside a benchmark."""
-    from leukemia_dl.datasets import cache_dir
-
-    found = _cached()
-    found = found if synthetic else found[~found["name"].str.startswith("synthetic-")]
-    for path in map(cache_dir().joinpath, found["name"]):
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
-    typer.echo(f"Deleted: {len(found)}, {found['MB'].sum():,.1f} MB.")
-
-
-def _cached() -> pd.DataFrame:
-    """Return name and megabytes of everything in the cache folder that can be made again."""
-    import pandas as pd
-
-    from leukemia_dl.datasets import cache_dir
-
-    root, rows = cache_dir(), []
-    for path in sorted(path for pattern in ("pixels/*", "features/*", "synthetic-*") for path in root.glob(pattern)):
-        size = sum(file.lstat().st_size for file in (path, *path.rglob("*")) if file.is_file())
-        rows.append((str(path.relative_to(root)), size / 1e6))
-    return pd.DataFrame(rows, columns=["name", "MB"]).astype({"name": "str", "MB": float})
-
-
-def _cache_use() -> str:
-    from leukemia_dl.datasets.cache import cache_limit, cache_use
-
-    taken = sum(size for _, size, _ in cache_use()) / 1e9
-    return f"Pixels and features: {taken:,.1f} GB of at most {cache_limit() / 1e9:g} GB (LEUKEMIA_DL_CACHE_LIMIT)"
+    else:
+        rows = [{"recipe": found, **Recipe.preset(found).to_dict()} for found in Recipe.presets()]
+        options.print_table(pd.DataFrame(rows, columns=["recipe", *_RECIPES]).fillna({"weights": "random"}))
 
 
 def doctor() -> None:
     """Print backend, devices, precision, versions and writable folders, and what to do about problems."""
-    from leukemia_dl.datasets import cache_dir
+    from leukemia_dl.datasets import dataset_table
+    from leukemia_dl.datasets.cache import cache_dir, cache_limit, cache_use
+    from leukemia_dl.models.backbones import backbone_table
 
     _print_fact("Python", f"{platform.python_version()} on {platform.system()} {platform.machine()}")
     for name in _VERSIONS:
@@ -113,12 +65,16 @@ def doctor() -> None:
     fine = _check_folder("Cache", cache_dir(), "set LEUKEMIA_DL_CACHE to a folder that can be written")
     fine &= _check_folder("Here", Path.cwd(), "give --store a folder that can be written")
     fine &= _check_backend()
-    _print_fact("Cache limit", _cache_use())
-    problems = _print_plugins()
-    ready = "Ready, but for the plugins named above." if problems else "Ready."
+    taken = sum(size for _, size, _ in cache_use()) / 1e9
+    limit = f"of at most {cache_limit() / 1e9:g} GB (LEUKEMIA_DL_CACHE_LIMIT)"
+    _print_fact("Cache limit", f"pixels and features: {taken:,.1f} GB {limit}")
+    tables = [backbone_table(), dataset_table()]  # which log the problems of plugins
+    plugins = {tuple(row) for table in tables for row in table[["plugin", "version"]].to_numpy()}
+    others = [f"{plugin} {version}" for plugin, version in sorted(plugins) if plugin != DISTRIBUTION]
+    _print_fact("Plugins", "; ".join(others) or "none besides the built-in one")
+    ready = "Ready." if plugin_problems().empty else "Ready, but for the plugins named above."
     typer.echo(ready if fine else "Not ready: see above.")
-    if not fine:
-        raise typer.Exit(1)
+    raise typer.Exit(int(not fine))
 
 
 def _print_fact(name: str, text: str) -> None:
@@ -154,18 +110,3 @@ def _check_backend() -> bool:
         _print_fact("", "There is an NVIDIA driver, but the backend sees no GPU.")
         _print_fact("", "For TensorFlow: pip install 'leukemia-dl[gpu]'; for JAX: pip install 'jax[cuda12]'")
     return True
-
-
-def _print_plugins() -> bool:
-    """Print the packages that provide backbones or data sets besides this one; return whether any has a problem."""
-    import pandas as pd
-
-    from leukemia_dl.datasets import dataset_table
-    from leukemia_dl.models.backbones import backbone_table
-
-    tables = [backbone_table().rename(columns={"backbone": "name"}), dataset_table()]  # which log the problems
-    found = pd.concat([table[["plugin", "version", "name"]] for table in tables])
-    others = found[found["plugin"] != DISTRIBUTION].groupby(["plugin", "version"])["name"]
-    texts = [f"{plugin} {version} ({', '.join(names)})" for (plugin, version), names in others]
-    _print_fact("Plugins", "; ".join(texts) or "none besides the built-in one")
-    return not plugin_problems().empty

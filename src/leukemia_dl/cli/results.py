@@ -1,23 +1,27 @@
-"""`leukemia-dl evaluate | report`: intervals and comparisons of predictions, and the page of a store."""
+"""`leukemia-dl evaluate | report | runs`: intervals and comparisons, the page of a store, and its records."""
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer import Argument, Option
 
 from leukemia_dl.cli import options
-from leukemia_dl.errors import DataError, SettingsError, unknown_name_error
+from leukemia_dl.errors import DataError, SettingsError
+from leukemia_dl.text import counted
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["evaluate", "report"]
-
+runs = typer.Typer(help="List and verify the records of a store.", no_args_is_help=True)
+StoreFolder = Annotated[Path, Argument(help="The folder of the results.", show_default=False)]
+_COLUMNS = ["trial", "status", "recipe", "changes", "accuracy", "loss", "seconds", "finished", "model"]
+_NUMBERS = {"accuracy": ".3f", "loss": ".3f", "seconds": ",.1f"}
+_STATUSES = ("ok", "not_applicable", "failed", "damaged")
 _TEXT = ("protocol", "sample", "subject", "group", "same_cell", "label", "backbone", "kind", "side")
-_FORMATS = {"fit_seconds": ".0f", "images_per_second": ".0f"}
 _NOT_SHOWN = ("flags", "estimand", "kind", "unit", "images", "groups")
 
 
@@ -29,10 +33,16 @@ def report(
     no_cards: bool = Option(False, "--no-cards", help="Write no model cards; none beside --output."),
 ) -> None:
     """Write one HTML file with all that a benchmark found, and a model card per trained net."""
+    write_page(store, output, not no_cards and output is None, root=root, audit=not no_audit)
+
+
+def write_page(store: Path, output: Path | None = None, cards: bool = True, **how: Any) -> None:
+    """Write the report of a store, and its model cards, and print where they are."""
     from leukemia_dl.reporting import write_model_cards, write_report
 
-    page = write_report(store, root=root, path=output, audit=not no_audit)
-    options.print_report(page, [] if no_cards or output else write_model_cards(store))
+    typer.echo(f"Report:   {write_report(store, path=output, **how)}")
+    if cards and (written := write_model_cards(store)):
+        typer.echo(f"Cards:    {written[0].parent} ({len(written)})")
 
 
 def evaluate(
@@ -43,7 +53,7 @@ def evaluate(
     side: str = Option("test", help="Which rows of the column side."),
     protocol: str | None = Option(None, help="Which rows of the column protocol."),
     unique_cells: bool = Option(False, "--unique-cells", help="Count images of one cell once."),
-    csv: Path | None = Option(None, help="File for every metric.", callback=options.in_folder),
+    csv: Path | None = Option(None, help="File for every metric."),
     safe_csv: options.SafeCsv = False,
 ) -> None:
     """Rank backbones with intervals over groups of patients, and say which of them differ."""
@@ -51,7 +61,7 @@ def evaluate(
 
     if csv is not None and csv.exists() and predictions.exists() and csv.samefile(predictions):
         raise SettingsError(f"--csv {csv} is the file of predictions itself: give another name.")
-    frame, costs = _read(predictions, protocol)
+    frame, costs = _read(predictions.expanduser(), protocol)
     frame = evaluation.drop_repeated_cells(frame) if unique_cells else frame
     settings: dict[str, Any] = {"level": level, "estimand": estimand, "side": side}
     table = evaluation.leaderboard(frame, metric, **costs, **settings)
@@ -80,9 +90,10 @@ def _print_leaderboard(table: pd.DataFrame, title: str, level: float) -> str:
     reason = "" if tested or "rank" in filled else str(table["flags"].iloc[0]).split("; ")[0]
     if reason:
         typer.echo(f"Not testable, {reason} ({on}): no ranks and no intervals.")
-    formats = dict.fromkeys(map(str, table.select_dtypes("float")), ".3f") | _FORMATS
+    formats = dict.fromkeys(map(str, table.select_dtypes("float")), ".3f")
+    formats |= {"fit_seconds": ".0f", "images_per_second": ".0f"}
     title += f", {100 * level:g}% intervals" if tested else ", without intervals"
-    options.print_table(table[[name for name in filled if name not in _NOT_SHOWN]], formats, title=title)
+    options.print_table(table[[name for name in filled if name not in _NOT_SHOWN]], formats, title)
     typer.echo(on + (f"; intervals are of {table['estimand'].iloc[0]}" if tested else ""))
     return reason
 
@@ -93,27 +104,63 @@ def _read(path: Path, protocol: str | None) -> tuple[pd.DataFrame, dict[str, Any
 
     from leukemia_dl.benchmark.run_files import read_run
 
-    run = read_run(path) if path.expanduser().is_dir() else None
+    run = read_run(path) if path.is_dir() else None
     if run is not None:
         frame = run.predictions
         if frame.empty:
             raise DataError(f"The store {path} holds no predictions: no trial was finished.")
     else:
-        if not path.expanduser().is_file():
-            raise DataError(f"There is no file {path}. Give a CSV file of predictions, or a store.")
         try:
             # A class may be called NA or None: only what is empty is missing.
             frame = pd.read_csv(path, dtype=dict.fromkeys(_TEXT, str), keep_default_na=False, na_values=[""])
         except Exception as error:  # pandas, its parsers and its decompressors raise about anything
             raise DataError(f"{path} cannot be read as CSV: {' '.join(str(error).split())}") from error
     known = sorted(frame["protocol"].astype(str).unique()) if "protocol" in frame else []
-    if protocol is None and len(known) > 1:
+    if (len(known) > 1) if protocol is None else (protocol not in known):
         raise DataError(f"The predictions are of the protocols {', '.join(known)}: choose one by --protocol.")
-    if protocol is not None:
-        if protocol not in known:
-            raise unknown_name_error("protocol", protocol, known, "The predictions are of these protocols.")
-        frame = frame[frame["protocol"] == protocol]
+    frame = frame if protocol is None else frame[frame["protocol"] == protocol]
     if run is None:
         return frame, {}
     results = run.results[run.results["protocol"].isin(frame["protocol"])]
     return frame, {"results": results, "timings": run.timings[run.timings["trial"].isin(results["trial"])]}
+
+
+@runs.command("list")
+def list_records(store: StoreFolder) -> None:
+    """List the records of a store: failed and damaged ones last."""
+    import pandas as pd
+
+    from leukemia_dl.benchmark import Store
+
+    opened = Store.open(store)
+    rows: dict[str, dict[str, Any]] = {name: {"trial": name, "status": "damaged"} for name in opened.names()}
+    for record in opened.records(arrays=False):
+        rows[record.trial.folder] |= {
+            **{name: str(record.row.get(name) or "") for name in ("recipe", "changes")},
+            **{name: record.metrics.get(name) for name in ("accuracy", "loss")},
+            "status": record.status,
+            "finished": str(record.timings.get("finished", "")),
+            "seconds": record.timings.get("seconds"),
+            "model": "yes" if opened.has_model(record.trial) else "no",
+        }
+    if rows:
+        listed = sorted(rows.values(), key=lambda row: _STATUSES.index(row["status"]))
+        options.print_table(pd.DataFrame(listed, columns=_COLUMNS).astype(dict.fromkeys(_NUMBERS, float)), _NUMBERS)
+    counts = sorted(Counter(row["status"] for row in rows.values()).items())
+    each = "".join(f", {count} {status}" for status, count in counts)
+    typer.echo(f"{opened.root}: {counted(len(rows), 'record')}{each}")
+
+
+@runs.command()
+def verify(store: StoreFolder) -> None:
+    """Compare every file of every record with its checksum, trained nets included; exit status 1 if one is damaged."""
+    from leukemia_dl.benchmark import Store
+
+    opened = Store.open(store)
+    damaged, count = opened.verify(), counted(len(opened.names()), "record")
+    for name, problem in damaged.items():
+        typer.echo(f"{name}: {problem}")
+    if damaged:
+        typer.echo(f"DAMAGED: {len(damaged):,} of {count}. Run the same benchmark again: it runs these trials again.")
+        raise typer.Exit(1)
+    typer.echo(f"OK: {count}")

@@ -1,8 +1,4 @@
-"""From a file or an array to uint8 RGB pixels: decoding, geometry, the cell's mask, colour, pipelines of such steps.
-
-Deterministic and pure numpy; inputs are never changed.
-Knows nothing of data sets, networks or random augmentation (see `leukemia_dl.training`).
-"""
+"""From a file or an array to uint8 RGB pixels, by numpy alone and without chance; inputs are never changed."""
 
 from leukemia_dl.preprocess.colour import GIEMSA, Macenko, Reinhard, lab_to_rgb, optical_density, rgb_to_lab
 from leukemia_dl.preprocess.decode import IMAGE_SUFFIXES, MAX_PIXELS, decode_image

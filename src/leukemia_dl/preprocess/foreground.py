@@ -11,30 +11,23 @@ from leukemia_dl.checks import choice
 from leukemia_dl.errors import ImageError
 from leukemia_dl.preprocess.decode import check_image
 
-__all__ = ["bounding_box", "foreground_mask", "foreground_pixels", "is_single_cell", "mask_colour", "silhouette"]
-
 Background = Literal["auto", "black", "bright"]
-_BLACK_BORDER = 0.75
 
 
 def foreground_mask(image: NDArray[np.uint8], background: Background = "auto", threshold: int = 0) -> NDArray[np.bool_]:
     """Return the cell: the largest connected set (touching by side or corner) of foreground pixels, its holes filled.
 
-    Args and errors are those of `foreground_pixels` (`image`, `background`, `threshold`).
-
-    Returns:
-        bool, (h, w). All False where there is no foreground.
+    `image`, `background`, `threshold` and the result, bool (h, w), are as in `foreground_pixels`; all False if empty.
     """
     from scipy import ndimage
 
     lit = foreground_pixels(image, background, threshold)
     found = np.zeros_like(lit)
-    box = bounding_box(lit)
-    if box is None:
+    if not (boxes := ndimage.find_objects(lit.view(np.uint8))):
         return found
-    inside = (slice(box[0], box[2]), slice(box[1], box[3]))  # most of a frame is background
-    parts, count = ndimage.label(lit[inside], structure=np.ones((3, 3), bool))
-    areas = np.bincount(parts.ravel(), minlength=count + 1)
+    inside = boxes[0]  # most of a frame is background
+    parts, _ = ndimage.label(lit[inside], structure=np.ones((3, 3), bool))
+    areas = np.bincount(parts.ravel())
     areas[0] = 0
     # The part of the background that contains an added rim is outside the cell; its other parts are holes. scipy's
     # binary_fill_holes takes seconds on large images.
@@ -46,21 +39,15 @@ def foreground_mask(image: NDArray[np.uint8], background: Background = "auto", t
 def foreground_pixels(
     image: NDArray[np.uint8], background: Background = "auto", threshold: int = 0
 ) -> NDArray[np.bool_]:
-    """Return which pixels are no background: all cells, debris included, with their holes.
+    """Return which pixels are no background, bool (h, w): all cells, debris included, with their holes.
 
     Args:
-        image: uint8, (h, w, 3).
+        image: uint8, (h, w, 3); ImageError for anything else.
         background: "black": a pixel is foreground if any channel is above `threshold`. "bright", for smears in bright
             field: if its saturation is above Otsu's threshold of this image (Otsu 1979, doi:10.1109/TSMC.1979.4310076).
             "auto": black if `is_single_cell`, or if everything is black; else bright.
         threshold: In grey levels, for black: 0 suits exactly black backgrounds such as C-NMC's; a JPEG of one needs
             about 20.
-
-    Returns:
-        bool, (h, w).
-
-    Raises:
-        ImageError: If `image` is no such array.
     """
     choice("background", background, get_args(Background))
     red, green, blue = (check_image(image)[..., channel] for channel in range(3))
@@ -90,21 +77,13 @@ def is_single_cell(image: NDArray[np.uint8]) -> bool:
     above = check_image(image) > 0
     lit = above[:, :, 0] | above[:, :, 1] | above[:, :, 2]
     border = np.concatenate([lit[0], lit[-1], lit[1:-1, 0], lit[1:-1, -1]])
-    return bool(lit.any() and 1 - border.mean() >= _BLACK_BORDER)
+    return bool(lit.any() and 1 - border.mean() >= 0.75)
 
 
 def silhouette(mask: NDArray[np.bool_]) -> dict[str, float]:
     """Return measures of `mask`, bool (h, w), in pixels: `area`, bounding box's `width` and `height`, `perimeter`.
 
     The perimeter is the number of mask pixels with a neighbour (by side) outside, or on the frame.
-
-    Examples:
-        >>> import numpy as np
-        >>> from leukemia_dl import preprocess
-        >>> image = np.zeros((9, 9, 3), np.uint8)
-        >>> image[2:6, 3:8] = 100, 40, 110
-        >>> preprocess.silhouette(preprocess.foreground_mask(image))
-        {'area': 20.0, 'width': 5.0, 'height': 4.0, 'perimeter': 14.0}
     """
     top, left, bottom, right = bounding_box(mask) or (0, 0, 0, 0)
     padded = np.pad(mask, 1)
@@ -119,24 +98,23 @@ def mask_colour(image: NDArray[np.uint8], mask: NDArray[np.bool_]) -> tuple[NDAr
 
     They are float64 (3,), red, green, blue, in grey levels 0..255; all 0 for an empty mask.
     """
-    chosen = image[check_mask(mask, image.shape[:2])].astype(np.float64)
-    pixels = chosen if len(chosen) else np.zeros((1, 3))
+    chosen = check_mask(mask, image)
+    pixels = image[chosen].astype(np.float64) if chosen.any() else np.zeros((1, 3))
     return pixels.mean(axis=0), pixels.std(axis=0)
 
 
-def check_mask(mask: NDArray[np.bool_], shape: tuple[int, ...]) -> NDArray[np.bool_]:
-    """Return a mask if it is bool and has a shape; else ImageError."""
-    if mask.dtype != np.bool_ or mask.shape != shape:
-        raise ImageError(f"Expected a mask of dtype bool and shape {shape}. Received: {mask.dtype} {mask.shape}.")
+def check_mask(mask: NDArray[np.bool_], image: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """Return a mask if it is bool and has the shape of an image; else ImageError."""
+    if mask.dtype != np.bool_ or mask.shape != image.shape[:2]:
+        raise ImageError(f"Expected a mask, bool, of shape {image.shape[:2]}. Received: {mask.dtype} {mask.shape}")
     return mask
 
 
 def _otsu(counts: NDArray[np.int64]) -> int:
     """Return the value that best separates a histogram in two, by the variance between them; the last if it cannot."""
-    values = np.arange(len(counts))
     below = np.cumsum(counts)
     above = below[-1] - below
-    sums = np.cumsum(counts * values)
+    sums = np.cumsum(counts * np.arange(len(counts)))
     with np.errstate(divide="ignore", invalid="ignore"):
         between = below * above * (sums / below - (sums[-1] - sums) / above) ** 2
     between[(below == 0) | (above == 0)] = -1.0

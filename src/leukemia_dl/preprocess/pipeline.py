@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
+from typing import Any, ClassVar, Self, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,13 +18,7 @@ from leukemia_dl.errors import ImageError, SettingsError, unknown_name_error
 from leukemia_dl.preprocess.decode import check_image, decode_image
 from leukemia_dl.preprocess.foreground import bounding_box, foreground_mask
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-__all__ = ["MAX_SIZE", "CenterOnCanvas", "CropToCell", "PadToSquare", "Pipeline", "Resize", "Step"]
-
-MAX_SIZE = 4_472
-"""Longest side, in pixels, that a step may produce: a square of it has as many pixels as a file may have."""
+MAX_SIZE = 4_472  # longest side that a step may produce: its square has as many pixels as a file may have
 _STEPS: dict[str, type[Step]] = {}  # by name; subclasses of `Step` enter themselves
 
 
@@ -60,30 +53,24 @@ class Step(ABC):
 
     def size_after(self, size: int | None) -> int | None:
         """Return the side, in pixels, that a square of side `size` has afterwards; None if it is not known."""
-        return size
+        return size if self.keeps_scale else None
 
 
 class _ToSize(Step):
-    """A step whose results have the side `size`."""
-
-    size: int
+    size: int  # of the results
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "size", whole_number("size", self.size, 1, MAX_SIZE))
 
     def size_after(self, size: int | None) -> int | None:
-        """Return `self.size`."""
         return self.size
 
 
 @dataclass(frozen=True)
 class CenterOnCanvas(_ToSize):
-    """Crop or pad with black to a square canvas around the middle, so that cells keep their absolute size.
+    """Crop or pad with black to a square canvas of `size` pixels around the middle: cells keep their absolute size.
 
-    Where the difference is odd, the extra row or column is at the bottom or right.
-
-    Attributes:
-        size: Side of the canvas in pixels; 450 is that of C-NMC 2019's training images.
+    Where the difference is odd, the extra row or column is at the bottom or right. C-NMC 2019's images have 450 pixels.
     """
 
     size: int = 450
@@ -91,8 +78,6 @@ class CenterOnCanvas(_ToSize):
     def __call__(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Apply the step."""
         height, width = check_image(image).shape[:2]
-        if height == width == self.size:
-            return image
         # int() rounds towards zero, for cutting and for padding.
         return _square(image, int((height - self.size) / 2), int((width - self.size) / 2), self.size)
 
@@ -104,17 +89,16 @@ class PadToSquare(Step):
     def __call__(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Apply the step."""
         height, width = check_image(image).shape[:2]
-        return image if height == width else CenterOnCanvas(_bounded(max(height, width)))(image)
+        side = max(height, width)
+        return _square(image, int((height - side) / 2), int((width - side) / 2), side)
 
 
 @dataclass(frozen=True)
 class CropToCell(Step):
     """Crop to a square around the cell (`foreground_mask`), black outside the image; without a cell, pad to a square.
 
-    A later resize then gives every cell the same size, so that a net cannot use it.
-
-    Attributes:
-        margin: Added on each side of the cell, as a share of the longer side of its bounding box, from 0 to 10.
+    `margin` is added on each side, as a share of the longer side of the cell's bounding box, from 0 to 10. A later
+    resize then gives every cell the same size, so that a net cannot use it.
     """
 
     margin: float = 0.1
@@ -131,22 +115,16 @@ class CropToCell(Step):
             return PadToSquare()(image)
         top, left, bottom, right = box
         longer = max(bottom - top, right - left)
-        side = _bounded(longer + 2 * round(self.margin * longer))
+        side = longer + 2 * round(self.margin * longer)
         return _square(image, (top + bottom - side) // 2, (left + right - side) // 2, side)
-
-    def size_after(self, size: int | None) -> int | None:
-        """Return None: it depends on the cell."""
-        return None
 
 
 @dataclass(frozen=True)
 class Resize(_ToSize):
-    """Resize to a square, from any shape.
+    """Resize to a square of `size` pixels, from any shape.
 
-    Attributes:
-        size: Side in pixels.
-        method: `"lanczos"` is Pillow's, antialiased. `"bilinear"`, to repeat older results, takes the four nearest
-            pixels and is NOT antialiased, as `tf.image.resize` and Keras's `image_dataset_from_directory` by default.
+    The `method` "lanczos" is Pillow's, antialiased. "bilinear", to repeat older results, takes the four nearest pixels
+    and is NOT antialiased, as `tf.image.resize` and Keras's `image_dataset_from_directory` by default.
     """
 
     size: int
@@ -160,25 +138,44 @@ class Resize(_ToSize):
         """Apply the step."""
         if check_image(image).shape[:2] == (self.size, self.size):
             return image
-        return _lanczos(image, self.size) if self.method == "lanczos" else _four_nearest(image, self.size)
+        if self.method == "bilinear":
+            return _bilinear(image, self.size)
+        return np.array(Image.fromarray(image).resize((self.size, self.size), Image.Resampling.LANCZOS))
+
+
+def _square(image: NDArray[np.uint8], top: int, left: int, side: int) -> NDArray[np.uint8]:
+    """Return the square of an image whose corner is at (top, left), black outside the image."""
+    if image.shape[:2] == (side, side) and top == left == 0:
+        return image
+    if side > MAX_SIZE:
+        raise ImageError(f"A square of {side:,} pixels to hold the image or its cell is over the {MAX_SIZE:,} allowed.")
+    square = np.zeros((side, side, 3), np.uint8)
+    seen = image[max(top, 0) : top + side, max(left, 0) : left + side]
+    row, column = max(-top, 0), max(-left, 0)
+    square[row : row + seen.shape[0], column : column + seen.shape[1]] = seen
+    return square
+
+
+def _bilinear(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
+    """Mix the four pixels around each centre; memory follows the result, however long the image."""
+    axes = []
+    for length in image.shape[:2]:
+        centre = np.clip((np.arange(size) + 0.5) * (length / size) - 0.5, 0, length - 1)
+        first = np.floor(centre).astype(np.int64)
+        axes.append((first, np.minimum(first + 1, length - 1), (centre - first).astype(np.float32)))
+    (top, bottom, down), (left, right, across) = axes
+    down, across = down[:, None, None], across[None, :, None]
+    upper = image[np.ix_(top, left)] * (1 - across) + image[np.ix_(top, right)] * across
+    lower = image[np.ix_(bottom, left)] * (1 - across) + image[np.ix_(bottom, right)] * across
+    return np.asarray(np.rint(upper * (1 - down) + lower * down).astype(np.uint8))
 
 
 @dataclass(frozen=True)
 class Pipeline:
-    """Steps that are applied one after the other to decoded pixels.
+    """The `steps` that are applied to decoded pixels, such as `CenterOnCanvas(450)`, `Resize(224)`, `Reinhard()`.
 
-    Equal pipelines have equal hashes and digests and give equal pixels. May be used by many threads at once.
-
-    Attributes:
-        steps: Such as `CenterOnCanvas(450)`, `Resize(224)`, `Reinhard()`; anything else is a SettingsError.
-
-    Examples:
-        >>> import leukemia_dl as ldl
-        >>> pipeline = ldl.Pipeline.default(224, canvas=450)
-        >>> print(pipeline)
-        Pipeline(steps=(CenterOnCanvas(size=450), Resize(size=224, method='lanczos')))
-        >>> pipeline.output_size, pipeline.keeps_scale
-        (224, True)
+    Equal pipelines have equal hashes and digests and give equal pixels. May be used by many threads at once. Anything
+    but a tuple of steps is a SettingsError.
     """
 
     steps: tuple[Step, ...] = ()
@@ -187,26 +184,16 @@ class Pipeline:
         if not isinstance(self.steps, (tuple, list)) or not all(isinstance(step, Step) for step in self.steps):
             raise SettingsError(f"A pipeline takes a tuple of steps, such as (Resize(224),). Received: {self.steps!r}.")
         object.__setattr__(self, "steps", tuple(self.steps))
-        if not all(getattr(getattr(step, "__dataclass_params__", None), "frozen", False) for step in self.steps):
-            raise SettingsError(f"A step is a dataclass with frozen=True. Received: {self.steps!r}.")
 
     @classmethod
     def default(cls, size: int, canvas: int | None = None) -> Pipeline:
-        """Return a pipeline that pads each image to a square, or puts it on a canvas, and resizes it to `size` pixels.
-
-        `canvas` is the side of the canvas, for data sets whose cells have one scale; what is outside of it is cut off.
-        """
+        """Return a pipeline that pads images to a square, or centres them on a `canvas`, and resizes them to `size`."""
         return cls((PadToSquare() if canvas is None else CenterOnCanvas(canvas), Resize(size)))
 
     @classmethod
     def published_v1(cls, size: int = 180) -> Pipeline:
         """Return the preprocessing behind the published table: squeezed to a square of `size`, not antialiased."""
         return cls((Resize(size, method="bilinear"),))
-
-    @classmethod
-    def decode_only(cls) -> Pipeline:
-        """Return the pipeline without steps: the pixels as they are in the file."""
-        return cls(())
 
     def then(self, *steps: Step) -> Pipeline:
         """Return a pipeline that goes on with further `steps`: `Pipeline.default(224).then(Reinhard())`."""
@@ -223,10 +210,7 @@ class Pipeline:
         return Pipeline(self.steps[:count]), Pipeline(self.steps[count:])
 
     def fit(self, images: NDArray[np.uint8]) -> Pipeline:
-        """Return this pipeline with every step fitted, in order, to `images`, uint8 (n, h, w, 3), as they come to it.
-
-        Raises ImageError if a step cannot be fitted to them.
-        """
+        """Return this pipeline, its steps fitted in order to `images`, uint8 (n, h, w, 3), as they come to each."""
         steps = list[Step]()
         for step in self.steps:
             steps.append(step if step.is_fitted else step.fit(images))
@@ -238,19 +222,22 @@ class Pipeline:
         """Apply the steps to `array`, one image or a batch, uint8 (h, w, 3) or (n, h, w, 3), RGB 0..255.
 
         Returns a new array, uint8, (h', w', 3) or (n, h', w', 3). Raises ImageError if `array` is no such array,
-        SettingsError if a step was not fitted, and ValueError if a batch comes out in different sizes.
+        SettingsError if a step was not fitted, and ValueError if a batch is empty or comes out in different sizes.
         """
         if check_image(array, batch=True).ndim == 3:
             result = self._one(array)
             # A step may return its input; writing into the result must not write into it.
             return result.copy() if np.may_share_memory(result, array) else result
-        if len(array) == 0:
-            return np.zeros((0, *self._one(np.zeros(array.shape[1:], np.uint8)).shape), np.uint8)
         return np.stack([self._one(image) for image in array])
 
     def load(self, path: str | Path) -> NDArray[np.uint8]:
         """Return the pixels of the file `path` after the steps: uint8 (h', w', 3), a new array."""
         return self._one(decode_image(path))
+
+    def _one(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        for step in self.steps:
+            image = check_image(step(image))
+        return image
 
     @property
     def output_size(self) -> int | None:
@@ -265,46 +252,12 @@ class Pipeline:
         """Whether all images of one size come out at one scale, so that the size of a cell can be compared."""
         return all(step.keeps_scale for step in self.steps)
 
-    def scale(self, image: NDArray[np.uint8]) -> float:
-        """Return how many pixels wide one pixel of `image`, uint8 (h, w, 3), becomes; by height, where they differ."""
-        scale = 1.0
-        for step in self.steps:
-            height, image = len(image), step(image)
-            if isinstance(step, Resize):
-                scale *= len(image) / height
-        return scale
-
-    def show(self, image: NDArray[np.uint8] | str | Path) -> Figure:
-        """Return a matplotlib Figure of `image`, uint8 (h, w, 3) or a file, after every step, with sizes in pixels."""
-        from matplotlib.figure import Figure
-
-        stages = [decode_image(image) if isinstance(image, (str, Path)) else check_image(image).copy()]
-        for step in self.steps:
-            stages.append(step(stages[-1]))
-        # Fitted steps are named without their many digits.
-        steps = [repr(s) if len(repr(s)) < 40 else f"{type(s).__name__}(fitted)" for s in self.steps]
-        figure = Figure(figsize=(3.2 * len(stages), 3.9), layout="constrained")
-
-        def png() -> bytes:
-            buffer = io.BytesIO()
-            figure.savefig(buffer, format="png")
-            return buffer.getvalue()
-
-        figure._repr_png_ = png  # type: ignore[attr-defined] # or notebooks print its name only
-        panels = np.atleast_1d(figure.subplots(1, len(stages)))
-        for axes, stage, name in zip(panels, stages, ["as decoded", *steps], strict=True):
-            axes.imshow(stage, interpolation="nearest")
-            axes.set_title(f"{name}\n{stage.shape[0]} x {stage.shape[1]}", fontsize=9, parse_math=False)
-            axes.set_axis_off()
-        return figure
-
     def to_dict(self) -> dict[str, Any]:
         """Return the steps and their parameters as plain values that JSON can hold; None is left out."""
         entries = []
         for step in self.steps:
-            fields = dataclasses.asdict(cast(Any, step))
-            given = {name: value for name, value in fields.items() if value is not None}
-            entries.append({"step": type(step).__name__, **given})
+            fields = dataclasses.asdict(cast(Any, step)).items()
+            entries.append({"step": type(step).__name__} | {name: value for name, value in fields if value is not None})
         return {"steps": entries}
 
     @classmethod
@@ -313,86 +266,19 @@ class Pipeline:
 
         Raises SettingsError for another form or a wrong parameter, and UnknownNameError for an unknown step.
         """
-        steps = list[Step]()
+
+        def made(step: str, **parameters: Any) -> Step:
+            if step not in _STEPS:
+                raise unknown_name_error("preprocessing step", step, _STEPS, "Import the module of a custom step.")
+            return _STEPS[step](**parameters)
+
         try:
-            for entry in values["steps"]:
-                parameters = {**entry}
-                name = parameters.pop("step")
-                if name not in _STEPS:
-                    raise unknown_name_error("preprocessing step", name, _STEPS, "Import the module of a custom step.")
-                steps.append(_STEPS[name](**parameters))
+            return cls(tuple(made(**entry) for entry in values["steps"]))
         except (KeyError, TypeError) as error:
             form = '{"steps": [{"step": NAME, parameter: value, ...}, ...]}'
             raise SettingsError(f"A pipeline is stored as {form}: {error}. Received: {values!r}.") from error
-        return cls(tuple(steps))
 
     @property
     def digest(self) -> str:
         """SHA-256 of `to_dict()`, 64 hexadecimal digits: changes with any parameter of any step."""
         return identity.digest(self.to_dict())
-
-    def _one(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        for step in self.steps:
-            image = check_image(step(image))
-        return image
-
-
-def _bounded(side: int) -> int:
-    if side > MAX_SIZE:
-        raise ImageError(f"A square of {side:,} pixels to hold the image or its cell is over the {MAX_SIZE:,} allowed.")
-    return side
-
-
-def _square(image: NDArray[np.uint8], top: int, left: int, side: int) -> NDArray[np.uint8]:
-    """Return the square of an image whose corner is at (top, left), black outside the image."""
-    square = np.zeros((side, side, 3), np.uint8)
-    seen = image[max(top, 0) : top + side, max(left, 0) : left + side]
-    row, column = max(-top, 0), max(-left, 0)
-    square[row : row + seen.shape[0], column : column + seen.shape[1]] = seen
-    return square
-
-
-def _lanczos(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
-    """Resize with Pillow's antialiased Lanczos filter. Of a cell on black only the lit part is computed."""
-    result = np.zeros((size, size, 3), np.uint8)
-    rows = np.flatnonzero(image.reshape(len(image), -1).max(axis=1))
-    if not len(rows):
-        return result
-    columns = np.flatnonzero(np.bitwise_or.reduce(image[rows[0] : rows[-1] + 1], axis=0).any(axis=1))
-    into_rows, from_rows, top, bottom = _reach(rows, image.shape[0], size)
-    into_columns, from_columns, left, right = _reach(columns, image.shape[1], size)
-    # The pixels around the box are read too, so that the values are those of the whole image, but for rounding.
-    source, target = Image.fromarray(image[from_rows, from_columns]), result[into_rows, into_columns]
-    size_of_part = (target.shape[1], target.shape[0])
-    target[:] = np.asarray(source.resize(size_of_part, Image.Resampling.LANCZOS, box=(left, top, right, bottom)))
-    return result
-
-
-def _reach(lit: NDArray[np.int64], length: int, wanted: int) -> tuple[slice, slice, float, float]:
-    """Return, along one axis, the pixels of the result that lit ones may reach, their source, and its box."""
-    step = length / wanted
-    support = 3 * max(step, 1.0)
-    # The centre of a result's pixel i lies at (i + 0.5) * step, the filter reaches `support` from there.
-    first = max(int((lit[0] - support) / step - 0.5), 0)
-    last = min(int((lit[-1] + 1 + support) / step + 0.5) + 1, wanted)
-    start = max(int((first + 0.5) * step - support) - 1, 0)
-    stop = min(int((last - 0.5) * step + support) + 2, length)
-    return slice(first, last), slice(start, stop), first * step - start, min(last * step - start, float(stop - start))
-
-
-def _four_nearest(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
-    top, bottom, down = _neighbours(image.shape[0], size)
-    left, right, across = _neighbours(image.shape[1], size)
-    down, across = down[:, None, None], across[None, :, None]
-    # Only the four pixels around each centre are looked up: memory follows the result, however long the image.
-    upper = image[np.ix_(top, left)] * (1 - across) + image[np.ix_(top, right)] * across
-    lower = image[np.ix_(bottom, left)] * (1 - across) + image[np.ix_(bottom, right)] * across
-    mixed: NDArray[np.uint8] = np.rint(upper * (1 - down) + lower * down).astype(np.uint8)
-    return mixed
-
-
-def _neighbours(length: int, wanted: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
-    """Return, per wanted pixel, its two neighbours along one axis and the weight of the second."""
-    centre = np.clip((np.arange(wanted) + 0.5) * (length / wanted) - 0.5, 0, length - 1)
-    first = np.floor(centre).astype(np.int64)
-    return first, np.minimum(first + 1, length - 1), (centre - first).astype(np.float32)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from leukemia_dl.errors import ImageError
@@ -14,84 +15,55 @@ from leukemia_dl.preprocess.decode import check_image, decode_image
 from leukemia_dl.preprocess.foreground import bounding_box, foreground_mask, is_single_cell
 from leukemia_dl.progress import parallel_map
 
-if TYPE_CHECKING:
-    import pandas as pd
-
-__all__ = ["MEASURES", "Appearance", "appearance_of", "differences", "measure_quality", "quality_frame", "summary"]
-
 _LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601, as in Pillow's mode "L"
 _RIM = 3  # pixels next to the background, whose Laplacian shows the outline and not the focus
 _BLANK = 1.0  # standard deviation of grey below which there is nothing to see
 MEASURES = {
     **dict.fromkeys(["focus", "brightness", "dark", "saturated", "foreground"], "float64"),
     **dict.fromkeys(["empty_mask", "touches_border", "blank"], "boolean"),
-}
-"""The measures of an image and their dtypes in a frame."""
-Appearance = tuple[bool, int]
-"""Whether a cell is cut out on black, and the longer side in pixels: of the cell then, of the image otherwise."""
-_NEARLY_ALL = 0.98
-_REACH = 1.25
+}  # and their dtypes in a frame
+Appearance = tuple[bool, int]  # is a cell cut out on black; longer side in pixels, of the cell then, else of the image
+_NEARLY_ALL, _REACH = 0.98, 1.25
 
 
 def measure_quality(image: NDArray[np.uint8]) -> dict[str, float | bool]:
-    """Measure an `image`, uint8 (h, w, 3).
+    """Return measures of an `image`, uint8 (h, w, 3).
 
-    Returns:
-        `focus`, variance of the Laplacian of grey (Pech-Pacheco et al. 2000, doi:10.1109/ICPR.2000.903548) inside the
-        cell, without its rim, in squared grey levels; `brightness`, mean grey inside the cell, 0..255; `dark` and
-        `saturated`, shares of the cell's pixels with all channels at 0, or any at 255; `foreground`, share of the image
-        that is cell; and, as bool, `empty_mask`, `touches_border`, `blank` (all of the image nearly one grey).
-        NaN where there is no cell to measure.
+    They are `focus`, variance of the Laplacian of grey (Pech-Pacheco et al. 2000, doi:10.1109/ICPR.2000.903548) inside
+    the cell, without its rim, in squared grey levels; `brightness`, mean grey inside the cell, 0..255; `dark` and
+    `saturated`, shares of the cell's pixels with all channels at 0, or any at 255; `foreground`, share of the image
+    that is cell; and, as bool, `empty_mask`, `touches_border`, `blank` (all of the image nearly one grey). NaN where
+    there is no cell to measure.
     """
     from scipy import ndimage
 
     mask = foreground_mask(check_image(image))
     grey = image @ _LUMA
-    box = bounding_box(mask)
     focus = brightness = dark = saturated = float("nan")
-    if box is not None:
-        cell = image[mask]
-        brightness = float(grey[mask].mean())
+    if mask.any():
+        cell, brightness = image[mask], float(grey[mask].mean())
         dark, saturated = float((cell == 0).all(axis=1).mean()), float((cell == 255).any(axis=1).mean())
         # Its rim is left out, so nothing outside of the cell's box is missed.
-        window = (slice(box[0], box[2]), slice(box[1], box[3]))
-        inside = ndimage.minimum_filter(mask[window].view(np.uint8), 2 * _RIM + 1, mode="constant") > 0
-        if inside.any():
-            focus = float(ndimage.laplace(grey[window])[inside].var())
-    return {
-        "focus": focus,
-        "brightness": brightness,
-        "dark": dark,
-        "saturated": saturated,
-        "foreground": float(mask.mean()),
-        "empty_mask": box is None,
-        "touches_border": bool(mask[[0, -1]].any() or mask[:, [0, -1]].any()),
-        "blank": bool(grey.std() < _BLANK),
-    }
+        box = ndimage.find_objects(mask.view(np.uint8))[0]
+        inside = ndimage.minimum_filter(mask[box].view(np.uint8), 2 * _RIM + 1, mode="constant") > 0
+        focus = float(ndimage.laplace(grey[box])[inside].var()) if inside.any() else focus
+    touches = bool(mask[[0, -1]].any() or mask[:, [0, -1]].any())
+    flags = (not mask.any(), touches, bool(grey.std() < _BLANK))
+    return dict(zip(MEASURES, (focus, brightness, dark, saturated, float(mask.mean()), *flags), strict=True))
 
 
-def quality_frame(images: Any, names: Sequence[Any] | None = None, show_progress: bool = True) -> pd.DataFrame:
-    """Return a row of `measure_quality` per image, in order, computed in parallel.
+def quality_frame(images: Any, show_progress: bool = True) -> pd.DataFrame:
+    """Return a row of `measure_quality` per image, in order, computed in parallel, with progress if `show_progress`.
 
-    Args:
-        images: A Dataset, or files (str or Path) and arrays, uint8 (h, w, 3).
-        names: The index; None for the paths, or the positions of arrays.
-        show_progress: Whether to show progress.
-
-    Returns:
-        Columns as `measure_quality` names them, and `problem`, str: why a file could not be read, its measures then
-        being NA; "" otherwise.
+    `images` are a Dataset, or files (str or Path) and arrays, uint8 (h, w, 3); the index holds the paths, or the
+    positions of arrays. The column `problem` says why a file could not be read, its measures then being NA.
     """
-    import pandas as pd
-
-    if hasattr(images, "decode") and hasattr(images, "table"):  # a Dataset, whose images may be arrays
-        files = images.table["path"]
-        images = [images.decode(row) if file is pd.NA else file for row, file in enumerate(files)]
-    items = [images] if isinstance(images, (str, Path)) else list(images)
-    if names is None:
-        names = [str(item) if isinstance(item, (str, Path)) else row for row, item in enumerate(items)]
-    rows = parallel_map(_measured, items, "Measuring quality", show=show_progress)
-    frame = pd.DataFrame(rows, index=pd.Index(list(names), name="image"), columns=[*MEASURES, "problem"])
+    if hasattr(images, "decode"):  # a Dataset, whose images may be arrays
+        files = enumerate(images.table["path"])
+        images = [file if isinstance(file, str) else images.decode(row) for row, file in files]
+    names = [str(item) if isinstance(item, (str, Path)) else row for row, item in enumerate(images)]
+    rows = parallel_map(_measured, images, "Measuring quality", show=show_progress)
+    frame = pd.DataFrame(rows, index=pd.Index(names, name="image"), columns=[*MEASURES, "problem"])
     return frame.astype(MEASURES)
 
 
@@ -122,15 +94,14 @@ def differences(appearances: Sequence[Appearance], known: Mapping[str, Any] | No
         return []
     share, (low, high) = known["on_black"], known["size"]
     cut_out, found = share > 0.5, list[str]()
+    kind, shown = ("cells", "do not show") if cut_out else ("images", "show")
     odd = sum(on_black != cut_out for on_black, _ in appearances)
     if odd and max(share, 1 - share) >= _NEARLY_ALL:
-        shown = "do not show a cell cut out on black" if cut_out else "show a cell cut out on black"
-        found.append(f"{odd:,} of {len(appearances):,} images {shown}, unlike the training images")
+        other = f"{odd:,} of {len(appearances):,} images {shown} a cell cut out on black"
+        found.append(f"{other}, unlike the training images")
     sizes = [size for on_black, size in appearances if on_black == cut_out]
     far = [size for size in sizes if not low / _REACH <= size <= high * _REACH]
     if len(far) > (1 - _NEARLY_ALL) * len(sizes):
-        found.append(
-            f"{len(far):,} of {len(sizes):,} {'cells' if cut_out else 'images'} are {min(far):,} to {max(far):,} "
-            f"pixels across, those of the training images {low:,} to {high:,}"
-        )
+        other = f"{len(far):,} of {len(sizes):,} {kind} are {min(far):,} to {max(far):,} pixels across"
+        found.append(f"{other}, those of the training images {low:,} to {high:,}")
     return found

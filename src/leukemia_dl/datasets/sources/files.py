@@ -240,7 +240,7 @@ def find_copy(
     top = require_folder(root, wanted)
     while top.name.lower() in inner:
         top = top.parent
-    found = [re.fullmatch(layout, path, FLAGS) for path in image_files(top, follow=True)]
+    found = [re.fullmatch(layout, path, FLAGS) for path in image_files(top)]
     matches = [match for match in found if match]
     copies = {match["copy"] for match in matches if match["image"]}
     depth = min((copy.count("/") for copy in copies), default=0)

@@ -1,6 +1,7 @@
-"""`leukemia-dl predict | preview`: their output, files and exit status."""
+"""`leukemia-dl audit | download | verify | predict | preview`: their output, files and exit status."""
 
 import io
+import os
 import shutil
 from pathlib import Path
 
@@ -10,6 +11,130 @@ from PIL import Image
 
 from command import SIZES, fails, run, run_process
 from leukemia_dl.cli import options
+
+def test_clean_folder(tmp_path, write_image):
+    for number in range(20):
+        write_image(tmp_path / "data" / ("hem" if number % 2 else "all") / f"{number}.png", number, 32)
+    answer = run("audit", tmp_path / "data", "--csv", tmp_path / "new" / "findings.csv")
+    assert answer.returncode == 0, answer.stderr
+    assert "<Dataset 'folder': 20 images, classes all, hem>, read as --dataset folder" in answer.stdout
+    assert "Audit of 'folder': 20 images, 0 errors, 0 warnings, 1 note" in answer.stdout
+    assert answer.stderr == ""
+    findings = pd.read_csv(tmp_path / "new" / "findings.csv")  # its folder is made
+    assert list(findings) == ["kind", "severity", "sample", "other", "detail"]
+    assert list(findings["kind"]) == ["no_subjects"]
+
+
+def test_errors_are_exit_status_1_and_written_in_full(tmp_path, write_image):
+    for number in range(20):
+        write_image(tmp_path / "data" / ("hem" if number % 2 else "all") / f"{number}.png", number, 32)
+    for number in range(0, 10, 2):
+        (tmp_path / "data" / "all" / f"{number}.png").write_text(f"text {number}")
+    # A name that is not UTF-8 is written too.
+    shutil.copy(tmp_path / "data" / "hem" / "1.png", os.fsencode(tmp_path / "data" / "all") + b"/\xff.png")
+    answer = run("audit", tmp_path / "data", "--csv", tmp_path / "findings.csv")
+    assert answer.returncode == 1
+    assert "Traceback" not in answer.stderr
+    assert "error: unreadable, 5" in answer.stdout
+    assert "and 2 more" in answer.stdout
+    findings = pd.read_csv(tmp_path / "findings.csv")
+    assert (findings["kind"] == "unreadable").sum() == 5
+    assert list(findings["severity"][findings["kind"] == "identical_files"]) == ["error"]
+
+
+def test_real_sample_by_name(c_nmc_sample):
+    answer = run("audit", c_nmc_sample, "--dataset", "c_nmc_2019")
+    assert answer.returncode == 1
+    assert "error: same_cell, 3" in answer.stdout
+
+
+def test_a_class_is_left_out(tmp_path, write_image):
+    """20.32: --drop-class NAME."""
+    for number in range(30):
+        write_image(tmp_path / ("hem", "all", "odd")[number % 3] / f"{number}.png", number, 32)
+    answer = run("audit", tmp_path, "--drop-class", "odd")
+    assert answer.returncode == 0, answer.stderr
+    assert "20 images, classes all, hem" in answer.stdout
+
+
+def test_options_of_the_data_set(tmp_path, write_image):
+    for number in range(20):
+        write_image(tmp_path / ("hem" if number % 2 else "all") / f"{number}.png", number, 32)
+    answer = run("audit", tmp_path, "--dataset-option", "class_names=hem,all")
+    assert answer.returncode == 0
+    assert "classes hem, all" in answer.stdout
+    answer = run("audit", tmp_path, "--dataset-option", "colour=red")
+    assert answer.returncode == 1
+    assert "no option 'colour'" in answer.stderr
+
+
+def test_mistakes_are_told_with_the_way_out(tmp_path, write_image):
+    write_image(tmp_path / "loose.png")
+    answer = run("audit", tmp_path)
+    assert answer.returncode == 1
+    assert answer.stderr.count("Error: ") == 1
+    assert "has 1 images directly in it, so nothing says which class they are of" in answer.stderr
+    answer = run("audit", tmp_path, "--dataset", "c_nmc_2019")
+    assert answer.returncode == 1
+    assert "does not look like C-NMC" in answer.stderr
+    for arguments in ([], [tmp_path, "--colour"]):
+        answer = run("audit", *arguments)
+        assert answer.returncode == 2, arguments
+        assert "Usage" in answer.stderr
+
+
+def test_help_says_what_there_is():
+    for name, options in {
+        "verify": ["--manifest", "--partial"],
+        "download": ["--to"],
+    }.items():
+        answer = run(name, "--help")
+        assert answer.returncode == 0
+        assert all(option in answer.stdout for option in options)
+        assert name in run("--help").stdout
+
+
+def test_verify_the_real_sample(c_nmc_sample, c_nmc_manifest, tmp_path):
+    lines = [line.split("\t") for line in (c_nmc_manifest / "sha256.tsv").read_text().splitlines()[1:]]
+    manifest = tmp_path / "sha256.txt"
+    manifest.write_text("".join(f"{content}  {name}\n" for content, _, name in lines))
+    answer = run("verify", c_nmc_sample, "--manifest", manifest, "--partial")
+    assert (answer.returncode, answer.stderr) == (0, "")
+    assert answer.stdout.startswith("OK: 61 ok, 15,054 missing in ")
+    answer = run("verify", c_nmc_sample, "--manifest", manifest)
+    assert answer.returncode == 1
+    assert answer.stdout.startswith("NOT OK: 61 ok, 15,054 missing in ")
+    copy = tmp_path / "C-NMC_Leukemia"
+    shutil.copytree(c_nmc_sample, copy, copy_function=shutil.copyfile)
+    path = copy / "testing_data" / "C-NMC_test_final_phase_data" / "1.bmp"
+    path.write_bytes(path.read_bytes()[:-1] + b"!")
+    answer = run("verify", copy, "--manifest", manifest, "--partial")
+    assert answer.returncode == 1
+    assert "changed    C-NMC_Leukemia/testing_data/C-NMC_test_final_phase_data/1.bmp\n" in answer.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["verify", "nowhere", "--manifest", "nothing"], "No such file or directory"),
+        (["download", "c_nmc_2018", "--to", "x"], "There is no data set 'c_nmc_2018'. Did you mean 'c_nmc_2019'?"),
+        (["download", "synthetic", "--to", "x"], "There is no data set to download 'synthetic'. Known: c_nmc_2019."),
+    ],
+)
+def test_errors_are_one_line(arguments, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    answer = run(*arguments)
+    assert answer.returncode == 1
+    assert answer.stderr.startswith("Error: ")
+    assert message in answer.stderr
+    assert answer.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("arguments", [["verify", "."], ["download", "c_nmc_2019"], ["download", "--to", "x"]])
+def test_what_is_needed_is_asked_for(arguments):
+    answer = run(*arguments)
+    assert answer.returncode == 2
+    assert "Missing" in answer.stderr
 
 
 def test_predict_on_unlabelled_files_of_another_size(finished, synthetic_root, tmp_path):
@@ -88,9 +213,6 @@ def test_csv_holds_names_as_they_are_or_quoted_for_spreadsheets(finished, synthe
     assert list(pd.read_csv(tmp_path / "s.csv")["sample"]) == quoted
     missing = run("predict", finished[0], "es\x1b[31mc.png", "--output", "p.csv", cwd=tmp_path)
     assert "\x1b" not in missing.stderr + missing.stdout
-    assert "--output no/p.csv cannot be written: there is no folder" in fails(
-        "predict", finished[0], "plain.bmp", "--output", "no/p.csv", cwd=tmp_path
-    )
 
 
 def test_what_predict_writes_is_not_evaluated_without_the_truth(finished, synthetic_root, tmp_path):
