@@ -12,6 +12,7 @@ from PIL import Image
 from command import SIZES, fails, run, run_process
 from leukemia_dl.cli import options
 
+
 def test_clean_folder(tmp_path, write_image):
     for number in range(20):
         write_image(tmp_path / "data" / ("hem" if number % 2 else "all") / f"{number}.png", number, 32)
@@ -84,13 +85,13 @@ def test_mistakes_are_told_with_the_way_out(tmp_path, write_image):
 
 
 def test_help_says_what_there_is():
-    for name, options in {
+    for name, named in {
         "verify": ["--manifest", "--partial"],
         "download": ["--to"],
     }.items():
         answer = run(name, "--help")
         assert answer.returncode == 0
-        assert all(option in answer.stdout for option in options)
+        assert all(option in answer.stdout for option in named)
         assert name in run("--help").stdout
 
 

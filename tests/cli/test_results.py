@@ -151,7 +151,7 @@ def test_one_model_without_groups_has_intervals_over_images(run, tmp_path):
 
 
 def test_what_cannot_be_read_is_one_clear_error(run, file, tmp_path):
-    with pytest.raises(DataError, match="cannot be read as CSV: .*No such file"):
+    with pytest.raises(DataError, match=r"cannot be read as CSV: .*No such file"):
         run(tmp_path / "nothing.csv")
     with pytest.raises(SettingsError, match=r"metric must be one of.*'speed'"):
         run(file, "--metric", "speed")

@@ -97,7 +97,9 @@ def test_scale_is_what_a_crop_loses_and_the_canvas_keeps() -> None:
     assert not crop.keeps_scale
     small, large = (np.zeros((450, 450, 3), np.uint8) for _ in range(2))
     small[200:260, 200:260] = large[150:300, 150:300] = 90
-    sizes = [[int((pipeline(image) > 45).any(axis=(1, 2)).sum()) for image in (small, large)] for pipeline in (default, crop)]
+    sizes = [
+        [int((pipeline(image) > 45).any(axis=(1, 2)).sum()) for image in (small, large)] for pipeline in (default, crop)
+    ]
     assert sizes == [[12, 30], [75, 75]]
 
 

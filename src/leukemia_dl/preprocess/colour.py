@@ -55,7 +55,7 @@ def lab_to_rgb(lab: NDArray[np.float64]) -> NDArray[np.uint8]:
     dark = bent <= 0.2068966
     xyz[dark] = (bent[dark] - 16 / 116) / 7.787
     linear = np.clip(xyz @ (np.linalg.inv(_RGB_TO_XYZ).T * _WHITE[:, None]), 0, 1)
-    return _SRGB_LEVELS[(np.sqrt(linear) * (len(_SRGB_LEVELS) - 1) + 0.5).astype(np.intp)]
+    return np.asarray(_SRGB_LEVELS[(np.sqrt(linear) * (len(_SRGB_LEVELS) - 1) + 0.5).astype(np.intp)])
 
 
 def optical_density(pixels: NDArray[np.uint8], light: float = LIGHT) -> NDArray[np.float64]:
@@ -196,7 +196,8 @@ class Macenko(_Normalizer):
     def _recolour(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
         _, concentrations, levels = self._stains(pixels)
         density = concentrations * (np.array(self.levels) / levels) @ np.array(self.stains)
-        return np.rint(np.clip(self.light * np.exp(-np.maximum(density, -20.0)) - 1, 0, 255)).astype(np.uint8)
+        grey_levels = np.clip(self.light * np.exp(-np.maximum(density, -20.0)) - 1, 0, 255)
+        return np.asarray(np.rint(grey_levels).astype(np.uint8))
 
     def _stains(self, pixels: NDArray[np.uint8]) -> tuple[NDArray[np.float64], ...]:
         """Return the two stains (2, 3), how much of each is in each pixel (n, 2), and the percentile of that (2,)."""

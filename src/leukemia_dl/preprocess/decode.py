@@ -81,7 +81,8 @@ def decode_image(source: str | Path | bytes) -> NDArray[np.uint8]:
 
 def check_image(image: Any, batch: bool = False) -> NDArray[np.uint8]:
     """Return `image` if it is uint8 (height, width, 3), or with `batch` also (n, height, width, 3); else ImageError."""
-    dtype, shape = getattr(image, "dtype", type(image).__name__), getattr(image, "shape", ())
+    dtype: Any = getattr(image, "dtype", type(image).__name__)
+    shape: tuple[int, ...] = getattr(image, "shape", ())
     if dtype != np.uint8 or len(shape) not in ((3, 4) if batch else (3,)) or shape[-1] != 3 or 0 in shape[-3:]:
         wanted = f"uint8 and shape (height, width, 3){' or (n, height, width, 3)' if batch else ''}"
         given = f"Received: {dtype} {shape}. decode_image() returns one from a file."
