@@ -97,7 +97,7 @@ def test_single_cell() -> None:
 
 @pytest.mark.parametrize("mask", [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 1), bool), np.zeros((3, 4), bool)])
 def test_masks_are_checked(mask: object) -> None:
-    with pytest.raises(ImageError, match=r"a mask of dtype bool and shape \(4, 4\). Received: "):
+    with pytest.raises(ImageError, match=r"a mask, bool, of shape \(4, 4\). Received: "):
         mask_colour(np.zeros((4, 4, 3), np.uint8), mask)
 
 
