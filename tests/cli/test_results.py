@@ -1,10 +1,8 @@
 """`leukemia-dl evaluate | report | runs`: tables of predictions, the page of a store, and its records."""
 
 import dataclasses
-import os
 import shutil
 import sys
-import time
 
 import numpy as np
 import pandas as pd
@@ -274,14 +272,13 @@ def test_a_store_without_records(tmp_path):
     (tmp_path / "trials").mkdir()
     assert runs("list", tmp_path) == f"{tmp_path}: 0 records\n"
     assert runs("verify", tmp_path) == "OK: 0 records\n"
-    assert runs("gc", tmp_path) == "0 unfinished items\n"
 
 
-@pytest.mark.parametrize("command", ["list", "verify", "gc"])
+@pytest.mark.parametrize("command", ["list", "verify"])
 def test_what_is_no_store_is_refused(command, tmp_path):
     error = CliRunner().invoke(app, ["runs", command, str(tmp_path / "nowhere")]).exception
     assert isinstance(error, StoreError)
-    assert "is no store: there is no such folder. A store is the folder that a benchmark writes to" in str(error)
+    assert "is no store: it has no folder trials/" in str(error)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -292,26 +289,10 @@ def test_verify(store):
         file.write(b"x")
     (store.folder(FAILED.trial) / "traceback.txt").unlink()
     lines = runs("verify", store.root, code=1).splitlines()
-    assert lines[0].startswith(f"{FAILED.trial.folder}: FileNotFoundError: ")
+    assert lines[0].startswith(f"{FAILED.trial.folder}: ")
+    assert "FileNotFoundError: " in lines[0]
     assert lines[1] == f"{TRIAL.folder}: model.keras has another checksum than SHA256SUMS says"
     assert lines[2:] == ["DAMAGED: 2 of 2 records. Run the same benchmark again: it runs these trials again."]
-
-
-def test_gc_lists_and_only_then_deletes(store):
-    half = store.trials / ".half"
-    half.mkdir()
-    (half / "record.json").write_bytes(bytes(1500))
-    old = time.time() - 90_000
-    for path in (half / "record.json", half):
-        os.utime(path, (old, old))
-    text = runs("gc", store.root)
-    assert text.splitlines()[0] == "trials/.half"
-    assert text.splitlines()[1:] == ["1 unfinished item"]
-    assert half.exists()
-    assert runs("gc", store.root, "--delete").endswith("Deleted 1 unfinished item\n")
-    assert not half.exists()
-    assert runs("verify", store.root) == "OK: 2 records\n"
-    assert runs("gc", store.root) == "0 unfinished items\n"
 
 
 def test_ctrl_c_in_a_command_of_a_group_is_one_calm_line(store, monkeypatch, capsys):
