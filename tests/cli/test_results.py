@@ -211,8 +211,6 @@ def test_a_data_set_that_has_moved_is_found_by_root(finished, synthetic_root, tm
 
 def test_what_is_wrong_is_said(tmp_path):
     assert "is not the store of a benchmark" in command.fails("report", tmp_path)
-    stores.made_up(tmp_path / "s", stores.cells())
-    assert "there is no folder" in command.fails("report", tmp_path / "s", "--output", tmp_path / "no" / "x.html")
 
 
 TRIAL = Trial(

@@ -28,7 +28,7 @@ _NOT_SHOWN = ("flags", "estimand", "kind", "unit", "images", "groups")
 def report(
     store: Path = Argument(help="A store, or one folder of its grids/.", show_default=False),
     root: Path | None = Option(None, help="Where the data set is on this machine.", show_default=False),
-    output: Path | None = Option(None, help="The file to write.", show_default="in STORE", callback=options.in_folder),
+    output: Path | None = Option(None, help="The file to write.", show_default="report.html in STORE"),
     no_audit: bool = Option(False, "--no-audit", help="Do not audit every image of the data set."),
     no_cards: bool = Option(False, "--no-cards", help="Write no model cards; none beside --output."),
 ) -> None:
