@@ -92,6 +92,7 @@ def forget() -> None:
     _problems.clear()
 
 
+@lru_cache
 def installed_version(distribution: str) -> str:
     """Return the version of an installed distribution, "unknown" if it goes by another name."""
     try:

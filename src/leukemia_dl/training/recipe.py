@@ -163,7 +163,8 @@ class Recipe(Augmentation):
                 )
         if changes.get("image_size", self.image_size) == "native":
             changes["image_size"] = spec.native_size
-        return dataclasses.replace(self, **changes)
+        differ = any(getattr(self, name) != value for name, value in changes.items())
+        return dataclasses.replace(self, **changes) if differ else self
 
     def weights_for(self, spec: BackboneSpec) -> str | None:
         """Return the weights of the backbone `spec`: None, a name or a path."""
