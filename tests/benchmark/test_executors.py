@@ -197,7 +197,7 @@ print(*bench.run(show_progress=False)["status"])
     logs = [path.read_text() for path in (tmp_path / "s" / "logs").glob("*/log.txt")]
     assert [log.count("called") for log in logs] == [2, 2]
     settings = (tmp_path / "s" / "settings.toml").read_text()
-    assert "callbacks that have no name" in settings
+    assert 'callbacks = "__main__:callbacks"' in settings
 
 
 def test_what_cannot_be_sent_is_an_error_that_says_what_to_do(dataset, tmp_path):
