@@ -127,7 +127,7 @@ class RayExecutor:
     _task: Any = field(default=None, init=False, repr=False)
 
     def submit(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """Return the future of `function(*arguments)`, a task of Ray."""
+        """Call `function` with `arguments` as a task of Ray, and return its future."""
         self._task = self._task or self._remote(function)
         return self._task.remote(*arguments).future()
 
