@@ -10,7 +10,7 @@ import pytest
 import leukemia_dl as ldl
 from leukemia_dl.errors import ImageError, SettingsError, SplitError, StoreError, TrainingError, UnknownNameError
 from leukemia_dl.evaluation import METRICS, apply_temperature, fit_temperature, score
-from leukemia_dl.models import registry
+from leukemia_dl.models import backbones as registry
 from leukemia_dl.preprocess import CropToCell, Reinhard, Resize
 
 RECIPE = ldl.Recipe(name="tiny", image_size=32, epochs=2, batch_size=8)

@@ -19,7 +19,7 @@ from command import FAST, SIZES
 from leukemia_dl.benchmark import ProcessExecutor, SerialExecutor, SubmitExecutor
 from leukemia_dl.benchmark.executors import choose_executor, visible_gpus
 from leukemia_dl.errors import BackendError, SettingsError
-from leukemia_dl.models import registry
+from leukemia_dl.models import backbones as registry
 from leukemia_dl.training.backends import core_count
 
 HELPERS = Path(__file__).parents[1] / "helpers"

@@ -12,7 +12,7 @@ import leukemia_dl as ldl
 import leukemia_dl.benchmark.benchmark as benchmark_module
 from leukemia_dl.errors import DataError, ImageError, StoreError
 from leukemia_dl.evaluation import apply_temperature, calibration, fit_temperature, score
-from leukemia_dl.models import registry
+from leukemia_dl.models import backbones as registry
 from leukemia_dl.preprocess import Reinhard
 
 AVERAGED = ldl.Recipe(name="tiny", image_size=32, epochs=1, batch_size=8, tta=True)

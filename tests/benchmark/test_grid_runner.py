@@ -14,7 +14,7 @@ import pytest
 
 import grids
 import leukemia_dl as ldl
-from leukemia_dl.models import registry
+from leukemia_dl.models import backbones as registry
 
 HELPERS = Path(__file__).parents[1] / "helpers"
 PROGRAM = f"""

@@ -12,7 +12,7 @@ import pytest
 import grids
 import leukemia_dl as ldl
 from leukemia_dl.benchmark.executors import choose_executor
-from leukemia_dl.models import registry
+from leukemia_dl.models import backbones as registry
 
 pytest.importorskip("ray")
 HELPERS = Path(__file__).parents[1] / "helpers"

@@ -16,7 +16,7 @@ import leukemia_dl as ldl
 from leukemia_dl.errors import SettingsError
 from leukemia_dl.evaluation import score
 from leukemia_dl.evaluation.calibration import choose_temperature
-from leukemia_dl.models import registry
+from leukemia_dl.models import backbones as registry
 from leukemia_dl.models.classifier import logits_over_symmetries, softmax
 
 SIZES = {"subjects": 12, "images": 72, "preliminary_images": 12, "final_images": 2}

@@ -13,7 +13,7 @@ import grids
 import leukemia_dl as ldl
 from command import fails
 from leukemia_dl.errors import DataError, SettingsError, StoreError
-from leukemia_dl.models import registry
+from leukemia_dl.models import backbones as registry
 
 
 @pytest.fixture(autouse=True)

@@ -15,7 +15,7 @@ from leukemia_dl.benchmark.store import Store
 from leukemia_dl.benchmark.trial_runner import _repeatable, read_images
 from leukemia_dl.datasets import make_splits
 from leukemia_dl.errors import PluginError, SettingsError
-from leukemia_dl.models import registry
+from leukemia_dl.models import backbones as registry
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (30, 9, 9, 3), dtype=np.uint8)
 PIPELINE = Pipeline.default(8)
