@@ -223,7 +223,7 @@ def test_fixed_without_subjects_is_allowed_and_says_so() -> None:
     split = make_splits(Dataset(table, ("a", "b"), INFO), "fixed")[0]
     assert split.guarantees == ("content-disjoint", "test-is-not-val")
     assert split.flags == ("patients unknown: one may be on several sides",)
-    with pytest.raises(SplitError, match='with sides train and test "fixed"'):
+    with pytest.raises(SplitError, match='with sides train and test protocol="fixed"'):
         make_splits(Dataset(table, ("a", "b"), INFO), "kfold")
 
 
@@ -291,7 +291,7 @@ def test_without_folds_and_patients_the_ways_out_are_named(protocol: str) -> Non
     with pytest.raises(SplitError) as caught:
         make_splits(Dataset(table, ("a", "b"), INFO), protocol)
     message = str(caught.value)
-    assert 'With a column `subject` (Dataset.from_csv) take protocol="kfold" or "holdout"' in message
+    assert 'With a column `subject` (Dataset.from_csv) take protocol="kfold"' in message
     assert message.endswith('protocol="random", allow_leakage=True (--protocol random --allow-leakage).')
 
 
