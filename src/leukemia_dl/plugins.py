@@ -29,7 +29,7 @@ class Provided(NamedTuple):
     version: str
 
 
-_registries: dict[str, tuple[type, Sequence[Any]]] = {}  # hook: class of its records, the library's own records
+registries: dict[str, tuple[type, Sequence[Any]]] = {}  # hook: class of its records, the library's own records
 _problems: list[tuple[str, str, str]] = []  # plugin, entry point, problem; in the order of their discovery
 
 
@@ -42,18 +42,13 @@ def hookimpl(function: F) -> F:
     return function
 
 
-def add_registry(hook: str, kind: type, builtin: Sequence[Any]) -> None:
-    """Register which class of records a hook yields, and the library's own records."""
-    _registries[hook] = (kind, builtin)
-
-
 @lru_cache
 def collect(hook: str) -> Sequence[Provided]:
     """Return every record of the library and of the installed plugins for a hook, sorted by name.
 
     A built-in record keeps its name if a plugin yields the same. A name that two plugins yield is left out.
     """
-    kind, builtin = _registries[hook]
+    kind, builtin = registries[hook]
     own = (DISTRIBUTION, installed_version(DISTRIBUTION))
     found = {record.name: Provided(record, *own) for record in builtin}
     unclear: set[str] = set()
@@ -75,7 +70,7 @@ def collect(hook: str) -> Sequence[Provided]:
 
 def plugin_problems() -> pd.DataFrame:
     """Return a row per plugin, or hook of one, that could not be used: plugin, entry_point, problem (all str)."""
-    for hook in sorted(_registries):
+    for hook in sorted(registries):
         collect(hook)
     return pd.DataFrame(_problems, columns=["plugin", "entry_point", "problem"], dtype="str")
 

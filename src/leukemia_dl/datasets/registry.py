@@ -19,7 +19,7 @@ from leukemia_dl.datasets.sources import all_aria, c_nmc_2019, files, segmentati
 from leukemia_dl.datasets.table import DatasetInfo, class_list, differing_counts
 from leukemia_dl.errors import DataError, LeukemiaDLError, PluginError, SettingsError, unknown_name_error
 from leukemia_dl.identity import plain_number
-from leukemia_dl.plugins import add_registry, collect, problem_hint
+from leukemia_dl.plugins import collect, problem_hint, registries
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ DOWNLOADS = {"c_nmc_2019": "andrewmvd/leukemia-classification"}  # owner and nam
 _log = logging.getLogger(__name__)
 
 
-add_registry(_HOOK, DatasetSource, _SOURCES)
+registries[_HOOK] = (DatasetSource, _SOURCES)
 
 
 def get_source(name: str) -> DatasetSource:

@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 import pandas as pd
 
 from leukemia_dl.errors import PluginError, unknown_name_error
-from leukemia_dl.plugins import Provided, add_registry, collect, problem_hint
+from leukemia_dl.plugins import Provided, collect, problem_hint, registries
 
 Scaling = Literal["caffe", "tf", "unit", "none"]
 THIS_PROCESS = "this process"  # the plugin of backbones that a script or notebook has registered
@@ -127,7 +127,7 @@ _NETS: tuple[tuple[Any, ...], ...] = (
     ("published_cnn", "Published CNN", _build_published_cnn, "unit", 180, 22, 19_392, (), "MIT",
      "the net of the published comparison that the recipe published_v1 repeats"),
 )  # fmt: skip
-add_registry(_HOOK, BackboneSpec, [BackboneSpec(**dict(zip(_FIELDS, net, strict=True))) for net in _NETS])
+registries[_HOOK] = (BackboneSpec, [BackboneSpec(**dict(zip(_FIELDS, net, strict=True))) for net in _NETS])
 
 
 def register_backbone(spec: BackboneSpec, *, replace: bool = False, version: str | None = None) -> BackboneSpec:

@@ -1,7 +1,7 @@
 """Build the Keras model of a backbone: raw pixels -> scaling -> backbone -> head -> logits.
 
-Scaling and head use core Keras layers only, so that a saved model loads with `safe_mode=True` on any backend. The
-backbone's layers are layers of the model itself, not of a model nested in it, so that they can be frozen by name.
+A saved model loads with `safe_mode=True` on any backend: scaling and head are core Keras layers. The backbone's layers
+are layers of the model itself, so that they can be frozen by name.
 """
 
 import contextlib
@@ -45,11 +45,8 @@ class Head:
 
 
 def backend_name() -> str:
-    """Return the backend that Keras has or will have, or raise BackendError; turn TensorFlow's start-up lines off.
-
-    It is that of KERAS_BACKEND, else of Keras's config file, else the first one installed, which is set for Keras.
-    """
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    """Return the backend of Keras: KERAS_BACKEND, else its config file, else the first one installed, which is set."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # before TensorFlow starts
     if "keras" in sys.modules:
         import keras
 
@@ -62,10 +59,7 @@ def backend_name() -> str:
         if chosen in (None, "", "tensorflow"):  # Keras itself writes "tensorflow", which is no choice
             chosen = os.environ["KERAS_BACKEND"] = next(filter(importlib.util.find_spec, _BACKENDS), _BACKENDS[0])
     if chosen not in _BACKENDS or importlib.util.find_spec(chosen) is None:
-        raise BackendError(
-            f"{chosen} is not installed here: KERAS_BACKEND must be one of {', '.join(_BACKENDS)} that is. "
-            f"Install it (pip install {chosen}), or set KERAS_BACKEND."
-        )
+        raise BackendError(f"{chosen} is not installed: KERAS_BACKEND must be one of {', '.join(_BACKENDS)} that is.")
     return chosen
 
 
@@ -170,10 +164,8 @@ def scale(inputs: Any, scaling: Scaling) -> Any:
 def _apply_head(features: Any, head: Head, classes: int) -> Any:
     from keras import layers, ops
 
-    if head.kind == "pooled":
-        x = layers.GlobalAveragePooling2D(dtype="float32", name="pooling")(features)
-    else:
-        x = layers.Flatten(dtype="float32", name="flatten")(features)
+    pooling = layers.GlobalAveragePooling2D if head.kind == "pooled" else layers.Flatten
+    x = pooling(dtype="float32", name="pooling" if head.kind == "pooled" else "flatten")(features)
     if head.units:
         x = layers.Dense(head.units, "relu", dtype="float32", name="head_dense")(x)
     if head.dropout:

@@ -50,8 +50,7 @@ class Classifier:
             noticed by trying. A single output belongs to the second of two classes.
         class_names: In the order of the model's outputs.
         pipeline: From a file to the pixels that the model takes.
-        provenance: The data and settings of its training; JSON values. `predict` warns of images unlike `images` in it:
-            `on_black`, the share of images of a cell cut out on black, and `size`, the smallest and largest in pixels.
+        provenance: The data and settings of its training, JSON values. `predict` warns of images unlike `images` in it.
         temperature: Divisor of the logits before the softmax, from 0.01 to 100, so that probabilities are calibrated
             (Guo et al. 2017, arXiv:1706.04599); 1 where none was fitted.
 
@@ -99,9 +98,9 @@ class Classifier:
             show_progress: Show progress when it takes long.
 
         Returns:
-            Columns `path`, absolute (or `sample` for a Dataset, `image`, the position, for arrays), `predicted` (the
-            most probable class), a probability per class in a column `probability_<class>`, and `error`: "" or why the
-            file cannot be read; such a file has no prediction, and a warning is logged.
+            Columns `path`, absolute (`sample` for a Dataset, `image`, the position, for arrays), `predicted` (the most
+            probable class), `probability_<class>` per class, and `error`: "", or why the file cannot be read; such a
+            file has no prediction, and a warning is logged.
 
         Raises:
             ImageError: If an array is no image.
@@ -292,7 +291,6 @@ def _sources(images: Any) -> tuple[str, list[Any], list[Any]]:
 
 
 def _model_file(path: Path) -> Path:
-    """Return a file itself, or the one model in the folder of a trial or a store."""
     places = [path, path / "model.keras", *sorted(path.glob("trials/[!.]*/model.keras"))]
     found = [place for place in places if place.is_file()]
     if len(found) != 1:

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from leukemia_dl.checks import choice
 from leukemia_dl.models import BackboneSpec, Classifier, build_model, load_classifier
 from leukemia_dl.preprocess import Pipeline
 from leukemia_dl.progress import safe_path
@@ -18,20 +17,16 @@ from leukemia_dl.training.backends import as_numpy, prepare
 from leukemia_dl.training.batchnorm import batchnorm_layers
 
 
-def check_backbone(spec: BackboneSpec, skip: Iterable[str] = ()) -> None:
-    """Run the checks of `BACKBONE_CHECKS` on `spec`, registered or not, but those whose names are in `skip`.
+def check_backbone(spec: BackboneSpec) -> None:
+    """Run every check of `BACKBONE_CHECKS` on `spec`, registered or not.
 
     Raises:
         AssertionError: If one does not hold; the message names the backbone and what was found.
-        SettingsError: If `skip` names no check.
         PluginError: If the builder returns no feature map.
     """
-    checks = {check.__name__: check for check in BACKBONE_CHECKS}
-    left_out = [choice("skip", name, checks) for name in skip]
     prepare()
-    for name, check in checks.items():
-        if name not in left_out:
-            check(spec)
+    for check in BACKBONE_CHECKS:
+        check(spec)
 
 
 def parametrize_with_checks(specs: Iterable[BackboneSpec]) -> Any:
@@ -67,8 +62,8 @@ def check_seed(spec: BackboneSpec) -> None:
         keras.utils.set_random_seed(seed)
         drawn.append(_net(spec).get_weights())
     same = all(map(np.array_equal, drawn[0], drawn[1]))
-    other = not all(map(np.array_equal, drawn[0][:-2], drawn[2][:-2]))  # without the head
     _hold(spec, same, "the same seed gives other weights: use Keras's initializers without a seed of your own")
+    other = not all(map(np.array_equal, drawn[0][:-2], drawn[2][:-2]))  # without the head
     _hold(spec, other, "the weights do not depend on the seed")
 
 
