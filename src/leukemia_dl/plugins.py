@@ -44,10 +44,7 @@ def hookimpl(function: F) -> F:
 
 @lru_cache
 def collect(hook: str) -> Sequence[Provided]:
-    """Return every record of the library and of the installed plugins for a hook, sorted by name.
-
-    A built-in record keeps its name if a plugin yields the same. A name that two plugins yield is left out.
-    """
+    """Return the records of a hook, sorted by name; a built-in one keeps its name, one of two plugins is left out."""
     kind, builtin = registries[hook]
     own = (DISTRIBUTION, installed_version(DISTRIBUTION))
     found = {record.name: Provided(record, *own) for record in builtin}

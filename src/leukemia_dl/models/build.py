@@ -1,8 +1,4 @@
-"""Build the Keras model of a backbone: raw pixels -> scaling -> backbone -> head -> logits.
-
-A saved model loads with `safe_mode=True` on any backend: scaling and head are core Keras layers. The backbone's layers
-are layers of the model itself, so that they can be frozen by name.
-"""
+"""Build the flat Keras model of a backbone, of core layers: raw pixels -> scaling -> backbone -> head -> logits."""
 
 import contextlib
 import importlib.util

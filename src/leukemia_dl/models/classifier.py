@@ -1,7 +1,6 @@
 """A trained model in use: images or files in, a DataFrame of probabilities out; saved as one `.keras` file.
 
-The file is an ordinary Keras model that takes raw pixels. Class names, pipeline, provenance and temperature are one
-more member of the archive, which Keras ignores. Of an untrusted file, sizes are bounded before anything is built.
+Of an untrusted file, sizes are bounded before anything is unpacked, built or allocated.
 """
 
 import contextlib
@@ -33,7 +32,7 @@ from leukemia_dl.preprocess.decode import image_files
 from leukemia_dl.preprocess.quality import Appearance, appearance_of, differences
 from leukemia_dl.progress import parallel_map, track
 
-_MEMBER, _WEIGHTS = "leukemia_dl.json", "model.weights.h5"
+_MEMBER, _WEIGHTS = "leukemia_dl.json", "model.weights.h5"  # our settings, which Keras ignores, and its weights
 _CHUNK = 512  # images decoded at once, so that memory does not grow with their number
 _MAX_TEXT = 8 << 20  # bytes of any member but the weights; the largest nets of Keras have 2 MB
 _MAX_OBJECTS, _MAX_CALLS, _MAX_DEPTH = 10_000, 10_000, 5  # calls of layers that building takes, and nets inside nets
