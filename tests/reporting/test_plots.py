@@ -153,6 +153,13 @@ def test_no_mean_is_taken_over_protocols():
     assert titles == ["cnn [kfold]", "vgg16 [kfold]", "cnn [random]", "vgg16 [random]"]
 
 
+def test_intervals_of_one_of_two_protocols_are_drawn_in_its_rows():
+    both = pd.concat([RESULTS.assign(protocol="kfold"), RESULTS.assign(protocol="random", accuracy=0.95)])
+    row = {"backbone": "cnn", "metric": "accuracy", "value": 0.86, "low": 0.8, "high": 0.9, "unit": "group"}
+    figure = plot_comparison(both, ["accuracy"], intervals=pd.DataFrame([row | {"protocol": "kfold"}]))
+    assert [bar.get_width() for bar in figure.axes[0].patches] == pytest.approx([0.95, 0.95, 0.6, 0.86])
+
+
 def test_inflation_draws_both_values_and_their_difference():
     figure = plot_inflation(INFLATION, title="Synthetic cells, not real ones")
     left, right = figure.axes

@@ -104,6 +104,8 @@ def test_cost_draws_known_costs_and_baselines_as_lines():
     with pytest.raises(DataError, match=r"no column .low., .high., .fit_seconds."):
         plot_cost(board[["rank", "backbone", "kind", "accuracy"]])
     assert plot_cost(board.assign(price=1.0), "price").axes[0].get_xlabel() == "Price, log scale"
+    mixed = plot_cost(board.assign(price=board["backbone"].map({"one": 0.0, "other": 2.0})), "price")
+    assert [list(line.get_xdata()) for line in mixed.axes[0].lines if line.get_marker() != "None"] == [[2.0]]
 
 
 def test_errors_by_size_are_those_of_quarters():
