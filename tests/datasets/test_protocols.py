@@ -223,7 +223,7 @@ def test_fixed_without_subjects_is_allowed_and_says_so() -> None:
     split = make_splits(Dataset(table, ("a", "b"), INFO), "fixed")[0]
     assert split.guarantees == ("content-disjoint", "test-is-not-val")
     assert split.flags == ("patients unknown: one may be on several sides",)
-    with pytest.raises(SplitError, match='with sides train and test protocol="fixed"'):
+    with pytest.raises(SplitError, match='protocol="fixed" with sides train and test'):
         make_splits(Dataset(table, ("a", "b"), INFO), "kfold")
 
 

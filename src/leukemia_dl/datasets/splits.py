@@ -22,7 +22,7 @@ FEW_GROUPS = 5  # with fewer of a class a side is flagged: its figures depend on
 IntArray = NDArray[np.int64]
 _Draws = dict[int | None, tuple[IntArray, IntArray, IntArray | None]]  # fold: train, test, val
 _WAYS_OUT = (
-    'With a column `subject` (Dataset.from_csv) take protocol="kfold", with sides train and test protocol="fixed". '
+    'With a column `subject` (Dataset.from_csv) take protocol="kfold", or protocol="fixed" with sides train and test. '
     'Or accept a patient on several sides: protocol="random", allow_leakage=True (--protocol random --allow-leakage).'
 )
 _NEEDS = {
