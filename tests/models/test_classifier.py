@@ -187,7 +187,7 @@ def test_a_folder_stands_for_the_images_below_it(classifier, files, caplog):
     frame = classifier.predict(folder)
     assert list(frame["path"]) == [*map(str, files[:4]), str(inner)]
     assert list(frame["error"]) == [""] * 5
-    assert "left out 1 file (1 .svs; such as 'scan.svs')" in caplog.text
+    assert "left out 1 file, such as 'scan.svs'" in caplog.text
     pd.testing.assert_frame_equal(classifier.predict([str(folder)]), frame)
     (folder / "empty").mkdir()
     with pytest.raises(DataError, match="holds no images"):
