@@ -2,6 +2,7 @@
 
 import json
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from leukemia_dl.preprocess import (
     PadToSquare,
     Pipeline,
     Resize,
+    decode_image,
     foreground_mask,
     is_single_cell,
 )
@@ -91,16 +93,17 @@ def test_crop_is_a_square_around_the_cell_at_its_scale(image: np.ndarray, margin
             np.testing.assert_array_equal(CropToCell(margin)(cropped), cropped)
 
 
-def test_scale_is_what_a_crop_loses_and_the_canvas_keeps() -> None:
+def test_scale_is_what_a_crop_loses_and_the_canvas_keeps(c_nmc_sample: Path) -> None:
     default, crop = Pipeline.default(90, canvas=450), Pipeline((CropToCell(0.1), Resize(90)))
     assert default.keeps_scale
     assert not crop.keeps_scale
     small, large = (np.zeros((450, 450, 3), np.uint8) for _ in range(2))
     small[200:260, 200:260] = large[150:300, 150:300] = 90
-    sizes = [
-        [int((pipeline(image) > 45).any(axis=(1, 2)).sum()) for image in (small, large)] for pipeline in (default, crop)
-    ]
-    assert sizes == [[12, 30], [76, 76]]
+    assert default.scale(small) == default.scale(large) == pytest.approx(0.2)
+    assert crop.scale(small) == pytest.approx(90 / 72)
+    assert crop.scale(large) == pytest.approx(90 / 180)
+    scales = [crop.scale(decode_image(path)) for path in sorted(c_nmc_sample.rglob("UID_*.bmp"))[:6]]
+    assert len(set(scales)) == 6
 
 
 def test_margins_are_checked() -> None:

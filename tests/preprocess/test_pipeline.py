@@ -69,7 +69,7 @@ def test_digest_changes_with_every_parameter() -> None:
         Pipeline((CenterOnCanvas(450), Resize(96, "bilinear"))),
         Pipeline((Resize(96), CenterOnCanvas(450))),
         Pipeline.published_v1(),
-        Pipeline(),
+        Pipeline.decode_only(),
         Pipeline((CropToCell(0.1), Resize(96))),
         Pipeline((CropToCell(0.2), Resize(96))),
         *(Pipeline.default(96, canvas=450).then(step) for step in NORMALISERS),

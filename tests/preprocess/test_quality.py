@@ -71,6 +71,7 @@ def test_a_frame_of_files_and_arrays(tmp_path):
     assert frame["focus"].iloc[0] == frame["focus"].iloc[2] == measure_quality(cell())["focus"]
     assert str(frame["blank"].dtype) == "boolean"
     assert list(quality_frame([], show_progress=False)) == list(frame)
+    assert list(quality_frame([cell()], names=["a"]).index) == ["a"]
 
 
 def test_a_data_set_of_arrays_is_measured():

@@ -195,6 +195,11 @@ class Pipeline:
         """Return the preprocessing behind the published table: squeezed to a square of `size`, not antialiased."""
         return cls((Resize(size, method="bilinear"),))
 
+    @classmethod
+    def decode_only(cls) -> Pipeline:
+        """Return the pipeline without steps: the pixels as they are in the file."""
+        return cls(())
+
     def then(self, *steps: Step) -> Pipeline:
         """Return a pipeline that goes on with further `steps`: `Pipeline.default(224).then(Reinhard())`."""
         return Pipeline((*self.steps, *steps))
@@ -251,6 +256,14 @@ class Pipeline:
     def keeps_scale(self) -> bool:
         """Whether all images of one size come out at one scale, so that the size of a cell can be compared."""
         return all(step.keeps_scale for step in self.steps)
+
+    def scale(self, image: NDArray[np.uint8]) -> float:
+        """Return how many pixels wide one pixel of `image`, uint8 (h, w, 3), becomes; by height, where they differ."""
+        scale = 1.0
+        for step in self.steps:
+            height, image = len(image), step(image)
+            scale *= len(image) / height if isinstance(step, Resize) else 1
+        return scale
 
     def to_dict(self) -> dict[str, Any]:
         """Return the steps and their parameters as plain values that JSON can hold; None is left out."""

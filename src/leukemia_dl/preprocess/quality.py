@@ -52,18 +52,20 @@ def measure_quality(image: NDArray[np.uint8]) -> dict[str, float | bool]:
     return dict(zip(MEASURES, (focus, brightness, dark, saturated, float(mask.mean()), *flags), strict=True))
 
 
-def quality_frame(images: Any, show_progress: bool = True) -> pd.DataFrame:
+def quality_frame(images: Any, names: Sequence[Any] | None = None, show_progress: bool = True) -> pd.DataFrame:
     """Return a row of `measure_quality` per image, in order, computed in parallel, with progress if `show_progress`.
 
-    `images` are a Dataset, or files (str or Path) and arrays, uint8 (h, w, 3); the index holds the paths, or the
-    positions of arrays. The column `problem` says why a file could not be read, its measures then being NA.
+    `images` are a Dataset, or files (str or Path) and arrays, uint8 (h, w, 3); the index is `names`, by
+    default the paths, or the positions of arrays. The column `problem` says why a file could not be read, its measures
+    then being NA.
     """
     if hasattr(images, "decode"):  # a Dataset, whose images may be arrays
         files = enumerate(images.table["path"])
         images = [file if isinstance(file, str) else images.decode(row) for row, file in files]
-    names = [str(item) if isinstance(item, (str, Path)) else row for row, item in enumerate(images)]
+    if names is None:
+        names = [str(item) if isinstance(item, (str, Path)) else row for row, item in enumerate(images)]
     rows = parallel_map(_measured, images, "Measuring quality", show=show_progress)
-    frame = pd.DataFrame(rows, index=pd.Index(names, name="image"), columns=[*MEASURES, "problem"])
+    frame = pd.DataFrame(rows, index=pd.Index(list(names), name="image"), columns=[*MEASURES, "problem"])
     return frame.astype(MEASURES)
 
 
