@@ -195,7 +195,7 @@ print(*bench.run(show_progress=False)["status"])
     ran = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=300)
     assert ran.stdout.split() == ["ok", "ok"], ran.stderr
     logs = [path.read_text() for path in (tmp_path / "s" / "logs").glob("*/log.txt")]
-    assert [log.count("called") for log in logs] == [2, 2]
+    assert [log.count("\ncalled ") for log in logs] == [2, 2]
     settings = (tmp_path / "s" / "settings.toml").read_text()
     assert 'callbacks = "__main__:callbacks"' in settings
 
