@@ -5,20 +5,36 @@ import importlib.metadata
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import pandas as pd
+import pluggy
 
 from leukemia_dl.errors import PluginError
 
 __all__ = ["hookimpl", "plugin_problems"]
 
-DISTRIBUTION = "leukemia-dl"
-_HOOKS = ("leukemia_dl_backbones", "leukemia_dl_datasets")
+PROJECT, DISTRIBUTION = "leukemia_dl", "leukemia-dl"
+hookspec = pluggy.HookspecMarker(PROJECT)
+hookimpl = pluggy.HookimplMarker(PROJECT)
+"""Marks a plugin's function as one of the hooks `leukemia_dl_backbones` and `leukemia_dl_datasets`."""
 _log = logging.getLogger(__name__)
-F = TypeVar("F", bound=Callable[..., Any])
+
+
+class HookSpecifications:
+    """The hooks that a plugin may implement."""
+
+    @hookspec
+    def leukemia_dl_backbones(self) -> Iterable[Any]:
+        """Yield one `leukemia_dl.BackboneSpec` per backbone. Import keras inside the builder, not before."""
+        return ()
+
+    @hookspec
+    def leukemia_dl_datasets(self) -> Iterable[Any]:
+        """Yield one `leukemia_dl.DatasetSource` per data set that can be loaded by name."""
+        return ()
 
 
 class Provided(NamedTuple):
@@ -33,15 +49,6 @@ registries: dict[str, tuple[type, Sequence[Any]]] = {}  # hook: class of its rec
 _problems: list[tuple[str, str, str]] = []  # plugin, entry point, problem; in the order of their discovery
 
 
-def hookimpl(function: F) -> F:
-    """Mark a plugin's `function` as the hook `leukemia_dl_backbones` or `leukemia_dl_datasets`, and return it.
-
-    It takes no argument and yields one `BackboneSpec` per backbone, or one `DatasetSource` per data set.
-    """
-    function.leukemia_dl_hook = True  # type: ignore[attr-defined]
-    return function
-
-
 @lru_cache
 def collect(hook: str) -> Sequence[Provided]:
     """Return the records of a hook, sorted by name; a built-in one keeps its name, one of two plugins is left out."""
@@ -49,9 +56,11 @@ def collect(hook: str) -> Sequence[Provided]:
     own = (DISTRIBUTION, installed_version(DISTRIBUTION))
     found = {record.name: Provided(record, *own) for record in builtin}
     unclear: set[str] = set()
-    for point, functions in _plugins():
+    implementations = getattr(_plugin_manager().hook, hook).get_hookimpls()
+    for implementation in sorted(implementations, key=lambda item: item.plugin_name.name):
+        point = implementation.plugin_name
         with _isolated(point, f"{hook} raised"):
-            records = list(functions[hook]()) if hook in functions else []
+            records = list(implementation.function())
             if wrong := [type(record) for record in records if not isinstance(record, kind)]:
                 raise PluginError(f"{hook} must yield leukemia_dl.{kind.__name__} records. Received: {wrong[0]!r}.")
             for record in records:
@@ -79,7 +88,7 @@ def problem_hint() -> str:
 
 def forget() -> None:
     """Forget what was loaded, so that the next look-up sees plugins installed since."""
-    _plugins.cache_clear()
+    _plugin_manager.cache_clear()
     collect.cache_clear()
     _problems.clear()
 
@@ -94,20 +103,24 @@ def installed_version(distribution: str) -> str:
 
 
 @lru_cache
-def _plugins() -> Sequence[tuple[Any, dict[str, Callable[[], Any]]]]:
-    """Return the plugins that load, each with its hooks by name."""
-    loaded = []
+def _plugin_manager() -> pluggy.PluginManager:
+    """Return a manager of the plugins that load and implement known hooks, each under its entry point."""
+    manager = pluggy.PluginManager(PROJECT)
+    manager.add_hookspecs(HookSpecifications)
     disabled = os.environ.get("LEUKEMIA_DL_DISABLE_PLUGINS", "") not in ("", "0")
-    for point in () if disabled else sorted(importlib.metadata.entry_points(group="leukemia_dl")):
+    for point in () if disabled else sorted(importlib.metadata.entry_points(group=PROJECT)):
         with _isolated(point, "could not be loaded:"):
-            members = vars(point.load()).items()
-            hooks = {name: value for name, value in members if callable(value) and hasattr(value, "leukemia_dl_hook")}
-            if not hooks:
-                raise PluginError("it has no function marked with leukemia_dl.hookimpl.")
-            if unknown := sorted(set(hooks) - set(_HOOKS)):
-                raise PluginError(f"unknown hook {', '.join(unknown)}. Known hooks: {', '.join(_HOOKS)}.")
-            loaded.append((point, hooks))
-    return loaded
+            name: Any = point  # pluggy asks for a text, and any value that can be hashed will do
+            try:
+                manager.register(point.load(), name)
+                manager.check_pending()
+                if not manager.get_hookcallers(manager.get_plugin(name)):
+                    raise PluginError("it has no function marked with leukemia_dl.hookimpl.")
+            except (pluggy.PluginValidationError, PluginError) as error:
+                manager.unregister(name=name)
+                known = ", ".join(name for name in vars(HookSpecifications) if name.startswith(PROJECT))
+                raise PluginError(f"{' '.join(str(error).split())} Known hooks: {known}.") from error
+    return manager
 
 
 @contextlib.contextmanager

@@ -5,8 +5,10 @@ import importlib.util
 import json
 import os
 import sys
+import threading
 import warnings
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +19,7 @@ from leukemia_dl.errors import BackendError, PluginError, SettingsError, Weights
 from leukemia_dl.models.backbones import BackboneSpec, Scaling
 
 _BACKENDS = ("tensorflow", "jax", "torch")
+_one_at_a_time, _started = threading.RLock(), list[bool]()
 _RESERVED = {"pooling", "flatten", "head_dense", "head_dropout", "logits"}
 # Mean of the ImageNet training images in BGR order, grey levels; the constants behind the published VGG weights.
 _IMAGENET_MEAN_BGR = (103.939, 116.779, 123.68)
@@ -42,7 +45,6 @@ class Head:
 
 def backend_name() -> str:
     """Return the backend of Keras: KERAS_BACKEND, else its config file, else the first one installed, which is set."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # before TensorFlow starts
     if "keras" in sys.modules:
         import keras
 
@@ -57,6 +59,27 @@ def backend_name() -> str:
     if chosen not in _BACKENDS or importlib.util.find_spec(chosen) is None:
         raise BackendError(f"{chosen} is not installed: KERAS_BACKEND must be one of {', '.join(_BACKENDS)} that is.")
     return chosen
+
+
+@contextlib.contextmanager
+def silence_startup() -> Iterator[None]:
+    """Hide TensorFlow's start-up lines, which its C++ part writes to file descriptor 2, the first time in a process."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    shown = os.environ["TF_CPP_MIN_LOG_LEVEL"] == "0" or sys.stderr is None
+    with _one_at_a_time:  # the descriptor belongs to the whole process
+        if backend_name() != "tensorflow" or shown or _started:
+            yield
+            return
+        sys.stderr.flush()
+        saved = os.dup(2)
+        try:
+            with Path(os.devnull).open("w") as nowhere:
+                os.dup2(nowhere.fileno(), 2)
+            yield
+            _started.append(True)
+        finally:
+            os.dup2(saved, 2)
+            os.close(saved)
 
 
 def build_model(

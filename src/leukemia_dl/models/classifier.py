@@ -25,7 +25,7 @@ from leukemia_dl.atomic import write_file
 from leukemia_dl.checks import real_number, whole_number
 from leukemia_dl.errors import DataError, ImageError, SettingsError, UnknownNameError
 from leukemia_dl.models.backbones import get_backbone
-from leukemia_dl.models.build import all_layers, backend_name
+from leukemia_dl.models.build import all_layers, silence_startup
 from leukemia_dl.plugins import DISTRIBUTION
 from leukemia_dl.preprocess import Pipeline, decode_image
 from leukemia_dl.preprocess.decode import image_files
@@ -191,9 +191,10 @@ def load_classifier(path: str | Path) -> Classifier:
         UnknownNameError: If it was trained with a preprocessing step whose module is not imported.
         BackendError: If Keras has no backend here.
     """
-    backend_name()
-    import keras
+    with silence_startup():
+        import keras
 
+        keras.ops.zeros(())  # TensorFlow looks for devices when it needs one first
     file = _model_file(Path(path).expanduser())
     hint = ""
     try:

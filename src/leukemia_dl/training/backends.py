@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from leukemia_dl.checks import whole_number
 from leukemia_dl.errors import BackendError, SettingsError
-from leukemia_dl.models.build import backend_name
+from leukemia_dl.models.build import backend_name, silence_startup
 
 # Other values make another network, or a shorter fit, than a recipe says.
 _KERAS_SETTINGS = {
@@ -65,8 +65,9 @@ def prepare(precision: str = "auto", compute: ComputeConfig | None = None) -> De
     """Import Keras with its backend, choose the device for the `precision` of a recipe, and return it."""
     compute, backend = compute or ComputeConfig(), backend_name()
     start = {"tensorflow": _start_tensorflow, "jax": _start_jax, "torch": _start_torch}[backend]
-    gpu, has_bfloat16, threads, gpus = start(compute.device, compute.threads or core_count())
-    import keras
+    with silence_startup():
+        gpu, has_bfloat16, threads, gpus = start(compute.device, compute.threads or core_count())
+        import keras
 
     for setting, value in _KERAS_SETTINGS.items():
         if (found := getattr(keras.config, setting)()) != value:
