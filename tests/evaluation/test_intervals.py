@@ -227,6 +227,10 @@ def test_quartiles_of_a_measure_are_evaluated_by_themselves():
     right = first["probability_all"].gt(0.5).eq(first["label"].eq("all"))
     assert table["value"].iloc[0] == pytest.approx(right.mean())
     assert table["images"].iloc[:2].tolist() == [len(first)] * 2
+    # Quartiles of images: a backbone with more seeds, on large cells only, does not move them.
+    large = frame[(frame["backbone"] == "other") & (frame["cell_area"] > edges[3])]
+    more = pd.concat([frame.assign(seed=0), *(large.assign(backbone="third", seed=seed) for seed in range(5))])
+    assert set(table["cell_area"]) == set(evaluate(more, metrics="accuracy", by="cell_area")["cell_area"])
     named = evaluate(
         frame.assign(stain=np.where(frame["cell_area"] > edges[2], "b", "a")), metrics="accuracy", by="stain"
     )

@@ -116,6 +116,16 @@ def test_nets_are_counted_on_the_test_side_only(tmp_path):
     assert table.set_index("sample")["wrong"].to_dict() == wrong[wrong > 0].to_dict()
 
 
+def test_one_split_that_leaks_is_enough_to_say_that_a_protocol_does(tmp_path):
+    stores.made_up(tmp_path, stores.cells(), protocol="kfold", folds=[0, 1])
+    run = read_run(tmp_path)
+    assert summaries_of(run)[0].keeps_patients_apart is True
+    run.results.loc[0, "guarantees"] = "content-disjoint"
+    found = summaries_of(run)[0]
+    assert found.keeps_patients_apart is False
+    assert found.sentences()[-1].startswith("This protocol lets patients be on both sides")
+
+
 def test_where_nothing_can_be_tested_the_reason_comes_first(tmp_path):
     """20.3: fewer than five groups give the reason, the number of groups and values, but no rank and no verdict."""
     stores.made_up(tmp_path, stores.cells(200, 16))

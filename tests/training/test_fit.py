@@ -199,7 +199,7 @@ def test_a_head_alone_leaves_the_backbone_as_it_was():
     assert result.history["val_loss"].iloc[-1] == pytest.approx(loss, rel=1e-4)
 
 
-def test_out_of_fold_logits_are_of_heads_that_did_not_see_the_group():
+def test_out_of_fold_logits_are_of_heads_that_did_not_see_the_group(monkeypatch):
     recipe = dataclasses.replace(QUICK, head_epochs=20, epochs=0, head_learning_rate=1e-2)
     random = np.random.default_rng(0).integers(0, 2, 8).repeat(4)  # labels of groups of four, by chance
     groups = np.arange(8).repeat(4)
@@ -211,6 +211,18 @@ def test_out_of_fold_logits_are_of_heads_that_did_not_see_the_group():
     assert 0.02 < fit_temperature(random, softmax(result.out_of_fold)) < 1000
     again = fit(SMALL, images, random, 2, recipe, groups=groups)
     np.testing.assert_array_equal(result.out_of_fold, again.out_of_fold)
+    starts = []
+    real = loop.Trainer._train_head
+
+    def watched(trainer, *arguments):
+        starts.append(trainer.models.head.get_weights()[0].copy())
+        real(trainer, *arguments)
+
+    monkeypatch.setattr(loop.Trainer, "_train_head", watched)
+    trained = split_at_features(fit(SMALL, images, random, 2, recipe, groups=groups).model)[1].get_weights()[0]
+    assert len(starts) > 2
+    assert not any(np.array_equal(start, trained) for start in starts), "a head begins with what another has learned"
+    assert len({start.tobytes() for start in starts[1:]}) == 1
     # A net with a second phase, a flat head, or one group of a class have none.
     for change, ids in (({"epochs": 1}, groups), ({"head": "flatten"}, groups), ({}, random)):
         assert fit(SMALL, images, random, 2, dataclasses.replace(recipe, **change), groups=ids).out_of_fold is None
