@@ -156,6 +156,7 @@ def test_content_hashes(small: Dataset) -> None:
     assert hashes[4] == hashes[5]
     assert len(set(hashes)) == 5
     assert all(len(value) == 64 for value in hashes)
+    assert small.subset([3, 0]).content_hashes == (hashes[3], hashes[0])  # handed on, not read again
 
 
 def test_a_file_that_went_away_is_named(small: Dataset) -> None:

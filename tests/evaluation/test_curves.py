@@ -49,9 +49,10 @@ def test_precision_is_that_of_the_highest_threshold_that_reaches_a_recall(drawn)
 def test_the_area_is_the_metric_over_folds_seeds_and_classes(classes):
     random = np.random.default_rng(1)
     labels = random.integers(0, classes, 600)
-    raw = random.random((600, classes)) + 0.7 * np.eye(classes)[labels]
-    frame = as_frame(labels, raw / raw.sum(axis=1, keepdims=True))
-    frame["fold"] = random.integers(0, 3, 600)
+    # Folds with unequal shares of classes, and unequally hard: a wrong weight of a fold moves the area.
+    folds = (labels + (random.random(600) < 0.3) * random.integers(1, 3, 600)) % 3
+    raw = random.random((600, classes)) + np.array([0.1, 0.7, 1.5])[folds, None] * np.eye(classes)[labels]
+    frame = as_frame(labels, raw / raw.sum(axis=1, keepdims=True)).assign(fold=folds)
     frame["sample"] = [str(i) for i in range(600)]
     frame = pd.concat([frame.assign(seed=0), frame.assign(seed=1)])
     found = evaluate(frame, metrics=["auroc", "auprc"]).set_index("metric")["value"]
