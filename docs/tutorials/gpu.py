@@ -32,7 +32,7 @@
 # ## Is it seen?
 #
 # `leukemia-dl doctor` says which backend there is, which devices it sees and in which precision nets would run, and
-# what to do where there is a driver but no GPU. On the machine that made this page:
+# what to do where there is a driver but no GPU. On the machine that made this page, without its folders:
 
 # %%
 import subprocess
@@ -41,7 +41,7 @@ import sys
 import leukemia_dl as ldl
 
 doctor = subprocess.run([sys.executable, "-m", "leukemia_dl", "doctor"], capture_output=True, text=True)
-print(doctor.stdout.partition("Cache")[0])
+print(*(line for line in doctor.stdout.splitlines() if not line.startswith(("Cache", "Here"))), sep="\n")
 
 # %% [markdown]
 # ## Where a net runs
