@@ -17,10 +17,10 @@ import grids
 import leukemia_dl as ldl
 from command import FAST, SIZES
 from leukemia_dl.benchmark import ProcessExecutor, SerialExecutor, SubmitExecutor
-from leukemia_dl.benchmark.executors import choose_executor, visible_gpus
+from leukemia_dl.benchmark.executors import _environments, choose_executor, visible_gpus
 from leukemia_dl.errors import BackendError, SettingsError
 from leukemia_dl.models import backbones as registry
-from leukemia_dl.training.backends import core_count
+from leukemia_dl.training.backends import ComputeConfig, core_count
 
 HELPERS = Path(__file__).parents[1] / "helpers"
 
@@ -245,9 +245,13 @@ def test_a_device_that_is_not_there_is_one_error_and_no_rows(dataset, tmp_path):
         assert (made.plan()["status"][:2] == "to do").all()
 
 
-def test_gpus_are_those_that_the_environment_names(monkeypatch):
+def test_gpus_are_those_that_the_environment_names_and_workers_take_them_in_turn(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2, GPU-abc")
     assert visible_gpus() == ["2", "GPU-abc"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,6,7")
+    for workers, gpus in ((None, "567"), (2, "56"), (4, "5675")):
+        found = _environments(workers, ComputeConfig())
+        assert [one["CUDA_VISIBLE_DEVICES"] for one in found] == list(gpus)
     for nothing in ("", "-1"):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", nothing)
         assert visible_gpus() == []
