@@ -15,6 +15,7 @@ from leukemia_dl.benchmark.store import Store
 from leukemia_dl.benchmark.trial_runner import _repeatable, read_images
 from leukemia_dl.datasets import make_splits
 from leukemia_dl.errors import PluginError, SettingsError
+from leukemia_dl.evaluation import fit_temperature
 from leukemia_dl.models import backbones as registry
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (30, 9, 9, 3), dtype=np.uint8)
@@ -110,6 +111,8 @@ def test_a_temperature_that_val_cannot_support_stays_one_and_the_row_says_why(pa
     assert record.status == "ok", record.message
     assert [flag for flag in record.row["flags"].split("; ") if "temperature" in flag] == ([says] if says else [])
     assert (record.metrics["temperature"] == 1) == bool(says)
+    val, groups = record.sides == "val", Samples.of(noisy).groups_of(cell.split.val)
+    assert record.metrics["temperature"] == fit_temperature(record.labels[val], record.probabilities[val], groups)
     assert (record.metrics["loss"] == record.metrics["loss_calibrated"]) == bool(says)
 
 
