@@ -10,13 +10,15 @@ import grids
 from leukemia_dl import BackboneSpec, Benchmark, Dataset, Pipeline, PixelStore, Recipe, load_classifier
 from leukemia_dl.benchmark import trial_runner as runner
 from leukemia_dl.benchmark.baselines import CellMeasures, run_baseline
-from leukemia_dl.benchmark.records import Samples
+from leukemia_dl.benchmark.records import Samples, scored_record
 from leukemia_dl.benchmark.store import Store
+from leukemia_dl.benchmark.trial import Record
 from leukemia_dl.benchmark.trial_runner import _repeatable, read_images
 from leukemia_dl.datasets import make_splits
 from leukemia_dl.errors import PluginError, SettingsError
-from leukemia_dl.evaluation import fit_temperature
+from leukemia_dl.evaluation import fit_temperature, score
 from leukemia_dl.models import backbones as registry
+from leukemia_dl.models.classifier import softmax
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (30, 9, 9, 3), dtype=np.uint8)
 PIPELINE = Pipeline.default(8)
@@ -114,6 +116,18 @@ def test_a_temperature_that_val_cannot_support_stays_one_and_the_row_says_why(pa
     val, groups = record.sides == "val", Samples.of(noisy).groups_of(cell.split.val)
     assert record.metrics["temperature"] == fit_temperature(record.labels[val], record.probabilities[val], groups)
     assert (record.metrics["loss"] == record.metrics["loss_calibrated"]) == bool(says)
+
+
+def test_averaged_predictions_are_means_of_probabilities_and_calibrated_before_the_mean():
+    views = np.random.default_rng(0).normal(0, 3, (8, 30, 2))
+    sides, labels = np.repeat(["val", "test"], 15), np.arange(30) % 2
+    record = Record(None, "ok", row={"flags": ""}, sides=sides, labels=labels)
+    found = scored_record(record, softmax(views[0]), views, (2.0, ""))
+    np.testing.assert_allclose(found.tta, softmax(views).mean(axis=0))
+    test = sides == "test"
+    assert found.metrics_tta["loss"] == score(labels[test], found.tta[test])["loss"]
+    softened = softmax(views / 2).mean(axis=0)
+    assert found.metrics_tta["loss_calibrated"] == pytest.approx(score(labels[test], softened[test])["loss"])
 
 
 @pytest.mark.parametrize(
