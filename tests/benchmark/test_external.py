@@ -242,6 +242,8 @@ def test_images_that_were_trained_on_are_counted_and_said(small, dataset):
         assert rows["flags"].str.startswith(first).all()
         assert rows["flags"].str.contains("temperature stays 1: fewer than 5 groups of a class").all()
         assert set(rows["guarantees"]) == {""}
+        watched = benchmark_module._ExternalTest(small, small.dataset.subset(split.val), None, False)._facts(split)
+        assert (watched["leaked_files"], watched["guarantees"]) == (0, "")
     # On the test side of each net it says what it said there.
     again = small.predict_on(dataset, show_progress=False)
     own = small.predictions().query("side == 'test'")
