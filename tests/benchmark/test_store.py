@@ -18,7 +18,7 @@ import leukemia_dl.benchmark.store as store_module
 from leukemia_dl.atomic import sha256_of_file as sha256_of
 from leukemia_dl.benchmark import Store
 from leukemia_dl.errors import StoreError
-from records import RECORD, TRIAL
+from records import BASELINE, FAILED, RECORD, TRIAL
 
 
 @pytest.fixture
@@ -144,6 +144,18 @@ def test_checksums_are_those_of_sha256sum(store):
     if shutil.which("sha256sum"):
         subprocess.run(["sha256sum", "--check", "--strict", "SHA256SUMS"], cwd=folder, check=True, capture_output=True)
     assert {path.name for path in folder.iterdir()} - {"SHA256SUMS"} == set(store_module._read_sums(folder))
+
+
+def test_a_failed_trial_has_no_result_and_one_without_its_net_none_where_nets_are_wanted(store):
+    for record in (RECORD, FAILED, BASELINE):
+        store.write(record)
+    assert [store.has_result(record, False) for record in (RECORD, FAILED, BASELINE, None)] == [
+        True,
+        False,
+        True,
+        False,
+    ]
+    assert [store.has_result(record, True) for record in (RECORD, BASELINE)] == [False, True]
 
 
 def test_a_model_that_is_gone_is_no_damage(store):
