@@ -309,9 +309,14 @@ def test_folders_are_made_to_save_into(classifier, tmp_path):
     assert ldl.load_classifier(path).class_names == classifier.class_names
 
 
-def test_a_temperature_of_numpy_is_saved_as_a_number(classifier, tmp_path):
+def test_a_temperature_of_numpy_divides_the_logits_and_is_saved_as_a_number(classifier, files, tmp_path):
     warm = dataclasses.replace(classifier, temperature=np.float32(1.5))
     assert type(warm.temperature) is float
+    odds = [
+        np.log(one["probability_all"] / one["probability_hem"])
+        for one in (classifier.predict(files), warm.predict(files))
+    ]
+    np.testing.assert_allclose(odds[1], odds[0] / 1.5, atol=1e-6)
     for wrong in (0.009, 101, 0, -1, True, "1", float("nan")):
         with pytest.raises(SettingsError, match=r"temperature must be a number in \[0.01, 100\]. Received"):
             dataclasses.replace(classifier, temperature=wrong)

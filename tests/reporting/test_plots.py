@@ -158,6 +158,9 @@ def test_intervals_of_one_of_two_protocols_are_drawn_in_its_rows():
     row = {"backbone": "cnn", "metric": "accuracy", "value": 0.86, "low": 0.8, "high": 0.9, "unit": "group"}
     figure = plot_comparison(both, ["accuracy"], intervals=pd.DataFrame([row | {"protocol": "kfold"}]))
     assert [bar.get_width() for bar in figure.axes[0].patches] == pytest.approx([0.95, 0.95, 0.6, 0.86])
+    loss = row | {"metric": "loss", "value": 0.45, "low": 0.4, "high": 0.5}
+    figure = plot_comparison(RESULTS, ["accuracy", "loss"], intervals=pd.DataFrame([row, loss]))
+    assert [axes.patches[1].get_width() for axes in figure.axes[:2]] == pytest.approx([0.86, 0.45])
 
 
 def test_inflation_draws_both_values_and_their_difference():
