@@ -81,7 +81,7 @@ with tempfile.TemporaryDirectory(dir=Path.cwd()) as folder:
     assert list(frame["status"]) == ["ok"] * TRIALS
     found["plan(), full store, s"], frame = timed(bench.plan)
     assert (frame["status"] == "ok").all()
-    found["writing results.csv of 10,000 trials, s"], _ = timed(bench._export)
+    found["writing results.csv of 10,000 trials, s"], _ = timed(bench.store.export)
 print(json.dumps({name: float(f"{value:.3g}") for name, value in found.items()}, indent=1))
 limits = {
     "plan(), empty store, s": 2, "results() of 10,000 trials, s": 10,

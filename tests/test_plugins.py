@@ -133,6 +133,18 @@ def test_a_plugin_does_not_take_the_name_of_a_built_in(install, python, kind, na
     assert "The one of leukemia-dl is used" in answer.stderr
 
 
+@pytest.mark.parametrize(
+    "where", ["import time; time.sleep({})", ODD_HOOK.format("import time; time.sleep({}); return ()")]
+)
+def test_a_plugin_that_takes_long_is_named_while_it_does(install, python, where):
+    """20.41: a plugin that hangs at import or in a hook is named, with the way to do without it."""
+    install("aaa-slow", where.format(1))
+    program = "from leukemia_dl import plugins; plugins._PATIENCE_SECONDS = 0.2\n"
+    answer = python(program + "import leukemia_dl as ldl; print(*ldl.list_backbones())")
+    assert answer.stdout.startswith("cnn "), answer.stderr
+    assert "Plugin aaa-slow (entry point aaa_slow) has been loading for 0.2 s." in answer.stderr
+
+
 def test_problems_are_told_without_a_look_up(install, python):
     install("aaa", f"{HOOK}backbones(): return 1 / 0")
     install("bbb", f"{HOOK}datasets(): yield 1")

@@ -1,6 +1,7 @@
 """Write files and folders aside, flush them to the disk, and move them in place: absent or complete at any moment."""
 
 import contextlib
+import errno
 import hashlib
 import os
 import shutil
@@ -59,7 +60,7 @@ def moved_aside(parent: Path) -> list[tuple[Path, Path]]:
 
 def remove_unfinished(parent: Path) -> None:
     """Remove what killed writers left in a folder, if it is older than a day."""
-    for path in parent.glob(f".*-{8 * '[0-9a-f]'}{_UNFINISHED}"):
+    for path in (path for end in (_UNFINISHED, _OLD) for path in parent.glob(f".*-{8 * '[0-9a-f]'}{end}")):
         with contextlib.suppress(OSError):
             if time.time() - path.lstat().st_mtime > 86_400:
                 shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
@@ -86,9 +87,10 @@ def _move_folder(aside: Path, path: Path) -> None:
                 path.replace(old)
             aside.replace(path)
             return
-        except OSError:  # another writer may have been faster
-            if not attempts_left:
-                raise
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST) or not attempts_left:
+                raise  # otherwise another writer was faster
+            time.sleep(0.005)
         finally:
             with contextlib.suppress(OSError):
                 old.rename(path)  # fails if there is a new one, and then the old one is out of date

@@ -11,7 +11,7 @@ import numpy as np
 
 def canonical_json(value: Any) -> str:
     """Return nested dicts, lists and plain values as JSON that is equal for equal values; others raise an error."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False, default=plain_number)
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False, default=_plain)
 
 
 def digest(value: Any) -> str:
@@ -34,6 +34,12 @@ def plain_number(value: Any) -> Any:
     if isinstance(value, bool):
         return value
     return int(value) if isinstance(value, Integral) else float(value) if isinstance(value, Real) else value
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Real):
+        return plain_number(value)
+    raise TypeError(f"{type(value).__name__} has no canonical JSON. Received: {value!r}.")
 
 
 def whole_numbers(values: object) -> list[int] | None:

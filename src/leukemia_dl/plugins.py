@@ -5,6 +5,7 @@ import importlib.metadata
 import logging
 import os
 import sys
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -20,6 +21,7 @@ PROJECT, DISTRIBUTION = "leukemia_dl", "leukemia-dl"
 hookspec = pluggy.HookspecMarker(PROJECT)
 hookimpl = pluggy.HookimplMarker(PROJECT)
 """Marks a plugin's function as one of the hooks `leukemia_dl_backbones` and `leukemia_dl_datasets`."""
+_PATIENCE_SECONDS = 5.0
 _log = logging.getLogger(__name__)
 
 
@@ -125,7 +127,11 @@ def _plugin_manager() -> pluggy.PluginManager:
 
 @contextlib.contextmanager
 def _isolated(point: Any, failed: str) -> Iterator[None]:
-    """Run code of a plugin: errors and exits are recorded, and prints go to standard error."""
+    """Run code of a plugin: errors and exits are recorded, prints go to stderr, and one that hangs is named."""
+    text = "Plugin %s (entry point %s) has been loading for %g s. LEUKEMIA_DL_DISABLE_PLUGINS=1 leaves plugins out."
+    timer = threading.Timer(_PATIENCE_SECONDS, _log.warning, (text, point.dist.name, point.name, _PATIENCE_SECONDS))
+    timer.daemon = True
+    timer.start()
     try:
         with contextlib.redirect_stdout(sys.stderr):
             yield
@@ -133,6 +139,8 @@ def _isolated(point: Any, failed: str) -> Iterator[None]:
         raise
     except BaseException as error:  # such as SystemExit
         _report(point, f"{failed} {type(error).__name__}: {error}")
+    finally:
+        timer.cancel()
 
 
 def _report(point: Any, problem: str) -> None:

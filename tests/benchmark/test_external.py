@@ -330,10 +330,10 @@ def test_a_net_that_is_not_there_is_a_row_that_says_so(dataset, other, tmp_path,
     (trials[1] / "model.keras").write_bytes(whole[:-100] + b"x" * 100)
     (trials[2] / "record.json").write_text("{")
     frame = bench.evaluate_on(other, MAP, show_progress=False)
-    assert list(frame["backbone"]) == ["tiny"] * 2 + ["raises"] * 3 + ["majority"]
-    assert list(frame["status"]) == ["failed"] * 5 + ["ok"]
-    assert list(frame["exception"][:3]) == ["StoreError", "StoreError", "PluginError"]
-    assert f"{trials[2]} is damaged" in caplog.text
+    assert list(frame["backbone"]) == ["tiny"] * 3 + ["raises"] * 3 + ["majority"]
+    assert list(frame["status"]) == ["failed"] * 6 + ["ok"]
+    assert list(frame["exception"][:3]) == ["StoreError", "StoreError", "DamagedRecordError"]
+    assert f"{trials[2]} is damaged" in frame["message"][2]
     assert frame["message"][0].startswith("model.keras is not there: run with save_models=True")
     assert "model.keras has another checksum" in frame["message"][1]
     assert (frame["traceback"] != "").tolist() == [False] * 2 + [True] * 3 + [False]
@@ -342,7 +342,7 @@ def test_a_net_that_is_not_there_is_a_row_that_says_so(dataset, other, tmp_path,
     with caplog.at_level(logging.WARNING):
         found = bench.predict_on(other, MAP, show_progress=False)
     assert set(found["backbone"]) == {"majority"}
-    assert caplog.text.count("is left out") == 5
+    assert caplog.text.count("is left out") == 6
     assert "save_models=True" in caplog.text
 
 

@@ -120,3 +120,12 @@ def test_parts_of_one_data_set_come_together_again() -> None:
     assert again.info == whole.info
     with pytest.raises(DataError, match="sample ids twice"):
         whole.merge(whole)
+
+
+def test_series_of_another_order_are_taken_by_their_place():
+    """Rows of a sorted table: pandas would align subjects and sides by their index."""
+    images, places = np.zeros((4, 8, 8, 3), np.uint8), [3, 2, 1, 0]
+    subjects, sides = pd.Series(list("ABCD"), index=places), pd.Series(["train", "train", "test", "test"])
+    dataset = Dataset.from_arrays(images, [0, 1, 0, 1], ("a", "b"), subjects=subjects, splits=sides)
+    assert dataset.table["subject"].tolist() == list("ABCD")
+    assert dataset.table["split"].tolist() == sides.tolist()

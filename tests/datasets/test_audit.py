@@ -223,9 +223,9 @@ def test_what_a_pair_crosses_says_how_bad_it_is(tmp_path, same, one, two, crosse
     assert len(of_kind(report, other)) == 0
 
 
-@pytest.mark.parametrize("copies", [3, 21])
+@pytest.mark.parametrize(("copies", "number"), [(3, 3), (20, 190), (21, 20)])
 @pytest.mark.parametrize("kind", ["identical_files", "same_cell"])
-def test_n_equal_images_give_n_minus_one_pairs(tmp_path, copies, kind):
+def test_sets_of_equal_images_give_pairs(tmp_path, copies, number, kind):
     for copy in range(copies):
         pixels = draw_cell()
         if kind == "same_cell":
@@ -233,9 +233,20 @@ def test_n_equal_images_give_n_minus_one_pairs(tmp_path, copies, kind):
         save(tmp_path / ("all" if copy == copies - 1 else "hem") / f"{copy}.bmp", pixels)
     report = audit(Dataset.load("folder", root=tmp_path), show_progress=False)
     found = of_kind(report, kind)
-    assert len(found) == len(pairs(report, kind)) == copies - 1
+    assert len(found) == len(pairs(report, kind)) == number
     assert set(found["sample"]) | set(found["other"]) == set(report.images["sample"])
     assert "error" in set(found["severity"]), "one of them has another label"
+
+
+def test_a_copy_without_a_side_hides_no_crossing(tmp_path, write_image):
+    rows = [("a", "train"), ("a", None), (None, "test")]
+    table = pd.DataFrame(rows, columns=["label", "split"])
+    table["path"] = [write_image(tmp_path / f"{row}.png", 1).name for row in range(3)]
+    other = {"path": write_image(tmp_path / "other.png", 2).name, "label": "b", "split": "train"}
+    table = pd.concat([table, pd.DataFrame([other])], ignore_index=True)
+    report = audit(Dataset.from_dataframe(table, images_root=tmp_path), show_progress=False)
+    assert not report.ok
+    assert of_kind(report, "identical_files")["detail"].str.contains("splits train and test").sum() == 1
 
 
 @pytest.mark.parametrize("unknown", ["first", "last", "between"])

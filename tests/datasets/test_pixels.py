@@ -1,3 +1,4 @@
+import importlib.util
 import os
 import shutil
 import signal
@@ -264,17 +265,44 @@ def test_a_step_that_shrinks_what_was_promised_is_refused(small: Dataset, base: 
             use()
 
 
+@pytest.mark.parametrize("damage", ["cut", "shape", "header"])
+def test_a_damaged_store_is_built_again(small: Dataset, base: Path, damage: str) -> None:
+    store = small.pixel_store(PIPELINE, base)
+    expected = store[:]
+    if damage == "cut":
+        os.truncate(store.path, 1000)
+    elif damage == "shape":
+        np.save(store.path, expected[:2])
+    else:
+        store.path.write_bytes(b"\x93NUMPY\x01\x00\xff\xff{'descr': '|O'}")
+    np.testing.assert_array_equal(small.pixel_store(PIPELINE, base)[:], expected)
+    assert [place.name for place in base.iterdir()] == [store.path.name]
+
+
+def test_an_edited_step_is_another_store(
+    small: Dataset, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = """
+from dataclasses import dataclass
+from leukemia_dl.preprocess import Step
+
 @dataclass(frozen=True)
-class Versioned(Step):
-    version: int = 1
-
-    def __call__(self, image: np.ndarray) -> np.ndarray:
-        return image
-
-
-def test_another_version_of_a_step_is_another_store(small: Dataset, base: Path) -> None:
-    paths = {small.pixel_store(Pipeline((Resize(12), Versioned(version))), base).path for version in (1, 2, 1)}
-    assert len(paths) == 2
+class Edited(Step):
+    def __call__(self, image):
+        return RESULT
+"""
+    sums = []
+    for number, result in enumerate(("image", "255 - image", "image")):
+        script = tmp_path / f"script_{number}.py"
+        script.write_text(code.replace("RESULT", result))
+        spec = importlib.util.spec_from_file_location(script.stem, script)
+        module = importlib.util.module_from_spec(spec)
+        monkeypatch.setitem(sys.modules, script.stem, module)
+        spec.loader.exec_module(module)
+        sums.append(int(small.pixel_store(Pipeline((Resize(12), module.Edited())), base)[:].sum(dtype=np.int64)))
+    plain = int(small.to_numpy(Pipeline((Resize(12),))).sum(dtype=np.int64))
+    assert sums == [plain, 10 * 12 * 12 * 3 * 255 - plain, plain]
+    assert len(list(base.iterdir())) == 2
 
 
 def test_what_a_killed_process_left_is_swept_after_a_day(small: Dataset, base: Path) -> None:

@@ -99,26 +99,55 @@ def tiff(levels: np.ndarray, order: str = "<", packed: bytes | None = None, **ta
 TWELVE = np.array([[0, 1, 8, 9], [2048, 3000, 4094, 4095]], np.uint16)
 
 
-def test_levels_in_the_lowest_sixteenth_are_said(caplog: pytest.LogCaptureFixture, monkeypatch) -> None:
-    """20.20: nearly black images of 16 bits are named in a warning, once, then at level DEBUG."""
-    pairs = TWELVE.reshape(-1, 2).astype(int)  # two levels in three bytes
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("tags", [{"t281": 4095}, {"t281": [4095], "t280": [0]}, {"t341": 4095}])
+def test_12_bit_levels_are_scaled_by_the_range_that_a_tag_states(order: str, tags: dict) -> None:
+    """20.20: 12-bit levels in a 16-bit TIFF came out nearly black, also where a tag states the range."""
+    expected = np.rint(TWELVE / 4095 * 255).astype(np.uint8)
+    np.testing.assert_array_equal(decode_image(tiff(TWELVE, order, **tags))[:, :, 1], expected)
+    colour = np.stack([TWELVE, TWELVE[::-1], TWELVE // 2], axis=2)
+    wanted = np.rint(colour / 4095 * 255).astype(np.uint8)
+    np.testing.assert_array_equal(decode_image(tiff(colour, order, **tags)), wanted)
+
+
+def test_12_bit_levels_with_an_alpha_channel_are_refused() -> None:
+    """20.20: the tag was ignored in RGBA images, and they came out black."""
+    levels = np.stack([TWELVE, TWELVE, TWELVE, np.full_like(TWELVE, 4095)], axis=2)
+    with pytest.raises(ImageError, match="more than three channels: save RGB"):
+        decode_image(tiff(levels, t281=4095, t338=2))
+
+
+def test_packed_12_bit_levels_are_scaled() -> None:
+    """20.20: a TIFF with BitsPerSample=12, two levels in three bytes, came out nearly black."""
+    pairs = TWELVE.reshape(-1, 2).astype(int)
     packed = b"".join(bytes([a >> 4, (a & 15) << 4 | b >> 8, b & 255]) for a, b in pairs)
+    expected = np.rint(TWELVE / 4095 * 255).astype(np.uint8)
+    np.testing.assert_array_equal(decode_image(tiff(TWELVE, packed=packed, t258=12))[:, :, 0], expected)
+
+
+def test_a_tag_that_states_no_depth_or_is_wrong_is_not_used() -> None:
+    """20.20: the largest level of one image is no range: two images would get two scales."""
+    for value in (4000, 255, 65_535):
+        assert decode_image(tiff(TWELVE, t281=value)).max() == 16
+    assert decode_image(tiff(TWELVE * 3, t281=4095)).max() == 48
+
+
+def test_levels_in_the_lowest_sixteenth_are_said(caplog: pytest.LogCaptureFixture, monkeypatch) -> None:
+    """20.20: without a tag, nearly black images of 16 bits are named in a warning, once, then at level DEBUG."""
     for data, said in (
         (tiff(TWELVE), True),
         (tiff(np.stack([TWELVE] * 3, axis=2)), True),
         (encoded(Image.fromarray(TWELVE), "PNG"), True),
-        (tiff(TWELVE, t281=4095), True),
-        (tiff(np.stack([TWELVE] * 4, axis=2), t338=2), True),
-        (tiff(TWELVE, packed=packed, t258=12), True),
         (tiff(TWELVE + 1), False),
         (tiff(TWELVE * 0), False),
+        (tiff(TWELVE, t281=4095), False),
     ):
         monkeypatch.setattr(decoding, "warned", set())
         caplog.clear()
         with caplog.at_level(logging.DEBUG, "leukemia_dl"):
             decode_image(data)
             decode_image(data)
-        levels = [record.levelname for record in caplog.records if "as 12-bit cameras write" in record.message]
+        levels = [record.levelname for record in caplog.records if "MaxSampleValue=4095" in record.message]
         assert levels == (["WARNING", "DEBUG"] if said else [])
 
 
@@ -127,6 +156,7 @@ def test_white_is_zero_of_16_bits() -> None:
     levels = np.array([[0, 257, 65_535, 30_000]], np.uint16)
     found = decode_image(tiff(levels, t262=0))[0, :, 0]
     assert found.tolist() == [255, 254, 0, 255 - round(30_000 / 257)]
+    assert decode_image(tiff(TWELVE, t262=0, t281=4095))[0, 0, 0] == 255
     with pytest.raises(ImageError, match="or of a kind that cannot be read"):  # Pillow does not know it
         decode_image(tiff(levels, ">", t262=0))
     compressed = Image.fromarray(levels)

@@ -3,8 +3,6 @@
 On C-NMC 2019 logistic regression on the size of the cell alone reaches an accuracy of 0.75 to 0.83.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace

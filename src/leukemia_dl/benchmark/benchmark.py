@@ -293,7 +293,7 @@ class _ExternalTest:
     def records(self) -> Iterator[Record]:
         """Yield a record per net in the store, and per baseline of its splits, in the order of the grid."""
         trials, title = self.plan.trials, f"Testing on {self.other.info.name}"
-        found = {record.trial.folder: record for record in self._bench._records(arrays=False)}
+        found = {planned.trial.folder: record for planned in trials if (record := self._stored(planned))}
         splits = {planned.split.digest for planned in trials if planned.trial.folder in found}
         if not splits:
             raise errors.StoreError(f"{self.store.root} holds no trial of this benchmark. Call run() first.")
@@ -312,6 +312,12 @@ class _ExternalTest:
             except Exception as error:
                 record = records.failed_record(replace(record, metrics={}, metrics_tta={}), error, 0.0, here=False)
             yield record
+
+    def _stored(self, planned: PlannedTrial) -> Record | None:
+        try:
+            return self.store.read(planned.trial, arrays=False)
+        except errors.DamagedRecordError as error:
+            return records.failed_record(records.blank_record(planned, self._own), error, 0.0, here=False)
 
     def _of_other(self, split: Split, record: Record) -> Record:
         """Return a record whose samples and row are those of the other data set."""
@@ -389,6 +395,8 @@ class _ExternalTest:
 def _relabelled(other: Dataset, label_map: Labels, classes: tuple[str, ...]) -> Dataset:
     """Return the images of a data set whose labels are, or are mapped to, one of `classes`."""
     table, name = other.table, other.info.name
+    if strange := [label for label in label_map if label not in other.class_names]:
+        raise errors.DataError(f"label_map names {strange}; {name!r} has the labels {', '.join(other.class_names)}.")
     table["label"] = [None if pd.isna(label) else label_map.get(label, label) for label in table["label"]]
     table = table[table["label"].notna()]
     unknown = sorted(set(table["label"]) - set(classes))

@@ -3,9 +3,8 @@
 Other processes read the context of the run, with all its trials, from a file in the store.
 """
 
-from __future__ import annotations
-
 import contextlib
+import importlib.util
 import json
 import math
 import os
@@ -18,7 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, ThreadPoolExecutor, wait
 from dataclasses import KW_ONLY, dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -76,7 +75,10 @@ class SubmitExecutor:
         try:
             for planned in trials:
                 task = (_run_submitted, path, context.scratch, planned.trial.digest)
-                waiting[self.executor.submit(*task)] = planned
+                try:
+                    waiting[self.executor.submit(*task)] = planned
+                except Exception as error:  # a pool that is broken
+                    yield _lost_trial(planned, context, error, started)
             while waiting:
                 ended = [future for future in waiting if future.done()]
                 for future in ended:
@@ -125,6 +127,10 @@ class RayExecutor:
     max_retries: int = 3
     address: str | None = None
     _task: Any = field(default=None, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if importlib.util.find_spec("ray") is None:
+            raise SettingsError("ray is not installed. Install it: pip install 'leukemia-dl[ray]'.")
 
     def submit(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Call `function` with `arguments` as a task of Ray, and return its future."""
@@ -236,8 +242,12 @@ class _Worker:
                 self._end()
                 driver = (os.getpid(), self._folder.parent)
                 self._pool = ProcessPoolExecutor(1, initializer=_begin, initargs=driver, env=self._environment)
-            future: Future[None] = self._pool.submit(_work, planned.trial.digest, self._folder)
-        self._spec, self._process = planned.spec, next(iter(self._pool._processes.values()))
+            try:
+                future: Future[None] = self._pool.submit(_work, planned.trial.digest, self._folder)
+            except BrokenExecutor as error:  # the process died a moment ago
+                future = Future()
+                future.set_exception(error)
+        self._spec, self._process = planned.spec, next(iter(self._pool._processes.values()), self._process)
         return future
 
     def _end(self) -> None:
@@ -282,13 +292,14 @@ def _work(digest: str, folder: Path) -> None:
     context = _read_context(folder.parent)
     planned = context.nets[digest]
     logs = context.store.logs(planned.trial)
-    logs.mkdir(parents=True, exist_ok=True)
-    with (logs / "log.txt").open("ab") as log:  # gets everything that this process prints
-        os.dup2(log.fileno(), 1)
-        os.dup2(log.fileno(), 2)
+    with contextlib.suppress(OSError):  # a trial does not fail for its log
+        logs.mkdir(parents=True, exist_ok=True)
+        with (logs / "log.txt").open("ab") as log:  # gets everything that this process prints
+            os.dup2(log.fileno(), 1)
+            os.dup2(log.fileno(), 2)
 
     def report(trial: Trial, *epoch: Any) -> None:
-        with (folder / "progress").open("a") as file:
+        with contextlib.suppress(OSError), (folder / "progress").open("a") as file:
             file.write(json.dumps(epoch, default=float) + "\n")
 
     output = run_trial(planned, context, report)

@@ -1,7 +1,5 @@
 """Run the trials of a benchmark that its store does not hold, write their records, and show how far it is."""
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import os
@@ -22,14 +20,14 @@ from leukemia_dl.benchmark.plan import Plan, PlannedTrial
 from leukemia_dl.benchmark.store import Store
 from leukemia_dl.benchmark.trial import Record, Trial
 from leukemia_dl.benchmark.trial_runner import RunContext, TrialOutput, appearances_of, read_images
-from leukemia_dl.errors import BackendError, TrainingError
+from leukemia_dl.errors import BackendError, SettingsError, TrainingError
 from leukemia_dl.preprocess.quality import summary
 from leukemia_dl.text import duration
 from leukemia_dl.training import load_factory
 
-_log, _DAY = logging.getLogger(__name__), 86_400.0
+_log, _MONTH = logging.getLogger(__name__), 30 * 86_400.0
 # A trial that ended from outside continues from its last epoch; one that failed by itself would fail again.
-_RESUMED = ("OSError", "TimeLimitError", "WorkerError")
+_RESUMED = ("TimeLimitError", "WorkerError")
 
 
 class GridRunner:
@@ -52,16 +50,17 @@ class GridRunner:
         context = self._context(nets)
         for old in context.scratch.parent.glob("run-*"):  # of runs that were killed, or stopped elsewhere
             with contextlib.suppress(OSError):
-                if old.stat().st_mtime < time.time() - _DAY:
+                if old.stat().st_mtime < time.time() - _MONTH:
                     shutil.rmtree(old)
         context.scratch.mkdir(parents=True)
         outputs = self._outputs(to_do, nets, context)
         try:
             with _interrupt_once(context.stop), self.progress.bar, contextlib.closing(outputs):
                 for output in outputs:
-                    os.utime(context.scratch)  # a run of days is not one that was killed
                     if output is not None:
                         self._finish(*output)
+                    with contextlib.suppress(OSError):
+                        os.utime(context.scratch)  # a run of weeks is not one that was killed
             if context.stopped:
                 raise KeyboardInterrupt
         finally:
@@ -97,7 +96,7 @@ class GridRunner:
         """Yield the outputs of baselines, then those of nets, until the run is stopped."""
         cells = cache(partial(measure_cells, self.plan.dataset, self.plan.rows, self.show))
         for planned in to_do:
-            if planned.spec is None:
+            if planned.spec is None and not context.stopped:
                 yield run_baseline(planned, context.samples, cells), None
         if nets:
             self.progress.began = time.monotonic()
@@ -109,8 +108,11 @@ class GridRunner:
 
     def _finish(self, record: Record, model: bytes | None) -> None:
         """Write the record of a trial, unless it has failed or has no net and the store has a result that has not."""
-        if record.exception == "BackendError":
-            raise BackendError(record.message)  # the other trials would fail too
+        if not isinstance(self.executor, SubmitExecutor):  # on this machine the other trials would fail too
+            if record.exception == "BackendError":
+                raise BackendError(record.message)
+            if record.exception == "SettingsError" and record.message.startswith("precision="):
+                raise SettingsError(record.message)
         earlier = next(self.store.records([record.trial.folder], False), None)
         finished = earlier is not None and earlier.status != "failed"
         if finished and record.status == "failed":

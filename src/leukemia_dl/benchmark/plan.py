@@ -1,7 +1,5 @@
 """The plan of a benchmark: its settings, checked, and every trial that they ask for."""
 
-from __future__ import annotations
-
 import contextlib
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence

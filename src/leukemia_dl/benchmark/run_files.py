@@ -1,7 +1,5 @@
 """The files of a benchmark in its store, grids/DIGEST/ (settings.toml, grid.csv, samples.csv), and how to read them."""
 
-from __future__ import annotations
-
 import io
 import os
 import sys
@@ -158,7 +156,7 @@ def settings_text(plan: Plan, store: Store) -> str:
     info, callbacks = plan.dataset.info, plan.callbacks
     if not isinstance(callbacks, str | None):  # its name; a list or a partial has none, and cannot be read back
         named = hasattr(callbacks, "__qualname__")
-        callbacks = f"{callbacks.__module__}:{callbacks.__qualname__}" if named else repr(callbacks)
+        callbacks = f"{callbacks.__module__}:{callbacks.__qualname__}" if named else type(callbacks).__name__
     facts = {name: getattr(info, name) for name in ("title", "synthetic", "licence", "citation", "url")}
     facts |= {"class_names": list(plan.dataset.class_names), "fingerprint": plan.dataset.fingerprint}
     given = ("backbones", "baselines", "folds", "n_folds", "seeds", "allow_leakage", "save_models")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import tempfile
 import time
@@ -20,7 +21,7 @@ from leukemia_dl.benchmark.plan import PlannedTrial
 from leukemia_dl.benchmark.store import Store
 from leukemia_dl.benchmark.trial import Record, Trial
 from leukemia_dl.datasets import Dataset, PixelStore, Split, cache_dir
-from leukemia_dl.errors import ImageError, TimeLimitError
+from leukemia_dl.errors import ImageError, StoreError, TimeLimitError, WorkerError
 from leukemia_dl.evaluation.calibration import choose_temperature
 from leukemia_dl.models.build import most_readers
 from leukemia_dl.models.classifier import Classifier, logits_over_symmetries, predict_logits, softmax
@@ -70,10 +71,14 @@ class Images:
 
 
 def read_images(dataset: Dataset, rows: NDArray[np.int64], pipeline: Pipeline, show: bool) -> Images:
-    """Decode the sorted `rows` of a data set, or find them decoded; in memory if they have different sizes."""
+    """Decode the sorted `rows` of a data set, or find them decoded; in memory if no store of pixels can be kept."""
     (stored, per_split), used = pipeline.partition(), dataset.subset(rows)
-    pixels = used.to_numpy(stored, show) if stored.output_size is None else used.pixel_store(stored, show_progress=show)
-    return Images(pixels, rows, stored, per_split)
+    if stored.output_size is not None:
+        try:
+            return Images(used.pixel_store(stored, show_progress=show), rows, stored, per_split)
+        except StoreError as error:  # a full disk should not stop a run
+            logging.getLogger(__name__).warning("Decoded images are held in memory. %s", error)
+    return Images(used.to_numpy(stored, show), rows, stored, per_split)
 
 
 def appearances_of(dataset: Dataset, rows: NDArray[np.int64]) -> list[Appearance]:
@@ -219,5 +224,8 @@ def _saved(model: Any, record: Record, context: RunContext, pipeline: Pipeline) 
     provenance |= {"metrics": dict(record.metrics), "images": dict(context.appearance)}
     temperature = record.metrics.get("temperature", 1.0)
     classifier = Classifier(model, context.samples.class_names, pipeline, provenance, temperature)
-    with tempfile.TemporaryDirectory(dir=context.scratch) as folder:
-        return Path(classifier.save(Path(folder) / "model.keras")).read_bytes()
+    try:
+        with tempfile.TemporaryDirectory(dir=context.scratch) as folder:
+            return Path(classifier.save(Path(folder) / "model.keras")).read_bytes()
+    except OSError as error:  # the fit is kept: the next run saves its net
+        raise WorkerError(f"The net was trained but cannot be written: {error}. Free space.") from error

@@ -1,7 +1,5 @@
 """The command `leukemia-dl`: one module per group of commands. Only typer is imported, so that `--help` is quick."""
 
-from __future__ import annotations
-
 import io
 import logging
 import os

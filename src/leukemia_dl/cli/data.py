@@ -1,7 +1,5 @@
 """`leukemia-dl audit | download | verify | predict | preview`: the files of a data set, and nets on image files."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 
@@ -128,5 +126,6 @@ def preview(
         label = data.class_names[chosen.labels[row]]
         names += [f"{label}: file", "preprocessed", *(f"epoch {epoch + 1}" for epoch in range(_EPOCHS))]
     title = f"{data.info.title}{' (synthetic cells, not real ones)' if data.info.synthetic else ''}"
+    output.parent.mkdir(parents=True, exist_ok=True)
     plot_samples(cells, names, columns=_EPOCHS + 2, title=title).savefig(output, format="png")
     typer.echo(f"Images: {len(chosen)}, in their files, preprocessed and augmented: {output}")

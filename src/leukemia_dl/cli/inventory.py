@@ -1,7 +1,5 @@
 """`leukemia-dl backbones | datasets | recipes | doctor`: the available parts, and the state of this machine."""
 
-from __future__ import annotations
-
 import os
 import platform
 import shutil

@@ -117,7 +117,9 @@ def _read(path: Path, protocol: str | None) -> tuple[pd.DataFrame, dict[str, Any
             raise DataError(f"{path} cannot be read as CSV: {' '.join(str(error).split())}") from error
     known = sorted(frame["protocol"].astype(str).unique()) if "protocol" in frame else []
     if (len(known) > 1) if protocol is None else (protocol not in known):
-        raise DataError(f"The predictions are of the protocols {', '.join(known)}: choose one by --protocol.")
+        raise DataError(
+            f"The predictions are of these protocols, one of which --protocol may be: {known or 'not known'}."
+        )
     frame = frame if protocol is None else frame[frame["protocol"] == protocol]
     if run is None:
         return frame, {}

@@ -26,7 +26,7 @@ from leukemia_dl.text import counted, printable
 __all__ = ["AuditReport", "audit"]
 
 _SEVERITIES = ("error", "warning", "note")
-_SHOWN = 3
+_SHOWN, _ALL_PAIRS = 3, 20
 _BLACK = 16  # the highest level that 12 bits reach in 16, as 8 bits
 _COPIES = "copies of an image that were turned, mirrored, recoloured, resized or stored again with loss"
 _OTHERS = "one cell in files that differ, where images are not single cells on exactly black background"
@@ -110,7 +110,7 @@ def audit(dataset: Images, show_progress: bool = True) -> AuditReport:
     """Return the problems of every image of a `dataset`, and of what its samples share; `show_progress` shows a bar.
 
     Each file is hashed and decoded once, by threads; those that may show the same cell are decoded again. An image that
-    cannot be read is a finding and stops nothing. Of n equal images n - 1 pairs are named.
+    cannot be read is a finding and stops nothing. Of up to 20 equal images all pairs are named, of more n - 1.
     """
     table = dataset.table
     of_files = table["path"].dropna()
@@ -205,8 +205,10 @@ def _pairs(data: pd.DataFrame, same: list[list[int]]) -> Iterator[_Finding]:
     repeated = data[data["sha256"].duplicated(keep=False)].groupby("sha256", sort=False)
     sets = [("identical_files", rows) for _, rows in repeated] + [("same_cell", data.iloc[rows]) for rows in same]
     for kind, rows in sets:
-        # Sorted: where labels, sides or folds differ within a set, two neighbours differ in something.
-        for one, two in map(sorted, itertools.pairwise(rows.sort_values(["label", "split", "fold", "group"]).index)):
+        # Of a large set only neighbours: where labels, sides or folds differ, two neighbours differ in something.
+        ordered = rows.sort_values(["label", "split", "fold", "group"]).index
+        paired = itertools.combinations(ordered, 2) if len(rows) <= _ALL_PAIRS else itertools.pairwise(ordered)
+        for one, two in map(sorted, paired):
             if kind == "same_cell" and data["sha256"][one] == data["sha256"][two]:
                 continue
             first, second = rows_of[one], rows_of[two]

@@ -3,11 +3,10 @@
 `hashes.json` in it holds `{path: [size, changed, moved, sha256]}`: a file is read again only if it has changed.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import json
+import logging
 import math
 import os
 import time
@@ -25,6 +24,7 @@ from leukemia_dl.progress import parallel_map
 
 HASH_FILE = "hashes.json"
 _SETTLED_NS = 2_000_000_000  # a file that changes twice within a tick of the clock keeps its stamp
+_log = logging.getLogger(__name__)
 
 
 def user_path(path: str | Path, name: str = "") -> Path:
@@ -47,7 +47,8 @@ def cache_dir() -> Path:
 def cache_limit() -> float:
     """Return how many bytes decoded pixels and features may take: `LEUKEMIA_DL_CACHE_LIMIT` in GB, 20 by default."""
     text = os.environ.get("LEUKEMIA_DL_CACHE_LIMIT") or "20"
-    return real_number("LEUKEMIA_DL_CACHE_LIMIT", pd.to_numeric(text, errors="coerce"), 0, math.inf) * 1e9
+    number = pd.to_numeric(text, errors="coerce")
+    return real_number("LEUKEMIA_DL_CACHE_LIMIT", text if pd.isna(number) else float(number), 0, math.inf) * 1e9
 
 
 def cache_use() -> list[tuple[float, int, Path]]:
@@ -63,6 +64,18 @@ def in_use(path: Path) -> None:
     """Note that a file of pixels or features is used now."""
     with contextlib.suppress(OSError):  # a cache that cannot be written to
         os.utime(path)
+
+
+def is_whole(path: Path, shape: tuple[int, ...], dtype: str) -> bool:
+    """Return whether a file holds an array of this shape and dtype; warn of one that does not, and is made again."""
+    if not path.exists():
+        return False
+    with contextlib.suppress(Exception):  # numpy's reader of damaged headers raises about anything
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        if array.dtype == np.dtype(dtype) and array.shape == shape:
+            return True
+    _log.warning("%s is damaged, and is made again", path)
+    return False
 
 
 def make_room(path: Path, needed: int) -> None:

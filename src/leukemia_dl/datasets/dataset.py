@@ -55,7 +55,7 @@ class Dataset:
 
     def __post_init__(self) -> None:
         table, names = clean_table(self._table), class_list(self.class_names)
-        if problem := problem_of(table, names):
+        if problem := problem_of(table, names, self._arrays):
             raise DataError(f"The data set {self.info.name!r} {problem}.")
         object.__setattr__(self, "class_names", names)
         object.__setattr__(self, "_table", table)
@@ -112,7 +112,11 @@ class Dataset:
                 f"Images are uint8 (n, height, width, 3), labels n class indices from 0 to {len(names) - 1} (-1: not "
                 f"known). Received: images {images.shape}, labels {codes.dtype} {codes.shape}, {np.unique(codes)[:9]}."
             )
-        columns = {"sample": range(count) if samples is None else samples, "subject": subjects, "split": splits}
+        given = {"sample": range(count) if samples is None else samples, "subject": subjects, "split": splits}
+        # As lists: pandas would align Series by their index.
+        columns: dict[str, list[Any]] = {name: list(values) for name, values in given.items() if values is not None}
+        if wrong := [name for name, values in columns.items() if len(values) != count]:
+            raise DataError(f"There are {count:,} images, and another number of entries for {', '.join(wrong)}.")
         table = pd.DataFrame({"label": pd.Series([*names, None], dtype=object).to_numpy()[codes.ravel()], **columns})
         info = info or DatasetInfo("arrays", "Images in memory", "yours", "yours")
         info = info if canvas is None else replace(info, canvas=canvas)
@@ -255,7 +259,9 @@ class Dataset:
         sides = [self._table["split"].fillna("-"), self._table["fold"].astype(TEXT).fillna("-")]
         counts = pd.DataFrame({"images": 1}, self._table.index)
         for label, name in enumerate(self.class_names):
-            counts[name] = (self.labels == label).astype(np.int64)
+            counts[f"class {name}" if name in ("images", "unlabelled", "subjects", "groups") else name] = (
+                self.labels == label
+            ).astype(np.int64)
         counts["unlabelled"] = (self.labels < 0).astype(np.int64)
         people = self._table[["subject", "group"]].rename(columns={"subject": "subjects", "group": "groups"})
         return counts.groupby(sides).sum().join(people.groupby(sides).nunique().astype("int64"))

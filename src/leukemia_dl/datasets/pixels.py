@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
 from functools import partial
 from importlib import metadata
@@ -14,10 +15,10 @@ from numpy.typing import NDArray
 
 from leukemia_dl import identity
 from leukemia_dl.atomic import new_file, sha256_of_file
-from leukemia_dl.datasets.cache import array_hash, cache_dir, in_use, make_room, user_path
+from leukemia_dl.datasets.cache import array_hash, cache_dir, in_use, is_whole, make_room, user_path
 from leukemia_dl.datasets.table import DatasetInfo
 from leukemia_dl.errors import DataError, ImageError, SettingsError, StoreError
-from leukemia_dl.preprocess import Pipeline
+from leukemia_dl.preprocess import Pipeline, Step
 from leukemia_dl.progress import parallel_map, process_map
 
 __all__ = ["PixelStore", "decode_all"]
@@ -75,10 +76,11 @@ class PixelStore:
         contents, first, rows = np.unique(np.array(dataset.content_hashes), return_index=True, return_inverse=True)
         # Another version may decode or resize otherwise.
         versions = [metadata.version(name) for name in ("leukemia-dl", "pillow", "numpy")]
-        key = identity.digest([pipeline.to_dict(), versions, size, contents.tolist()])
+        codes = [_code(step) for step in pipeline.steps]
+        key = identity.digest([pipeline.to_dict(), codes, versions, size, contents.tolist()])
         path = (cache_dir() / "pixels" if folder is None else user_path(folder)) / f"{key[:24]}.npy"
         shape = (len(contents), size, size, 3)
-        if not path.exists():
+        if not is_whole(path, shape, "|u1"):
             try:
                 make_room(path, int(np.prod(shape)))
                 with new_file(path) as file:
@@ -141,7 +143,11 @@ def _fill(
         file.write(_fitting(pipeline(image), shape[1:]).tobytes())
     file.flush()
     run = process_map if len(jobs) >= _FEW else parallel_map
-    _refuse(run(partial(_write_pixels, file.name, shape[1:], pipeline), jobs, "Reading images", show=show))
+    texts = run(partial(_write_pixels, file.name, shape[1:], pipeline), jobs, "Reading images", show=show)
+    problems = {content: (path, text) for (_, path, content), text in zip(jobs, texts, strict=True)}
+    each = [problems.get(content, ("", "")) for content in dataset.content_hashes]
+    # Copies of a bad file are bad too, and named.
+    _refuse([text and text.replace(named, str(path)) for (named, text), path in zip(each, paths, strict=True)])
 
 
 def _write_pixels(name: str, shape: tuple[int, ...], pipeline: Pipeline, job: tuple[int, str, str]) -> str:
@@ -165,6 +171,18 @@ def _fitting(image: NDArray[np.uint8], shape: tuple[int, ...]) -> NDArray[np.uin
         found, wanted = (f"{height} x {width}" for height, width, _ in (image.shape, shape))
         raise SettingsError(f"The pipeline gives images of {found} and {wanted} pixels: let it end in Resize(size).")
     return image
+
+
+def _code(step: Step) -> str | None:
+    """Return the code of a custom step: an edited one makes other pixels under the same name."""
+    kind = type(step)
+    if kind.__module__.startswith("leukemia_dl."):
+        return None
+    try:
+        return inspect.getsource(kind)
+    except (OSError, TypeError):  # typed at a prompt
+        codes = [value.__code__ for value in vars(kind).values() if hasattr(value, "__code__")]
+        return repr([(code.co_code, code.co_consts, code.co_names) for code in codes])
 
 
 def _refuse(found: list[str]) -> None:

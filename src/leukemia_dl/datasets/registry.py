@@ -1,7 +1,5 @@
 """The data sets that can be loaded by name: our own sources and those of installed plugins; one can be downloaded."""
 
-from __future__ import annotations
-
 import importlib
 import logging
 import os
@@ -88,6 +86,8 @@ def load_dataset(name: str, root: str | Path | None = None, **options: Any) -> D
         known = "; ".join(f"{key} ({text})" for key, text in texts.items())
         raise SettingsError(f"The data set {name!r} has no option {', '.join(map(repr, unknown))}. Known: {known}.")
     word = "path" if "path" in source.options else "root"
+    if root is not None and "path" in options:
+        raise SettingsError(f"root and path name the same file: pass one. Received: {root!r}, {options['path']!r}.")
     place = options.pop("path", root)
     if place is None and source.needs_root:
         raise SettingsError(f"The data set {name!r} is on your disk: pass {word}=..., command line: --root PATH.")
@@ -129,6 +129,7 @@ def download(name: str, to: str | Path) -> Dataset:
     partial = root / ".kagglehub"  # its cache: files that are not complete yet
     if not root.exists() or (root.is_dir() and all(path == partial for path in root.iterdir())):
         # kagglehub takes settings from the environment alone. On Kaggle and Colab it would not fetch into the folder.
+        before = dict(os.environ)
         os.environ.update(KAGGLEHUB_CACHE=str(partial), DISABLE_KAGGLE_CACHE="1", DISABLE_COLAB_CACHE="1")
         try:
             fetched = Path(importlib.import_module("kagglehub").dataset_download(DOWNLOADS[name]))
@@ -139,6 +140,9 @@ def download(name: str, to: str | Path) -> Dataset:
                 "token in ~/.kaggle/kaggle.json; the same command goes on where it was. By hand: unpack the archive of "
                 f"https://www.kaggle.com/datasets/{DOWNLOADS[name]} into {root}, and repeat the command."
             ) from error
+        finally:
+            os.environ.clear()
+            os.environ.update(before)
         for entry in sorted(fetched.iterdir()):
             entry.replace(root / entry.name)
         shutil.rmtree(partial, ignore_errors=True)

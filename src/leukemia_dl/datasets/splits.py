@@ -1,7 +1,5 @@
 """Splits into training, validation and test rows: the protocols, how each draws, and what is verified of each split."""
 
-from __future__ import annotations
-
 import itertools
 import warnings
 from collections.abc import Sequence
@@ -151,7 +149,9 @@ def make_splits(
     elif folds is not None and not (isinstance(folds, str) and folds == "all"):
         chosen = list(identity.whole_numbers(folds) or [])
         if not chosen or len(set(chosen) & set(drawn)) != len(chosen):
-            there = ", ".join(str(fold) for fold in drawn if fold is not None) or "none"
+            if list(drawn) == [None]:
+                raise SettingsError(f"Protocol {protocol!r} has no folds: leave `folds` out. Received: {folds!r}.")
+            there = ", ".join(map(str, drawn))
             raise SettingsError(f'`folds` is "all" or some of {there}, each once. Received: {folds!r}.')
     return [_checked(context, fold, *drawn[fold]) for fold in chosen]
 

@@ -71,7 +71,8 @@ class SyntheticCohort:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        lowest = {"subjects": 12, "images": 3 * self.subjects, "preliminary_images": 12, "final_images": 2, "seed": 0}
+        subjects = whole_number("subjects", self.subjects, 12)
+        lowest = {"subjects": 12, "images": 3 * subjects, "preliminary_images": 12, "final_images": 2, "seed": 0}
         for name, low in lowest.items():
             high = 100_000 if name.endswith("images") else None
             object.__setattr__(self, name, whole_number(name, getattr(self, name), low, high))

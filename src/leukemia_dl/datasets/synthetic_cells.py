@@ -4,8 +4,6 @@ Shapes, colours and grain follow C-NMC 2019 as measured; nothing is copied from 
 levels, lengths are pixels of the 450-pixel frame, where 600-pixel frames have the same scale.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Mapping
 from typing import Any

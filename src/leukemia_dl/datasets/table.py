@@ -69,12 +69,15 @@ def clean_table(table: pd.DataFrame) -> pd.DataFrame:
     return table
 
 
-def problem_of(table: pd.DataFrame, names: tuple[str, ...]) -> str:
-    """Return why a clean table and class names make no data set, "" if they do."""
+def problem_of(table: pd.DataFrame, names: tuple[str, ...], arrays: Iterable[str] = ()) -> str:
+    """Return why a clean table, class names and sample ids of `arrays` make no data set, "" if they do."""
     if not len(table):
         return "has no samples. Check the root, or the rows that were chosen"
     if len(set(names)) != len(names) or len(names) < 2 or not all(name and name.isprintable() for name in names):
         return f"needs at least two different class names that can be printed. Received: {list(names)!a}"
+    for column in ("sample", "path"):
+        if (missing := table[column].isna() & ~table["sample"].isin(arrays)).any():
+            return f"has no {column} in row {int(missing.argmax())}"
     if len(repeated := table["sample"][table["sample"].duplicated()]):
         return f"has {len(repeated):,} sample ids twice, such as {repeated.iloc[0]!r}: each names one image"
     for column, allowed in (("label", names), ("split", SPLITS)):

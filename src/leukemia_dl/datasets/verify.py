@@ -1,7 +1,5 @@
 """Whether the files of a data set are the published ones: a list of SHA-256, and the comparison with it."""
 
-from __future__ import annotations
-
 import os
 import re
 from dataclasses import dataclass
@@ -41,6 +39,8 @@ def read_manifest(path: str | Path) -> pd.DataFrame:
                 f"{path}, line {number} is not allowed: {line[:200]!r}. Wanted: `hash  path`, as sha256sum writes it; "
                 "each path once, relative, with `/`, no `..`, backslash, drive letter or control characters."
             )
+    if not files:
+        raise DataError(f"{path} names no file.")
     return pd.DataFrame(files.items(), columns=["path", "sha256"], dtype=TEXT)
 
 
@@ -87,6 +87,8 @@ def verify(root: str | Path, manifest: str | Path, show_progress: bool = True, p
     links. Hidden and system files are never extra. If `partial`, files may be missing. `show_progress` shows a bar.
     """
     root = Path(os.path.normpath(user_path(root, "root")))  # resolve() would follow a link and lose its name
+    if not root.is_dir():
+        raise DataError(f"There is no folder {root}.")
     expected: dict[Any, str] = read_manifest(manifest).set_index("path")["sha256"].to_dict()
     tops = sorted({name.split("/")[0] if "/" in name else "." for name in expected})
     base = root.parent if tops == [root.name] and not (root / root.name).is_dir() else root

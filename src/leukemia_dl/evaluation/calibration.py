@@ -58,7 +58,14 @@ def choose_temperature(labels: Ints, probabilities: Floats, groups: NDArray[Any]
 
 
 def apply_temperature(probabilities: Floats, temperature: float) -> Floats:
-    """Return softmax(log(`probabilities`) / `temperature`), float64 (n, classes); DataError if either is none."""
+    """Return softmax(log(`probabilities`) / `temperature`), float64 (n, classes); DataError for wrong arguments.
+
+    Examples:
+        >>> import numpy as np
+        >>> from leukemia_dl import evaluation
+        >>> evaluation.apply_temperature(np.array([[0.9, 0.1]]), 2.0).round(3)
+        array([[0.75, 0.25]])
+    """
     if not 0 < temperature < math.inf:
         raise DataError(f"A temperature is a positive number. Received: {temperature!r}.")
     _, probabilities = as_arrays(np.zeros(np.shape(probabilities)[:1], np.int64), probabilities)

@@ -61,6 +61,18 @@ def compare(
     Returns:
         A row per pair and metric. `detectable` is the difference that would be detected with a power of 80%, `role`
         "confirmatory" or "descriptive", `sentence` the row in words.
+
+    Examples:
+        >>> import pandas as pd
+        >>> import leukemia_dl as ldl
+        >>> frame = pd.DataFrame({"sample": range(40), "label": ["hem"] * 20 + ["all"] * 20})
+        >>> frame["group"] = "P" + (frame["sample"] // 2).astype(str)
+        >>> one = frame.assign(backbone="cnn", probability_hem=[0.8] * 14 + [0.3] * 6 + [0.4] * 16 + [0.6] * 4)
+        >>> other = frame.assign(backbone="vgg16", probability_hem=[0.7] * 17 + [0.2] * 3 + [0.1] * 16 + [0.9] * 4)
+        >>> both = pd.concat([one, other], ignore_index=True)
+        >>> both["probability_all"] = 1 - both["probability_hem"]
+        >>> ldl.compare(both)[["first", "second", "difference", "p"]].round(3).to_dict("records")
+        [{'first': 'cnn', 'second': 'vgg16', 'difference': -0.075, 'p': 0.193}]
     """
     frame = validated_predictions(frame)
     further = [descriptive] if isinstance(descriptive, str) else list(descriptive)

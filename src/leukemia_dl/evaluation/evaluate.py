@@ -88,7 +88,7 @@ def evaluate(
         0   0.75  0.51   0.9      40      20
     """
     frame = validated_predictions(frame)
-    given = [metrics] if isinstance(metrics, str) else metrics or METRICS
+    given = METRICS if metrics is None else [metrics] if isinstance(metrics, str) else metrics
     names, class_names = [metric(name).name for name in given], class_names_of(frame)
     check_settings(level, estimand)
     chosen = select_side(frame, side)

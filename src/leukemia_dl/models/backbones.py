@@ -148,12 +148,10 @@ def register_backbone(spec: BackboneSpec, *, replace: bool = False, version: str
             "BackboneSpec(name=..., build=f(inputs, weights), scaling=..., native_size=..., min_size=...)."
         )
     taken = _known().get(spec.name)
-    if taken and replace and version is None and taken.record == spec:
-        return spec
     if taken and not (replace and taken.plugin == THIS_PROCESS):
         way_out = "pass replace=True" if taken.plugin == THIS_PROCESS else "choose another name"
         raise PluginError(f"{spec.name!r} is provided by {taken.plugin} {taken.version}: {way_out}.")
-    _registered[spec.name] = Provided(spec, THIS_PROCESS, version or _source_version(spec.build))
+    _registered[spec.name] = Provided(spec, THIS_PROCESS, version or "")
     return spec
 
 
@@ -161,7 +159,11 @@ def names_of(backbones: Any) -> Any:
     """Return the names for a list of names and specs; the specs are registered."""
     if not isinstance(backbones, (list, tuple)):
         return backbones
-    return [item if isinstance(item, str) else register_backbone(item, replace=True).name for item in backbones]
+    known = [item.record for item in _known().values()]
+    for item in backbones:
+        if not isinstance(item, str) and item not in known:
+            register_backbone(item, replace=True)
+    return [getattr(item, "name", item) for item in backbones]
 
 
 def find_backbone(name: str) -> Provided:
@@ -194,8 +196,9 @@ def backbone_table() -> pd.DataFrame:
 
 def _known() -> dict[str, Provided]:
     """Return all records by name, sorted; those registered in this process first where a plugin has the same name."""
-    known = {item.record.name: item for item in collect(_HOOK)} | _registered
-    return dict(sorted(known.items()))
+    # The source of a builder may have changed since it was registered.
+    here = [item._replace(version=item.version or _source_version(item.record.build)) for item in _registered.values()]
+    return {item.record.name: item for item in sorted([*collect(_HOOK), *here], key=lambda item: item.record.name)}
 
 
 def _source_version(build: Any) -> str:

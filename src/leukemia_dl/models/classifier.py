@@ -80,6 +80,8 @@ class Classifier:
             return f"{made[1]} outputs for the classes {', '.join(map(str, self.class_names))}"
         if self.pipeline.output_size not in (None, taken[1]):
             return f"the pipeline gives {self.pipeline.output_size} pixels, the net takes {taken[1]}"
+        if (known := self.provenance.get("images")) and not {"on_black", "size"} <= set(known):
+            return f"its record of images has no on_black and size: {known!r}"
         return ""
 
     def predict(
@@ -268,6 +270,9 @@ def _gives_probabilities(model: Any) -> bool:
     images = np.random.default_rng(0).integers(0, 256, (2, *model.input_shape[1:])).astype(np.float32)
     values = np.asarray(keras.ops.convert_to_numpy(model(images, training=False)), np.float64)
     sums = values.sum(axis=-1)
+    bounded = getattr(last, "activation", None) in (keras.activations.softmax, keras.activations.sigmoid)
+    if bounded and values.shape[-1] > 1 and (np.abs(sums - 1) > 0.01).any():
+        raise SettingsError(f"The outputs of the net must be logits, or probabilities that sum to 1, not {values[0]}.")
     return bool((values >= 0).all() and ((sums <= 1) if values.shape[-1] == 1 else (np.abs(sums - 1) <= 0.01)).all())
 
 

@@ -1,7 +1,5 @@
 """CIELAB, optical density, and stain normalisation inside a mask; C-NMC 2019 was normalised by its authors."""
 
-from __future__ import annotations
-
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace

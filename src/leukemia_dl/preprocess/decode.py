@@ -1,11 +1,10 @@
 """Image files to RGB arrays. A file is hostile until it is decoded: formats are listed, sizes bounded beforehand."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 import logging
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path, PurePath
 from typing import Any, cast
@@ -22,11 +21,15 @@ IMAGE_SUFFIXES = frozenset({".bmp", ".png", ".tif", ".tiff", ".jpg", ".jpeg", ".
 """Suffixes, in lower case, of the files that the readers of `leukemia_dl.datasets` take for images."""
 MAX_PIXELS = 20_000_000
 """Images with more pixels than this are refused before any of them is decoded."""
-_SYSTEM_NAMES = {"@eadir", "#recycle", "$recycle.bin", "__macosx", "system volume information", "thumbs.db"}
+_SYSTEM_NAMES = {
+    "@eadir", "@recycle", "@tmp", "#recycle", "#snapshot", "$recycle.bin", "__macosx", "__pycache__", "lost+found",
+    "system volume information", "thumbs.db", "ehthumbs.db", "desktop.ini",
+}  # fmt: skip
 _DOCUMENTS = {".csv", ".db", ".docx", ".html", ".ini", ".json", ".log", ".md", ".pdf", ".py", ".txt", ".xlsx", ".xml"}
 _MOST_BYTES = 16 * MAX_PIXELS
 _MOST_SCANS, _MOST_REPEATS = 30, 500  # of a JPEG of `MAX_PIXELS`, and of a smaller one
 _MOST_TILES, _MOST_LAYERS = 100_000, 5  # of a TIFF: a layer of tiles per channel
+_DEEP, _DEPTHS = 0xFFFF, frozenset(2**bits - 1 for bits in range(9, 16))
 _BLOCK = 1 << 20  # bytes per call of a decoder: with Pillow's 64 KiB, threads wait for each other at every block
 _log = logging.getLogger(__name__)
 warned: set[str] = set()
@@ -69,7 +72,7 @@ def decode_image(source: str | Path | bytes) -> NDArray[np.uint8]:
             image.load()
             with contextlib.suppress(Exception):  # broken metadata do not make the pixels worse
                 ImageOps.exif_transpose(image, in_place=True)  # in place: otherwise it copies an image that is upright
-            return _to_rgb(_to_8_bits(image, name) if deep else image)
+            return _to_rgb(_to_8_bits(image, data, name) if deep else image)
     except _Refused as error:
         reason = str(error)
     except UnidentifiedImageError:
@@ -108,18 +111,41 @@ def _bound_work(image: ImageFile.ImageFile, repeats: int) -> None:
         raise _Refused("it keeps each 16-bit channel apart, which Pillow misreads: save it with interleaved channels")
 
 
-def _to_8_bits(image: Image.Image, name: str) -> Image.Image:
-    """Scale a 16-bit image to 8 bits; of a coloured one Pillow has kept the upper bytes already."""
+def _to_8_bits(image: Image.Image, data: bytes, name: str) -> Image.Image:
+    """Return a 16-bit image as one of 8 bits: scaled by the range that its tags state, otherwise by all 16 bits."""
+    tags = getattr(image, "tag_v2", {})
+    stated = {2**bits - 1 for bits in tags.get(258, ())} | set(tags.get(281, ())) | set(tags.get(341, ()))
+    top = int(max(stated & _DEPTHS, default=_DEEP))
     grey = image.mode.startswith("I;16")
     levels = np.asarray(image if grey else image.convert("RGB"))
-    if 0 < levels.max() < (4_096 if grey else 16):
-        text = "has 16 bits per channel and no level above 4,095, as 12-bit cameras write: it comes out nearly black"
-        warn_once("dark", f"{name} {text}. Save it with 8 bits. Further ones: at level DEBUG.")
-    if not grey:
+    if not grey:  # Pillow gives only the upper bytes of coloured images
+        levels = levels.astype(np.uint16) << 8
+        levels |= _lower_bytes(data) if top < _DEEP and image.mode == "RGB" else 0
+    largest = int(levels.max())
+    if not grey and image.mode != "RGB" and top < _DEEP:
+        raise _Refused("it has 16 bits per channel, a smaller range in its tags and more than three channels: save RGB")
+    if largest > top or (not grey and tags.get(284) == 2):
+        top = _DEEP
+    if top == _DEEP and 0 < largest <= _DEEP // 16:
+        dark = f"has 16 bits per channel and no level above {largest} of 65,535, as 12-bit cameras write"
+        cure = "Save it with 8 bits, or as TIFF with the tag MaxSampleValue=4095. Further ones: at level DEBUG."
+        warn_once("dark", f"{name} {dark}: it comes out nearly black. {cure}")
+    if not grey and top == _DEEP:
         return image
-    scaled = ((levels.astype(np.uint32) * 255 + 32_767) // 65_535).astype(np.uint8)
-    white_is_zero = getattr(image, "tag_v2", {}).get(262) == 0  # Pillow inverts images of 8 bits itself
-    return Image.fromarray(255 - scaled if white_is_zero else scaled)
+    scaled = (np.minimum(np.arange(_DEEP + 1), top) * 255 + top // 2) // top
+    if grey and tags.get(262) == 0:  # white is zero; Pillow inverts images of 8 bits itself
+        scaled = 255 - scaled
+    return Image.fromarray(scaled.astype(np.uint8)[levels])
+
+
+def _lower_bytes(data: bytes) -> NDArray[np.uint8]:
+    """Return the lower bytes of 16-bit RGB samples: Pillow returns them if the byte order is swapped."""
+    other = {"L": "B", "B": "L", "N": "B" if sys.byteorder == "little" else "L"}
+    with Image.open(io.BytesIO(data), formats=("TIFF",)) as image:
+        tiles: list[Any] = image.tile
+        image.tile = [t._replace(args=(t.args[0][:-1] + other[t.args[0][-1]], *t.args[1:])) for t in tiles]
+        image.load()
+        return np.asarray(image)
 
 
 def _to_rgb(image: Image.Image) -> NDArray[np.uint8]:
@@ -137,26 +163,31 @@ def is_system_file(path: str | Path) -> bool:
     return name in _SYSTEM_NAMES or name.startswith(".")
 
 
-def image_files(root: Path) -> list[str]:
+def image_files(root: Path, follow: bool = False) -> list[str]:
     """Return the images below a folder, by suffix, as relative paths with `/`, in order; warn of other files, links."""
 
     def refuse(error: OSError) -> None:
         raise DataError(f"Cannot list the folder {error.filename}: {error.strerror}. Check its permissions.") from error
 
-    found, links = list[str](), list[str]()
-    for parent, inner, names in os.walk(root, onerror=refuse):  # Path.walk takes seconds for a hundred thousand files
+    found, links, seen = list[str](), list[str](), set[str]()
+    # Path.walk takes seconds for a hundred thousand files.
+    for parent, inner, names in os.walk(root, onerror=refuse, followlinks=follow):
+        if (real := os.path.realpath(parent)) in seen:  # links lead round in a circle
+            inner.clear()
+            continue
+        seen.add(real)
         inner[:] = sorted(name for name in inner if not is_system_file(name))
-        links += [name for name in inner if os.path.islink(f"{parent}/{name}")]  # noqa: PTH114
+        links += [name for name in inner if not follow and os.path.islink(f"{parent}/{name}")]  # noqa: PTH114
         below = parent.removeprefix(str(root)).replace(os.sep, "/").strip("/")
         found += [f"{below}/{name}".lstrip("/") for name in sorted(names) if not is_system_file(name)]
     images = [name for name in found if PurePath(name).suffix.lower() in IMAGE_SUFFIXES]
     suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
     warn_left_out(root, sorted(set(found) - set(images)), f"only these suffixes are read: {suffixes}")
-    warn_left_out(root, links, "links to folders are not followed; copy their images")
+    warn_left_out(root, links, "links to folders are not followed; copy their images", "link")
     return images
 
 
-def warn_left_out(root: Path, names: Sequence[str], why: str) -> None:
+def warn_left_out(root: Path, names: Sequence[str], why: str, kind: str = "file") -> None:
     """Log one warning of the files, except documents, that a reader leaves out: their number, and a name."""
     if names := [name for name in names if PurePath(name).suffix.lower() not in _DOCUMENTS]:
-        _log.warning("%s: left out %s, such as %r: %s", root, counted(len(names), "file"), names[0], why)
+        _log.warning("%s: left out %s, such as %r: %s", root, counted(len(names), kind), names[0], why)

@@ -1,7 +1,5 @@
 """The cell: its mask on a black background or in a bright-field smear, its silhouette's measures, its colour."""
 
-from __future__ import annotations
-
 from typing import Literal, get_args
 
 import numpy as np

@@ -183,6 +183,9 @@ class Pipeline:
     def __post_init__(self) -> None:
         if not isinstance(self.steps, (tuple, list)) or not all(isinstance(step, Step) for step in self.steps):
             raise SettingsError(f"A pipeline takes a tuple of steps, such as (Resize(224),). Received: {self.steps!r}.")
+        for step in map(type, self.steps):
+            if not (dataclasses.is_dataclass(step) and step.__dataclass_params__.frozen):  # type: ignore[attr-defined]
+                raise SettingsError(f"A step is a dataclass with frozen=True. Received: {step.__name__}.")
         object.__setattr__(self, "steps", tuple(self.steps))
 
     @classmethod

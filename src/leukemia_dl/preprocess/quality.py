@@ -1,7 +1,5 @@
 """Measures of whole images: their quality, and how they differ from the images that a net was trained on."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -62,6 +60,7 @@ def quality_frame(images: Any, names: Sequence[Any] | None = None, show_progress
     if hasattr(images, "decode"):  # a Dataset, whose images may be arrays
         files = enumerate(images.table["path"])
         images = [file if isinstance(file, str) else images.decode(row) for row, file in files]
+    images = [images] if isinstance(images, (str, Path)) else list(images)
     if names is None:
         names = [str(item) if isinstance(item, (str, Path)) else row for row, item in enumerate(images)]
     rows = parallel_map(_measured, images, "Measuring quality", show=show_progress)

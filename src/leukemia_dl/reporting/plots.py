@@ -97,6 +97,7 @@ def plot_learning_curves(histories: pd.DataFrame, title: str = "") -> Figure:
     rows = pd.concat(by_protocol(drawable(histories, columns, "No learning curves to draw: no net was trained.")))
     parts = {str(name): trials for name, trials in rows.groupby("backbone", sort=False)}
     heads = rows[rows["phase"] == "head"] if "phase" in rows else rows[:0]
+    heads = heads[heads["backbone"].isin(rows["backbone"][rows.get("phase", "") == "full"])]
     ends = heads.groupby("backbone")["epoch"].max() + 0.5
     figure = new_figure(max(2.5 * len(parts) + 1.0, 7.5), 5.4)
     panels = figure.subplots(2, len(parts), sharex="col", sharey="row", squeeze=False)
@@ -121,7 +122,7 @@ def plot_learning_curves(histories: pd.DataFrame, title: str = "") -> Figure:
 
 
 def _draw_curves(axes: Axes, trials: pd.DataFrame, column: str, marker: str, colour: str, label: str) -> None:
-    by_trial = trials.pivot(index="epoch", columns="trial", values=column)
+    by_trial = trials.drop_duplicates(["trial", "epoch"]).pivot(index="epoch", columns="trial", values=column)
     lines = axes.plot(by_trial.index, by_trial, marker, color=colour, markersize=3.5, lw=1.5)
     lines[0].set_label(label)
 

@@ -1,7 +1,5 @@
 """The findings of a run under each protocol: intervals, ranks, comparisons, their sentences, and the worst errors."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any

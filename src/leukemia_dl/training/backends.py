@@ -154,9 +154,9 @@ def _start_tensorflow(device: str, threads: int) -> _Started:
     try:
         if gpus:
             config.set_visible_devices([] if gpu is None else [gpu], "GPU")
-    except RuntimeError:  # started already, with other devices
+    except RuntimeError as error:  # started already, with other devices
         if device != "auto":
-            raise
+            raise BackendError(f"TensorFlow has started without {device}: start a new process.") from error
         gpu = next(iter(config.get_visible_devices("GPU")), None)
     with contextlib.suppress(RuntimeError):  # started already: too late, and no harm
         config.threading.set_intra_op_parallelism_threads(threads)

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from leukemia_dl.atomic import new_file
-from leukemia_dl.datasets.cache import in_use, make_room
+from leukemia_dl.datasets.cache import in_use, is_whole, make_room
 from leukemia_dl.identity import digest, named_seed
 from leukemia_dl.models.backbones import BackboneSpec
 from leukemia_dl.models.build import Head, all_layers, build_model, split_at_features, weights_identity
@@ -61,7 +61,8 @@ class FeatureCache:
         if net[0] is None:  # these features could be taken for those of another net
             return Subset(np.concatenate(list(compute())), whole.rows)
         if self._pixels[0]() is not base or base.flags.writeable:
-            self._pixels = (weakref.ref(base), array_fingerprint(base))
+            # What may still be written to is never remembered.
+            self._pixels = ((lambda: None) if base.flags.writeable else weakref.ref(base), array_fingerprint(base))
         name = digest([*net, self._pixels[1], batch_size])
         found = self._held.pop(name, None)
         if found is None:
@@ -77,7 +78,7 @@ class FeatureCache:
         try:
             if self.folder is not None:
                 path = self.folder / name
-                if not path.exists():
+                if not is_whole(path, shape, "<f4"):
                     make_room(path, 4 * shape[0] * shape[1])
                     with new_file(path) as file:
                         header = {"descr": "<f4", "fortran_order": False, "shape": shape}
@@ -85,7 +86,7 @@ class FeatureCache:
                         file.writelines(batch.astype("<f4").tobytes() for batch in compute())
                 in_use(path)
                 return np.load(path, mmap_mode="r", allow_pickle=False)  # type: ignore[no-any-return]
-        except Exception as error:  # a full disk; numpy's reader raises about anything for a damaged file
+        except OSError as error:  # a full disk
             _log.warning("Features are held in memory. The file %s cannot be used: %s", path, error)
         return np.concatenate(list(compute()))
 

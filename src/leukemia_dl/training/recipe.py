@@ -141,6 +141,8 @@ class Recipe(Augmentation):
         if not isinstance(self.weights, Mapping):  # "random", since TOML knows no None
             object.__setattr__(self, "weights", None if self.weights in (None, "random") else str(self.weights))
         if changes := self.if_no_weights:
+            if fixed := sorted(set(changes) & {"name", "weights", "if_no_weights", "head_epochs", "callbacks"}):
+                raise SettingsError(f"if_no_weights cannot set {', '.join(fixed)}.")
             checked = self.from_dict({**dataclasses.asdict(self), "if_no_weights": {}, **changes})
             object.__setattr__(self, "if_no_weights", {name: getattr(checked, name) for name in changes})
 

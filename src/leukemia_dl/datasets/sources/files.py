@@ -76,7 +76,8 @@ def read_frame(
     table["path"] = paths = _absolute(table["path"], start, where)
     common = os.path.commonpath([os.path.dirname(path) for path in paths])  # noqa: PTH120
     if "sample" not in table:
-        table["sample"] = _below(start if os.path.commonpath([start, common]) == start else common, paths)
+        inside = os.path.join(common, "").startswith(os.path.join(start, ""))  # noqa: PTH118
+        table["sample"] = _below(start if inside else common, paths)
     below = _below(common, paths)
     hidden = np.array([any(map(is_system_file, name.split("/"))) for name in below])
     if hidden.any():
@@ -152,6 +153,8 @@ def read_folder(root: str | Path, info: DatasetInfo, class_names: Sequence[str] 
         if len(named := [top for top in inside if _part(top) == (side, None)]) > 1:
             _log.warning("%s: the folders %s are all taken for the side %s", root, ", ".join(named), side)
     table["label"], names = _labels(table["label"], wanted, str(root))
+    if lost := [name for name in names if name in inside and name not in set(table["label"])]:
+        raise DataError(f"{root}: all images of {', '.join(lost)} were left out, as the warning says.")
     return table, names, info
 
 
@@ -240,9 +243,11 @@ def find_copy(
     top = require_folder(root, wanted)
     while top.name.lower() in inner:
         top = top.parent
-    found = [re.fullmatch(layout, path, FLAGS) for path in image_files(top)]
+    found = [re.fullmatch(layout, path, FLAGS) for path in image_files(top, follow=True)]
     matches = [match for match in found if match]
     copies = {match["copy"] for match in matches if match["image"]}
+    own = f"{Path(root).name}/"  # copies beside the given folder do not count
+    copies = {copy for copy in copies if top == Path(root) or copy.startswith(own)} or copies
     depth = min((copy.count("/") for copy in copies), default=0)
     nearest = sorted(copy for copy in copies if copy.count("/") == depth)
     if len(nearest) > 1:

@@ -50,6 +50,8 @@ def read_segmentation_wbc(root: Path, part: int | str | None = None) -> Table:
         wanted = f"need one CSV file with their classes, 'Class Labels of Dataset {part or number}.csv'"
         raise DataError(f"The images in {folder} {wanted}. CSV files that are there: {found}. Wanted: {_WANTED}.")
     table = read_text_csv(fitting[0], "the file of the original repository").iloc[:, :2].dropna(how="all").fillna("")
+    if "id" not in str(table.columns[0]).lower():
+        raise DataError(f"{fitting[0]} has no header of an image ID and a class: {', '.join(map(str, table))}.")
     labels: dict[int, str] = {}
     for row, *cells in table.itertuples():
         text, label = (*cells, "")[:2]
@@ -62,7 +64,7 @@ def read_segmentation_wbc(root: Path, part: int | str | None = None) -> Table:
     if not numbers & labels.keys():
         raise DataError(f"{fitting[0]} names none of the {len(images):,} images in {folder}, as another part's would.")
     if differing := sorted(numbers ^ labels.keys()):
-        message = "%s: %d numbers are of images without a row, so without a label, or of rows without an image: %s"
+        message = "%s: %d images have no row, so no label, or rows no image; their numbers: %s"
         _log.warning(message, fitting[0], len(differing), ", ".join(map(str, differing[:5])))
     rows = [(f"{number}/{image_number:03d}", path, labels.get(image_number)) for image_number, path in images]
     info = replace(INFO, declared=(("images", dict(INFO.declared)[f"part {number}"]),))
