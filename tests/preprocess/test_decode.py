@@ -364,4 +364,4 @@ def test_links_to_folders_are_counted(tmp_path: Path, caplog: pytest.LogCaptureF
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "root" / "all" / "pat7").symlink_to(tmp_path / "elsewhere")
     assert decoding.image_files(tmp_path / "root") == ["all/1.png"]
-    assert "left out 1 file, such as 'pat7': links to folders are not followed" in caplog.text
+    assert "left out 1 link, such as 'pat7': links to folders are not followed" in caplog.text
