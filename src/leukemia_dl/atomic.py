@@ -60,7 +60,8 @@ def moved_aside(parent: Path) -> list[tuple[Path, Path]]:
 
 def remove_unfinished(parent: Path) -> None:
     """Remove what killed writers left in a folder, if it is older than a day."""
-    for path in (path for end in (_UNFINISHED, _OLD) for path in parent.glob(f".*-{8 * '[0-9a-f]'}{end}")):
+    left = {path for end in (_UNFINISHED, _OLD) for path in parent.glob(f".*-{8 * '[0-9a-f]'}{end}")}
+    for path in left - {old for old, _ in moved_aside(parent)}:  # which is the only copy
         with contextlib.suppress(OSError):
             if time.time() - path.lstat().st_mtime > 86_400:
                 shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()

@@ -131,7 +131,7 @@ def test_corrupt_files_are_named_once_and_nothing_is_left(small: Dataset, base: 
     bad = [small.paths[row] for row in (1, 6)]
     for path in bad:
         path.write_bytes(path.read_bytes()[: 40 + int(path.stem)])
-    with pytest.raises(ImageError, match="2 of 9 images cannot be read") as caught:
+    with pytest.raises(ImageError, match="2 of 10 images cannot be read") as caught:
         Dataset.from_dataframe(small.table).pixel_store(PIPELINE, base)
     assert [str(caught.value).count(str(path)) for path in bad] == [1, 1]
     assert list(base.iterdir()) == []
@@ -143,7 +143,7 @@ def test_processes_fill_it_as_threads_do(small: Dataset, base: Path, monkeypatch
     processes = small.pixel_store(PIPELINE, base.with_name("others"))
     np.testing.assert_array_equal(threads[:], processes[:])
     small.paths[3].write_bytes(b"BM")
-    with pytest.raises(ImageError, match="1 of 9 images"):
+    with pytest.raises(ImageError, match="1 of 10 images"):
         Dataset.from_dataframe(small.table).pixel_store(PIPELINE, base)
 
 

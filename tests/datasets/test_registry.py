@@ -65,7 +65,7 @@ def test_a_plugin_that_yields_something_else_is_named_and_hides_nobody(monkeypat
 
     module = SimpleNamespace(leukemia_dl_datasets=plugins.hookimpl(lambda: [Wrong()]))
     distribution = SimpleNamespace(name="their-package", version="1.2")
-    point = SimpleNamespace(name="theirs", dist=distribution, load=lambda: module)
+    point = type("Point", (), {"name": "theirs", "dist": distribution, "load": lambda self: module})()
     monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: [point])
     plugins.forget()
     try:

@@ -8,6 +8,7 @@ import pytest
 
 import leukemia_dl as ldl
 from discs import IMAGES, LABELS, SMALL, counting
+from leukemia_dl.datasets import cache as pixel_cache
 from leukemia_dl.models.build import build_model, split_at_features
 from leukemia_dl.models.classifier import predict_logits, softmax
 from leukemia_dl.plugins import DISTRIBUTION
@@ -44,7 +45,8 @@ def computed(monkeypatch):
 def said(monkeypatch):
     """The warnings; not by caplog, since some library that the suite has imported before may have silenced logging."""
     heard = []
-    monkeypatch.setattr(cache._log, "warning", lambda text, *values: heard.append(text % values))
+    for module in (cache, pixel_cache):
+        monkeypatch.setattr(module._log, "warning", lambda text, *values: heard.append(text % values))
     return heard
 
 

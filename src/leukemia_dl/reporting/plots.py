@@ -96,8 +96,8 @@ def plot_learning_curves(histories: pd.DataFrame, title: str = "") -> Figure:
     columns = ["trial", "backbone", "epoch", "accuracy", "loss", "val_accuracy", "val_loss"]
     rows = pd.concat(by_protocol(drawable(histories, columns, "No learning curves to draw: no net was trained.")))
     parts = {str(name): trials for name, trials in rows.groupby("backbone", sort=False)}
-    heads = rows[rows["phase"] == "head"] if "phase" in rows else rows[:0]
-    heads = heads[heads["backbone"].isin(rows["backbone"][rows.get("phase", "") == "full"])]
+    phases = rows["phase"] if "phase" in rows else pd.Series("full", rows.index)
+    heads = rows[(phases == "head") & rows["backbone"].isin(rows["backbone"][phases == "full"])]
     ends = heads.groupby("backbone")["epoch"].max() + 0.5
     figure = new_figure(max(2.5 * len(parts) + 1.0, 7.5), 5.4)
     panels = figure.subplots(2, len(parts), sharex="col", sharey="row", squeeze=False)

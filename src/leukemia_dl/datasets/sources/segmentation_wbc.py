@@ -64,7 +64,7 @@ def read_segmentation_wbc(root: Path, part: int | str | None = None) -> Table:
     if not numbers & labels.keys():
         raise DataError(f"{fitting[0]} names none of the {len(images):,} images in {folder}, as another part's would.")
     if differing := sorted(numbers ^ labels.keys()):
-        message = "%s: %d images have no row, so no label, or rows no image; their numbers: %s"
+        message = "%s: %d numbers have an image and no row, so no label, or a row and no image: %s"
         _log.warning(message, fitting[0], len(differing), ", ".join(map(str, differing[:5])))
     rows = [(f"{number}/{image_number:03d}", path, labels.get(image_number)) for image_number, path in images]
     info = replace(INFO, declared=(("images", dict(INFO.declared)[f"part {number}"]),))
