@@ -336,7 +336,7 @@ def test_a_net_that_is_not_there_is_a_row_that_says_so(dataset, other, tmp_path,
     assert f"{trials[2]} is damaged" in frame["message"][2]
     assert frame["message"][0].startswith("model.keras is not there: run with save_models=True")
     assert "model.keras has another checksum" in frame["message"][1]
-    assert (frame["traceback"] != "").tolist() == [False] * 2 + [True] * 3 + [False]
+    assert (frame["traceback"] != "").tolist() == [False] * 3 + [True] * 3 + [False]
     assert frame.loc[:4, ["accuracy", "temperature", "loss_calibrated"]].isna().all(axis=None)
     assert (frame["n_test"] == len(known(other)[0])).all()
     with caplog.at_level(logging.WARNING):

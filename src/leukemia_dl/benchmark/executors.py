@@ -118,7 +118,7 @@ class RayExecutor:
         num_gpus: GPUs that a trial takes, parts such as 0.5 included; None for one if the cluster has any, else none.
         max_retries: How often a trial is run again whose process or node was lost.
         address: Of a cluster, or "auto" for the one that this machine names (RAY_ADDRESS); None for a new one on this
-            machine. A process that is connected to a cluster already stays connected to it.
+            machine. A process that is connected to a cluster already stays so. SettingsError: Ray is not installed.
     """
 
     num_cpus: float | None = None

@@ -166,7 +166,7 @@ class Store:
         return target
 
     def write_files(self, files: Mapping[str, str]) -> None:
-        """Write each content to the file of its name in the store, aside, then in place."""
+        """Write `files`, texts by name, into the store, each aside, then in place."""
         with _writing(self.root):
             for name, content in files.items():
                 write_file(self.root / name, content.encode("utf-8", "surrogateescape"))

@@ -118,7 +118,7 @@ def _read(path: Path, protocol: str | None) -> tuple[pd.DataFrame, dict[str, Any
     known = sorted(frame["protocol"].astype(str).unique()) if "protocol" in frame else []
     if (len(known) > 1) if protocol is None else (protocol not in known):
         raise DataError(
-            f"The predictions are of these protocols, one of which --protocol may be: {known or 'not known'}."
+            f"--protocol must be one of the protocols of the predictions: {', '.join(known) or 'none named'}."
         )
     frame = frame if protocol is None else frame[frame["protocol"] == protocol]
     if run is None:

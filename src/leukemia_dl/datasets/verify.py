@@ -85,6 +85,7 @@ def verify(root: str | Path, manifest: str | Path, show_progress: bool = True, p
 
     The paths of the manifest start from `root`, or from the folder above it. Nothing outside is read, also not through
     links. Hidden and system files are never extra. If `partial`, files may be missing. `show_progress` shows a bar.
+    DataError: there is no such folder, or the list names no file.
     """
     root = Path(os.path.normpath(user_path(root, "root")))  # resolve() would follow a link and lose its name
     if not root.is_dir():
