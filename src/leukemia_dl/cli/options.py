@@ -49,7 +49,7 @@ def recipe(name: str, pairs: Pairs, image_size: int | None) -> Recipe:
 
     changes = key_values(pairs, "--set") | ({} if image_size is None else {"image_size": image_size})
     if "=" in str(changes.get("weights")):  # one for each backbone
-        changes["weights"] = key_values(map(str, parts(changes["weights"])), "--set weights")
+        changes["weights"] = key_values([*map(str, parts(changes["weights"]))], "--set weights")
     return Recipe.from_toml(name).changed(**changes) if name.endswith(".toml") else Recipe.preset(name, **changes)
 
 
