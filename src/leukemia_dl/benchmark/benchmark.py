@@ -280,7 +280,7 @@ class _ExternalTest:
 
     def __init__(self, bench: Benchmark, other: Dataset, label_map: Labels | None, show: bool) -> None:
         self._bench, self.plan, self.store, self.show = bench, bench.planned, bench.store, show
-        self.other = other = _relabelled(other, label_map or {}, bench.dataset.class_names)
+        self.other = other = records.relabelled(other, label_map or {}, bench.dataset.class_names)
         self._own, self._rows = records.Samples.of(bench.dataset), np.arange(len(other))
         # How the images differ from the benchmark's, of which 100 are compared.
         known = summary(appearances_of(bench.dataset, self.plan.rows))
@@ -390,18 +390,3 @@ class _ExternalTest:
             "guarantees": "; ".join(filter(None, disjoint)),
             "flags": flags,
         }
-
-
-def _relabelled(other: Dataset, label_map: Labels, classes: tuple[str, ...]) -> Dataset:
-    """Return the images of a data set whose labels are, or are mapped to, one of `classes`."""
-    table, name = other.table, other.info.name
-    if strange := [label for label in label_map if label not in other.class_names]:
-        raise errors.DataError(f"label_map names {strange}; {name!r} has the labels {', '.join(other.class_names)}.")
-    table["label"] = [None if pd.isna(label) else label_map.get(label, label) for label in table["label"]]
-    table = table[table["label"].notna()]
-    unknown = sorted(set(table["label"]) - set(classes))
-    if unknown or table.empty:
-        found = f"{name!r} has images of {', '.join(map(repr, unknown)) or 'no class'}"
-        allowed = f"the classes of the benchmark are {', '.join(classes)}"
-        raise errors.DataError(f"{found}; {allowed}. Say what each is, or None to leave it out: label_map={{...}}.")
-    return replace(other, _table=table, class_names=classes, source=None)

@@ -7,7 +7,7 @@ import re
 import sys
 import time
 import traceback
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from leukemia_dl.benchmark.plan import PlannedTrial
 from leukemia_dl.benchmark.trial import WHOLE_NUMBERS, Record
 from leukemia_dl.datasets import Dataset, Split
+from leukemia_dl.errors import DataError
 from leukemia_dl.evaluation import METRICS, apply_temperature, score
 from leukemia_dl.evaluation.calibration import choose_temperature
 from leukemia_dl.models.classifier import softmax
@@ -204,3 +205,18 @@ def _named(record: Record, rows: pd.DataFrame) -> pd.DataFrame:
 def _joined(parts: list[pd.DataFrame]) -> pd.DataFrame:
     frame = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
     return frame.astype({name: "Int64" for name in WHOLE_NUMBERS if name in frame})
+
+
+def relabelled(other: Dataset, label_map: Mapping[str, str | None], classes: tuple[str, ...]) -> Dataset:
+    """Return the images of a data set whose labels are, or are mapped to, one of `classes`."""
+    table, name = other.table, other.info.name
+    if strange := [label for label in label_map if label not in other.class_names]:
+        raise DataError(f"label_map names {strange}; {name!r} has the labels {', '.join(other.class_names)}.")
+    table["label"] = [None if pd.isna(label) else label_map.get(label, label) for label in table["label"]]
+    table = table[table["label"].notna()]
+    unknown = sorted(set(table["label"]) - set(classes))
+    if unknown or table.empty:
+        found = f"{name!r} has images of {', '.join(map(repr, unknown)) or 'no class'}"
+        allowed = f"the classes of the benchmark are {', '.join(classes)}"
+        raise DataError(f"{found}; {allowed}. Say what each is, or None to leave it out: label_map={{...}}.")
+    return replace(other, _table=table, class_names=classes, source=None)
