@@ -148,7 +148,7 @@ def test_no_module_is_longer_than_400_lines(path):
 
 
 # Every line counts, blank lines and docstrings too. This number may only fall.
-MOST_LINES = 16_614
+MOST_LINES = 13_000
 
 
 def test_src_does_not_grow():
