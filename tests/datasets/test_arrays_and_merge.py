@@ -51,7 +51,7 @@ def test_equal_arrays_have_equal_contents_and_other_shapes_have_not() -> None:
         ({"labels": np.arange(12) / 2}, DataError, "labels float64"),
         ({"labels": [2] * 12}, DataError, r"from 0 to 1.* Received: .* \[2\]"),
         ({"samples": ["a"] * 12}, DataError, "sample ids twice"),
-        ({"subjects": ["a"]}, DataError, "another number of entries for subject"),
+        ({"subjects": ["a"]}, ValueError, "same length"),
         ({"splits": ["left"] * 12}, DataError, "unknown split 'left'"),
         ({"class_names": ("one",), "labels": [0] * 12}, DataError, "at least two"),
     ],

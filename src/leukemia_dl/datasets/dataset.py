@@ -115,8 +115,6 @@ class Dataset:
         given = {"sample": range(count) if samples is None else samples, "subject": subjects, "split": splits}
         # As lists: pandas would align Series by their index.
         columns: dict[str, list[Any]] = {name: list(values) for name, values in given.items() if values is not None}
-        if wrong := [name for name, values in columns.items() if len(values) != count]:
-            raise DataError(f"There are {count:,} images, and another number of entries for {', '.join(wrong)}.")
         table = pd.DataFrame({"label": pd.Series([*names, None], dtype=object).to_numpy()[codes.ravel()], **columns})
         info = info or DatasetInfo("arrays", "Images in memory", "yours", "yours")
         info = info if canvas is None else replace(info, canvas=canvas)

@@ -83,9 +83,9 @@ class VerifyReport:
 def verify(root: str | Path, manifest: str | Path, show_progress: bool = True, partial: bool = False) -> VerifyReport:
     """Return how the files of a data set compare with a `manifest`, see `read_manifest`.
 
-    The paths of the manifest start from `root`, or from the folder above it. Nothing outside is read, also not through
-    links. Hidden and system files are never extra. If `partial`, files may be missing. `show_progress` shows a bar.
-    DataError: there is no such folder, or the list names no file.
+    Its paths start from `root`, or from the folder above it; nothing outside is read, also not through links. Hidden
+    and system files are never extra. If `partial`, files may be missing. `show_progress` shows a bar. DataError: there
+    is no such folder, or the list names no file.
     """
     root = Path(os.path.normpath(user_path(root, "root")))  # resolve() would follow a link and lose its name
     if not root.is_dir():

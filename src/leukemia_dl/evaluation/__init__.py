@@ -7,9 +7,10 @@ from leukemia_dl.evaluation.calibration import (
     fit_temperature,
     operating_points,
 )  # fmt: skip
-from leukemia_dl.evaluation.comparisons import compare, inflation, leaderboard
+from leukemia_dl.evaluation.comparisons import compare, inflation
 from leukemia_dl.evaluation.curves import precision_recall_curves, reliability_curves, roc_curves
 from leukemia_dl.evaluation.evaluate import drop_repeated_cells, error_list, evaluate, evaluate_groups, group_table
+from leukemia_dl.evaluation.leaderboard import leaderboard
 from leukemia_dl.evaluation.metrics import METRICS, score
 from leukemia_dl.evaluation.predictions import class_names_of
 from leukemia_dl.evaluation.published import published_results

@@ -1,4 +1,4 @@
-"""Paired comparisons on the same images, of backbones (`compare`) and protocols (`inflation`), and the leaderboard."""
+"""Paired comparisons on the same images: of backbones (`compare`), and of protocols (`inflation`)."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -12,7 +12,7 @@ from scipy import stats
 
 from leukemia_dl.errors import DataError, SettingsError, unknown_name_error
 from leukemia_dl.evaluation import predictions
-from leukemia_dl.evaluation.evaluate import ESTIMANDS, ONE_SEED, Estimand, Estimates, check_settings, evaluate
+from leukemia_dl.evaluation.evaluate import ESTIMANDS, ONE_SEED, Estimand, Estimates, check_settings
 from leukemia_dl.evaluation.intervals import Spread, resampling_of
 from leukemia_dl.evaluation.metrics import Floats, Ints
 from leukemia_dl.evaluation.metrics import metric as find_metric
@@ -23,16 +23,6 @@ _Row = dict[Any, Any]
 _OF_PROTOCOLS = (
     "backbone", "kind", "metric", "honest", "leaky", "value_honest", "value_leaky", "difference", "low", "high", "unit",
     "p", "images", "groups", "seeds", "sentence", "reason",
-)  # fmt: skip
-# Column of the leaderboard -> its column in `Benchmark.results()` or `Benchmark.timings()`, and how over trials.
-_COSTS = {
-    "parameters": ("parameters", "max"),
-    "fit_seconds": ("fit_seconds", "mean"),
-    "images_per_second": ("predict_images_per_second", "median"),
-}
-_OF_LEADERBOARD = (
-    "rank", "backbone", "kind", "value", "low", "high", "unit", "better_than", "trials", "seeds", "images", "groups",
-    *_COSTS, "changes", "estimand", "flags",
 )  # fmt: skip
 
 
@@ -65,13 +55,12 @@ def compare(
     Examples:
         >>> import pandas as pd
         >>> import leukemia_dl as ldl
-        >>> frame = pd.DataFrame({"sample": range(40), "label": ["hem"] * 20 + ["all"] * 20})
+        >>> frame = pd.DataFrame({"sample": [*range(40)] * 2, "label": (["hem"] * 20 + ["all"] * 20) * 2})
         >>> frame["group"] = "P" + (frame["sample"] // 2).astype(str)
-        >>> one = frame.assign(backbone="cnn", probability_hem=[0.8] * 14 + [0.3] * 6 + [0.4] * 16 + [0.6] * 4)
-        >>> other = frame.assign(backbone="vgg16", probability_hem=[0.7] * 17 + [0.2] * 3 + [0.1] * 16 + [0.9] * 4)
-        >>> both = pd.concat([one, other], ignore_index=True)
-        >>> both["probability_all"] = 1 - both["probability_hem"]
-        >>> ldl.compare(both)[["first", "second", "difference", "p"]].round(3).to_dict("records")
+        >>> frame["backbone"] = ["cnn"] * 40 + ["vgg16"] * 40
+        >>> frame["probability_hem"] = [0.8] * 14 + [0.3] * 22 + [0.6] * 4 + [0.7] * 17 + [0.2] * 19 + [0.9] * 4
+        >>> frame["probability_all"] = 1 - frame["probability_hem"]
+        >>> ldl.compare(frame)[["first", "second", "difference", "p"]].round(3).to_dict("records")
         [{'first': 'cnn', 'second': 'vgg16', 'difference': -0.075, 'p': 0.193}]
     """
     frame = validated_predictions(frame)
@@ -288,7 +277,7 @@ def _sentence(row: _Row, pair: tuple[Model, Model], level: float, corrected_for:
     if corrected > 1 - level:
         power = f"a difference of {row['detectable']:.3f} would be detected with a power of {_POWER:.0%}"
         verdict = f", not significant {at_level}; {power}"
-    elif not verdict and (winner := _winner(row, level)):
+    elif not verdict and (winner := winner_of(row, level)):
         verdict = f": {winner} is better {at_level}"
     text += f": a difference of {row['difference']:+.3f} ({100 * level:g}% interval of this pair alone "
     text += f"{row['low']:+.3f} to {row['high']:+.3f}; p {_p_in_words(row['p'])} by {row['test']}{remark}){verdict}."
@@ -296,7 +285,7 @@ def _sentence(row: _Row, pair: tuple[Model, Model], level: float, corrected_for:
     return text + caution * bool(row["unit"] == "image")
 
 
-def _winner(row: _Row, level: float) -> str:
+def winner_of(row: _Row, level: float) -> str:
     """Return the name that is better at a level, after Holm's correction where there is one; "" if none is."""
     p, better = row["p"] if np.isnan(row["p_holm"]) else row["p_holm"], find_metric(row["metric"]).better
     if not better or not p <= 1 - level or not row["difference"]:
@@ -307,85 +296,3 @@ def _winner(row: _Row, level: float) -> str:
 def _p_in_words(p: float) -> str:
     """Return a p value with its relation, such as "= 0.030"."""
     return "< 0.001" if p < 0.001 else "= 1" if p > 0.9995 else f"= {p:.3f}"
-
-
-def leaderboard(
-    frame: pd.DataFrame,
-    metric: str = "accuracy",
-    *,
-    results: pd.DataFrame | None = None,
-    timings: pd.DataFrame | None = None,
-    level: float = 0.95,
-    estimand: Estimand = "models",
-    side: str = "test",
-) -> pd.DataFrame:
-    """Return the backbones in the order of one metric, with baselines among them.
-
-    `rank` is one more than the number of backbones that are significantly better (`compare`, after Holm's correction),
-    so that ranks may be shared. Where nothing can be tested, as with fewer than five groups of a class, there is none,
-    and `flags` begins with the reason; nor do baselines, undefined values, and a `metric` of which neither high nor low
-    values are better have ranks. `better_than` names every row, baselines included (without correction), that a
-    backbone is better than at the same level. `results` and `timings` are those of the benchmark, for parameters,
-    costs, changed settings and failed trials; `frame`, `level`, `estimand` and `side` are those of `evaluate`.
-
-    Returns:
-        A row per backbone and baseline that has predictions, best first. `fit_seconds` is a mean over trials,
-        `images_per_second` of predicting, `changes` are those to the preset of the recipe.
-    """
-    what, frame = find_metric(metric), validated_predictions(frame)
-    settings: dict[str, Any] = {"level": level, "estimand": estimand, "side": side}
-    table, chosen = evaluate(frame, metrics=metric, **settings), select_side(frame, side)
-    trials = chosen[predictions.model_keys(chosen)].drop_duplicates().astype(str)
-    table["kind"] = table["backbone"].map(chosen.groupby("backbone")["kind"].first())
-    table["trials"] = table["backbone"].map(trials["backbone"].value_counts())
-    comparable = len(table) == 1 or "sample" in frame
-    pairs = compare(frame, metric, **settings).to_dict("records") if len(table) > 1 and comparable else []
-    better: dict[str, list[str]] = {}
-    for row in pairs:
-        if winner := _winner(row, level):
-            better.setdefault(winner, []).append(row["second" if winner == row["first"] else "first"])
-    table["better_than"] = [", ".join(better.get(name, [])) for name in table["backbone"]]
-    nets = set(table.loc[(table["kind"] == "backbone") & table["value"].notna(), "backbone"])
-    untested = {frozenset((row["first"], row["second"])): row["reason"] for row in pairs if np.isnan(row["p"])}
-    ranked = set(nets) if what.better and comparable else set[str]()
-    while any(pair <= ranked for pair in untested):  # leave out those with the most untested pairs in turn
-        counts = {name: sum(name in pair and pair <= ranked for pair in untested) for name in ranked}
-        ranked = {name for name in ranked if counts[name] < max(counts.values())}
-    if len(nets) == 1:  # without a pair to test its own interval decides
-        ranked &= set(table.loc[table["low"].notna(), "backbone"])
-    places = {name: 1 + sum(name in better.get(other, []) for other in nets) for name in ranked}
-    table["rank"] = table["backbone"].map(places).astype("Int64")
-    whys = {name: [why for pair, why in untested.items() if name in pair and pair <= nets] for name in nets - ranked}
-    table["untested"] = [next(iter(whys.get(name, ())), "") for name in table["backbone"]]
-    table = table.sort_values("value", ascending=what.better == "low", kind="stable", ignore_index=True)
-    for column, (source, how) in _COSTS.items():
-        given = next((one for one in (results, timings) if one is not None and source in one), None)
-        known = given.groupby("backbone")[source].agg(how) if given is not None else pd.Series(dtype=float)
-        table[column] = table["backbone"].map(known).astype("Int64" if column == "parameters" else "float64")
-    columns = ["backbone", "status", "changes"]
-    rows = (pd.DataFrame() if results is None else results).reindex(columns=columns, fill_value="")
-    changes = dict(zip(rows["backbone"], rows["changes"], strict=True))
-    table["changes"] = [changes.get(name, "") for name in table["backbone"]]
-    failed = rows.loc[rows["status"] == "failed", "backbone"].value_counts()
-    of_nets = trials[trials["backbone"].isin(table.loc[table["kind"] == "backbone", "backbone"])]
-    planned = len(set(of_nets.drop(columns="backbone").itertuples(index=False)))
-    table["flags"] = _flags(table, planned, "" if comparable else "not compared: there is no column sample", failed)
-    return table.rename(columns={"value": metric})[[metric if name == "value" else name for name in _OF_LEADERBOARD]]
-
-
-def _flags(table: pd.DataFrame, planned: int, uncompared: str, failed: pd.Series) -> list[str]:
-    """Return the warnings of each row."""
-    ranked, most = table.loc[table["rank"].notna(), "backbone"].tolist(), int(table["images"].max())
-    flags = []
-    for row in table.to_dict("records"):
-        notes = {
-            row["reason"]: True,
-            uncompared: True,
-            f"not testable against the others, {row['untested']}": row["untested"] and not row["reason"],
-            f"{row['images']:,} of {most:,} images": row["images"] < most,
-            f"incomplete: {row['trials']} of {planned} trials": row["kind"] == "backbone" and row["trials"] < planned,
-            f"{failed.get(row['backbone'])} failed": row["backbone"] in failed,
-            f"best of {len(ranked)} on this side: its value is optimistic": ranked[1:] and row["backbone"] == ranked[0],
-        }
-        flags.append("; ".join(note for note, applies in notes.items() if note and applies))
-    return flags

@@ -70,7 +70,6 @@ def silence_startup() -> Iterator[None]:
         if backend_name() != "tensorflow" or shown or _started:
             yield
             return
-        sys.stderr.flush()
         saved = os.dup(2)
         try:
             with Path(os.devnull).open("w") as nowhere:
