@@ -36,8 +36,7 @@ def leaderboard(
     correction), that a backbone is better than. `results` and `timings` are those of the benchmark, for parameters,
     costs, changed settings and failed trials; `frame`, `level`, `estimand` and `side` are those of `evaluate`.
 
-    Returns:
-        A row per backbone and baseline, best first, with `changes` to the preset of the recipe.
+    Returns a row per backbone and baseline, best first.
     """
     what, frame = find_metric(metric), predictions.validated_predictions(frame)
     settings: dict[str, Any] = {"level": level, "estimand": estimand, "side": side}
