@@ -117,7 +117,7 @@ def test_verify_the_real_sample(c_nmc_sample, c_nmc_manifest, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["verify", "nowhere", "--manifest", "nothing"], "No such file or directory"),
+        (["verify", "nowhere", "--manifest", "nothing"], "There is no folder"),
         (["download", "c_nmc_2018", "--to", "x"], "There is no data set 'c_nmc_2018'. Did you mean 'c_nmc_2019'?"),
         (["download", "synthetic", "--to", "x"], "There is no data set to download 'synthetic'. Known: c_nmc_2019."),
     ],

@@ -283,4 +283,4 @@ def test_a_benchmark_gives_its_callbacks_a_folder_per_trial(tmp_path, monkeypatc
     frame = bench.run(executor="in-process", show_progress=False)
     assert frame["flags"].str.contains("callbacks: History").all()
     assert len(history.history["val_loss"]) == 2  # of both
-    assert "callbacks that have no name" in (tmp_path / "list" / "settings.toml").read_text()
+    assert 'callbacks = "list"' in (tmp_path / "list" / "settings.toml").read_text()

@@ -170,8 +170,8 @@ class Benchmark:
         try:
             GridRunner(self.planned, self.store, trials, *how).run()
         finally:
-            self.store.export([planned.trial.folder for planned in self.planned.trials])
-        return self.results()
+            frame = self.store.export([planned.trial.folder for planned in self.planned.trials])
+        return frame
 
     def results(self) -> pd.DataFrame:
         """Return a row per finished trial in the store, in the order of the grid.

@@ -171,14 +171,14 @@ class Store:
             for name, content in files.items():
                 write_file(self.root / name, content.encode("utf-8", "surrogateescape"))
 
-    def export(self, first: Sequence[str] = ()) -> None:
-        """Write results.csv and timings.csv of all records, those in the folders `first` first."""
+    def export(self, first: Sequence[str] = ()) -> pd.DataFrame:
+        """Write results.csv and timings.csv, again if a trial ends meanwhile; return results of the folders `first`."""
         before: Any = None
-        # Again if another run has finished a trial meanwhile.
         while before != (before := {(entry.name, entry.inode()) for entry in os.scandir(self.trials)}):
             found = list(self.records(dict.fromkeys([*first, *self.names()]), arrays=False))
             frames = {"results.csv": result_frame(found), "timings.csv": timing_frame(found)}
             self.write_files({name: frame.to_csv(index=False, lineterminator="\n") for name, frame in frames.items()})
+        return result_frame(record for record in found if record.trial.folder in first)
 
 
 def read_file(path: Path, most: int = _MOST_BYTES) -> bytes:

@@ -34,7 +34,7 @@ def leaderboard(
     so ranks may be shared. There is none where nothing can be tested (`flags` begins with the reason), for baselines,
     undefined values, and metrics of which neither end is better. `better_than` names every row, also baselines (without
     correction), that a backbone is better than. `results` and `timings` are those of the benchmark, for parameters,
-    costs, changed settings and failed trials; `frame`, `level`, `estimand` and `side` are those of `evaluate`.
+    costs, changes and failed trials; `frame`, `metric`, `level`, `estimand` and `side` are those of `evaluate`.
 
     Returns a row per backbone and baseline, best first.
     """

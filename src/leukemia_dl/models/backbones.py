@@ -159,9 +159,8 @@ def names_of(backbones: Any) -> Any:
     """Return the names for a list of names and specs; the specs are registered."""
     if not isinstance(backbones, (list, tuple)):
         return backbones
-    known = [item.record for item in _known().values()]
     for item in backbones:
-        if not isinstance(item, str) and item not in known:
+        if not isinstance(item, str) and item not in [known.record for known in _known().values()]:
             register_backbone(item, replace=True)
     return [getattr(item, "name", item) for item in backbones]
 

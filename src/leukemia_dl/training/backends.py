@@ -63,9 +63,10 @@ _Started = tuple[str | None, bool, int, int]
 
 def prepare(precision: str = "auto", compute: ComputeConfig | None = None) -> Device:
     """Import Keras with its backend, choose the device for the `precision` of a recipe, and return it."""
-    compute, backend = compute or ComputeConfig(), backend_name()
-    start = {"tensorflow": _start_tensorflow, "jax": _start_jax, "torch": _start_torch}[backend]
+    compute = compute or ComputeConfig()
     with silence_startup():
+        backend = backend_name()
+        start = {"tensorflow": _start_tensorflow, "jax": _start_jax, "torch": _start_torch}[backend]
         gpu, has_bfloat16, threads, gpus = start(compute.device, compute.threads or core_count())
         import keras
 
