@@ -362,4 +362,4 @@ def test_examples_run_with_the_tests(pytestconfig):
     assert pytestconfig.getoption("doctestmodules")
     sources = [path.read_text() for path in (ROOT / "src").rglob("*.py")]
     examples = [line for text in sources for line in text.splitlines() if line.strip().startswith(">>> ")]
-    assert len([line for line in examples if "+SKIP" not in line]) > 10
+    assert len([line for line in examples if "+SKIP" not in line]) > 40

@@ -67,7 +67,7 @@ class StoreError(LeukemiaDLError, OSError):
 
 
 class DamagedRecordError(StoreError):
-    """A trial's files are damaged; running the benchmark puts them aside and runs the trial again."""
+    """The files of a trial are damaged. The same benchmark runs the trial again."""
 
 
 def unknown_name_error(kind: str, name: object, known: Iterable[str], hint: str = "") -> UnknownNameError:

@@ -133,16 +133,10 @@ class Benchmark:
         return pd.DataFrame(rows).astype({"fold": "Int64", "seed": "Int64"})
 
     def run(
-        self,
-        *,
-        existing: Literal["reuse", "rerun"] = "reuse",
-        on_error: Literal["continue", "raise"] = "continue",
-        executor: Any = "auto",
-        workers: int | None = None,
-        time_limit: float | None = None,
-        shard: str | None = None,
+        self, *, existing: Literal["reuse", "rerun"] = "reuse", on_error: Literal["continue", "raise"] = "continue",
+        executor: Any = "auto", workers: int | None = None, time_limit: float | None = None, shard: str | None = None,
         show_progress: bool = True,
-    ) -> pd.DataFrame:
+    ) -> pd.DataFrame:  # fmt: skip
         """Run every trial that the store does not hold yet, and return the result frame, see `results`.
 
         Args:

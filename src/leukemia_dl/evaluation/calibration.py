@@ -98,14 +98,9 @@ def calibrate(frame: pd.DataFrame, *, fitted_on: str = "val", side: str = "test"
 
 
 def operating_points(
-    frame: pd.DataFrame,
-    *,
-    sensitivity: float | None = None,
-    specificity: float | None = None,
-    thresholds_from: str = "val",
-    side: str = "test",
-    level: float = 0.95,
-) -> pd.DataFrame:
+    frame: pd.DataFrame, *, sensitivity: float | None = None, specificity: float | None = None,
+    thresholds_from: str = "val", side: str = "test", level: float = 0.95,
+) -> pd.DataFrame:  # fmt: skip
     """Return the metrics of a threshold on the positive class's probability that keeps a sensitivity, or a specificity.
 
     Each fitted model (fold and seed) gets its own threshold, from its predictions of another side: the highest one with
@@ -149,13 +144,9 @@ def operating_points(
 
 
 def accuracy_at_coverage(
-    frame: pd.DataFrame,
-    coverages: float | Sequence[float] = (1.0, 0.95, 0.9, 0.8, 0.7, 0.5),
-    *,
-    thresholds_from: str = "val",
-    side: str = "test",
-    level: float = 0.95,
-) -> pd.DataFrame:
+    frame: pd.DataFrame, coverages: float | Sequence[float] = (1.0, 0.95, 0.9, 0.8, 0.7, 0.5), *,
+    thresholds_from: str = "val", side: str = "test", level: float = 0.95,
+) -> pd.DataFrame:  # fmt: skip
     """Return the accuracy on the images that a model is surest of: the reject option.
 
     Each fitted model rejects below a confidence (probability of the predicted class) at which the wanted share of the

@@ -83,15 +83,9 @@ def compare(
 
 
 def inflation(
-    frame: pd.DataFrame,
-    honest: str,
-    leaky: str,
-    metric: str = "accuracy",
-    *,
-    level: float = 0.95,
-    estimand: Estimand = "models",
-    side: str = "test",
-) -> pd.DataFrame:
+    frame: pd.DataFrame, honest: str, leaky: str, metric: str = "accuracy", *, level: float = 0.95,
+    estimand: Estimand = "models", side: str = "test",
+) -> pd.DataFrame:  # fmt: skip
     """Return by how much each backbone looks better under a protocol with leakage of patients.
 
     A backbone's nets of both protocols are compared as `compare` does with two backbones: on the images that all of

@@ -19,15 +19,9 @@ _COLUMNS = (
 
 
 def leaderboard(
-    frame: pd.DataFrame,
-    metric: str = "accuracy",
-    *,
-    results: pd.DataFrame | None = None,
-    timings: pd.DataFrame | None = None,
-    level: float = 0.95,
-    estimand: Estimand = "models",
-    side: str = "test",
-) -> pd.DataFrame:
+    frame: pd.DataFrame, metric: str = "accuracy", *, results: pd.DataFrame | None = None,
+    timings: pd.DataFrame | None = None, level: float = 0.95, estimand: Estimand = "models", side: str = "test",
+) -> pd.DataFrame:  # fmt: skip
     """Return the backbones in the order of one metric, with baselines among them.
 
     `rank` is one more than the number of backbones that are significantly better (`compare`, after Holm's correction),

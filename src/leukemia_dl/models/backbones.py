@@ -174,7 +174,14 @@ def find_backbone(name: str) -> Provided:
 
 
 def get_backbone(name: str) -> BackboneSpec:
-    """Return the backbone registered under `name`. Raises UnknownNameError, with the near match, if there is none."""
+    """Return the backbone registered under `name`. Raises UnknownNameError, with the near match, if there is none.
+
+    Examples:
+        >>> import leukemia_dl as ldl
+        >>> spec = ldl.get_backbone("xception")
+        >>> spec.title, spec.native_size, spec.min_size
+        ('Xception', 299, 71)
+    """
     spec: BackboneSpec = find_backbone(name).record
     return spec
 

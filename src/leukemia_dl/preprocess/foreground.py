@@ -82,6 +82,14 @@ def silhouette(mask: NDArray[np.bool_]) -> dict[str, float]:
     """Return measures of `mask`, bool (h, w), in pixels: `area`, bounding box's `width` and `height`, `perimeter`.
 
     The perimeter is the number of mask pixels with a neighbour (by side) outside, or on the frame.
+
+    Examples:
+        >>> import numpy as np
+        >>> from leukemia_dl import preprocess
+        >>> image = np.zeros((9, 9, 3), np.uint8)
+        >>> image[2:6, 3:8] = 100, 40, 110
+        >>> preprocess.silhouette(preprocess.foreground_mask(image))
+        {'area': 20.0, 'width': 5.0, 'height': 4.0, 'perimeter': 14.0}
     """
     top, left, bottom, right = bounding_box(mask) or (0, 0, 0, 0)
     padded = np.pad(mask, 1)

@@ -176,6 +176,14 @@ class Pipeline:
 
     Equal pipelines have equal hashes and digests and give equal pixels. May be used by many threads at once. Anything
     but a tuple of steps is a SettingsError.
+
+    Examples:
+        >>> import leukemia_dl as ldl
+        >>> pipeline = ldl.Pipeline.default(224, canvas=450)
+        >>> print(pipeline)
+        Pipeline(steps=(CenterOnCanvas(size=450), Resize(size=224, method='lanczos')))
+        >>> pipeline.output_size, pipeline.keeps_scale
+        (224, True)
     """
 
     steps: tuple[Step, ...] = ()

@@ -156,14 +156,9 @@ def plot_subjects(predictions: pd.DataFrame, ax: Axes | None = None, title: str 
 
 
 def plot_errors_by_size(
-    predictions: pd.DataFrame,
-    ax: Axes | None = None,
-    title: str = "",
-    *,
-    by: str = "cell_area",
-    level: float = 0.95,
+    predictions: pd.DataFrame, ax: Axes | None = None, title: str = "", *, by: str = "cell_area", level: float = 0.95,
     side: str = "test",
-) -> Figure:
+) -> Figure:  # fmt: skip
     """Return the share of wrong predictions in quarters of the images, from the smallest cells to the largest.
 
     `by` is the column of sizes, such as that of `Benchmark.predictions(cell_area=True)`; `ax` are the axes to draw on,

@@ -44,14 +44,9 @@ _log = logging.getLogger(__name__)
 
 
 def write_report(
-    store: str | Path,
-    *,
-    dataset: Dataset | None = None,
-    root: str | Path | None = None,
-    path: str | Path | None = None,
-    audit: bool = True,
-    show_progress: bool = True,
-) -> Path:
+    store: str | Path, *, dataset: Dataset | None = None, root: str | Path | None = None,
+    path: str | Path | None = None, audit: bool = True, show_progress: bool = True,
+) -> Path:  # fmt: skip
     """Write a report of a store, finished or not, and return its path: one HTML file, which fetches nothing.
 
     Trials that are missing are named. Sample images, the worst errors, the audit and sizes of cells need the data set;

@@ -1,5 +1,15 @@
 """Hypothesis strategies for images, cells and pipelines, for property-based tests of preprocessing.
 
+    >>> from hypothesis import given, settings
+    >>> from leukemia_dl.preprocess import Reinhard
+    >>> from leukemia_dl.testing import strategies
+    >>> my_step = Reinhard(mean=(40, 20, -20), std=(8, 5, 5))
+    >>> @settings(deadline=None, max_examples=20)
+    ... @given(image=strategies.cells())
+    ... def test_my_step_leaves_the_background_black(image):
+    ...     assert not my_step(image)[image.max(axis=-1) == 0].any()
+    >>> test_my_step_leaves_the_background_black()
+
 The first image of a step may take longer than Hypothesis's deadline of 200 ms: use `settings(deadline=None)`.
 Needs the extra `testing`: pip install "leukemia-dl[testing]".
 """
