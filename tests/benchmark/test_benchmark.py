@@ -54,7 +54,7 @@ def finished(dataset, tmp_path_factory):
     return bench, bench.run(executor="in-process", show_progress=False)
 
 
-def test_a_row_per_backbone_fold_and_seed_and_the_floors_once_per_fold(finished):
+def test_a_row_per_backbone_fold_and_seed_and_the_baselines_once_per_fold(finished):
     _, frame = finished
     assert list(frame.columns[:3]) == ["backbone", "accuracy", "loss"]
     assert tuple(frame.columns[1 : 1 + len(METRICS)]) == METRICS

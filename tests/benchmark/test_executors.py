@@ -31,11 +31,6 @@ def _backbones(monkeypatch):
     grids.register(grids.tiny, grids.raises, grids.exits, grids.killed, grids.hangs, grids.talks, grids.interrupts)
 
 
-@pytest.fixture(scope="module")
-def dataset(synthetic_root):
-    return grids.dataset(synthetic_root)
-
-
 def bench(dataset, store, backbones=("tiny",), **settings):
     return ldl.Benchmark(dataset, list(backbones), **{"recipe": grids.RECIPE, "store": store, **settings})
 

@@ -1,4 +1,4 @@
-"""Trained nets and floors on another data set, held against what each saved net says by itself."""
+"""Trained nets and baselines on another data set, held against what each saved net says by itself."""
 
 import logging
 
@@ -27,23 +27,8 @@ def _backbones(monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def dataset(synthetic_root):
-    return grids.dataset(synthetic_root)
-
-
-@pytest.fixture(scope="module")
 def other(tmp_path_factory):
-    """Cells of other subjects, more of them, by other names, some without a label."""
-    root = tmp_path_factory.mktemp("elsewhere")
-    drawn = ldl.Dataset.load(
-        "synthetic", root=root / "cells", subjects=14, images=56, preliminary_images=12, final_images=2, seed=7
-    )
-    table = drawn.table
-    table["label"] = table["label"].map({"hem": "healthy", "all": "blast"})
-    table.loc[[3, 10], "label"] = None
-    table.loc[[5, 6], "label"] = "smudge"
-    frame = table[["path", "label", "subject", "sample"]]
-    return ldl.Dataset.from_dataframe(frame, class_names=("blast", "healthy", "smudge"))
+    return grids.elsewhere(tmp_path_factory.mktemp("elsewhere"))
 
 
 MAP = {"healthy": "hem", "blast": "all", "smudge": None}
@@ -63,7 +48,7 @@ def finished(dataset, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def small(dataset, tmp_path_factory):
-    """One net and the floors."""
+    """One net and the baselines."""
     grids.register(grids.tiny)
     bench = ldl.Benchmark(dataset, ["tiny"], recipe=grids.RECIPE, store=tmp_path_factory.mktemp("small"))
     bench.run(executor="in-process", show_progress=False)
@@ -91,7 +76,7 @@ def known(other):
     return other.subset(rows), other.table["label"][rows].map(MAP).to_numpy(dtype=object)
 
 
-def test_a_row_per_net_and_floor_in_the_columns_of_the_results(finished, results, other):
+def test_a_row_per_net_and_baseline_in_the_columns_of_the_results(finished, results, other):
     own = finished.results()
     assert [name for name in results if name != "test_dataset"] == list(own)
     assert list(results)[list(results).index("test_dataset") - 1] == "dataset"
@@ -179,7 +164,7 @@ def test_metrics_are_those_of_each_saved_net_by_itself(finished, results, other)
             assert getattr(row, f"{name}_calibrated") == pytest.approx(softened[name], abs=1e-5)
 
 
-def test_floors_are_fitted_on_the_train_side_and_predict_the_other(finished, results, predictions, other):
+def test_baselines_are_fitted_on_the_train_side_and_predict_the_other(finished, results, predictions, other):
     from sklearn.linear_model import LogisticRegression
     from sklearn.preprocessing import StandardScaler
 
@@ -384,7 +369,7 @@ def test_a_store_without_trials_says_to_run(dataset, other, tmp_path):
     assert not (tmp_path / "nothing").exists()
 
 
-def test_fields_of_view_have_no_floor_of_cells(small, tmp_path, write_image):
+def test_fields_of_view_have_no_baseline_of_cells(small, tmp_path, write_image):
     for label in CLASSES:
         for number in range(2):
             write_image(tmp_path / label / f"{number}.png", number=number + 10 * (label == "all"), size=40)

@@ -173,11 +173,6 @@ def _backbones(monkeypatch):
     grids.register(grids.tiny, grids.raises)
 
 
-@pytest.fixture(scope="module")
-def dataset(synthetic_root):
-    return grids.dataset(synthetic_root)
-
-
 def test_the_plan_says_what_is_to_be_run(dataset, tmp_path, caplog):
     bench = ldl.Benchmark(dataset, ["tiny"], recipe=grids.RECIPE, store=tmp_path, baselines=["majority"], seeds=[0])
     bench.run(executor="in-process", show_progress=False)

@@ -22,11 +22,6 @@ def _backbones(monkeypatch):
     grids.register(grids.tiny)
 
 
-@pytest.fixture(scope="module")
-def dataset(synthetic_root):
-    return grids.dataset(synthetic_root)
-
-
 def bench(dataset, store, **settings):
     return ldl.Benchmark(dataset, ["tiny"], **{"recipe": grids.RECIPE, "store": store, "baselines": [], **settings})
 

@@ -17,6 +17,19 @@ def dataset(root):
     return ldl.Dataset.load("synthetic", root=root, **SIZES)
 
 
+def elsewhere(root):
+    """Cells of other subjects, more of them, by other names, some without a label."""
+    drawn = ldl.Dataset.load(
+        "synthetic", root=root / "cells", subjects=14, images=56, preliminary_images=12, final_images=2, seed=7
+    )
+    table = drawn.table
+    table["label"] = table["label"].map({"hem": "healthy", "all": "blast"})
+    table.loc[[3, 10], "label"] = None
+    table.loc[[5, 6], "label"] = "smudge"
+    frame = table[["path", "label", "subject", "sample"]]
+    return ldl.Dataset.from_dataframe(frame, class_names=("blast", "healthy", "smudge"))
+
+
 def tiny(inputs, weights):
     import keras
 
