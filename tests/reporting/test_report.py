@@ -255,6 +255,13 @@ def test_a_report_draws_and_fetches_nothing(tmp_path, monkeypatch):
     assert not (tmp_path / "cache").exists()
 
 
+def test_it_says_whether_the_settings_alone_make_the_data_set_again(tmp_path):
+    stores.made_up(tmp_path / "made", stores.cells(), learned=0.0)
+    stores.made_up(tmp_path / "loaded", ldl.Dataset.load("synthetic", subjects=12, images=72), ["cnn"])
+    for name, said in (("made", True), ("loaded", False)):
+        assert ("do not name where the data set comes from" in write(tmp_path / name).text) == said
+
+
 def test_control_characters_of_names_are_escaped(tmp_path):
     """20.40: neither ESC nor right-to-left overrides reach the report or a card."""
     dataset = stores.cells(title="gnp\u202e \x1b]0;x\x07")  # samples are named by its first four letters
