@@ -9,6 +9,7 @@ import pytest
 
 from leukemia_dl import Dataset, DatasetInfo, Recipe
 from leukemia_dl.cli import options
+from leukemia_dl.errors import SettingsError
 from leukemia_dl.preprocess import Macenko
 
 
@@ -45,3 +46,9 @@ def test_commands_options_and_choices_are_completed():
     assert {"benchmark", "backbones"} <= set(tab("leukemia-dl b"))
     assert "--backbones" in tab("leukemia-dl benchmark --ba")
     assert set(tab("leukemia-dl benchmark --stain ")) == {"reinhard", "macenko"}
+
+
+@pytest.mark.parametrize("pair", ["name=csv", "root=elsewhere"])
+def test_an_option_of_a_data_set_replaces_neither_its_name_nor_its_root(pair):
+    with pytest.raises(SettingsError, match="use --dataset and --root"):
+        options.load_dataset("synthetic", None, [pair], None)

@@ -38,9 +38,10 @@ def load_dataset(name: str, root: Path | None, pairs: Pairs, drop_classes: Pairs
     """Load a data set as the options --dataset, --root, --dataset-option and --drop-class say."""
     from leukemia_dl.datasets import Dataset
 
-    values: dict[str, Any] = {"name": name, "root": root}
-    values |= ({"drop_classes": drop_classes} if drop_classes else {}) | key_values(pairs, "--dataset-option")
-    return Dataset.load(**values)
+    values = key_values(pairs, "--dataset-option") | ({"drop_classes": drop_classes} if drop_classes else {})
+    if taken := sorted({"name", "root"} & set(values)):
+        raise SettingsError(f"--dataset-option cannot set {', '.join(taken)}: use --dataset and --root.")
+    return Dataset.load(name, root=root, **values)
 
 
 def recipe(name: str, pairs: Pairs, image_size: int | None) -> Recipe:
