@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from scipy.stats import beta
 
 from leukemia_dl.errors import DataError, SettingsError
-from leukemia_dl.evaluation import error_list, evaluate_groups, group_table
+from leukemia_dl.evaluation import METRICS, error_list, evaluate, evaluate_groups, group_table
 
 NET = "probability_"
 RULES = ("mean_probability", "majority_vote")
@@ -233,3 +233,11 @@ def test_labels_that_evaluate_takes_for_classes_are_not_errors(labels):
     frame = pd.DataFrame({NET + "0": [0.75, 0.25], NET + "1": [0.25, 0.75], "label": labels, "group": ["g", "h"]})
     assert group_table(frame)["errors"].tolist() == [0, 0]
     assert error_list(frame).empty
+
+
+@pytest.mark.parametrize("metrics", [None, [], ["accuracy"], pd.Series(["accuracy"]), np.array(["loss", "accuracy"])])
+def test_metrics_are_named_in_any_list(metrics):
+    frame = pd.DataFrame({"label": ["p", "q"] * 20, "group": [f"g{row // 2}" for row in range(40)]})
+    frame = frame.assign(probability_p=[0.8, 0.3] * 20, probability_q=[0.2, 0.7] * 20)
+    expected = METRICS if metrics is None or not len(metrics) else list(metrics)
+    assert evaluate(frame, metrics=metrics)["metric"].tolist() == list(expected)

@@ -113,7 +113,7 @@ def operating_points(
         threshold_highest`, and the columns of `evaluate`.
 
     Raises:
-        SettingsError, DataError: If not just one target is given; of frames without two classes on both sides.
+        SettingsError, DataError: For none or two targets; for frames that lack one of two classes on a side.
     """
     check_settings(level)
     if (sensitivity is None) == (specificity is None):

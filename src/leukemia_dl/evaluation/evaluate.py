@@ -64,7 +64,7 @@ def evaluate(
     Args:
         frame: Predictions, such as `Benchmark.predictions()`: `label` (class name), a column `probability_<class>` per
             class, of which the second is the positive one of two, and further columns that the guide lists.
-        metrics: Names from `METRICS`; None for all.
+        metrics: Names from `METRICS`; None, or no name, for all.
         by: Column to split by: its values, or quartiles of a number with more than eight; SettingsError without it.
         unique_cells: Count images that show one cell (column `same_cell`) once, by their first prediction in each run.
         level: Of the intervals.
@@ -88,7 +88,7 @@ def evaluate(
         0   0.75  0.51   0.9      40      20
     """
     frame = validated_predictions(frame)
-    given = METRICS if metrics is None else [metrics] if isinstance(metrics, str) else metrics
+    given = [metrics] if isinstance(metrics, str) else list(() if metrics is None else metrics) or METRICS
     names, class_names = [metric(name).name for name in given], class_names_of(frame)
     check_settings(level, estimand)
     chosen = select_side(frame, side)

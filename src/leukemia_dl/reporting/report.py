@@ -156,8 +156,10 @@ def _audit(run: StoredRun, dataset: Dataset | None, show: bool) -> dict[str, Any
     if dataset is None:
         return None
     found = dataset.audit(show_progress=show).to_dict()
-    with contextlib.suppress(StoreError):  # the store of a colleague
+    try:
         render.write(path, json.dumps({"fingerprint": fingerprint, "audit": found}) + "\n")
+    except StoreError as error:  # the store of a colleague
+        _log.warning("The audit is not kept, and the next report takes it again: %s", error)
     return found
 
 
@@ -201,7 +203,7 @@ def _context(run: StoredRun, dataset: Dataset | None, why: str, audit: Any, show
 
 def _drawn(figures: Iterator[_Figure], show: bool) -> tuple[list[_Figure], list[_Figure]]:
     """Return figures with their images, and those that are too many or cannot be drawn, with the reason."""
-    planned = sorted(figures, key=lambda one: bool(one["protocol"]))  # those of all protocols are never too many
+    planned = sorted(figures, key=lambda one: bool(one["protocol"]))  # those of all protocols come first
     drawn, left_out = [], [one | {"why": ""} for one in planned[_MOST_FIGURES:]]
     for one in track(planned[:_MOST_FIGURES], min(len(planned), _MOST_FIGURES), "Drawing figures", show):
         try:
