@@ -354,6 +354,16 @@ def test_settings_without_weights_are_said():
     assert list(result.history["phase"]) == ["full"]
 
 
+def test_the_checkpoint_of_another_training_side_is_not_used(tmp_path):
+    """The first fit is finished: a fit of its checkpoint would train no more."""
+    images, labels = TRAIN
+    fit(SMALL, images, labels, 2, QUICK, checkpoints=tmp_path)
+    for side in ((images, 1 - labels), (images[::-1], labels)):
+        found = fit(SMALL, *side, 2, QUICK, checkpoints=tmp_path).model.get_weights()
+        for one, other in zip(found, fit(SMALL, *side, 2, QUICK).model.get_weights(), strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
 def test_damaged_and_foreign_checkpoints_are_not_used(tmp_path, monkeypatch):
     said = []
     monkeypatch.setattr(loop._log, "warning", lambda text, *values: said.append(text % values))
