@@ -102,7 +102,7 @@ def make_splits(
 ) -> list[Split]:  # fmt: skip
     """Return the splits of a data set: a `Split` per fold, or one whose `fold` is None for a protocol without folds.
 
-    The same seed and table give the same splits, whatever the order of the rows. UnknownNameError or SettingsError for
+    The same seed and table give the same splits, in any order of the rows. UnknownNameError or SettingsError for
     a wrong argument, SplitError if the data set lacks what a protocol needs. Protocols, on labelled samples
     only (C-NMC's preliminary images enter only `preliminary`, its final ones none):
 
