@@ -16,9 +16,10 @@ OTHER_BACKEND = tests/test_benchmarks.py tests/test_other_backend.py tests/model
 CACHE = tests/training/test_cache.py::test
 LOOP = tests/training/test_loop.py::test
 OTHER_BACKEND_SHORT = tests/test_other_backend.py tests/models/test_saved_elsewhere.py tests/training/test_optimizer.py \
-	tests/testing/test_checks.py::test_a_builtin_backbone \
+	tests/testing/test_checks.py::test_a_builtin_backbone[cnn-training] \
+	tests/testing/test_checks.py::test_a_builtin_backbone[cnn-saving] \
 	tests/training/test_augmentation.py::test_the_whole_chain_is_the_same_on_every_backend_within_one_grey_level \
-	$(LOOP)_callbacks_of_epochs_are_called_and_may_stop $(LOOP)_an_interrupted_fit_continues_to_the_same_bits \
+	$(LOOP)_an_interrupted_fit_continues_to_the_same_bits \
 	$(LOOP)_a_head_has_the_same_losses_step_by_step_and_in_groups_of_steps[plain] \
 	$(CACHE)_features_of_an_image_do_not_depend_on_those_beside_it[cnn] \
 	$(CACHE)_a_head_on_cached_features_predicts_as_one_trained_through_the_frozen_net

@@ -67,11 +67,11 @@ def traced_run(store: Path) -> Walk:
     importlib.import_module("keras")
     dataset = ldl.Dataset.load("synthetic", subjects=12, images=36, preliminary_images=12, final_images=2)
     recipe = ldl.Recipe.preset("quick", image_size=32, epochs=1)
-    walk = Walk()
+    benchmark_class, walk = ldl.Benchmark, Walk()  # the name imports its module
     threading.setprofile(walk)
     sys.setprofile(walk)
     try:
-        bench = ldl.Benchmark(dataset, ["cnn"], recipe=recipe, baselines=["majority"], store=store)
+        bench = benchmark_class(dataset, ["cnn"], recipe=recipe, baselines=["majority"], store=store)
         bench.run(executor="in-process", show_progress=False)
     finally:
         sys.setprofile(None)

@@ -18,7 +18,7 @@ preprocess -> helpers
 datasets   -> helpers, preprocess
 models     -> helpers, preprocess
 training   -> helpers, preprocess, datasets, models
-evaluation -> errors, checks, text
+evaluation -> errors, checks, identity, text
 benchmark  -> helpers, preprocess, datasets, models, training, evaluation
 reporting  -> helpers, preprocess, datasets, models, evaluation, benchmark
 cli        -> helpers, preprocess, datasets, models, training, evaluation, benchmark, reporting

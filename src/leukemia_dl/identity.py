@@ -1,12 +1,16 @@
-"""Digests of settings and named seeds. They depend on values only, not on the order of keys or of earlier draws."""
+"""What is equal: digests of settings and named seeds, which depend on values only, numbers, and names of patients."""
 
 import hashlib
 import json
+import re
+import unicodedata
 from collections.abc import Iterable
 from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
+
+UNKNOWN_NAMES = frozenset({"", "-", "?", "#n/a", "<na>", "n/a", "na", "nan", "none", "null", "unknown"})
 
 
 def canonical_json(value: Any) -> str:
@@ -46,3 +50,14 @@ def whole_numbers(values: object) -> list[int] | None:
     """Return a whole number or several as a list; None for anything else."""
     listed = list(map(plain_number, values)) if isinstance(values, Iterable) else [plain_number(values)]
     return listed if all(type(value) is int for value in listed) else None
+
+
+def is_unknown(name: Any) -> bool:
+    """Return whether a patient's name is empty or a word for an unknown one, such as "n/a" or "-"."""
+    return name is None or str(name).strip().lower() in UNKNOWN_NAMES
+
+
+def name_key(name: str) -> str:
+    """Return a key that is equal for spellings of a name that differ only in case, spaces or a trailing `.0`."""
+    text = " ".join(unicodedata.normalize("NFC", name).casefold().split())
+    return re.sub(r"^([0-9]+)\.0+$", r"\1", text)

@@ -1,22 +1,7 @@
 """Text for people: names from files and plugins made safe to show, counts and lists in words."""
 
-import re
 import unicodedata
 from collections.abc import Sequence
-from typing import Any
-
-UNKNOWN_NAMES = frozenset({"", "-", "?", "#n/a", "<na>", "n/a", "na", "nan", "none", "null", "unknown"})
-
-
-def is_unknown(name: Any) -> bool:
-    """Return whether a patient's name is empty or a word for an unknown one, such as "n/a" or "-"."""
-    return name is None or str(name).strip().lower() in UNKNOWN_NAMES
-
-
-def name_key(name: str) -> str:
-    """Return a key that is equal for spellings of a name that differ only in case, spaces or a trailing `.0`."""
-    text = " ".join(unicodedata.normalize("NFC", name).casefold().split())
-    return re.sub(r"^([0-9]+)\.0+$", r"\1", text)
 
 
 def printable(text: str, kept: str = "\n\t") -> str:

@@ -122,6 +122,7 @@ def test_nothing_outlives_its_driver(synthetic_root, tmp_path):
         assert not list(tmp_path.glob("unfinished/run-*"))
 
 
+@pytest.mark.slow
 def test_two_drivers_on_one_store_lose_nothing_and_count_nothing_twice(dataset, synthetic_root, tmp_path):
     with (
         driver(synthetic_root, tmp_path / "two", names="tiny,talks") as one,
@@ -158,7 +159,8 @@ bench.run(executor="processes", workers=2, show_progress=False)
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux to measure memory")
-@pytest.mark.parametrize("trials", [10, pytest.param(50, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("trials", [10, 50])
+@pytest.mark.slow
 def test_trials_leave_no_memory_behind_in_the_driver(synthetic_root, tmp_path, trials):
     command = [sys.executable, "-c", MEMORY, str(synthetic_root), str(tmp_path), str(trials)]
     ran = subprocess.run(command, capture_output=True, text=True, timeout=900)

@@ -248,6 +248,7 @@ def test_published_v1_follows_its_published_habit_and_says_so(dataset, tmp_path,
     assert list(bench.histories()["phase"]) == ["head", "head"]
 
 
+@pytest.mark.slow
 def test_a_probe_of_many_folds_and_seeds_sends_each_image_through_the_net_once(dataset, tmp_path, monkeypatch):
     from leukemia_dl.training import cache
 

@@ -10,9 +10,8 @@ import grids
 from leukemia_dl import BackboneSpec, Benchmark, Dataset, Pipeline, PixelStore, Recipe, load_classifier
 from leukemia_dl.benchmark import trial_runner as runner
 from leukemia_dl.benchmark.baselines import CellMeasures, run_baseline
-from leukemia_dl.benchmark.records import Samples, scored_record
+from leukemia_dl.benchmark.records import Record, Samples, scored_record
 from leukemia_dl.benchmark.store import Store
-from leukemia_dl.benchmark.trial import Record
 from leukemia_dl.benchmark.trial_runner import _repeatable, read_images
 from leukemia_dl.datasets import make_splits
 from leukemia_dl.errors import PluginError, SettingsError

@@ -207,6 +207,7 @@ def test_a_settings_file_repeats_a_run(finished, synthetic_root, tmp_path):
     assert "callbacks: make" in again["flags"].str.cat()
 
 
+@pytest.mark.slow
 def test_shards_of_several_protocols_make_one_table_and_one_report(synthetic_root, tmp_path):
     fast = [option for option in FAST if option != "--no-report"]
     arguments = ["benchmark", "--root", synthetic_root, *SIZES, *fast, "--store", tmp_path / "s"]

@@ -10,7 +10,7 @@ import pytest
 
 from leukemia_dl.datasets import Dataset
 from leukemia_dl.datasets.table import one_spelling
-from leukemia_dl.text import name_key
+from leukemia_dl.identity import name_key
 
 
 def data_set(labels: list[object], subjects: list[object], tmp_path: Path, write_image: Callable[..., Path]) -> Dataset:

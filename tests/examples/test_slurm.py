@@ -40,6 +40,7 @@ def run(*command, cwd, **environment):
 
 
 @pytest.mark.skipif(not shutil.which("bash"), reason="needs bash")
+@pytest.mark.slow
 def test_the_tasks_of_an_array_job_make_one_table(settings, tmp_path):
     for task in ("1", "2"):
         store = tmp_path / "store" / "results.csv"

@@ -29,12 +29,6 @@ def test_a_large_backbone(spec, check):
     check(spec)
 
 
-def test_a_large_backbone_learns():
-    """The short form of the test above, which takes minutes, since each check compiles the net anew."""
-    keras.utils.clear_session()
-    module.check_training(*specs("resnet50"))
-
-
 def net(layers, **changes):
     """Return a spec whose builder applies layers one after the other."""
 

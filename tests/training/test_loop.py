@@ -218,6 +218,7 @@ def killed(folder, epoch):
     return epochs
 
 
+@pytest.mark.slow
 def test_after_kill_9_in_either_phase_it_goes_on_to_the_same_bits(tmp_path):
     uninterrupted, epochs = outcome()
     assert epochs == list(range(1, 7))

@@ -2,8 +2,9 @@
 
 from leukemia_dl.benchmark.benchmark import Benchmark
 from leukemia_dl.benchmark.executors import ProcessExecutor, RayExecutor, SerialExecutor, SubmitExecutor
+from leukemia_dl.benchmark.plan import Trial
+from leukemia_dl.benchmark.records import Record
 from leukemia_dl.benchmark.store import Store
-from leukemia_dl.benchmark.trial import Record, Trial
 
 __all__ = ["Benchmark", "ProcessExecutor", "RayExecutor", "Record", "SerialExecutor", "Store", "SubmitExecutor",
            "Trial"]  # fmt: skip

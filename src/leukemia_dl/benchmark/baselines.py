@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from leukemia_dl.benchmark import records
 from leukemia_dl.benchmark.plan import PlannedTrial
-from leukemia_dl.benchmark.trial import Record
+from leukemia_dl.benchmark.records import Record
 from leukemia_dl.datasets import Dataset, Split
 from leukemia_dl.preprocess import foreground_mask, is_single_cell, mask_colour, silhouette
 from leukemia_dl.progress import parallel_map

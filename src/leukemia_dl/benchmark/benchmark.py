@@ -19,9 +19,9 @@ from leukemia_dl.benchmark.baselines import BASELINES, CellMeasures, measure_cel
 from leukemia_dl.benchmark.executors import choose_executor
 from leukemia_dl.benchmark.grid_runner import GridRunner
 from leukemia_dl.benchmark.plan import PlannedTrial
+from leukemia_dl.benchmark.records import Record
 from leukemia_dl.benchmark.run_files import StoredRun, read_settings, run_of, settings_text, write_run
 from leukemia_dl.benchmark.store import Store
-from leukemia_dl.benchmark.trial import Record
 from leukemia_dl.benchmark.trial_runner import appearances_of, read_images
 from leukemia_dl.checks import choice, flag, real_number
 from leukemia_dl.datasets import Dataset, Split
@@ -30,7 +30,7 @@ from leukemia_dl.identity import plain_number, whole_numbers
 from leukemia_dl.models.backbones import names_of
 from leukemia_dl.models.classifier import load_classifier, logits_over_symmetries, predict_logits, softmax
 from leukemia_dl.preprocess import Pipeline
-from leukemia_dl.preprocess.quality import differences, summary
+from leukemia_dl.preprocess.foreground import differences, summary
 from leukemia_dl.progress import track
 from leukemia_dl.training.backends import ComputeConfig, prepare
 from leukemia_dl.training.callbacks import CallbackFactory, load_factory
@@ -100,17 +100,18 @@ class Benchmark:
         seeds, compute = plan.unique("seeds", seeds, number=True), ComputeConfig(device, threads)
         nets = [plan.planned_net(name, recipe, pipeline, dataset.info.canvas) for name in names]
         callbacks = recipe.callbacks if callbacks is None else callbacks
-        load_factory(callbacks)
+        if callbacks is not None:
+            load_factory(callbacks)
         flag("save_models", save_models)
         labelled = dataset.subset(dataset.labels >= 0)
         protocol = default_protocol(labelled) if protocol is None else protocol
         protocols = plan.unique("protocol", (protocol,) if isinstance(protocol, str) else protocol)
-        n_folds = plain_number(n_folds)
         splits = plan.splits_of(labelled, protocols, folds, n_folds, allow_leakage)
         self.planned = plan.Plan(
             dataset=labelled, source=dataset.source, recipe=recipe, backbones=names, baselines=baselines,
-            protocols=protocols, folds=whole_numbers(folds) or folds, n_folds=n_folds, allow_leakage=allow_leakage,
-            seeds=seeds, splits=splits, compute=compute, callbacks=callbacks, save_models=save_models,
+            protocols=protocols, folds=whole_numbers(folds) or folds, n_folds=plain_number(n_folds),
+            allow_leakage=allow_leakage, seeds=seeds, splits=splits, compute=compute, callbacks=callbacks,
+            save_models=save_models,
             trials=plan.planned_trials(labelled, splits, nets, seeds, baselines),
         )  # fmt: skip
         self.dataset, self.splits = labelled, splits

@@ -23,9 +23,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from leukemia_dl.benchmark.plan import PlannedTrial
+from leukemia_dl.benchmark.plan import PlannedTrial, Trial
 from leukemia_dl.benchmark.records import blank_record, failed_record
-from leukemia_dl.benchmark.trial import Trial
 from leukemia_dl.benchmark.trial_runner import OnProgress, RunContext, TrialOutput, run_trial
 from leukemia_dl.checks import whole_number
 from leukemia_dl.errors import SettingsError, TimeLimitError, WorkerError

@@ -16,12 +16,12 @@ from typing import Any
 from leukemia_dl.benchmark import records
 from leukemia_dl.benchmark.baselines import measure_cells, run_baseline
 from leukemia_dl.benchmark.executors import Executor, SubmitExecutor
-from leukemia_dl.benchmark.plan import Plan, PlannedTrial
+from leukemia_dl.benchmark.plan import Plan, PlannedTrial, Trial
+from leukemia_dl.benchmark.records import Record
 from leukemia_dl.benchmark.store import Store
-from leukemia_dl.benchmark.trial import Record, Trial
 from leukemia_dl.benchmark.trial_runner import RunContext, TrialOutput, appearances_of, read_images
 from leukemia_dl.errors import BackendError, SettingsError, TrainingError
-from leukemia_dl.preprocess.quality import summary
+from leukemia_dl.preprocess.foreground import summary
 from leukemia_dl.text import duration
 from leukemia_dl.training import load_factory
 
@@ -43,7 +43,8 @@ class GridRunner:
 
     def run(self) -> None:
         """Run the trials that the store does not hold; raises as `Benchmark.run`, KeyboardInterrupt after Ctrl-C."""
-        to_do = [planned for planned in self.trials if not self._is_done(planned)]
+        found = self._earlier(self.trials)
+        to_do = [planned for planned in self.trials if not self._is_done(found.get(planned.trial.folder))]
         # One backbone after the other: its net is built and compiled for the first fold and serves the others.
         nets = [planned for planned in to_do if planned.spec is not None]
         nets.sort(key=lambda planned: self.plan.backbones.index(planned.trial.backbone))
@@ -70,9 +71,13 @@ class GridRunner:
                 with contextlib.suppress(OSError):
                     context.scratch.parent.rmdir()
 
-    def _is_done(self, planned: PlannedTrial) -> bool:
-        """Return whether the store holds the result of a trial, and show it."""
-        record = next(self.store.records([planned.trial.folder], False), None) if self.existing == "reuse" else None
+    def _earlier(self, trials: Sequence[PlannedTrial]) -> dict[str, Record]:
+        """Return the records of trials in the store that may be used again, by folder."""
+        names = [planned.trial.folder for planned in trials] if self.existing == "reuse" else []
+        return {record.trial.folder: record for record in self.store.records(names, arrays=False)}
+
+    def _is_done(self, record: Record | None) -> bool:
+        """Return whether a record of the store is a result, and show it."""
         if record is None or not self.store.has_result(record, self.plan.save_models):
             return False
         self.progress.end(record, reused=True)
@@ -85,9 +90,10 @@ class GridRunner:
         images = {size: read_images(plan.dataset, plan.rows, plan.pipelines[size], self.show) for size in sizes}
         examined = appearances_of(plan.dataset, plan.rows) if nets and plan.save_models else []
         scratch = self.store.root.absolute() / "unfinished" / f"run-{uuid.uuid4().hex[:12]}"
+        callbacks = None if plan.callbacks is None else load_factory(plan.callbacks)
         return RunContext(
             by_digest, records.Samples.of(plan.dataset), images, summary(examined) if examined else {}, plan.recipe,
-            plan.compute, load_factory(plan.callbacks), plan.save_models, self.time_limit, self.store, scratch,
+            plan.compute, callbacks, plan.save_models, self.time_limit, self.store, scratch,
         )  # fmt: skip
 
     def _outputs(
@@ -103,7 +109,10 @@ class GridRunner:
             for planned in nets if self.existing == "rerun" else ():
                 self.store.remove_checkpoints(planned.trial)
             # Another driver on this store may have finished some of them meanwhile.
-            needed = (planned for planned in nets if not self._is_done(planned) and not context.stopped)
+            needed = (
+                planned for planned in nets
+                if not self._is_done(self._earlier([planned]).get(planned.trial.folder)) and not context.stopped
+            )  # fmt: skip
             yield from self.executor.run(needed, context, self.progress.update)
 
     def _finish(self, record: Record, model: bytes | None) -> None:

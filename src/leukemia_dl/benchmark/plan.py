@@ -1,21 +1,21 @@
-"""The plan of a benchmark: its settings, checked, and every trial that they ask for."""
+"""The plan of a benchmark: its settings, checked, and every `Trial`, a unit of work, that they ask for."""
 
 import contextlib
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from leukemia_dl.benchmark.trial import RESULTS_VERSION, Trial
 from leukemia_dl.checks import whole_number
 from leukemia_dl.datasets import Dataset, Split, make_splits
 from leukemia_dl.datasets.splits import PROTOCOLS
 from leukemia_dl.errors import SettingsError
+from leukemia_dl.identity import digest
 from leukemia_dl.models.backbones import BackboneSpec, find_backbone
 from leukemia_dl.models.build import backend_name, check_size, weights_identity
 from leukemia_dl.plugins import DISTRIBUTION, installed_version
@@ -23,7 +23,55 @@ from leukemia_dl.preprocess import Pipeline
 from leukemia_dl.training.backends import ComputeConfig
 from leukemia_dl.training.recipe import Recipe
 
+# Part of every trial's digest in place of this library's version. Increase it only with a change after which equal
+# settings give different numbers.
+RESULTS_VERSION = 3
 Net = tuple[dict[str, Any], dict[str, Any]]  # fields of `Trial` and of `PlannedTrial` that a backbone's trials share
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One backbone or baseline on one split with one recipe and one seed: everything that makes its result.
+
+    Attributes:
+        kind: "backbone" or "baseline", for which `weights`, `pipeline`, `recipe`, `seed` and `backend` are None.
+        backbone: Its name, of the distribution `plugin` of `plugin_version`, which is None for this library.
+        dataset: Fingerprint of the data set.
+        split: Digest of the split, which is of a `protocol` and, maybe, a `fold`.
+        versions: Of the software that computes: `RESULTS_VERSION` as "results", Keras, backend or scikit-learn.
+    """
+
+    kind: Literal["backbone", "baseline"]
+    backbone: str
+    plugin: str
+    plugin_version: str | None
+    weights: str | None  # a name, or "sha256:..." of a file
+    dataset: str
+    split: str
+    pipeline: Mapping[str, Any] | None
+    recipe: Mapping[str, Any] | None
+    seed: int | None
+    backend: str | None
+    protocol: str
+    fold: int | None
+    versions: Mapping[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 over the canonical JSON of all fields: the cache key."""
+        return digest(self.to_dict())
+
+    @cached_property
+    def folder(self) -> str:
+        """Name of the trial's folder: readable, and unique by the digest's first twelve digits."""
+        axes = [f"{axis}{getattr(self, axis)}" for axis in ("fold", "seed") if getattr(self, axis) is not None]
+        name = re.sub(r"[^A-Za-z0-9_.-]", "_", "-".join([self.backbone, self.protocol, *axes]))
+        # File systems take names of at most 255 characters, and this one gets a suffix at times.
+        return f"{name[:150]}-{self.digest[:12]}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -100,7 +148,7 @@ def planned_net(
     name: str, recipe: Recipe, pipeline: Pipeline | Callable[[int], Pipeline] | None, canvas: int | None
 ) -> Net:
     """Return the fields that all trials of a backbone share; `pipeline` is as in `Benchmark`."""
-    found, backend = find_backbone(name), backend_name()
+    found = find_backbone(name)
     spec: BackboneSpec = found.record
     resolved = recipe.for_backbone(spec)
     size, settings, wanted = int(resolved.image_size), resolved.to_dict(), resolved.weights_for(spec)
@@ -113,7 +161,7 @@ def planned_net(
         )
     steps = chosen.to_dict()
     check_size(spec, size)
-    weights = weights_identity(spec, wanted)
+    weights, backend = weights_identity(spec, wanted), backend_name()
     trial: dict[str, Any] = {"kind": "backbone", "backbone": name, "plugin": found.plugin, "backend": backend}
     trial |= {"weights": weights, "recipe": settings | {"weights": weights}, "pipeline": steps}
     trial |= {"plugin_version": None if found.plugin == DISTRIBUTION else found.version}

@@ -1,4 +1,4 @@
-"""Build the record of a trial, before it runs, scored or failed, and make frames of many records."""
+"""Record, the result of a trial: made before it runs, scored or failed; and frames of many records."""
 
 from __future__ import annotations
 
@@ -8,16 +8,15 @@ import sys
 import time
 import traceback
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import chain
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from leukemia_dl.benchmark.plan import PlannedTrial
-from leukemia_dl.benchmark.trial import WHOLE_NUMBERS, Record
+from leukemia_dl.benchmark.plan import PlannedTrial, Trial
 from leukemia_dl.datasets import Dataset, Split
 from leukemia_dl.errors import DataError
 from leukemia_dl.evaluation import METRICS, apply_temperature, score
@@ -29,6 +28,65 @@ from leukemia_dl.text import printable
 Floats = NDArray[np.float64]
 CALIBRATED = ("temperature", "loss_calibrated", "brier_calibrated", "ece_calibrated")
 WATCHED = ("val_accuracy", "val_loss", "val_balanced_accuracy")
+WHOLE_NUMBERS = (  # columns of a row
+    "fold", "seed", "image_size", "epochs", "batch_size", "n_train", "n_val", "n_test", "groups_train", "groups_val",
+    "groups_test", "dropped", "threads", "leaked_files", "leaked_cells", "leaked_groups", "parameters",
+)  # fmt: skip
+Status = Literal["ok", "failed", "not_applicable"]
+
+
+@dataclass(frozen=True, eq=False)
+class Record:
+    """The result of a `trial`.
+
+    Attributes:
+        status: "ok"; "failed", with `exception`, `message` and `traceback`; or "not_applicable", a baseline that the
+            images do not allow, with a `message`.
+        row: Further columns of the result frame, equal between equal runs, unlike `timings`, with machine and versions.
+        metrics: By name; empty unless ok.
+        history: A row per epoch.
+        sides: "val" or "test" per prediction (n,), with `samples`, their ids (n,), and `labels`, class indices (n,).
+        probabilities: (n, classes), float64.
+        tta: Mean probabilities over the eight symmetries, and `metrics_tta` of these; empty if not asked for.
+    """
+
+    trial: Trial
+    status: Status
+    row: Mapping[str, Any] = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    timings: Mapping[str, Any] = field(default_factory=dict)
+    history: pd.DataFrame = field(default_factory=pd.DataFrame)
+    sides: NDArray[np.str_] = field(default_factory=lambda: np.empty(0, dtype=np.str_))
+    samples: NDArray[np.str_] = field(default_factory=lambda: np.empty(0, dtype=np.str_))
+    labels: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+    probabilities: NDArray[np.float64] = field(default_factory=lambda: np.empty((0, 0)))
+    tta: NDArray[np.float64] = field(default_factory=lambda: np.empty((0, 0)))
+    metrics_tta: Mapping[str, float] = field(default_factory=dict)
+    exception: str = ""
+    message: str = ""
+    traceback: str = ""
+
+    def with_tta(self) -> list[Record]:
+        """Return this record and, if predictions were averaged, the record of these: a row of its own."""
+        if not self.metrics_tta:
+            return [self]
+        row = {**self.row, "tta": "8 symmetries"}
+        return [self, replace(self, row=row, metrics=self.metrics_tta, probabilities=self.tta, metrics_tta={})]
+
+    @property
+    def error(self) -> str:
+        """Exception and message in one line."""
+        return ": ".join(filter(None, (self.exception, self.message)))
+
+    @property
+    def kind(self) -> str:
+        """Kind in frames: "backbone", "baseline", or "tta" for averaged predictions, which have no rank."""
+        return "tta" if self.row.get("tta") == "8 symmetries" else self.trial.kind
+
+    @property
+    def name(self) -> str:
+        """Name in frames: the backbone's, with a suffix where predictions are averaged."""
+        return self.trial.backbone + ("+tta" if self.kind == "tta" else "")
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,12 +121,12 @@ def blank_record(planned: PlannedTrial, samples: Samples) -> Record:
     row |= {"image_size": planned.size or None, "epochs": getattr(recipe, "total_epochs", None)}
     row |= {"batch_size": getattr(recipe, "batch_size", None)}
     row |= {"weights": (trial.weights or "random") if recipe else None, "tta": "none" if recipe else None}
+    cropped = planned.pipeline is not None and not planned.pipeline.keeps_scale
     for side in ("train", "val", "test"):
         index = getattr(split, side)
         groups = samples.groups_of(index)
         row |= {f"n_{side}": len(index), f"groups_{side}": None if groups is None else len(np.unique(groups))}
     row |= {"dropped": split.dropped, **{f"leaked_{name}": count for name, count in split.leaked.items()}}
-    cropped = planned.pipeline is not None and not planned.pipeline.keeps_scale
     flags = "; ".join(filter(None, [*split.flags, "cells are cropped to: their size is not seen" if cropped else ""]))
     row |= {"guarantees": "; ".join(sorted(split.guarantees)), "flags": flags}
     row |= dict.fromkeys(("parameters", "backend", "device", "precision", "threads"))
@@ -89,25 +147,23 @@ def scored_record(
     """
     temperature, why = fitted or (None, "")
     test, val = record.sides == "test", record.sides == "val"
-
-    def metrics_of(plain: Floats, calibrated: Floats | None) -> dict[str, Any]:
-        metrics: dict[str, Any] = dict(score(record.labels[test], plain[test]))
-        if val.any():
-            watched = score(record.labels[val], plain[val])
-            metrics |= {name: watched[name.removeprefix("val_")] for name in WATCHED}
-        if calibrated is not None:
-            after = score(record.labels[test], calibrated[test])
-            metrics |= {f"{name}_calibrated": after[name] for name in ("loss", "brier", "ece")}
-            metrics["temperature"] = temperature
-        return metrics
-
     row = {**record.row, "flags": "; ".join(filter(None, [record.row["flags"], why and f"temperature stays 1: {why}"]))}
-    calibrated = None if temperature is None else apply_temperature(probabilities, temperature)
-    found: dict[str, Any] = {"metrics": metrics_of(probabilities, calibrated), "probabilities": probabilities}
+    found: dict[str, Any] = {"probabilities": probabilities}
+    calibrated = {} if temperature is None else {"probabilities": apply_temperature(probabilities, temperature)}
     if views is not None:
-        calibrated = None if temperature is None else softmax(views / temperature).mean(axis=0)
-        averaged = softmax(views).mean(axis=0)
-        found |= {"metrics_tta": metrics_of(averaged, calibrated), "tta": averaged}
+        found["tta"] = softmax(views).mean(axis=0)
+        if temperature is not None:
+            calibrated["tta"] = softmax(views / temperature).mean(axis=0)
+    for name, field_name in (("probabilities", "metrics"), ("tta", "metrics_tta"))[: len(found)]:
+        metrics: dict[str, Any] = dict(score(record.labels[test], found[name][test]))
+        if val.any():
+            watched = score(record.labels[val], found[name][val])
+            metrics |= {column: watched[column.removeprefix("val_")] for column in WATCHED}
+        if calibrated:
+            after = score(record.labels[test], calibrated[name][test])
+            metrics |= {f"{column}_calibrated": after[column] for column in ("loss", "brier", "ece")}
+            metrics["temperature"] = temperature
+        found[field_name] = metrics
     return replace(record, row=row, **found)
 
 

@@ -14,8 +14,8 @@ import pandas as pd
 
 from leukemia_dl.benchmark import records
 from leukemia_dl.benchmark.plan import Plan
+from leukemia_dl.benchmark.records import Record
 from leukemia_dl.benchmark.store import Store, read_file
-from leukemia_dl.benchmark.trial import Record
 from leukemia_dl.datasets import Dataset
 from leukemia_dl.datasets.cache import user_path
 from leukemia_dl.errors import DataError, SettingsError, StoreError

@@ -27,8 +27,8 @@ import numpy as np
 import pandas as pd
 
 from leukemia_dl.atomic import moved_aside, new_folder, remove_unfinished, sha256_of_file, write_file
-from leukemia_dl.benchmark.records import result_frame, timing_frame
-from leukemia_dl.benchmark.trial import WHOLE_NUMBERS, Record, Status, Trial
+from leukemia_dl.benchmark.plan import Trial
+from leukemia_dl.benchmark.records import WHOLE_NUMBERS, Record, Status, result_frame, timing_frame
 from leukemia_dl.errors import DamagedRecordError, StoreError
 from leukemia_dl.progress import track
 
@@ -159,9 +159,9 @@ class Store:
 
     def write(self, record: Record, model: bytes | None = None) -> Path:
         """Keep `record`, and `model`, the file of its net, in place of an earlier one, and return its folder."""
-        target = self.folder(record.trial)
+        target, files = self.folder(record.trial), _files_of(record, model)
         with _writing(target), new_folder(target) as folder:
-            for name, content in _files_of(record, model).items():
+            for name, content in files.items():
                 write_file(folder / name, content)
         return target
 

@@ -17,16 +17,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from leukemia_dl.benchmark import records
-from leukemia_dl.benchmark.plan import PlannedTrial
+from leukemia_dl.benchmark.plan import PlannedTrial, Trial
+from leukemia_dl.benchmark.records import Record
 from leukemia_dl.benchmark.store import Store
-from leukemia_dl.benchmark.trial import Record, Trial
 from leukemia_dl.datasets import Dataset, PixelStore, Split, cache_dir
 from leukemia_dl.errors import ImageError, StoreError, TimeLimitError, WorkerError
 from leukemia_dl.evaluation.calibration import choose_temperature
 from leukemia_dl.models.build import most_readers
 from leukemia_dl.models.classifier import Classifier, logits_over_symmetries, predict_logits, softmax
 from leukemia_dl.preprocess import Pipeline
-from leukemia_dl.preprocess.quality import Appearance, appearance_of
+from leukemia_dl.preprocess.foreground import Appearance, appearance_of
 from leukemia_dl.progress import parallel_map
 from leukemia_dl.training import ComputeConfig, FeatureCache, FitResult, ModelCache, Recipe, Subset, fit
 from leukemia_dl.training.loop import predict_batch_size
@@ -72,8 +72,9 @@ class Images:
 
 def read_images(dataset: Dataset, rows: NDArray[np.int64], pipeline: Pipeline, show: bool) -> Images:
     """Decode the sorted `rows` of a data set, or find them decoded; in memory if no store of pixels can be kept."""
-    (stored, per_split), used = pipeline.partition(), dataset.subset(rows)
-    if stored.output_size is not None:
+    stored, per_split = pipeline.partition()
+    size, used = stored.output_size, dataset.subset(rows)
+    if size is not None:
         try:
             return Images(used.pixel_store(stored, show_progress=show), rows, stored, per_split)
         except StoreError as error:  # a full disk should not stop a run

@@ -76,8 +76,9 @@ class PixelStore:
         contents, first, rows = np.unique(np.array(dataset.content_hashes), return_index=True, return_inverse=True)
         # Another version may decode or resize otherwise.
         versions = [metadata.version(name) for name in ("leukemia-dl", "pillow", "numpy")]
-        codes = [_code(step) for step in pipeline.steps]
-        key = identity.digest([pipeline.to_dict(), codes, versions, size, contents.tolist()])
+        key = identity.digest(
+            [pipeline.to_dict(), [_code(step) for step in pipeline.steps], versions, size, contents.tolist()]
+        )
         path = (cache_dir() / "pixels" if folder is None else user_path(folder)) / f"{key[:24]}.npy"
         shape = (len(contents), size, size, 3)
         if not is_whole(path, shape, "|u1"):

@@ -127,7 +127,7 @@ def make_splits(
         n_folds: Number of folds to draw, for `kfold` only.
         n_repeats: How often to draw them anew, for `kfold` only; fold numbers go on.
     """
-    seed = whole_number("seed", seed)
+    seed, n_repeats = whole_number("seed", seed), whole_number("n_repeats", n_repeats, 1)
     protocol = default_protocol(dataset) if protocol is None else protocol
     if protocol not in list(PROTOCOLS):
         raise unknown_name_error("protocol", protocol, PROTOCOLS)
@@ -142,7 +142,7 @@ def make_splits(
     context, needs = SplitContext(dataset, protocol, seed), PROTOCOLS[protocol].needs
     if missing := [need for need in needs if not context.has[need]]:
         raise SplitError(f"Protocol {protocol!r} needs {_NEEDS[missing[0]]}. {context.facts} {_WAYS_OUT}")
-    drawn = _draw(context, n_folds, whole_number("n_repeats", n_repeats, 1))
+    drawn = _draw(context, n_folds, n_repeats)
     chosen: list[int | None] = list(drawn)
     if folds is None and "folds" in needs and dataset.info.test_fold in drawn:
         chosen = [dataset.info.test_fold]

@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from leukemia_dl.errors import DataError
-from leukemia_dl.text import UNKNOWN_NAMES, name_key
+from leukemia_dl.identity import UNKNOWN_NAMES, name_key
 
 COLUMNS = ("sample", "path", "label", "subject", "group", "field", "cell", "fold", "split", "same_cell")
 SPLITS = ("train", "val", "test", "preliminary", "final")
@@ -64,8 +64,9 @@ def clean_table(table: pd.DataFrame) -> pd.DataFrame:
         raise DataError(f"Folds are whole numbers. Received: {table['fold'].dropna().unique()[:5]}.") from error
     # Not resolve(), which follows links: two links to one file are two samples.
     table["path"] = table["path"].map(os.path.abspath, na_action="ignore").astype(TEXT)
-    table["subject"] = _known_patients(table["subject"])
-    table["group"] = _known_patients(_known_patients(table["group"]).fillna(table["subject"]))
+    names = _known_patients(pd.concat([table["subject"], table["group"]], ignore_index=True))
+    table["subject"], group = names.iloc[: len(table)], names.iloc[len(table) :].set_axis(table.index)
+    table["group"] = group.fillna(table["subject"])
     return table
 
 

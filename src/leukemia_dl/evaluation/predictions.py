@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from leukemia_dl.errors import DataError, SettingsError
 from leukemia_dl.evaluation.metrics import Floats, Ints, Run, as_arrays
-from leukemia_dl.text import is_unknown, name_key
+from leukemia_dl.identity import is_unknown, name_key
 
 PREFIX, FEWEST_GROUPS = "probability_", 5
 _KINDS = ("backbone", "baseline", "tta")

@@ -159,6 +159,14 @@ def all_layers(model: Any) -> list[Any]:
     return list(dict.fromkeys(part for layer in own for part in (layer, *all_layers(layer))))
 
 
+def batchnorm_layers(model: Any) -> list[Any]:
+    """Return the layers whose statistics are re-estimated, those inside other layers included."""
+    import keras
+
+    kind = keras.layers.BatchNormalization
+    return [layer for layer in all_layers(model) if isinstance(layer, kind) and layer.trainable and layer.momentum < 1]
+
+
 def most_readers(model: Any) -> int:
     """Return the largest number of layers that read one tensor; 2 behind a residual block."""
     import keras

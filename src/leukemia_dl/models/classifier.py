@@ -29,7 +29,7 @@ from leukemia_dl.models.build import all_layers, silence_startup
 from leukemia_dl.plugins import DISTRIBUTION
 from leukemia_dl.preprocess import Pipeline, decode_image
 from leukemia_dl.preprocess.decode import image_files
-from leukemia_dl.preprocess.quality import Appearance, appearance_of, differences
+from leukemia_dl.preprocess.foreground import Appearance, appearance_of, differences
 from leukemia_dl.progress import parallel_map, track
 
 _MEMBER, _WEIGHTS = "leukemia_dl.json", "model.weights.h5"  # our settings, which Keras ignores, and its weights
@@ -65,10 +65,10 @@ class Classifier:
     _probable: bool = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "temperature", real_number("temperature", self.temperature, 0.01, 100))
         object.__setattr__(self, "class_names", tuple(self.class_names))
         if problem := self._problem():
             raise SettingsError(f"A classifier's parts do not fit together: {problem}.")
+        object.__setattr__(self, "temperature", real_number("temperature", self.temperature, 0.01, 100))
         object.__setattr__(self, "_probable", _gives_probabilities(self.model))
 
     def _problem(self) -> str:

@@ -1,6 +1,7 @@
-"""The cell: its mask on a black background or in a bright-field smear, its silhouette's measures, its colour."""
+"""The cell: its mask, on black or in a bright-field smear, its measures and colour; how cells look in many images."""
 
-from typing import Literal, get_args
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +11,8 @@ from leukemia_dl.errors import ImageError
 from leukemia_dl.preprocess.decode import check_image
 
 Background = Literal["auto", "black", "bright"]
+Appearance = tuple[bool, int]  # is a cell cut out on black; longer side in pixels, of the cell then, else of the image
+_NEARLY_ALL, _REACH = 0.98, 1.25
 
 
 def foreground_mask(image: NDArray[np.uint8], background: Background = "auto", threshold: int = 0) -> NDArray[np.bool_]:
@@ -114,6 +117,38 @@ def check_mask(mask: NDArray[np.bool_], image: NDArray[np.uint8]) -> NDArray[np.
     if mask.dtype != np.bool_ or mask.shape != image.shape[:2]:
         raise ImageError(f"Expected a mask, bool, of shape {image.shape[:2]}. Received: {mask.dtype} {mask.shape}")
     return mask
+
+
+def appearance_of(image: NDArray[np.uint8]) -> Appearance:
+    """Return the `Appearance` of an image, uint8 (h, w, 3)."""
+    on_black = is_single_cell(image)
+    top, left, bottom, right = (bounding_box(image.max(axis=2) > 0) if on_black else None) or (0, 0, *image.shape[:2])
+    return on_black, max(bottom - top, right - left)
+
+
+def summary(appearances: Sequence[Appearance]) -> dict[str, Any]:
+    """Return the share of images on black, and the smallest and largest size, as JSON values."""
+    sizes = [size for _, size in appearances]
+    return {"on_black": float(np.mean([on_black for on_black, _ in appearances])), "size": [min(sizes), max(sizes)]}
+
+
+def differences(appearances: Sequence[Appearance], known: Mapping[str, Any] | None) -> list[str]:
+    """Return a sentence for each way in which images differ from those that `summary` describes, if any are known."""
+    if not known:
+        return []
+    share, (low, high) = known["on_black"], known["size"]
+    cut_out, found = share > 0.5, list[str]()
+    kind, shown = ("cells", "do not show") if cut_out else ("images", "show")
+    odd = sum(on_black != cut_out for on_black, _ in appearances)
+    if odd and max(share, 1 - share) >= _NEARLY_ALL:
+        other = f"{odd:,} of {len(appearances):,} images {shown} a cell cut out on black"
+        found.append(f"{other}, unlike the training images")
+    sizes = [size for on_black, size in appearances if on_black == cut_out]
+    far = [size for size in sizes if not low / _REACH <= size <= high * _REACH]
+    if len(far) > (1 - _NEARLY_ALL) * len(sizes):
+        other = f"{len(far):,} of {len(sizes):,} {kind} are {min(far):,} to {max(far):,} pixels across"
+        found.append(f"{other}, those of the training images {low:,} to {high:,}")
+    return found
 
 
 def _otsu(counts: NDArray[np.int64]) -> int:

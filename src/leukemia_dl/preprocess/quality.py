@@ -1,6 +1,6 @@
-"""Measures of whole images: their quality, and how they differ from the images that a net was trained on."""
+"""Measures of the quality of whole images."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from leukemia_dl.errors import ImageError
 from leukemia_dl.preprocess.decode import check_image, decode_image
-from leukemia_dl.preprocess.foreground import bounding_box, foreground_mask, is_single_cell
+from leukemia_dl.preprocess.foreground import foreground_mask
 from leukemia_dl.progress import parallel_map
 
 _LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601, as in Pillow's mode "L"
@@ -20,8 +20,6 @@ MEASURES = {
     **dict.fromkeys(["focus", "brightness", "dark", "saturated", "foreground"], "float64"),
     **dict.fromkeys(["empty_mask", "touches_border", "blank"], "boolean"),
 }  # and their dtypes in a frame
-Appearance = tuple[bool, int]  # is a cell cut out on black; longer side in pixels, of the cell then, else of the image
-_NEARLY_ALL, _REACH = 0.98, 1.25
 
 
 def measure_quality(image: NDArray[np.uint8]) -> dict[str, float | bool]:
@@ -74,35 +72,3 @@ def _measured(item: Any) -> dict[str, Any]:
         return {**measure_quality(image), "problem": ""}
     except ImageError as error:
         return {"problem": str(error)}
-
-
-def appearance_of(image: NDArray[np.uint8]) -> Appearance:
-    """Return the `Appearance` of an image, uint8 (h, w, 3)."""
-    on_black = is_single_cell(image)
-    top, left, bottom, right = (bounding_box(image.max(axis=2) > 0) if on_black else None) or (0, 0, *image.shape[:2])
-    return on_black, max(bottom - top, right - left)
-
-
-def summary(appearances: Sequence[Appearance]) -> dict[str, Any]:
-    """Return the share of images on black, and the smallest and largest size, as JSON values."""
-    sizes = [size for _, size in appearances]
-    return {"on_black": float(np.mean([on_black for on_black, _ in appearances])), "size": [min(sizes), max(sizes)]}
-
-
-def differences(appearances: Sequence[Appearance], known: Mapping[str, Any] | None) -> list[str]:
-    """Return a sentence for each way in which images differ from those that `summary` describes, if any are known."""
-    if not known:
-        return []
-    share, (low, high) = known["on_black"], known["size"]
-    cut_out, found = share > 0.5, list[str]()
-    kind, shown = ("cells", "do not show") if cut_out else ("images", "show")
-    odd = sum(on_black != cut_out for on_black, _ in appearances)
-    if odd and max(share, 1 - share) >= _NEARLY_ALL:
-        other = f"{odd:,} of {len(appearances):,} images {shown} a cell cut out on black"
-        found.append(f"{other}, unlike the training images")
-    sizes = [size for on_black, size in appearances if on_black == cut_out]
-    far = [size for size in sizes if not low / _REACH <= size <= high * _REACH]
-    if len(far) > (1 - _NEARLY_ALL) * len(sizes):
-        other = f"{len(far):,} of {len(sizes):,} {kind} are {min(far):,} to {max(far):,} pixels across"
-        found.append(f"{other}, those of the training images {low:,} to {high:,}")
-    return found

@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from leukemia_dl.models import BackboneSpec, Classifier, build_model, load_classifier
+from leukemia_dl.models.build import batchnorm_layers
 from leukemia_dl.preprocess import Pipeline
 from leukemia_dl.progress import safe_path
 from leukemia_dl.training.backends import as_numpy, prepare
-from leukemia_dl.training.batchnorm import batchnorm_layers
 
 
 def check_backbone(spec: BackboneSpec) -> None:

@@ -19,12 +19,18 @@ from leukemia_dl.atomic import new_file
 from leukemia_dl.datasets.cache import in_use, is_whole, make_room
 from leukemia_dl.identity import digest, named_seed
 from leukemia_dl.models.backbones import BackboneSpec
-from leukemia_dl.models.build import Head, all_layers, build_model, split_at_features, weights_identity
+from leukemia_dl.models.build import (
+    Head,
+    all_layers,
+    batchnorm_layers,
+    build_model,
+    split_at_features,
+    weights_identity,
+)
 from leukemia_dl.models.classifier import predict_in_batches
 from leukemia_dl.plugins import DISTRIBUTION, installed_version
 from leukemia_dl.training.backends import Device, as_numpy, assign
 from leukemia_dl.training.batches import Subset
-from leukemia_dl.training.batchnorm import batchnorm_layers
 from leukemia_dl.training.recipe import Recipe
 
 _HELD = 3  # arrays in memory: features of the training, validation and test images of one fit
@@ -92,10 +98,9 @@ class FeatureCache:
 
 
 def array_fingerprint(*arrays: Any) -> list[Any]:
-    """Return shape and SHA-256 of arrays (n, ...) of equal length, read in parts."""
+    """Return the shapes of arrays (n, ...) and the SHA-256 of their bytes, read in parts."""
     parts = (array[start : start + _CHUNK] for array in arrays for start in range(0, len(array), _CHUNK))
-    content = _sha256(parts)
-    return [len(arrays[0]), *arrays[0][:1].shape[1:], content]
+    return [_sha256(parts), *([len(array), *array[:1].shape[1:]] for array in arrays)]
 
 
 def model_fingerprint(model: Any, device: Device) -> list[Any]:
@@ -143,6 +148,7 @@ class ModelCache:
     extractor: Any = None  # from pixels to features; shares its layers with `model`, as `head` does
     head: Any = None  # from features to logits
     phases: dict[str, Any]  # compiled models of these, by the name of the phase
+    weights: str | None = None  # identity of those that were loaded
 
     def clear(self) -> None:
         """Forget the net."""
@@ -158,8 +164,9 @@ class ModelCache:
         import keras
 
         # Nets that differ in anything that the compiled step depends on must have different keys.
-        weights = weights_identity(spec, recipe.weights_for(spec))
-        key = (spec, recipe.to_dict() | {"name": ""}, weights, classes, device)
+        wanted, settings = recipe.weights_for(spec), recipe.to_dict() | {"name": ""}
+        self.weights = weights_identity(spec, wanted)
+        key = (spec, settings, self.weights, classes, device)
         # A backbone with loaded weights is not built again; a plugin may add random layers to a net that it fetches.
         ours = getattr(spec.build, "__module__", "").startswith("leukemia_dl.models.")
         loaded = recipe.weights is not None and (ours or recipe.weights not in spec.weights)
@@ -168,24 +175,24 @@ class ModelCache:
             self.clear()  # first, since the memory may not hold two
             if other_backbone:
                 keras.utils.clear_session(free_memory=True)
-            self.model = _build(spec, recipe, classes, seed, device)
+            self.model = _build(spec, wanted, recipe, classes, seed, device)
             self.extractor, self.head = split_at_features(self.model)
             self._key = key
         elif loaded and not recipe.epochs:
             keras.utils.set_random_seed(named_seed(seed, "head"))
             assign(self.head.variables, keras.models.clone_model(self.head).variables)
         else:
-            assign(self.model.variables, _build(spec, recipe, classes, seed, device).variables)
+            assign(self.model.variables, _build(spec, wanted, recipe, classes, seed, device).variables)
         return self
 
 
-def _build(spec: BackboneSpec, recipe: Recipe, classes: int, seed: int, device: Device) -> Any:
+def _build(spec: BackboneSpec, weights: str | None, recipe: Recipe, classes: int, seed: int, device: Device) -> Any:
     import keras
 
     keras.utils.set_random_seed(named_seed(seed, "fit"))
     head = Head(kind=recipe.head, units=recipe.head_units, dropout=recipe.dropout, sigmoid=recipe.sigmoid)
     model = build_model(
-        spec, int(recipe.image_size), classes, weights=recipe.weights_for(spec), head=head,
+        spec, int(recipe.image_size), classes, weights=weights, head=head,
         head_seed=named_seed(seed, "head"), scaling=None if recipe.scaling == "backbone" else recipe.scaling,
         dtype_policy=device.dtype_policy,
     )  # fmt: skip

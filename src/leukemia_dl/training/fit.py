@@ -99,11 +99,11 @@ def fit(
         OutOfMemoryError, TrainingError: If memory runs out (it names the batch size), or the loss is no number.
     """
     wanted, recipe = recipe.weights_for(spec), recipe.for_backbone(spec)
-    train, started = (images, labels), time.perf_counter()
-    for side in (train, validation or train):
-        _check(*side, classes, recipe.image_size)
+    train, started, stop, curve = (images, labels), time.perf_counter(), recipe.total_epochs, None
+    _check([train, validation or train], classes, recipe.image_size)
     device = prepare(recipe.precision, compute)
-    factory = load_factory(recipe.callbacks if callbacks is None else callbacks)
+    callbacks = recipe.callbacks if callbacks is None else callbacks
+    factory = None if callbacks is None else load_factory(callbacks)
     phases = [name for name, epochs in (("head", recipe.head_epochs), ("full", recipe.epochs)) if epochs]
     contexts = [] if factory is None else [FitContext(spec.name, recipe, seed, phase, folder) for phase in phases]
     made = {context.phase: make_callbacks(factory, context) for context in contexts if factory is not None}
@@ -115,7 +115,6 @@ def fit(
     folds = _inner_folds(labels, groups, seed) if recipe.select_epoch or head_alone else []
     notes = [f"no {wanted} weights: from random ones"] if wanted and not recipe.weights else []
     notes += [] if recipe.weights or recipe.epochs else ["a head on features of random weights"]
-    stop, curve = recipe.total_epochs, None
     try:
         if recipe.select_epoch:
             stop, curve = _selected_epoch(trainer, train, folds)
@@ -144,15 +143,16 @@ def fit(
     )  # fmt: skip
 
 
-def _check(images: Images, labels: NDArray[np.int64], classes: int, size: Any) -> None:
-    first = images[:1]
-    if first.dtype != np.uint8 or first.shape != (1, size, size, 3) or len(images) != len(labels):
-        raise DataError(
-            f"Images must be uint8 (n, {size}, {size}, 3), at least one, with n labels. Received: {first.dtype} "
-            f"{(len(images), *first.shape[1:])}, {len(labels)} labels."
-        )
-    if labels.min() < 0 or labels.max() >= classes:
-        raise DataError(f"Labels must be from 0 to {classes - 1}. Received: {np.unique(labels)}.")
+def _check(sides: Sequence[Side], classes: int, size: Any) -> None:
+    for images, labels in sides:
+        first = images[:1]
+        if first.dtype != np.uint8 or first.shape != (1, size, size, 3) or len(images) != len(labels):
+            raise DataError(
+                f"Images must be uint8 (n, {size}, {size}, 3), at least one, with n labels. Received: {first.dtype} "
+                f"{(len(images), *first.shape[1:])}, {len(labels)} labels."
+            )
+        if labels.min() < 0 or labels.max() >= classes:
+            raise DataError(f"Labels must be from 0 to {classes - 1}. Received: {np.unique(labels)}.")
 
 
 def _unconverged(losses: NDArray[np.float64], recipe: Recipe, shares: NDArray[np.float64]) -> list[str]:

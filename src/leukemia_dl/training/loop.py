@@ -17,12 +17,11 @@ from leukemia_dl.atomic import new_file
 from leukemia_dl.errors import TrainingError
 from leukemia_dl.identity import digest, named_seed
 from leukemia_dl.models.backbones import BackboneSpec
-from leukemia_dl.models.build import weights_identity
+from leukemia_dl.models.build import batchnorm_layers
 from leukemia_dl.models.classifier import predict_logits
 from leukemia_dl.training.augmentation import training_model
 from leukemia_dl.training.backends import Device, as_fit_input, as_numpy, assign
 from leukemia_dl.training.batches import Batches, Side, Subset
-from leukemia_dl.training.batchnorm import reestimate_batchnorm
 from leukemia_dl.training.cache import FeatureCache, ModelCache, array_fingerprint, model_fingerprint
 from leukemia_dl.training.optimizer import build_loss, build_optimizer, class_weights, rates_by_layer
 from leukemia_dl.training.recipe import Recipe
@@ -122,10 +121,9 @@ class Trainer:
             progress.on_epoch = lambda epoch, row: report(epoch, row | {"inner_fold": inner_fold})
         if self.checkpoints is not None:
             progress.path = self.checkpoints / (f"inner-{inner_fold[0]}.npz" if inner_fold else "fit.npz")
-            sides = [array_fingerprint(*side) for side in (train, validation) if side is not None]
-            weights = weights_identity(self.spec, recipe.weights_for(self.spec))
-            settings = [self.spec.name, recipe.to_dict(), weights, stop, self.classes, self.seed]
-            progress.identity = digest([*settings, model_fingerprint(net.model, self.device), sides])
+            images = array_fingerprint(*train, *(validation or ()))
+            settings = [self.spec.name, recipe.to_dict(), net.weights, stop, self.classes, self.seed]
+            progress.identity = digest([*settings, model_fingerprint(net.model, self.device), images])
         if values := progress.read():
             assign((net.head if progress.done <= recipe.head_epochs else net.model).variables, values)
         if progress.done < min(stop, recipe.head_epochs):
@@ -279,3 +277,45 @@ class Trainer:
 def predict_batch_size(recipe: Recipe) -> int:
     """Return the images per step of a prediction: 32 or more, but few where memory forces batches to be small."""
     return min(max(32, recipe.batch_size), 2 * recipe.batch_size)
+
+
+def reestimate_batchnorm(
+    model: Any, images: Any, batch_size: int, parameters: NDArray[np.float32] | None = None
+) -> int:
+    """Replace the moving mean and variance of every trainable BatchNormalization layer; return their number.
+
+    Moving averages lag behind the weights: after a dozen steps they mostly hold their initial values. Here batches of
+    about `batch_size` images run in training mode, and statistics are pooled exactly ("precise BN", Wu and Johnson
+    2021, arXiv:2105.07576). Images come in random order: a batch of one class has other statistics. With `parameters`
+    of augmentation, `model` is a `training_model`.
+    """
+    import keras
+
+    layers = batchnorm_layers(model)
+    if not layers or not len(images):
+        return 0
+    batches = max(1, round(len(images) / batch_size))
+    size = len(images) // batches  # equal ones: a remainder of fewer images than there are batches is left out
+    momenta = [layer.momentum for layer in layers]
+    # Seeds of dropout go on with every pass: whether statistics were looked at must not change what is trained.
+    own = {id(variable) for layer in layers for variable in layer.variables}
+    others = [variable for variable in model.non_trainable_variables if id(variable) not in own]
+    before = [as_numpy(variable) for variable in others]
+    sums: list[Any] = [0.0] * len(layers)  # of the means and of the mean squares of the batches
+    for layer in layers:
+        layer.momentum = 0.0  # the "moving" average then is the batch's own value
+    for start in range(0, batches * size, size):
+        batch = keras.ops.convert_to_tensor(images[start : start + size])
+        if parameters is not None:
+            batch = [batch, keras.ops.convert_to_tensor(parameters[start : start + size])]
+        model(batch, training=True)
+        for number, layer in enumerate(layers):
+            mean, variance = (as_numpy(v).astype(float) for v in (layer.moving_mean, layer.moving_variance))
+            sums[number] += np.stack([mean, variance + mean**2])
+    assign(others, before)
+    for layer, momentum, total in zip(layers, momenta, sums, strict=True):
+        mean, square = total / batches
+        layer.momentum = momentum
+        layer.moving_mean.assign(mean.astype(np.float32))
+        layer.moving_variance.assign(np.maximum(square - mean**2, 0.0).astype(np.float32))
+    return len(layers)

@@ -1,6 +1,9 @@
 """Recipe: everything about one fit that is not the data or the backbone; and the presets, which are named recipes."""
 
+from __future__ import annotations
+
 import dataclasses
+import functools
 import math
 import tomllib
 from collections.abc import Mapping
@@ -185,12 +188,11 @@ class Recipe(Augmentation):
         return Pipeline.published_v1(size) if published else Pipeline.default(size, canvas=canvas)
 
     @classmethod
-    def preset(cls, name: str, /, **changes: Any) -> Self:
+    def preset(cls, name: str, /, **changes: Any) -> Recipe:
         """Return the preset `name`, one of `presets()`, with `changes` to it: `Recipe.preset("quick", epochs=10)`."""
         if name not in PRESETS:
             raise unknown_name_error("recipe", name, PRESETS)
-        found = cls.from_dict({"name": name, **PRESETS[name]})
-        return found.changed(**changes) if changes else found
+        return _preset(name).changed(**changes) if changes else _preset(name)
 
     def changed(self, **changes: Any) -> Self:
         """Return the recipe with `changes`; a changed setting is not replaced by `if_no_weights` any more."""
@@ -216,7 +218,7 @@ class Recipe(Augmentation):
         return {name: value for name, value in dataclasses.asdict(self).items() if name != "callbacks"}
 
     @classmethod
-    def from_toml(cls, path: str | Path) -> Self:
+    def from_toml(cls, path: str | Path) -> Recipe:
         """Return the recipe in the TOML file `path`: `preset = "finetune"`, if it starts from one, and settings.
 
         Raises DataError if there is no such file, or it is no TOML.
@@ -241,3 +243,8 @@ class Recipe(Augmentation):
             elif value not in (None, {}):
                 lines.append(tomli_w.dumps({name: value}))
         return "".join(lines)
+
+
+@functools.cache
+def _preset(name: str) -> Recipe:
+    return Recipe.from_dict({"name": name, **PRESETS[name]})

@@ -19,8 +19,9 @@ import pandas as pd
 from leukemia_dl.datasets.cache import user_path
 from leukemia_dl.datasets.table import COLUMNS, DatasetInfo, Table, class_list, one_spelling
 from leukemia_dl.errors import DataError
+from leukemia_dl.identity import name_key
 from leukemia_dl.preprocess.decode import image_files, is_system_file, warn_left_out
-from leukemia_dl.text import counted, name_key
+from leukemia_dl.text import counted
 
 CSV_INFO = DatasetInfo("csv", "Images named by a CSV file", licence="yours", citation="yours")
 FOLDER_INFO = DatasetInfo("folder", "A folder per class", licence="yours", citation="yours")

@@ -8,11 +8,11 @@ import pytest
 import grids
 import leukemia_dl as ldl
 from discs import SMALL
-from leukemia_dl.models.build import Head, build_model
+from leukemia_dl.models.build import Head, batchnorm_layers, build_model
 from leukemia_dl.models.classifier import predict_logits
 from leukemia_dl.training import Recipe, fit
 from leukemia_dl.training.augmentation import Augmentation, augment_images
-from leukemia_dl.training.batchnorm import batchnorm_layers, reestimate_batchnorm
+from leukemia_dl.training.loop import reestimate_batchnorm
 
 keras = pytest.importorskip("keras")
 
