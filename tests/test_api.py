@@ -40,9 +40,9 @@ PUBLIC = {
     ),
     "leukemia_dl.evaluation": (
         "METRICS", "accuracy_at_coverage", "apply_temperature", "calibrate", "class_names_of", "compare",
-        "drop_repeated_cells", "error_list", "evaluate", "evaluate_groups", "fit_temperature", "group_table",
-        "inflation", "leaderboard", "operating_points", "precision_recall_curves", "published_results",
-        "reliability_curves", "roc_curves", "score",
+        "drop_repeated_cells", "error_list", "evaluate", "fit_temperature", "group_table", "inflation", "leaderboard",
+        "net_benefit", "operating_points", "patient_predictions", "plan_study", "precision_recall_curves",
+        "published_results", "reliability_curves", "roc_curves", "score",
     ),
     "leukemia_dl.models": (
         "BackboneSpec", "Classifier", "Head", "application", "backbone_table", "build_model", "get_backbone",

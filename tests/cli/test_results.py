@@ -51,7 +51,7 @@ def test_where_nothing_can_be_tested_the_reason_is_the_first_line(run, tmp_path)
     """20.3: no rank, no interval and no verdict with fewer than five groups; the reason and their number come first."""
     clustered(((5, 9, 12), (7, 3)), ["cnn", "vgg16"]).to_csv(tmp_path / "few.csv", index=False)
     first, *rest = run(tmp_path / "few.csv").splitlines()
-    reason = "fewer than 5 groups: 2 of class hem, 3 of class all"
+    reason = "fewer than 5 groups: 2 of class hem (3 missing), 3 of class all (2 missing)"
     assert first == f"Not testable, {reason} (36 images of 5 groups of patients): no ranks and no intervals."
     output = "\n".join(rest)
     assert "accuracy, side test, without intervals" in output

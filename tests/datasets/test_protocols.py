@@ -120,17 +120,14 @@ def test_the_default_protocol_follows_from_the_data() -> None:
             make_splits(Dataset(missing, known.class_names, INFO))
 
 
-def test_val_is_the_first_fold_with_five_groups_of_each_class() -> None:
-    """Mutant 21: without the limit of five, val was the fold with most groups."""
-    found = set()
-    for seed in range(10):
-        context = SplitContext(cohort({"a": [2] * 33, "b": [2] * 33}), "holdout", seed)
-        cuts = context.parts(context.everything, 5, "val")
-        fewest = [min(context.units_per_class(side).min() for side in cut) for cut in cuts]
-        assert min(fewest) >= 5
-        np.testing.assert_array_equal(context.holdout(context.everything, "val")[1], cuts[0][1])
-        found.add(fewest[0] == max(fewest))
-    assert found == {True, False}  # the first fold is not always the one with most
+def test_val_has_five_groups_of_each_class_where_there_are_ten_to_take_from() -> None:
+    for sizes, fewest in (([2] * 33, 7), ([2] * 21, 5), ([2] * 10, 5), ([2] * 9, 2)):
+        dataset = cohort({"a": sizes, "b": [3] * 40})
+        for seed in range(5):
+            context = SplitContext(dataset, "holdout", seed)
+            rest, val = context.holdout(context.everything, "val")
+            assert context.units_per_class(val).tolist() == [fewest, 8]
+            assert context.units_per_class(rest).tolist() == [len(sizes) - fewest, 32]
 
 
 def test_numbers_of_numpy_are_those_of_python() -> None:

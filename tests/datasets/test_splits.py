@@ -137,7 +137,7 @@ def test_a_side_with_few_patients_is_flagged() -> None:
     split = make_splits(with_folds(cohort({"a": [2] * 12, "b": [2] * 30})), "official")[0]
     assert "test: few groups of class a (4)" in split.flags
     assert not any("class b" in flag and "test" in flag for flag in split.flags)
-    assert split.counts().loc[("test", "a")].to_dict() == {"images": 8, "groups": 4}
+    assert split.counts().loc[("test", "a")].to_dict() == {"images": 8, "groups": 4, "effective_groups": 4}
 
 
 def test_val_is_about_a_fifth_with_as_many_groups_as_can_be() -> None:

@@ -85,7 +85,35 @@ def test_equal_predictions_do_not_differ():
     frame = clustered(SMALL, ["one"])
     (row,) = compare(pd.concat([frame, frame.assign(backbone="copy")])).to_dict("records")
     assert (row["difference"], row["p"], row["low"], row["high"]) == (0, 1, 0, 0)
-    assert "not significant at the 5% level" in row["sentence"]
+    assert np.isnan(row["detectable"])
+    assert row["sentence"].endswith(": of these fitted models, both are equal in every group.")
+
+
+def test_the_detectable_difference_is_that_of_the_corrected_verdict():
+    """Of three nets there are three pairs: the level that Bonferroni's correction leaves, and more for one pair."""
+    frame = clustered(SMALL, ["a", "b", "c"])
+    rows = compare(frame, descriptive="loss")
+    for row in rows.to_dict("records"):
+        pairs = 3 if row["role"] == "confirmatory" else 1
+        quantiles = stats.t.ppf([1 - 0.025 / pairs, 0.8], row["degrees_of_freedom"])
+        assert row["detectable"] == pytest.approx(quantiles.sum() * row["standard_error"])
+
+
+def test_two_seeds_are_of_the_procedure_and_the_sentence_says_so():
+    frame = clustered(SMALL, seeds=(0, 1))
+    (row,) = compare(frame).to_dict("records")
+    (asked,) = compare(frame, estimand="procedure").to_dict("records")
+    assert row == asked
+    assert " for the procedure over 2 seeds" in row["sentence"]
+    (one,) = compare(frame[frame["seed"] == 0]).to_dict("records")
+    assert " for these fitted models" in one["sentence"]
+
+
+def test_folds_make_a_difference_less_certain():
+    frame = clustered(SMALL)
+    folded = frame.assign(fold=pd.factorize(frame["group"])[0] % 5)
+    (one,), (other,) = (compare(part).to_dict("records") for part in (frame, folded))
+    assert other["standard_error"] == pytest.approx(one["standard_error"] * np.sqrt(1 + 5 / 4))
 
 
 def test_a_large_difference_is_found_and_said():
@@ -101,7 +129,7 @@ def test_a_large_difference_is_found_and_said():
     assert row["sentence"].startswith(
         f"On 136 images of 11 groups of patients, balanced accuracy is 1.000 for one and {value:.3f} for other: a "
     )
-    assert row["sentence"].endswith(": one is better at the 5% level.")
+    assert row["sentence"].endswith(": of these fitted models, one is better at the 5% level.")
     turned, level = compare(frame, "loss", level=0.9).iloc[0], 0.1
     assert turned["difference"] < 0
     assert turned["p_holm"] <= level
@@ -147,7 +175,7 @@ def test_seeds_are_averaged_and_the_procedure_is_less_certain():
     floor = frame["backbone"].ne("other") | frame["seed"].eq(0)
     kinds = np.where(frame["backbone"] == "other", "baseline", "backbone")
     (against,) = compare(frame.assign(kind=kinds)[floor], estimand="procedure").to_dict("records")
-    (fixed,) = compare(frame.assign(kind=kinds)[floor]).to_dict("records")
+    (fixed,) = compare(frame.assign(kind=kinds)[floor], estimand="models").to_dict("records")
     seeds = means.loc["one"].var(ddof=1) / 3
     assert against["standard_error"] == pytest.approx((fixed["standard_error"] ** 2 + seeds) ** 0.5)
     (alone,) = compare(frame[frame["seed"] == 0], estimand="procedure").to_dict("records")
@@ -256,8 +284,9 @@ def test_fewer_than_five_groups_give_no_test_and_the_reason_first():
     """20.3: the sentence begins with the reason and the number of groups, and has no verdict."""
     (row,) = compare(clustered(((5, 9, 12, 30), SMALL[1]))).to_dict("records")
     assert np.isnan(row["p"])
-    assert row["reason"] == "fewer than 5 groups: 4 of class all"
-    sentence = "Not testable, fewer than 5 groups: 4 of class all. On 108 images of 9 groups of patients, accuracy is "
+    few = "fewer than 5 groups: 4 of class all (1 missing)"
+    assert row["reason"] == few
+    sentence = f"Not testable, {few}. On 108 images of 9 groups of patients, accuracy is "
     shown = f"{row['value_first']:.3f} for one and {row['value_second']:.3f} for other."
     assert row["sentence"] == sentence + shown
 

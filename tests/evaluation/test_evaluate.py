@@ -5,13 +5,11 @@ import pandas as pd
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from scipy.stats import beta
 
 from leukemia_dl.errors import DataError, SettingsError
-from leukemia_dl.evaluation import METRICS, error_list, evaluate, evaluate_groups, group_table
+from leukemia_dl.evaluation import METRICS, error_list, evaluate, group_table
 
 NET = "probability_"
-RULES = ("mean_probability", "majority_vote")
 
 
 @st.composite
@@ -71,13 +69,6 @@ def table_by_hand(rows, names):
     return found
 
 
-def exact(right, count, level):
-    """Clopper and Pearson's interval from quantiles of beta distributions."""
-    tail = (1 - level) / 2
-    low = beta.ppf(tail, right, count - right + 1) if right else 0.0
-    return low, beta.ppf(1 - tail, right + 1, count - right) if right < count else 1.0
-
-
 @settings(max_examples=60)
 @given(frames())
 def test_the_table_equals_a_plain_implementation(case):
@@ -90,33 +81,6 @@ def test_the_table_equals_a_plain_implementation(case):
         exactly = isinstance(values[0], (str, int))
         assert table[name].tolist() == (values if exactly else pytest.approx([float(value) for value in values])), name
     assert [None if pd.isna(label) else label for label in table["label"]] == [row["label"] for row in expected]
-
-
-@settings(max_examples=40)
-@given(frames(), st.sampled_from([0.5, 0.9, 0.95, 0.99]))
-def test_verdicts_equal_a_plain_implementation_with_exact_intervals(case, level):
-    names, rows = case
-    table = table_by_hand(rows, names)
-    expected = []
-    for backbone in dict.fromkeys(row["backbone"] for row in table):
-        groups = [row for row in table if row["backbone"] == backbone]
-        pure = [row for row in groups if row["label"]]
-        mixed = len(groups) - len(pure)
-        metrics = {"accuracy": names}
-        metrics |= {"sensitivity": names[1], "specificity": names[0]} if len(names) == 2 else {}
-        for rule in RULES:
-            for metric, of in metrics.items():
-                hits = [row[f"by_{rule}"] == row["label"] for row in pure if row["label"] in of]
-                reason = f"{mixed} groups with images of several classes are left out" if mixed else ""
-                row = {"backbone": backbone, "rule": rule, "metric": metric, "reason": reason if hits else "no group"}
-                numbers = [sum(hits) / len(hits), *exact(sum(hits), len(hits), level)] if hits else [np.nan] * 3
-                row |= dict(zip(("value", "low", "high"), numbers, strict=True))
-                expected.append(row | {"right": sum(hits), "groups": len(hits)})
-    result = evaluate_groups(pd.DataFrame(rows), level=level)
-    assert list(result) == ["backbone", "rule", "metric", "value", "low", "high", "unit", "right", "groups", "reason"]
-    for got, row in zip(result.to_dict("records"), expected, strict=True):
-        for name, value in row.items():
-            assert got[name] == (pytest.approx(value, abs=1e-9, nan_ok=True) if isinstance(value, float) else value)
 
 
 @settings(max_examples=40)
@@ -178,31 +142,12 @@ def test_a_mixed_group_has_no_label_and_no_verdict():
     table = group_table(frame).set_index("group")
     assert table["label"].isna().to_dict() == {"h": False, "m": True, "g": False}
     assert table["error_share"].to_dict() == {"h": 1.0, "m": 0.5, "g": 0.0}
-    result = evaluate_groups(frame).set_index(["rule", "metric"])
-    for rule in RULES:
-        assert result.loc[rule, "groups"].to_dict() == {"accuracy": 2, "sensitivity": 1, "specificity": 1}
-        assert result.loc[rule, "value"].to_dict() == {"accuracy": 0.5, "sensitivity": 1.0, "specificity": 0.0}
-    assert set(result["reason"]) == {"1 groups with images of several classes are left out"}
-    only = evaluate_groups(mixed)
-    assert only[["value", "low", "high"]].isna().all(axis=None)
-    assert only["groups"].tolist() == [0] * 6
-
-
-def test_intervals_of_all_and_of_none_right_are_one_sided():
-    frame = pd.concat([binary(0.75, group=f"g{i}") for i in range(10)], ignore_index=True)
-    result = evaluate_groups(frame).set_index(["rule", "metric"]).loc["majority_vote"]
-    assert result.loc["accuracy", ["value", "high"]].tolist() == [1.0, 1.0]
-    assert result.loc["accuracy", "low"] == pytest.approx(0.025 ** (1 / 10))
-    result = evaluate_groups(frame.assign(label="p")).set_index(["rule", "metric"]).loc["majority_vote"]
-    assert result.loc["specificity", ["value", "low"]].tolist() == [0.0, 0.0]
-    assert result.loc["specificity", "high"] == pytest.approx(1 - 0.025 ** (1 / 10))
 
 
 def test_the_side_that_is_asked_for_is_taken():
     frame = pd.concat([binary(0.75, side="test"), binary(0.25, 0.25, group="h", side="val")], ignore_index=True)
     assert group_table(frame)["group"].tolist() == ["g"]
     assert group_table(frame, side="val")[["group", "errors"]].to_numpy().tolist() == [["h", 2]]
-    assert evaluate_groups(frame, side="val")["right"].tolist() == [0] * 6
     assert error_list(frame).empty
     assert error_list(frame, side="val")["sample"].tolist() == ["h0", "h1"]
 
@@ -212,16 +157,15 @@ def test_subjects_stand_in_for_groups_and_without_both_there_is_no_verdict():
     assert group_table(frame.drop(columns="group"))["group"].tolist() == ["u", "v"]
     assert error_list(frame.assign(group=None))["errors_in_group"].tolist() == [2, 2]
     for nothing in (frame.drop(columns=["group", "subject"]), frame.assign(group=None, subject=None)):
-        for function in (group_table, evaluate_groups):
-            with pytest.raises(DataError, match="Nothing is known of subjects"):
-                function(nothing)
+        with pytest.raises(DataError, match="Nothing is known of subjects"):
+            group_table(nothing)
         assert error_list(nothing)["predicted"].tolist() == ["p", "p"]
 
 
 @pytest.mark.parametrize("level", [0, 1, 95, "0.95", True, 0.4])
 def test_a_level_out_of_range_is_refused(level):
     with pytest.raises(SettingsError, match="level must be a number"):
-        evaluate_groups(binary(0.75), level=level)
+        evaluate(binary(0.75), level=level)
 
 
 def test_a_list_without_errors_has_the_columns_of_one_with_errors():

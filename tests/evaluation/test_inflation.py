@@ -165,7 +165,7 @@ def test_settings_and_frames_that_are_none():
         evaluation.evaluate,
         evaluation.compare,
         evaluation.leaderboard,
-        evaluation.evaluate_groups,
+        evaluation.patient_predictions,
         evaluation.group_table,
         evaluation.error_list,
         evaluation.calibrate,

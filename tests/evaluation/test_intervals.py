@@ -2,10 +2,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import sklearn.metrics as sk
-from hypothesis import assume, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
-from scipy.special import expit, logit
 
 from leukemia_dl.errors import DataError, SettingsError
 from leukemia_dl.evaluation import METRICS, drop_repeated_cells, evaluate
@@ -26,8 +25,8 @@ def recalls(frame):
     return {name: right[frame["label"] == name].mean() for name in ("hem", "all")}
 
 
-def by_hand(frame, statistic, level=0.95):
-    """The interval on the logit scale, one group after the other left out, in plain Python."""
+def jackknife(frame, statistic):
+    """Value, standard error and degrees of freedom, one group after the other left out, in plain Python."""
     variance, parts = 0.0, []
     for name in ("hem", "all"):
         own = frame[frame["label"] == name]
@@ -38,18 +37,45 @@ def by_hand(frame, statistic, level=0.95):
         part = (m - 1) / m * sum((value - mean) ** 2 for value in without)
         variance += part
         parts.append((part, sum(sizes) ** 2 / sum(n * n for n in sizes) - 1))
-    assume(variance > 0)
-    df = variance**2 / sum(part**2 / d for part, d in parts)
-    value = statistic(frame)
-    reach = stats.t.ppf((1 + level) / 2, df) * variance**0.5 / (value * (1 - value))
-    return value, expit(logit(value) - reach), expit(logit(value) + reach), variance**0.5, df
+    df = variance**2 / sum(part**2 / d for part, d in parts) if variance > 1e-20 else np.inf
+    return statistic(frame), variance**0.5, df
 
 
-@settings(max_examples=15, deadline=None)
+def ends(value, error, df, tail):
+    """Wilson's interval of as many independent images as have the error, as roots of its equation."""
+    if not 0 < value < 1 or error < 1e-10:
+        return value, value
+    ratio = stats.t.ppf(1 - tail, df) ** 2 * error**2 / (value * (1 - value))
+    return tuple(sorted(np.roots([1 + ratio, -(2 * value + ratio), value**2]).real))
+
+
+def by_hand(frame, statistic, of_hits=True, level=0.95):
+    """The whole interval: of some predictions with fewer errors too, and an unseen kind is allowed for."""
+    value, error, df = jackknife(frame, statistic)
+    alpha = 1 - level
+    low, high = ends(value, error, df, alpha / 2)
+    right = frame["probability_all"].gt(0.5).eq(frame["label"].eq("all"))
+    groups = frame.groupby("group")
+    order = pd.DataFrame({"share": -right.groupby(frame["group"]).mean(), "size": -groups.size()})
+    order["class"] = groups["label"].first().eq("all")
+    bad = list(order[order["share"] > -1].sort_values(["share", "size", "class"], kind="stable").index)
+    for perfect in (
+        [bad[: i + 1] for i in range(len(bad))] + [[g] for g in bad] + [[h for h in bad if h != g] for g in bad]
+    ):
+        if of_hits:
+            mended = frame["probability_all"].mask(frame["group"].isin(perfect), frame["label"].eq("all") * 1.0)
+            low = min(low, ends(*jackknife(frame.assign(probability_all=mended), statistic), alpha / 2)[0])
+    unseen = value * (alpha / 2) ** (1 / frame["group"].nunique())
+    if unseen < low:
+        low, high = unseen, ends(value, error, df, alpha)[1]
+    return value, low, high, error, df
+
+
+@settings(max_examples=8, deadline=None)
 @given(
     st.integers(0, 1000),
-    st.lists(st.integers(2, 15), min_size=5, max_size=8),
-    st.lists(st.integers(2, 15), min_size=5, max_size=8),
+    st.lists(st.integers(4, 15), min_size=5, max_size=6),
+    st.lists(st.integers(4, 15), min_size=5, max_size=6),
 )
 def test_intervals_equal_a_plain_version(seed, positives, negatives):
     frame = clustered((positives, negatives), ["one"], seed=seed)
@@ -61,12 +87,11 @@ def test_intervals_equal_a_plain_version(seed, positives, negatives):
         "auroc": lambda f: sk.roc_auc_score(f["label"] == "all", f["probability_all"]),
     }
     for name, statistic in statistics.items():
-        value, low, high, error, df = by_hand(frame, statistic)
-        if not 0 < value < 1 or error == 0:
-            continue
+        value, low, high, error, df = by_hand(frame, statistic, name != "auroc")
+        df = df if error > 1e-10 else np.nan
         row = one(frame, name)
         got = [row["value"], row["low"], row["high"], row["standard_error"], row["degrees_of_freedom"]]
-        assert got == pytest.approx([value, low, high, error, df], rel=1e-9), name
+        assert got == pytest.approx([value, low, high, error, df], rel=1e-9, abs=1e-12, nan_ok=True), name
 
 
 def test_a_class_alone_takes_its_degrees_of_freedom_from_its_own_groups():
@@ -102,47 +127,142 @@ def test_subjects_serve_where_there_are_no_groups():
 def test_fewer_than_five_groups_of_a_class_get_no_interval_and_the_reason():
     frame = clustered(((5, 9, 12, 30, 8), (7, 3, 25, 11)), ["one"])
     table = evaluate(frame).set_index("metric")
-    assert table.loc["accuracy", "reason"] == "fewer than 5 groups: 4 of class hem"
+    assert table.loc["accuracy", "reason"] == "fewer than 5 groups: 4 of class hem (1 missing)"
     assert np.isnan(table.loc["accuracy", ["low", "high", "standard_error"]].astype(float)).all()
     assert not np.isnan(table.loc["accuracy", "value"])
     # Sensitivity depends on the other class alone.
     assert table.loc["sensitivity", "reason"] == ""
-    assert table.loc["specificity", "reason"] == "fewer than 5 groups: 4 of class hem"
+    assert table.loc["specificity", "reason"] == "fewer than 5 groups: 4 of class hem (1 missing)"
 
 
-def test_perfect_predictions_get_the_exact_bound_of_the_smaller_number_of_groups():
+def test_perfect_predictions_get_the_exact_bound_of_the_groups_that_a_metric_is_about():
     frame = clustered(SMALL, ["one"])
     right = frame["label"].eq("all").astype(float)
     frame["probability_all"], frame["probability_hem"] = right, 1 - right
     table = evaluate(frame).set_index("metric")
-    assert table.loc["accuracy", "high"] == 1
-    assert table.loc["accuracy", "low"] == pytest.approx(stats.beta.ppf(0.025, 5, 1))
+    assert (table.loc[["accuracy", "auroc", "sensitivity"], "high"] == 1).all()
+    for name in ("accuracy", "balanced_accuracy", "auroc"):
+        assert table.loc[name, "low"] == pytest.approx(stats.beta.ppf(0.025, 11, 1))
+    # Of one class, all errors can only be on one side.
+    assert table.loc["sensitivity", "low"] == pytest.approx(stats.beta.ppf(0.05, 6, 1))
+    assert table.loc["specificity", "low"] == pytest.approx(stats.beta.ppf(0.05, 5, 1))
+    assert table.loc["brier", "high"] == pytest.approx(1 - stats.beta.ppf(0.025, 11, 1))
     assert np.isnan(table.loc["loss", "low"])
-    assert table.loc["loss", "reason"] == "at 0, which bounds nothing"
+    assert table.loc["loss", "reason"] == "the data do not bound it"
+
+
+def test_precision_is_bounded_by_the_groups_with_such_predictions():
+    """Two positive calls from two patients, both right: the exact bound of 2 of 2, and not of all groups."""
+    frame = clustered(((6,) * 8, (6,) * 8), ["one"]).assign(probability_all=0.1, probability_hem=0.9)
+    first = frame[frame["label"] == "all"].groupby("group").head(1).index[:2]
+    frame.loc[first, ["probability_all", "probability_hem"]] = 0.9, 0.1
+    row = one(frame, "ppv")
+    assert (row["value"], row["high"]) == (1, 1)
+    assert row["low"] == pytest.approx(0.025 ** (1 / 2))
 
 
 def test_a_constant_has_no_spread():
     frame = clustered(SMALL, ["one"])
     frame["probability_all"], frame["probability_hem"] = 0.7, 0.3
     row = one(frame, "auroc")
-    assert (row["low"], row["value"], row["high"], row["standard_error"]) == (0.5, 0.5, 0.5, 0.0)
+    assert (row["value"], row["high"], row["standard_error"]) == (0.5, 0.5, 0.0)
+    assert row["low"] == pytest.approx(0.5 * 0.025 ** (1 / 11))
+
+
+def right_in(frame, wrong):
+    """Predictions that are right but for the first images, so many of each group."""
+    number = frame.groupby("group").cumcount()
+    right = number >= frame["group"].map(wrong).fillna(0)
+    positive = (frame["label"].eq("all") == right) * 0.8 + 0.1
+    return frame.assign(probability_all=positive, probability_hem=1 - positive)
+
+
+@settings(max_examples=60)
+@given(st.lists(st.integers(0, 1), min_size=12, max_size=12), st.integers(0, 11), st.integers(1, 3))
+def test_more_errors_never_tighten_the_side_of_the_errors(errors, group, more):
+    frame = clustered(((5, 9, 12, 30, 8, 20), (7, 9, 25, 11, 6, 8)), ["one"])
+    names = sorted(frame["group"].unique())
+    before = dict(zip(names, errors, strict=True))
+    after = before | {names[group]: before[names[group]] + more}
+    metrics = ["accuracy", "balanced_accuracy", "sensitivity", "specificity"]
+    fewer, many = (evaluate(right_in(frame, wrong), metrics=metrics)["low"] for wrong in (before, after))
+    assert (many <= fewer + 1e-12).all()
+
+
+def test_no_error_is_no_cliff():
+    frame = clustered(((200,) * 16, (100,) * 12), ["one"])
+    none, first = (one(right_in(frame, wrong), "accuracy") for wrong in ({}, {"g3": 1}))
+    assert first["low"] == pytest.approx(none["low"], rel=1e-3)
+    assert first["low"] < none["low"]
+
+
+@settings(max_examples=20)
+@given(st.integers(0, 100), st.randoms(use_true_random=False))
+def test_an_interval_holds_its_value_lies_in_range_and_knows_no_names_and_no_order(seed, random):
+    frame = clustered(SMALL, ["one"], seed=seed)
+    names = list(frame["group"].unique())
+    renamed = dict(zip(names, random.sample([f"patient {i}" for i in range(99)], len(names)), strict=True))
+    order = random.sample(range(len(frame)), len(frame))
+    table, other = evaluate(frame), evaluate(frame.iloc[order].assign(group=lambda f: f["group"].map(renamed)))
+    known = table[table["low"].notna()].set_index("metric")
+    assert ((known["low"] <= known["value"]) & (known["value"] <= known["high"])).all()
+    bounded = known.drop(index=["loss", "balanced_loss", "calibration_slope", "calibration_intercept"], errors="ignore")
+    lowest = np.where(bounded.index == "mcc", -1, 0)
+    assert ((bounded["low"] >= lowest) & (bounded["high"] <= 1)).all()
+    assert (known.loc[known.index.isin(["loss", "balanced_loss"]), "high"] < 34.6).all()
+    for column in ("value", "low", "high"):
+        np.testing.assert_allclose(table[column], other[column], rtol=1e-6, atol=1e-9)
+
+
+def test_one_mixed_patient_changes_an_interval_by_little():
+    frame = clustered(((30,) * 16, (30,) * 12), ["one"])
+    place = frame.index[frame["group"] == frame["group"].iloc[0]][0]
+    mixed = frame.copy()
+    mixed.loc[place, "label"] = "hem"
+    for name in ("accuracy", "balanced_accuracy", "specificity", "sensitivity"):
+        before, after = one(frame, name), one(mixed, name)
+        assert after["high"] - after["low"] == pytest.approx(before["high"] - before["low"], rel=0.15), name
+        assert after["degrees_of_freedom"] == pytest.approx(before["degrees_of_freedom"], rel=0.15), name
+
+
+def test_a_class_that_one_patient_owns_gets_no_interval():
+    frame = clustered(((9, 9, 9, 9, 9, 900), (9,) * 8), ["one"])
+    table = evaluate(frame).set_index("metric")
+    assert table.loc["sensitivity", "reason"] == "groups as good as fewer than 3 equal ones: 1.1 of class all"
+    assert np.isnan(table.loc["sensitivity", "low"])
+    assert np.isfinite(table.loc["specificity", "low"])
+
+
+def test_the_design_effect_is_that_of_clustering():
+    frame = clustered(((100,) * 20, (100,) * 20), ["one"], correlation=0.3)
+    row = one(frame, "accuracy")
+    assert row["icc"] == pytest.approx((row["design_effect"] - 1) / 99)
+    assert 5 < row["design_effect"] < 45
+    apart = one(frame.drop(columns="group"), "accuracy")
+    assert apart["design_effect"] == pytest.approx(1, abs=0.25)
+
+
+def test_no_interval_is_put_around_a_biased_error():
+    row = one(clustered(SMALL, ["one"]), "ece")
+    assert np.isnan(row["low"])
+    assert row["reason"].startswith("biased upwards")
 
 
 def test_seeds_are_averaged_before_groups_are_left_out():
     frame = clustered(SMALL, ["one"], seeds=(3, 7, 8))
-    row = one(frame, "balanced_accuracy")
+    row = one(frame, "balanced_accuracy", estimand="models")
     parts = [one(frame[frame["seed"] == seed], "balanced_accuracy")["value"] for seed in (3, 7, 8)]
     assert row["value"] == pytest.approx(np.mean(parts))
     assert row["seed_sd"] == pytest.approx(np.std(parts, ddof=1))
     assert row["seeds"] == 3
-    mean = by_hand(frame, lambda f: (recalls(f)["all"] + recalls(f)["hem"]) / 2)
-    assert row["standard_error"] == pytest.approx(mean[3])
+    mean = jackknife(frame, lambda f: (recalls(f)["all"] + recalls(f)["hem"]) / 2)
+    assert row["standard_error"] == pytest.approx(mean[1])
     assert row["images"] == sum(map(sum, SMALL))
 
 
 def test_the_procedure_has_the_spread_between_seeds_on_top():
     frame = clustered(SMALL, ["one"], seeds=(0, 1, 2))
-    models, procedure = one(frame, "loss"), one(frame, "loss", estimand="procedure")
+    models, procedure = one(frame, "loss", estimand="models"), one(frame, "loss")
     added = models["standard_error"] ** 2 + models["seed_sd"] ** 2 / 3
     assert procedure["standard_error"] == pytest.approx(added**0.5)
     parts = models["standard_error"] ** 4 / models["degrees_of_freedom"] + (models["seed_sd"] ** 2 / 3) ** 2 / 2
@@ -156,29 +276,33 @@ def test_the_procedure_has_the_spread_between_seeds_on_top():
 def test_folds_of_one_seed_are_one_set_of_predictions():
     frame = clustered(SMALL, ["one"])
     folded = frame.assign(fold=pd.factorize(frame["group"])[0] % 3)
-    assert one(folded, "accuracy")["low"] == pytest.approx(one(frame, "accuracy")["low"])
+    # Folds share training images: Nadeau and Bengio's factor for three of them.
+    errors = [one(part, "accuracy")["standard_error"] for part in (folded, frame)]
+    assert errors[0] ** 2 == pytest.approx(errors[1] ** 2 * (1 + 3 / 2))
     assert one(folded, "auroc")["value"] != one(frame, "auroc")["value"]
 
 
-def test_groups_of_several_classes_are_one_stratum():
+def test_a_group_of_several_classes_is_of_the_stratum_of_most_of_its_images():
     frame = clustered(SMALL, ["one"])
     frame["group"] = np.random.default_rng(0).integers(0, 12, len(frame))
     (model,) = models_of(validated_predictions(frame))
     resampling = resampling_of([model])
-    assert (resampling.stratum == 0).all()
+    most = frame.groupby("group")["label"].agg(lambda labels: labels.eq("all").mean() > 0.5)
+    assert resampling.stratum.tolist() == most[[int(name) for name in model.units]].astype(int).tolist()
     assert resampling.groups_per_class == (12, 12)
+    # Of one class all groups that have it are one stratum.
     right = frame["probability_all"].gt(0.5).eq(frame["label"].eq("all"))
-    sizes = frame.groupby("group").size().to_numpy()
-    without = np.array([right[frame["group"] != group].mean() for group in range(12)])
-    row = one(frame, "accuracy")
-    assert row["standard_error"] == pytest.approx(np.sqrt(11 / 12 * ((without - without.mean()) ** 2).sum()))
+    own = frame["label"].eq("all")
+    sizes = frame[own].groupby("group").size().to_numpy()
+    row = one(frame, "sensitivity")
+    assert row["value"] == pytest.approx(right[own].mean())
     assert row["degrees_of_freedom"] == pytest.approx(sizes.sum() ** 2 / (sizes**2).sum() - 1)
 
 
 def test_very_many_images_are_left_out_in_blocks_and_tell_the_same():
     frame = clustered(((3000,), (2000,)), ["one"], correlation=0.0).drop(columns="group")
     (model,) = models_of(validated_predictions(frame))
-    assert len(resampling_of([model]).sizes) == 400
+    assert len(resampling_of([model]).stratum) == 400
     row = one(frame, "accuracy")
     textbook = np.sqrt(row["value"] * (1 - row["value"]) / 5000)
     assert row["standard_error"] == pytest.approx(textbook, rel=0.1)
@@ -198,7 +322,7 @@ def test_a_higher_level_is_wider_and_every_interval_holds_its_value():
     frame = clustered(SMALL, ["one"])
     narrow, wide = (evaluate(frame, level=level) for level in (0.8, 0.99))
     given = narrow["low"].notna()
-    assert set(narrow["metric"][~given]) == {"prevalence"}
+    assert set(narrow["metric"][~given]) == {"prevalence", "ece"}
     assert (wide["low"][given] < narrow["low"][given]).all()
     assert (narrow["low"][given] < narrow["value"][given]).all()
     assert (narrow["value"][given] < narrow["high"][given]).all()
@@ -263,7 +387,7 @@ def test_of_two_classes_both_are_needed_where_a_metric_weighs_them():
     frame = clustered(SMALL, ["one"])
     table = evaluate(frame[frame["label"] == "all"]).set_index("metric")
     for name in ("balanced_accuracy", "balanced_loss", "macro_f1", "weighted_f1"):
-        assert table.loc[name, "reason"] == "fewer than 5 groups: 0 of class hem"
+        assert table.loc[name, "reason"] == "fewer than 5 groups: 0 of class hem (5 missing)"
         assert np.isnan(table.loc[name, "low"])
     assert np.isfinite(table.loc["sensitivity", "low"])
 

@@ -10,10 +10,20 @@ from leukemia_dl.evaluation import compare, evaluate, leaderboard
 
 HEM, ALL = "probability_hem", "probability_all"
 BEST = "best of {} on this side: its value is optimistic"
-FEW = "fewer than 5 groups: 4 of class hem, 4 of class all"
+FEW = "fewer than 5 groups: 4 of class hem (1 missing), 4 of class all (1 missing)"
 AGAINST = f"not testable against the others, {FEW}"
-COLUMNS = ["rank", "backbone", "kind", "accuracy", "low", "high", "unit", "better_than", "trials", "seeds", "images"]
-COLUMNS += ["groups", "parameters", "fit_seconds", "images_per_second", "changes", "estimand", "flags"]
+COLUMNS = ["rank", "rank_high", "backbone", "kind", "accuracy", "low", "high", "unit", "better_than", "trials"]
+COLUMNS += [
+    "seeds",
+    "images",
+    "groups",
+    "parameters",
+    "fit_seconds",
+    "images_per_second",
+    "changes",
+    "estimand",
+    "flags",
+]
 
 
 def rows_of(backbone, skill, random=0, folds=(0,), seeds=(0,), kind="backbone"):
@@ -82,19 +92,25 @@ def test_order_ranks_and_better_than_follow_from_values_and_comparisons(skills, 
         name = row["backbone"]
         wins = {worse for winner, worse in better if winner == name}
         assert set(filter(None, row["better_than"].split(", "))) == wins
-        ahead = [winner for winner, worse in better if worse == name and winner != "floor"]
-        assert pd.isna(row["rank"]) if name == "floor" else row["rank"] == 1 + len(ahead)
+        assert pd.isna(row["rank"]) == (name == "floor")
         assert row["kind"] == ("baseline" if name == "floor" else "backbone")
         assert (row["trials"], row["seeds"]) == (3 * len(seeds), len(seeds))
         assert (row["images"], row["groups"]) == (96, 12)
+    ranked = [name for name in order if name != "floor"]
+    lowest = [1 + sum((other, name) in better for other in ranked) for name in ranked]
+    highest = [len(ranked) - sum((name, other) in better for other in ranked) for name in ranked]
+    # A lower value never has a better rank.
+    assert board["rank"].dropna().tolist() == [min(lowest[place:]) for place in range(len(ranked))]
+    assert board["rank_high"].dropna().tolist() == [max(highest[: place + 1]) for place in range(len(ranked))]
 
 
 def test_what_cannot_be_told_apart_shares_a_rank_and_the_next_one_is_skipped():
     twin = rows_of("twin", 0.6, 2)
     frame = joined(rows_of("weak", 0.0, 3), twin, twin.assign(backbone="other"), rows_of("strong", 3.0, 1))
-    board = leaderboard(frame)
+    board = leaderboard(frame.assign(fold=0))
     assert list(board) == COLUMNS
-    assert board[["rank", "backbone"]].to_numpy().tolist() == [[1, "strong"], [2, "twin"], [2, "other"], [4, "weak"]]
+    ranks = [[1, 1, "strong"], [2, 3, "twin"], [2, 3, "other"], [4, 4, "weak"]]
+    assert board[["rank", "rank_high", "backbone"]].to_numpy().tolist() == ranks
     assert board["better_than"].tolist() == ["weak, twin, other", "weak", "weak", ""]
     assert board["flags"].tolist() == [BEST.format(4), "", "", ""]
     assert board["rank"].dtype == "Int64"

@@ -54,6 +54,9 @@ class Benchmark:
         protocol: How the data set is split, see `leukemia_dl.make_splits`, or several; None to choose by the data.
         folds: Which folds are the test side in turn; None for the protocol's own default, "all" for all.
         n_folds: How many folds the protocol "kfold" draws; None for 5, or 3 where patients are few.
+        n_repeats: How often it draws them anew; fold numbers go on.
+        primary_metric: By which the report ranks and compares, named there as chosen before the run; None for balanced
+            accuracy where the largest class has 1.5 times the images of the smallest or more, else accuracy.
         seeds: One trial per seed, each with its own weights, order and augmentation.
         baselines: Baselines to compare with: "majority", "cell_size", "cell_colour".
         store: Folder for the results, which `run` makes; "runs/<dataset>-<recipe>" by default.
@@ -80,6 +83,8 @@ class Benchmark:
         protocol: str | Sequence[str] | None = None,
         folds: Sequence[int] | Literal["all"] | None = None,
         n_folds: int | None = None,
+        n_repeats: int = 1,
+        primary_metric: str | None = None,
         seeds: Sequence[int] = (0,),
         baselines: Sequence[str] = BASELINES,
         store: AnyPath | None = None,
@@ -106,12 +111,13 @@ class Benchmark:
         labelled = dataset.subset(dataset.labels >= 0)
         protocol = default_protocol(labelled) if protocol is None else protocol
         protocols = plan.unique("protocol", (protocol,) if isinstance(protocol, str) else protocol)
-        splits = plan.splits_of(labelled, protocols, folds, n_folds, allow_leakage)
+        primary_metric = plan.primary_metric(labelled, primary_metric)
+        splits = plan.splits_of(labelled, protocols, folds, n_folds, n_repeats, allow_leakage)
         self.planned = plan.Plan(
             dataset=labelled, source=dataset.source, recipe=recipe, backbones=names, baselines=baselines,
             protocols=protocols, folds=whole_numbers(folds) or folds, n_folds=plain_number(n_folds),
-            allow_leakage=allow_leakage, seeds=seeds, splits=splits, compute=compute, callbacks=callbacks,
-            save_models=save_models,
+            n_repeats=plain_number(n_repeats), allow_leakage=allow_leakage, seeds=seeds, splits=splits,
+            compute=compute, callbacks=callbacks, save_models=save_models, primary_metric=primary_metric,
             trials=plan.planned_trials(labelled, splits, nets, seeds, baselines),
         )  # fmt: skip
         self.dataset, self.splits = labelled, splits

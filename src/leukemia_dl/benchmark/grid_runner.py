@@ -43,8 +43,7 @@ class GridRunner:
 
     def run(self) -> None:
         """Run the trials that the store does not hold; raises as `Benchmark.run`, KeyboardInterrupt after Ctrl-C."""
-        found = self._earlier(self.trials)
-        to_do = [planned for planned in self.trials if not self._is_done(found.get(planned.trial.folder))]
+        to_do = self._to_do(self.trials)
         # One backbone after the other: its net is built and compiled for the first fold and serves the others.
         nets = [planned for planned in to_do if planned.spec is not None]
         nets.sort(key=lambda planned: self.plan.backbones.index(planned.trial.backbone))
@@ -71,17 +70,14 @@ class GridRunner:
                 with contextlib.suppress(OSError):
                     context.scratch.parent.rmdir()
 
-    def _earlier(self, trials: Sequence[PlannedTrial]) -> dict[str, Record]:
-        """Return the records of trials in the store that may be used again, by folder."""
-        names = [planned.trial.folder for planned in trials] if self.existing == "reuse" else []
-        return {record.trial.folder: record for record in self.store.records(names, arrays=False)}
-
-    def _is_done(self, record: Record | None) -> bool:
-        """Return whether a record of the store is a result, and show it."""
-        if record is None or not self.store.has_result(record, self.plan.save_models):
-            return False
-        self.progress.end(record, reused=True)
-        return True
+    def _to_do(self, trials: Sequence[PlannedTrial]) -> list[PlannedTrial]:
+        """Return the trials of which the store holds no result, and show the others."""
+        names, done = [planned.trial.folder for planned in trials] if self.existing == "reuse" else [], set[str]()
+        for record in self.store.records(names, arrays=False):
+            if self.store.has_result(record, self.plan.save_models):
+                self.progress.end(record, reused=True)
+                done.add(record.trial.folder)
+        return [planned for planned in trials if planned.trial.folder not in done]
 
     def _context(self, nets: Sequence[PlannedTrial]) -> RunContext:
         """Read the inputs that the trials of nets share; an image that cannot be decoded is an error before any."""
@@ -109,10 +105,7 @@ class GridRunner:
             for planned in nets if self.existing == "rerun" else ():
                 self.store.remove_checkpoints(planned.trial)
             # Another driver on this store may have finished some of them meanwhile.
-            needed = (
-                planned for planned in nets
-                if not self._is_done(self._earlier([planned]).get(planned.trial.folder)) and not context.stopped
-            )  # fmt: skip
+            needed = (planned for planned in nets if self._to_do([planned]) and not context.stopped)
             yield from self.executor.run(needed, context, self.progress.update)
 
     def _finish(self, record: Record, model: bytes | None) -> None:

@@ -11,10 +11,11 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from leukemia_dl.checks import whole_number
+from leukemia_dl.checks import choice, whole_number
 from leukemia_dl.datasets import Dataset, Split, make_splits
 from leukemia_dl.datasets.splits import PROTOCOLS
 from leukemia_dl.errors import SettingsError
+from leukemia_dl.evaluation.metrics import RANKED
 from leukemia_dl.identity import digest
 from leukemia_dl.models.backbones import BackboneSpec, find_backbone
 from leukemia_dl.models.build import backend_name, check_size, weights_identity
@@ -25,7 +26,8 @@ from leukemia_dl.training.recipe import Recipe
 
 # Part of every trial's digest in place of this library's version. Increase it only with a change after which equal
 # settings give different numbers.
-RESULTS_VERSION = 3
+RESULTS_VERSION = 4
+_UNEQUAL = 1.5  # classes whose images differ by this factor
 Net = tuple[dict[str, Any], dict[str, Any]]  # fields of `Trial` and of `PlannedTrial` that a backbone's trials share
 
 
@@ -99,12 +101,14 @@ class Plan:
     protocols: tuple[str, ...]
     folds: Any
     n_folds: int | None
+    n_repeats: int
     allow_leakage: bool
     seeds: tuple[int, ...]
     splits: tuple[Split, ...]
     compute: ComputeConfig
     callbacks: Any
     save_models: bool
+    primary_metric: str
     trials: tuple[PlannedTrial, ...]  # in the order of all tables
 
     @cached_property
@@ -191,18 +195,27 @@ def changes_of(recipe: Recipe, spec: BackboneSpec, pipeline: Pipeline, usual: Pi
 
 
 def splits_of(
-    dataset: Dataset, protocols: Sequence[str], folds: Any, n_folds: int | None, allow_leakage: bool
+    dataset: Dataset, protocols: Sequence[str], folds: Any, n_folds: int | None, n_repeats: int, allow_leakage: bool
 ) -> tuple[Split, ...]:
     """Return the splits of every protocol; of several protocols, those without folds get none."""
-    if n_folds is not None and "kfold" not in protocols:
-        raise SettingsError(f"n_folds is for the protocol kfold. Received: {n_folds!r} with {', '.join(protocols)}.")
+    if (n_folds is not None or n_repeats != 1) and "kfold" not in protocols:
+        found = f"{n_folds=}, {n_repeats=} with {', '.join(protocols)}"
+        raise SettingsError(f"n_folds and n_repeats are for the protocol kfold. Received: {found}.")
     splits: list[Split] = []
     for name in protocols:
         asked = folds if len(protocols) == 1 or PROTOCOLS[name].folds else None
         # The split is part of the question, not of the answer's randomness: one for all seeds.
-        drawn = n_folds if name == "kfold" else None
-        splits += make_splits(dataset, name, asked, seed=0, allow_leakage=allow_leakage, n_folds=drawn)
+        drawn: Any = {"n_folds": n_folds, "n_repeats": n_repeats} if name == "kfold" else {}
+        splits += make_splits(dataset, name, asked, seed=0, allow_leakage=allow_leakage, **drawn)
     return tuple(splits)
+
+
+def primary_metric(dataset: Dataset, name: str | None) -> str:
+    """Return the metric to rank by, checked; that which suits the class shares of a data set if it is None."""
+    if name is not None:
+        return choice("primary_metric", name, RANKED)
+    counts = np.bincount(dataset.labels)
+    return "balanced_accuracy" if counts.max() >= _UNEQUAL * counts[counts > 0].min() else "accuracy"
 
 
 def unique(name: str, values: Any, number: bool = False, least: int = 1) -> tuple[Any, ...]:

@@ -29,8 +29,8 @@ Floats = NDArray[np.float64]
 CALIBRATED = ("temperature", "loss_calibrated", "brier_calibrated", "ece_calibrated")
 WATCHED = ("val_accuracy", "val_loss", "val_balanced_accuracy")
 WHOLE_NUMBERS = (  # columns of a row
-    "fold", "seed", "image_size", "epochs", "batch_size", "n_train", "n_val", "n_test", "groups_train", "groups_val",
-    "groups_test", "dropped", "threads", "leaked_files", "leaked_cells", "leaked_groups", "parameters",
+    "fold", "repeat", "seed", "image_size", "epochs", "batch_size", "n_train", "n_val", "n_test", "groups_train",
+    "groups_val", "groups_test", "dropped", "threads", "leaked_files", "leaked_cells", "leaked_groups", "parameters",
 )  # fmt: skip
 Status = Literal["ok", "failed", "not_applicable"]
 
@@ -117,7 +117,7 @@ def blank_record(planned: PlannedTrial, samples: Samples) -> Record:
     """Return the record of a trial before it runs."""
     trial, split, recipe = planned.trial, planned.split, planned.recipe
     row: dict[str, Any] = {"dataset": samples.name, "synthetic": samples.synthetic, "protocol": split.protocol}
-    row |= {"fold": split.fold, "seed": trial.seed, "recipe": getattr(recipe, "name", None)}
+    row |= {"fold": split.fold, "repeat": split.repeat, "seed": trial.seed, "recipe": getattr(recipe, "name", None)}
     row |= {"image_size": planned.size or None, "epochs": getattr(recipe, "total_epochs", None)}
     row |= {"batch_size": getattr(recipe, "batch_size", None)}
     row |= {"weights": (trial.weights or "random") if recipe else None, "tta": "none" if recipe else None}
@@ -236,10 +236,13 @@ def history_frame(records: Iterable[Record]) -> pd.DataFrame:
 def prediction_frame(records: Iterable[Record], class_names: Sequence[str], samples: pd.DataFrame) -> pd.DataFrame:
     """Return a row per predicted sample, of known `samples`, of each record with status "ok" and its averaged one."""
     known = samples.set_index("sample")[["subject", "group", "same_cell"]]
-    parts = []
-    for record in chain.from_iterable(record.with_tta() for record in records if record.status == "ok"):
+    parts, records = [], [record for record in records if record.status == "ok"]
+    repeated = any(record.row.get("repeat") for record in records)
+    for record in chain.from_iterable(record.with_tta() for record in records):
         part = _named(record, pd.DataFrame({"sample": record.samples.astype(object)}))
         part.insert(2, "kind", record.kind)
+        if repeated:
+            part.insert(4, "repeat", record.row["repeat"])
         part[["subject", "group", "same_cell"]] = known.loc[part["sample"]].to_numpy()
         part["side"] = record.sides.astype(object)
         part["label"] = [class_names[label] for label in record.labels]

@@ -42,6 +42,8 @@ def benchmark(
     protocol: str | None = Option(None, help=_PROTOCOLS, show_default="by the data"),
     folds: str | None = Option(None, help="Test folds: 0,1,2, or all.", show_default="the protocol's own"),
     n_folds: int | None = Option(None, help="Folds of the protocol kfold.", show_default="5, or 3"),
+    primary_metric: str | None = Option(None, help="To rank by.", show_default="by the shares of the classes"),
+    n_repeats: int = Option(1, help="How often the protocol kfold draws its folds anew."),
     seeds: str = Option("0", help="One trial per seed, such as 0,1,2."),
     baselines: str = Option("majority,cell_size,cell_colour", help="Names, by commas; '' for none."),
     store: Path | None = Option(None, help="Folder for the results.", show_default="runs/DATASET-RECIPE"),
@@ -67,19 +69,18 @@ def benchmark(
         asked = options.recipe(recipe, set_, image_size)
         sys.path += [here] if asked.callbacks else []
         data = options.load_dataset(dataset, root, dataset_option, drop_class)
+        given: Any = {"n_folds": n_folds, "n_repeats": n_repeats, "primary_metric": primary_metric, "device": device}
+        given |= {"store": store, "allow_leakage": allow_leakage}
         bench = Benchmark(
             data,
             None if backbones is None else options.parts(backbones),
             recipe=asked,
             protocol=None if protocol is None else options.parts(protocol),
             folds="all" if folds == "all" else options.parts(folds) if folds else None,
-            n_folds=n_folds,
             seeds=options.parts(seeds),
             baselines=options.parts(baselines),
-            store=store,
             pipeline=partial(options.pipeline, data, asked, stain=stain, crop=crop),
-            allow_leakage=allow_leakage,
-            device=device,
+            **given,
         )
     if plan:
         _print_plan(bench, shard, rerun)

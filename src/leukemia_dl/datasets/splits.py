@@ -1,14 +1,13 @@
 """Splits into training, validation and test rows: the protocols, how each draws, and what is verified of each split."""
 
 import itertools
-import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from leukemia_dl import identity
 from leukemia_dl.checks import flag, whole_number
@@ -16,7 +15,9 @@ from leukemia_dl.datasets.dataset import Dataset
 from leukemia_dl.errors import SettingsError, SplitError, unknown_name_error
 
 GROUP_DISJOINT, CONTENT_DISJOINT, TEST_IS_NOT_VAL = "group-disjoint", "content-disjoint", "test-is-not-val"
-FEW_GROUPS = 5  # with fewer of a class a side is flagged: its figures depend on a handful of patients
+# With fewer groups of a class, or a lower effective number of them, a side is flagged: few patients own its figures.
+FEW_GROUPS, FEW_EFFECTIVE = 5, 3.0
+_DEALS, _MOST_DEALT = 1_000, 1_000_000  # random assignments of groups to sides, and groups in all of them
 IntArray = NDArray[np.int64]
 _Draws = dict[int | None, tuple[IntArray, IntArray, IntArray | None]]  # fold: train, test, val
 _WAYS_OUT = (
@@ -72,6 +73,7 @@ class Split:
             (`cells`), or a group (`groups`; None if not known) with another side.
         flags: Notes for readers of the results, such as a side with few patients.
         digest: SHA-256 of sample ids and sides, whatever the order of the rows.
+        repeat: Which repetition of `kfold` the fold is of, from 0; None for other protocols.
     """
 
     protocol: str
@@ -85,6 +87,7 @@ class Split:
     flags: tuple[str, ...]
     digest: str
     _counts: pd.DataFrame
+    repeat: int | None = None
 
     def __repr__(self) -> str:
         fold = "" if self.fold is None else f" fold {self.fold}"
@@ -92,7 +95,10 @@ class Split:
         return f"<Split {self.protocol!r}{fold}: {sides}; {', '.join(self.guarantees) or 'no guarantees'}>"
 
     def counts(self) -> pd.DataFrame:
-        """Return a row per side and class (the index): images and groups, int64."""
+        """Return a row per side and class (the index): images and groups, int64, and Kish's effective number of groups.
+
+        The effective number (sum n)^2 / sum n^2 of groups of n images is that of equal groups that tell as much.
+        """
         return self._counts.copy()
 
 
@@ -115,8 +121,8 @@ def make_splits(
     - `random`: image by image, identical files together. Patients are on several sides: `allow_leakage` must say yes.
     - `published_v1`: the published habit: train on the other folds, val IS test.
 
-    Where a protocol gives no val side, about a fifth of the training groups (class-stratified, by scikit-learn's
-    StratifiedGroupKFold) is taken: the first fold in which each class has five groups, or comes closest to it.
+    Where a protocol gives no val side, a fifth of the training groups of each class is drawn, and at least five where
+    there are ten. Sides are drawn by `assign_groups`, at random, and so that no side is owned by one or two patients.
 
     Args:
         dataset: The data set to split.
@@ -153,7 +159,11 @@ def make_splits(
                 raise SettingsError(f"Protocol {protocol!r} has no folds: leave `folds` out. Received: {folds!r}.")
             there = ", ".join(map(str, drawn))
             raise SettingsError(f'`folds` is "all" or some of {there}, each once. Received: {folds!r}.')
-    return [_checked(context, fold, *drawn[fold]) for fold in chosen]
+    # The folds of each repetition share their patients; those of two repetitions are two runs.
+    repeats = {
+        fold: number * n_repeats // len(drawn) if protocol == "kfold" else None for number, fold in enumerate(drawn)
+    }
+    return [replace(_checked(context, fold, *drawn[fold]), repeat=repeats[fold]) for fold in chosen]
 
 
 def default_protocol(dataset: Dataset) -> str:
@@ -197,11 +207,10 @@ class SplitContext:
         by_content = protocol == "random" or self.unknown == len(self.table)
         self.units = self.contents if by_content else _components(self.groups, self.cells)
 
-    def units_per_class(self, positions: IntArray, units: IntArray | None = None) -> IntArray:
+    def units_per_class(self, positions: IntArray) -> IntArray:
         """Return how many different units each class has among some positions."""
-        units = self.units if units is None else units
-        pairs = pd.DataFrame({"label": self.labels[positions], "unit": units[positions]}).drop_duplicates()
-        return np.bincount(pairs["label"], minlength=len(self.class_names)).astype(np.int64)
+        counts, _ = count_images(self.labels[positions], self.units[positions], len(self.class_names))
+        return np.asarray((counts > 0).sum(axis=0))
 
     def require_units(self, positions: IntArray, needed: int) -> None:
         """Raise SplitError unless each class has `needed` units among some positions."""
@@ -216,29 +225,67 @@ class SplitContext:
 
     def parts(self, positions: IntArray, n: int, *names: str | int) -> list[tuple[IntArray, IntArray]]:
         """Cut positions into n class-stratified folds of whole units: pairs of (rest, fold)."""
-        from sklearn.model_selection import StratifiedGroupKFold
-
-        seed = identity.named_seed(self.seed, "split", self.protocol, *names)
-        labels, units = self.labels[positions], self.units[positions]
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # a small class: we check each side ourselves
-            cut = list(StratifiedGroupKFold(n, shuffle=True, random_state=seed).split(labels, labels, units))
-        return [(positions[rest], positions[part]) for rest, part in cut]
+        rng = identity.generator(self.seed, "split", self.protocol, *names)
+        sides = draw_folds(self.labels[positions], self.units[positions], n, rng)
+        return [(positions[sides != fold], positions[sides == fold]) for fold in range(n)]
 
     def holdout(self, positions: IntArray, *names: str | int) -> tuple[IntArray, IntArray]:
-        """Take about a fifth of some positions, in whole units: (rest, fifth)."""
+        """Take a fifth of the units of each class among some positions, but five of ten or more: (rest, fifth)."""
         self.require_units(positions, 2)
-        if self.units is self.contents:
-            # Units of one image or a few: of each class a fifth, and at least one.
-            rng = identity.generator(self.seed, "split", self.protocol, *names)
-            units, first = np.unique(self.units[positions], return_index=True)
-            labels = self.labels[positions[first]]
-            of_class = [rng.permutation(units[labels == label]) for label in range(len(self.class_names))]
-            taken = np.concatenate([members[: max(1, round(len(members) / 5))] for members in of_class])
-            inside = np.isin(self.units[positions], taken)
-            return positions[~inside], positions[inside]
-        cuts = self.parts(positions, min(5, int(self.units_per_class(positions).min())), *names)
-        return max(cuts, key=lambda cut: min(FEW_GROUPS, *(self.units_per_class(side).min() for side in cut)))
+        rng = identity.generator(self.seed, "split", self.protocol, *names)
+        counts, codes = count_images(self.labels[positions], self.units[positions], len(self.class_names))
+        of_class = np.bincount(counts.argmax(axis=1), minlength=len(self.class_names))
+        least = np.where((of_class >= 2 * FEW_GROUPS) & (self.units is not self.contents), FEW_GROUPS, 1)
+        taken = np.minimum(np.maximum(np.round(of_class / 5).astype(np.int64), least), of_class)
+        inside = assign_groups(counts, np.stack([of_class - taken, taken], axis=1), (0.8, 0.2), rng)[codes] == 1
+        return positions[~inside], positions[inside]
+
+
+def count_images(labels: IntArray, units: IntArray, classes: int) -> tuple[IntArray, IntArray]:
+    """Return the images (units, classes) of each unit and class, and the row there of each image's unit (images,)."""
+    found, codes = np.unique(units, return_inverse=True)
+    counts = np.bincount(codes * classes + labels, minlength=len(found) * classes)
+    return counts.reshape(len(found), classes), codes
+
+
+def draw_folds(labels: IntArray, units: IntArray, n: int, rng: np.random.Generator) -> IntArray:
+    """Return the fold of each image (images,), from 0 to `n` - 1: whole units, balanced by class."""
+    counts, codes = count_images(labels, units, int(labels.max()) + 1)
+    of_class = np.bincount(counts.argmax(axis=1), minlength=counts.shape[1])
+    numbers = np.array([rng.permutation(count // n + (np.arange(n) < count % n)) for count in of_class])
+    return assign_groups(counts, numbers, np.full(n, 1 / n), rng)[codes]
+
+
+def assign_groups(counts: IntArray, numbers: IntArray, shares: ArrayLike, rng: np.random.Generator) -> IntArray:
+    """Return the side of each group (groups,): the best of up to 1,000 random deals.
+
+    A group is dealt with those of its most frequent class. Taken is the deal with the fewest classes missing on a side,
+    then with the fewest on a side whose effective number of groups is below 3, then with the most even images.
+
+    Args:
+        counts: Images (groups, classes).
+        numbers: How many groups of a class each side gets (classes, sides).
+        shares: The part of the images that each side should get (sides,).
+        rng: Draws the deals.
+    """
+    draws = int(np.clip(_MOST_DEALT // len(counts), 1, _DEALS))
+    main, sides = counts.argmax(axis=1), numbers.shape[1]
+    deals = np.zeros((draws, len(counts)), np.int64)
+    for code, of_class in enumerate(numbers):
+        dealt = np.tile(np.repeat(np.arange(sides), of_class), (draws, 1))
+        deals[:, main == code] = rng.permuted(dealt, axis=1)
+    cells = (deals + sides * np.arange(draws)[:, None]).ravel()
+
+    def summed(values: IntArray) -> IntArray:
+        columns = [np.bincount(cells, np.tile(column, draws), draws * sides) for column in values.T]
+        return np.stack(columns, axis=1).reshape(draws, sides, -1).astype(np.int64)
+
+    images, squares = summed(counts), summed(counts**2)
+    effective = images**2 / np.maximum(squares, 1)
+    wanted = np.multiply.outer(np.asarray(shares), counts.sum(axis=0))
+    uneven = np.abs(images / np.maximum(wanted, 1) - 1).max(axis=(1, 2))
+    owned, missing = (found.sum(axis=(1, 2)) for found in (effective < FEW_EFFECTIVE, images == 0))
+    return np.asarray(deals[np.lexsort((uneven, owned, missing))[0]])
 
 
 def _draw(context: SplitContext, n_folds: int | None, n_repeats: int) -> _Draws:
@@ -293,8 +340,12 @@ def _checked(context: SplitContext, fold: int | None, drawn: IntArray, test: Int
     }
     flags = [note for note, holds in notes.items() if holds]
     if not context.unknown:
-        few = counts[counts["groups"] < FEW_GROUPS].reset_index().to_dict("records")
-        flags += [f"{row['side']}: few groups of class {row['class']} ({row['groups']})" for row in few]
+        for row in counts.reset_index().to_dict("records"):
+            if row["groups"] < FEW_GROUPS:
+                flags.append(f"{row['side']}: few groups of class {row['class']} ({row['groups']})")
+            elif row["effective_groups"] < FEW_EFFECTIVE:
+                owned = f"{row['groups']} groups, as good as {row['effective_groups']:.1f} equal ones"
+                flags.append(f"{row['side']}: few patients own the images of class {row['class']} ({owned})")
     samples, numbers = context.table["sample"], context.table["row"].to_numpy(np.int64)
     train, val, test = (np.sort(numbers[positions]) for positions in sides.values())
     for rows in (train, val, test):
@@ -307,10 +358,15 @@ def _checked(context: SplitContext, fold: int | None, drawn: IntArray, test: Int
 
 def _count(context: SplitContext, sides: dict[str, IntArray], fold: int | None) -> pd.DataFrame:
     """Return images and groups per side and class. Raises SplitError if a side lacks a class."""
-    images = [np.bincount(context.labels[rows], minlength=len(context.class_names)) for rows in sides.values()]
-    groups = [context.units_per_class(positions, context.groups) for positions in sides.values()]
     index = pd.MultiIndex.from_product([sides, context.class_names], names=["side", "class"])
-    counts = pd.DataFrame({"images": np.concatenate(images), "groups": np.concatenate(groups)}, index)
+    tables = [
+        count_images(context.labels[rows], context.groups[rows], len(context.class_names))[0] for rows in sides.values()
+    ]
+    images, groups, squares = (
+        np.concatenate([how(table).sum(axis=0) for table in tables]) for how in (np.array, np.sign, np.square)
+    )
+    effective = images**2 / np.maximum(squares, 1)
+    counts = pd.DataFrame({"images": images, "groups": groups, "effective_groups": effective}, index)
     for side, name in counts.index[counts["images"] == 0]:
         raise SplitError(
             f"Protocol {context.protocol!r}{'' if fold is None else f' (fold {fold})'} leaves the {side} side of "

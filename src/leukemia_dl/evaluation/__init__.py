@@ -8,16 +8,18 @@ from leukemia_dl.evaluation.calibration import (
     operating_points,
 )  # fmt: skip
 from leukemia_dl.evaluation.comparisons import compare, inflation
-from leukemia_dl.evaluation.curves import precision_recall_curves, reliability_curves, roc_curves
-from leukemia_dl.evaluation.evaluate import drop_repeated_cells, error_list, evaluate, evaluate_groups, group_table
+from leukemia_dl.evaluation.curves import net_benefit, precision_recall_curves, reliability_curves, roc_curves
+from leukemia_dl.evaluation.evaluate import drop_repeated_cells, error_list, evaluate, group_table
 from leukemia_dl.evaluation.leaderboard import leaderboard
 from leukemia_dl.evaluation.metrics import METRICS, score
+from leukemia_dl.evaluation.patients import patient_predictions
+from leukemia_dl.evaluation.planning import plan_study
 from leukemia_dl.evaluation.predictions import class_names_of
 from leukemia_dl.evaluation.published import published_results
 
 __all__ = [
     "METRICS", "accuracy_at_coverage", "apply_temperature", "calibrate", "class_names_of", "compare",
-    "drop_repeated_cells", "error_list", "evaluate", "evaluate_groups", "fit_temperature", "group_table", "inflation",
-    "leaderboard", "operating_points", "precision_recall_curves", "published_results", "reliability_curves",
-    "roc_curves", "score",
+    "drop_repeated_cells", "error_list", "evaluate", "fit_temperature", "group_table", "inflation", "leaderboard",
+    "net_benefit", "operating_points", "patient_predictions", "plan_study", "precision_recall_curves",
+    "published_results", "reliability_curves", "roc_curves", "score",
 ]  # fmt: skip

@@ -15,8 +15,16 @@ from leukemia_dl.checks import real_number
 from leukemia_dl.errors import DataError, SettingsError
 from leukemia_dl.evaluation import predictions
 from leukemia_dl.evaluation.evaluate import check_settings, evaluate
+from leukemia_dl.evaluation.intervals import effective_number
 from leukemia_dl.evaluation.metrics import CLIP, Floats, Ints, as_arrays
-from leukemia_dl.evaluation.predictions import FEWEST_GROUPS, PREFIX, class_names_of, model_keys, select_side
+from leukemia_dl.evaluation.predictions import (
+    FEWEST_EFFECTIVE,
+    FEWEST_GROUPS,
+    PREFIX,
+    class_names_of,
+    model_keys,
+    select_side,
+)
 
 _CHOSEN = "_chosen"
 _SHOWN = ("sensitivity", "specificity", "ppv", "npv", "accuracy", "balanced_accuracy")
@@ -29,17 +37,17 @@ def fit_temperature(labels: Ints, probabilities: Floats, groups: NDArray[Any] | 
     Above 1 the predictions were too confident. Fit it on predictions that were not trained on and are not the test
     side. `labels` (n,) are class indices, `probabilities` (n, classes) rows that sum to 1; `groups` (n,) are patients,
     None if unknown: then images are counted. The result lies between 0.01 and 100, and is 1.0 where it is not
-    determined: fewer than 5 groups of a class, no difference between classes, no wrong prediction, no least loss.
+    determined: fewer than 5 groups of a class, or groups as good as fewer than 3 equal ones; no difference between
+    classes; no wrong prediction; no least loss.
     """
     return choose_temperature(labels, probabilities, groups)[0]
 
 
 def choose_temperature(labels: Ints, probabilities: Floats, groups: NDArray[Any] | None = None) -> tuple[float, str]:
     """Return the temperature as `fit_temperature` does, and the reason where it stays 1.0; "" where it was fitted."""
-    labels, probabilities = as_arrays(labels, probabilities)
-    units = np.arange(len(labels)) if groups is None else np.asarray(groups)
-    if min(len(set(units[labels == code])) for code in range(probabilities.shape[1])) < FEWEST_GROUPS:
-        return 1.0, f"fewer than {FEWEST_GROUPS} {'images' if groups is None else 'groups'} of a class"
+    labels, probabilities, few = _checked(labels, probabilities, groups)
+    if few:
+        return 1.0, few
     logits = np.log(np.clip(probabilities, CLIP, 1.0))
     logits -= logits.mean(axis=1, keepdims=True)
     own = logits[np.arange(len(labels)), labels]
@@ -55,6 +63,20 @@ def choose_temperature(labels: Ints, probabilities: Floats, groups: NDArray[Any]
 
     found = minimize_scalar(loss, bounds=(0.01, 100.0), method="bounded", options={"xatol": 1e-8}).x
     return (float(1.0 / found), "") if 0.0101 < found < 99.0 else (1.0, "the loss still falls at the bound")
+
+
+def _checked(labels: Any, probabilities: Any, groups: NDArray[Any] | None) -> tuple[Ints, Floats, str]:
+    """Return predictions as arrays, and why nothing is fitted on them: a class has too few groups; "" if it may be."""
+    labels, probabilities = as_arrays(labels, probabilities)
+    for own in (labels == code for code in range(probabilities.shape[1])):
+        sizes = np.ones(own.sum()) if groups is None else np.unique(np.asarray(groups)[own], return_counts=True)[1]
+        if len(sizes) < FEWEST_GROUPS:
+            few = f"fewer than {FEWEST_GROUPS} {'images' if groups is None else 'groups'} of a class"
+            return labels, probabilities, few
+        if effective_number(sizes) < FEWEST_EFFECTIVE:
+            few = f"the groups of a class are as good as fewer than {FEWEST_EFFECTIVE:g} equal ones"
+            return labels, probabilities, few
+    return labels, probabilities, ""
 
 
 def apply_temperature(probabilities: Floats, temperature: float) -> Floats:
@@ -110,7 +132,8 @@ def operating_points(
 
     Returns:
         A row per backbone and metric: `backbone, target, threshold` (mean over models), `threshold_lowest,
-        threshold_highest`, and the columns of `evaluate`.
+        threshold_highest`, and the columns of `evaluate`. Where a class has fewer than five groups to choose on, or as
+        good as fewer than three equal ones, values are NaN, and `reason` says so.
 
     Raises:
         SettingsError, DataError: For none or two targets; for frames that lack one of two classes on a side.
@@ -125,11 +148,13 @@ def operating_points(
     target, own = ("specificity", names[0]) if sensitivity is None else ("sensitivity", names[1])
     wanted = real_number(target, specificity if sensitivity is None else sensitivity, 0, 1, "(]")
     negative, positive = (PREFIX + name for name in names)
+    reasons = dict[str, str]()
 
     def choose(rows: pd.DataFrame) -> float:
+        if few := _checked(*predictions.arrays_of(rows), predictions.groups_of(rows))[2]:
+            reasons[rows["backbone"].iloc[0]] = f"no threshold is chosen on {thresholds_from}: {few}"
+            return 0.5
         scores = np.sort(rows.loc[rows["label"] == own, positive].to_numpy(dtype=np.float64))
-        if not len(scores):
-            raise DataError(f"The side {thresholds_from!r} has no image of class {own}: no threshold can be chosen.")
         return _threshold(scores, wanted, at_least=target == "sensitivity")
 
     tested = _chosen_elsewhere(frame, thresholds_from, side, choose)
@@ -140,6 +165,10 @@ def operating_points(
     shown = thresholds.agg(threshold="mean", threshold_lowest="min", threshold_highest="max")
     shown.insert(0, "target", f"{target} {wanted:g}")
     result = shown.reset_index().merge(result, on="backbone", how="right")
+    unchosen = result["backbone"].isin(list(reasons))
+    numbers = ["threshold", "threshold_lowest", "threshold_highest", "value", "low", "high", "seed_sd"]
+    result.loc[unchosen, numbers] = np.nan
+    result.loc[unchosen, "reason"] = result["backbone"].map(reasons)
     return _with_shared_groups(result, frame, thresholds_from, side)
 
 

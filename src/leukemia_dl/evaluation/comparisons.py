@@ -12,7 +12,7 @@ from scipy import stats
 
 from leukemia_dl.errors import DataError, SettingsError, unknown_name_error
 from leukemia_dl.evaluation import predictions
-from leukemia_dl.evaluation.evaluate import ESTIMANDS, ONE_SEED, Estimand, Estimates, check_settings
+from leukemia_dl.evaluation.evaluate import ESTIMANDS, ONE_SEED, Estimand, Estimates, check_settings, chosen_estimand
 from leukemia_dl.evaluation.intervals import Spread, resampling_of
 from leukemia_dl.evaluation.metrics import Floats, Ints
 from leukemia_dl.evaluation.metrics import metric as find_metric
@@ -33,7 +33,7 @@ def compare(
     backbones: str | Sequence[str] | None = None,
     descriptive: str | Sequence[str] = (),
     level: float = 0.95,
-    estimand: Estimand = "models",
+    estimand: Estimand | None = None,
     side: str = "test",
 ) -> pd.DataFrame:
     """Compare every pair of backbones on the images that both have predicted.
@@ -49,8 +49,9 @@ def compare(
     `1 - level` is the significance level. Fewer than two backbones are a SettingsError.
 
     Returns:
-        A row per pair and metric. `detectable` is the difference that would be detected with a power of 80%, `role`
-        "confirmatory" or "descriptive", `sentence` the row in words.
+        A row per pair and metric. `detectable` is the difference that would be detected with a power of 80%, at the
+        level that the correction for all pairs leaves (Bonferroni's, so not less); `role` is "confirmatory" or
+        "descriptive", `sentence` the row in words.
 
     Examples:
         >>> import pandas as pd
@@ -71,20 +72,22 @@ def compare(
     if len(models) < 2:
         raise SettingsError(f"A comparison needs two backbones. The frame has: {models[0].name}.")
     pairs = list(combinations(models, 2))
-    tables = [_compare_pair(*pair, names, class_names_of(frame), level, estimand) for pair in pairs]
+    about = chosen_estimand(estimand, models)
+    tables = [_compare_pair(*pair, names, class_names_of(frame), level, about) for pair in pairs]
     found = [(row, pair) for rows in zip(*tables, strict=True) for row, pair in zip(rows, pairs, strict=True)]
     primary = [row for row, pair in found if row["metric"] == metric and {one.kind for one in pair} == {"backbone"}]
     confirmatory = [row for row in primary if not np.isnan(row["p"])]
     for row, corrected in zip(confirmatory, holm([row["p"] for row in confirmatory]), strict=True):
         row |= {"p_holm": corrected, "role": "confirmatory"}
     for row, pair in found:
+        row["detectable"] = _detectable(row, level, len(confirmatory) if row["role"] == "confirmatory" else 1)
         row["sentence"] = _sentence(row, pair, level, len(confirmatory))
     return pd.DataFrame([row for row, _ in found]).astype({"groups": "Int64"})
 
 
 def inflation(
     frame: pd.DataFrame, honest: str, leaky: str, metric: str = "accuracy", *, level: float = 0.95,
-    estimand: Estimand = "models", side: str = "test",
+    estimand: Estimand | None = None, side: str = "test",
 ) -> pd.DataFrame:  # fmt: skip
     """Return by how much each backbone looks better under a protocol with leakage of patients.
 
@@ -119,10 +122,11 @@ def inflation(
     marked = [rows.assign(backbone=rows["backbone"] + f" [{protocol}]") for protocol, rows in parts.items()]
     both = validated_predictions(pd.concat(marked))  # a sample has one label in both
     models = {model.name: model for model in predictions.models_of(both, side)}
-    rows = []
+    about, rows = chosen_estimand(estimand, list(models.values())), []
     for backbone in of_both:
         first, second = models[f"{backbone} [{leaky}]"], models[f"{backbone} [{honest}]"]
-        (row,) = _compare_pair(first, second, [name], class_names, level, estimand)
+        (row,) = _compare_pair(first, second, [name], class_names, level, about)
+        row["detectable"] = _detectable(row, level, 1)
         row |= {"backbone": backbone, "kind": second.kind, "honest": honest, "leaky": leaky}
         row |= {"value_leaky": row["value_first"], "value_honest": row["value_second"]}
         row["seeds"] = f"{len(second.runs)}, {len(first.runs)}"
@@ -166,7 +170,7 @@ def _compare_pair(
             rows.append(row | {"reason": "; ".join(filter(None, [why, row["reason"]]))})
             continue
         added = [seed for seed in seeds if seed is not None] if estimand == "procedure" else []
-        row |= _t_test(row["difference"], sum(added, resampling.spread(gaps)), level)
+        row |= _t_test(row["difference"], sum(added, resampling.spread(gaps, find_metric(name))), level)
         row["test"] = f"the jackknife over {first.unit}s" + ", spread between seeds included" * bool(added)
         rows.append(row | _image_level_test(first, second, name))
     return rows
@@ -192,13 +196,18 @@ def _t_test(difference: float, spread: Spread, level: float) -> _Row:
     if error == 0 and difference != 0:
         return {"standard_error": 0.0, "reason": "every group has the same difference: nothing is known of its spread"}
     if error == 0:
-        return {"low": 0.0, "high": 0.0, "standard_error": 0.0, "p": 1.0, "detectable": 0.0}
+        return {"low": 0.0, "high": 0.0, "standard_error": 0.0, "p": 1.0}
     quantile = float(stats.t.ppf((1 + level) / 2, spread.df))
     return {
         "low": difference - quantile * error, "high": difference + quantile * error, "standard_error": error,
         "degrees_of_freedom": spread.df, "p": float(2 * stats.t.sf(abs(difference) / error, spread.df)),
-        "detectable": (quantile + float(stats.t.ppf(_POWER, spread.df))) * error,
     }  # fmt: skip
+
+
+def _detectable(row: _Row, level: float, pairs: int) -> float:
+    """Return the difference that would be significant with a power of 80% after the correction for so many pairs."""
+    df = row["degrees_of_freedom"]  # NaN where nothing varies
+    return float((stats.t.ppf(1 - (1 - level) / (2 * pairs), df) + stats.t.ppf(_POWER, df)) * row["standard_error"])
 
 
 def _image_level_test(first: Model, second: Model, name: str) -> _Row:
@@ -268,11 +277,15 @@ def _sentence(row: _Row, pair: tuple[Model, Model], level: float, corrected_for:
     remark, verdict = "", ", without correction for multiple comparisons" if np.isnan(corrected) else ""
     if corrected_for > 1 and not verdict:
         remark = f", {_p_in_words(corrected).removeprefix('= ')} after Holm's correction for {corrected_for} pairs"
-    if corrected > 1 - level:
+    counts = " and ".join(dict.fromkeys(map(str, seeds.values())))
+    about = f"the procedure over {counts} seeds" if "procedure" in row["estimand"] else "these fitted models"
+    if not row["difference"] and not row["standard_error"]:
+        verdict = f": of {about}, both are equal in every {row['unit']}"
+    elif corrected > 1 - level:
         power = f"a difference of {row['detectable']:.3f} would be detected with a power of {_POWER:.0%}"
-        verdict = f", not significant {at_level}; {power}"
+        verdict = f", not significant {at_level} for {about}; {power}"
     elif not verdict and (winner := winner_of(row, level)):
-        verdict = f": {winner} is better {at_level}"
+        verdict = f": of {about}, {winner} is better {at_level}"
     text += f": a difference of {row['difference']:+.3f} ({100 * level:g}% interval of this pair alone "
     text += f"{row['low']:+.3f} to {row['high']:+.3f}; p {_p_in_words(row['p'])} by {row['test']}{remark}){verdict}."
     caution = " Images are taken as independent, which makes such results too certain."

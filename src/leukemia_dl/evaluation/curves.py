@@ -1,19 +1,22 @@
 """Curves with bands: ROC, precision over recall, and reliability, each point with the interval of a single metric."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
+from leukemia_dl.errors import DataError, SettingsError
 from leukemia_dl.evaluation.evaluate import check_settings
-from leukemia_dl.evaluation.intervals import bounds, resampling_of
+from leukemia_dl.evaluation.intervals import interval, resampling_of
 from leukemia_dl.evaluation.metrics import Floats, Ints, Metric, Run, ranked_folds
 from leukemia_dl.evaluation.predictions import FEWEST_GROUPS, Model, models_of, validated_predictions
 
-# On the logit scale a band would fill everything where a curve comes near 1 and one group decides how near.
-_SHARE, _ON_CURVE = Metric("share"), Metric("share", "linear")
+# As a share a band would fill everything where a curve comes near 1 and one group decides how near.
+_SHARE, _ON_CURVE = Metric("share", better=""), Metric("share", "linear")
+_NET_BENEFIT = Metric("net benefit", "linear", lowest=-np.inf)
 _Interpolation = Callable[[Floats, Floats, Floats], Floats]  # cumulative weights of both classes, and the grid
 
 
@@ -60,27 +63,79 @@ def reliability_curves(frame: pd.DataFrame, *, bins: int = 10, level: float = 0.
         said, _, place = (np.concatenate(parts) for parts in zip(*events, strict=True))
         count = np.bincount(place, minlength=bins)
         means = np.bincount(place, said, bins) / np.maximum(count, 1)
-        table = _with_band(model, means, level, lambda run, weights: _shares(run, weights, bins), _SHARE)
+        table = _with_band(model, means, level, partial(_shares, bins=bins), _SHARE, partial(_counts, bins=bins))
         tables.append(table.assign(predictions=count)[count > 0])
     return pd.concat(tables, ignore_index=True)
 
 
-def _with_band(
-    model: Model, x: Floats, level: float, curve: Callable[[Run, Floats], Floats], what: Metric
+def net_benefit(
+    frame: pd.DataFrame, *, thresholds: ArrayLike | None = None, level: float = 0.95, side: str = "test"
 ) -> pd.DataFrame:
-    """Return a curve of a model; `curve` returns a row per weighting of the units and a column per place."""
+    """Return the net benefit of acting on each backbone's predictions: decision curves (Vickers and Elkin 2006).
+
+    Who acts from a probability t on holds a false alarm for t / (1 - t) as bad as acting on a case is good. The net
+    benefit is the share of images that are cases and acted on, less that of false alarms times this weight. It holds
+    at the prevalence of the images. `frame`, of two classes, `level` and `side` are those of `evaluate`;
+    `thresholds` are probabilities in (0, 1), None for 0.01 to 0.99.
+
+    Returns:
+        `backbone` ("all" and "none": acting on every image, and on none), `kind, x` (threshold), `y` (net benefit),
+        `low, high, unit`.
+
+    Raises:
+        SettingsError, DataError: For thresholds out of range; for more than two classes.
+    """
+    grid = np.arange(1, 100) / 100 if thresholds is None else np.asarray(thresholds, np.float64).ravel()
+    if not ((grid > 0) & (grid < 1)).all() or not grid.size:
+        raise SettingsError(f"thresholds are probabilities between 0 and 1. Received: {thresholds!r}.")
+    check_settings(level)
+    models = models_of(validated_predictions(frame), side)
+    if models[0].runs[0].probabilities.shape[1] != 2:
+        raise DataError("The net benefit is that of acting on one of two classes: the predictions are of more.")
+    all_cases = replace(
+        models[0], name="all", kind="baseline",
+        runs=tuple(replace(run, probabilities=np.tile([0.0, 1.0], (len(run.labels), 1))) for run in models[0].runs[:1]),
+    )  # fmt: skip
+    curve = partial(_net_benefit, thresholds=grid)
+    tables = [_with_band(model, grid, level, curve, _NET_BENEFIT) for model in (*models, all_cases)]
+    none = tables[-1].assign(backbone="none", y=0.0, low=0.0, high=0.0)
+    return pd.concat([*tables, none], ignore_index=True)
+
+
+def _net_benefit(run: Run, weights: Floats, thresholds: Floats) -> Floats:
+    """Return the net benefit (r, thresholds) under each row of weights."""
+    acted = run.probabilities[:, 1, None] >= thresholds
+    gain = acted * np.where(run.labels[:, None] == 1, 1.0, -thresholds / (1 - thresholds))
+    sums = np.zeros((weights.shape[1], len(thresholds)))
+    np.add.at(sums, run.unit, gain)
+    with np.errstate(invalid="ignore"):
+        return np.asarray(weights @ sums / (weights @ np.bincount(run.unit, minlength=weights.shape[1]))[:, None])
+
+
+def _with_band(
+    model: Model, x: Floats, level: float, curve: Callable[[Run, Floats], Floats], what: Metric,
+    images: Callable[[Run, int], Ints] | None = None,
+) -> pd.DataFrame:  # fmt: skip
+    """Return a curve of a model; `curve` returns a row per weighting of the units and a column per place.
+
+    `images` returns how many images of each unit each place is about (units, places); None if all are.
+    """
     resampling = resampling_of([model])
-    weights = np.concatenate([np.ones((1, len(resampling.sizes))), resampling.leave_one_out])
+    weights = np.concatenate([np.ones((1, len(resampling.stratum))), resampling.leave_one_out])
     runs = np.array([curve(run, weights) for run in resampling.in_blocks(model)])
     # Where one seed has nothing to show, the others do; where none has, there is a gap.
     known = ~np.isnan(runs)
     with np.errstate(invalid="ignore"):
         found = np.where(known, runs, 0.0).sum(axis=0) / known.sum(axis=0)
     ends = np.full((len(x), 2), np.nan)
-    for place in np.flatnonzero(~np.isnan(found).any(axis=0)) if resampling.fewest >= FEWEST_GROUPS else ():
-        spread = resampling.spread(found[1:, place])
-        ends[place] = bounds(what, float(found[0, place]), spread, level, resampling.fewest)
-    low, high = np.clip(ends, 0.0, 1.0).T
+    units, blocks = len(resampling.stratum), resampling.in_blocks(model)
+    about = None if images is None else np.sum([images(run, units) for run in blocks], axis=0)
+    for place in np.flatnonzero(~np.isnan(found).any(axis=0)):
+        here = resampling if about is None else replace(resampling, images=about[:, place, None].astype(float))
+        fewest = min(filter(None, resampling.groups_per_class)) if about is None else np.count_nonzero(about[:, place])
+        if fewest >= FEWEST_GROUPS:
+            ends[place] = interval(what, float(found[0, place]), found[1:, place], here, level)[:2]
+    low, high = np.clip(ends, what.lowest, what.highest).T
     facts = {"backbone": model.name, "kind": model.kind}
     return pd.DataFrame({**facts, "x": x, "y": found[0], "low": low, "high": high, "unit": model.unit})
 
@@ -134,7 +189,13 @@ def _events(run: Run, bins: int) -> tuple[Floats, NDArray[np.bool_], Ints]:
 def _shares(run: Run, weights: Floats, bins: int) -> Floats:
     """Return the share of events in each bin under each row of weights."""
     _, happened, place = _events(run, bins)
-    place, units = run.unit * bins + place, weights.shape[1]
-    events, count = (np.bincount(place, value, units * bins).reshape(units, bins) for value in (happened, None))
+    shape, count = (weights.shape[1], bins), _counts(run, weights.shape[1], bins)
+    events = np.bincount(run.unit * bins + place, happened, count.size).reshape(shape)
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.asarray((weights @ events) / (weights @ count))
+
+
+def _counts(run: Run, units: int, bins: int) -> Ints:
+    """Return the number of predictions of each unit in each bin (units, bins)."""
+    place = run.unit * bins + _events(run, bins)[2]
+    return np.bincount(place, minlength=units * bins).reshape(units, bins)

@@ -1,7 +1,7 @@
 """`evaluate`: every metric of every backbone with its interval; verdicts per group of subjects; wrong predictions."""
 
 from collections.abc import Sequence
-from itertools import product
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -11,8 +11,9 @@ from scipy import stats
 from leukemia_dl.checks import choice, real_number
 from leukemia_dl.errors import DataError, SettingsError
 from leukemia_dl.evaluation import predictions
-from leukemia_dl.evaluation.intervals import Resampling, Spread, bounds, resampling_of
+from leukemia_dl.evaluation.intervals import NO_SPREAD, OF_HITS, Resampling, Spread, interval, resampling_of
 from leukemia_dl.evaluation.metrics import METRICS, metric, values, why_undefined
+from leukemia_dl.evaluation.patients import patient_predictions
 from leukemia_dl.evaluation.predictions import PREFIX, Model, class_names_of, select_side, validated_predictions
 
 Estimand = Literal["models", "procedure"]
@@ -20,16 +21,23 @@ ESTIMANDS = {
     "models": "these fitted models on new {}s",
     "procedure": "the learning procedure: a mean over seeds, on new {}s",
 }
+_OF_A_CLASS = {"sensitivity": "recall", "ppv": "precision", "f1": "f1"}
+_NO_INTERVAL = {
+    "prevalence": "class shares are held: intervals are for data with these",
+    "ece": "biased upwards: an interval around it would not hold the true error",
+}
 ONE_SEED = "one seed: nothing is known of the spread between seeds"
 
 
 class Estimates:
     """Metrics of one model: per seed, and without each block of units; means over seeds."""
 
-    def __init__(self, model: Model, resampling: Resampling, names: Sequence[str]) -> None:
-        everything = np.ones((1, resampling.sizes.size))
+    def __init__(
+        self, model: Model, resampling: Resampling, names: Sequence[str], prevalence: float | None = None
+    ) -> None:
+        everything = np.ones((1, len(resampling.stratum)))
         weights = np.concatenate([everything, resampling.leave_one_out])
-        per_run = [values(run, weights, names) for run in resampling.in_blocks(model)]
+        per_run = [values(run, weights, names, prevalence) for run in resampling.in_blocks(model)]
         self.model, self.resampling = model, resampling
         self.per_seed = {name: np.array([run[name][0] for run in per_run]) for name in names}
         self.left_out = {name: np.mean([run[name][1:] for run in per_run], axis=0) for name in names}
@@ -43,7 +51,7 @@ class Estimates:
         found = self.per_seed[name]
         if len(found) > 1:
             return Spread(float(found.var(ddof=1)) / len(found), len(found) - 1.0)
-        return Spread(0.0, np.inf) if self.model.kind == "baseline" else None
+        return NO_SPREAD if self.model.kind == "baseline" else None
 
 
 def evaluate(
@@ -51,9 +59,11 @@ def evaluate(
     *,
     metrics: str | Sequence[str] | None = None,
     by: str | None = None,
+    unit: Literal["image", "patient"] = "image",
+    prevalence: float | None = None,
     unique_cells: bool = False,
     level: float = 0.95,
-    estimand: Estimand = "models",
+    estimand: Estimand | None = None,
     side: str = "test",
 ) -> pd.DataFrame:
     """Return every metric of every backbone with an interval over groups of subjects.
@@ -64,18 +74,24 @@ def evaluate(
     Args:
         frame: Predictions, such as `Benchmark.predictions()`: `label` (class name), a column `probability_<class>` per
             class, of which the second is the positive one of two, and further columns that the guide lists.
-        metrics: Names from `METRICS`; None, or no name, for all.
+        metrics: Names from `METRICS`, None for all of them; also "patient_accuracy", the mean of the accuracies within
+            groups, "lr_positive" and "lr_negative", the likelihood ratios, and "f1" of the positive class.
         by: Column to split by: its values, or quartiles of a number with more than eight; SettingsError without it.
+            "class": each class against the rest, by default its recall, precision and F1.
+        unit: What is predicted: each image, or each patient by the images together (see `patient_predictions`).
+        prevalence: Share of the positive class at which `ppv` and `npv` hold, in (0, 1); None for that of the images.
         unique_cells: Count images that show one cell (column `same_cell`) once, by their first prediction in each run.
         level: Of the intervals.
         estimand: "models": intervals for these fitted models on new groups. "procedure": for the mean over seeds of the
-            learning procedure on these training data; the spread between seeds enters, and two seeds are needed.
+            learning procedure on these training data; the spread between seeds enters, and two seeds are needed. None
+            for the latter if every backbone has two seeds.
         side: Which rows of the column `side`.
 
     Returns:
         A row per backbone (and part) and metric. `unit` is "group", or "image" where subjects are unknown and images
         are taken as independent (too narrow if patients have several); `seed_sd` is between seeds, `prevalence` the
-        share of the positive class, `reason` why a value or interval is NaN.
+        share of the positive class, `reason` why a value or interval is NaN. Of shares of right predictions,
+        `design_effect` is the variance over that of as many independent images, and `icc` the intraclass correlation.
 
     Examples:
         >>> import pandas as pd
@@ -88,19 +104,45 @@ def evaluate(
         0   0.75  0.51   0.9      40      20
     """
     frame = validated_predictions(frame)
-    given = [metrics] if isinstance(metrics, str) else list(() if metrics is None else metrics) or METRICS
+    frame = drop_repeated_cells(frame) if unique_cells else frame
+    if choice("unit", unit, ("image", "patient")) == "patient":
+        frame = patient_predictions(frame, side=side)
+    of_classes = by == "class" and "class" not in frame
+    usual = tuple(_OF_A_CLASS) if of_classes else METRICS
+    given = [metrics] if isinstance(metrics, str) else list(() if metrics is None else metrics) or usual
     names, class_names = [metric(name).name for name in given], class_names_of(frame)
     check_settings(level, estimand)
+    if prevalence is not None:
+        real_number("prevalence", prevalence, 0, 1, "()")
     chosen = select_side(frame, side)
-    chosen = drop_repeated_cells(chosen) if unique_cells else chosen
+    models = predictions.models_of(chosen, side)
+    settings: Any = (names, level, chosen_estimand(estimand, models), prevalence)
     rows: list[dict[str, Any]] = []
-    for part, inside in _parts(chosen, by):
-        for model in predictions.models_of(inside, side):
-            found = _rows(model, names, class_names, level, estimand)
+    if of_classes:
+        for code, name in enumerate(class_names):
+            for model in models:
+                found = _rows(_against_the_rest(model, code), (f"not {name}", name), *settings)
+                rows += [
+                    {"class": name} | row | {"metric": _OF_A_CLASS.get(row["metric"], row["metric"])} for row in found
+                ]
+    for part, inside in () if of_classes else _parts(chosen, by):
+        for model in predictions.models_of(inside, side) if by else models:
+            found = _rows(model, class_names, *settings)
             if by in found[0]:
                 raise SettingsError(f"The result has a column {by!r} of its own: rename the frame's.")
             rows += [({by: part} if by else {}) | row for row in found]
-    return pd.DataFrame(rows).astype({"groups": "Int64"})
+    table = pd.DataFrame(rows).astype({"groups": "Int64"})
+    return table.assign(unit="patient") if unit == "patient" else table
+
+
+def _against_the_rest(model: Model, code: int) -> Model:
+    """Return the predictions of one class (1) against all others (0)."""
+    runs = []
+    for run in model.runs:
+        p = run.probabilities[:, code]
+        said, labels = ((codes == code).astype(np.int64) for codes in (run.predicted, run.labels))
+        runs.append(replace(run, labels=labels, probabilities=np.stack([1 - p, p], axis=1), predicted=said))
+    return replace(model, runs=tuple(runs))
 
 
 def drop_repeated_cells(frame: pd.DataFrame) -> pd.DataFrame:
@@ -116,28 +158,37 @@ def drop_repeated_cells(frame: pd.DataFrame) -> pd.DataFrame:
     return frame[frame["same_cell"].isna() | ~frame.duplicated(keys)]
 
 
-def check_settings(level: float, estimand: str = "models") -> None:
+def check_settings(level: float, estimand: str | None = None) -> None:
     """Raise SettingsError unless the level of an interval lies in [0.5, 1) and there is such an estimand."""
     real_number("level", level, 0.5, 1, "[)")
-    choice("estimand", estimand, ESTIMANDS)
+    if estimand is not None:
+        choice("estimand", estimand, ESTIMANDS)
+
+
+def chosen_estimand(estimand: str | None, models: Sequence[Model]) -> str:
+    """Return the estimand; if it is None, that of the procedure where every backbone has several runs."""
+    seeds = [len(model.runs) for model in models if model.kind != "baseline"]
+    return estimand or ("procedure" if seeds and min(seeds) > 1 else "models")
 
 
 def _rows(
-    model: Model, names: Sequence[str], class_names: tuple[str, ...], level: float, estimand: str
-) -> list[dict[str, Any]]:
+    model: Model, class_names: tuple[str, ...], names: Sequence[str], level: float, estimand: str,
+    prevalence: float | None,
+) -> list[dict[str, Any]]:  # fmt: skip
     """Return the rows of `evaluate` for one model."""
     samples, sizes = [set(run.samples) for run in model.runs], [len(run.samples) for run in model.runs]
     same = not model.named or all(other == samples[0] for other in samples)
     facts = {
         "backbone": model.name, "metric": "", **dict.fromkeys(("value", "low", "high"), np.nan), "unit": model.unit,
-        **dict.fromkeys(("standard_error", "degrees_of_freedom"), np.nan), "seeds": len(model.runs), "seed_sd": np.nan,
+        **dict.fromkeys(("standard_error", "degrees_of_freedom", "design_effect", "icc"), np.nan),
+        "seeds": len(model.runs), "seed_sd": np.nan,
         "images": len(set().union(*samples)) if model.named else max(sizes),
         "groups": len(model.units) if model.unit == "group" else pd.NA,
         "prevalence": float((model.runs[0].labels == 1).mean()) if len(class_names) == 2 else np.nan,
         "method": f"delete-one-{model.unit} jackknife", "estimand": ESTIMANDS[estimand].format(model.unit),
         "reason": "" if same else f"the seeds have predicted different images: {', '.join(f'{n:,}' for n in sizes)}",
     }  # fmt: skip
-    found = Estimates(model, resampling_of([model]), names)
+    found = Estimates(model, resampling_of([model]), names, prevalence)
     rows = []
     for name in names:
         per_seed = found.per_seed[name]
@@ -150,23 +201,36 @@ def _rows(
 def _interval(found: Estimates, name: str, class_names: tuple[str, ...], level: float, estimand: str) -> dict[str, Any]:
     """Return the interval of a metric, or the reason why it has none."""
     model, resampling, left_out = found.model, found.resampling, found.left_out[name]
-    seeds = found.between_seeds(name) if estimand == "procedure" else Spread(0.0, np.inf)
+    seeds = found.between_seeds(name) if estimand == "procedure" else NO_SPREAD
     undefined = np.flatnonzero(np.isnan(found.per_seed[name]))
     if len(undefined):
         return {"reason": why_undefined(name, model.runs[undefined[0]], class_names)}
-    if name == "prevalence":
-        return {"reason": "class shares are held: intervals are for data with these"}
+    if name in _NO_INTERVAL:
+        return {"reason": _NO_INTERVAL[name]}
     if seeds is None:
         return {"reason": ONE_SEED}
     if why := resampling.too_few(metric(name), class_names, model.unit):
         return {"reason": why}
     if np.isnan(left_out).any():
         return {"reason": "not defined without one of the groups"}
-    spread = resampling.spread(left_out) + seeds
-    low, high = bounds(metric(name), found.value(name), spread, level, resampling.fewest)
+    what = metric(name)
+    if name == "brier" and len(class_names) > 2:
+        what = replace(what, highest=2.0)
+    low, high, spread = interval(what, found.value(name), left_out, resampling, level, seeds)
     degrees = spread.df if spread.variance else np.nan
     row = {"low": low, "high": high, "standard_error": spread.variance**0.5, "degrees_of_freedom": degrees}
-    return row if np.isfinite([low, high]).all() else row | {"reason": "at 0, which bounds nothing"}
+    row |= resampling.clustering(left_out, what)
+    if (
+        name in OF_HITS
+        and len(model.runs) == 1
+        and resampling.images.sum(axis=1).max() == 1
+        and name != "balanced_accuracy"
+    ):
+        about = resampling.informative(what)  # each unit is right or wrong as a whole
+        test = stats.binomtest(round(float(resampling.hits[about > 0].sum())), int(about.sum()))
+        row["low"], row["high"] = test.proportion_ci(level, method="exact")
+        row["method"] = "exact (Clopper and Pearson 1934)"
+    return row if np.isfinite([low, high]).all() else row | {"reason": "the data do not bound it"}
 
 
 def _parts(frame: pd.DataFrame, by: str | None) -> list[tuple[Any, pd.DataFrame]]:
@@ -221,35 +285,6 @@ def group_table(frame: pd.DataFrame, side: str = "test") -> pd.DataFrame:
     table = means.assign(**columns)[[*columns, *means]].rename_axis(["backbone", "group"]).reset_index()
     table = table.sort_values("error_share", ascending=False, kind="stable")
     return table.sort_values("backbone", key=lambda column: column.map(order.index), kind="stable", ignore_index=True)
-
-
-def evaluate_groups(frame: pd.DataFrame, level: float = 0.95, side: str = "test") -> pd.DataFrame:
-    """Return how often the verdict on a whole group is right, with exact intervals (Clopper and Pearson 1934).
-
-    Predictions of all seeds are taken together, as a committee. Groups with images of several classes have no verdict
-    and are left out (column `reason`). `frame`, `level` and `side` are those of `evaluate`.
-
-    Returns:
-        A row per backbone, rule ("mean_probability", "majority_vote") and metric (accuracy; with two classes also
-        sensitivity and specificity): `backbone, rule, metric, value, low, high, unit, right, groups, reason`.
-    """
-    check_settings(level)
-    names, table = class_names_of(frame), group_table(frame, side)
-    of_class = {"sensitivity": names[1], "specificity": names[0]} if len(names) == 2 else {}
-    rows = []
-    for backbone, part in table.groupby("backbone", sort=False):
-        pure = part[part["label"].notna()]
-        left_out = len(part) - len(pure)
-        mixed = f"{left_out} groups with images of several classes are left out" if left_out else ""
-        for rule, name in product(("mean_probability", "majority_vote"), ("accuracy", *of_class)):
-            groups = pure[pure["label"] == of_class[name]] if name in of_class else pure
-            right, count = int((groups[f"by_{rule}"] == groups["label"]).sum()), len(groups)
-            test = stats.binomtest(right, count) if count else None
-            low, high = test.proportion_ci(level, method="exact") if test else (np.nan, np.nan)
-            row = {"backbone": backbone, "rule": rule, "metric": name, "value": right / count if count else np.nan}
-            row |= {"low": low, "high": high, "unit": "group", "right": right, "groups": count}
-            rows.append(row | {"reason": mixed if count else "no group"})
-    return pd.DataFrame(rows)
 
 
 def error_list(frame: pd.DataFrame, side: str = "test") -> pd.DataFrame:

@@ -1,68 +1,78 @@
 """Intervals over groups of subjects by the delete-one-group jackknife; docs/explanation/intervals.md says why.
 
-The jackknife is stratified by class (on C-NMC 2019 every group has one class) and holds the class shares: where a group
-is left out, the others of its class are weighted up. Variance per class (Efron and Stein 1981; Rust and Rao 1996, JKn),
+The jackknife is stratified by class, that of most of a group's images, and holds the class shares: where a group is
+left out, the others of its class are weighted up. Variance per class (Efron and Stein 1981; Rust and Rao 1996, JKn),
 
     v_c = (m_c - 1) / m_c * sum over groups g of c of (theta_(-g) - mean of theta_(-.))^2,
 
 is summed over classes. A t quantile is taken at Satterthwaite's degrees of freedom, (sum v_c)^2 / sum(v_c^2 / d_c),
 where d_c = (sum n_g)^2 / sum n_g^2 - 1: Kish's effective number of groups, less one, since groups of 9 and of 757
-images do not carry equal information. The scale is the logit for values between two bounds, the log for losses.
+images do not carry equal information. Ends are Wilson's for values between two bounds, and on the log scale for losses.
+
+The jackknife knows nothing of patients of a kind that it has not seen. `interval` therefore also allows for them.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy import stats
-from scipy.special import expit, logit
 
-from leukemia_dl.evaluation.metrics import Floats, Ints, Metric, Run
-from leukemia_dl.evaluation.predictions import FEWEST_GROUPS, Model
+from leukemia_dl.evaluation.metrics import CLIP, Floats, Ints, Metric, Run
+from leukemia_dl.evaluation.predictions import FEWEST_EFFECTIVE, FEWEST_GROUPS, Model
 
 _MOST_UNITS = 400  # with more, blocks of them are left out: one of very many images gives no better variance
-_SMALLEST_DF, _ROUNDING = 1e-2, 1e-12
+_MOST_STEPS, _SMALLEST_DF, _ROUNDING = 64, 1e-2, 1e-12
+# Metrics of shares of right predictions, in which a group counts by its right and all of its images.
+OF_HITS = ("accuracy", "balanced_accuracy", "sensitivity", "specificity")
 
 
 @dataclass(frozen=True, eq=False)
 class Spread:
-    """Variance of an estimate and the degrees of freedom of that variance."""
+    """Variance of an estimate and the degrees of freedom of that variance; of several estimates, arrays of them."""
 
-    variance: float
-    df: float
+    variance: Any
+    df: Any
 
     def __add__(self, other: Spread) -> Spread:
         """Return the spread of a sum of independent parts (Satterthwaite 1946)."""
-        variance = self.variance + other.variance
-        parts = [part.variance**2 / part.df for part in (self, other) if part.variance > 0]
-        return Spread(variance, variance**2 / sum(parts) if variance > 0 else self.df)
+        variance = np.asarray(self.variance + other.variance)
+        parts = np.asarray(self.variance**2 / self.df + other.variance**2 / other.df)
+        df = np.divide(variance**2, parts, out=np.full(variance.shape, np.inf), where=parts > 0)
+        return Spread(variance[()], df[()])
+
+
+NO_SPREAD = Spread(0.0, np.inf)
 
 
 @dataclass(frozen=True, eq=False)
 class Resampling:
     """The blocks that are left out one at a time, and their strata.
 
-    A block is one unit, but for very many units: `block` (units,) is the block of each. `stratum` and `sizes` (numbers
-    of images) are of each block (blocks,); `groups_per_class` (classes,) is in how many units each class occurs.
+    A block is one unit, but for very many units: `block` (units,) is the block of each. `stratum` (blocks,) is the
+    class of most images of each block; `images`, `hits` and `said` (blocks, classes) are numbers of images by class, of
+    those that are predicted rightly, and of images by predicted class, means over runs. `groups_per_class` (classes,)
+    is in how many units each class occurs, and `folds` is of how many folds a run is.
     """
 
     block: Ints
     stratum: Ints
-    sizes: Floats
+    images: Floats
+    hits: Floats
+    said: Floats
     groups_per_class: tuple[int, ...]
-
-    @property
-    def fewest(self) -> int:
-        """Return the number of units of the class that has the fewest of those that occur."""
-        return min(count for count in self.groups_per_class if count)
+    folds: int
 
     @cached_property
     def leave_one_out(self) -> Floats:
         """Weights (blocks, blocks): one block is absent, the others of its stratum make up for its images."""
-        totals = np.bincount(self.stratum, self.sizes)[self.stratum]
-        rest = totals - self.sizes
+        sizes = self.images.sum(axis=1)
+        totals = np.bincount(self.stratum, sizes)[self.stratum]
+        rest = totals - sizes
         up = np.divide(totals, rest, out=np.ones_like(totals), where=rest > 0)
         weights = np.where(self.stratum[:, None] == self.stratum[None, :], up[:, None], 1.0)
         np.fill_diagonal(weights, 0.0)
@@ -72,43 +82,113 @@ class Resampling:
         """Return a model's runs with blocks as their units."""
         return tuple(replace(run, unit=self.block[run.unit]) for run in model.runs)
 
-    def spread(self, left_out: Floats) -> Spread:
-        """Return variance and degrees of freedom from estimates without each block (blocks,)."""
-        total = Spread(0.0, np.inf)
-        for stratum in range(int(self.stratum.max()) + 1):
-            inside = self.stratum == stratum
-            count, sizes = int(inside.sum()), self.sizes[inside]
-            around = left_out[inside] - left_out[inside].mean()
+    def informative(self, metric: Metric) -> Floats:
+        """Return how many images of each block (blocks,) a metric is about."""
+        if metric.name in ("ppv", "npv"):
+            return np.asarray(self.said[:, int(metric.name == "ppv")])
+        if metric.name == "patient_accuracy":  # in which each counts once
+            return np.asarray(np.sign(self.images.sum(axis=1)))
+        return np.asarray(self.images.sum(axis=1) if metric.classes is None else self.images[:, metric.classes])
+
+    def spread(self, left_out: Floats, metric: Metric) -> Spread:
+        """Return variance and degrees of freedom from estimates without each block (..., blocks).
+
+        Folds share training images, which no group that is left out shows: with k folds the variance is multiplied by
+        1 + k / (k - 1) (Nadeau and Bengio 2003).
+        """
+        total, about = NO_SPREAD, self.informative(metric)
+        # Where one class counts, a few images of it in a group of another class make no stratum of their own.
+        strata = self.stratum if metric.classes is None else np.zeros_like(self.stratum)
+        for stratum in np.unique(strata):
+            inside = (strata == stratum) & (about > 0)
+            if not (count := int(inside.sum())):
+                continue
+            sizes = about[inside]
+            around = left_out[..., inside] - left_out[..., inside].mean(axis=-1, keepdims=True)
             # Rounding errors of a constant are no spread.
-            around[np.abs(around) < _ROUNDING * (1 + np.abs(left_out[inside]))] = 0.0
-            variance = (count - 1) / count * float((around**2).sum())
-            effective = float(sizes.sum() ** 2 / (sizes**2).sum())
-            total = total + Spread(variance, max(effective - 1, _SMALLEST_DF))
-        return total
+            around = np.where(np.abs(around) < _ROUNDING * (1 + np.abs(left_out[..., inside])), 0.0, around)
+            variance = (count - 1) / count * (around**2).sum(axis=-1)
+            total = total + Spread(variance, max(effective_number(sizes) - 1, _SMALLEST_DF))
+        inflation = 1 + self.folds / (self.folds - 1) if self.folds > 1 else 1.0
+        return Spread(total.variance * inflation, total.df)
+
+    def clustering(self, left_out: Floats, metric: Metric) -> dict[str, float]:
+        """Return the design effect of a share of right predictions, and the intraclass correlation that it shows.
+
+        The effect is that of clustering on the variance, 1 + (sum n^2 / sum n - 1) * icc by Kish's formula.
+        """
+        if metric.name not in ("accuracy", "sensitivity", "specificity"):
+            return {}
+        about = self.images if metric.classes is None else self.images[:, [metric.classes]]
+        right = self.hits if metric.classes is None else self.hits[:, [metric.classes]]
+        totals, sizes = about.sum(axis=0), about.sum(axis=1)
+        recalls = np.divide(right.sum(axis=0), totals, out=np.zeros_like(totals), where=totals > 0)
+        alone, apart = (totals * recalls * (1 - recalls)).sum() / totals.sum() ** 2, (sizes**2).sum() / sizes.sum() - 1
+        if not alone > 0 or not apart > 0:
+            return {}
+        effect = float(replace(self, folds=1).spread(left_out, metric).variance / alone)
+        return {"design_effect": effect, "icc": (effect - 1) / apart}
 
     def too_few(self, metric: Metric, class_names: tuple[str, ...], unit: str) -> str:
-        """Return why a metric gets no interval: fewer than five units in a class that it depends on; "" if none."""
+        """Return why a metric gets no interval: too few units in a class that it depends on; "" if none."""
         needed = range(len(class_names)) if metric.classes is None else [metric.classes]
         count = self.groups_per_class
         # With more than two classes a metric is about those that occur; means over images need no second class.
         least = int(len(class_names) > 2 or metric.name in ("accuracy", "loss", "brier", "ece"))
-        few = [f"{count[c]} of class {class_names[c]}" for c in needed if least <= count[c] < FEWEST_GROUPS]
-        return f"fewer than {FEWEST_GROUPS} {unit}s: {', '.join(few)}" if few else ""
+        few = [
+            f"{count[c]} of class {class_names[c]} ({FEWEST_GROUPS - count[c]} missing)"
+            for c in needed
+            if least <= count[c] < FEWEST_GROUPS
+        ]
+        if few:
+            return f"fewer than {FEWEST_GROUPS} {unit}s: {', '.join(few)}"
+        sizes = np.sign(self.images) if metric.name == "patient_accuracy" else self.images
+        effective = {class_names[c]: effective_number(sizes[:, c]) for c in needed if count[c]}
+        owned = [f"{number:.1f} of class {name}" for name, number in effective.items() if number < FEWEST_EFFECTIVE]
+        return f"{unit}s as good as fewer than {FEWEST_EFFECTIVE:g} equal ones: {', '.join(owned)}" if owned else ""
+
+    def with_fewer_errors(self, metric: Metric) -> tuple[Floats, Spread]:
+        """Return values and spreads of a metric of hits: of these predictions, then of some with fewer errors.
+
+        Those are without the errors of some of the best blocks, of one block, and of all blocks but one. With them one
+        more error hardly ever makes an interval tighter, whatever it does to the variance.
+        """
+        about = self.images.copy()
+        if metric.classes is not None:
+            about[:, np.arange(about.shape[1]) != metric.classes] = 0.0
+        errors = about - np.minimum(self.hits, about)
+        sizes, wrong = about.sum(axis=1), errors.sum(axis=1)
+        order = np.lexsort((self.stratum, -sizes, wrong / np.maximum(sizes, 1e-300)))
+        order = order[wrong[order] > 0]
+        order = order[np.unique(np.linspace(0, max(len(order) - 1, 0), min(len(order), _MOST_STEPS)).astype(int))]
+        one = np.eye(len(about))[order]
+        kept = [np.ones((1, len(about))), 1 - np.cumsum(one, axis=0), one, 1 - one]
+        nested = about - np.concatenate(kept)[:, :, None] * errors
+        weights = np.concatenate([np.ones((1, len(about))), self.leave_one_out])
+        with np.errstate(invalid="ignore", divide="ignore"):
+            if metric.name == "balanced_accuracy":
+                found = np.nanmean((weights @ nested) / (weights @ about), axis=-1)
+            else:
+                found = (weights @ nested).sum(axis=-1) / (weights @ about).sum(axis=-1)
+        return found[:, 0], self.spread(found[:, 1:], metric)
+
+
+def effective_number(sizes: NDArray[Any]) -> float:
+    """Return Kish's effective number of groups with so many images: of equal groups that would tell as much."""
+    return float(sizes.sum() ** 2 / max((sizes**2).sum(), 1e-300))
 
 
 def resampling_of(models: list[Model]) -> Resampling:
-    """Return the blocks to leave out for models whose runs share one coding of units.
-
-    Strata are the classes if every unit has one class; otherwise there is one stratum.
-    """
+    """Return the blocks to leave out for models whose runs share one coding of units."""
     runs = [run for model in models for run in model.runs]
     units, classes = len(models[0].units), runs[0].probabilities.shape[1]
-    counts = np.zeros((units, classes))
+    counts = np.zeros((3, units, classes))
     for run in runs:
-        counts += np.bincount(run.unit * classes + run.labels, minlength=units * classes).reshape(units, classes)
-    counts /= len(runs)
-    pure = bool(((counts > 0).sum(axis=1) <= 1).all())
-    stratum = np.unique(counts.argmax(axis=1), return_inverse=True)[1] if pure else np.zeros(units, np.int64)
+        right = run.predicted == run.labels
+        for place, (column, weight) in enumerate(((run.labels, None), (run.labels, right), (run.predicted, None))):
+            summed = np.bincount(run.unit * classes + column, weight, units * classes)
+            counts[place] += summed.reshape(units, classes) / len(runs)
+    stratum = np.unique(counts[0].argmax(axis=1), return_inverse=True)[1]
     block, first, random = np.arange(units), 0, np.random.default_rng(0)  # so that the order of images has no say
     if units > _MOST_UNITS:
         for code in range(int(stratum.max()) + 1):
@@ -117,32 +197,64 @@ def resampling_of(models: list[Model]) -> Resampling:
             block[inside] = first + np.arange(len(inside)) * count // len(inside)
             first += count
         stratum = stratum[np.unique(block, return_index=True)[1]]
-    sizes = np.bincount(block, counts.sum(axis=1)).astype(np.float64)
-    return Resampling(block, stratum.astype(np.int64), sizes, tuple(int(n) for n in (counts > 0).sum(axis=0)))
+    images, hits, said = np.zeros((3, len(stratum), classes))
+    for table, of_units in zip((images, hits, said), counts, strict=True):
+        np.add.at(table, block, of_units)
+    groups, folds = tuple(int(n) for n in (counts[0] > 0).sum(axis=0)), max(len(np.unique(run.fold)) for run in runs)
+    return Resampling(block, stratum.astype(np.int64), images, hits, said, groups, folds)
 
 
-def bounds(metric: Metric, value: float, spread: Spread, level: float, fewest: int) -> tuple[float, float]:
-    """Return the interval of a value on its metric's scale.
+def interval(
+    metric: Metric, value: float, left_out: Floats, resampling: Resampling, level: float, seeds: Spread = NO_SPREAD
+) -> tuple[float, float, Spread]:
+    """Return the interval of a value on its metric's scale, NaN where the data do not bound it, and its spread.
 
-    Where a value reaches its bound all units agree and the jackknife has no variance: the other end is then the exact
-    one of `fewest` successes in `fewest` trials (Clopper and Pearson 1934), as if units were right or wrong as wholes.
+    `left_out` are the estimates without each block (blocks,), and `seeds` is the spread that seeds add.
+
+    Of a share the end on the side of the errors is the farther of two: the jackknife's, and that of data in
+    which a share q of all patients is of a kind that none of the m groups was, and wrong as a whole. With a probability
+    of (1 - q)^m none is seen; q is such that this is 1 - level for a metric of one class, and half of it for others
+    (Clopper and Pearson 1934, for no success in m trials). Where the second is farther, all of 1 - level is spent on
+    that side.
     """
-    lowest, highest, width = metric.lowest, metric.highest, metric.highest - metric.lowest
-    if metric.scale == "logit" and value in (lowest, highest):
-        reach = width * float((1 - level) / 2) ** (1 / fewest)
-        return (lowest + reach, value) if value == highest else (value, highest - reach)
-    error = float(np.sqrt(spread.variance))
-    if metric.scale == "log" and value == 0:
-        return float("nan"), float("nan")
-    if error == 0:
-        return value, value
-    reach = float(stats.t.ppf((1 + level) / 2, spread.df)) * error
-    if metric.scale == "linear":
-        return value - reach, value + reach
-    if metric.scale == "log":
-        factor = float(np.exp(min(reach / value, 700.0)))
-        return value / factor, value * factor
-    share = (value - lowest) / width
-    reach /= width * share * (1 - share)
-    low, high = lowest + width * expit(logit(share) + np.array([-reach, reach]))
-    return float(low), float(high)
+    spread, alpha, mirrored = resampling.spread(left_out, metric) + seeds, 1 - level, metric.better == "low"
+    lowest, width = metric.lowest, metric.highest - metric.lowest
+    if metric.scale != "share":
+        reach = float(stats.t.ppf(1 - alpha / 2, spread.df) * np.sqrt(spread.variance)) if spread.variance else 0.0
+        ends = np.array([value - reach, value + reach])
+        if metric.scale == "log":  # whose end may lie beyond all losses that there are
+            ends = value * np.exp(np.array([-1, 1]) * min(reach / value, 700.0)) if value else np.full(2, np.nan)
+            ends = ends if ends[1] <= -np.log(CLIP) else np.full(2, np.nan)
+        return float(ends[0]), float(ends[1]), spread
+    share = abs((value - (metric.highest if mirrored else lowest)) / width)
+    of_share = Spread(spread.variance / width**2, spread.df)
+    groups = int(np.isin(resampling.block, np.flatnonzero(resampling.informative(metric))).sum())
+    low, high = _ends(share, of_share, alpha / 2)
+    if share == 0:
+        high = 1 - (alpha / 2) ** (1 / groups)
+    if metric.better == "":
+        low = (alpha / 2) ** (1 / groups) if share == 1 else low
+    else:
+        if metric.name in OF_HITS:
+            values, spreads = resampling.with_fewer_errors(metric)
+            low = min(low, *_ends(values, spreads + seeds, alpha / 2)[0])
+        guard = share * (alpha / 2 if metric.classes is None else alpha) ** (1 / groups)
+        if guard < low:
+            low, high = guard, max(_ends(share, of_share, alpha)[1], share)
+    ends = lowest + width * (1 - np.array([high, low]) if mirrored else np.array([low, high]))
+    return float(ends[0]), float(ends[1]), spread
+
+
+def _ends(share: Any, spread: Spread, tail: float) -> tuple[Any, Any]:
+    """Return where `tail` of the distribution lies below, and above, of shares: Wilson's interval (1927).
+
+    It is that of as many independent images as have this variance, with a t quantile. Near 1 it reaches less far than
+    an interval on the logit scale.
+    """
+    share, variance = np.asarray(share), np.asarray(spread.variance)
+    inside = (share > 0) & (share < 1) & (variance > 0)
+    safe = np.where(inside, share, 0.5)
+    ratio = stats.t.ppf(1 - tail, np.where(inside, spread.df, 1.0)) ** 2 * variance / (safe * (1 - safe))
+    reach = np.sqrt(ratio * safe * (1 - safe) + ratio**2 / 4)
+    ends = (safe + ratio / 2 + np.multiply.outer([-1, 1], reach)) / (1 + ratio)
+    return tuple(np.where(inside, ends, share))

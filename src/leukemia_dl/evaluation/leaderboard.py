@@ -1,38 +1,44 @@
 """The leaderboard: backbones in the order of one metric, with ranks that differences between them support."""
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 
+from leukemia_dl.checks import choice
 from leukemia_dl.evaluation import predictions
 from leukemia_dl.evaluation.comparisons import compare, winner_of
 from leukemia_dl.evaluation.evaluate import Estimand, evaluate
 from leukemia_dl.evaluation.metrics import metric as find_metric
+from leukemia_dl.evaluation.patients import patient_predictions
 
 _COSTS = {"parameters": ("parameters", "max"), "fit_seconds": ("fit_seconds", "mean"),
           "images_per_second": ("predict_images_per_second", "median")}  # fmt: skip
 _COLUMNS = (
-    "rank", "backbone", "kind", "value", "low", "high", "unit", "better_than", "trials", "seeds", "images", "groups",
-    *_COSTS, "changes", "estimand", "flags",
+    "rank", "rank_high", "backbone", "kind", "value", "low", "high", "unit", "better_than", "trials", "seeds", "images",
+    "groups", *_COSTS, "changes", "estimand", "flags",
 )  # fmt: skip
 
 
 def leaderboard(
     frame: pd.DataFrame, metric: str = "accuracy", *, results: pd.DataFrame | None = None,
-    timings: pd.DataFrame | None = None, level: float = 0.95, estimand: Estimand = "models", side: str = "test",
+    timings: pd.DataFrame | None = None, unit: Literal["image", "patient"] = "image", level: float = 0.95,
+    estimand: Estimand | None = None, side: str = "test",
 ) -> pd.DataFrame:  # fmt: skip
     """Return the backbones in the order of one metric, with baselines among them.
 
-    `rank` is one more than the number of backbones that are significantly better (`compare`, after Holm's correction),
-    so ranks may be shared. There is none where nothing can be tested (`flags` begins with the reason), for baselines,
+    `rank` to `rank_high` are the ranks that the tests of all pairs leave (`compare`, after Holm's correction): as many
+    backbones are significantly better, and worse (Klein, Wright and Wieczorek 2020); widened so that no lower value has
+    a better one. There is none where nothing can be tested (`flags` begins with the reason), for baselines,
     undefined values, and metrics of which neither end is better. `better_than` names every row, also baselines (without
     correction), that a backbone is better than. `results` and `timings` are those of the benchmark, for parameters,
-    costs, changes and failed trials; `frame`, `metric`, `level`, `estimand` and `side` are those of `evaluate`.
+    costs, changes and failed trials; `frame`, `metric`, `unit`, `level`, `estimand` and `side` are those of `evaluate`.
 
     Returns a row per backbone and baseline, best first.
     """
     what, frame = find_metric(metric), predictions.validated_predictions(frame)
+    if choice("unit", unit, ("image", "patient")) == "patient":
+        frame = patient_predictions(frame, side=side)
     settings: dict[str, Any] = {"level": level, "estimand": estimand, "side": side}
     table, chosen = evaluate(frame, metrics=metric, **settings), predictions.select_side(frame, side)
     trials = chosen[predictions.model_keys(chosen)].drop_duplicates().astype(str)
@@ -53,11 +59,15 @@ def leaderboard(
         ranked = {name for name in ranked if counts[name] < max(counts.values())}
     if len(nets) == 1:  # without a pair to test its own interval decides
         ranked &= set(table.loc[table["low"].notna(), "backbone"])
-    places = {name: 1 + sum(name in better.get(other, []) for other in nets) for name in ranked}
-    table["rank"] = table["backbone"].map(places).astype("Int64")
     whys = {name: [why for pair, why in untested.items() if name in pair and pair <= nets] for name in nets - ranked}
     table["untested"] = [next(iter(whys.get(name, ())), "") for name in table["backbone"]]
     table = table.sort_values("value", ascending=what.better == "low", kind="stable", ignore_index=True)
+    order = [name for name in table["backbone"] if name in ranked]
+    above = [1 + sum(name in better.get(other, []) for other in ranked) for name in order]
+    below = [len(ranked) - sum(other in ranked for other in better.get(name, [])) for name in order]
+    above, below = np.minimum.accumulate(above[::-1])[::-1].tolist(), np.maximum.accumulate(below).tolist()
+    table["rank"] = table["backbone"].map(dict(zip(order, above, strict=True))).astype("Int64")
+    table["rank_high"] = table["backbone"].map(dict(zip(order, below, strict=True))).astype("Int64")
     for column, (source, how) in _COSTS.items():
         given = next((one for one in (results, timings) if one is not None and source in one), None)
         known = given.groupby("backbone")[source].agg(how) if given is not None else pd.Series(dtype=float)

@@ -21,19 +21,19 @@ _ECE_BINS, _ROUNDING = 15, 1e-12
 _SUM_TOLERANCE = 1e-2 + 1e-9  # for probabilities that another program rounded to two digits
 _AT_ONCE = 2_000_000  # weighted predictions in a ranking: 16 MB for each of a few arrays
 _RANKING, _CALIBRATION = ("auroc", "auprc"), ("calibration_slope", "calibration_intercept")
-_OF_TWO_CLASSES = ("sensitivity", "specificity", "ppv", "npv", "prevalence")
+_OF_TWO_CLASSES = ("sensitivity", "specificity", "ppv", "npv", "prevalence", "f1", "lr_positive", "lr_negative")
 
 
 @dataclass(frozen=True)
 class Metric:
     """The properties of a metric that its interval depends on.
 
-    An interval is symmetric on `scale`, "logit" between the bounds `lowest` and `highest`. `classes` is the only class
+    An interval is made on `scale`, "share" between the bounds `lowest` and `highest`. `classes` is the only class
     whose images the metric depends on, in a binary task; None for all. `better` is "" where neither high nor low is.
     """
 
     name: str
-    scale: Literal["logit", "log", "linear"] = "logit"
+    scale: Literal["share", "log", "linear"] = "share"
     better: Literal["high", "low", ""] = "high"
     classes: int | None = None
     lowest: float = 0.0
@@ -47,11 +47,17 @@ _ALL = (
     Metric("auroc"), Metric("auprc"),
     Metric("sensitivity", classes=1), Metric("specificity", classes=0), Metric("ppv"), Metric("npv"),
     Metric("prevalence", better=""), Metric("mcc", lowest=-1.0),
-    Metric("brier", "log", "low"), Metric("ece", "log", "low"),
+    Metric("brier", better="low"), Metric("ece", "log", "low"),
     Metric("calibration_slope", "linear", ""), Metric("calibration_intercept", "linear", ""),
 )  # fmt: skip
 METRICS = tuple(metric.name for metric in _ALL)
 """Names of all metrics, in the order of columns; `score` defines them."""
+RANKED = tuple(metric.name for metric in _ALL if metric.better)  # of which one end is better
+# Further ones of `evaluate`, which `score` cannot give or that are seldom asked for.
+_FURTHER = (
+    Metric("patient_accuracy"), Metric("f1"), Metric("lr_positive", "log"), Metric("lr_negative", "log", "low"),
+)  # fmt: skip
+FURTHER_METRICS = tuple(metric.name for metric in _FURTHER)
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +87,7 @@ class Run:
 
 def metric(name: str) -> Metric:
     """Return a metric by its name; SettingsError if there is none."""
-    return _ALL[METRICS.index(choice("metric", name, METRICS))]
+    return next(one for one in (*_ALL, *_FURTHER) if one.name == choice("metric", name, [*METRICS, *FURTHER_METRICS]))
 
 
 def as_arrays(labels: Any, probabilities: Any) -> tuple[Ints, Floats]:
@@ -119,7 +125,8 @@ def score(labels: Ints, probabilities: Floats) -> dict[str, float]:
       those of class 1 and of class 0; they hold at the `prevalence`, the share of class 1. NaN with more classes.
     - `mcc`: Matthews' correlation coefficient; with more classes Gorodkin's R_K (2004).
     - `brier`: Mean squared error of the probability of class 1 (Brier 1950, halved); with more classes their sum.
-    - `ece`: Expected calibration error of the predicted class's probability in 15 equal bins (Guo et al. 2017).
+    - `ece`: Expected calibration error of the predicted class's probability in 15 equal bins (Guo et al. 2017). It is
+      biased upwards, the more the fewer the images: above 0 also where probabilities are right.
     - `calibration_slope`, `calibration_intercept`: Of a logistic regression of the label on the predicted log-odds; the
       intercept with the slope held at 1, "calibration in the large" (Cox 1958; Van Calster et al. 2019). 1 and 0 are
       right. NaN with more than two classes, and where the classes are separated perfectly.
@@ -137,14 +144,24 @@ def score(labels: Ints, probabilities: Floats) -> dict[str, float]:
     return {name: float(value[0]) for name, value in values(run, np.ones((1, 1))).items()}
 
 
-def values(run: Run, weights: Floats, names: Sequence[str] = METRICS) -> dict[str, Floats]:
-    """Return metrics (r,) of weighted predictions; weights (r, units) say how often each unit counts."""
+def values(
+    run: Run, weights: Floats, names: Sequence[str] = METRICS, prevalence: float | None = None
+) -> dict[str, Floats]:
+    """Return metrics (r,) of weighted predictions; weights (r, units) say how often each unit counts.
+
+    With a `prevalence` of the positive class, `ppv` and `npv` are those at it (Bayes' theorem).
+    """
     found = _sums(run, weights) if set(names) - {*_RANKING, *_CALIBRATION} else {}
     if set(names) & {*_RANKING}:
         found |= _ranking(run, weights)
     if set(names) & {*_CALIBRATION}:
         found |= _calibration(run, weights)
-    return {name: found[name] for name in METRICS if name in names}
+    if prevalence is not None and {"ppv", "npv"} & set(names):
+        hit, miss = found["sensitivity"] * prevalence, (1 - found["sensitivity"]) * prevalence
+        right, wrong = found["specificity"] * (1 - prevalence), (1 - found["specificity"]) * (1 - prevalence)
+        with np.errstate(invalid="ignore"):
+            found |= {"ppv": hit / (hit + wrong), "npv": right / (right + miss)}
+    return {name: found[name] for name in (*METRICS, *FURTHER_METRICS) if name in names}
 
 
 def why_undefined(name: str, run: Run, class_names: Sequence[str]) -> str:
@@ -155,6 +172,8 @@ def why_undefined(name: str, run: Run, class_names: Sequence[str]) -> str:
         return f"no image of class {class_names[name == 'sensitivity']}"
     if name in ("ppv", "npv"):
         return f"no image is predicted as {class_names[name == 'ppv']}"
+    if name in ("lr_positive", "lr_negative") and len(set(run.labels)) > 1:
+        return f"no image of class {class_names[0]} is predicted {'wrongly' if name == 'lr_positive' else 'rightly'}"
     if missing := [class_names[code] for code in range(len(class_names)) if not (run.labels == code).any()]:
         return f"no image of class {', '.join(missing)}"
     if name == "mcc":
@@ -178,6 +197,8 @@ def _sums(run: Run, weights: Floats) -> dict[str, Floats]:
     true, said = summed(run.labels, k), summed(run.predicted, k)
     hits = summed(run.labels, k, right.astype(np.float64))
     loss = summed(run.labels, k, -np.log(np.maximum(own, CLIP)))
+    of_unit, counts = (np.bincount(run.unit, value, units) for value in (right, None))
+    present = np.sign(weights)  # each unit counts once
     brier = summed(np.zeros(n, np.int64), 1, squared / (2 if k == 2 else 1))[:, 0]
     gaps = summed(bins, _ECE_BINS, confidence - right)
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -199,6 +220,10 @@ def _sums(run: Run, weights: Floats) -> dict[str, Floats]:
             "mcc": _matthews(hits.sum(axis=1), true, said, total),
             "brier": brier / total,
             "ece": np.abs(gaps).sum(axis=1) / total,
+            "patient_accuracy": present @ (of_unit / np.maximum(counts, 1)) / (present @ np.sign(counts)),
+            "f1": f1[:, 1],
+            "lr_positive": np.where(recalls[:, 0] < 1, recalls[:, 1] / (1 - recalls[:, 0]), np.nan),
+            "lr_negative": np.where(recalls[:, 0] > 0, (1 - recalls[:, 1]) / recalls[:, 0], np.nan),
         }
     return found if k == 2 else found | dict.fromkeys(_OF_TWO_CLASSES, np.full(len(weights), np.nan))
 

@@ -194,7 +194,7 @@ def plot_cost(leaderboard: pd.DataFrame, cost: str = "fit_seconds", ax: Axes | N
     `ax` are the axes to draw on, None for a new figure, above which `title` stands. Raises DataError if no backbone is
     left, or a column is missing.
     """
-    metric = str(next(iter(leaderboard.columns[3:]), "accuracy"))
+    metric = str(next(iter(leaderboard.columns[4:]), "accuracy"))
     nothing = f"No cost to draw: of no backbone {metric} and a {cost} above 0 are known. Pass results and timings."
     known = drawable(leaderboard, ["backbone", "kind", "low", "high", metric, cost], nothing)
     known = known[known[metric].notna()]

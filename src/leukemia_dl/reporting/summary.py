@@ -27,6 +27,9 @@ class ProtocolSummary:
     intervals: pd.DataFrame
     leaderboard: pd.DataFrame
     comparisons: pd.DataFrame
+    classes: pd.DataFrame  # recall, precision and F1 of each class, where there are more than two
+    patients: pd.DataFrame  # metrics of patients, where these are known
+    metric: str  # by which it ranks and compares
     problem: str
 
     def sentences(self) -> list[str]:
@@ -36,15 +39,19 @@ class ProtocolSummary:
         rows = self.leaderboard.to_dict("records")
         nets = [row for row in rows if row["kind"] == "backbone"]
         ranked = [row for row in nets if pd.notna(row["rank"])]
-        best = [row for row in ranked if row["rank"] == min(one["rank"] for one in ranked)]
-        found = _untested([row for row in nets if pd.isna(row["rank"])])
+        best = ranked[:1]
+        found = _untested([row for row in nets if pd.isna(row["rank"])], self.metric)
         if best:
-            found.append(f"Highest accuracy of a net on the test side: {best[0]['backbone']}, {_value(best[0])}.")
-        if best[1:]:
-            found.append(f"Not significantly different from it: {listed([row['backbone'] for row in best[1:]])}.")
+            highest = f"Best {label_of(self.metric)} of a net on the test side"
+            found.append(f"{highest}: {best[0]['backbone']}, {_value(best[0], self.metric)}.")
+            worse = best[0]["better_than"].split(", ")
+            if equal := [row["backbone"] for row in ranked[1:] if row["backbone"] not in worse]:
+                found.append(f"Not significantly different from it: {listed(equal)}.")
+            chosen = f"Ranks are by {label_of(self.metric)}, chosen before the run"
+            found.append(f"{chosen}; intervals and tests are of {best[0]['estimand']}.")
         found += self.absent
         tested = [{row["first"], row["second"]} for row in self.comparisons.to_dict("records") if row["p"] >= 0]
-        for name, value in ((row["backbone"], _value(row)) for row in rows if row["kind"] == "baseline"):
+        for name, value in ((row["backbone"], _value(row, self.metric)) for row in rows if row["kind"] == "baseline"):
             better = [net["backbone"] for net in nets if name in net["better_than"].split(", ")]
             verdict = f"; better than it at the 5% level, each pair by itself: {listed(better)}" if better else ""
             if not better and any({name, net["backbone"]} in tested for net in nets):
@@ -57,7 +64,7 @@ class ProtocolSummary:
         return found
 
 
-def _untested(nets: Sequence[_Row]) -> list[str]:
+def _untested(nets: Sequence[_Row], metric: str) -> list[str]:
     """Return a sentence on the nets that cannot be tested for each reason, the first of their flags."""
     by_reason: dict[str, list[_Row]] = {}
     for row in nets:
@@ -66,15 +73,20 @@ def _untested(nets: Sequence[_Row]) -> list[str]:
     for reason, rows in by_reason.items():
         groups = max((row["groups"] for row in rows if pd.notna(row["groups"])), default=0)
         of = f" ({counted(groups, 'group')} of patients in all)" if groups else ""
-        values = listed([f"{row['backbone']} {row['accuracy']:.3f}" for row in rows])
-        accuracy = "Accuracy on the test side, without a rank or a verdict"
-        found.append(f"Not testable, {reason}{of}. {accuracy}: {values}.")
+        values = listed([f"{row['backbone']} {row[metric]:.3f}" for row in rows])
+        without = f"{label_of(metric)} on the test side, without a rank or a verdict"
+        found.append(f"Not testable, {reason}{of}. {without[:1].upper()}{without[1:]}: {values}.")
     return found
 
 
-def _value(row: _Row) -> str:
+def label_of(metric: str) -> str:
+    """Return the name of a metric in a sentence."""
+    return metric.replace("_", " ").replace("auroc", "AUROC").replace("auprc", "AUPRC")
+
+
+def _value(row: _Row, metric: str) -> str:
     interval = f" (95% interval {row['low']:.3f} to {row['high']:.3f})" if row["low"] < row["high"] else ""
-    return f"{row['accuracy']:.3f}{interval}"
+    return f"{row[metric]:.3f}{interval}"
 
 
 def summaries_of(run: StoredRun, areas: Mapping[str, float] | None = None) -> list[ProtocolSummary]:
@@ -97,17 +109,23 @@ def _summary(run: StoredRun, predictions: pd.DataFrame, protocol: str) -> Protoc
     absent = [f"Not applicable to these images: {name}." for name in without if name in inapplicable]
     if unfinished := [name for name in without if name not in inapplicable]:
         absent.append(f"Without any finished trial: {listed(unfinished)}.")
-    board = intervals = pairs = pd.DataFrame()
+    board = intervals = pairs = classes = patients = pd.DataFrame()
+    metric = str(run.settings["benchmark"].get("primary_metric", "accuracy"))
     problem = "" if len(part) else "no trial was finished"
     try:
         if not problem:
             timings = run.timings[run.timings["trial"].isin(results["trial"])]
-            board = leaderboard(part, results=results, timings=timings)
-            intervals = evaluate(part, metrics=_METRICS).assign(protocol=protocol)
-            pairs = compare(part) if len(board) > 1 else pairs
+            board = leaderboard(part, metric, results=results, timings=timings)
+            shown = list(dict.fromkeys([metric, *_METRICS]))
+            intervals = evaluate(part, metrics=shown).assign(protocol=protocol)
+            pairs = compare(part, metric) if len(board) > 1 else pairs
+            classes = evaluate(part, by="class") if len(run.class_names) > 2 else classes
+            if board["unit"].eq("group").all():
+                patients = evaluate(part, unit="patient", metrics=("accuracy", "balanced_accuracy", "auroc"))
     except LeukemiaDLError as error:
         problem = " ".join(str(error).split())
-    return ProtocolSummary(protocol, apart, absent, part, intervals, board, pairs, problem)
+    tables = (part, intervals, board, pairs, classes, patients)
+    return ProtocolSummary(protocol, apart, absent, *tables, metric, problem)
 
 
 def inflation_of(summaries: Sequence[ProtocolSummary]) -> pd.DataFrame:

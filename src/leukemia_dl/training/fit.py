@@ -10,8 +10,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from leukemia_dl.datasets.splits import draw_folds
 from leukemia_dl.errors import DataError, OutOfMemoryError, SettingsError
-from leukemia_dl.identity import named_seed
+from leukemia_dl.identity import generator
 from leukemia_dl.models.backbones import BackboneSpec
 from leukemia_dl.models.build import split_at_features
 from leukemia_dl.models.classifier import predict_logits
@@ -181,14 +182,9 @@ def _selected_epoch(trainer: Trainer, train: Side, folds: Folds) -> tuple[int, N
 
 def _inner_folds(labels: NDArray[np.int64], groups: NDArray[np.int64] | None, seed: int) -> Folds:
     """Return up to five folds of disjoint groups, as many as the rarest class has groups; none if that is one."""
-    from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
-
     units = np.arange(len(labels)) if groups is None else groups
     folds = min([_MOST_FOLDS, *(len(np.unique(units[labels == label])) for label in np.unique(labels))])
     if folds < 2:
         return []
-    # With a group for every image, the splitter for groups takes longer than the heads that it is for.
-    alone = len(np.unique(units)) == len(units)
-    kind = StratifiedKFold if alone else StratifiedGroupKFold
-    splitter = kind(folds, shuffle=True, random_state=named_seed(seed, "inner folds"))
-    return list(splitter.split(np.zeros(len(labels)), labels, None if alone else units))
+    fold = draw_folds(labels, units, folds, generator(seed, "inner folds"))
+    return [(np.flatnonzero(fold != number), np.flatnonzero(fold == number)) for number in range(folds)]

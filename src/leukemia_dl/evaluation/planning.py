@@ -1,0 +1,68 @@
+"""How many patients a study needs: from the variance between the groups of a pilot."""
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from leukemia_dl.checks import real_number
+from leukemia_dl.errors import SettingsError
+from leukemia_dl.evaluation.comparisons import compare
+from leukemia_dl.evaluation.evaluate import evaluate
+
+_MOST_GROUPS = 20_000
+
+
+def plan_study(
+    frame: pd.DataFrame, *, effect: float | None = None, width: float | None = None, metric: str = "accuracy",
+    power: float = 0.8, level: float = 0.95, side: str = "test",
+) -> pd.DataFrame:  # fmt: skip
+    """Return how many groups of patients are needed to find a difference, or for an interval of some width.
+
+    The variance between groups is taken from a pilot, and falls with the number of groups; their sizes, the share of
+    each class and the intraclass correlation are those of the pilot. A pilot of few groups knows its own variance
+    badly: take the result as an order of magnitude.
+
+    Args:
+        frame: Predictions of the pilot; those of `evaluate`.
+        effect: Difference of the metric between two backbones to be found in a paired comparison, after the correction
+            for all pairs of the frame.
+        width: Width of the interval of one backbone; give this or `effect`.
+        metric: Whose difference, or interval.
+        power: Probability that the difference is found.
+        level: Of the interval; 1 - level is the significance level.
+        side: Which rows of the frame.
+
+    Returns:
+        A row per pair, or per backbone: `groups_pilot`, `groups`, the number needed (NA beyond 20,000, or where the
+        pilot has no variance), and `images`, as many as these had in the pilot on average.
+
+    Raises:
+        SettingsError: For both or none of `effect` and `width`, and for values out of range.
+    """
+    if (effect is None) == (width is None):
+        raise SettingsError(f"Give one of effect and width. Received: {effect=}, {width=}.")
+    real_number("power", power, 0, 1, "()")
+    if effect is not None:
+        real_number("effect", abs(effect), 0, np.inf, "()")
+        rows = compare(frame, metric, level=level, estimand="models", side=side)
+        pairs, names = max(int((rows["role"] == "confirmatory").sum()), 1), ["first", "second"]
+    else:
+        real_number("width", width, 0, np.inf, "()")
+        rows = evaluate(frame, metrics=metric, level=level, estimand="models", side=side)
+        pairs, names = 1, ["backbone"]
+    groups, needed = np.arange(2, _MOST_GROUPS + 1), []
+    for row in rows.to_dict("records"):
+        pilot = row["images"] if pd.isna(row["groups"]) else row["groups"]
+        error = row["standard_error"] * np.sqrt(pilot / groups)
+        df = np.maximum(row["degrees_of_freedom"] * groups / pilot, 1.0)
+        quantile = stats.t.ppf(1 - (1 - level) / (2 * pairs), df)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            if effect is not None:
+                enough = stats.nct.sf(quantile, df, abs(effect) / error) >= power
+            else:
+                enough = 2 * quantile * error <= width
+        needed.append(int(groups[enough.argmax()]) if enough.any() and row["standard_error"] > 0 else pd.NA)
+    pilots = rows["groups"].fillna(rows["images"])
+    table = rows[names].assign(metric=metric, effect=effect, width=width, power=power if effect else np.nan)
+    table = table.dropna(axis="columns", how="all").assign(groups_pilot=pilots, groups=pd.array(needed, "Int64"))
+    return table.assign(images=(table["groups"] * (rows["images"] / pilots)).round().astype("Int64"))
