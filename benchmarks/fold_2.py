@@ -17,7 +17,7 @@ from interval_coverage import Setting, World
 from scipy import stats
 
 from leukemia_dl.evaluation.evaluate import Estimates
-from leukemia_dl.evaluation.intervals import bounds, resampling_of
+from leukemia_dl.evaluation.intervals import interval, resampling_of
 from leukemia_dl.evaluation.metrics import metric
 
 PAIRS = 10  # of five backbones
@@ -26,12 +26,13 @@ PAIRS = 10  # of five backbones
 def medians(world: World, runs: int, shared: float) -> list[float]:
     random, rows = np.random.default_rng(0), []
     for _ in range(runs):
-        models = [world.model(scores) for scores in world.scores(random, shared)]
+        models = world.draw(random, shared).models()
         resampling = resampling_of(models)
         first, second = (Estimates(model, resampling, ["accuracy"]) for model in models)
         value, left_out = first.value("accuracy"), first.left_out["accuracy"]
-        low, high = bounds(metric("accuracy"), value, resampling.spread(left_out), 0.95, 12)
-        gap = resampling.spread(left_out - second.left_out["accuracy"])
+        own = resampling_of(models[:1])
+        low, high, _ = interval(metric("accuracy"), value, left_out, own, 0.95)
+        gap = resampling.spread(left_out - second.left_out["accuracy"], metric("accuracy"))
         power = stats.t.ppf(0.8, gap.df)
         smallest = [(stats.t.ppf(1 - alpha / 2, gap.df) + power) * gap.variance**0.5 for alpha in (0.05, 0.05 / PAIRS)]
         rows.append([value, value - low, high - value, *smallest])

@@ -232,8 +232,12 @@ def interval(
     low, high = _ends(share, of_share, alpha / 2)
     if share == 0:
         high = 1 - (alpha / 2) ** (1 / groups)
+    # One class is predicted for images of several: by that all values are given, of new patients too.
+    constant = np.count_nonzero(resampling.said.sum(axis=0)) == 1 < np.count_nonzero(resampling.images.sum(axis=0))
     if metric.better == "":
         low = (alpha / 2) ** (1 / groups) if share == 1 else low
+    elif constant and not spread.variance:
+        high = low = share
     else:
         if metric.name in OF_HITS:
             values, spreads = resampling.with_fewer_errors(metric)
