@@ -58,8 +58,8 @@ PUBLIC = {
     ),
     "leukemia_dl.reporting": (
         "model_card", "plot_comparison", "plot_confusion", "plot_cost", "plot_errors_by_size", "plot_inflation",
-        "plot_learning_curves", "plot_precision_recall", "plot_reliability", "plot_roc", "plot_samples",
-        "plot_subjects", "write_model_cards", "write_pictures", "write_report",
+        "plot_learning_curves", "plot_net_benefit", "plot_precision_recall", "plot_reliability", "plot_roc",
+        "plot_samples", "plot_subjects", "write_model_cards", "write_pictures", "write_report",
     ),
     "leukemia_dl.testing": ("BACKBONE_CHECKS", "check_backbone", "parametrize_with_checks"),
     "leukemia_dl.testing.strategies": ("cells", "images", "masks", "pipelines", "steps"),

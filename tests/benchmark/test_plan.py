@@ -5,6 +5,7 @@ import hashlib
 import json
 import re
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,6 +14,9 @@ import leukemia_dl as ldl
 import stores
 from leukemia_dl.benchmark import plan as plan_module
 from leukemia_dl.benchmark.plan import Trial, changes_of
+from leukemia_dl.benchmark.run_files import read_run
+from leukemia_dl.errors import SettingsError
+from leukemia_dl.reporting.summary import summaries_of
 
 DATASET = stores.cells(60, 12)
 
@@ -91,6 +95,35 @@ def test_another_pipeline_is_a_change_and_a_file_of_weights_is_named_without_its
     spec, usual = ldl.get_backbone("vgg16"), ldl.Pipeline()
     found = changes_of(recipe.for_backbone(spec), spec, usual.then(ldl.preprocess.PadToSquare()), usual)
     assert found == "weights=w.h5, pipeline=PadToSquare()"
+
+
+def test_repetitions_of_folds_are_planned_and_their_predictions_are_runs_of_their_own(tmp_path):
+    dataset = stores.cells(120, 24)
+    stores.made_up(tmp_path, dataset, ["cnn"], protocol="kfold", folds=None, n_folds=3, n_repeats=2)
+    run = read_run(tmp_path)
+    frame = run.predictions
+    assert frame.groupby("repeat")["fold"].unique().map(sorted).to_dict() == {0: [0, 1, 2], 1: [3, 4, 5]}
+    table = ldl.evaluate(frame, metrics="accuracy").set_index("backbone")
+    assert table.loc["cnn", ["seeds", "images", "groups"]].tolist() == [2, 120, 24]
+    assert run.settings["benchmark"]["n_repeats"] == 2
+    with pytest.raises(SettingsError, match="n_folds and n_repeats are for the protocol kfold"):
+        bench(tmp_path, n_repeats=2)
+
+
+def test_the_primary_metric_suits_the_classes_and_is_kept_in_the_settings(tmp_path):
+    assert bench(tmp_path).planned.primary_metric == "accuracy"
+    unequal = DATASET.subset(
+        np.flatnonzero(DATASET.labels == 0)[:10].tolist() + np.flatnonzero(DATASET.labels == 1).tolist()
+    )
+    made = ldl.Benchmark(unequal, ["cnn"], recipe=stores.RECIPE, protocol="random", allow_leakage=True, store=tmp_path)
+    assert made.planned.primary_metric == "balanced_accuracy"
+    stores.made_up(tmp_path, stores.cells(200, 40), ["cnn", "vgg16"], protocol="holdout", primary_metric="auroc")
+    (summary,) = summaries_of(read_run(tmp_path))
+    assert "auroc" in summary.leaderboard
+    assert any(text.startswith("Ranks are by AUROC, chosen before the run; ") for text in summary.sentences())
+    for wrong in ("acc", "prevalence"):
+        with pytest.raises(SettingsError, match="primary_metric must be one of"):
+            bench(tmp_path, primary_metric=wrong)
 
 
 TRIAL = Trial(

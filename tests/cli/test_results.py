@@ -47,6 +47,18 @@ def test_the_table_and_a_sentence_per_pair_are_printed(run, file):
     assert "best of 3 on this side" in output
 
 
+def test_patients_and_classes_have_tables_of_their_own(run, file):
+    patients = run(file, "--unit", "patient")
+    assert "11 images of 11 groups of patients" in patients
+    classes = run(file, "--by", "class")
+    table = ldl.evaluate(clustered(SMALL, ["cnn", "vgg16", "xception"]), by="class")
+    assert all(name in classes for name in ("recall", "precision", "f1"))
+    for value in table["value"]:
+        assert f"{value:.3f}" in classes
+    with pytest.raises(SettingsError, match="unit must be one of"):
+        run(file, "--unit", "person")
+
+
 def test_where_nothing_can_be_tested_the_reason_is_the_first_line(run, tmp_path):
     """20.3: no rank, no interval and no verdict with fewer than five groups; the reason and their number come first."""
     clustered(((5, 9, 12), (7, 3)), ["cnn", "vgg16"]).to_csv(tmp_path / "few.csv", index=False)
@@ -78,7 +90,9 @@ def test_records_are_the_truth_and_exports_are_not_read(run, tmp_path):
     output = run(tmp_path)
     expected = ldl.leaderboard(both.predictions()).set_index("backbone")["accuracy"]
     (row,) = [line for line in output.splitlines() if "│ cnn " in line]
-    assert [cell.strip() for cell in row.split("│")][2:5] == [f"{expected['cnn']:.3f}", "2", "2"]  # trials, seeds
+    cells = [cell.strip() for cell in row.split("│")]
+    place = cells.index(f"{expected['cnn']:.3f}")
+    assert cells.count("2") == 2, cells[place:]  # trials, seeds
     assert not any(text in output for text in ("77777", "88888", "failed"))
 
 
@@ -105,7 +119,7 @@ def test_a_sweep_in_one_store_asks_for_one_benchmark(run, tmp_path):
     for rate in (0.003, 0.01):
         recipe = ldl.Recipe.preset("quick", learning_rate=rate)
         stores.made_up(tmp_path, stores.cells(), ["cnn"], recipe=recipe)
-    with pytest.raises(StoreError, match=r"learning_rate=0\.003.*learning_rate=0\.01"):
+    with pytest.raises(StoreError, match=r"(?=.*learning_rate=0\.003).*learning_rate=0\.01"):
         run(tmp_path)
 
 

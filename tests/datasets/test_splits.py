@@ -1,5 +1,6 @@
 """Splits: patients and their cells stay on one side, whatever the seed and the order of the rows."""
 
+import itertools
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -233,3 +234,79 @@ def test_odd_arguments(arguments: dict, match: str) -> None:
     with pytest.raises(UnknownNameError):
         make_splits(dataset, ["kfold"])
     assert make_splits(dataset, "kfold", folds=np.int64(1))[0].fold == 1
+
+
+def order_of(counts, sides, shares):
+    """By what a deal is chosen: classes missing on a side, sides that few groups own, uneven images."""
+    number = len(shares)
+    images = np.array([counts[sides == side].sum(axis=0) for side in range(number)], float)
+    squares = np.array([(counts[sides == side] ** 2).sum(axis=0) for side in range(number)], float)
+    uneven = np.abs(images / np.outer(shares, counts.sum(axis=0)) - 1).max()
+    return (images == 0).sum(), (images**2 / np.maximum(squares, 1) < 3).sum(), round(float(uneven), 9)
+
+
+@settings(max_examples=15)
+@given(st.lists(st.integers(1, 40), min_size=4, max_size=5), st.lists(st.integers(1, 40), min_size=4, max_size=4))
+def test_the_assignment_is_the_best_of_all_on_small_cases(first, second):
+    counts = np.array([[n, 0] for n in first] + [[0, n] for n in second])
+    numbers = np.array([[len(of) - 2, 2] for of in (first, second)])
+    found = splits.assign_groups(counts, numbers, (0.5, 0.5), np.random.default_rng(0))
+    every = []
+    for one in itertools.combinations(range(len(first)), 2):
+        for other in itertools.combinations(range(len(second)), 2):
+            sides = np.zeros(len(counts), int)
+            sides[[*one, *(len(first) + i for i in other)]] = 1
+            every.append(order_of(counts, sides, (0.5, 0.5)))
+    assert order_of(counts, found, (0.5, 0.5)) == min(every)
+
+
+SIZES = (  # images per group of C-NMC 2019's training part, ALL and HEM
+    (9, 11, 14, 19, 31, 35, 53, 58, 73, 74, 74, 84, 89, 92, 92, 97, 99, 103, 111, 112, 113, 142, 145, 146, 155, 156,
+     161, 178, 178, 181, 190, 197, 197, 201, 212, 246, 250, 253, 267, 268, 278, 352, 402, 1074),
+    (20, 29, 30, 32, 46, 47, 50, 69, 100, 108, 119, 137, 140, 162, 185, 185, 327, 373, 385, 404, 441),
+)  # fmt: skip
+
+
+@cache
+def _c_nmc_sizes() -> Dataset:
+    return cohort({"all": list(SIZES[0]), "hem": list(SIZES[1])})
+
+
+def test_on_c_nmc_a_seed_draws_another_partition_and_no_side_is_owned_by_few_patients() -> None:
+    counts = np.array([[n, 0] for n in SIZES[0]] + [[0, n] for n in SIZES[1]])
+    labels, units = np.repeat(counts.argmax(axis=1), counts.sum(axis=1)), np.repeat(np.arange(65), counts.sum(axis=1))
+    first = np.unique(units, return_index=True)[1]
+    for folds in (3, 5):
+        drawn = [splits.draw_folds(labels, units, folds, np.random.default_rng(seed))[first] for seed in range(6)]
+        free = [np.random.default_rng(seed).permutation(np.arange(65) % folds) for seed in range(6)]
+        changed, unrestricted = ([(one != other).sum() for one in found for other in found] for found in (drawn, free))
+        assert np.mean(changed) >= 0.5 * np.mean(unrestricted)
+    for split in make_splits(_c_nmc_sizes(), "kfold", n_folds=3):
+        assert split.counts()["effective_groups"].min() >= 3
+        assert split.counts()["groups"].min() >= 5
+        assert not split.flags
+
+
+def test_a_side_that_one_patient_owns_is_flagged() -> None:
+    dataset = with_folds(cohort({"a": [2] * 18, "b": [2] * 17 + [99]}))
+    (owned,) = make_splits(dataset, "official", folds=[2])
+    assert owned.counts().loc[("test", "b"), "effective_groups"] == pytest.approx(109**2 / (5 * 4 + 99**2))
+    flag = "test: few patients own the images of class b (6 groups, as good as 1.2 equal ones)"
+    assert flag in owned.flags
+
+
+def test_the_same_seed_gives_the_splits_that_were_recorded() -> None:
+    """Whatever versions of scikit-learn or numpy are installed: nobody's table changes by an upgrade."""
+    found = [split.digest[:12] for seed in (0, 1) for split in make_splits(_c_nmc_sizes(), "kfold", seed=seed)]
+    recorded = ["01768332d9b5", "be49cf7a8ce4", "caf44d33c928", "c7ecf761eecb", "816dbd67d89e", "cb5567fa9f95"]
+    assert found == recorded
+    source = Path(splits.__file__).read_text()
+    assert "sklearn" not in source
+
+
+def test_repetitions_are_named_and_are_runs_of_their_own() -> None:
+    dataset = cohort({"a": [3] * 20, "b": [4] * 20})
+    drawn = make_splits(dataset, "kfold", n_folds=3, n_repeats=2)
+    assert [split.repeat for split in drawn] == [0, 0, 0, 1, 1, 1]
+    assert [split.repeat for split in make_splits(dataset, "kfold", n_folds=3, n_repeats=2, folds=[4])] == [1]
+    assert make_splits(dataset, "holdout")[0].repeat is None

@@ -6,11 +6,12 @@ import pytest
 
 import leukemia_dl as ldl
 from leukemia_dl.errors import DataError, SettingsError
-from leukemia_dl.evaluation import evaluate, group_table, roc_curves
+from leukemia_dl.evaluation import evaluate, group_table, net_benefit, roc_curves
 from leukemia_dl.reporting import (
     plot_confusion,
     plot_cost,
     plot_errors_by_size,
+    plot_net_benefit,
     plot_precision_recall,
     plot_reliability,
     plot_roc,
@@ -27,6 +28,16 @@ OF_FRAME = (plot_roc, plot_precision_recall, plot_confusion, plot_reliability, p
 
 def titles(figure):
     return [axes.get_title() for axes in figure.axes if axes.get_title()]
+
+
+def test_decision_curves_are_those_of_net_benefit_beside_all_and_none():
+    figure = plot_net_benefit(ALL)
+    lines = {line.get_label(): line for line in figure.axes[0].lines}
+    assert list(lines) == ["one", "other", "baseline", "all", "none"]
+    curves = net_benefit(ALL).set_index("backbone")
+    for name, line in lines.items():
+        np.testing.assert_allclose(line.get_ydata(), curves.loc[name, "y"])
+    assert (lines["none"].get_ydata() == 0).all()
 
 
 def test_roc_draws_curve_band_and_area_of_each():
@@ -99,7 +110,7 @@ def test_cost_draws_known_costs_and_baselines_as_lines():
     for price in (0.0, -1.0, np.inf, "much"):
         with pytest.raises(DataError, match="above 0"):
             plot_cost(board.assign(price=price), "price")
-    with pytest.raises(DataError, match=r"no column .typo.. Its columns: rank, backbone"):
+    with pytest.raises(DataError, match=r"no column .typo.. Its columns: rank, rank_high, backbone"):
         plot_cost(board, "typo")
     with pytest.raises(DataError, match=r"no column .low., .high., .fit_seconds."):
         plot_cost(board[["rank", "backbone", "kind", "accuracy"]])

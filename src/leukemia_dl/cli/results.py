@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer import Argument, Option
 
+from leukemia_dl.checks import choice
 from leukemia_dl.cli import options
 from leukemia_dl.errors import DataError, SettingsError
 from leukemia_dl.text import counted
@@ -49,8 +50,10 @@ def evaluate(
     predictions: Path = Argument(help="A store, or a CSV file with label and probability_<class>."),
     metric: str = Option("accuracy", help="To compare by; choose it before you look."),
     level: float = Option(0.95, help="Of the intervals."),
-    estimand: str = Option("models", help="models (these), or procedure (training anew: two seeds)."),
+    estimand: str | None = Option(None, help="models, or procedure.", show_default="procedure from two seeds on"),
     side: str = Option("test", help="Which rows of the column side."),
+    unit: str = Option("image", help="What is predicted: image, or patient."),
+    by: str | None = Option(None, help="Print accuracy by a column, or metrics by class.", show_default=False),
     protocol: str | None = Option(None, help="Which rows of the column protocol."),
     unique_cells: bool = Option(False, "--unique-cells", help="Count images of one cell once."),
     csv: Path | None = Option(None, help="File for every metric."),
@@ -63,6 +66,8 @@ def evaluate(
         raise SettingsError(f"--csv {csv} is the file of predictions itself: give another name.")
     frame, costs = _read(predictions.expanduser(), protocol)
     frame = evaluation.drop_repeated_cells(frame) if unique_cells else frame
+    if choice("unit", unit, ("image", "patient")) == "patient":
+        frame = evaluation.patient_predictions(frame, side=side)
     settings: dict[str, Any] = {"level": level, "estimand": estimand, "side": side}
     table = evaluation.leaderboard(frame, metric, **costs, **settings)
     reason = _print_leaderboard(table, f"{metric}, side {side}", level)
@@ -77,6 +82,10 @@ def evaluate(
         pairs = pairs if confirmatory.empty else confirmatory
         sentences = pairs.loc[pairs["p"].notna() | (not reason), "sentence"]
         typer.echo("\n" + "\n".join(f"- {sentence}" for sentence in sentences))
+    if by is not None:
+        parts = evaluation.evaluate(frame, by=by, metrics=None if by == "class" else metric, **settings)
+        shown = ["backbone", "metric", "value", "low", "high", "images", "groups", "reason"]
+        options.print_table(parts[[by, *shown]], dict.fromkeys(("value", "low", "high"), ".3f"))
     if csv is not None:
         options.write_csv(evaluation.evaluate(frame, **settings), csv, safe_csv)
         typer.echo(f"\nEvery metric: {csv}")

@@ -4,6 +4,7 @@ from leukemia_dl.reporting.plots import plot_comparison, plot_cost, plot_inflati
 from leukemia_dl.reporting.prediction_plots import (
     plot_confusion,
     plot_errors_by_size,
+    plot_net_benefit,
     plot_precision_recall,
     plot_reliability,
     plot_roc,
@@ -13,6 +14,6 @@ from leukemia_dl.reporting.report import model_card, write_model_cards, write_pi
 
 __all__ = [
     "model_card", "plot_comparison", "plot_confusion", "plot_cost", "plot_errors_by_size", "plot_inflation",
-    "plot_learning_curves", "plot_precision_recall", "plot_reliability", "plot_roc", "plot_samples", "plot_subjects",
-    "write_model_cards", "write_pictures", "write_report",
+    "plot_learning_curves", "plot_net_benefit", "plot_precision_recall", "plot_reliability", "plot_roc", "plot_samples",
+    "plot_subjects", "write_model_cards", "write_pictures", "write_report",
 ]  # fmt: skip

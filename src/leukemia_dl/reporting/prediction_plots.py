@@ -129,6 +129,27 @@ def plot_reliability(predictions: pd.DataFrame, title: str = "", *, level: float
     return _figure_per_backbone(curves, draw, "Observed share", title, note)
 
 
+def plot_net_benefit(
+    predictions: pd.DataFrame, ax: Axes | None = None, title: str = "", *, side: str = "test"
+) -> Figure:
+    """Return decision curves: the net benefit of acting on each backbone over the threshold, beside all and none.
+
+    `ax` are the axes to draw on, None for a new figure; `predictions`, `title` and `side` are those of `plot_roc`.
+    Raises DataError for more than two classes.
+    """
+    curves = evaluation.net_benefit(_without_tta(predictions)[0], side=side)
+    figure, axes = plots.axes_for(ax, 7.4, 4.4)
+    looks = plots.looks_of(curves["backbone"].unique(), curves.loc[curves["kind"] == "baseline", "backbone"])
+    for name, look in looks.items():
+        rows, style = curves[curves["backbone"] == name], {"all": "--", "none": ":"}.get(name, "-")
+        axes.plot(rows["x"], rows["y"], style, color=look["color"], label=name, lw=1.5)
+    plots.add_legend(axes, 6)
+    top = 1.05 * curves["y"].max()
+    plots.label_axes(axes, xlabel="Threshold", ylabel="Net benefit", xlim=(0, 1), ylim=(-0.25 * top, top))
+    note = "net benefit: share of images that are cases and acted on, less false alarms times the odds of the threshold"
+    return plots.finished(figure, title, note, ax)
+
+
 def plot_subjects(predictions: pd.DataFrame, ax: Axes | None = None, title: str = "", *, side: str = "test") -> Figure:
     """Return a row per backbone with a dot per group of patients: the share of its images that are classified right.
 
