@@ -32,8 +32,23 @@ def test_likelihood_ratios_and_predictive_values_at_a_prevalence_follow_from_the
     assert ((table["low"] < table["value"]) & (table["value"] < table["high"])).all()
     at_own = table_of(frame, metrics="ppv", prevalence=frame["label"].eq("all").mean())
     assert at_own.loc["ppv", "value"] == pytest.approx(table_of(frame, metrics="ppv").loc["ppv", "value"])
+    assert table.loc[["ppv", "npv"], "prevalence"].tolist() == [0.05, 0.05]
     with pytest.raises(SettingsError, match="prevalence must be a number"):
         evaluate(frame, prevalence=5)
+    with pytest.raises(SettingsError, match="does not go with by"):
+        evaluate(frame, prevalence=0.05, by="class")
+
+
+def test_a_predictive_value_varies_with_the_groups_without_such_predictions_too():
+    """One false alarm of one patient among ten: with another patient there could be none, or two."""
+    frame = clustered(((1,) * 12, (1,) * 18), ["one"])
+    positive = np.where(frame["label"] == "all", 0.9, 0.1)
+    positive[frame.index[frame["label"] == "hem"][0]] = 0.9
+    frame = frame.assign(probability_all=positive, probability_hem=1 - positive)
+    row = table_of(frame, metrics="ppv").loc["ppv"]
+    assert row["value"] == pytest.approx(12 / 13)
+    assert row["standard_error"] > 0
+    assert row["low"] < row["value"] < row["high"]
 
 
 def test_a_ratio_without_a_false_alarm_has_a_reason():
@@ -59,7 +74,8 @@ def test_the_net_benefit_is_that_of_vickers_and_elkin():
         everyone = (labels.sum() - odds * (~labels).sum()) / count
         assert table.loc[("all", threshold), "y"] == pytest.approx(everyone)
         assert table.loc[("none", threshold), ["y", "low", "high"]].tolist() == [0, 0, 0]
-    assert (table["low"] <= table["y"]).all()
+    drawn = table.dropna()
+    assert ((drawn["low"] <= drawn["y"]) & (drawn["y"] <= drawn["high"])).all()
     assert len(net_benefit(frame)) == 4 * 99
     with pytest.raises(SettingsError, match="probabilities between 0 and 1"):
         net_benefit(frame, thresholds=[0, 0.5])
@@ -90,6 +106,8 @@ def test_each_class_has_its_recall_precision_and_f1_with_intervals():
         ).all()
     areas = evaluate(frame, by="class", metrics="auroc")["value"]
     assert areas.tolist() == pytest.approx([sk.roc_auc_score(labels == code, shares[:, code]) for code in range(3)])
+    named = evaluate(frame, by="class", metrics=["recall", "precision"])
+    assert named["metric"].tolist() == ["recall", "precision"] * 3
     own = evaluate(frame.assign(**{"class": "one"}), by="class", metrics="accuracy")
     assert own["metric"].tolist() == ["accuracy"], "a column of this name is split by"
 
@@ -122,6 +140,8 @@ def test_a_study_is_planned_from_the_variance_between_the_groups_of_a_pilot():
     reach = 2 * stats.t.ppf(0.975, df) * one["standard_error"] * np.sqrt(22 / width.loc["one", "groups"])
     assert 0.097 < reach <= 0.1
     assert pd.isna(plan_study(frame, effect=1e-9)["groups"][0])
+    with pytest.raises(SettingsError, match="effect must be a number"):
+        plan_study(frame, effect=5)
     for wrong in ({}, {"effect": 0.1, "width": 0.1}):
         with pytest.raises(SettingsError, match="Give one of effect and width"):
             plan_study(frame, **wrong)

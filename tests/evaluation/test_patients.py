@@ -113,5 +113,7 @@ def test_without_patients_or_with_another_rule_it_says_what_is_needed():
         patient_predictions(frame.drop(columns="group"))
     with pytest.raises(SettingsError, match=r"rule must be one of.*'median'"):
         patient_predictions(frame, rule="median")
+    with pytest.raises(SettingsError, match=r"rule must be one of 'mean', 'majority'\..*'share 0.5'"):
+        patient_predictions(frame.assign(probability_third=0.0), "share 0.5")
     with pytest.raises(SettingsError, match="unit must be one of"):
         evaluate(frame, unit="person")

@@ -53,7 +53,7 @@ def evaluate(
     estimand: str | None = Option(None, help="models, or procedure.", show_default="procedure from two seeds on"),
     side: str = Option("test", help="Which rows of the column side."),
     unit: str = Option("image", help="What is predicted: image, or patient."),
-    by: str | None = Option(None, help="Print accuracy by a column, or metrics by class.", show_default=False),
+    by: str | None = Option(None, help="Print the metric by a column, or by class.", show_default=False),
     protocol: str | None = Option(None, help="Which rows of the column protocol."),
     unique_cells: bool = Option(False, "--unique-cells", help="Count images of one cell once."),
     csv: Path | None = Option(None, help="File for every metric."),
@@ -83,7 +83,9 @@ def evaluate(
         sentences = pairs.loc[pairs["p"].notna() | (not reason), "sentence"]
         typer.echo("\n" + "\n".join(f"- {sentence}" for sentence in sentences))
     if by is not None:
-        parts = evaluation.evaluate(frame, by=by, metrics=None if by == "class" else metric, **settings)
+        parts = evaluation.evaluate(
+            frame, by=by, metrics=None if (by, metric) == ("class", "accuracy") else metric, **settings
+        )
         shown = ["backbone", "metric", "value", "low", "high", "images", "groups", "reason"]
         options.print_table(parts[[by, *shown]], dict.fromkeys(("value", "low", "high"), ".3f"))
     if csv is not None:

@@ -264,6 +264,8 @@ def _sentence(row: _Row, pair: tuple[Model, Model], level: float, corrected_for:
     if not row["images"]:
         return f"Not testable: {row['first']} and {row['second']} have no image in common."
     text = f"On {row['images']:,} images" + f" of {row['groups']} groups of patients" * bool(row["unit"] == "group")
+    if row["unit"] == "group" and row["images"] == row["groups"]:
+        text = f"On {row['images']:,} patients, each predicted as a whole"
     seeds = {model.name: len(model.runs) for model in pair if model.kind != "baseline"}
     if len(seeds) == 2 and len(set(seeds.values())) == 1 and pair[0].runs[1:]:
         text += f", {len(pair[0].runs)} seeds each"

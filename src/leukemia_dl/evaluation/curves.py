@@ -134,7 +134,9 @@ def _with_band(
         here = resampling if about is None else replace(resampling, images=about[:, place, None].astype(float))
         fewest = min(filter(None, resampling.groups_per_class)) if about is None else np.count_nonzero(about[:, place])
         if fewest >= FEWEST_GROUPS:
-            ends[place] = interval(what, float(found[0, place]), found[1:, place], here, level)[:2]
+            low, high, spread = interval(what, float(found[0, place]), found[1:, place], here, level)
+            if what.scale == "share" or spread.variance > 0:  # else nothing is known of how it varies
+                ends[place] = low, high
     low, high = np.clip(ends, what.lowest, what.highest).T
     facts = {"backbone": model.name, "kind": model.kind}
     return pd.DataFrame({**facts, "x": x, "y": found[0], "low": low, "high": high, "unit": model.unit})

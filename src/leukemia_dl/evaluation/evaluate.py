@@ -110,10 +110,14 @@ def evaluate(
     of_classes = by == "class" and "class" not in frame
     usual = tuple(_OF_A_CLASS) if of_classes else METRICS
     given = [metrics] if isinstance(metrics, str) else list(() if metrics is None else metrics) or usual
+    if of_classes:
+        given = [{"recall": "sensitivity", "precision": "ppv"}.get(name, name) for name in given]
     names, class_names = [metric(name).name for name in given], class_names_of(frame)
     check_settings(level, estimand)
     if prevalence is not None:
         real_number("prevalence", prevalence, 0, 1, "()")
+        if of_classes:
+            raise SettingsError('A prevalence is that of the positive class: it does not go with by="class".')
     chosen = select_side(frame, side)
     models = predictions.models_of(chosen, side)
     settings: Any = (names, level, chosen_estimand(estimand, models), prevalence)
@@ -193,6 +197,7 @@ def _rows(
     for name in names:
         per_seed = found.per_seed[name]
         row = facts | {"metric": name, "value": found.value(name)}
+        row |= {"prevalence": prevalence} if prevalence is not None and name in ("ppv", "npv") else {}
         row["seed_sd"] = float(per_seed.std(ddof=1)) if len(per_seed) > 1 else np.nan
         rows.append(row | _interval(found, name, class_names, level, estimand))
     return rows

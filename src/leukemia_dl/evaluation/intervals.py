@@ -84,8 +84,6 @@ class Resampling:
 
     def informative(self, metric: Metric) -> Floats:
         """Return how many images of each block (blocks,) a metric is about."""
-        if metric.name in ("ppv", "npv"):
-            return np.asarray(self.said[:, int(metric.name == "ppv")])
         if metric.name == "patient_accuracy":  # in which each counts once
             return np.asarray(np.sign(self.images.sum(axis=1)))
         return np.asarray(self.images.sum(axis=1) if metric.classes is None else self.images[:, metric.classes])
@@ -228,7 +226,10 @@ def interval(
         return float(ends[0]), float(ends[1]), spread
     share = abs((value - (metric.highest if mirrored else lowest)) / width)
     of_share = Spread(spread.variance / width**2, spread.df)
-    groups = int(np.isin(resampling.block, np.flatnonzero(resampling.informative(metric))).sum())
+    # A predictive value is about the groups with such predictions, although it varies with the others too.
+    of_value = resampling.said[:, int(metric.name == "ppv")] if metric.name in ("ppv", "npv") else None
+    about = resampling.informative(metric) if of_value is None else of_value
+    groups = int(np.isin(resampling.block, np.flatnonzero(about)).sum())
     low, high = _ends(share, of_share, alpha / 2)
     if share == 0:
         high = 1 - (alpha / 2) ** (1 / groups)

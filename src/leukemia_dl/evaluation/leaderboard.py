@@ -80,7 +80,9 @@ def leaderboard(
     of_nets = trials[trials["backbone"].isin(table.loc[table["kind"] == "backbone", "backbone"])]
     planned = len(set(of_nets.drop(columns="backbone").itertuples(index=False)))
     table["flags"] = _flags(table, planned, "" if comparable else "not compared: there is no column sample", failed)
-    return table.rename(columns={"value": metric})[[metric if name == "value" else name for name in _COLUMNS]]
+    return table.drop(columns="prevalence").rename(columns={"value": metric})[
+        [metric if name == "value" else name for name in _COLUMNS]
+    ]
 
 
 def _flags(table: pd.DataFrame, planned: int, uncompared: str, failed: pd.Series) -> list[str]:

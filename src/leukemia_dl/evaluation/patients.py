@@ -48,7 +48,7 @@ def patient_predictions(frame: pd.DataFrame, rule: str | None = None, side: str 
     if unit is None:
         raise DataError("Nothing is known of patients: the predictions need a column group or subject without gaps.")
     if rule is not None:
-        choice("rule", rule, (*RULES, *_THRESHOLDS))
+        choice("rule", rule, (*RULES, *(_THRESHOLDS if len(class_names_of(frame)) == 2 else ())))
     if "side" not in frame:
         frame = frame.assign(side=side)
     keys = [name for name in ("backbone", "kind", "seed", "repeat", "side", unit) if name in frame]

@@ -8,6 +8,7 @@ from leukemia_dl.checks import real_number
 from leukemia_dl.errors import SettingsError
 from leukemia_dl.evaluation.comparisons import compare
 from leukemia_dl.evaluation.evaluate import evaluate
+from leukemia_dl.evaluation.metrics import metric as find_metric
 
 _MOST_GROUPS = 20_000
 
@@ -43,7 +44,8 @@ def plan_study(
         raise SettingsError(f"Give one of effect and width. Received: {effect=}, {width=}.")
     real_number("power", power, 0, 1, "()")
     if effect is not None:
-        real_number("effect", abs(effect), 0, np.inf, "()")
+        what = find_metric(metric)
+        real_number("effect", abs(effect), 0, what.highest - what.lowest if what.scale == "share" else np.inf, "()")
         rows = compare(frame, metric, level=level, estimand="models", side=side)
         pairs, names = max(int((rows["role"] == "confirmatory").sum()), 1), ["first", "second"]
     else:
