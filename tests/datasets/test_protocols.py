@@ -128,6 +128,8 @@ def test_val_has_five_groups_of_each_class_where_there_are_ten_to_take_from() ->
             rest, val = context.holdout(context.everything, "val")
             assert context.units_per_class(val).tolist() == [fewest, 8]
             assert context.units_per_class(rest).tolist() == [len(sizes) - fewest, 32]
+            test = context.holdout(context.everything, "test")[1]
+            assert context.units_per_class(test).tolist() == [max(round(len(sizes) / 5), min(len(sizes) // 3, 5)), 8]
 
 
 def test_numbers_of_numpy_are_those_of_python() -> None:

@@ -250,7 +250,7 @@ def order_of(counts, sides, shares):
 def test_the_assignment_is_the_best_of_all_on_small_cases(first, second):
     counts = np.array([[n, 0] for n in first] + [[0, n] for n in second])
     numbers = np.array([[len(of) - 2, 2] for of in (first, second)])
-    found = splits.assign_groups(counts, numbers, (0.5, 0.5), np.random.default_rng(0))
+    found = splits.assign_groups(counts, numbers, np.full((2, 2), 0.5), np.random.default_rng(0))
     every = []
     for one in itertools.combinations(range(len(first)), 2):
         for other in itertools.combinations(range(len(second)), 2):
@@ -291,17 +291,26 @@ def test_a_side_that_one_patient_owns_is_flagged() -> None:
     dataset = with_folds(cohort({"a": [2] * 18, "b": [2] * 17 + [99]}))
     (owned,) = make_splits(dataset, "official", folds=[2])
     assert owned.counts().loc[("test", "b"), "effective_groups"] == pytest.approx(109**2 / (5 * 4 + 99**2))
-    flag = "test: few patients own the images of class b (6 groups, as good as 1.2 equal ones)"
+    flag = "test: most images of class b are of few patients (6 groups, as good as 1.2 equal ones)"
     assert flag in owned.flags
 
 
 def test_the_same_seed_gives_the_splits_that_were_recorded() -> None:
     """Whatever versions of scikit-learn or numpy are installed: nobody's table changes by an upgrade."""
     found = [split.digest[:12] for seed in (0, 1) for split in make_splits(_c_nmc_sizes(), "kfold", seed=seed)]
-    recorded = ["01768332d9b5", "be49cf7a8ce4", "caf44d33c928", "c7ecf761eecb", "816dbd67d89e", "cb5567fa9f95"]
+    recorded = ["30eecc464c67", "ac3318ce7981", "6370c82f44e3", "8322c86f7116", "80020b7fe3c8", "6afd51158130"]
     assert found == recorded
     source = Path(splits.__file__).read_text()
     assert "sklearn" not in source
+
+
+def test_large_patients_are_held_out_too() -> None:
+    sizes = [6, 10, 12, 18, 23, 23, 29, 39, 52, 74]
+    counts = np.array([[n, 0] for n in sizes] + [[0, n] for n in sizes])
+    numbers = np.array([[7, 3], [7, 3]])
+    random = [np.random.default_rng(seed) for seed in range(100)]
+    drawn = [splits.assign_groups(counts, numbers, numbers / 10, rng, among=10) for rng in random]
+    assert (np.mean(drawn, axis=0)[[8, 9, 18, 19]] > 0.1).all()
 
 
 def test_repetitions_are_named_and_are_runs_of_their_own() -> None:

@@ -158,13 +158,17 @@ def test_precision_is_bounded_by_the_groups_with_such_predictions():
     frame.loc[first, ["probability_all", "probability_hem"]] = 0.9, 0.1
     row = one(frame, "ppv")
     assert (row["value"], row["high"]) == (1, 1)
-    assert row["low"] == pytest.approx(0.025 ** (1 / 2))
+    # False alarms of the other class by Bayes' theorem, whose recall may be as low as 0.05 ** (1 / 8).
+    false = 48 * (1 - 0.05 ** (1 / 8))
+    assert row["low"] == pytest.approx(min(0.025 ** (1 / 2), 2 / (2 + false)))
+    rare = one(frame, "ppv", prevalence=0.01)
+    assert rare["low"] == pytest.approx(2 / 48 * 0.01 / (2 / 48 * 0.01 + (1 - 0.05 ** (1 / 8)) * 0.99))
 
 
 def test_a_constant_has_no_spread():
     frame = clustered(SMALL, ["one"])
     frame["probability_all"], frame["probability_hem"] = 0.7, 0.3
-    for name, value in {"auroc": 0.5, "balanced_accuracy": 0.5, "sensitivity": 1.0, "specificity": 0.0}.items():
+    for name, value in {"balanced_accuracy": 0.5, "sensitivity": 1.0, "specificity": 0.0}.items():
         row = one(frame, name)
         assert (row["low"], row["value"], row["high"], row["standard_error"]) == (value, value, value, 0.0), name
 
@@ -246,6 +250,15 @@ def test_no_interval_is_put_around_a_biased_error():
     row = one(clustered(SMALL, ["one"]), "ece")
     assert np.isnan(row["low"])
     assert row["reason"].startswith("biased upwards")
+
+
+def test_a_ranking_is_not_constant_where_one_class_is_predicted():
+    frame = clustered(SMALL, ["one"])
+    frame["probability_all"] = np.where(frame["label"] == "all", 0.9, 0.7)
+    frame["probability_hem"] = 1 - frame["probability_all"]
+    row = one(frame, "auroc")
+    assert (row["value"], row["high"]) == (1, 1)
+    assert row["low"] == pytest.approx(0.025 ** (1 / 11))
 
 
 def test_seeds_are_averaged_before_groups_are_left_out():

@@ -49,6 +49,11 @@ def test_the_rule_is_the_best_on_val_and_never_looks_at_the_tested_side():
     assert set(patient_predictions(frame)["rule"]) == {"share 0.7, chosen on val"}
     other = frame.assign(label=frame["label"].where(val, "hem"))
     assert set(patient_predictions(other)["rule"]) == {"share 0.7, chosen on val"}
+    # Each fitted model has a rule of its own.
+    second = frame.assign(seed=1, probability_all=np.where(frame["label"] == "all", 0.9, 0.1))
+    second["probability_hem"] = 1 - second["probability_all"]
+    rules = patient_predictions(pd.concat([frame, second])).groupby("seed")["rule"].first()
+    assert rules.tolist() == ["share 0.7, chosen on val", "mean probability, chosen on val"]
 
 
 def test_where_val_has_few_patients_the_mean_is_taken_and_said():
@@ -102,6 +107,10 @@ def test_folds_of_a_leaky_protocol_are_taken_together_and_mixed_patients_are_lef
     frame = clustered(SIZES, ["one"]).assign(fold=lambda f: np.arange(len(f)) % 3)
     found = patient_predictions(frame)
     assert len(found) == 12
+    turned = patient_predictions(frame.sample(frac=1, random_state=1))
+    pd.testing.assert_frame_equal(
+        found.sort_values("sample", ignore_index=True), turned.sort_values("sample", ignore_index=True)
+    )
     frame.loc[0, "label"] = "hem"
     assert len(patient_predictions(frame)) == 11
     assert "1 patients with images of several classes are left out" in caplog.text
@@ -115,5 +124,16 @@ def test_without_patients_or_with_another_rule_it_says_what_is_needed():
         patient_predictions(frame, rule="median")
     with pytest.raises(SettingsError, match=r"rule must be one of 'mean', 'majority'\..*'share 0.5'"):
         patient_predictions(frame.assign(probability_third=0.0), "share 0.5")
+    for damaged in ({"probability_all": np.nan}, {"probability_all": 1.5}):
+        with pytest.raises(DataError, match="finite, not negative"):
+            patient_predictions(
+                frame.assign(**{name: frame[name].where(frame.index != 3, value) for name, value in damaged.items()})
+            )
+    with pytest.raises(DataError, match="several predictions of sample"):
+        patient_predictions(pd.concat([frame, frame.iloc[:3]]))
+    with pytest.raises(DataError, match="1 of 145 predictions have no group"):
+        patient_predictions(frame.assign(group=frame["group"].where(frame.index != 3)))
+    with pytest.raises(DataError, match="No patient of the side 'test' has images of one class only"):
+        patient_predictions(frame.assign(group=frame["sample"].str[-1].where(frame.index < 0, "one")))
     with pytest.raises(SettingsError, match="unit must be one of"):
         evaluate(frame, unit="person")

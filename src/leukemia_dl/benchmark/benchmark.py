@@ -55,7 +55,7 @@ class Benchmark:
         folds: Which folds are the test side in turn; None for the protocol's own default, "all" for all.
         n_folds: How many folds the protocol "kfold" draws; None for 5, or 3 where patients are few.
         n_repeats: How often it draws them anew; fold numbers go on.
-        primary_metric: By which the report ranks and compares, named there as chosen before the run; None for balanced
+        primary_metric: Metric by which the report ranks and compares, chosen before the run; None for balanced
             accuracy where the largest class has 1.5 times the images of the smallest or more, else accuracy.
         seeds: One trial per seed, each with its own weights, order and augmentation.
         baselines: Baselines to compare with: "majority", "cell_size", "cell_colour".

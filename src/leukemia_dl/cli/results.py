@@ -52,7 +52,7 @@ def evaluate(
     level: float = Option(0.95, help="Of the intervals."),
     estimand: str | None = Option(None, help="models, or procedure.", show_default="procedure from two seeds on"),
     side: str = Option("test", help="Which rows of the column side."),
-    unit: str = Option("image", help="What is predicted: image, or patient."),
+    unit: str = Option("image", help="Unit of prediction: image, or patient."),
     by: str | None = Option(None, help="Print the metric by a column, or by class.", show_default=False),
     protocol: str | None = Option(None, help="Which rows of the column protocol."),
     unique_cells: bool = Option(False, "--unique-cells", help="Count images of one cell once."),

@@ -15,7 +15,7 @@ from leukemia_dl.datasets.dataset import Dataset
 from leukemia_dl.errors import SettingsError, SplitError, unknown_name_error
 
 GROUP_DISJOINT, CONTENT_DISJOINT, TEST_IS_NOT_VAL = "group-disjoint", "content-disjoint", "test-is-not-val"
-# With fewer groups of a class, or a lower effective number of them, a side is flagged: few patients own its figures.
+# With fewer groups of a class, or a lower effective number of them, a side is flagged: its figures are of few patients.
 FEW_GROUPS, FEW_EFFECTIVE = 5, 3.0
 _DEALS, _MOST_DEALT = 1_000, 1_000_000  # random assignments of groups to sides, and groups in all of them
 IntArray = NDArray[np.int64]
@@ -122,7 +122,7 @@ def make_splits(
     - `published_v1`: the published habit: train on the other folds, val IS test.
 
     Where a protocol gives no val side, a fifth of the training groups of each class is drawn, and at least five where
-    there are ten. Sides are drawn by `assign_groups`, at random, and so that no side is owned by one or two patients.
+    there are ten. Sides are drawn by `assign_groups`, at random, with images and groups in balance.
 
     Args:
         dataset: The data set to split.
@@ -230,14 +230,20 @@ class SplitContext:
         return [(positions[sides != fold], positions[sides == fold]) for fold in range(n)]
 
     def holdout(self, positions: IntArray, *names: str | int) -> tuple[IntArray, IntArray]:
-        """Take a fifth of the units of each class among some positions, but five of ten or more: (rest, fifth)."""
+        """Take a fifth of the units of each class among some positions: (rest, fifth).
+
+        Of few they are more: for "val" five of ten or more, else up to five, and up to a third.
+        """
         self.require_units(positions, 2)
         rng = identity.generator(self.seed, "split", self.protocol, *names)
         counts, codes = count_images(self.labels[positions], self.units[positions], len(self.class_names))
         of_class = np.bincount(counts.argmax(axis=1), minlength=len(self.class_names))
-        least = np.where((of_class >= 2 * FEW_GROUPS) & (self.units is not self.contents), FEW_GROUPS, 1)
-        taken = np.minimum(np.maximum(np.round(of_class / 5).astype(np.int64), least), of_class)
-        inside = assign_groups(counts, np.stack([of_class - taken, taken], axis=1), (0.8, 0.2), rng)[codes] == 1
+        least = np.where(of_class >= 2 * FEW_GROUPS, FEW_GROUPS, 1) if names[0] == "val" else of_class // 3
+        least = np.clip(least, 1, 1 if self.units is self.contents else FEW_GROUPS)
+        taken = np.minimum(np.maximum(np.round(of_class / 5).astype(np.int64), least), np.maximum(of_class - 1, 0))
+        numbers = np.stack([of_class - taken, taken], axis=1)
+        # The most even of many deals would hardly ever hold out the largest groups.
+        inside = assign_groups(counts, numbers, numbers / np.maximum(of_class, 1)[:, None], rng, among=10)[codes] == 1
         return positions[~inside], positions[inside]
 
 
@@ -253,20 +259,19 @@ def draw_folds(labels: IntArray, units: IntArray, n: int, rng: np.random.Generat
     counts, codes = count_images(labels, units, int(labels.max()) + 1)
     of_class = np.bincount(counts.argmax(axis=1), minlength=counts.shape[1])
     numbers = np.array([rng.permutation(count // n + (np.arange(n) < count % n)) for count in of_class])
-    return assign_groups(counts, numbers, np.full(n, 1 / n), rng)[codes]
+    return assign_groups(counts, numbers, np.full(numbers.shape, 1 / n), rng)[codes]
 
 
-def assign_groups(counts: IntArray, numbers: IntArray, shares: ArrayLike, rng: np.random.Generator) -> IntArray:
+def assign_groups(
+    counts: IntArray, numbers: IntArray, shares: ArrayLike, rng: np.random.Generator, among: int = _DEALS
+) -> IntArray:
     """Return the side of each group (groups,): the best of up to 1,000 random deals.
 
-    A group is dealt with those of its most frequent class. Taken is the deal with the fewest classes missing on a side,
-    then with the fewest on a side whose effective number of groups is below 3, then with the most even images.
+    A group is dealt with those of its most frequent class. The best deal has the fewest classes missing on a side, then
+    the fewest on a side whose effective number of groups is below 3, then, `among` so many, the most even images.
 
-    Args:
-        counts: Images (groups, classes).
-        numbers: How many groups of a class each side gets (classes, sides).
-        shares: The part of the images that each side should get (sides,).
-        rng: Draws the deals.
+    `counts` are images (groups, classes); `numbers` how many groups of a class each side gets, and `shares` the part of
+    its images that each side should get (classes, sides).
     """
     draws = int(np.clip(_MOST_DEALT // len(counts), 1, _DEALS))
     main, sides = counts.argmax(axis=1), numbers.shape[1]
@@ -282,10 +287,12 @@ def assign_groups(counts: IntArray, numbers: IntArray, shares: ArrayLike, rng: n
 
     images, squares = summed(counts), summed(counts**2)
     effective = images**2 / np.maximum(squares, 1)
-    wanted = np.multiply.outer(np.asarray(shares), counts.sum(axis=0))
+    wanted = (np.asarray(shares) * counts.sum(axis=0)[:, None]).T
     uneven = np.abs(images / np.maximum(wanted, 1) - 1).max(axis=(1, 2))
     owned, missing = (found.sum(axis=(1, 2)) for found in (effective < FEW_EFFECTIVE, images == 0))
-    return np.asarray(deals[np.lexsort((uneven, owned, missing))[0]])
+    faults = missing * counts.size + owned
+    best = np.flatnonzero(faults == faults.min())[:among]
+    return np.asarray(deals[best[uneven[best].argmin()]])
 
 
 def _draw(context: SplitContext, n_folds: int | None, n_repeats: int) -> _Draws:
@@ -345,7 +352,7 @@ def _checked(context: SplitContext, fold: int | None, drawn: IntArray, test: Int
                 flags.append(f"{row['side']}: few groups of class {row['class']} ({row['groups']})")
             elif row["effective_groups"] < FEW_EFFECTIVE:
                 owned = f"{row['groups']} groups, as good as {row['effective_groups']:.1f} equal ones"
-                flags.append(f"{row['side']}: few patients own the images of class {row['class']} ({owned})")
+                flags.append(f"{row['side']}: most images of class {row['class']} are of few patients ({owned})")
     samples, numbers = context.table["sample"], context.table["row"].to_numpy(np.int64)
     train, val, test = (np.sort(numbers[positions]) for positions in sides.values())
     for rows in (train, val, test):

@@ -1,11 +1,7 @@
 """Metrics, intervals and comparisons of a frame of predictions, whichever program made them."""
 
-from leukemia_dl.evaluation.calibration import (
-    accuracy_at_coverage,
-    apply_temperature,
-    calibrate,
-    fit_temperature,
-    operating_points,
+from leukemia_dl.evaluation.calibration import (  # isort: skip
+    accuracy_at_coverage, apply_temperature, calibrate, fit_temperature, operating_points,
 )  # fmt: skip
 from leukemia_dl.evaluation.comparisons import compare, inflation
 from leukemia_dl.evaluation.curves import net_benefit, precision_recall_curves, reliability_curves, roc_curves

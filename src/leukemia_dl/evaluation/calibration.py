@@ -166,7 +166,7 @@ def operating_points(
     shown.insert(0, "target", f"{target} {wanted:g}")
     result = shown.reset_index().merge(result, on="backbone", how="right")
     unchosen = result["backbone"].isin(list(reasons))
-    numbers = ["threshold", "threshold_lowest", "threshold_highest", "value", "low", "high", "seed_sd"]
+    numbers = result.select_dtypes("float").columns.drop("prevalence")
     result.loc[unchosen, numbers] = np.nan
     result.loc[unchosen, "reason"] = result["backbone"].map(reasons)
     return _with_shared_groups(result, frame, thresholds_from, side)

@@ -49,9 +49,8 @@ def compare(
     `1 - level` is the significance level. Fewer than two backbones are a SettingsError.
 
     Returns:
-        A row per pair and metric. `detectable` is the difference that would be detected with a power of 80%, at the
-        level that the correction for all pairs leaves (Bonferroni's, so not less); `role` is "confirmatory" or
-        "descriptive", `sentence` the row in words.
+        A row per pair and metric. `detectable` is the difference that would be detected with a power of 80% after
+        Bonferroni's correction; `role` is "confirmatory" or "descriptive", `sentence` the row in words.
 
     Examples:
         >>> import pandas as pd

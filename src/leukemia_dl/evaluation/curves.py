@@ -73,7 +73,7 @@ def net_benefit(
 ) -> pd.DataFrame:
     """Return the net benefit of acting on each backbone's predictions: decision curves (Vickers and Elkin 2006).
 
-    Who acts from a probability t on holds a false alarm for t / (1 - t) as bad as acting on a case is good. The net
+    Acting from a probability t on implies that a false alarm costs t / (1 - t) of the gain of acting on a case. The net
     benefit is the share of images that are cases and acted on, less that of false alarms times this weight. It holds
     at the prevalence of the images. `frame`, of two classes, `level` and `side` are those of `evaluate`;
     `thresholds` are probabilities in (0, 1), None for 0.01 to 0.99.
@@ -85,8 +85,9 @@ def net_benefit(
     Raises:
         SettingsError, DataError: For thresholds out of range; for more than two classes.
     """
-    grid = np.arange(1, 100) / 100 if thresholds is None else np.asarray(thresholds, np.float64).ravel()
-    if not ((grid > 0) & (grid < 1)).all() or not grid.size:
+    given = np.arange(1, 100) / 100 if thresholds is None else np.atleast_1d(np.asarray(thresholds))
+    grid = given.astype(np.float64) if given.dtype.kind in "iuf" else np.zeros(1)
+    if not ((grid > 0) & (grid < 1)).all() or grid.ndim != 1 or not grid.size:
         raise SettingsError(f"thresholds are probabilities between 0 and 1. Received: {thresholds!r}.")
     check_settings(level)
     models = models_of(validated_predictions(frame), side)

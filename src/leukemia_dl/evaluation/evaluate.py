@@ -11,7 +11,7 @@ from scipy import stats
 from leukemia_dl.checks import choice, real_number
 from leukemia_dl.errors import DataError, SettingsError
 from leukemia_dl.evaluation import predictions
-from leukemia_dl.evaluation.intervals import NO_SPREAD, OF_HITS, Resampling, Spread, interval, resampling_of
+from leukemia_dl.evaluation.intervals import NO_SPREAD, Resampling, Spread, interval, resampling_of
 from leukemia_dl.evaluation.metrics import METRICS, metric, values, why_undefined
 from leukemia_dl.evaluation.patients import patient_predictions
 from leukemia_dl.evaluation.predictions import PREFIX, Model, class_names_of, select_side, validated_predictions
@@ -38,7 +38,7 @@ class Estimates:
         everything = np.ones((1, len(resampling.stratum)))
         weights = np.concatenate([everything, resampling.leave_one_out])
         per_run = [values(run, weights, names, prevalence) for run in resampling.in_blocks(model)]
-        self.model, self.resampling = model, resampling
+        self.model, self.resampling, self.prevalence = model, resampling, prevalence
         self.per_seed = {name: np.array([run[name][0] for run in per_run]) for name in names}
         self.left_out = {name: np.mean([run[name][1:] for run in per_run], axis=0) for name in names}
 
@@ -74,11 +74,11 @@ def evaluate(
     Args:
         frame: Predictions, such as `Benchmark.predictions()`: `label` (class name), a column `probability_<class>` per
             class, of which the second is the positive one of two, and further columns that the guide lists.
-        metrics: Names from `METRICS`, None for all of them; also "patient_accuracy", the mean of the accuracies within
-            groups, "lr_positive" and "lr_negative", the likelihood ratios, and "f1" of the positive class.
+        metrics: Names from `METRICS`, None for all of them; also "patient_accuracy", the mean over groups of theirs,
+            "lr_positive", "lr_negative" (likelihood ratios), and "f1" of the positive class.
         by: Column to split by: its values, or quartiles of a number with more than eight; SettingsError without it.
             "class": each class against the rest, by default its recall, precision and F1.
-        unit: What is predicted: each image, or each patient by the images together (see `patient_predictions`).
+        unit: Unit of prediction: each image, or each patient by the images together (see `patient_predictions`).
         prevalence: Share of the positive class at which `ppv` and `npv` hold, in (0, 1); None for that of the images.
         unique_cells: Count images that show one cell (column `same_cell`) once, by their first prediction in each run.
         level: Of the intervals.
@@ -105,9 +105,9 @@ def evaluate(
     """
     frame = validated_predictions(frame)
     frame = drop_repeated_cells(frame) if unique_cells else frame
+    of_classes = by == "class" and "class" not in frame
     if choice("unit", unit, ("image", "patient")) == "patient":
         frame = patient_predictions(frame, side=side)
-    of_classes = by == "class" and "class" not in frame
     usual = tuple(_OF_A_CLASS) if of_classes else METRICS
     given = [metrics] if isinstance(metrics, str) else list(() if metrics is None else metrics) or usual
     if of_classes:
@@ -221,16 +221,12 @@ def _interval(found: Estimates, name: str, class_names: tuple[str, ...], level: 
     what = metric(name)
     if name == "brier" and len(class_names) > 2:
         what = replace(what, highest=2.0)
-    low, high, spread = interval(what, found.value(name), left_out, resampling, level, seeds)
+    low, high, spread = interval(what, found.value(name), left_out, resampling, level, seeds, found.prevalence)
     degrees = spread.df if spread.variance else np.nan
     row = {"low": low, "high": high, "standard_error": spread.variance**0.5, "degrees_of_freedom": degrees}
     row |= resampling.clustering(left_out, what)
-    if (
-        name in OF_HITS
-        and len(model.runs) == 1
-        and resampling.images.sum(axis=1).max() == 1
-        and name != "balanced_accuracy"
-    ):
+    alone = len(model.runs) == resampling.folds == resampling.images.sum(axis=1).max() == 1
+    if alone and name in ("accuracy", "sensitivity", "specificity"):
         about = resampling.informative(what)  # each unit is right or wrong as a whole
         test = stats.binomtest(round(float(resampling.hits[about > 0].sum())), int(about.sum()))
         row["low"], row["high"] = test.proportion_ci(level, method="exact")
@@ -249,7 +245,7 @@ def _parts(frame: pd.DataFrame, by: str | None) -> list[tuple[Any, pd.DataFrame]
         raise DataError(f"The column {by!r} is empty.")
     if pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column) and column.nunique() > 8:
         column = column.astype(float).replace([-np.inf, np.inf], np.nan)
-        # Quartiles of images, not of predictions: a backbone with more seeds has no more say.
+        # Quartiles of images, not of predictions: a backbone with more seeds does not count more.
         images = column[~frame["sample"].duplicated()] if "sample" in frame else column
         edges = np.unique(np.nanquantile(images, [0, 0.25, 0.5, 0.75, 1]))
         column = pd.Series(pd.cut(column, edges.tolist(), include_lowest=True))

@@ -8,8 +8,6 @@ left out, the others of its class are weighted up. Variance per class (Efron and
 is summed over classes. A t quantile is taken at Satterthwaite's degrees of freedom, (sum v_c)^2 / sum(v_c^2 / d_c),
 where d_c = (sum n_g)^2 / sum n_g^2 - 1: Kish's effective number of groups, less one, since groups of 9 and of 757
 images do not carry equal information. Ends are Wilson's for values between two bounds, and on the log scale for losses.
-
-The jackknife knows nothing of patients of a kind that it has not seen. `interval` therefore also allows for them.
 """
 
 from __future__ import annotations
@@ -127,12 +125,21 @@ class Resampling:
         effect = float(replace(self, folds=1).spread(left_out, metric).variance / alone)
         return {"design_effect": effect, "icc": (effect - 1) / apart}
 
+    def guarded_value(self, code: int, alpha: float, prevalence: float | None) -> float:
+        """Return the predictive value of a class if the recall of the other one were as low as `interval` allows."""
+        totals, groups = self.images.sum(axis=0), np.maximum((self.images > 0).sum(axis=0), 1)
+        recalls = np.divide(self.hits.sum(axis=0), totals, out=np.ones_like(totals), where=totals > 0)
+        share = totals[1] / totals.sum() if prevalence is None else prevalence
+        shares = np.array([1 - share, share])
+        false = (1 - recalls[1 - code] * alpha ** (1 / groups[1 - code])) * shares[1 - code]
+        return float(recalls[code] * shares[code] / max(recalls[code] * shares[code] + false, 1e-300))
+
     def too_few(self, metric: Metric, class_names: tuple[str, ...], unit: str) -> str:
         """Return why a metric gets no interval: too few units in a class that it depends on; "" if none."""
         needed = range(len(class_names)) if metric.classes is None else [metric.classes]
         count = self.groups_per_class
         # With more than two classes a metric is about those that occur; means over images need no second class.
-        least = int(len(class_names) > 2 or metric.name in ("accuracy", "loss", "brier", "ece"))
+        least = int(len(class_names) > 2 or metric.name in ("accuracy", "patient_accuracy", "loss", "brier", "ece"))
         few = [
             f"{count[c]} of class {class_names[c]} ({FEWEST_GROUPS - count[c]} missing)"
             for c in needed
@@ -148,8 +155,8 @@ class Resampling:
     def with_fewer_errors(self, metric: Metric) -> tuple[Floats, Spread]:
         """Return values and spreads of a metric of hits: of these predictions, then of some with fewer errors.
 
-        Those are without the errors of some of the best blocks, of one block, and of all blocks but one. With them one
-        more error hardly ever makes an interval tighter, whatever it does to the variance.
+        The further ones lack the errors of some of the best blocks, of one block, or of all blocks but one. With them
+        one more error hardly ever makes an interval tighter, whatever it does to the variance.
         """
         about = self.images.copy()
         if metric.classes is not None:
@@ -187,7 +194,7 @@ def resampling_of(models: list[Model]) -> Resampling:
             summed = np.bincount(run.unit * classes + column, weight, units * classes)
             counts[place] += summed.reshape(units, classes) / len(runs)
     stratum = np.unique(counts[0].argmax(axis=1), return_inverse=True)[1]
-    block, first, random = np.arange(units), 0, np.random.default_rng(0)  # so that the order of images has no say
+    block, first, random = np.arange(units), 0, np.random.default_rng(0)  # so that the order of images does not matter
     if units > _MOST_UNITS:
         for code in range(int(stratum.max()) + 1):
             inside = random.permutation(np.flatnonzero(stratum == code))
@@ -203,11 +210,13 @@ def resampling_of(models: list[Model]) -> Resampling:
 
 
 def interval(
-    metric: Metric, value: float, left_out: Floats, resampling: Resampling, level: float, seeds: Spread = NO_SPREAD
-) -> tuple[float, float, Spread]:
+    metric: Metric, value: float, left_out: Floats, resampling: Resampling, level: float, seeds: Spread = NO_SPREAD,
+    prevalence: float | None = None,
+) -> tuple[float, float, Spread]:  # fmt: skip
     """Return the interval of a value on its metric's scale, NaN where the data do not bound it, and its spread.
 
-    `left_out` are the estimates without each block (blocks,), and `seeds` is the spread that seeds add.
+    `left_out` are the estimates without each block (blocks,), `seeds` is the spread that seeds add, and `prevalence`
+    that of a predictive value, if it is not that of the images.
 
     Of a share the end on the side of the errors is the farther of two: the jackknife's, and that of data in
     which a share q of all patients is of a kind that none of the m groups was, and wrong as a whole. With a probability
@@ -237,13 +246,15 @@ def interval(
     constant = np.count_nonzero(resampling.said.sum(axis=0)) == 1 < np.count_nonzero(resampling.images.sum(axis=0))
     if metric.better == "":
         low = (alpha / 2) ** (1 / groups) if share == 1 else low
-    elif constant and not spread.variance:
+    elif constant and not spread.variance and metric.name not in ("auroc", "auprc"):
         high = low = share
     else:
         if metric.name in OF_HITS:
             values, spreads = resampling.with_fewer_errors(metric)
             low = min(low, *_ends(values, spreads + seeds, alpha / 2)[0])
         guard = share * (alpha / 2 if metric.classes is None else alpha) ** (1 / groups)
+        if of_value is not None:  # the false calls come from the other class
+            guard = min(guard, resampling.guarded_value(int(metric.name == "ppv"), alpha, prevalence))
         if guard < low:
             low, high = guard, max(_ends(share, of_share, alpha)[1], share)
     ends = lowest + width * (1 - np.array([high, low]) if mirrored else np.array([low, high]))
@@ -253,8 +264,7 @@ def interval(
 def _ends(share: Any, spread: Spread, tail: float) -> tuple[Any, Any]:
     """Return where `tail` of the distribution lies below, and above, of shares: Wilson's interval (1927).
 
-    It is that of as many independent images as have this variance, with a t quantile. Near 1 it reaches less far than
-    an interval on the logit scale.
+    It is that of as many independent images as have this variance, with a t quantile.
     """
     share, variance = np.asarray(share), np.asarray(spread.variance)
     inside = (share > 0) & (share < 1) & (variance > 0)

@@ -7,15 +7,9 @@ import pandas as pd
 
 from leukemia_dl.checks import choice
 from leukemia_dl.errors import DataError
+from leukemia_dl.evaluation import predictions
 from leukemia_dl.evaluation.metrics import Floats, score
-from leukemia_dl.evaluation.predictions import (
-    FEWEST_GROUPS,
-    PREFIX,
-    arrays_of,
-    class_names_of,
-    unit_column,
-    validated_predictions,
-)  # fmt: skip
+from leukemia_dl.evaluation.predictions import FEWEST_GROUPS, PREFIX, arrays_of, class_names_of
 
 RULES = {"mean": "mean probability", "majority": "share of images predicted so"}
 _THRESHOLDS = {f"share {t:.1f}": t for t in np.arange(1, 10) / 10}  # of the positive class's probability
@@ -27,14 +21,14 @@ def patient_predictions(frame: pd.DataFrame, rule: str | None = None, side: str 
 
     Every patient has the mean over its images, by "mean" of the probabilities, by "majority" of the predicted classes,
     and by "share 0.7" (two classes; from 0.1 to 0.9) of whether the positive class's probability is at least 0.7. The
-    rule None is chosen for each backbone on its val side, by the balanced accuracy of patients, the first of equals;
-    where val has fewer than five patients of a class it is "mean". Thresholds on the result are chosen on val too, by
-    `operating_points`. Patients with images of several classes are left out, with a warning.
+    rule None is chosen for each fitted model on its val side, by the balanced accuracy of patients, the first of
+    equals, or "mean" where val has fewer than five patients of a class. Thresholds on the result are chosen on val too,
+    by `operating_points`. Patients with images of several classes are left out, with a warning.
 
     Args:
         frame: Predictions of images, with `group` or `subject`.
         rule: For all backbones; None to choose.
-        side: On which images of several folds are taken together.
+        side: The tested side, on which a patient's images of several folds are taken together.
 
     Returns:
         A row per fitted model, side and patient: `sample` and `group` (its name), `label`, a `probability_<class>` per
@@ -43,34 +37,42 @@ def patient_predictions(frame: pd.DataFrame, rule: str | None = None, side: str 
     Raises:
         DataError, SettingsError: If patients are not known; for another rule.
     """
-    frame = validated_predictions(frame)
-    unit = unit_column(frame)
+    frame = predictions.validated_predictions(frame)
+    unit = predictions.unit_column(frame)
     if unit is None:
         raise DataError("Nothing is known of patients: the predictions need a column group or subject without gaps.")
     if rule is not None:
         choice("rule", rule, (*RULES, *(_THRESHOLDS if len(class_names_of(frame)) == 2 else ())))
-    if "side" not in frame:
-        frame = frame.assign(side=side)
-    keys = [name for name in ("backbone", "kind", "seed", "repeat", "side", unit) if name in frame]
-    if "fold" in frame:
-        here = frame["side"] == side
-        first = frame[here].groupby(keys, dropna=False)["fold"].transform("first")
-        frame["fold"] = frame["fold"].mask(here, first)
-        keys.append("fold")
+    frame = frame if "side" in frame else frame.assign(side=side)
+    predictions.models_of(frame, side)  # checks
+    arrays_of(frame[frame["label"].notna()])
+    frame = frame[frame["label"].notna() & frame[unit].notna()]
     mixed = frame.groupby(["side", unit])["label"].transform("nunique") > 1
     if mixed.any():
         count = frame.loc[mixed, unit].nunique()
         _log.warning("%d patients with images of several classes are left out", count)
-    tables = []
-    for _, rows in frame[~mixed].groupby("backbone", sort=False):
-        chosen, why = (rule, "as asked for") if rule else _chosen_rule(rows[rows["side"] == "val"], keys, unit)
-        table = _together(rows, keys, unit, chosen)
-        tables.append(table.assign(rule=f"{RULES.get(chosen, chosen)}, {why}"))
-    return pd.concat(tables, ignore_index=True)
+    parts = []
+    for _, rows in frame[~mixed].groupby(predictions.model_keys(frame), dropna=False, sort=False):
+        val = rows[rows["side"] == "val"]
+        chosen, why = (rule, "as asked for") if rule else _chosen_rule(val, unit)
+        parts.append(_scored(rows, chosen).assign(rule=f"{RULES.get(chosen, chosen)}, {why}"))
+    if (mixed | (frame["side"] != side)).all():
+        raise DataError(f"No patient of the side {side!r} has images of one class only.")
+    scored = pd.concat(parts)
+    keys = [name for name in ("backbone", "kind", "seed", "repeat", "side", unit) if name in scored]
+    if "fold" in scored:
+        first = scored.groupby(keys, dropna=False)["fold"].transform("min")
+        scored["fold"] = scored["fold"].mask(scored["side"] == side, first)
+        keys.append("fold")
+    groups = scored.groupby(keys, dropna=False, sort=False)
+    table = groups[[PREFIX + name for name in class_names_of(frame)]].mean()
+    table = table.assign(label=groups["label"].first(), images=groups.size())
+    table["rule"] = groups["rule"].agg(lambda rules: "; ".join(dict.fromkeys(rules)))
+    return table.reset_index().assign(sample=lambda f: f[unit], group=lambda f: f[unit])
 
 
-def _together(rows: pd.DataFrame, keys: list[str], unit: str, rule: str) -> pd.DataFrame:
-    """Return a row per patient of each fitted model and side."""
+def _scored(rows: pd.DataFrame, rule: str) -> pd.DataFrame:
+    """Return rows with that in place of the probabilities of which a rule takes the mean."""
     columns = [PREFIX + name for name in class_names_of(rows)]
     shares: Floats = rows[columns].to_numpy(np.float64)
     if rule == "majority":
@@ -78,20 +80,18 @@ def _together(rows: pd.DataFrame, keys: list[str], unit: str, rule: str) -> pd.D
     elif rule != "mean":
         positive = shares[:, 1] >= _THRESHOLDS[rule]
         shares = np.stack([~positive, positive], axis=1).astype(np.float64)
-    rows = rows.drop(columns=columns).join(pd.DataFrame(shares, rows.index, columns))
-    groups = rows.groupby(keys, dropna=False, sort=False)
-    table = groups[columns].mean().assign(label=groups["label"].first(), images=groups.size()).reset_index()
-    return table.assign(sample=table[unit], group=table[unit])
+    return rows.drop(columns=columns).join(pd.DataFrame(shares, rows.index, columns))
 
 
-def _chosen_rule(rows: pd.DataFrame, keys: list[str], unit: str) -> tuple[str, str]:
+def _chosen_rule(rows: pd.DataFrame, unit: str) -> tuple[str, str]:
     """Return the rule with the highest balanced accuracy of patients on a val side, and how it was chosen."""
-    names = class_names_of(rows)
+    names, found = class_names_of(rows), dict[str, float]()
     patients = rows.groupby("label")[unit].nunique().reindex(names, fill_value=0)
     if rows.empty or patients.min() < FEWEST_GROUPS:
         return "mean", f"for want of {FEWEST_GROUPS} patients of each class on val"
-    found = {}
     for rule in [*RULES, *(_THRESHOLDS if len(names) == 2 else ())]:
-        labels, probabilities = arrays_of(_together(rows, keys, unit, rule))
+        groups = _scored(rows, rule).groupby(unit)
+        means = groups[[PREFIX + name for name in names]].mean()
+        labels, probabilities = arrays_of(means.assign(label=groups["label"].first()))
         found[rule] = round(score(labels, probabilities)["balanced_accuracy"], 9)
     return max(found, key=lambda rule: found[rule]), "chosen on val"

@@ -9,6 +9,7 @@ from leukemia_dl.errors import SettingsError
 from leukemia_dl.evaluation.comparisons import compare
 from leukemia_dl.evaluation.evaluate import evaluate
 from leukemia_dl.evaluation.metrics import metric as find_metric
+from leukemia_dl.evaluation.predictions import FEWEST_GROUPS
 
 _MOST_GROUPS = 20_000
 
@@ -19,23 +20,21 @@ def plan_study(
 ) -> pd.DataFrame:  # fmt: skip
     """Return how many groups of patients are needed to find a difference, or for an interval of some width.
 
-    The variance between groups is taken from a pilot, and falls with the number of groups; their sizes, the share of
-    each class and the intraclass correlation are those of the pilot. A pilot of few groups knows its own variance
-    badly: take the result as an order of magnitude.
+    Sizes of groups, class shares and the variance between groups are those of the pilot. The variance of few groups is
+    uncertain: take the result as an order of magnitude. Intervals are those of the jackknife.
 
     Args:
         frame: Predictions of the pilot; those of `evaluate`.
-        effect: Difference of the metric between two backbones to be found in a paired comparison, after the correction
-            for all pairs of the frame.
+        effect: Difference between two backbones to be found, after the correction for all pairs of the frame.
         width: Width of the interval of one backbone; give this or `effect`.
-        metric: Whose difference, or interval.
+        metric: The metric of which the difference, or the interval, is.
         power: Probability that the difference is found.
         level: Of the interval; 1 - level is the significance level.
         side: Which rows of the frame.
 
     Returns:
         A row per pair, or per backbone: `groups_pilot`, `groups`, the number needed (NA beyond 20,000, or where the
-        pilot has no variance), and `images`, as many as these had in the pilot on average.
+        variance is not known), and `images`, as many as these had in the pilot on average.
 
     Raises:
         SettingsError: For both or none of `effect` and `width`, and for values out of range.
@@ -45,14 +44,15 @@ def plan_study(
     real_number("power", power, 0, 1, "()")
     if effect is not None:
         what = find_metric(metric)
-        real_number("effect", abs(effect), 0, what.highest - what.lowest if what.scale == "share" else np.inf, "()")
+        largest = what.highest - what.lowest if what.scale == "share" else np.inf
+        effect = abs(real_number("effect", effect, -largest, largest, "()"))
         rows = compare(frame, metric, level=level, estimand="models", side=side)
         pairs, names = max(int((rows["role"] == "confirmatory").sum()), 1), ["first", "second"]
     else:
         real_number("width", width, 0, np.inf, "()")
         rows = evaluate(frame, metrics=metric, level=level, estimand="models", side=side)
         pairs, names = 1, ["backbone"]
-    groups, needed = np.arange(2, _MOST_GROUPS + 1), []
+    groups, needed = np.arange(2 * FEWEST_GROUPS, _MOST_GROUPS + 1), []
     for row in rows.to_dict("records"):
         pilot = row["images"] if pd.isna(row["groups"]) else row["groups"]
         error = row["standard_error"] * np.sqrt(pilot / groups)
@@ -60,7 +60,7 @@ def plan_study(
         quantile = stats.t.ppf(1 - (1 - level) / (2 * pairs), df)
         with np.errstate(invalid="ignore", divide="ignore"):
             if effect is not None:
-                enough = stats.nct.sf(quantile, df, abs(effect) / error) >= power
+                enough = stats.nct.sf(quantile, df, effect / error) >= power
             else:
                 enough = 2 * quantile * error <= width
         needed.append(int(groups[enough.argmax()]) if enough.any() and row["standard_error"] > 0 else pd.NA)

@@ -1,15 +1,11 @@
 """Figures, report pages and model cards of a benchmark. matplotlib is imported inside functions, without a window."""
 
 from leukemia_dl.reporting.plots import plot_comparison, plot_cost, plot_inflation, plot_learning_curves, plot_samples
-from leukemia_dl.reporting.prediction_plots import (
-    plot_confusion,
-    plot_errors_by_size,
-    plot_net_benefit,
-    plot_precision_recall,
-    plot_reliability,
-    plot_roc,
+
+from leukemia_dl.reporting.prediction_plots import (  # isort: skip
+    plot_confusion, plot_errors_by_size, plot_net_benefit, plot_precision_recall, plot_reliability, plot_roc,
     plot_subjects,
-)
+)  # fmt: skip
 from leukemia_dl.reporting.report import model_card, write_model_cards, write_pictures, write_report
 
 __all__ = [

@@ -144,7 +144,7 @@ def plot_net_benefit(
         rows, style = curves[curves["backbone"] == name], {"all": "--", "none": ":"}.get(name, "-")
         axes.plot(rows["x"], rows["y"], style, color=look["color"], label=name, lw=1.5)
     plots.add_legend(axes, 6)
-    top = 1.05 * curves["y"].max()
+    top = max(1.05 * curves["y"].max(), 0.05)
     plots.label_axes(axes, xlabel="Threshold", ylabel="Net benefit", xlim=(0, 1), ylim=(-0.25 * top, top))
     note = "net benefit: share of images that are cases and acted on, less false alarms times the odds of the threshold"
     return plots.finished(figure, title, note, ax)

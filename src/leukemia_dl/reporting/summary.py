@@ -1,5 +1,6 @@
 """The findings of a run under each protocol: intervals, ranks, comparisons, their sentences, and the worst errors."""
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -121,7 +122,8 @@ def _summary(run: StoredRun, predictions: pd.DataFrame, protocol: str) -> Protoc
             pairs = compare(part, metric) if len(board) > 1 else pairs
             classes = evaluate(part, by="class") if len(run.class_names) > 2 else classes
             if board["unit"].eq("group").all():
-                patients = evaluate(part, unit="patient", metrics=("accuracy", "balanced_accuracy", "auroc"))
+                with contextlib.suppress(DataError):  # all patients have images of several classes
+                    patients = evaluate(part, unit="patient", metrics=("accuracy", "balanced_accuracy", "auroc"))
     except LeukemiaDLError as error:
         problem = " ".join(str(error).split())
     tables = (part, intervals, board, pairs, classes, patients)
