@@ -21,9 +21,10 @@ from leukemia_dl.evaluation import compare, evaluate
 def frame_of(world: World, backbones: int) -> pd.DataFrame:
     random, parts = np.random.default_rng(0), []
     for number in range(backbones):
-        p = world.model(world.scores(random)[0]).runs[0].probabilities
-        columns = {"backbone": f"b{number}", "sample": np.arange(len(p)), "group": world.group}
-        columns |= {"label": np.where(world.labels == 1, "all", "hem")}
+        data = world.draw(random)
+        p = data.models()[0].runs[0].probabilities
+        columns = {"backbone": f"b{number}", "sample": np.arange(len(p)), "group": data.group}
+        columns |= {"label": np.where(data.labels == 1, "all", "hem")}
         parts.append(pd.DataFrame(columns | {"probability_hem": p[:, 0], "probability_all": p[:, 1]}))
     return pd.concat(parts, ignore_index=True)
 

@@ -281,7 +281,7 @@ def test_preliminary_and_no_val_leak(dataset, tmp_path):
         ({"seeds": [0.5]}, SettingsError, "seeds"),
         ({"seeds": [1, 1]}, SettingsError, "none twice"),
         ({"seeds": [10**20]}, SettingsError, "seeds"),
-        ({"n_folds": 3}, SettingsError, "n_folds is for the protocol kfold"),
+        ({"n_folds": 3}, SettingsError, "n_folds and n_repeats are for the protocol kfold"),
         ({"n_folds": "3", "protocol": "kfold"}, SettingsError, "n_folds"),
         ({"recipe": ldl.Recipe(image_size=64), "backbones": ["inception_v3"]}, SettingsError, "at least 75 x 75"),
         ({"pipeline": ldl.Pipeline.default(64, canvas=450)}, SettingsError, "pipeline must be a Pipeline that ends in"),

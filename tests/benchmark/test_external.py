@@ -41,7 +41,8 @@ def finished(dataset, tmp_path_factory):
     store = tmp_path_factory.mktemp("run") / "store"
     bench = ldl.Benchmark(dataset, ["tiny"], recipe=AVERAGED, folds=[0, 2], seeds=[0, 1], store=store)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(calibration, "FEWEST_GROUPS", 1)  # the data set is small: see what follows from a temperature
+        for name in ("FEWEST_GROUPS", "FEWEST_EFFECTIVE"):  # the data set is small: see what follows from a temperature
+            patch.setattr(calibration, name, 1)
         bench.run(executor="in-process", show_progress=False)
     return bench
 

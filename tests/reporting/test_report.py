@@ -148,7 +148,8 @@ def browser(tmp_path_factory):
 
 
 def column(browser, number):
-    cells = f"[...document.querySelectorAll('#results-1 tbody tr')].map(r => r.cells[{number}].dataset.value)"
+    rows = "[...document.querySelector('#results-1 tbody').rows]"
+    cells = f"{rows}.map(r => r.cells[{number}].dataset.value)"
     return [float(value) if value else None for value in browser.run(cells)]
 
 

@@ -101,7 +101,7 @@ def evaluate(
         >>> frame["probability_all"] = 1 - frame["probability_hem"]
         >>> ldl.evaluate(frame, metrics="accuracy")[["value", "low", "high", "images", "groups"]].round(2)
            value   low  high  images  groups
-        0   0.75  0.51   0.9      40      20
+        0   0.75  0.52  0.89      40      20
     """
     frame = validated_predictions(frame)
     frame = drop_repeated_cells(frame) if unique_cells else frame

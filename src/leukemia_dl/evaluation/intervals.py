@@ -251,7 +251,7 @@ def interval(
     else:
         if metric.name in OF_HITS:
             values, spreads = resampling.with_fewer_errors(metric)
-            low = min(low, *_ends(values, spreads + seeds, alpha / 2)[0])
+            low = min(low, *_ends(values, spreads, alpha / 2)[0])
         guard = share * (alpha / 2 if metric.classes is None else alpha) ** (1 / groups)
         if of_value is not None:  # the false calls come from the other class
             guard = min(guard, resampling.guarded_value(int(metric.name == "ppv"), alpha, prevalence))

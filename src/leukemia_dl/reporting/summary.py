@@ -117,7 +117,7 @@ def _summary(run: StoredRun, predictions: pd.DataFrame, protocol: str) -> Protoc
         if not problem:
             timings = run.timings[run.timings["trial"].isin(results["trial"])]
             board = leaderboard(part, metric, results=results, timings=timings)
-            shown = list(dict.fromkeys([metric, *_METRICS]))
+            shown = list(dict.fromkeys([*_METRICS, metric]))
             intervals = evaluate(part, metrics=shown).assign(protocol=protocol)
             pairs = compare(part, metric) if len(board) > 1 else pairs
             classes = evaluate(part, by="class") if len(run.class_names) > 2 else classes
