@@ -137,7 +137,8 @@ def plot_net_benefit(
     `ax` are the axes to draw on, None for a new figure; `predictions`, `title` and `side` are those of `plot_roc`.
     Raises DataError for more than two classes.
     """
-    curves = evaluation.net_benefit(_without_tta(predictions)[0], side=side)
+    frame, names = _without_tta(predictions)
+    curves = evaluation.net_benefit(frame, side=side)
     figure, axes = plots.axes_for(ax, 7.4, 4.4)
     looks = plots.looks_of(curves["backbone"].unique(), curves.loc[curves["kind"] == "baseline", "backbone"])
     for name, look in looks.items():
@@ -146,7 +147,7 @@ def plot_net_benefit(
     plots.add_legend(axes, 6)
     top = max(1.05 * curves["y"].max(), 0.05)
     plots.label_axes(axes, xlabel="Threshold", ylabel="Net benefit", xlim=(0, 1), ylim=(-0.25 * top, top))
-    note = "net benefit: share of images that are cases and acted on, less false alarms times the odds of the threshold"
+    note = f"share of images that are {names[1]} and acted on, less false alarms times the odds of the threshold"
     return plots.finished(figure, title, note, ax)
 
 
