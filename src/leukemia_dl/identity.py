@@ -1,4 +1,4 @@
-"""What is equal: digests of settings and named seeds, which depend on values only, numbers, and names of patients."""
+"""Digests of settings and named seeds, which depend on values only; plain numbers; spellings of patients' names."""
 
 import hashlib
 import json

@@ -296,7 +296,7 @@ def test_a_side_that_one_patient_owns_is_flagged() -> None:
 
 
 def test_the_same_seed_gives_the_splits_that_were_recorded() -> None:
-    """Whatever versions of scikit-learn or numpy are installed: nobody's table changes by an upgrade."""
+    """No installed version of scikit-learn or numpy changes a split."""
     found = [split.digest[:12] for seed in (0, 1) for split in make_splits(_c_nmc_sizes(), "kfold", seed=seed)]
     recorded = ["30eecc464c67", "ac3318ce7981", "6370c82f44e3", "8322c86f7116", "80020b7fe3c8", "6afd51158130"]
     assert found == recorded

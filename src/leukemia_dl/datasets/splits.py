@@ -232,7 +232,7 @@ class SplitContext:
     def holdout(self, positions: IntArray, *names: str | int) -> tuple[IntArray, IntArray]:
         """Take a fifth of the units of each class among some positions: (rest, fifth).
 
-        Of few they are more: for "val" five of ten or more, else up to five, and up to a third.
+        The val side gets at least five units where there are ten; another side a third of them, but five at most.
         """
         self.require_units(positions, 2)
         rng = identity.generator(self.seed, "split", self.protocol, *names)

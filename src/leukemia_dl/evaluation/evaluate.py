@@ -74,7 +74,7 @@ def evaluate(
     Args:
         frame: Predictions, such as `Benchmark.predictions()`: `label` (class name), a column `probability_<class>` per
             class, of which the second is the positive one of two, and further columns that the guide lists.
-        metrics: Names from `METRICS`, None for all of them; also "patient_accuracy", the mean over groups of theirs,
+        metrics: Names from `METRICS`, None for all of them; also "patient_accuracy" (averaged over groups),
             "lr_positive", "lr_negative" (likelihood ratios), and "f1" of the positive class.
         by: Column to split by: its values, or quartiles of a number with more than eight; SettingsError without it.
             "class": each class against the rest, by default its recall, precision and F1.

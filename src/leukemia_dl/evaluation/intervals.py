@@ -156,7 +156,7 @@ class Resampling:
         """Return values and spreads of a metric of hits: of these predictions, then of some with fewer errors.
 
         The further ones lack the errors of some of the best blocks, of one block, or of all blocks but one. With them
-        one more error hardly ever makes an interval tighter, whatever it does to the variance.
+        one more error hardly ever makes an interval tighter, although it may lower the variance.
         """
         about = self.images.copy()
         if metric.classes is not None:
@@ -242,11 +242,11 @@ def interval(
     low, high = _ends(share, of_share, alpha / 2)
     if share == 0:
         high = 1 - (alpha / 2) ** (1 / groups)
-    # One class is predicted for images of several: by that all values are given, of new patients too.
+    # Where one class is predicted for images of several classes, a value does not depend on the patients.
     constant = np.count_nonzero(resampling.said.sum(axis=0)) == 1 < np.count_nonzero(resampling.images.sum(axis=0))
     if metric.better == "":
         low = (alpha / 2) ** (1 / groups) if share == 1 else low
-    elif constant and not spread.variance and metric.name not in ("auroc", "auprc"):
+    elif constant and not spread.variance and (share < 1 or metric.name not in ("auroc", "auprc")):
         high = low = share
     else:
         if metric.name in OF_HITS:

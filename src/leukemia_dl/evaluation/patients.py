@@ -72,7 +72,7 @@ def patient_predictions(frame: pd.DataFrame, rule: str | None = None, side: str 
 
 
 def _scored(rows: pd.DataFrame, rule: str) -> pd.DataFrame:
-    """Return rows with that in place of the probabilities of which a rule takes the mean."""
+    """Return rows whose probabilities are replaced by the values that a rule averages over a patient's images."""
     columns = [PREFIX + name for name in class_names_of(rows)]
     shares: Floats = rows[columns].to_numpy(np.float64)
     if rule == "majority":

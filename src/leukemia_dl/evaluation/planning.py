@@ -27,7 +27,7 @@ def plan_study(
         frame: Predictions of the pilot; those of `evaluate`.
         effect: Difference between two backbones to be found, after the correction for all pairs of the frame.
         width: Width of the interval of one backbone; give this or `effect`.
-        metric: The metric of which the difference, or the interval, is.
+        metric: Metric to compare, or to estimate.
         power: Probability that the difference is found.
         level: Of the interval; 1 - level is the significance level.
         side: Which rows of the frame.
