@@ -105,7 +105,7 @@ def test_one_mixed_patient_changes_an_interval_by_little():
 def test_a_class_that_one_patient_owns_gets_no_interval():
     frame = clustered(((9, 9, 9, 9, 9, 900), (9,) * 8), ["one"])
     table = evaluate(frame).set_index("metric")
-    assert table.loc["sensitivity", "reason"] == "groups as good as fewer than 3 equal ones: 1.1 of class all"
+    assert table.loc["sensitivity", "reason"] == "effective number of groups below 3: 1.1 of class all"
     assert np.isnan(table.loc["sensitivity", "low"])
     assert np.isfinite(table.loc["specificity", "low"])
 

@@ -190,7 +190,7 @@ def test_a_side_that_one_patient_owns_chooses_no_threshold():
     frame = pd.concat([side_of(s, labels, random.beta(1.5 + 2 * labels, 2.5)) for s in ("val", "test")])
     many = [f"h{i % 6}" for i in range(60)] + ["owner"] * 50 + [f"a{i}" for i in range(10)]
     frame["group"] = frame["side"] + np.array(many * 2, dtype=object)
-    reason = "no threshold is chosen on val: the groups of a class are as good as fewer than 3 equal ones"
+    reason = "no threshold is chosen on val: effective number of groups of a class below 3"
     assert set(operating_points(frame, sensitivity=0.9)["reason"]) == {reason}
 
 

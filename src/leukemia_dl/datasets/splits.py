@@ -97,7 +97,7 @@ class Split:
     def counts(self) -> pd.DataFrame:
         """Return a row per side and class (the index): images and groups, int64, and Kish's effective number of groups.
 
-        The effective number (sum n)^2 / sum n^2 of groups of n images is that of equal groups that tell as much.
+        The effective number of groups of n images is (sum n)^2 / sum n^2: fewer than there are if sizes are unequal.
         """
         return self._counts.copy()
 
@@ -351,7 +351,7 @@ def _checked(context: SplitContext, fold: int | None, drawn: IntArray, test: Int
             if row["groups"] < FEW_GROUPS:
                 flags.append(f"{row['side']}: few groups of class {row['class']} ({row['groups']})")
             elif row["effective_groups"] < FEW_EFFECTIVE:
-                owned = f"{row['groups']} groups, as good as {row['effective_groups']:.1f} equal ones"
+                owned = f"{row['groups']} groups, effective number {row['effective_groups']:.1f}"
                 flags.append(f"{row['side']}: most images of class {row['class']} are of few patients ({owned})")
     samples, numbers = context.table["sample"], context.table["row"].to_numpy(np.int64)
     train, val, test = (np.sort(numbers[positions]) for positions in sides.values())

@@ -37,7 +37,7 @@ def fit_temperature(labels: Ints, probabilities: Floats, groups: NDArray[Any] | 
     Above 1 the predictions were too confident. Fit it on predictions that were not trained on and are not the test
     side. `labels` (n,) are class indices, `probabilities` (n, classes) rows that sum to 1; `groups` (n,) are patients,
     None if unknown: then images are counted. The result lies between 0.01 and 100, and is 1.0 where it is not
-    determined: fewer than 5 groups of a class, or groups as good as fewer than 3 equal ones; no difference between
+    determined: fewer than 5 groups of a class, or an effective number of them below 3; no difference between
     classes; no wrong prediction; no least loss.
     """
     return choose_temperature(labels, probabilities, groups)[0]
@@ -74,7 +74,7 @@ def _checked(labels: Any, probabilities: Any, groups: NDArray[Any] | None) -> tu
             few = f"fewer than {FEWEST_GROUPS} {'images' if groups is None else 'groups'} of a class"
             return labels, probabilities, few
         if effective_number(sizes) < FEWEST_EFFECTIVE:
-            few = f"the groups of a class are as good as fewer than {FEWEST_EFFECTIVE:g} equal ones"
+            few = f"effective number of groups of a class below {FEWEST_EFFECTIVE:g}"
             return labels, probabilities, few
     return labels, probabilities, ""
 

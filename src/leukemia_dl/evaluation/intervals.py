@@ -150,7 +150,7 @@ class Resampling:
         sizes = np.sign(self.images) if metric.name == "patient_accuracy" else self.images
         effective = {class_names[c]: effective_number(sizes[:, c]) for c in needed if count[c]}
         owned = [f"{number:.1f} of class {name}" for name, number in effective.items() if number < FEWEST_EFFECTIVE]
-        return f"{unit}s as good as fewer than {FEWEST_EFFECTIVE:g} equal ones: {', '.join(owned)}" if owned else ""
+        return f"effective number of {unit}s below {FEWEST_EFFECTIVE:g}: {', '.join(owned)}" if owned else ""
 
     def with_fewer_errors(self, metric: Metric) -> tuple[Floats, Spread]:
         """Return values and spreads of a metric of hits: of these predictions, then of some with fewer errors.
@@ -179,7 +179,7 @@ class Resampling:
 
 
 def effective_number(sizes: NDArray[Any]) -> float:
-    """Return Kish's effective number of groups with so many images: of equal groups that would tell as much."""
+    """Return Kish's effective number of groups with so many images: that of equal groups of the same variance."""
     return float(sizes.sum() ** 2 / max((sizes**2).sum(), 1e-300))
 
 
