@@ -30,7 +30,7 @@ def frame_of(world: World, backbones: int) -> pd.DataFrame:
 
 
 def by_scikit_learn(frame: pd.DataFrame) -> None:
-    """ComputeConfig what scikit-learn has of our metrics, without each group."""
+    """Compute what scikit-learn has of our metrics, without each group."""
     group = frame["group"].to_numpy()
     labels, p = frame["label"].eq("all").to_numpy(int), frame["probability_all"].to_numpy()
     odds = np.log(p / (1 - p))
@@ -45,7 +45,7 @@ def by_scikit_learn(frame: pd.DataFrame) -> None:
 
 
 def one_metric_by_scikit_learn(frame: pd.DataFrame) -> None:
-    """ComputeConfig balanced accuracy of each backbone, without each group."""
+    """Compute balanced accuracy of each backbone, without each group."""
     for _, part in frame.groupby("backbone"):
         group, labels = part["group"].to_numpy(), part["label"].eq("all").to_numpy(int)
         guess = part["probability_all"].to_numpy() > 0.5

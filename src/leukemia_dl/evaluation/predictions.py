@@ -122,13 +122,13 @@ def _validated_column(frame: pd.DataFrame, name: str) -> pd.Series:
         return column
     column = column.astype(object).map(str)
     if name in _KNOWN_OR_NOT:
-        missing |= column.map(is_unknown).astype(bool)
+        missing |= column.map({text: is_unknown(text) for text in column.unique()}).astype(bool)
     elif missing.any():
         count = f"{missing.sum():,} of {len(frame):,}"
         raise DataError(f"{count} predictions have no {name}. Complete the column {name}.")
     if name in ("group", "subject"):
         spelled: dict[str, str] = {}
-        column = column.map(lambda text: spelled.setdefault(name_key(text), text))
+        column = column.map({text: spelled.setdefault(name_key(text), text) for text in column.unique()})
     return column.where(~missing, None)
 
 
