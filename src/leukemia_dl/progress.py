@@ -14,7 +14,7 @@ R = TypeVar("R")
 
 def track(items: Iterable[T], total: int, what: str, show: bool = True) -> Iterator[T]:
     """Yield `items` and show how many of `total` are done, under the title `what`, unless `show` is False."""
-    if show and sys.stderr.isatty():
+    if show and total and sys.stderr.isatty():
         from rich import progress
         from rich.console import Console
 

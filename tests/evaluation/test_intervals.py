@@ -208,9 +208,9 @@ def test_very_many_images_are_left_out_in_blocks_and_tell_the_same():
 def test_leaving_out_holds_the_class_shares():
     (model,) = models_of(validated_predictions(clustered(SMALL, ["one"])))
     resampling = resampling_of([model])
-    found = values(model.runs[0], resampling.leave_one_out, ["prevalence"])["prevalence"]
+    found = values(model.runs[0], resampling.weights[1:], ["prevalence"])["prevalence"]
     assert found == pytest.approx(np.full(11, sum(SMALL[0]) / sum(map(sum, SMALL))))
-    assert ((resampling.leave_one_out == 0).sum(axis=1) == 1).all()
+    assert ((resampling.weights[1:] == 0).sum(axis=1) == 1).all()
 
 
 def test_a_higher_level_is_wider_and_every_interval_holds_its_value():

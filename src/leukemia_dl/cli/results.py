@@ -83,9 +83,8 @@ def evaluate(
         sentences = pairs.loc[pairs["p"].notna() | (not reason), "sentence"]
         typer.echo("\n" + "\n".join(f"- {sentence}" for sentence in sentences))
     if by is not None:
-        parts = evaluation.evaluate(
-            frame, by=by, metrics=None if (by, metric) == ("class", "accuracy") else metric, **settings
-        )
+        usual = (by, metric) == ("class", "accuracy")  # recall, precision and F1
+        parts = evaluation.evaluate(frame, by=by, metrics=None if usual else metric, **settings)
         shown = ["backbone", "metric", "value", "low", "high", "images", "groups", "reason"]
         options.print_table(parts[[by, *shown]], dict.fromkeys(("value", "low", "high"), ".3f"))
     if csv is not None:

@@ -114,7 +114,7 @@ def tried_hashes(paths: list[str], show: bool = True) -> list[str | DataError]:
             problem.__cause__ = error
             return problem
 
-    found = parallel_map(hash_one, paths, "Hashing files", show=show) if paths else []
+    found = parallel_map(hash_one, paths, "Hashing files", show=show)
     settled = time.time_ns() - _SETTLED_NS
     if new := {path: entry for path, entry in read.items() if max(entry[1:3]) < settled}:
         with contextlib.suppress(OSError):  # a cache that cannot be written to

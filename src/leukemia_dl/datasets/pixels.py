@@ -144,8 +144,7 @@ def _fill(
         file.write(_fitting(pipeline(image), shape[1:]).tobytes())
     file.flush()
     run = process_map if len(jobs) >= _FEW else parallel_map
-    write = partial(_write_pixels, file.name, shape[1:], pipeline)
-    texts = run(write, jobs, "Reading images", show=show) if jobs else []
+    texts = run(partial(_write_pixels, file.name, shape[1:], pipeline), jobs, "Reading images", show=show)
     problems = {content: (path, text) for (_, path, content), text in zip(jobs, texts, strict=True)}
     each = [problems.get(content, ("", "")) for content in dataset.content_hashes]
     # Copies of a bad file are bad too, and named.

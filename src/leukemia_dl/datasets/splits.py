@@ -159,11 +159,9 @@ def make_splits(
                 raise SettingsError(f"Protocol {protocol!r} has no folds: leave `folds` out. Received: {folds!r}.")
             there = ", ".join(map(str, drawn))
             raise SettingsError(f'`folds` is "all" or some of {there}, each once. Received: {folds!r}.')
-    # The folds of each repetition share their patients; those of two repetitions are two runs.
-    repeats = {
-        fold: number * n_repeats // len(drawn) if protocol == "kfold" else None for number, fold in enumerate(drawn)
-    }
-    return [replace(_checked(context, fold, *drawn[fold]), repeat=repeats[fold]) for fold in chosen]
+    made = [_checked(context, fold, *drawn[fold]) for fold in chosen]
+    repeats = {fold: number * n_repeats // len(drawn) for number, fold in enumerate(drawn)}
+    return [replace(one, repeat=repeats[one.fold]) for one in made] if protocol == "kfold" else made
 
 
 def default_protocol(dataset: Dataset) -> str:
@@ -240,7 +238,7 @@ class SplitContext:
         of_class = np.bincount(counts.argmax(axis=1), minlength=len(self.class_names))
         least = np.where(of_class >= 2 * FEW_GROUPS, FEW_GROUPS, 1) if names[0] == "val" else of_class // 3
         least = np.clip(least, 1, 1 if self.units is self.contents else FEW_GROUPS)
-        taken = np.minimum(np.maximum(np.round(of_class / 5).astype(np.int64), least), np.maximum(of_class - 1, 0))
+        taken = np.clip(np.round(of_class / 5).astype(np.int64), least, np.maximum(of_class - 1, 0))
         numbers = np.stack([of_class - taken, taken], axis=1)
         # The most even of many deals would hardly ever hold out the largest groups.
         inside = assign_groups(counts, numbers, numbers / np.maximum(of_class, 1)[:, None], rng, among=10)[codes] == 1

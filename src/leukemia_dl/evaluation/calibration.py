@@ -17,14 +17,7 @@ from leukemia_dl.evaluation import predictions
 from leukemia_dl.evaluation.evaluate import check_settings, evaluate
 from leukemia_dl.evaluation.intervals import effective_number
 from leukemia_dl.evaluation.metrics import CLIP, Floats, Ints, as_arrays
-from leukemia_dl.evaluation.predictions import (
-    FEWEST_EFFECTIVE,
-    FEWEST_GROUPS,
-    PREFIX,
-    class_names_of,
-    model_keys,
-    select_side,
-)
+from leukemia_dl.evaluation.predictions import FEWEST_EFFECTIVE, FEWEST_GROUPS, PREFIX, class_names_of, model_keys
 
 _CHOSEN = "_chosen"
 _SHOWN = ("sensitivity", "specificity", "ppv", "npv", "accuracy", "balanced_accuracy")
@@ -71,11 +64,10 @@ def _checked(labels: Any, probabilities: Any, groups: NDArray[Any] | None) -> tu
     for own in (labels == code for code in range(probabilities.shape[1])):
         sizes = np.ones(own.sum()) if groups is None else np.unique(np.asarray(groups)[own], return_counts=True)[1]
         if len(sizes) < FEWEST_GROUPS:
-            few = f"fewer than {FEWEST_GROUPS} {'images' if groups is None else 'groups'} of a class"
-            return labels, probabilities, few
+            units = "images" if groups is None else "groups"
+            return labels, probabilities, f"fewer than {FEWEST_GROUPS} {units} of a class"
         if effective_number(sizes) < FEWEST_EFFECTIVE:
-            few = f"effective number of groups of a class below {FEWEST_EFFECTIVE:g}"
-            return labels, probabilities, few
+            return labels, probabilities, f"effective number of groups of a class below {FEWEST_EFFECTIVE:g}"
     return labels, probabilities, ""
 
 
@@ -189,7 +181,7 @@ def accuracy_at_coverage(
     check_settings(level)
     frame = predictions.validated_predictions(frame)
     columns = [PREFIX + name for name in class_names_of(frame)]
-    order = list(dict.fromkeys(select_side(frame, side)["backbone"]))
+    order = list(dict.fromkeys(predictions.select_side(frame, side)["backbone"]))
     parts = []
     given = np.atleast_1d(np.asarray(coverages, dtype=object))
     for wanted in [real_number("coverages", coverage, 0, 1, "(]") for coverage in given]:
@@ -225,7 +217,7 @@ def _chosen_elsewhere(
         raise SettingsError(f"A choice on the tested side {side!r} looks better than it is: take another side.")
     if "side" not in frame:
         raise DataError("To choose on one side and test on another, the predictions need a column side.")
-    tested, other = select_side(frame, side), select_side(frame, chosen_on)
+    tested, other = (predictions.select_side(frame, name) for name in (side, chosen_on))
     predictions.models_of(tested, side)  # checks
     predictions.arrays_of(other)  # checks
     keys = model_keys(frame)

@@ -122,14 +122,13 @@ def _with_band(
     `images` returns how many images of each unit each place is about (units, places); None if all are.
     """
     resampling = resampling_of([model])
-    weights = np.concatenate([np.ones((1, len(resampling.stratum))), resampling.leave_one_out])
-    runs = np.array([curve(run, weights) for run in resampling.in_blocks(model)])
+    blocks, units = resampling.in_blocks(model), len(resampling.stratum)
+    runs = np.array([curve(run, resampling.weights) for run in blocks])
     # Where one seed has nothing to show, the others do; where none has, there is a gap.
     known = ~np.isnan(runs)
     with np.errstate(invalid="ignore"):
         found = np.where(known, runs, 0.0).sum(axis=0) / known.sum(axis=0)
     ends = np.full((len(x), 2), np.nan)
-    units, blocks = len(resampling.stratum), resampling.in_blocks(model)
     about = None if images is None else np.sum([images(run, units) for run in blocks], axis=0)
     for place in np.flatnonzero(~np.isnan(found).any(axis=0)):
         here = resampling if about is None else replace(resampling, images=about[:, place, None].astype(float))

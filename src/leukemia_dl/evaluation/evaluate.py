@@ -11,7 +11,7 @@ from scipy import stats
 from leukemia_dl.checks import choice, real_number
 from leukemia_dl.errors import DataError, SettingsError
 from leukemia_dl.evaluation import predictions
-from leukemia_dl.evaluation.intervals import NO_SPREAD, Resampling, Spread, interval, resampling_of
+from leukemia_dl.evaluation.intervals import NO_SPREAD, SHARES_OF_HITS, Resampling, Spread, interval, resampling_of
 from leukemia_dl.evaluation.metrics import METRICS, metric, values, why_undefined
 from leukemia_dl.evaluation.patients import patient_predictions
 from leukemia_dl.evaluation.predictions import PREFIX, Model, class_names_of, select_side, validated_predictions
@@ -21,7 +21,7 @@ ESTIMANDS = {
     "models": "these fitted models on new {}s",
     "procedure": "the learning procedure: a mean over seeds, on new {}s",
 }
-_OF_A_CLASS = {"sensitivity": "recall", "ppv": "precision", "f1": "f1"}
+_OF_A_CLASS = {"recall": "sensitivity", "precision": "ppv", "f1": "f1"}  # one class against the rest
 _NO_INTERVAL = {
     "prevalence": "class shares are held: intervals are for data with these",
     "ece": "biased upwards: an interval around it would not hold the true error",
@@ -35,9 +35,7 @@ class Estimates:
     def __init__(
         self, model: Model, resampling: Resampling, names: Sequence[str], prevalence: float | None = None
     ) -> None:
-        everything = np.ones((1, len(resampling.stratum)))
-        weights = np.concatenate([everything, resampling.leave_one_out])
-        per_run = [values(run, weights, names, prevalence) for run in resampling.in_blocks(model)]
+        per_run = [values(run, resampling.weights, names, prevalence) for run in resampling.in_blocks(model)]
         self.model, self.resampling, self.prevalence = model, resampling, prevalence
         self.per_seed = {name: np.array([run[name][0] for run in per_run]) for name in names}
         self.left_out = {name: np.mean([run[name][1:] for run in per_run], axis=0) for name in names}
@@ -108,11 +106,9 @@ def evaluate(
     of_classes = by == "class" and "class" not in frame
     if choice("unit", unit, ("image", "patient")) == "patient":
         frame = patient_predictions(frame, side=side)
-    usual = tuple(_OF_A_CLASS) if of_classes else METRICS
+    called, usual = (_OF_A_CLASS, tuple(_OF_A_CLASS)) if of_classes else ({}, METRICS)
     given = [metrics] if isinstance(metrics, str) else list(() if metrics is None else metrics) or usual
-    if of_classes:
-        given = [{"recall": "sensitivity", "precision": "ppv"}.get(name, name) for name in given]
-    names, class_names = [metric(name).name for name in given], class_names_of(frame)
+    names, class_names = [metric(called.get(name, name)).name for name in given], class_names_of(frame)
     check_settings(level, estimand)
     if prevalence is not None:
         real_number("prevalence", prevalence, 0, 1, "()")
@@ -121,21 +117,18 @@ def evaluate(
     chosen = select_side(frame, side)
     models = predictions.models_of(chosen, side)
     settings: Any = (names, level, chosen_estimand(estimand, models), prevalence)
+    parts: Any = [(name, [_against_the_rest(model, code) for model in models]) for code, name in enumerate(class_names)]
+    if not of_classes:
+        parts = [(part, predictions.models_of(inside, side) if by else models) for part, inside in _parts(chosen, by)]
     rows: list[dict[str, Any]] = []
-    if of_classes:
-        for code, name in enumerate(class_names):
-            for model in models:
-                found = _rows(_against_the_rest(model, code), (f"not {name}", name), *settings)
-                rows += [
-                    {"class": name} | row | {"metric": _OF_A_CLASS.get(row["metric"], row["metric"])} for row in found
-                ]
-    for part, inside in () if of_classes else _parts(chosen, by):
-        for model in predictions.models_of(inside, side) if by else models:
-            found = _rows(model, class_names, *settings)
-            if by in found[0]:
-                raise SettingsError(f"The result has a column {by!r} of its own: rename the frame's.")
-            rows += [({by: part} if by else {}) | row for row in found]
+    for part, of_part in parts:
+        classes = (f"not {part}", part) if of_classes else class_names
+        found = [row for model in of_part for row in _rows(model, classes, *settings)]
+        if by in found[0]:
+            raise SettingsError(f"The result has a column {by!r} of its own: rename the frame's.")
+        rows += [({by: part} if by else {}) | row for row in found]
     table = pd.DataFrame(rows).astype({"groups": "Int64"})
+    table["metric"] = table["metric"].replace({what: name for name, what in called.items()})
     return table.assign(unit="patient") if unit == "patient" else table
 
 
@@ -205,28 +198,23 @@ def _rows(
 
 def _interval(found: Estimates, name: str, class_names: tuple[str, ...], level: float, estimand: str) -> dict[str, Any]:
     """Return the interval of a metric, or the reason why it has none."""
-    model, resampling, left_out = found.model, found.resampling, found.left_out[name]
+    model, resampling, left_out, value = found.model, found.resampling, found.left_out[name], found.value(name)
     seeds = found.between_seeds(name) if estimand == "procedure" else NO_SPREAD
     undefined = np.flatnonzero(np.isnan(found.per_seed[name]))
     if len(undefined):
         return {"reason": why_undefined(name, model.runs[undefined[0]], class_names)}
-    if name in _NO_INTERVAL:
-        return {"reason": _NO_INTERVAL[name]}
-    if seeds is None:
-        return {"reason": ONE_SEED}
-    if why := resampling.too_few(metric(name), class_names, model.unit):
-        return {"reason": why}
-    if np.isnan(left_out).any():
-        return {"reason": "not defined without one of the groups"}
     what = metric(name)
+    why = _NO_INTERVAL.get(name) or (ONE_SEED if seeds is None else resampling.too_few(what, class_names, model.unit))
+    if why or np.isnan(left_out).any():
+        return {"reason": why or "not defined without one of the groups"}
     if name == "brier" and len(class_names) > 2:
         what = replace(what, highest=2.0)
-    low, high, spread = interval(what, found.value(name), left_out, resampling, level, seeds, found.prevalence)
+    low, high, spread = interval(what, value, left_out, resampling, level, seeds or NO_SPREAD, found.prevalence)
     degrees = spread.df if spread.variance else np.nan
     row = {"low": low, "high": high, "standard_error": spread.variance**0.5, "degrees_of_freedom": degrees}
     row |= resampling.clustering(left_out, what)
     alone = len(model.runs) == resampling.folds == resampling.images.sum(axis=1).max() == 1
-    if alone and name in ("accuracy", "sensitivity", "specificity"):
+    if alone and name in SHARES_OF_HITS:
         about = resampling.informative(what)  # each unit is right or wrong as a whole
         test = stats.binomtest(round(float(resampling.hits[about > 0].sum())), int(about.sum()))
         row["low"], row["high"] = test.proportion_ci(level, method="exact")

@@ -25,8 +25,7 @@ from leukemia_dl.evaluation.predictions import FEWEST_EFFECTIVE, FEWEST_GROUPS, 
 
 _MOST_UNITS = 400  # with more, blocks of them are left out: one of very many images gives no better variance
 _MOST_STEPS, _SMALLEST_DF, _ROUNDING = 64, 1e-2, 1e-12
-# Metrics of shares of right predictions, in which a group counts by its right and all of its images.
-OF_HITS = ("accuracy", "balanced_accuracy", "sensitivity", "specificity")
+SHARES_OF_HITS = ("accuracy", "sensitivity", "specificity")  # shares of images that are predicted rightly
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,15 +65,15 @@ class Resampling:
     folds: int
 
     @cached_property
-    def leave_one_out(self) -> Floats:
-        """Weights (blocks, blocks): one block is absent, the others of its stratum make up for its images."""
+    def weights(self) -> Floats:
+        """Weights (1 + blocks, blocks): of all blocks; then without each, the others of its stratum weighted up."""
         sizes = self.images.sum(axis=1)
         totals = np.bincount(self.stratum, sizes)[self.stratum]
         rest = totals - sizes
         up = np.divide(totals, rest, out=np.ones_like(totals), where=rest > 0)
         weights = np.where(self.stratum[:, None] == self.stratum[None, :], up[:, None], 1.0)
         np.fill_diagonal(weights, 0.0)
-        return weights
+        return np.concatenate([np.ones((1, len(weights))), weights])
 
     def in_blocks(self, model: Model) -> tuple[Run, ...]:
         """Return a model's runs with blocks as their units."""
@@ -113,10 +112,10 @@ class Resampling:
 
         The effect is that of clustering on the variance, 1 + (sum n^2 / sum n - 1) * icc by Kish's formula.
         """
-        if metric.name not in ("accuracy", "sensitivity", "specificity"):
+        if metric.name not in SHARES_OF_HITS:
             return {}
-        about = self.images if metric.classes is None else self.images[:, [metric.classes]]
-        right = self.hits if metric.classes is None else self.hits[:, [metric.classes]]
+        inside = slice(None) if metric.classes is None else [metric.classes]
+        about, right = self.images[:, inside], self.hits[:, inside]
         totals, sizes = about.sum(axis=0), about.sum(axis=1)
         recalls = np.divide(right.sum(axis=0), totals, out=np.zeros_like(totals), where=totals > 0)
         alone, apart = (totals * recalls * (1 - recalls)).sum() / totals.sum() ** 2, (sizes**2).sum() / sizes.sum() - 1
@@ -169,12 +168,10 @@ class Resampling:
         one = np.eye(len(about))[order]
         kept = [np.ones((1, len(about))), 1 - np.cumsum(one, axis=0), one, 1 - one]
         nested = about - np.concatenate(kept)[:, :, None] * errors
-        weights = np.concatenate([np.ones((1, len(about))), self.leave_one_out])
+        hits, images = self.weights @ nested, self.weights @ about
         with np.errstate(invalid="ignore", divide="ignore"):
-            if metric.name == "balanced_accuracy":
-                found = np.nanmean((weights @ nested) / (weights @ about), axis=-1)
-            else:
-                found = (weights @ nested).sum(axis=-1) / (weights @ about).sum(axis=-1)
+            recalls = metric.name == "balanced_accuracy"
+            found = np.nanmean(hits / images, axis=-1) if recalls else hits.sum(axis=-1) / images.sum(axis=-1)
         return found[:, 0], self.spread(found[:, 1:], metric)
 
 
@@ -202,11 +199,10 @@ def resampling_of(models: list[Model]) -> Resampling:
             block[inside] = first + np.arange(len(inside)) * count // len(inside)
             first += count
         stratum = stratum[np.unique(block, return_index=True)[1]]
-    images, hits, said = np.zeros((3, len(stratum), classes))
-    for table, of_units in zip((images, hits, said), counts, strict=True):
-        np.add.at(table, block, of_units)
+    tables = np.zeros((3, len(stratum), classes))
+    np.add.at(tables.swapaxes(0, 1), block, counts.swapaxes(0, 1))
     groups, folds = tuple(int(n) for n in (counts[0] > 0).sum(axis=0)), max(len(np.unique(run.fold)) for run in runs)
-    return Resampling(block, stratum.astype(np.int64), images, hits, said, groups, folds)
+    return Resampling(block, stratum.astype(np.int64), tables[0], tables[1], tables[2], groups, folds)
 
 
 def interval(
@@ -249,7 +245,7 @@ def interval(
     elif constant and not spread.variance and (share < 1 or metric.name not in ("auroc", "auprc")):
         high = low = share
     else:
-        if metric.name in OF_HITS:
+        if metric.name in (*SHARES_OF_HITS, "balanced_accuracy"):
             values, spreads = resampling.with_fewer_errors(metric)
             low = min(low, *_ends(values, spreads, alpha / 2)[0])
         guard = share * (alpha / 2 if metric.classes is None else alpha) ** (1 / groups)

@@ -80,9 +80,7 @@ def leaderboard(
     of_nets = trials[trials["backbone"].isin(table.loc[table["kind"] == "backbone", "backbone"])]
     planned = len(set(of_nets.drop(columns="backbone").itertuples(index=False)))
     table["flags"] = _flags(table, planned, "" if comparable else "not compared: there is no column sample", failed)
-    return table.drop(columns="prevalence").rename(columns={"value": metric})[
-        [metric if name == "value" else name for name in _COLUMNS]
-    ]
+    return table[[*_COLUMNS]].rename(columns={"value": metric})
 
 
 def _flags(table: pd.DataFrame, planned: int, uncompared: str, failed: pd.Series) -> list[str]:

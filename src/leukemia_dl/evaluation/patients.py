@@ -49,8 +49,7 @@ def patient_predictions(frame: pd.DataFrame, rule: str | None = None, side: str 
     frame = frame[frame["label"].notna() & frame[unit].notna()]
     mixed = frame.groupby(["side", unit])["label"].transform("nunique") > 1
     if mixed.any():
-        count = frame.loc[mixed, unit].nunique()
-        _log.warning("%d patients with images of several classes are left out", count)
+        _log.warning("%d patients with images of several classes are left out", frame.loc[mixed, unit].nunique())
     parts = []
     for _, rows in frame[~mixed].groupby(predictions.model_keys(frame), dropna=False, sort=False):
         val = rows[rows["side"] == "val"]

@@ -52,9 +52,8 @@ def plan_study(
         real_number("width", width, 0, np.inf, "()")
         rows = evaluate(frame, metrics=metric, level=level, estimand="models", side=side)
         pairs, names = 1, ["backbone"]
-    groups, needed = np.arange(2 * FEWEST_GROUPS, _MOST_GROUPS + 1), []
-    for row in rows.to_dict("records"):
-        pilot = row["images"] if pd.isna(row["groups"]) else row["groups"]
+    groups, needed, pilots = np.arange(2 * FEWEST_GROUPS, _MOST_GROUPS + 1), [], rows["groups"].fillna(rows["images"])
+    for row, pilot in zip(rows.to_dict("records"), pilots, strict=True):
         error = row["standard_error"] * np.sqrt(pilot / groups)
         df = np.maximum(row["degrees_of_freedom"] * groups / pilot, 1.0)
         quantile = stats.t.ppf(1 - (1 - level) / (2 * pairs), df)
@@ -64,7 +63,6 @@ def plan_study(
             else:
                 enough = 2 * quantile * error <= width
         needed.append(int(groups[enough.argmax()]) if enough.any() and row["standard_error"] > 0 else pd.NA)
-    pilots = rows["groups"].fillna(rows["images"])
     table = rows[names].assign(metric=metric, effect=effect, width=width, power=power if effect else np.nan)
     table = table.dropna(axis="columns", how="all").assign(groups_pilot=pilots, groups=pd.array(needed, "Int64"))
     return table.assign(images=(table["groups"] * (rows["images"] / pilots)).round().astype("Int64"))
