@@ -54,7 +54,7 @@ class Benchmark:
         protocol: How the data set is split, see `leukemia_dl.make_splits`, or several; None to choose by the data.
         folds: Which folds are the test side in turn; None for the protocol's own default, "all" for all.
         n_folds: How many folds the protocol "kfold" draws; None for 5, or 3 where patients are few.
-        n_repeats: How often it draws them anew; fold numbers go on.
+        n_repeats: How many times "kfold" draws its folds; fold numbers go on from one time to the next.
         primary_metric: Metric by which the report ranks and compares, chosen before the run; None for balanced
             accuracy where the largest class has 1.5 times the images of the smallest or more, else accuracy.
         seeds: One trial per seed, each with its own weights, order and augmentation.
@@ -210,7 +210,7 @@ class Benchmark:
         """Return the prediction frame of all trained nets, and baselines, on `other`, a data set from elsewhere.
 
         `label_map` leads from its labels to classes of this one, or to None to leave them out. The net of every fold
-        predicts every image, as the column `repeat` tells `evaluate`. Progress is shown if `show_progress`.
+        predicts every image, and the column `repeat` says so. Progress is shown if `show_progress`.
 
         Raises:
             DataError, StoreError, ImageError: For a label that is no class; a store without trials; a damaged image.

@@ -27,7 +27,7 @@ from leukemia_dl.training.recipe import Recipe
 # Part of every trial's digest in place of this library's version. Increase it only with a change after which equal
 # settings give different numbers.
 RESULTS_VERSION = 4
-_UNEQUAL = 1.5  # classes whose images differ by this factor
+_UNEQUAL = 1.5  # the largest class has at least so many times the images of the smallest
 Net = tuple[dict[str, Any], dict[str, Any]]  # fields of `Trial` and of `PlannedTrial` that a backbone's trials share
 
 
@@ -211,7 +211,7 @@ def splits_of(
 
 
 def primary_metric(dataset: Dataset, name: str | None) -> str:
-    """Return the metric to rank by, checked; that which suits the class shares of a data set if it is None."""
+    """Return the metric to rank by, checked; None: balanced accuracy if classes are unequal, else accuracy."""
     if name is not None:
         return choice("primary_metric", name, RANKED)
     counts = np.bincount(dataset.labels)

@@ -43,7 +43,7 @@ def benchmark(
     folds: str | None = Option(None, help="Test folds: 0,1,2, or all.", show_default="the protocol's own"),
     n_folds: int | None = Option(None, help="Folds of the protocol kfold.", show_default="5, or 3"),
     primary_metric: str | None = Option(None, help="Metric to rank by.", show_default="by the shares of the classes"),
-    n_repeats: int = Option(1, help="How often the protocol kfold draws its folds anew."),
+    n_repeats: int = Option(1, help="How many times the protocol kfold draws folds."),
     seeds: str = Option("0", help="One trial per seed, such as 0,1,2."),
     baselines: str = Option("majority,cell_size,cell_colour", help="Names, by commas; '' for none."),
     store: Path | None = Option(None, help="Folder for the results.", show_default="runs/DATASET-RECIPE"),

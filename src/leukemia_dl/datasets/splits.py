@@ -15,7 +15,7 @@ from leukemia_dl.datasets.dataset import Dataset
 from leukemia_dl.errors import SettingsError, SplitError, unknown_name_error
 
 GROUP_DISJOINT, CONTENT_DISJOINT, TEST_IS_NOT_VAL = "group-disjoint", "content-disjoint", "test-is-not-val"
-# With fewer groups of a class, or a lower effective number of them, a side is flagged: its figures are of few patients.
+# With fewer groups of a class, or a lower effective number of them, a side is flagged: its values are of few patients.
 FEW_GROUPS, FEW_EFFECTIVE = 5, 3.0
 _DEALS, _MOST_DEALT = 1_000, 1_000_000  # random assignments of groups to sides, and groups in all of them
 IntArray = NDArray[np.int64]
@@ -230,7 +230,8 @@ class SplitContext:
     def holdout(self, positions: IntArray, *names: str | int) -> tuple[IntArray, IntArray]:
         """Take a fifth of the units of each class among some positions: (rest, fifth).
 
-        The val side gets at least five units where there are ten; another side a third of them, but five at most.
+        Of a class with ten groups or more, the val side gets at least five; the test side gets at least five, or a
+        third of a class with fewer than 15.
         """
         self.require_units(positions, 2)
         rng = identity.generator(self.seed, "split", self.protocol, *names)
@@ -265,11 +266,12 @@ def assign_groups(
 ) -> IntArray:
     """Return the side of each group (groups,): the best of up to 1,000 random deals.
 
-    A group is dealt with those of its most frequent class. The best deal has the fewest classes missing on a side, then
-    the fewest on a side whose effective number of groups is below 3, then, `among` so many, the most even images.
+    Groups are dealt within their most frequent class. In the best deals the fewest classes are missing on a side; among
+    these, the fewest have an effective number of groups below 3 on one. Of the first `among` such deals, the one is
+    taken whose images are the most even.
 
-    `counts` are images (groups, classes); `numbers` how many groups of a class each side gets, and `shares` the part of
-    its images that each side should get (classes, sides).
+    `counts` are images (groups, classes), `numbers` how many groups of a class each side gets, and `shares` the share
+    of its images that each side should get (classes, sides).
     """
     draws = int(np.clip(_MOST_DEALT // len(counts), 1, _DEALS))
     main, sides = counts.argmax(axis=1), numbers.shape[1]

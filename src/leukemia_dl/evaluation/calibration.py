@@ -89,7 +89,7 @@ def apply_temperature(probabilities: Floats, temperature: float) -> Floats:
 def calibrate(frame: pd.DataFrame, *, fitted_on: str = "val", side: str = "test") -> pd.DataFrame:
     """Return the predictions of one side with the temperatures applied that were fitted on another, one per model.
 
-    Compare their `loss`, `brier` and `ece` with the originals'; no prediction changes, and of two classes no ranking.
+    Compare their `loss`, `brier` and `ece` with the originals'. No predicted class changes; with two, no ranking does.
     The temperatures are those of the side `fitted_on` of `frame` ("val", or a side of out-of-fold predictions); the
     result has the rows of another `side` with other probabilities, and a column `temperature`.
     """
@@ -124,8 +124,8 @@ def operating_points(
 
     Returns:
         A row per backbone and metric: `backbone, target, threshold` (mean over models), `threshold_lowest,
-        threshold_highest`, and the columns of `evaluate`. Where a class has fewer than five groups to choose on, or as
-        good as fewer than three equal ones, values are NaN, and `reason` says so.
+        threshold_highest`, and the columns of `evaluate`. Where a class has fewer than five groups to choose on, or an
+        effective number of them below 3, values are NaN, and `reason` says so.
 
     Raises:
         SettingsError, DataError: For none or two targets; for frames that lack one of two classes on a side.
@@ -239,7 +239,7 @@ def _chosen_elsewhere(
 
 def _threshold(scores: Floats, wanted: float, *, at_least: bool) -> float:
     """Return the threshold that at least the wanted share of sorted scores reaches, or stays below."""
-    # At least this many must be right; a trifle is taken off so that 0.95 of 20 is 19.
+    # At least this many must be right; 1e-9 is taken off so that 0.95 of 20 is 19.
     right = max(1, int(np.ceil(wanted * len(scores) - 1e-9)))
     return float(scores[len(scores) - right]) if at_least else float(np.nextafter(scores[right - 1], 2))
 

@@ -14,7 +14,7 @@ from leukemia_dl.evaluation.intervals import interval, resampling_of
 from leukemia_dl.evaluation.metrics import Floats, Ints, Metric, Run, ranked_folds
 from leukemia_dl.evaluation.predictions import FEWEST_GROUPS, Model, models_of, validated_predictions
 
-# As a share a band would fill everything where a curve comes near 1 and one group decides how near.
+# On the scale of a share, a band would fill the plot where a curve is near 1 and one group determines how near.
 _SHARE, _ON_CURVE = Metric("share", better=""), Metric("share", "linear")
 _NET_BENEFIT = Metric("net benefit", "linear", lowest=-np.inf)
 _Interpolation = Callable[[Floats, Floats, Floats], Floats]  # cumulative weights of both classes, and the grid
@@ -73,9 +73,9 @@ def net_benefit(
 ) -> pd.DataFrame:
     """Return the net benefit of acting on each backbone's predictions: decision curves (Vickers and Elkin 2006).
 
-    Acting from a probability t on implies that a false alarm costs t / (1 - t) of the gain of acting on a case. The net
-    benefit is the share of images that are cases and acted on, less that of false alarms times this weight. It holds
-    at the prevalence of the images. `frame`, of two classes, `level` and `side` are those of `evaluate`;
+    Acting at probabilities of t or more implies that a false alarm costs t / (1 - t) of what acting on a case gains.
+    The net benefit is the share of images that are cases and acted on, less this weight times that of false alarms. It
+    holds at the prevalence of the images. `frame`, of two classes, `level` and `side` are those of `evaluate`;
     `thresholds` are probabilities in (0, 1), None for 0.01 to 0.99.
 
     Returns:
@@ -124,7 +124,7 @@ def _with_band(
     resampling = resampling_of([model])
     blocks, units = resampling.in_blocks(model), len(resampling.stratum)
     runs = np.array([curve(run, resampling.weights) for run in blocks])
-    # Where one seed has nothing to show, the others do; where none has, there is a gap.
+    # A mean is over the seeds that have a value at a place; where none has, there is a gap.
     known = ~np.isnan(runs)
     with np.errstate(invalid="ignore"):
         found = np.where(known, runs, 0.0).sum(axis=0) / known.sum(axis=0)
@@ -135,7 +135,7 @@ def _with_band(
         fewest = min(filter(None, resampling.groups_per_class)) if about is None else np.count_nonzero(about[:, place])
         if fewest >= FEWEST_GROUPS:
             low, high, spread = interval(what, float(found[0, place]), found[1:, place], here, level)
-            if what.scale == "share" or spread.variance > 0:  # else nothing is known of how it varies
+            if what.scale == "share" or spread.variance > 0:  # otherwise the variance is unknown
                 ends[place] = low, high
     low, high = np.clip(ends, what.lowest, what.highest).T
     facts = {"backbone": model.name, "kind": model.kind}

@@ -23,14 +23,14 @@ ESTIMANDS = {
 }
 _OF_A_CLASS = {"recall": "sensitivity", "precision": "ppv", "f1": "f1"}  # one class against the rest
 _NO_INTERVAL = {
-    "prevalence": "class shares are held: intervals are for data with these",
-    "ece": "biased upwards: an interval around it would not hold the true error",
+    "prevalence": "class shares are held fixed: other intervals hold for data with these",
+    "ece": "biased upwards: an interval around it would often miss the true error",
 }
 ONE_SEED = "one seed: nothing is known of the spread between seeds"
 
 
 class Estimates:
-    """Metrics of one model: per seed, and without each block of units; means over seeds."""
+    """Metrics of one model: per seed, and means over seeds without each block of units."""
 
     def __init__(
         self, model: Model, resampling: Resampling, names: Sequence[str], prevalence: float | None = None
@@ -45,7 +45,7 @@ class Estimates:
         return float(self.per_seed[name].mean())
 
     def between_seeds(self, name: str) -> Spread | None:
-        """Return the spread that seeds add to the mean; none for a baseline, which has no seed; None if unknown."""
+        """Return the spread that seeds add to the mean: 0 for a baseline, which has no seed; None with one seed."""
         found = self.per_seed[name]
         if len(found) > 1:
             return Spread(float(found.var(ddof=1)) / len(found), len(found) - 1.0)
@@ -66,30 +66,30 @@ def evaluate(
 ) -> pd.DataFrame:
     """Return every metric of every backbone with an interval over groups of subjects.
 
-    Folds of one backbone and seed are one set of predictions, and AUROC compares images within a fold only; over seeds,
-    means are taken first, and groups left out then. No interval is given where a class has fewer than five groups.
+    Folds of one backbone and seed are one set of predictions; AUROC compares images within a fold only. A value is a
+    mean over seeds. No interval is given where a class has fewer than five groups, or an effective number below 3.
 
     Args:
         frame: Predictions, such as `Benchmark.predictions()`: `label` (class name), a column `probability_<class>` per
             class, of which the second is the positive one of two, and further columns that the guide lists.
-        metrics: Names from `METRICS`, None for all of them; also "patient_accuracy" (averaged over groups),
-            "lr_positive", "lr_negative" (likelihood ratios), and "f1" of the positive class.
+        metrics: Names from `METRICS`, None for all of them; also "patient_accuracy" (a mean in which each group counts
+            once), "lr_positive", "lr_negative" (likelihood ratios), and "f1" of the positive class.
         by: Column to split by: its values, or quartiles of a number with more than eight; SettingsError without it.
             "class": each class against the rest, by default its recall, precision and F1.
-        unit: Unit of prediction: each image, or each patient by the images together (see `patient_predictions`).
+        unit: What is scored: each image, or each patient, whose images are combined (see `patient_predictions`).
         prevalence: Share of the positive class at which `ppv` and `npv` hold, in (0, 1); None for that of the images.
         unique_cells: Count images that show one cell (column `same_cell`) once, by their first prediction in each run.
         level: Of the intervals.
         estimand: "models": intervals for these fitted models on new groups. "procedure": for the mean over seeds of the
-            learning procedure on these training data; the spread between seeds enters, and two seeds are needed. None
-            for the latter if every backbone has two seeds.
+            learning procedure on these training data; the variance between seeds is added, and two seeds are needed.
+            None: "procedure" if every backbone has at least two seeds, else "models".
         side: Which rows of the column `side`.
 
     Returns:
-        A row per backbone (and part) and metric. `unit` is "group", or "image" where subjects are unknown and images
-        are taken as independent (too narrow if patients have several); `seed_sd` is between seeds, `prevalence` the
-        share of the positive class, `reason` why a value or interval is NaN. Of shares of right predictions,
-        `design_effect` is the variance over that of as many independent images, and `icc` the intraclass correlation.
+        A row per backbone (and part) and metric. `unit` is "group", "patient" (`images` are then patients), or "image":
+        subjects are unknown, and intervals too narrow if they have several images. `seed_sd` is between seeds,
+        `prevalence` the share of the positive class, `reason` why a value or interval is NaN. For accuracy and recalls
+        `design_effect` is the variance over that of independent images, and `icc` the intraclass correlation.
 
     Examples:
         >>> import pandas as pd
@@ -145,7 +145,7 @@ def _against_the_rest(model: Model, code: int) -> Model:
 def drop_repeated_cells(frame: pd.DataFrame) -> pd.DataFrame:
     """Return a prediction `frame` without repetitions of a cell: the first prediction of each in each run stays.
 
-    The column `same_cell` names the cell of images that show one that is there twice; without it, DataError.
+    The column `same_cell` is equal for images of one cell, and empty for all others; DataError without it.
     """
     frame = validated_predictions(frame)
     if "same_cell" not in frame:
@@ -163,7 +163,7 @@ def check_settings(level: float, estimand: str | None = None) -> None:
 
 
 def chosen_estimand(estimand: str | None, models: Sequence[Model]) -> str:
-    """Return the estimand; if it is None, that of the procedure where every backbone has several runs."""
+    """Return the estimand; for None "procedure" if every backbone has several runs, else "models"."""
     seeds = [len(model.runs) for model in models if model.kind != "baseline"]
     return estimand or ("procedure" if seeds and min(seeds) > 1 else "models")
 

@@ -1,12 +1,12 @@
 """Intervals over groups of subjects by the delete-one-group jackknife; docs/explanation/intervals.md says why.
 
-The jackknife is stratified by class, that of most of a group's images, and holds the class shares: where a group is
-left out, the others of its class are weighted up. Variance per class (Efron and Stein 1981; Rust and Rao 1996, JKn),
+Strata are classes; a group is in the class of most of its images. Class shares stay fixed: where a group is left out,
+the others of its class are weighted up. The variance per class (Efron and Stein 1981; Rust and Rao 1996, JKn),
 
     v_c = (m_c - 1) / m_c * sum over groups g of c of (theta_(-g) - mean of theta_(-.))^2,
 
 is summed over classes. A t quantile is taken at Satterthwaite's degrees of freedom, (sum v_c)^2 / sum(v_c^2 / d_c),
-where d_c = (sum n_g)^2 / sum n_g^2 - 1: Kish's effective number of groups, less one, since groups of 9 and of 757
+where d_c = (sum n_g)^2 / sum n_g^2 - 1: Kish's effective number of groups, less one, since groups of 9 and of 1,074
 images do not carry equal information. Ends are Wilson's for values between two bounds, and on the log scale for losses.
 """
 
@@ -50,10 +50,10 @@ NO_SPREAD = Spread(0.0, np.inf)
 class Resampling:
     """The blocks that are left out one at a time, and their strata.
 
-    A block is one unit, but for very many units: `block` (units,) is the block of each. `stratum` (blocks,) is the
-    class of most images of each block; `images`, `hits` and `said` (blocks, classes) are numbers of images by class, of
-    those that are predicted rightly, and of images by predicted class, means over runs. `groups_per_class` (classes,)
-    is in how many units each class occurs, and `folds` is of how many folds a run is.
+    A block is one unit, or several where there are very many: `block` (units,) is the block of each. `stratum`
+    (blocks,) is the class of most images of each block. `images`, `hits` and `said` (blocks, classes) are numbers of
+    images by class, of those predicted correctly, and of images by predicted class, as means over runs.
+    `groups_per_class` (classes,) is in how many units each class occurs, and `folds` the number of folds of a run.
     """
 
     block: Ints
@@ -88,8 +88,8 @@ class Resampling:
     def spread(self, left_out: Floats, metric: Metric) -> Spread:
         """Return variance and degrees of freedom from estimates without each block (..., blocks).
 
-        Folds share training images, which no group that is left out shows: with k folds the variance is multiplied by
-        1 + k / (k - 1) (Nadeau and Bengio 2003).
+        The models of k folds share training images. Leaving out test groups does not show the variance of that, so that
+        the variance is multiplied by 1 + k / (k - 1) (Nadeau and Bengio 2003).
         """
         total, about = NO_SPREAD, self.informative(metric)
         # Where one class counts, a few images of it in a group of another class make no stratum of their own.
@@ -108,9 +108,9 @@ class Resampling:
         return Spread(total.variance * inflation, total.df)
 
     def clustering(self, left_out: Floats, metric: Metric) -> dict[str, float]:
-        """Return the design effect of a share of right predictions, and the intraclass correlation that it shows.
+        """Return the design effect of clustering on the variance of a share, and the intraclass correlation from it.
 
-        The effect is that of clustering on the variance, 1 + (sum n^2 / sum n - 1) * icc by Kish's formula.
+        By Kish's formula the effect is 1 + (sum n^2 / sum n - 1) * icc.
         """
         if metric.name not in SHARES_OF_HITS:
             return {}
@@ -125,7 +125,7 @@ class Resampling:
         return {"design_effect": effect, "icc": (effect - 1) / apart}
 
     def guarded_value(self, code: int, alpha: float, prevalence: float | None) -> float:
-        """Return the predictive value of a class if the recall of the other one were as low as `interval` allows."""
+        """Return the predictive value of a class at the lowest recall of the other one that `interval` allows for."""
         totals, groups = self.images.sum(axis=0), np.maximum((self.images > 0).sum(axis=0), 1)
         recalls = np.divide(self.hits.sum(axis=0), totals, out=np.ones_like(totals), where=totals > 0)
         share = totals[1] / totals.sum() if prevalence is None else prevalence
@@ -134,7 +134,7 @@ class Resampling:
         return float(recalls[code] * shares[code] / max(recalls[code] * shares[code] + false, 1e-300))
 
     def too_few(self, metric: Metric, class_names: tuple[str, ...], unit: str) -> str:
-        """Return why a metric gets no interval: too few units in a class that it depends on; "" if none."""
+        """Return why a metric gets no interval: too few units in a class that it depends on; "" if it gets one."""
         needed = range(len(class_names)) if metric.classes is None else [metric.classes]
         count = self.groups_per_class
         # With more than two classes a metric is about those that occur; means over images need no second class.
@@ -152,10 +152,10 @@ class Resampling:
         return f"effective number of {unit}s below {FEWEST_EFFECTIVE:g}: {', '.join(owned)}" if owned else ""
 
     def with_fewer_errors(self, metric: Metric) -> tuple[Floats, Spread]:
-        """Return values and spreads of a metric of hits: of these predictions, then of some with fewer errors.
+        """Return values and spreads of a metric of hits: for these predictions, then for some with fewer errors.
 
-        The further ones lack the errors of some of the best blocks, of one block, or of all blocks but one. With them
-        one more error hardly ever makes an interval tighter, although it may lower the variance.
+        The latter are without the errors of some of the best blocks, of one block, or of all blocks but one. They are
+        there so that one more error, although it may lower the variance, hardly ever makes an interval tighter.
         """
         about = self.images.copy()
         if metric.classes is not None:
@@ -176,7 +176,7 @@ class Resampling:
 
 
 def effective_number(sizes: NDArray[Any]) -> float:
-    """Return Kish's effective number of groups with so many images: that of equal groups of the same variance."""
+    """Return Kish's effective number of groups of these sizes: of equally large groups with the same variance."""
     return float(sizes.sum() ** 2 / max((sizes**2).sum(), 1e-300))
 
 
@@ -212,20 +212,19 @@ def interval(
     """Return the interval of a value on its metric's scale, NaN where the data do not bound it, and its spread.
 
     `left_out` are the estimates without each block (blocks,), `seeds` is the spread that seeds add, and `prevalence`
-    that of a predictive value, if it is not that of the images.
+    that of a predictive value, None for that of the images.
 
-    Of a share the end on the side of the errors is the farther of two: the jackknife's, and that of data in
-    which a share q of all patients is of a kind that none of the m groups was, and wrong as a whole. With a probability
-    of (1 - q)^m none is seen; q is such that this is 1 - level for a metric of one class, and half of it for others
-    (Clopper and Pearson 1934, for no success in m trials). Where the second is farther, all of 1 - level is spent on
-    that side.
+    For a share, the end on the side of the errors is the farther of two: the jackknife's, and one that allows for a
+    share q of all patients being wrong as wholes, none of whom is among the m groups with a probability of (1 - q)^m.
+    q is such that this is 1 - level for a metric of one class, and half of it for others (Clopper and Pearson 1934, for
+    no success in m trials). Where the second is farther, the other end is that of a one-sided interval.
     """
     spread, alpha, mirrored = resampling.spread(left_out, metric) + seeds, 1 - level, metric.better == "low"
     lowest, width = metric.lowest, metric.highest - metric.lowest
     if metric.scale != "share":
         reach = float(stats.t.ppf(1 - alpha / 2, spread.df) * np.sqrt(spread.variance)) if spread.variance else 0.0
         ends = np.array([value - reach, value + reach])
-        if metric.scale == "log":  # whose end may lie beyond all losses that there are
+        if metric.scale == "log":  # the upper end may lie beyond the largest possible loss
             ends = value * np.exp(np.array([-1, 1]) * min(reach / value, 700.0)) if value else np.full(2, np.nan)
             ends = ends if ends[1] <= -np.log(CLIP) else np.full(2, np.nan)
         return float(ends[0]), float(ends[1]), spread
@@ -238,7 +237,7 @@ def interval(
     low, high = _ends(share, of_share, alpha / 2)
     if share == 0:
         high = 1 - (alpha / 2) ** (1 / groups)
-    # Where one class is predicted for images of several classes, a value does not depend on the patients.
+    # If all images of several classes get one predicted class, a value does not depend on the patients.
     constant = np.count_nonzero(resampling.said.sum(axis=0)) == 1 < np.count_nonzero(resampling.images.sum(axis=0))
     if metric.better == "":
         low = (alpha / 2) ** (1 / groups) if share == 1 else low

@@ -28,8 +28,8 @@ _OF_TWO_CLASSES = ("sensitivity", "specificity", "ppv", "npv", "prevalence", "f1
 class Metric:
     """The properties of a metric that its interval depends on.
 
-    An interval is made on `scale`, "share" between the bounds `lowest` and `highest`. `classes` is the only class
-    whose images the metric depends on, in a binary task; None for all. `better` is "" where neither high nor low is.
+    The interval is computed on `scale`; "share" lies between `lowest` and `highest`. `classes` is the only class whose
+    images the metric depends on, of two classes; None for both. `better` is "" where neither high nor low is better.
     """
 
     name: str

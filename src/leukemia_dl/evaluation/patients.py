@@ -1,4 +1,4 @@
-"""Predictions of whole patients: the images of each are taken together by a rule that is chosen on the val side."""
+"""Predictions of whole patients: the images of each are combined by a rule that is chosen on the val side."""
 
 import logging
 
@@ -17,18 +17,18 @@ _log = logging.getLogger(__name__)
 
 
 def patient_predictions(frame: pd.DataFrame, rule: str | None = None, side: str = "test") -> pd.DataFrame:
-    """Return the predictions of patients (groups), to be evaluated, compared and plotted as those of images are.
+    """Return a prediction frame of patients (groups), which every function takes that takes one of images.
 
-    Every patient has the mean over its images, by "mean" of the probabilities, by "majority" of the predicted classes,
-    and by "share 0.7" (two classes; from 0.1 to 0.9) of whether the positive class's probability is at least 0.7. The
-    rule None is chosen for each fitted model on its val side, by the balanced accuracy of patients, the first of
-    equals, or "mean" where val has fewer than five patients of a class. Thresholds on the result are chosen on val too,
-    by `operating_points`. Patients with images of several classes are left out, with a warning.
+    A patient's probabilities are, by the rule "mean", the means over its images; by "majority", the shares of images
+    predicted as each class; by "share 0.7" (two classes; 0.1 to 0.9), the share of images whose probability of the
+    positive class is at least 0.7. For None, each fitted model takes the rule with the highest balanced accuracy of
+    patients on its val side (the first of equals), or "mean" where val has fewer than five patients of a class. For
+    thresholds on the result see `operating_points`. Patients with images of several classes are left out (a warning).
 
     Args:
         frame: Predictions of images, with `group` or `subject`.
         rule: For all backbones; None to choose.
-        side: The tested side, on which a patient's images of several folds are taken together.
+        side: The tested side, on which a patient's images in several folds are combined.
 
     Returns:
         A row per fitted model, side and patient: `sample` and `group` (its name), `label`, a `probability_<class>` per
@@ -71,7 +71,7 @@ def patient_predictions(frame: pd.DataFrame, rule: str | None = None, side: str 
 
 
 def _scored(rows: pd.DataFrame, rule: str) -> pd.DataFrame:
-    """Return rows whose probabilities are replaced by the values that a rule averages over a patient's images."""
+    """Return rows with the values that a rule averages over a patient's images in place of probabilities."""
     columns = [PREFIX + name for name in class_names_of(rows)]
     shares: Floats = rows[columns].to_numpy(np.float64)
     if rule == "majority":

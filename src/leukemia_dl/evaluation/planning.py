@@ -21,7 +21,8 @@ def plan_study(
     """Return how many groups of patients are needed to find a difference, or for an interval of some width.
 
     Sizes of groups, class shares and the variance between groups are those of the pilot. The variance of few groups is
-    uncertain: take the result as an order of magnitude. Intervals are those of the jackknife.
+    uncertain: take the result as an order of magnitude. The width is that of estimate +- t * standard error; intervals
+    of `evaluate` may be wider, since they also allow for patients of an unseen kind.
 
     Args:
         frame: Predictions of the pilot; those of `evaluate`.
@@ -33,8 +34,8 @@ def plan_study(
         side: Which rows of the frame.
 
     Returns:
-        A row per pair, or per backbone: `groups_pilot`, `groups`, the number needed (NA beyond 20,000, or where the
-        variance is not known), and `images`, as many as these had in the pilot on average.
+        A row per pair, or per backbone: `groups_pilot`, `groups`, the number needed, from 10 on (NA beyond 20,000, or
+        where the variance is unknown), and `images`, at the pilot's mean number of images per group.
 
     Raises:
         SettingsError: For both or none of `effect` and `width`, and for values out of range.
