@@ -159,13 +159,10 @@ def settings_text(plan: Plan, store: Store) -> str:
         callbacks = f"{callbacks.__module__}:{callbacks.__qualname__}" if named else type(callbacks).__name__
     facts = {name: getattr(info, name) for name in ("title", "synthetic", "licence", "citation", "url")}
     facts |= {"class_names": list(plan.dataset.class_names), "fingerprint": plan.dataset.fingerprint}
-    given = (
-        "backbones", "baselines", "folds", "n_folds", "n_repeats", "seeds", "allow_leakage", "save_models",
-        "primary_metric",
-    )  # fmt: skip
+    given = ("backbones", "baselines", "folds", "n_folds", "n_repeats", "seeds", "allow_leakage", "save_models")
     settings: dict[str, dict[str, Any]] = {
         "dataset": {"name": info.name, **(plan.source or {}), **facts, "samples": len(plan.dataset)},
-        "benchmark": {"protocol": plan.protocols, **{name: getattr(plan, name) for name in given}}
+        "benchmark": {"protocol": plan.protocols, **{name: getattr(plan, name) for name in (*given, "primary_metric")}}
         | {**asdict(plan.compute), "store": str(store.root.absolute()), "callbacks": callbacks},
         "recipe": plan.recipe.to_dict(),
         "pipeline": {str(size): steps.to_dict() for size, steps in plan.pipelines.items()},

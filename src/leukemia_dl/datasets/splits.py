@@ -366,9 +366,8 @@ def _checked(context: SplitContext, fold: int | None, drawn: IntArray, test: Int
 def _count(context: SplitContext, sides: dict[str, IntArray], fold: int | None) -> pd.DataFrame:
     """Return images and groups per side and class. Raises SplitError if a side lacks a class."""
     index = pd.MultiIndex.from_product([sides, context.class_names], names=["side", "class"])
-    tables = [
-        count_images(context.labels[rows], context.groups[rows], len(context.class_names))[0] for rows in sides.values()
-    ]
+    labels, codes, classes = context.labels, context.groups, len(context.class_names)
+    tables = [count_images(labels[rows], codes[rows], classes)[0] for rows in sides.values()]
     images, groups, squares = (
         np.concatenate([how(table).sum(axis=0) for table in tables]) for how in (np.array, np.sign, np.square)
     )

@@ -152,10 +152,8 @@ def values(
     With a `prevalence` of the positive class, `ppv` and `npv` are those at it (Bayes' theorem).
     """
     found = _sums(run, weights) if set(names) - {*_RANKING, *_CALIBRATION} else {}
-    if set(names) & {*_RANKING}:
-        found |= _ranking(run, weights)
-    if set(names) & {*_CALIBRATION}:
-        found |= _calibration(run, weights)
+    found |= _ranking(run, weights) if set(names) & {*_RANKING} else {}
+    found |= _calibration(run, weights) if set(names) & {*_CALIBRATION} else {}
     if prevalence is not None and {"ppv", "npv"} & set(names):
         hit, miss = found["sensitivity"] * prevalence, (1 - found["sensitivity"]) * prevalence
         right, wrong = found["specificity"] * (1 - prevalence), (1 - found["specificity"]) * (1 - prevalence)

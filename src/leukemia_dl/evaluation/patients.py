@@ -77,8 +77,7 @@ def _scored(rows: pd.DataFrame, rule: str) -> pd.DataFrame:
     if rule == "majority":
         shares = np.eye(len(columns))[shares.argmax(axis=1)]
     elif rule != "mean":
-        positive = shares[:, 1] >= _THRESHOLDS[rule]
-        shares = np.stack([~positive, positive], axis=1).astype(np.float64)
+        shares = np.eye(2)[(shares[:, 1] >= _THRESHOLDS[rule]).astype(np.int64)]
     return rows.drop(columns=columns).join(pd.DataFrame(shares, rows.index, columns))
 
 

@@ -59,10 +59,8 @@ def plan_study(
         df = np.maximum(row["degrees_of_freedom"] * groups / pilot, 1.0)
         quantile = stats.t.ppf(1 - (1 - level) / (2 * pairs), df)
         with np.errstate(invalid="ignore", divide="ignore"):
-            if effect is not None:
-                enough = stats.nct.sf(quantile, df, effect / error) >= power
-            else:
-                enough = 2 * quantile * error <= width
+            wide = effect is None
+            enough = 2 * quantile * error <= width if wide else stats.nct.sf(quantile, df, effect / error) >= power
         needed.append(int(groups[enough.argmax()]) if enough.any() and row["standard_error"] > 0 else pd.NA)
     table = rows[names].assign(metric=metric, effect=effect, width=width, power=power if effect else np.nan)
     table = table.dropna(axis="columns", how="all").assign(groups_pilot=pilots, groups=pd.array(needed, "Int64"))
