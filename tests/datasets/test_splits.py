@@ -293,6 +293,8 @@ def test_a_side_that_one_patient_owns_is_flagged() -> None:
     assert owned.counts().loc[("test", "b"), "effective_groups"] == pytest.approx(109**2 / (5 * 4 + 99**2))
     flag = "test: most images of class b are of few patients (6 groups, effective number 1.2)"
     assert flag in owned.flags
+    (of_five,) = make_splits(with_folds(cohort({"a": [2] * 18, "b": [2] * 14 + [99]})), "official", folds=[2])
+    assert flag.replace("6 groups", "5 groups") in of_five.flags
 
 
 def test_the_same_seed_gives_the_splits_that_were_recorded() -> None:
@@ -319,3 +321,25 @@ def test_repetitions_are_named_and_are_runs_of_their_own() -> None:
     assert [split.repeat for split in drawn] == [0, 0, 0, 1, 1, 1]
     assert [split.repeat for split in make_splits(dataset, "kfold", n_folds=3, n_repeats=2, folds=[4])] == [1]
     assert make_splits(dataset, "holdout")[0].repeat is None
+
+
+def test_a_class_that_a_side_lacks_is_worse_than_sides_that_few_groups_own() -> None:
+    """Three of eight groups are large. Two of them have all images of a class: they part, although they own sides."""
+    counts = np.array([[100, 0, 1]] * 2 + [[100, 0, 0]] + [[5, 0, 0]] * 5 + [[0, 10, 0]] * 8)
+    numbers = np.array([[4, 4], [4, 4], [0, 0]])
+    for seed in range(5):
+        sides = splits.assign_groups(counts, numbers, np.full((3, 2), 0.5), np.random.default_rng(seed))
+        assert sides[0] != sides[1]
+
+
+def test_a_holdout_holds_its_part_of_the_images_and_large_patients_too() -> None:
+    sizes = [6, 10, 12, 18, 23, 23, 29, 39, 52, 74]
+    dataset = cohort({"a": sizes, "b": sizes})
+    held = []
+    for seed in range(60):
+        context = SplitContext(dataset, "holdout", seed)
+        held.append(np.bincount(context.groups[context.holdout(context.everything, "test")[1]], minlength=20))
+    images = np.array(held)
+    assert images.sum(axis=1).mean() / (2 * sum(sizes)) == pytest.approx(0.3, abs=0.04)
+    assert ((images > 0).mean(axis=0)[images.max(axis=0) >= 52] > 0.1).all()
+    assert (images.max(axis=0) > 0).all()

@@ -167,3 +167,33 @@ def test_a_planned_study_has_the_power_that_it_was_planned_for():
     for _ in range(400):
         found.append(compare(predictions(2 * (groups // 2), 0.4))["p"][0] <= 0.05)
     assert np.mean(found) == pytest.approx(0.8, abs=0.05)
+
+
+def test_a_plan_is_for_the_power_and_the_level_that_are_asked_for_and_corrected_for_all_pairs():
+    frame = clustered(SIZES, ["a", "b", "c"])
+    plan = plan_study(frame, effect=0.1, power=0.9, level=0.9)
+    pairs = compare(frame, level=0.9).to_dict("records")
+    assert len(pairs) == 3
+    for row, pair in zip(plan.to_dict("records"), pairs, strict=True):
+        groups = row["groups"] - np.array([1, 0])
+        df, error = pair["degrees_of_freedom"] * groups / 22, pair["standard_error"] * np.sqrt(22 / groups)
+        one_less, enough = stats.nct.sf(stats.t.ppf(1 - 0.1 / 2 / 3, df), df, 0.1 / error)
+        assert one_less < 0.9 <= enough
+    turned = plan_study(frame, effect=-0.1, power=0.9, level=0.9)
+    assert turned["groups"].tolist() == plan["groups"].tolist()
+
+
+def test_the_accuracy_of_patients_has_as_many_degrees_of_freedom_as_there_are_patients():
+    """However many images the largest has: it is one of them, also where it owns its class."""
+    frame = clustered(((5, 9, 12, 30, 8, 900), (7, 3, 25, 11, 6)), ["one"])
+    right = frame["probability_all"].gt(0.5).eq(frame["label"].eq("all")).groupby(frame["group"]).mean()
+    variance, parts = 0.0, 0.0
+    for label in ("hem", "all"):
+        names = frame.loc[frame["label"] == label, "group"].unique()
+        without = [right.drop(name).mean() for name in names]
+        part = (len(names) - 1) * np.var(without)
+        variance, parts = variance + part, parts + part**2 / (len(names) - 1)
+    row = table_of(frame, metrics="patient_accuracy").loc["patient_accuracy"]
+    assert row["reason"] == ""
+    assert row["standard_error"] == pytest.approx(variance**0.5)
+    assert row["degrees_of_freedom"] == pytest.approx(variance**2 / parts)

@@ -112,8 +112,10 @@ def test_two_seeds_are_of_the_procedure_and_the_sentence_says_so():
 def test_folds_make_a_difference_less_certain():
     frame = clustered(SMALL)
     folded = frame.assign(fold=pd.factorize(frame["group"])[0] % 5)
-    (one,), (other,) = (compare(part).to_dict("records") for part in (frame, folded))
+    of_one = pd.concat([folded[folded["backbone"] == "one"], frame[frame["backbone"] == "other"]])
+    (one,), (other,), (mixed,) = (compare(part).to_dict("records") for part in (frame, folded, of_one))
     assert other["standard_error"] == pytest.approx(one["standard_error"] * np.sqrt(1 + 5 / 4))
+    assert mixed["standard_error"] == other["standard_error"]
 
 
 def test_a_large_difference_is_found_and_said():
@@ -278,6 +280,7 @@ def test_a_pair_without_an_image_in_common_is_a_row_that_says_so():
     assert table["p"].notna().tolist() == [True, False, False]
     assert table["sentence"].iloc[1] == "Not testable: one and third have no image in common."
     assert table["p_holm"].iloc[0] == table["p"].iloc[0]
+    assert table["detectable"].iloc[0] == compare(apart, backbones=["one", "other"])["detectable"].iloc[0]
 
 
 def test_fewer_than_five_groups_give_no_test_and_the_reason_first():

@@ -144,3 +144,12 @@ def test_a_fold_without_negatives_counts_in_precision_as_it_does_in_average_prec
     frame = frame[["label", "fold", "sample", "probability_a", "probability_b"]]
     assert evaluate(frame, metrics="auprc")["value"].tolist() == [0.875]
     assert precision_recall_curves(frame, points=3)["y"].tolist() == [0.875] * 3
+
+
+def test_a_bin_in_which_all_happens_gets_the_exact_bound_of_its_own_patients():
+    frame = FRAME[FRAME["backbone"] == "one"].assign(probability_all=0.15)
+    inside = frame["group"].isin([f"g{i}" for i in range(6)])  # of 28 patients, and leukemic
+    frame.loc[inside, "probability_all"] = 0.95
+    row = reliability_curves(frame.assign(probability_hem=lambda f: 1 - f["probability_all"])).iloc[1]
+    assert (row["y"], row["high"]) == (1, 1)
+    assert row["low"] == pytest.approx(0.025 ** (1 / 6))

@@ -1,6 +1,7 @@
 """Intervals at the edges: no error, one error, few groups, one patient with most images, predictions of one class."""
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -132,3 +133,72 @@ def test_a_ranking_is_not_constant_where_one_class_is_predicted():
     row = one(frame, "auroc")
     assert (row["value"], row["high"]) == (1, 1)
     assert row["low"] == pytest.approx(0.025 ** (1 / 11))
+
+
+def test_ends_on_the_log_and_on_the_linear_scale_are_those_of_the_t_distribution():
+    table = evaluate(clustered(SMALL, ["one"]), level=0.9).set_index("metric")
+    reach = stats.t.ppf(0.95, table["degrees_of_freedom"]) * table["standard_error"]
+    for name in ("calibration_slope", "calibration_intercept"):
+        row = table.loc[name]
+        assert (row["high"] - row["value"], row["value"] - row["low"]) == pytest.approx([reach[name]] * 2)
+    for name in ("loss", "balanced_loss"):  # by the delta method
+        row = table.loc[name]
+        factor = np.exp(reach[name] / row["value"])
+        assert (row["low"], row["high"]) == pytest.approx((row["value"] / factor, row["value"] * factor))
+
+
+def test_a_class_that_is_never_right_gets_the_exact_bound_of_no_success():
+    frame = clustered(SMALL, ["one"])
+    positive = np.where(frame["label"] == "all", 0.1, np.where(np.arange(len(frame)) % 2, 0.9, 0.1))
+    frame = frame.assign(probability_all=positive, probability_hem=1 - positive)
+    row = one(frame, "sensitivity")
+    assert (row["low"], row["value"]) == (0, 0)
+    assert row["high"] == pytest.approx(stats.beta.ppf(0.975, 1, 6))
+
+
+def test_very_many_images_get_the_bound_of_all_of_them():
+    """They are left out in 400 blocks, but each of them could have been wrong."""
+    frame = clustered(((600,), (400,)), ["one"]).drop(columns="group")
+    right = frame["label"].eq("all").astype(float)
+    frame = frame.assign(probability_all=right, probability_hem=1 - right)
+    assert one(frame, "auroc")["low"] == pytest.approx(stats.beta.ppf(0.025, 1000, 1))
+    assert one(frame, "sensitivity")["low"] == pytest.approx(stats.beta.ppf(0.05, 600, 1))
+
+
+def test_turning_the_classes_round_turns_the_predictive_values():
+    frame = clustered(((6,) * 8, (9,) * 7), ["one"]).assign(probability_all=0.1, probability_hem=0.9)
+    first = frame[frame["label"] == "all"].groupby("group").head(1).index[:6]
+    frame.loc[first, ["probability_all", "probability_hem"]] = 0.9, 0.1
+    names = {"probability_all": "probability_hem", "probability_hem": "probability_all"}
+    turned = frame.rename(columns=names).assign(label=np.where(frame["label"] == "all", "hem", "all"))
+    turned = turned[frame.columns]
+    for share in (None, 0.02):
+        ppv, npv = one(frame, "ppv", prevalence=share), one(turned, "npv", prevalence=share and 1 - share)
+        ends = ["value", "low", "high"]
+        assert npv[ends].tolist() == pytest.approx(ppv[ends].tolist())
+
+
+def test_the_design_effect_is_kishs_also_for_unequal_groups_and_does_not_depend_on_folds():
+    frame = clustered(((200, 20, 50, 90, 10, 70), (40, 30, 100, 60, 20)), ["one"], correlation=0.3)
+    row = one(frame, "sensitivity")
+    independent = row["value"] * (1 - row["value"]) / 440
+    assert row["design_effect"] == pytest.approx(row["standard_error"] ** 2 / independent)
+    size = sum(n * n for n in (200, 20, 50, 90, 10, 70)) / 440
+    assert row["icc"] == pytest.approx((row["design_effect"] - 1) / (size - 1))
+    folded = one(frame.assign(fold=pd.factorize(frame["group"])[0] % 2), "sensitivity")
+    assert folded["design_effect"] == pytest.approx(row["design_effect"])
+    assert folded["icc"] == pytest.approx(row["icc"])
+
+
+def test_the_brier_score_of_three_classes_lies_between_0_and_2():
+    random, labels = np.random.default_rng(0), np.arange(60) % 3
+    said = (labels + random.choice(3, 60, p=[0.2, 0.4, 0.4])) % 3
+    shares = np.where(np.arange(3) == said[:, None], 0.96, 0.02)
+    frame = pd.DataFrame(shares, columns=[f"probability_{name}" for name in "abc"])
+    row = one(frame.assign(label=np.array(list("abc"))[labels], group=np.arange(60) // 3 * 3 + labels), "brier")
+    assert 1 < row["low"] < row["value"] < row["high"] < 2
+    half, ratio = row["value"] / 2, stats.t.ppf(0.975, row["degrees_of_freedom"]) ** 2
+    for end in (row["low"] / 2, row["high"] / 2):  # Wilson: so far that the value is at the end of its test
+        assert (half - end) ** 2 == pytest.approx(
+            ratio * (row["standard_error"] / 2) ** 2 * end * (1 - end) / (half * (1 - half))
+        )

@@ -279,3 +279,32 @@ def test_where_nothing_can_be_tested_there_is_no_rank_and_the_reason_comes_first
     assert board["flags"].tolist() == [FEW] * 3
     alone = leaderboard(rows_of("a", 3.0, folds=(0, 1)))
     assert alone[["rank", "flags"]].to_numpy().tolist() == [[pd.NA, FEW]]
+
+
+def with_right(backbone, counts):
+    """Predictions with so many right of the eight images of each group."""
+    rows = rows_of(backbone, 0.0).assign(fold=0)
+    right = rows.groupby("group").cumcount() < rows["group"].map(dict(enumerate(counts)))
+    positive = np.where((rows["label"] == "all") == right, 0.9, 0.1)
+    return rows.assign(**{HEM: 1 - positive, ALL: positive})
+
+
+def test_no_lower_value_has_a_better_rank():
+    """The best is better than the second, which is wrong once nearly everywhere, but not than an uncertain third."""
+    best, often = with_right("best", [8] * 12), with_right("often", [7] * 10 + [8] * 2)
+    board = leaderboard(joined(best, often, with_right("seldom", [0, 4] + [8] * 10)))
+    assert board["better_than"].tolist() == ["often", "", ""]
+    assert board[["backbone", "rank"]].to_numpy().tolist() == [["best", 1], ["often", 1], ["seldom", 1]]
+    worst, often = with_right("worst", [4] * 12), with_right("often", [5] * 10 + [4] * 2)
+    board = leaderboard(joined(worst, often, with_right("seldom", [8] * 3 + [4] * 9)))
+    assert board["better_than"].tolist() == ["", "worst", ""]
+    assert board[["backbone", "rank_high"]].to_numpy().tolist() == [["seldom", 3], ["often", 3], ["worst", 3]]
+
+
+def test_a_difference_that_is_not_significant_after_holms_correction_is_no_better_place():
+    frame = joined(with_right("a", [8] * 12), *(with_right(name, [5, 6, 7, 6, 7, 7] + [8] * 6) for name in "bc"))
+    pair = compare(frame).iloc[0]
+    assert pair["p"] < 0.05 < pair["p_holm"]
+    board = leaderboard(frame)
+    assert board["better_than"].tolist() == ["", "", ""]
+    assert board[["rank", "rank_high"]].to_numpy().tolist() == [[1, 3]] * 3

@@ -28,6 +28,8 @@ def of_test(frame, **settings):
 
 def test_each_rule_is_a_mean_over_the_images_of_a_patient():
     frame = two_sides()
+    frame.loc[::5, "probability_all"] = 0.7  # is counted by "share 0.7"
+    frame["probability_hem"] = 1 - frame["probability_all"]
     rows = frame[frame["side"] == "test"].groupby("group")["probability_all"]
     for rule, expected in {
         "mean": rows.mean(),
@@ -57,9 +59,11 @@ def test_the_rule_is_the_best_on_val_and_never_looks_at_the_tested_side():
 
 
 def test_where_val_has_few_patients_the_mean_is_taken_and_said():
-    few = two_sides()
-    few = few[(few["side"] == "test") | few["group"].isin(["vg0", "vg1", "vg6", "vg7"])]
-    assert set(patient_predictions(few)["rule"]) == {"mean probability, for want of 5 patients of each class on val"}
+    frame = two_sides()
+    for kept in ([0, 1, 6, 7], [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]):  # of one class enough
+        few = frame[(frame["side"] == "test") | frame["group"].isin([f"vg{i}" for i in kept])]
+        said = {"mean probability, for want of 5 patients of each class on val"}
+        assert set(patient_predictions(few)["rule"]) == said
     alone = clustered(SIZES, ["one"])
     assert set(patient_predictions(alone)["rule"]) == {"mean probability, for want of 5 patients of each class on val"}
 
@@ -137,3 +141,35 @@ def test_without_patients_or_with_another_rule_it_says_what_is_needed():
         patient_predictions(frame.assign(group=frame["sample"].str[-1].where(frame.index < 0, "one")))
     with pytest.raises(SettingsError, match="unit must be one of"):
         evaluate(frame, unit="person")
+
+
+def test_the_rule_is_chosen_by_the_balanced_accuracy_of_patients():
+    """Of many leukemic patients and few others: to call all of them leukemic is the most accurate, and useless."""
+    labels = np.array(["hem"] * 5 + ["all"] * 20)
+    positive = np.array([0.62] * 5 + [0.75] * 14 + [0.55] * 6)
+    sides = [
+        pd.DataFrame({"label": labels, "probability_hem": 1 - positive, "probability_all": positive}).assign(
+            side=side, sample=[f"{side}{i}" for i in range(25)], group=[f"{side}{i}" for i in range(25)]
+        )
+        for side in ("val", "test")
+    ]
+    assert set(patient_predictions(pd.concat(sides))["rule"]) == {"share 0.7, chosen on val"}
+
+
+def test_patients_of_another_side_have_a_leaderboard_too():
+    frame = two_sides(("one", "other"))
+    renamed = frame.assign(side=frame["side"].replace({"test": "preliminary"}))
+    board, expected = leaderboard(renamed, unit="patient", side="preliminary"), leaderboard(frame, unit="patient")
+    pd.testing.assert_frame_equal(board, expected)
+
+
+def test_patients_of_several_folds_have_no_exact_interval_and_a_level_is_kept():
+    frame = clustered(SIZES, ["one"])
+    row = evaluate(frame, unit="patient", metrics="accuracy", level=0.8).iloc[0]
+    exact = stats.binomtest(round(12 * row["value"]), 12).proportion_ci(0.8, method="exact")
+    assert (row["low"], row["high"]) == pytest.approx((exact.low, exact.high))
+    folded = frame.assign(fold=pd.factorize(frame["group"])[0] % 3)
+    other = evaluate(folded, unit="patient", metrics="accuracy").iloc[0]
+    assert other["value"] == row["value"]
+    assert other["method"] == "delete-one-group jackknife"
+    assert other["standard_error"] == pytest.approx(row["standard_error"] * np.sqrt(1 + 3 / 2))
