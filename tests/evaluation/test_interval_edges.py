@@ -188,6 +188,10 @@ def test_the_design_effect_is_kishs_also_for_unequal_groups_and_does_not_depend_
     folded = one(frame.assign(fold=pd.factorize(frame["group"])[0] % 2), "sensitivity")
     assert folded["design_effect"] == pytest.approx(row["design_effect"])
     assert folded["icc"] == pytest.approx(row["icc"])
+    # Class shares are held: of independent images too, each class has a variance of its own.
+    whole, recalls = one(frame, "accuracy"), np.array([row["value"], one(frame, "specificity")["value"]])
+    independent = ([440, 250] * recalls * (1 - recalls)).sum() / 690**2
+    assert whole["design_effect"] == pytest.approx(whole["standard_error"] ** 2 / independent)
 
 
 def test_the_brier_score_of_three_classes_lies_between_0_and_2():
