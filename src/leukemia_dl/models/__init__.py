@@ -5,8 +5,9 @@ from leukemia_dl.models.backbones import (  # isort: skip
 )  # fmt: skip
 from leukemia_dl.models.build import Head, build_model
 from leukemia_dl.models.classifier import Classifier, load_classifier
+from leukemia_dl.models.embeddings import Embeddings
 
 __all__ = [
-    "BackboneSpec", "Classifier", "Head", "application", "backbone_table", "build_model", "get_backbone",
+    "BackboneSpec", "Classifier", "Embeddings", "Head", "application", "backbone_table", "build_model", "get_backbone",
     "list_backbones", "load_classifier", "register_backbone",
 ]  # fmt: skip

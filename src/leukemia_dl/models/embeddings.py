@@ -1,0 +1,196 @@
+"""Features that exist already, such as an encoder's output in a file: a table with a row per image."""
+
+import hashlib
+import logging
+import math
+import posixpath
+import re
+import warnings
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from leukemia_dl.errors import DataError, SettingsError
+from leukemia_dl.identity import canonical_json
+
+_KEYS, _MOST_BYTES = ("sample", "path"), 1 << 32  # of an array, unpacked
+_FACTS = {*_KEYS, "label", "subject", "patient", "group", "field", "cell", "fold", "split", "side", "dataset", "site"}
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Embeddings:
+    """Features of images, computed elsewhere, that enter a benchmark like a frozen backbone: `backbones=[embeddings]`.
+
+    Tables and files have a column `sample` or `path` (if both, `sample` is used). All others are features, in their
+    order, and hold numbers, but for facts about the image, which are ignored: label, subject, patient, group, field,
+    cell, fold, split, side, dataset and site. DataError if keys are missing or repeated, features no finite numbers.
+
+    Attributes:
+        name: As a backbone's: lower case letters, digits, _ - .
+        keys: The sample id or path of each row; paths may be relative to any folder.
+        features: float32 (n, d), read-only.
+    """
+
+    name: str
+    keys: tuple[str, ...]
+    features: NDArray[np.float32]
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[a-z0-9][a-z0-9_.-]*", str(self.name)):
+            raise DataError(f"A name is of lower case letters, digits, _ - . Received: {self.name!r}.")
+        where, given = f"The embeddings {self.name!r}", np.asarray(self.features)
+        keys = pd.Series([*self.keys], dtype=object).convert_dtypes().astype(object)  # whole numbers may come as floats
+        if given.ndim != 2 or len(given) != len(keys) or not given.size or given.dtype.kind not in "fiu":
+            found = f"{given.dtype} {given.shape} for {len(keys):,} keys"
+            raise DataError(f"{where} need features of numbers (n, d), a row for each key. Received: {found}.")
+        if missing := int((keys.isna() | (keys == "")).sum()):
+            raise DataError(f"{where} have {missing:,} of {len(keys):,} rows without a key. Complete or drop them.")
+        keys = keys.map(str)
+        with np.errstate(over="ignore"):
+            features = np.array(given, np.float32)
+        if len(bad := keys[~np.isfinite(features).all(axis=1)]):
+            found = f"{len(bad):,} of {len(keys):,} rows: {', '.join(map(repr, bad[:5]))}"
+            raise DataError(f"{where} have NaN or infinite values, as float32, in {found}. Drop or correct them.")
+        if len(twice := keys[keys.duplicated()].unique()):
+            values = "different" if np.ptp(features[keys == twice[0]], axis=0).any() else "equal"
+            found = f"{len(twice):,} keys in several rows, such as {twice[0]!r} with {values} features"
+            raise DataError(f"{where} have {found}. Keep one row of each.")
+        features.flags.writeable = False
+        vars(self).update(keys=tuple(keys), features=features)
+
+    def __repr__(self) -> str:
+        return f"<Embeddings {self.name!r}: {len(self.keys):,} images, {self.features.shape[1]:,} features>"
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of keys and features, whatever the order of the rows: 64 hexadecimal digits."""
+        order = sorted(range(len(self.keys)), key=self.keys.__getitem__)
+        text = canonical_json([[self.keys[row] for row in order], self.features.shape])
+        return hashlib.sha256(text.encode() + self.features[order].astype("<f4").tobytes()).hexdigest()
+
+    @classmethod
+    def from_frame(cls, name: str, frame: pd.DataFrame) -> "Embeddings":
+        """Return the embeddings `name` of a table `frame`. Raises DataError if a column is no feature."""
+        columns, where = [*map(str, frame.columns)], f"The embeddings {name!r} need"
+        key = next((key for key in _KEYS if key in columns), "")
+        if not key or len({*columns}) < len(columns):
+            found = f"{len(columns):,} columns: {', '.join(columns[:9])}"
+            raise DataError(f"{where} a column sample or path, and each column once. Received: {found}.")
+        parts = frame.loc[:, [column not in _FACTS for column in columns]]
+        # pandas calls an index "Unnamed: 0" that it wrote as a column.
+        odd = [str(c) for c, dtype in parts.dtypes.items() if dtype.kind not in "fiu" or str(c).startswith("Unnamed: ")]
+        if odd or not parts.shape[1]:
+            found = f"{len(odd):,} that are no features: {', '.join(odd[:9])}. Drop or convert them" if odd else "none"
+            raise DataError(f"{where} columns of numbers besides facts. Received: {found}.")
+        with np.errstate(over="ignore"):
+            return cls(name, tuple(frame[key]), parts.to_numpy(np.float32, na_value=np.nan))
+
+    @classmethod
+    def from_csv(cls, name: str, file: str | Path) -> "Embeddings":
+        """Return the embeddings `name` of a CSV `file` in UTF-8 with a header."""
+        return cls.from_file(name, file, ".csv")
+
+    @classmethod
+    def from_parquet(cls, name: str, file: str | Path) -> "Embeddings":
+        """Return the embeddings `name` of a Parquet `file`. Needs the extra `parquet`."""
+        return cls.from_file(name, file, ".parquet")
+
+    @classmethod
+    def from_npz(cls, name: str, file: str | Path) -> "Embeddings":
+        """Return the embeddings `name` of an npz `file`: arrays `sample` or `path` (n,) and `features` (n, d)."""
+        return cls.from_file(name, file, ".npz")
+
+    @classmethod
+    def from_file(cls, name: str, file: str | Path, form: str | None = None) -> "Embeddings":
+        """Return the embeddings `name` of a `file`. Raises DataError if it cannot be read.
+
+        `form` is ".csv", ".parquet" or ".npz", None for the end of the file's name.
+        """
+        try:
+            content = _content(Path(file).expanduser(), form or Path(file).suffix.lower())
+        except SettingsError:
+            raise
+        except Exception as error:  # damaged files raise errors of many kinds
+            reason = str(error).rstrip(". ") or type(error).__name__
+            raise DataError(f"The embeddings {name!r} cannot be read from {file}: {reason}.") from error
+        return cls.from_frame(name, content) if isinstance(content, pd.DataFrame) else cls(name, *content)
+
+    def rows_for(self, samples: Sequence[str], paths: Sequence[Any] | None = None) -> NDArray[np.float32]:
+        """Return the features of images, float32 (n, d), in the order of their ids `samples` and `paths` (NA: no file).
+
+        All are found in one way: by sample id, or by path, or by as many of its last parts as possible; a warning says
+        so if parts of keys do not count, such as folders elsewhere. Raises DataError if images have no features.
+        """
+        parts = [posixpath.normpath(key.replace("\\", "/")).split("/") for key in self.keys]
+        known = [] if paths is None else [str("" if pd.isna(path) else path).replace("\\", "/") for path in paths]
+        best = np.full(len(samples), -1)
+        for depth in (0, *range(max(map(len, parts)) if known else 0, 0, -1)):
+            keys = pd.Index(["/".join(part[-depth:]) for part in parts] if depth else self.keys)
+            images = pd.Index(["/".join(path.split("/")[-depth:]) for path in known] if depth else [*map(str, samples)])
+            if images.has_duplicates or keys[keys.duplicated()].isin(images).any():
+                continue  # it is not clear which image is meant
+            first = ~keys.duplicated()
+            rows = np.append(np.flatnonzero(first), -1)[keys[first].get_indexer(images)]
+            best = rows if (rows >= 0).sum() > (best >= 0).sum() else best
+            if (rows >= 0).all():
+                if depth and any(len(parts[row]) > depth for row in rows):
+                    message = "Embeddings %r: images are found by the last %d parts of paths only, such as %r for %r"
+                    _log.warning(message, self.name, depth, self.keys[rows[0]], known[0])
+                return self.features[rows]
+        left = [repr(sample) for sample, row in zip(samples, best, strict=True) if row < 0]
+        found = f"no features of {len(left):,} of {len(best):,} images: {', '.join(left[:5])}"
+        if len(left) == len(best):
+            found += f"; they are of other images: a key is {self.keys[0]!r}, a path {known[0] if known else None!r}"
+        hint = "A key is a sample id or a path; a part of a path must belong to one image only"
+        raise DataError(f"The embeddings {self.name!r} have {found}. {hint}.")
+
+
+def _content(file: Path, form: str) -> Any:
+    """Return the table in a file, or its keys and features; errors of many kinds if it is damaged."""
+    if not file.is_file() or form not in (".csv", ".parquet", ".npz"):  # reading a pipe would wait for ever
+        raise ValueError("it is no file that ends in .csv, .parquet or .npz")
+    if form == ".csv":
+        how: Any = {"compression": None, "index_col": False, "encoding": "utf-8-sig", "keep_default_na": False}
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", pd.errors.ParserWarning)  # for a row that is too long
+            columns = pd.read_csv(file, nrows=0, **how).columns.difference(_KEYS)  # "007" and "NA" are keys
+            gaps = dict.fromkeys(columns, ["", "nan", "NaN", "NA"])
+            return pd.read_csv(file, dtype=dict.fromkeys(_KEYS, str), na_values=gaps, **how)
+    if form == ".parquet":
+        try:
+            from pyarrow import parquet
+        except ImportError as error:
+            raise SettingsError("pyarrow is not installed. Install it: pip install 'leukemia-dl[parquet]'.") from error
+        held = parquet.read_metadata(file)
+        _bound(held.num_rows * held.num_columns * 4, _MOST_BYTES)
+        return parquet.read_table(file).to_pandas()
+    with zipfile.ZipFile(file) as archive:
+        key = next((key for key in _KEYS if f"{key}.npy" in archive.namelist()), "sample")
+        keys, features = (_array(archive, f"{name}.npy") for name in (key, "features"))
+    if keys.ndim != 1 or keys.dtype.kind not in "USiu":
+        raise ValueError(f"{key} must be texts or whole numbers (n,). Received: {keys.dtype} {keys.shape}")
+    return keys.astype(str), features
+
+
+def _array(archive: zipfile.ZipFile, name: str) -> NDArray[Any]:
+    """Return an array of an npz file; its size is checked before it is unpacked."""
+    _bound(size := archive.getinfo(name).file_size, _MOST_BYTES)
+    with archive.open(name) as member:
+        old = np.lib.format.read_magic(member) == (1, 0)
+        header = (np.lib.format.read_array_header_1_0 if old else np.lib.format.read_array_header_2_0)(member)
+    _bound(math.prod(header[0]) * header[2].itemsize, size)
+    with archive.open(name) as member:
+        return np.asarray(np.lib.format.read_array(member, allow_pickle=False))
+
+
+def _bound(size: int, most: int) -> None:
+    if size > most:
+        raise ValueError(f"it has an array of {size:,} bytes, more than {most:,}")
