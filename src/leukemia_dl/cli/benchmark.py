@@ -34,6 +34,7 @@ def benchmark(
     dataset_option: options.DatasetOptions = None,
     drop_class: options.DropClasses = None,
     backbones: str | None = Option(None, help="Names, by commas.", show_default="the five built-in"),
+    embeddings: options.EmbeddingFiles = None,
     recipe: options.RecipeName = "quick",
     set_: options.Changes = None,
     image_size: options.ImageSize = None,
@@ -70,14 +71,13 @@ def benchmark(
         sys.path += [here] if asked.callbacks else []
         data = options.load_dataset(dataset, root, dataset_option, drop_class)
         given: Any = {"n_folds": n_folds, "n_repeats": n_repeats, "primary_metric": primary_metric, "device": device}
-        given |= {"store": store, "allow_leakage": allow_leakage}
+        given |= {"store": store, "allow_leakage": allow_leakage, "seeds": options.parts(seeds)}
         bench = Benchmark(
             data,
-            None if backbones is None else options.parts(backbones),
+            [*options.parts(backbones or ""), *options.embeddings(embeddings)] if backbones or embeddings else None,
             recipe=asked,
             protocol=None if protocol is None else options.parts(protocol),
             folds="all" if folds == "all" else options.parts(folds) if folds else None,
-            seeds=options.parts(seeds),
             baselines=options.parts(baselines),
             pipeline=partial(options.pipeline, data, asked, stain=stain, crop=crop),
             **given,

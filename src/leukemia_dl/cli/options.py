@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from leukemia_dl.datasets import Dataset
+    from leukemia_dl.models import Embeddings
     from leukemia_dl.preprocess import Pipeline
     from leukemia_dl.training.recipe import Recipe
 
@@ -25,6 +26,7 @@ DatasetName = Annotated[str, Option(help="One of `leukemia-dl datasets`.")]
 Root = Annotated[Path | None, Option(help="Folder (or CSV file) of the data set.", show_default=False)]
 DatasetOptions = Annotated[Pairs, Option("--dataset-option", "-o", metavar="KEY=VALUE", help="Such as subjects=60.")]
 DropClasses = Annotated[Pairs, Option("--drop-class", metavar="NAME", help="Leave a class out.")]
+EmbeddingFiles = Annotated[Pairs, Option("--embeddings", metavar="NAME=FILE", help="Features: .npz, .parquet or .csv.")]
 RecipeName = Annotated[str, Option(help="Settings of each fit: see `leukemia-dl recipes`, or a .toml file.")]
 Changes = Annotated[Pairs, Option("--set", "-s", metavar="KEY=VALUE", help="Change the recipe, such as epochs=10.")]
 ImageSize = Annotated[int | None, Option(help="Side of the images in pixels.", show_default="the recipe's")]
@@ -52,6 +54,16 @@ def recipe(name: str, pairs: Pairs, image_size: int | None) -> Recipe:
     if "=" in str(changes.get("weights")):  # one for each backbone
         changes["weights"] = key_values([*map(str, parts(changes["weights"]))], "--set weights")
     return Recipe.from_toml(name).changed(**changes) if name.endswith(".toml") else Recipe.preset(name, **changes)
+
+
+def embeddings(pairs: Pairs) -> list[Embeddings]:
+    """Return the features in the files that --embeddings names."""
+    from leukemia_dl.models import Embeddings
+
+    files = {name: file for name, _, file in (pair.partition("=") for pair in pairs or [])}
+    if not all(files.values()) or len(files) < len(pairs or []):
+        raise SettingsError(f"--embeddings takes NAME=FILE, each name once. Received: {', '.join(pairs or [])}.")
+    return [Embeddings.from_file(name, file) for name, file in files.items()]
 
 
 def pipeline(dataset: Dataset, recipe: Recipe, image_size: int, stain: str | None, crop: bool) -> Pipeline:

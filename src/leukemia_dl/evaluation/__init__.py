@@ -11,11 +11,12 @@ from leukemia_dl.evaluation.metrics import METRICS, score
 from leukemia_dl.evaluation.patients import patient_predictions
 from leukemia_dl.evaluation.planning import plan_study
 from leukemia_dl.evaluation.predictions import class_names_of
+from leukemia_dl.evaluation.probe import probe
 from leukemia_dl.evaluation.published import published_results
 
 __all__ = [
     "METRICS", "accuracy_at_coverage", "apply_temperature", "calibrate", "class_names_of", "compare",
     "drop_repeated_cells", "error_list", "evaluate", "fit_temperature", "group_table", "inflation", "leaderboard",
     "net_benefit", "operating_points", "patient_predictions", "plan_study", "precision_recall_curves",
-    "published_results", "reliability_curves", "roc_curves", "score",
+    "probe", "published_results", "reliability_curves", "roc_curves", "score",
 ]  # fmt: skip

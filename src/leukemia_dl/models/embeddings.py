@@ -56,7 +56,7 @@ class Embeddings:
         keys = keys.map(str)
         with np.errstate(over="ignore"):
             features = np.array(given, np.float32)
-        if len(bad := keys[~np.isfinite(features).all(axis=1)]):
+        if len(bad := keys[np.flatnonzero(~np.isfinite(features).all(axis=1))]):
             found = f"{len(bad):,} of {len(keys):,} rows: {', '.join(map(repr, bad[:5]))}"
             raise DataError(f"{where} have NaN or infinite values, as float32, in {found}. Drop or correct them.")
         if len(twice := keys[keys.duplicated()].unique()):
@@ -144,7 +144,7 @@ class Embeddings:
                 if depth and any(len(parts[row]) > depth for row in rows):
                     message = "Embeddings %r: images are found by the last %d parts of paths only, such as %r for %r"
                     _log.warning(message, self.name, depth, self.keys[rows[0]], known[0])
-                return self.features[rows]
+                return np.asarray(self.features[rows])
         left = [repr(sample) for sample, row in zip(samples, best, strict=True) if row < 0]
         found = f"no features of {len(left):,} of {len(best):,} images: {', '.join(left[:5])}"
         if len(left) == len(best):
@@ -162,7 +162,7 @@ def _content(file: Path, form: str) -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("error", pd.errors.ParserWarning)  # for a row that is too long
             columns = pd.read_csv(file, nrows=0, **how).columns.difference(_KEYS)  # "007" and "NA" are keys
-            gaps = dict.fromkeys(columns, ["", "nan", "NaN", "NA"])
+            gaps = {column: ["", "nan", "NaN", "NA"] for column in columns}
             return pd.read_csv(file, dtype=dict.fromkeys(_KEYS, str), na_values=gaps, **how)
     if form == ".parquet":
         try:

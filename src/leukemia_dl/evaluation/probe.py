@@ -1,0 +1,160 @@
+"""How well features predict a fact about the images, such as the patient or the site that they come from."""
+
+import re
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy import linalg
+
+from leukemia_dl.checks import whole_number
+from leukemia_dl.errors import DataError
+from leukemia_dl.evaluation.metrics import Floats, Ints
+from leukemia_dl.evaluation.predictions import unit_column
+from leukemia_dl.identity import is_unknown, name_key
+from leukemia_dl.text import counted
+
+_PATIENTS, _MOST_CLASSES, _SHRINKAGE = ("subject", "patient", "group"), 50, 0.1
+
+
+def probe(
+    features: pd.DataFrame, column: str, *, folds: int = 5, permutations: int = 199, seed: int = 0
+) -> pd.DataFrame:
+    """Return how well a linear classifier predicts a column from features, by cross-validation, in one row.
+
+    A column that is constant in each patient (site, fold, class) is predicted for whole patients that training has not
+    seen, so that the patient is no clue; the patient, or a column that varies in patients, for other images of the same
+    patients. The classifier is logistic regression on standardised features, classes weighted up to equal size; for
+    more than 50 classes, with which that takes long, ridge regression.
+
+    For `p`, labels are permuted over patients; over images for the patient itself; over images of each patient for a
+    column that varies in them. The statistic is the balanced accuracy of the nearest class mean in whitened features,
+    in folds that do not depend on labels.
+
+    Args:
+        features: A row per image: `feature_0` and so on, `group` or `subject` (the patient), and other columns.
+        column: What to predict, such as "subject", "fold", "site" or "label".
+        folds: Number of folds; values with fewer patients (or images) are left out, with a count in `reason`.
+        permutations: Number of permutations; 0 for no `p`.
+        seed: Of folds and permutations.
+
+    Returns:
+        `column`, `split` ("patients" or "images"), `method`, `classes`, `images`, `groups` (NA: patients not known),
+        `folds`, `accuracy`, `majority` (share of the most frequent value), `balanced_accuracy`, `chance` (one over the
+        number of classes), `p`, and `reason`: what is missing or left out, and why.
+
+    Raises:
+        DataError: If there are no features or no such column, or features are not finite numbers.
+    """
+    folds, permutations = whole_number("folds", folds, 2), whole_number("permutations", permutations)
+    x, values = feature_values(features, column), features[column].reset_index(drop=True)
+    of_patient, name = column in _PATIENTS, unit_column(features)
+    patients = features[name].reset_index(drop=True).map(_patient) if name else pd.Series(range(len(x)))
+    values = values.map(_patient) if of_patient else values.astype(object).map(str, na_action="ignore")
+    known = values.notna() & patients.notna()
+    varied = values[known].groupby(patients[known]).nunique() > 1
+    by_image = name is None or of_patient or bool(varied.any())
+    counts = patients[known].groupby(values[known]).agg("size" if by_image else "nunique")
+    used = known & values.isin(counts.index[counts >= folds])
+    few, gone = int((counts < folds).sum()), int((known & ~used).sum())
+    several = f"{column} varies in {varied.sum():,} of {len(varied):,} patients, who are on both sides of each split"
+    left = f"{few:,} of {len(counts):,} values ({counted(gone, 'image')}) left out: fewer than {folds} "
+    notes = {
+        "patients are not known: images are taken as independent": not name and not of_patient,
+        several: not of_patient and varied.any(),
+        left + ("images" if by_image else "patients"): few,
+        f"{counted(int((~known).sum()), 'image')} without {column} or patient left out": not known.all(),
+    }
+    x, y, unit = x[used], pd.factorize(values[used], sort=True)[0], pd.factorize(patients[used], sort=True)[0]
+    classes, groups = len(set(y)), len(set(unit)) if name else pd.NA
+    row: dict[str, Any] = {"column": column, "split": "images" if by_image else "patients", "method": None}
+    row |= {"classes": classes, "images": len(y), "groups": groups, "folds": folds}
+    row |= dict.fromkeys(("accuracy", "majority", "balanced_accuracy", "chance", "p"), np.nan)
+    if classes >= 2:
+        # What is dealt to folds as a whole, and the blocks within which labels are permuted.
+        item = np.arange(len(y)) if by_image else unit
+        block = unit if by_image and not of_patient and name else np.zeros_like(unit)
+        random = [np.random.default_rng([seed, number]) for number in range(3)]
+        predicted, row["method"] = _predicted(x, y, _dealt(item, folds, random[0], y, block))
+        row |= {"accuracy": (predicted == y).mean(), "majority": np.bincount(y).max() / len(y), "chance": 1 / classes}
+        row["balanced_accuracy"] = _balanced_accuracy(predicted, y)
+        if permutations:
+            labels = _permuted(y, item, block, permutations, random[1])
+            row["p"] = _p_value(x, labels, _dealt(item, folds, random[2]))
+    found = [f"{counted(classes, 'value')} of {column} to predict, two are needed"] * (classes < 2)
+    row["reason"] = "; ".join(found + [note for note, holds in notes.items() if holds])
+    return pd.DataFrame([row]).astype({"groups": "Int64"})
+
+
+def feature_values(features: pd.DataFrame, column: str) -> Floats:
+    """Return the features (n, d) of a frame; DataError if there are none, or no `column` besides, or they are NaN."""
+    names = [name for name in features if re.fullmatch(r"feature_\d+", str(name))]
+    if not names or column not in features or column in names:
+        there = ", ".join(str(name) for name in features if name not in names) or "none"
+        raise DataError(f"Features need columns feature_0 and so on ({len(names)} found), and {column!r} of: {there}.")
+    x: Floats = features[names].apply(pd.to_numeric, errors="coerce").to_numpy(np.float64, na_value=np.nan)
+    if bad := int((~np.isfinite(x).all(axis=1)).sum()):
+        raise DataError(f"{bad:,} of {len(x):,} images have features that are NaN, infinite or no numbers. Drop them.")
+    return x
+
+
+def _patient(value: Any) -> str | None:
+    return None if is_unknown(value) else name_key(str(value))
+
+
+def _balanced_accuracy(predicted: Ints, y: Ints) -> float:
+    right, total = np.bincount(y, predicted == y), np.bincount(y)
+    return float((right[total > 0] / total[total > 0]).mean())
+
+
+def _dealt(item: Ints, folds: int, random: np.random.Generator, *strata: Ints) -> Ints:
+    """Return the fold of each image; items are dealt to the folds in turn, stratum by stratum."""
+    first = np.unique(item, return_index=True)[1]
+    order = np.lexsort((random.random(len(first)), *(values[first] for values in strata)))
+    return (np.argsort(order) % folds)[item]
+
+
+def _predicted(x: Floats, y: Ints, fold: Ints) -> tuple[NDArray[Any], str]:
+    """Return the values (n,) that are predicted by models of the other folds, and the method."""
+    from sklearn.linear_model import LogisticRegression, RidgeClassifier
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    many, predicted = y.max() >= _MOST_CLASSES, np.empty_like(y)
+    linear = RidgeClassifier if many else LogisticRegression
+    for number in np.unique(fold):
+        test = fold == number
+        model = make_pipeline(StandardScaler(), linear(class_weight="balanced", max_iter=2_000))
+        predicted[test] = model.fit(x[~test], y[~test]).predict(x[test])
+    return predicted, f"ridge regression (more than {_MOST_CLASSES} classes)" if many else "logistic regression"
+
+
+def _permuted(y: Ints, item: Ints, block: Ints, count: int, random: np.random.Generator) -> list[Ints]:
+    """Return the labels, and `count` times the labels permuted over items of each block."""
+    first, drawn = np.unique(item, return_index=True)[1], [y]
+    blocks, shuffled = block[first], np.empty(len(first), y.dtype)
+    for _ in range(count):
+        order = np.lexsort((random.random(len(first)), blocks))
+        shuffled[np.argsort(blocks, kind="stable")] = y[first][order]
+        drawn.append(shuffled[item])
+    return drawn
+
+
+def _p_value(x: Floats, labels: list[Ints], fold: Ints) -> float:
+    """Return the share of label vectors that are predicted at least as well as the first one, which counts too."""
+    classes, predicted = np.arange(labels[0].max() + 1), [np.zeros_like(y) for y in labels]
+    for number in np.unique(fold):
+        test = fold == number
+        mean, scale = x[~test].mean(axis=0), x[~test].std(axis=0)
+        z = ((x - mean) / np.where(scale > 0, scale, 1)).astype(np.float32)
+        covariance = z[~test].T @ z[~test] / (~test).sum() + _SHRINKAGE * np.eye(z.shape[1], dtype=np.float32)
+        z = linalg.solve_triangular(linalg.cholesky(covariance, lower=True), z.T, lower=True).T
+        training, tested = z[~test], z[test]
+        for y, found in zip(labels, predicted, strict=True):
+            ones = (y[~test, None] == classes).astype(np.float32)
+            means = ones.T @ training / np.maximum(ones.sum(axis=0), 1)[:, None]
+            distances = np.where(ones.any(axis=0), (means**2).sum(axis=1), np.inf) - 2 * tested @ means.T
+            found[test] = distances.argmin(axis=1)
+    scores = np.array([_balanced_accuracy(found, y) for found, y in zip(predicted, labels, strict=True)])
+    return float((scores >= scores[0] - 1e-9).mean())

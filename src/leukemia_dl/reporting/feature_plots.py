@@ -1,0 +1,66 @@
+"""A map of features: what lies together, by class, patient or site."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+import pandas as pd
+
+from leukemia_dl.checks import choice
+from leukemia_dl.errors import SettingsError
+from leukemia_dl.evaluation.probe import feature_values
+from leukemia_dl.reporting.plots import BASELINE_COLOUR, add_legend, finished, label_axes, looks_of, new_figure
+from leukemia_dl.text import counted
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_MOST_NAMES = 10
+
+
+def plot_features(
+    features: pd.DataFrame, colour: str, method: Literal["pca", "umap"] = "pca", title: str = ""
+) -> Figure:
+    """Return a map of features in two dimensions: a dot per image, coloured by a column.
+
+    Args:
+        features: A row per image, as for `leukemia_dl.evaluation.probe`.
+        colour: The column of colours, such as "label", "subject" or "site"; its most frequent values have a colour,
+            up to ten entries of the legend, and the others are grey.
+        method: "pca", two principal components of the standardised features, or "umap" (needs the extra `umap`).
+        title: Stands above the figure.
+
+    Raises:
+        SettingsError: For another method, or if umap-learn is not installed.
+        DataError: If there are no features, or no such column, or features are not finite numbers.
+    """
+    from sklearn.decomposition import PCA
+    from sklearn.preprocessing import StandardScaler
+
+    x = StandardScaler().fit_transform(feature_values(features, colour))
+    if choice("method", method, ("pca", "umap")) == "pca":
+        pca = PCA(2, random_state=0)
+        places, shares = pca.fit_transform(x), pca.explained_variance_ratio_
+        names = [f"Principal component {i} ({share:.0%} of variance)" for i, share in enumerate(shares, start=1)]
+    else:
+        try:
+            from umap import UMAP
+        except ImportError as error:
+            message = "umap-learn is not installed. Install it: pip install 'leukemia-dl[umap]', or take method='pca'."
+            raise SettingsError(message) from error
+        places, names = UMAP(random_state=0, n_jobs=1).fit_transform(x), ["UMAP 1", "UMAP 2"]
+    values = features[colour].astype(object).reset_index(drop=True).map(str, na_action="ignore")
+    counts, unknown = values.value_counts(), int(values.isna().sum())
+    shown = sorted(counts.index[: _MOST_NAMES - (len(counts) + bool(unknown) > _MOST_NAMES)])
+    figure = new_figure(6.5, 5.6)
+    axes, size = figure.subplots(), 14 if len(x) < 2_000 else 5
+    for name, look in looks_of(shown).items():
+        there, label = places[values == name], f"{name} ({counts[name]:,})"
+        axes.scatter(there[:, 0], there[:, 1], s=size, alpha=0.7, lw=0, label=label, **look)
+    if others := len(x) - int(counts[shown].sum()):
+        names_left = counted(len(counts) - len(shown), "other value") if len(counts) > len(shown) else "not known"
+        there, look = places[~values.isin(shown)], {"color": BASELINE_COLOUR, "zorder": 0.9}
+        axes.scatter(there[:, 0], there[:, 1], s=size, alpha=0.5, lw=0, label=f"{names_left} ({others:,})", **look)
+    label_axes(axes, xlabel=names[0], ylabel=names[1])
+    add_legend(axes, 3)
+    return finished(figure, title, f"{counted(len(x), 'image')}, colours: {colour}")
