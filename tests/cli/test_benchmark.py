@@ -38,6 +38,8 @@ def test_benchmark_tells_and_leaves_everything(finished):
     [
         (["--backbones", "resnet5"], "no backbone 'resnet5'. Did you mean 'resnet50'?"),
         (["--recipe", "quik"], "no recipe 'quik'. Did you mean 'quick'?"),
+        (["--embeddings", "a"], "--embeddings takes NAME=FILE, each name once. Received: a."),
+        (["--embeddings", "a=b.npz"], "The embeddings 'a' cannot be read from b.npz"),
         (["-s", "epoch=3"], "no recipe setting 'epoch'. Did you mean 'epochs'?"),
         (["-s", "epochs"], "--set takes KEY=VALUE. Received: 'epochs'"),
         (["--dataset", "cnmc"], "no data set 'cnmc'"),

@@ -5,11 +5,12 @@ import subprocess
 import sys
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from leukemia_dl import Dataset, DatasetInfo, Recipe
 from leukemia_dl.cli import options
-from leukemia_dl.errors import SettingsError
+from leukemia_dl.errors import DataError, SettingsError
 from leukemia_dl.preprocess import Macenko
 
 
@@ -25,6 +26,30 @@ def test_macenko_measures_whether_cells_lie_on_black(canvas, background, percent
     for crop in (False, True):
         pipeline = options.pipeline(dataset, Recipe.preset("quick"), 32, "macenko", crop)
         assert pipeline.steps[-1] == Macenko(percentile=percentile)
+
+
+def test_embeddings_are_read_from_files_by_name(tmp_path):
+    frame = pd.DataFrame({"sample": ["007", "b"], "feature_0": [1.5, 2.5]})
+    frame.to_csv(tmp_path / "a=1.csv", index=False)
+    np.savez(tmp_path / "b.npz", sample=["x"], features=[[3.0]])
+    one, other = options.embeddings([f"dinobloom={tmp_path / 'a=1.csv'}", f"uni-2.b={tmp_path / 'b.npz'}"])
+    assert (one.name, one.keys, one.features.tolist()) == ("dinobloom", ("007", "b"), [[1.5], [2.5]])
+    assert (other.name, other.keys, other.features.tolist()) == ("uni-2.b", ("x",), [[3.0]])
+    assert options.embeddings(None) == []
+
+
+@pytest.mark.parametrize(
+    ("pairs", "error", "says"),
+    [
+        (["file.csv"], SettingsError, "--embeddings takes NAME=FILE, each name once. Received: file.csv"),
+        (["a="], SettingsError, "Received: a="),
+        (["a=x.csv", "a=y.csv"], SettingsError, "Received: a=x.csv, a=y.csv"),
+        (["a=none.csv"], DataError, "'a' cannot be read from none.csv: it is no file that ends in .csv"),
+    ],
+)
+def test_embeddings_that_cannot_be_read_say_why(pairs, error, says):
+    with pytest.raises(error, match=says):
+        options.embeddings(pairs)
 
 
 def tab(line):

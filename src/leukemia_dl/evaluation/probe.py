@@ -75,13 +75,12 @@ def probe(
         # What is dealt to folds as a whole, and the blocks within which labels are permuted.
         item = np.arange(len(y)) if by_image else unit
         block = unit if by_image and not of_patient and name else np.zeros_like(unit)
-        random = [np.random.default_rng([seed, number]) for number in range(3)]
-        predicted, row["method"] = _predicted(x, y, _dealt(item, folds, random[0], y, block))
+        random = np.random.default_rng(seed)
+        predicted, row["method"] = _predicted(x, y, _dealt(item, folds, random, y, block))
         row |= {"accuracy": (predicted == y).mean(), "majority": np.bincount(y).max() / len(y), "chance": 1 / classes}
         row["balanced_accuracy"] = _balanced_accuracy(predicted, y)
         if permutations:
-            labels = _permuted(y, item, block, permutations, random[1])
-            row["p"] = _p_value(x, labels, _dealt(item, folds, random[2]))
+            row["p"] = _p_value(x, y, item, block, folds, permutations, random)
     found = [f"{counted(classes, 'value')} of {column} to predict, two are needed"] * (classes < 2)
     row["reason"] = "; ".join(found + [note for note, holds in notes.items() if holds])
     return pd.DataFrame([row]).astype({"groups": "Int64"})
@@ -118,32 +117,25 @@ def _dealt(item: Ints, folds: int, random: np.random.Generator, *strata: Ints) -
 def _predicted(x: Floats, y: Ints, fold: Ints) -> tuple[NDArray[Any], str]:
     """Return the values (n,) that are predicted by models of the other folds, and the method."""
     from sklearn.linear_model import LogisticRegression, RidgeClassifier
+    from sklearn.model_selection import PredefinedSplit, cross_val_predict
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    many, predicted = y.max() >= _MOST_CLASSES, np.empty_like(y)
-    linear = RidgeClassifier if many else LogisticRegression
-    for number in np.unique(fold):
-        test = fold == number
-        model = make_pipeline(StandardScaler(), linear(class_weight="balanced", max_iter=2_000))
-        predicted[test] = model.fit(x[~test], y[~test]).predict(x[test])
+    many = y.max() >= _MOST_CLASSES
+    linear = (RidgeClassifier if many else LogisticRegression)(class_weight="balanced", max_iter=2_000)
+    predicted = cross_val_predict(make_pipeline(StandardScaler(), linear), x, y, cv=PredefinedSplit(fold))
     return predicted, f"ridge regression (more than {_MOST_CLASSES} classes)" if many else "logistic regression"
 
 
-def _permuted(y: Ints, item: Ints, block: Ints, count: int, random: np.random.Generator) -> list[Ints]:
-    """Return the labels, and `count` times the labels permuted over items of each block."""
-    first, drawn = np.unique(item, return_index=True)[1], [y]
-    blocks, shuffled = block[first], np.empty(len(first), y.dtype)
+def _p_value(x: Floats, y: Ints, item: Ints, block: Ints, folds: int, count: int, random: np.random.Generator) -> float:
+    """Return the share of `y` and its `count` permutations, over items of each block, that are predicted as well."""
+    fold, first = _dealt(item, folds, random), np.unique(item, return_index=True)[1]
+    start, labels = np.argsort(block[first], kind="stable"), [y]
     for _ in range(count):
-        order = np.lexsort((random.random(len(first)), blocks))
-        shuffled[np.argsort(blocks, kind="stable")] = y[first][order]
-        drawn.append(shuffled[item])
-    return drawn
-
-
-def _p_value(x: Floats, labels: list[Ints], fold: Ints) -> float:
-    """Return the share of label vectors that are predicted at least as well as the first one, which counts too."""
-    classes, predicted = np.arange(labels[0].max() + 1), [np.zeros_like(y) for y in labels]
+        shuffled = np.empty_like(y[first])
+        shuffled[start] = y[first][np.lexsort((random.random(len(first)), block[first]))]
+        labels.append(shuffled[item])
+    classes, predicted = np.arange(y.max() + 1), [np.zeros_like(y) for _ in labels]
     for number in np.unique(fold):
         test = fold == number
         mean, scale = x[~test].mean(axis=0), x[~test].std(axis=0)
@@ -151,10 +143,10 @@ def _p_value(x: Floats, labels: list[Ints], fold: Ints) -> float:
         covariance = z[~test].T @ z[~test] / (~test).sum() + _SHRINKAGE * np.eye(z.shape[1], dtype=np.float32)
         z = linalg.solve_triangular(linalg.cholesky(covariance, lower=True), z.T, lower=True).T
         training, tested = z[~test], z[test]
-        for y, found in zip(labels, predicted, strict=True):
-            ones = (y[~test, None] == classes).astype(np.float32)
+        for given, found in zip(labels, predicted, strict=True):
+            ones = (given[~test, None] == classes).astype(np.float32)
             means = ones.T @ training / np.maximum(ones.sum(axis=0), 1)[:, None]
             distances = np.where(ones.any(axis=0), (means**2).sum(axis=1), np.inf) - 2 * tested @ means.T
             found[test] = distances.argmin(axis=1)
-    scores = np.array([_balanced_accuracy(found, y) for found, y in zip(predicted, labels, strict=True)])
+    scores = np.array([*map(_balanced_accuracy, predicted, labels)])
     return float((scores >= scores[0] - 1e-9).mean())

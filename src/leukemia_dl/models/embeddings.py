@@ -2,13 +2,11 @@
 
 import hashlib
 import logging
-import math
 import posixpath
 import re
 import warnings
-import zipfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,18 +18,22 @@ from numpy.typing import NDArray
 from leukemia_dl.errors import DataError, SettingsError
 from leukemia_dl.identity import canonical_json
 
-_KEYS, _MOST_BYTES = ("sample", "path"), 1 << 32  # of an array, unpacked
-_FACTS = {*_KEYS, "label", "subject", "patient", "group", "field", "cell", "fold", "split", "side", "dataset", "site"}
+_KEYS, _MOST_BYTES = ("sample", "path"), 1 << 32  # of a file's arrays, unpacked
+_FACTS = (  # not features, even if they are numbers
+    *_KEYS, "label", "subject", "patient", "group", "field", "cell", "same_cell", "fold", "split", "side", "dataset",
+    "site",
+)  # fmt: skip
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@dataclass(frozen=True, eq=False)
 class Embeddings:
     """Features of images, computed elsewhere, that enter a benchmark like a frozen backbone: `backbones=[embeddings]`.
 
     Tables and files have a column `sample` or `path` (if both, `sample` is used). All others are features, in their
-    order, and hold numbers, but for facts about the image, which are ignored: label, subject, patient, group, field,
-    cell, fold, split, side, dataset and site. DataError if keys are missing or repeated, features no finite numbers.
+    order, and hold numbers, but for facts about the image, which are ignored: those of a data set's table (label,
+    subject, group, fold and others), patient, side, dataset and site. DataError if keys are missing or repeated, or
+    features are not finite numbers.
 
     Attributes:
         name: As a backbone's: lower case letters, digits, _ - .
@@ -40,8 +42,8 @@ class Embeddings:
     """
 
     name: str
-    keys: tuple[str, ...]
-    features: NDArray[np.float32]
+    keys: tuple[str, ...] = field(repr=False)
+    features: NDArray[np.float32] = field(repr=False)
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[a-z0-9][a-z0-9_.-]*", str(self.name)):
@@ -65,9 +67,6 @@ class Embeddings:
             raise DataError(f"{where} have {found}. Keep one row of each.")
         features.flags.writeable = False
         vars(self).update(keys=tuple(keys), features=features)
-
-    def __repr__(self) -> str:
-        return f"<Embeddings {self.name!r}: {len(self.keys):,} images, {self.features.shape[1]:,} features>"
 
     @cached_property
     def digest(self) -> str:
@@ -170,27 +169,17 @@ def _content(file: Path, form: str) -> Any:
         except ImportError as error:
             raise SettingsError("pyarrow is not installed. Install it: pip install 'leukemia-dl[parquet]'.") from error
         held = parquet.read_metadata(file)
-        _bound(held.num_rows * held.num_columns * 4, _MOST_BYTES)
+        _bound(held.num_rows * held.num_columns * 4)
         return parquet.read_table(file).to_pandas()
-    with zipfile.ZipFile(file) as archive:
-        key = next((key for key in _KEYS if f"{key}.npy" in archive.namelist()), "sample")
-        keys, features = (_array(archive, f"{name}.npy") for name in (key, "features"))
+    with np.load(file, allow_pickle=False) as arrays:
+        _bound(sum(member.file_size for member in arrays.zip.infolist()))
+        key = next((key for key in _KEYS if key in arrays), "sample")
+        keys, features = arrays[key], arrays["features"]
     if keys.ndim != 1 or keys.dtype.kind not in "USiu":
         raise ValueError(f"{key} must be texts or whole numbers (n,). Received: {keys.dtype} {keys.shape}")
     return keys.astype(str), features
 
 
-def _array(archive: zipfile.ZipFile, name: str) -> NDArray[Any]:
-    """Return an array of an npz file; its size is checked before it is unpacked."""
-    _bound(size := archive.getinfo(name).file_size, _MOST_BYTES)
-    with archive.open(name) as member:
-        old = np.lib.format.read_magic(member) == (1, 0)
-        header = (np.lib.format.read_array_header_1_0 if old else np.lib.format.read_array_header_2_0)(member)
-    _bound(math.prod(header[0]) * header[2].itemsize, size)
-    with archive.open(name) as member:
-        return np.asarray(np.lib.format.read_array(member, allow_pickle=False))
-
-
-def _bound(size: int, most: int) -> None:
-    if size > most:
-        raise ValueError(f"it has an array of {size:,} bytes, more than {most:,}")
+def _bound(size: int) -> None:
+    if size > _MOST_BYTES:
+        raise ValueError(f"it has arrays of {size:,} bytes, more than {_MOST_BYTES:,}")
