@@ -286,7 +286,7 @@ def test_file_names_are_enough_if_each_is_there_once(caplog):
     found = Embeddings("a", names, FEATURES[:3])
     np.testing.assert_array_equal(found.rows_for(IDS[:3], PATHS[:3]), FEATURES[:3])
     assert not caplog.records
-    with pytest.raises(DataError, match="no features of 6 of 6 images: 'id0', 'id1', 'id2', 'id3', 'id4'; they are of"):
+    with pytest.raises(DataError, match="no features of 6 of 6 images: 'id0', 'id1', 'id2', 'id3', 'id4'; they may be"):
         found.rows_for(IDS, PATHS)
     elsewhere = Embeddings("a", ("/x/all/0.bmp", "/x/hem/0.bmp"), FEATURES[:2])
     with pytest.raises(DataError, match="a part of a path must belong to one image only"):

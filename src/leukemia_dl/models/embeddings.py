@@ -147,7 +147,7 @@ class Embeddings:
         left = [repr(sample) for sample, row in zip(samples, best, strict=True) if row < 0]
         found = f"no features of {len(left):,} of {len(best):,} images: {', '.join(left[:5])}"
         if len(left) == len(best):
-            found += f"; they are of other images: a key is {self.keys[0]!r}, a path {known[0] if known else None!r}"
+            found += f"; they may be of other images: a key is {self.keys[0]!r}, a path {known[0] if known else None!r}"
         hint = "A key is a sample id or a path; a part of a path must belong to one image only"
         raise DataError(f"The embeddings {self.name!r} have {found}. {hint}.")
 
