@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 from sklearn.linear_model import LogisticRegression, RidgeClassifier
 from sklearn.metrics import accuracy_score, balanced_accuracy_score
+from sklearn.neighbors import NearestCentroid
 from sklearn.preprocessing import StandardScaler
 
 from leukemia_dl.errors import DataError, SettingsError
@@ -122,6 +123,35 @@ def test_the_values_are_those_of_scikit_learn(monkeypatch, patients):
     assert found["method"].startswith("ridge regression (more than 50" if patients > 50 else "logistic regression")
     shares = pd.crosstab(folds[0], y)
     assert (shares == 2).all(axis=None)  # each patient's ten images in five folds
+
+
+def test_p_is_the_rank_of_the_nearest_class_mean_among_permutations(monkeypatch):
+    """scikit-learn's nearest centroid in features that are whitened by an eigendecomposition, on the same folds."""
+    from leukemia_dl.evaluation import probe as function
+
+    module = __import__("sys").modules[function.__module__]
+    folds, scores, dealt, scored = [], [], module._dealt, module._balanced_accuracy
+    monkeypatch.setattr(module, "_dealt", lambda *given: folds.append(dealt(*given)) or folds[-1])
+    monkeypatch.setattr(module, "_balanced_accuracy", lambda p, y: scores.append((p, y, scored(p, y))) or scores[-1][2])
+    frame = cohort(of_site=0.6, of_patient=0.5, patients=20, per=3, dimensions=5, sites=3)
+    found = row(frame, "site", permutations=9)
+    x, site = frame.filter(like="feature_").to_numpy(), frame["site"].to_numpy()
+    for predicted, y, score in scores[1:]:
+        assert score == pytest.approx(balanced_accuracy_score(y, predicted))
+        by_patient = pd.Series(y).groupby(frame["subject"].to_numpy())
+        assert (by_patient.nunique() == 1).all()
+        shares = pd.Series(pd.factorize(site, sort=True)[0]).groupby(frame["subject"].to_numpy()).first()
+        assert sorted(by_patient.first()) == sorted(shares)  # the labels of whole patients, permuted
+        for number in range(5):
+            test = folds[1] == number
+            z = StandardScaler().fit(x[~test]).transform(x)
+            values, vectors = np.linalg.eigh(np.cov(z[~test].T, bias=True) + 0.1 * np.eye(5))
+            white = z @ vectors / np.sqrt(values)
+            nearest = NearestCentroid().fit(white[~test], y[~test]).predict(white[test])
+            np.testing.assert_array_equal(predicted[test], nearest)
+    values = [score for _, _, score in scores[1:]]
+    assert len(values) == 10
+    assert found["p"] == np.mean([value >= values[0] for value in values])
 
 
 def test_patients_stay_whole_and_values_are_spread_over_folds(monkeypatch):
