@@ -16,7 +16,10 @@ def _forget_registered(monkeypatch):
 
 
 def test_the_built_in_ones_are_there_in_order():
-    assert ldl.list_backbones() == ["cnn", "inception_v3", "published_cnn", "resnet50", "vgg16", "xception"]
+    assert ldl.list_backbones() == [
+        "cnn", "convnext_tiny", "densenet121", "efficientnet_b0", "efficientnet_v2_b0", "inception_v3",
+        "mobilenet_v3_small", "published_cnn", "resnet50", "vgg16", "xception",
+    ]  # fmt: skip
     table = ldl.backbone_table()
     assert list(table["backbone"]) == ldl.list_backbones()
     assert (table["plugin"] == "leukemia-dl").all()
@@ -54,6 +57,13 @@ def test_an_unknown_name_suggests_the_near_one():
         {"name": "a/b"},
         {"build": None},
         {"scaling": "zero"},
+        {"scaling": (127, 128)},
+        {"scaling": ((1, 2, 3), (4, 5))},
+        {"scaling": ((0, 0, 0), (58, 57, 0))},
+        {"scaling": ((float("nan"), 0, 0), (58, 57, 57))},
+        {"scaling": ((124, 116, 104), (58, 57, 256))},
+        {"scaling": ("abc", "def")},
+        {"pooling": "max"},
         {"min_size": 0},
         {"min_size": 500},
         {"weights": "imagenet"},
@@ -62,6 +72,18 @@ def test_an_unknown_name_suggests_the_near_one():
 def test_a_wrong_record_is_refused_with_the_field_named(change):
     with pytest.raises(PluginError, match=next(iter(change))):
         dataclasses.replace(ldl.get_backbone("cnn"), **change)
+
+
+def test_a_scaling_in_shares_of_the_range_is_refused_with_the_remedy():
+    shares = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    with pytest.raises(PluginError, match=r"grey levels 0\.\.255: multiply by 255\. Received: scaling=\(\(0\.485"):
+        dataclasses.replace(ldl.get_backbone("cnn"), scaling=shares)
+    levels = [[255 * value for value in values] for values in shares]
+    spec = dataclasses.replace(ldl.get_backbone("cnn"), scaling=levels)
+    assert hash(spec) == hash(dataclasses.replace(spec))
+    assert spec.scaling == backbones.IMAGENET
+    ldl.register_backbone(dataclasses.replace(spec, name="mine"))
+    assert ldl.backbone_table().set_index("backbone").loc["mine", "scaling"].startswith("((123.675, ")
 
 
 def built_in(file):

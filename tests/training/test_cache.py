@@ -200,6 +200,37 @@ def test_nets_that_compute_something_else_do_not_share_features(kind, tmp_path):
     assert not np.allclose(*found)
 
 
+def named(number):
+    """A net with a layer that is called as what it computes."""
+    kind = "relu" if number > 0 else "tanh"
+
+    def build(inputs, weights):
+        inner = keras.Input(inputs.shape[1:])
+        nested = keras.Model(inner, keras.layers.Activation(kind, name=kind)(inner))
+        return keras.layers.Conv2D(4, 3)(nested(inputs - 0.5))
+
+    return dataclasses.replace(SMALL, build=build)
+
+
+def nested(number):
+    import vit  # its layers have a configuration
+
+    return dataclasses.replace(SMALL, build=vit.build, pooling="cls" if number > 0 else "mean")
+
+
+@pytest.mark.parametrize("kind", [named, nested])
+def test_nested_models_are_known_again_whatever_keras_calls_their_layers(kind, computed, tmp_path):
+    """Of a net that is built again its features are read, and those of a net that differs inside are computed."""
+    device, found = prepare(), []
+    for number, images in ((1.0, 4), (1.0, 4), (-3.0, 8)):
+        keras.utils.set_random_seed(0)
+        net, _ = split_at_features(build_model(kind(number), 32, 2))
+        found.append(FeatureCache(tmp_path).read(net, IMAGES[:4], device, 8)[:])
+        assert sum(computed) == images
+    np.testing.assert_array_equal(*found[:2])
+    assert not np.allclose(found[0], found[2])
+
+
 def test_what_a_killed_process_has_left_is_deleted_by_the_next(extractor, tmp_path):
     """20.42: what is a day old belongs to no running process."""
     left, alive = tmp_path / ".small.npy-0a1b2c3d.unfinished", tmp_path / ".small.npy-4e5f6a7b.unfinished"

@@ -1,5 +1,6 @@
 import copy
 import dataclasses
+import hashlib
 import pickle
 
 import numpy as np
@@ -159,7 +160,7 @@ def test_a_backbone_has_its_own_size_and_without_weights_its_own_settings():
     vgg16, cnn = (ldl.get_backbone(name) for name in ("vgg16", "cnn"))
     recipe = Recipe.preset("finetune", image_size="native")
     own = recipe.for_backbone(vgg16)
-    assert own == dataclasses.replace(recipe, image_size=224, if_no_weights={})
+    assert own == dataclasses.replace(recipe, weights="imagenet", image_size=224, if_no_weights={})
     assert own.for_backbone(vgg16) == own
     other = recipe.for_backbone(cnn)
     assert (other.weights, other.head_epochs, other.image_size) == (None, 0, 128)
@@ -200,10 +201,15 @@ def test_backbones_with_weights_of_their_own_names_can_be_compared(tmp_path):
     mapped = Recipe.preset("finetune", weights={"vgg16": "random", "plugin": "own.v2"})
     assert [mapped.for_backbone(spec).weights for spec in (vgg16, plugin)] == [None, "own.v2"]
     assert weights_identity(plugin, mapped.for_backbone(plugin).weights) == "own.v2"
+    (tmp_path / "mine.h5").write_bytes(b"weights")
+    files = Recipe(weights={"vgg16": "pretrained", "plugin": str(tmp_path / "mine.h5")})
+    assert weights_identity(vgg16, files.for_backbone(vgg16).weights) == "imagenet"
+    expected = f"sha256:{hashlib.sha256(b'weights').hexdigest()}"
+    assert weights_identity(plugin, files.for_backbone(plugin).weights) == expected
     with pytest.raises(SettingsError, match="weights does not name cnn: add it"):
         mapped.for_backbone(cnn)
     with pytest.raises(WeightsError, match=r"Allowed: None, 'own.v1', 'own.v2', .*weights='pretrained', or a mapping"):
-        weights_identity(plugin, Recipe.preset("finetune").for_backbone(plugin).weights)
+        weights_identity(plugin, Recipe.preset("finetune", weights="imagenet").for_backbone(plugin).weights)
     path = tmp_path / "mapped.toml"
     path.write_text(mapped.to_toml() + "callbacks = 'module:function'\n")
     assert Recipe.from_toml(path) == mapped
@@ -213,3 +219,13 @@ def test_backbones_with_weights_of_their_own_names_can_be_compared(tmp_path):
 def test_a_head_on_features_of_random_weights_is_refused():
     with pytest.raises(SettingsError, match="'linear_probe' trains a head only, and cnn has no weights: leave cnn out"):
         Recipe.preset("linear_probe").for_backbone(ldl.get_backbone("cnn"))
+
+
+@pytest.mark.parametrize("preset", ["linear_probe", "finetune", "published_v1"])
+def test_pretrained_is_in_a_trial_the_name_of_what_is_fetched(preset):
+    """Presets ask for each backbone's own weights, and equal weights are equal settings: a trial is not run again."""
+    for name in ("vgg16", "resnet50", "inception_v3", "xception"):
+        spec = ldl.get_backbone(name)
+        now, before = (Recipe.preset(preset, **more).for_backbone(spec) for more in ({}, {"weights": "imagenet"}))
+        assert now == before
+        assert digest(now.to_dict()) == digest(before.to_dict())

@@ -3,17 +3,22 @@
 import contextlib
 import hashlib
 import inspect
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import pandas as pd
 
 from leukemia_dl.errors import PluginError, unknown_name_error
 from leukemia_dl.plugins import Provided, collect, problem_hint, registries
 
-Scaling = Literal["caffe", "tf", "unit", "none"]
+_Grey = tuple[float, float, float]
+Scaling = Literal["caffe", "tf", "torch", "unit", "none"] | tuple[_Grey, _Grey]
+_SCALINGS = ("caffe", "tf", "torch", "unit", "none")
+# Mean and standard deviation of the ImageNet training images, RGB, in grey levels: the constants of torchvision.
+IMAGENET: tuple[_Grey, _Grey] = ((0.485 * 255, 0.456 * 255, 0.406 * 255), (0.229 * 255, 0.224 * 255, 0.225 * 255))
 THIS_PROCESS = "this process"  # the plugin of backbones that a script or notebook has registered
 _HOOK = "leukemia_dl_backbones"
 _registered: dict[str, Provided] = {}
@@ -21,18 +26,21 @@ _registered: dict[str, Provided] = {}
 
 @dataclass(frozen=True, kw_only=True)
 class BackboneSpec:
-    """A convolutional backbone that can enter a benchmark.
+    """A Keras backbone that can enter a benchmark.
 
     Attributes:
         name: Unique, lower case, as in `Benchmark(backbones=[name])`.
         build: `build(inputs, weights) -> features`, which imports keras inside. `inputs` is a symbolic float32 tensor
             (batch, size, size, 3), scaled already; `weights` None or one of the names below; the result a feature map
-            (batch, height, width, channels), made of layers called on `inputs` (no nested model).
-        scaling: For the weights: "caffe" (BGR, ImageNet mean subtracted), "tf" (-1..1), "unit" (0..1) or "none".
+            (batch, height, width, channels), tokens (batch, n, channels) or a vector (batch, channels). It may call
+            nested models and custom layers, which are registered by `keras.saving.register_keras_serializable`.
+        scaling: For the weights: "caffe" (BGR, ImageNet mean subtracted), "tf" (-1..1), "torch" (ImageNet mean and
+            standard deviation, RGB), "unit" (0..1), "none" (0..255); or `(mean, std)`, three grey levels 0..255 each.
+        pooling: Tokens become features by their "mean", or by the first of them, the class token ("cls").
         native_size: Side in pixels that the architecture was published with.
         min_size: Smallest side in pixels that it accepts.
         weights: Names of pretrained weights that `build` can fetch, such as ("imagenet",).
-        parameters: Number of weights without head, trainable or not; None if unknown.
+        parameters: Number of weights without head, trainable or not, at the native size; None if unknown.
         title: Name as in the literature, with the `licence` of code and weights, and a `reference`, paper or page.
 
     Raises:
@@ -44,6 +52,7 @@ class BackboneSpec:
     scaling: Scaling
     native_size: int
     min_size: int
+    pooling: Literal["mean", "cls"] = "mean"
     weights: tuple[str, ...] = ()
     parameters: int | None = None
     title: str = ""
@@ -52,10 +61,13 @@ class BackboneSpec:
 
     def __post_init__(self) -> None:
         are_names = isinstance(self.weights, (tuple, list)) and all(isinstance(name, str) for name in self.weights)
+        if isinstance(self.scaling, (tuple, list)):
+            object.__setattr__(self, "scaling", _checked_scaling(self.scaling))
         rules = {
             "name": (re.fullmatch(r"[a-z0-9][a-z0-9_.-]*", str(self.name)), "lower case letters, digits, _ - ."),
             "build": (callable(self.build), "a function (inputs, weights) -> features"),
-            "scaling": (self.scaling in get_args(Scaling), f"one of {get_args(Scaling)}"),
+            "scaling": (isinstance(self.scaling, tuple) or self.scaling in _SCALINGS, f"one of {_SCALINGS}, or a pair"),
+            "pooling": (self.pooling in ("mean", "cls"), "'mean' or 'cls'"),
             "min_size": (1 <= self.min_size <= self.native_size, f"from 1 to native_size={self.native_size}"),
             "weights": (are_names, "a tuple of names"),
         }
@@ -64,16 +76,47 @@ class BackboneSpec:
                 raise PluginError(f"{name} must be {allowed}. Received: {name}={getattr(self, name)!r}.")
 
 
-def application(name: str) -> Callable[[Any, str | None], Any]:
-    """Return a builder for the net `name` of `keras.applications`, such as "VGG16", without its top."""
+def _checked_scaling(pair: Any) -> tuple[_Grey, _Grey]:
+    """Return a mean and a standard deviation as tuples; PluginError if they are not grey levels."""
+    try:
+        (r, g, b), (x, y, z) = (tuple(map(float, values)) for values in pair)
+    except (TypeError, ValueError):
+        r = g = b = x = y = z = math.nan
+    if not (all(0 <= value <= 255 for value in (r, g, b)) and all(0 < value <= 255 for value in (x, y, z))):
+        message = "scaling as a pair must be (mean, std), three grey levels 0..255 each, std above 0"
+        raise PluginError(f"{message}. Received: scaling={pair!r}.")
+    if max(r, g, b, x, y, z) <= 1:
+        raise PluginError(f"scaling must be in grey levels 0..255: multiply by 255. Received: scaling={pair!r}.")
+    return (r, g, b), (x, y, z)
+
+
+def application(name: str, **settings: Any) -> Callable[[Any, str | None], Any]:
+    """Return a builder for the net `name` of `keras.applications`, such as "VGG16", without its top.
+
+    `settings` are passed on to it. A net that scales pixels itself takes `include_preprocessing=False`, and the
+    `scaling` of its record instead.
+    """
 
     def build(inputs: Any, weights: str | None) -> Any:
         import keras
 
         constructor = getattr(keras.applications, name)
-        return constructor(include_top=False, weights=weights, input_tensor=inputs).output
+        return constructor(include_top=False, weights=weights, input_tensor=inputs, **settings).output
 
     return build
+
+
+def _build_efficientnet(inputs: Any, weights: str | None) -> Any:
+    """Return the feature map of EfficientNetB0, which scales pixels 0..255 itself."""
+    from keras import layers
+
+    if weights is None:
+        # Its weights divide by the root of the standard deviation. Keras divides by that once more only if it fetches
+        # them itself, and here it is done for a file of weights too.
+        mean, roots = [value / 255 for value in IMAGENET[0]], [(value / 255) ** 0.5 for value in IMAGENET[1]]
+        offsets = [255 * value * (1 - 1 / root) for value, root in zip(mean, roots, strict=True)]
+        inputs = layers.Rescaling([1 / root for root in roots], offsets, dtype="float32", name="deviation")(inputs)
+    return application("EfficientNetB0")(inputs, weights)
 
 
 def _build_cnn(inputs: Any, weights: str | None) -> Any:
@@ -123,6 +166,17 @@ _NETS: tuple[tuple[Any, ...], ...] = (
      "Apache-2.0 (code and weights)", "Szegedy et al. 2016, arXiv:1512.00567"),
     ("xception", "Xception", application("Xception"), "tf", 299, 71, 20_861_480, ("imagenet",),
      "Apache-2.0 (code); MIT (weights)", "Chollet 2017, arXiv:1610.02357"),
+    ("efficientnet_b0", "EfficientNetB0", _build_efficientnet, "none", 224, 32, 4_049_571, ("imagenet",),
+     "Apache-2.0 (code and weights)", "Tan and Le 2019, arXiv:1905.11946"),
+    ("efficientnet_v2_b0", "EfficientNetV2B0", application("EfficientNetV2B0", include_preprocessing=False), "torch",
+     224, 32, 5_919_312, ("imagenet",), "Apache-2.0 (code and weights)", "Tan and Le 2021, arXiv:2104.00298"),
+    # Its last layer normalises the mean of the feature map, so that it returns a vector.
+    ("convnext_tiny", "ConvNeXt-Tiny", application("ConvNeXtTiny", include_preprocessing=False, pooling="avg"), "torch",
+     224, 32, 27_820_128, ("imagenet",), "Apache-2.0 (code); MIT (weights)", "Liu et al. 2022, arXiv:2201.03545"),
+    ("densenet121", "DenseNet121", application("DenseNet121"), "torch", 224, 32, 7_037_504, ("imagenet",),
+     "Apache-2.0 (code); BSD-3-Clause (weights)", "Huang et al. 2017, arXiv:1608.06993"),
+    ("mobilenet_v3_small", "MobileNetV3-Small", application("MobileNetV3Small", include_preprocessing=False), "tf",
+     224, 32, 939_120, ("imagenet",), "Apache-2.0 (code and weights)", "Howard et al. 2019, arXiv:1905.02244"),
     ("cnn", "Small residual CNN", _build_cnn, "tf", 128, 32, 888_544, (), "MIT", "leukemia_dl"),
     ("published_cnn", "Published CNN", _build_published_cnn, "unit", 180, 22, 19_392, (), "MIT",
      "the net of the published comparison that the recipe published_v1 repeats"),
@@ -196,7 +250,7 @@ def backbone_table() -> pd.DataFrame:
     rows = [vars(item.record) | {"plugin": item.plugin, "version": item.version} for item in _known().values()]
     order = ["name", "title", "parameters", "native_size", "min_size", "scaling", "weights", "licence", "reference"]
     table = pd.DataFrame(rows)[[*order, "plugin", "version"]].rename(columns={"name": "backbone"})
-    table["weights"] = table["weights"].map(", ".join)
+    table["weights"], table["scaling"] = table["weights"].map(", ".join), table["scaling"].map(str)
     return table.astype({"parameters": "Int64"})
 
 

@@ -1,4 +1,4 @@
-"""Build the flat Keras model of a backbone, of core layers: raw pixels -> scaling -> backbone -> head -> logits."""
+"""Build the Keras model of a backbone: raw pixels -> scaling -> backbone -> head -> logits."""
 
 import contextlib
 import importlib.util
@@ -16,7 +16,7 @@ from typing import Any, Literal
 from leukemia_dl.atomic import sha256_of_file
 from leukemia_dl.checks import choice, whole_number
 from leukemia_dl.errors import BackendError, PluginError, SettingsError, WeightsError
-from leukemia_dl.models.backbones import BackboneSpec, Scaling
+from leukemia_dl.models.backbones import IMAGENET, BackboneSpec, Scaling
 
 _BACKENDS = ("tensorflow", "jax", "torch")
 _one_at_a_time, _started = threading.RLock(), list[bool]()
@@ -27,10 +27,11 @@ _IMAGENET_MEAN_BGR = (103.939, 116.779, 123.68)
 
 @dataclass(frozen=True, kw_only=True)
 class Head:
-    """The layers between a backbone's feature map and the logits.
+    """The layers between a backbone's output and the logits.
 
     Attributes:
-        kind: "pooled" averages the feature map over its area; "flatten" keeps every value of it.
+        kind: "pooled" averages a feature map over its area, and pools tokens as the backbone says; "flatten" keeps
+            every value of them. A vector stays as it is.
         units: Width of a ReLU layer on these features; 0 for none.
         dropout: Share of its inputs that the last layer drops in training, in [0, 1).
         sigmoid: For two classes: one weighted sum z, and (0, z) as logits, so that the softmax of these is the sigmoid
@@ -101,7 +102,7 @@ def build_model(
     Raises:
         SettingsError: If the image is too small, or the number of classes does not fit the head.
         WeightsError: If weights cannot be fetched or read, or do not fit.
-        PluginError: If the builder does not return a feature map.
+        PluginError: If the builder returns no feature map, tokens or vector that depend on its inputs.
     """
     import keras
 
@@ -117,14 +118,17 @@ def build_model(
         inputs = keras.Input((image_size, image_size, 3), dtype="float32", name="rgb")
         fetched = str(weights) if str(weights) in spec.weights else None
         features = _features(spec, scale(inputs, scaling or spec.scaling), fetched)
-        backbone = keras.Model(inputs, features)
+        try:
+            backbone = keras.Model(inputs, features)
+        except ValueError as error:  # such as the output of a nested model that was not called on `inputs`
+            raise PluginError(f"The builder of {spec.name!r} does not use its `inputs` ({error}).") from error
         if weights is not None and not fetched:
             _load_weights(backbone, spec, _weights_file(spec, weights))
         if taken := _RESERVED & {layer.name for layer in backbone.layers}:
             raise PluginError(f"The builder of {spec.name!r} uses names of the library for layers: {sorted(taken)}.")
         if head_seed is not None:
             keras.utils.set_random_seed(head_seed)
-        return keras.Model(inputs, _apply_head(features, head, classes), name=spec.name)
+        return keras.Model(inputs, _apply_head(features, head, classes, spec.pooling), name=spec.name)
     finally:
         keras.config.set_dtype_policy(policy)
 
@@ -154,9 +158,19 @@ def split_at_features(model: Any) -> tuple[Any, Any]:
 
 
 def all_layers(model: Any) -> list[Any]:
-    """Return the layers of a model in their order, each followed by the layers inside it."""
-    own = model._flatten_layers(include_self=False, recursive=False)
-    return list(dict.fromkeys(part for layer in own for part in (layer, *all_layers(layer))))
+    """Return the layers of a model from input to output, each followed by the layers inside it."""
+    import keras
+
+    own = [*model.layers] if isinstance(model, keras.Model) else []  # attributes may be in another order
+    own += model._flatten_layers(include_self=False, recursive=False)
+    return list(dict.fromkeys(part for layer in dict.fromkeys(own) for part in (layer, *all_layers(layer))))
+
+
+def graphs(model: Any) -> list[Any]:
+    """Return a model and the models inside it that are graphs of layers."""
+    import keras
+
+    return [net for net in (model, *all_layers(model)) if isinstance(net, keras.Model) and hasattr(net, "operations")]
 
 
 def batchnorm_layers(model: Any) -> list[Any]:
@@ -168,11 +182,9 @@ def batchnorm_layers(model: Any) -> list[Any]:
 
 
 def most_readers(model: Any) -> int:
-    """Return the largest number of layers that read one tensor; 2 behind a residual block."""
-    import keras
-
-    read = [tensor for layer in model.layers[1:] for tensor in keras.tree.flatten(layer.input)]
-    return max(Counter(map(id, read)).values())
+    """Return the largest number of layers that read one tensor, in nested models too; 2 behind a residual block."""
+    nodes = [node for net in graphs(model) for depth in net._nodes_by_depth.values() for node in depth]
+    return max(Counter(id(tensor) for node in nodes for tensor in node.input_tensors).values())
 
 
 def scale(inputs: Any, scaling: Scaling) -> Any:
@@ -182,16 +194,23 @@ def scale(inputs: Any, scaling: Scaling) -> Any:
     settings = {"dtype": "float32", "name": "scaling"}
     if scaling == "caffe":
         return layers.Normalization(mean=_IMAGENET_MEAN_BGR, variance=(1.0,) * 3, **settings)(ops.flip(inputs, axis=-1))
+    if scaling == "torch" or isinstance(scaling, tuple):
+        mean, std = IMAGENET if scaling == "torch" else scaling
+        return layers.Normalization(mean=mean, variance=[value**2 for value in std], **settings)(inputs)
     if scaling == "tf":
         return layers.Rescaling(1 / 127.5, offset=-1.0, **settings)(inputs)
     return layers.Rescaling(1 / 255.0, **settings)(inputs) if scaling == "unit" else inputs
 
 
-def _apply_head(features: Any, head: Head, classes: int) -> Any:
+def _apply_head(features: Any, head: Head, classes: int, tokens: str) -> Any:
     from keras import layers, ops
 
-    pooling = layers.GlobalAveragePooling2D if head.kind == "pooled" else layers.Flatten
-    x = pooling(dtype="float32", name="pooling" if head.kind == "pooled" else "flatten")(features)
+    rank, pooled = len(features.shape), head.kind == "pooled"
+    kinds = {2: layers.Identity, 3: layers.GlobalAveragePooling1D, 4: layers.GlobalAveragePooling2D}
+    if pooled and rank == 3 and tokens == "cls":
+        features, rank = ops.take(features, 0, axis=1), 2
+    pooling = kinds[rank] if pooled else layers.Flatten
+    x = pooling(dtype="float32", name="pooling" if pooled else "flatten")(features)
     if head.units:
         x = layers.Dense(head.units, "relu", dtype="float32", name="head_dense")(x)
     if head.dropout:
@@ -212,10 +231,11 @@ def _features(spec: BackboneSpec, inputs: Any, weights: str | None) -> Any:
             "to the internet once; fetch the file on another machine and pass its path as weights; or weights=None."
         ) from error
     shape = getattr(features, "shape", ())
-    if len(shape) != 4 or None in shape[1:]:
+    if len(shape) not in (2, 3, 4) or None in shape[1:] or (spec.pooling == "cls" and len(shape) != 3):
         raise PluginError(
-            f"The builder of {spec.name!r} must return a feature map (batch, height, width, channels). "
-            f"Received: {type(features).__name__} {shape}."
+            f"The builder of {spec.name!r} must return a feature map (batch, height, width, channels), tokens (batch, "
+            "n, channels) or a vector (batch, channels), of known sizes; with pooling='cls' tokens. "
+            f"Received: {type(features).__name__} {shape}. Of a nested model return `model(inputs)`."
         )
     return features
 

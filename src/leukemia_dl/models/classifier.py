@@ -3,7 +3,6 @@
 Of an untrusted file, sizes are bounded before anything is unpacked, built or allocated.
 """
 
-import contextlib
 import json
 import logging
 import math
@@ -213,9 +212,11 @@ def load_classifier(path: str | Path) -> Classifier:
         if (plugin := trial.get("plugin") or DISTRIBUTION) != DISTRIBUTION:
             name = str(trial.get("backbone"))
             hint = f"Its backbone {name!r} is of {plugin} {trial.get('plugin_version')}, which has to be there."
-            with contextlib.suppress(Exception):  # building it registers its layers with Keras
+            try:  # importing and building it registers its layers with Keras, inside nested models too
                 spec = get_backbone(name)
                 spec.build(keras.Input((spec.min_size, spec.min_size, 3)), None)
+            except Exception as error:  # the net may load without
+                hint += f" Building it raised {type(error).__name__}: {error}"
         with ThreadPoolExecutor(1) as pool:  # StatelessScope leaves state behind in its thread, which ends
             pool.submit(_check_net, file).result()
         model = keras.saving.load_model(file, compile=False, safe_mode=True)

@@ -24,6 +24,7 @@ from leukemia_dl.models.build import (
     all_layers,
     batchnorm_layers,
     build_model,
+    graphs,
     split_at_features,
     weights_identity,
 )
@@ -115,18 +116,25 @@ def model_fingerprint(model: Any, device: Device) -> list[Any]:
 
 
 def _graph(model: Any) -> str | None:
-    kinds = {type(operation) for operation in (*model.operations, *all_layers(model))}
+    parts = [*all_layers(model), *(operation for net in graphs(model) for operation in (net, *net.operations))]
+    kinds = set(map(type, parts))
     foreign = sorted(kind.__module__ for kind in kinds if kind.__module__.partition(".")[0] != "keras")
     if "__main__" in foreign or any("<locals>" in kind.__qualname__ for kind in kinds):
         return None
-    # Names depend on how many nets this process has built before.
-    names = {operation.name: f"#{number}" for number, operation in enumerate(model.operations)} | {model.name: "#"}
+    names = {part.name: f"#{number}" for number, part in enumerate(parts)}
+
+    def renamed(entry: dict[str, Any]) -> dict[str, Any]:
+        # Names depend on how many nets this process has built before, and a setting may be spelt as one of them.
+        for key in {"name", "keras_history", "input_layers", "output_layers"} & set(entry):
+            entry[key] = re.sub('"([^"]*)"', lambda text: names.get(text[1], text[1]), json.dumps(entry[key]))
+        return entry
+
     try:
-        config = json.dumps(model.get_config(), sort_keys=True)
+        config = json.loads(json.dumps(model.get_config()), object_hook=renamed)
         sources = [inspect.getsource(sys.modules[module]) for module in foreign]
     except Exception:  # a layer of a plugin may raise anything
         return None
-    return json.dumps([re.sub('"([^"]*)"', lambda text: names.get(text[1], text[1]), config), *sources])
+    return json.dumps([config, *sources], sort_keys=True)
 
 
 def _sha256(arrays: Iterable[Any]) -> str:

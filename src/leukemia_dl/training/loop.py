@@ -192,7 +192,7 @@ class Trainer:
 
         self._run_phase("full", phases["full"], batches, stop - recipe.head_epochs, validate, progress)
 
-    def _compiled(self, model: Any, rate: float, rates: Mapping[str, float], momentum: float = 0.0) -> Any:
+    def _compiled(self, model: Any, rate: float, rates: Mapping[int, float], momentum: float = 0.0) -> Any:
         import keras
 
         # Variables made inside the first step would have TensorFlow trace it twice: half a minute for a deep net.

@@ -11,10 +11,10 @@ from leukemia_dl.models.build import all_layers
 from leukemia_dl.training.recipe import Recipe
 
 
-def build_optimizer(recipe: Recipe, learning_rate: float, rates: Mapping[str, float], ema_momentum: float = 0.0) -> Any:
+def build_optimizer(recipe: Recipe, learning_rate: float, rates: Mapping[int, float], ema_momentum: float = 0.0) -> Any:
     """Return an AdamW optimizer for one phase of a fit. Once it is built, `start(steps)` makes it ready for a phase.
 
-    `learning_rate` is the peak, `rates` the share of it by `variable.path`, 1 for others. `ema_momentum` is lower in
+    `learning_rate` is the peak, `rates` the share of it by `id(variable)`, 1 for others. `ema_momentum` is lower in
     the first steps, step / (9 + step), or the average of a short fit would be that of its first weights.
     """
     import keras
@@ -25,7 +25,7 @@ def build_optimizer(recipe: Recipe, learning_rate: float, rates: Mapping[str, fl
             if self.built:
                 return
             super().build(variables)
-            self._shares = [rates.get(variable.path, 1.0) for variable in variables]
+            self._shares = [rates.get(id(variable), 1.0) for variable in variables]
             # A variable and not a constant: one compiled step then serves training sides of any size.
             self._steps = self.add_variable((), dtype="float32", name="steps")
 
@@ -76,18 +76,18 @@ def build_optimizer(recipe: Recipe, learning_rate: float, rates: Mapping[str, fl
     return optimizer
 
 
-def rates_by_layer(model: Any, input_lr_ratio: float) -> dict[str, float]:
-    """Return each trainable variable's share of the learning rate, by its path.
+def rates_by_layer(model: Any, input_lr_ratio: float) -> dict[int, float]:
+    """Return each trainable variable's share of the learning rate, by its id: paths recur in nested models.
 
     The layers that own trainable weights, inside other layers too, stand at equal distances, from `input_lr_ratio` at
     the first to 1 at the last.
     """
     # Inner layers come after the one that holds them: a weight belongs to the last layer that has it.
-    owners = {variable.path: layer for layer in all_layers(model) for variable in layer.trainable_variables}
+    owners = {id(variable): layer for layer in all_layers(model) for variable in layer.trainable_variables}
     layers = list(dict.fromkeys(owners.values()))
     shares = np.geomspace(input_lr_ratio, 1.0, len(layers)).tolist() if len(layers) > 1 else [1.0] * len(layers)
     share = dict(zip(layers, shares, strict=True))
-    return {path: share[layer] for path, layer in owners.items()}
+    return {variable: share[layer] for variable, layer in owners.items()}
 
 
 def class_weights(recipe: Recipe, labels: NDArray[np.int64], classes: int) -> NDArray[np.float32] | None:

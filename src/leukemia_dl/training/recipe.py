@@ -28,19 +28,19 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     },
     # The features of a pretrained net as they are, computed once, so nothing is augmented.
     "linear_probe": {
-        "weights": "imagenet", "image_size": 224, "head_epochs": 60, "epochs": 0, "batch_size": 32, "dropout": 0.0,
+        "weights": "pretrained", "image_size": 224, "head_epochs": 60, "epochs": 0, "batch_size": 32, "dropout": 0.0,
         "symmetries": False,
     },
     # A probe first, so that random gradients of a new head do not undo what the net has learned (arXiv:2202.10054).
     "finetune": {
-        "weights": "imagenet", "image_size": 224, "head_epochs": 20, "epochs": 20, "batch_size": 32,
+        "weights": "pretrained", "image_size": 224, "head_epochs": 20, "epochs": 20, "batch_size": 32,
         "learning_rate": 1e-3, "input_lr_ratio": 0.02, "weight_decay": 1e-2, "label_smoothing": 0.02,
         "class_balance": "weights", "ema_momentum": 0.99, "rotation": 180.0, "shift": 0.05, "tta": True,
         "if_no_weights": {"epochs": 60, "learning_rate": 3e-3, "input_lr_ratio": 1.0},
     },
     # The published table, like for like. Nothing here is advice.
     "published_v1": {
-        "weights": "imagenet", "image_size": 180, "scaling": "unit", "preprocessing": "published", "head": "flatten",
+        "weights": "pretrained", "image_size": 180, "scaling": "unit", "preprocessing": "published", "head": "flatten",
         "head_units": 1024, "sigmoid": True, "head_epochs": 20, "epochs": 0, "batch_size": 32,
         "head_learning_rate": 1e-4, "learning_rate": 1e-4, "schedule": "constant", "warmup_fraction": 0.0,
         "weight_decay": 0.0, "global_clipnorm": 0.0, "dropout": 0.6, "symmetries": False, "precision": "float32",
