@@ -15,6 +15,7 @@ from leukemia_dl.errors import PluginError
 from leukemia_dl.models import backbones
 from leukemia_dl.models.build import Head, all_layers, batchnorm_layers, build_model, most_readers, split_at_features
 from leukemia_dl.testing import check_backbone
+from leukemia_dl.testing.checks import check_saving
 from leukemia_dl.training import Recipe, fit
 from leukemia_dl.training.optimizer import rates_by_layer
 
@@ -159,6 +160,15 @@ def installed(tmp_path, monkeypatch):
     yield ldl.get_backbone("vit")
     plugins.forget()
     sys.modules.pop("toy_vit", None)
+
+
+def test_a_new_process_imports_the_plugin_that_the_record_names(installed, tmp_path):
+    check_saving(installed)
+    for file in (tmp_path / "toy_vit-1.0.dist-info").iterdir():
+        file.unlink()  # new processes do not find it
+    says = "(?s)does not load in a new process: .*Its backbone 'vit' is of toy-vit 1.0, which has to be there. Building it "
+    with pytest.raises(AssertionError, match=says + "raised UnknownNameError: There is no backbone 'vit'"):
+        check_saving(installed)
 
 
 def test_it_is_trained_in_both_phases_and_loads_in_a_new_process(installed, tmp_path):

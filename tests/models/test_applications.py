@@ -1,4 +1,4 @@
-"""The nets of `keras.applications`: their features are Keras's own, and their weights come from a file or from Keras."""
+"""The nets of `keras.applications`: their features are Keras's own, by weights from a file or fetched by Keras."""
 
 import importlib
 
