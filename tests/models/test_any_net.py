@@ -166,8 +166,11 @@ def test_a_new_process_imports_the_plugin_that_the_record_names(installed, tmp_p
     check_saving(installed)
     for file in (tmp_path / "toy_vit-1.0.dist-info").iterdir():
         file.unlink()  # new processes do not find it
-    says = "(?s)does not load in a new process: .*Its backbone 'vit' is of toy-vit 1.0, which has to be there. Building it "
-    with pytest.raises(AssertionError, match=says + "raised UnknownNameError: There is no backbone 'vit'"):
+    says = (
+        "(?s)does not load in a new process: .*Its backbone 'vit' is of toy-vit 1.0, which has to be there. "
+        "Building it raised UnknownNameError: There is no backbone 'vit'"
+    )
+    with pytest.raises(AssertionError, match=says):
         check_saving(installed)
 
 
