@@ -8,7 +8,7 @@
 # ## A backbone is a function and a record
 #
 # The function gets a symbolic Keras tensor, a batch of images that are scaled already, and returns a feature map
-# (batch, height, width, channels). Pooling, head and loss are the library's, the same for all. Keras is imported
+# (batch, height, width, channels), [tokens or a vector](../guides/plugins.md#what-a-builder-may-return). Pooling, head and loss are the library's, the same for all. Keras is imported
 # inside, so that listing backbones does not start TensorFlow. This net has no weights to fetch; `weights` is None.
 
 # %%
@@ -166,12 +166,12 @@ for name, text in (("pyproject.toml", project), ("leukemia_dl_small.py", module)
 # ## What goes wrong, and where it is said
 #
 # A record that cannot be used, as one with `scaling="imagenet"`, is refused where it is made. A builder that fails
-# costs its own row and no other. This one returns the colour of one pixel, which is no map:
+# costs its own row and no other. This one returns a list, which is no tensor:
 
 # %%
-vector = dataclasses.replace(spec, name="vector", build=lambda inputs, weights: inputs[:, 0, 0], parameters=None)
-ldl.register_backbone(vector, replace=True)
-frame = ldl.Benchmark(dataset, ["vector", "cnn"], baselines=[], **settings).run(executor="in-process")
+wrong = dataclasses.replace(spec, name="wrong", build=lambda inputs, weights: [inputs], parameters=None)
+ldl.register_backbone(wrong, replace=True)
+frame = ldl.Benchmark(dataset, ["wrong", "cnn"], baselines=[], **settings).run(executor="in-process")
 for row in frame.itertuples():
     print(row.backbone, row.status, row.message)
 

@@ -33,10 +33,8 @@ def needs_what_is_not_there(inputs, weights):
     import not_there_at_all  # noqa: F401
 
 
-def flat(inputs, weights):
-    from keras import layers
-
-    return layers.Flatten()(inputs)
+def several(inputs, weights):
+    return [inputs, inputs]
 
 
 def spec(name, build=build, size=32, **settings):
@@ -50,7 +48,7 @@ def _backbones(monkeypatch):
     ldl.register_backbone(spec("tiny"))
     ldl.register_backbone(spec("larger", size=40))
     ldl.register_backbone(spec("missing", needs_what_is_not_there))
-    ldl.register_backbone(spec("flat", flat))
+    ldl.register_backbone(spec("several", several))
     ldl.register_backbone(spec("own", weights=()))
 
 
@@ -68,13 +66,13 @@ def weights(tmp_path):
 
 
 def test_a_builder_that_fails_is_a_row_and_hides_no_other(dataset, tmp_path):
-    names = ["flat", "missing", "tiny"]
+    names = ["several", "missing", "tiny"]
     frame = ldl.Benchmark(dataset, names, recipe=RECIPE, baselines=[], store=tmp_path).run(
         executor="in-process", show_progress=False
     )
     rows = frame.set_index("backbone")
     assert rows["status"].tolist() == ["failed", "failed", "ok"]
-    assert rows.loc["flat", "message"].startswith("The builder of 'flat' must return a feature map")
+    assert rows.loc["several", "message"].startswith("The builder of 'several' must return a feature map")
     assert rows.loc["missing", "exception"] == "PluginError"
     assert rows.loc["missing", "message"] == (
         "The builder of 'missing' raised ModuleNotFoundError: No module named 'not_there_at_all'"

@@ -46,8 +46,12 @@ def test_other_scalings():
 
 
 @pytest.mark.parametrize(
-    ("name", "readers"), [("cnn", 2), ("inception_v3", 4), ("resnet50", 2), ("vgg16", 1), ("xception", 2)]
-)
+    ("name", "readers"),
+    [
+        ("cnn", 2), ("inception_v3", 4), ("resnet50", 2), ("vgg16", 1), ("xception", 2), ("efficientnet_b0", 2),
+        ("efficientnet_v2_b0", 2), ("densenet121", 2), ("mobilenet_v3_small", 2),
+    ],
+)  # fmt: skip
 def test_built_flat_at_the_declared_minimum_with_the_declared_parameters(name, readers):
     spec = ldl.get_backbone(name)
     size = spec.min_size
