@@ -8,8 +8,9 @@
 # ## A backbone is a function and a record
 #
 # The function gets a symbolic Keras tensor, a batch of images that are scaled already, and returns a feature map
-# (batch, height, width, channels), [tokens or a vector](../guides/plugins.md#what-a-builder-may-return). Pooling, head and loss are the library's, the same for all. Keras is imported
-# inside, so that listing backbones does not start TensorFlow. This net has no weights to fetch; `weights` is None.
+# (batch, height, width, channels), or [tokens or a vector](../guides/plugins.md#what-a-builder-may-return). Pooling,
+# head and loss are the library's, the same for all. Keras is imported inside, so that listing backbones does not start
+# TensorFlow. This net has no weights to fetch; `weights` is None.
 
 # %%
 import dataclasses
