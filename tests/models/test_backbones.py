@@ -96,11 +96,12 @@ def built_in(file):
 
 
 def test_the_version_of_a_registered_backbone_is_given_or_follows_from_the_file_of_its_builder(tmp_path):
-    def version(width, given=None, wrap=lambda build: build):
+    def version(width, given=None, wrap=lambda build: build, **changes):
         file = tmp_path / f"made_{width}.py"
         file.write_text(f"def build(inputs, weights):\n    return {width}\n")
         build = wrap(built_in(file))
-        spec = ldl.BackboneSpec(name="made", build=build, scaling="unit", native_size=32, min_size=8)
+        fields = {"scaling": "unit", "native_size": 32, "min_size": 8} | changes
+        spec = ldl.BackboneSpec(name="made", build=build, **fields)
         ldl.register_backbone(spec, replace=True, version=given)
         return backbones.find_backbone("made").version
 
@@ -113,5 +114,6 @@ def test_the_version_of_a_registered_backbone_is_given_or_follows_from_the_file_
 
     assert version(4, wrap=of_width(8)) == version(4, wrap=of_width(8)) != version(4, wrap=of_width(64))
     assert version(4).startswith("source ")
+    assert len({version(4), version(4, scaling="torch"), version(4, pooling="cls")}) == 3
     assert version(4, "2") == version(16, "2") == "2"
     assert version(4).startswith("source ")

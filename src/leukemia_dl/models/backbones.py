@@ -257,15 +257,17 @@ def backbone_table() -> pd.DataFrame:
 def _known() -> dict[str, Provided]:
     """Return all records by name, sorted; those registered in this process first where a plugin has the same name."""
     # The source of a builder may have changed since it was registered.
-    here = [item._replace(version=item.version or _source_version(item.record.build)) for item in _registered.values()]
+    here = [item._replace(version=item.version or _source_version(item.record)) for item in _registered.values()]
     return {item.record.name: item for item in sorted([*collect(_HOOK), *here], key=lambda item: item.record.name)}
 
 
-def _source_version(build: Any) -> str:
-    """Return a digest of the source of a builder and of the values that it holds."""
+def _source_version(spec: BackboneSpec) -> str:
+    """Return a digest of the source of a builder, of the values that it holds, and of scaling and pooling."""
+    build: Any = spec.build
     function = inspect.unwrap(getattr(build, "func", build))  # of a functools.partial
     held = [getattr(build, name, None) for name in ("args", "keywords", "__defaults__", "__kwdefaults__", "__dict__")]
     held += [cell.cell_contents for cell in getattr(function, "__closure__", None) or ()]
+    held += [spec.scaling, spec.pooling]
     values = re.sub(r" at 0x[0-9a-fA-F]+", "", repr([value for value in held if value]))
     for source in (inspect.getmodule(function), function, type(function)):
         with contextlib.suppress(OSError, TypeError):
