@@ -8,6 +8,7 @@ import pytest
 
 import command
 from leukemia_dl import plugins
+from leukemia_dl.models.backbones import registries
 
 GOOD = """
 from leukemia_dl import BackboneSpec, hookimpl
@@ -99,7 +100,7 @@ def test_broken_plugins_are_reported_and_hide_no_other(install, python):
     install("zzz-good", GOOD)
     answer = python(PRINT)
     listed, *problems = answer.stdout.splitlines()
-    built_in = [spec.name for spec in plugins.registries["leukemia_dl_backbones"][1]]
+    built_in = [spec.name for spec in registries["leukemia_dl_backbones"][1]]
     assert listed.split(",") == sorted([*built_in, "tiny"]), answer.stderr
     for number, (source, says) in enumerate(BROKEN):
         (line,) = (line for line in problems if line.startswith(f"aaa-broken-{number} |"))
@@ -113,7 +114,7 @@ def test_two_plugins_with_one_name_leave_the_others_listed(install, python):
     install("two", GOOD, version="3.4")
     install("zzz", GOOD.replace('"tiny"', '"other"'))
     answer = python("import leukemia_dl as ldl; print(*ldl.list_backbones()); ldl.get_backbone('tiny')")
-    built_in = [spec.name for spec in plugins.registries["leukemia_dl_backbones"][1]]
+    built_in = [spec.name for spec in registries["leukemia_dl_backbones"][1]]
     assert answer.stdout.split() == sorted([*built_in, "other"]), answer.stderr
     said = "two provides 'tiny' (leukemia_dl_backbones), as one 1.2 does. Neither is used: uninstall one of them"
     assert said in answer.stderr.splitlines()[-1]
