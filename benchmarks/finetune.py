@@ -2,11 +2,12 @@
 
     python benchmarks/finetune.py --weights FILE --root FOLDER [--seeds 0,1,2] [--set epochs=12] [--json FILE]
 
-`--weights` is an .npz file of EfficientNet-Lite0 (`efficientnet_lite0.py`), `--root` a folder of images with a folder
-per class. Each seed draws a split of its own: 50 images of each class to train on, 75 to test. The ten lines: pooled
-features, dropout of 0.2, a Dense layer; Adam at 1e-3 with a cosine decay, flips, batches of 32, 20 epochs. Keras's
-momentum of 0.99 leaves BatchNorm statistics unfinished after 120 steps (accuracy 0.805 where 0.9 gives the numbers of
-the results), and BatchNorm in inference mode does not learn at this rate: `--momentum` is that of the ten lines.
+`--weights` is an .npz file of EfficientNet-Lite0 (`examples/leukemia-dl-efficientnet-lite`), `--root` a folder of
+images with a folder per class. Each seed draws a split of its own: 50 images of each class to train on, 75 to test. The
+ten lines: pooled features, dropout of 0.2, a Dense layer; Adam at 1e-3 with a cosine decay, flips, batches of 32, 20
+epochs. Keras's momentum of 0.99 leaves BatchNorm statistics unfinished after 120 steps (accuracy 0.805 where 0.9 gives
+the numbers of the results), and BatchNorm in inference mode does not learn at this rate: `--momentum` is that of the
+ten lines.
 
 Rows say how many images went through the net in training steps, since seconds depend on what else a machine does.
 """
@@ -15,15 +16,18 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from efficientnet_lite0 import backbone
 from numpy.typing import NDArray
 
 import leukemia_dl as ldl
+
+sys.path.append(str(Path(__file__).parents[1] / "examples" / "leukemia-dl-efficientnet-lite"))
+from leukemia_dl_efficientnet_lite import backbone
 
 TRAIN, TEST, BATCH = 50, 75, 32  # images of each class; images per step
 
@@ -51,7 +55,8 @@ def ten_lines(
 
     keras.utils.set_random_seed(seed)
     inputs = keras.Input(images.shape[1:])
-    x = spec.build(keras.layers.RandomFlip("horizontal_and_vertical")(inputs), "imagenet")
+    x = keras.layers.Rescaling(1 / 128, -127 / 128)(keras.layers.RandomFlip("horizontal_and_vertical")(inputs))
+    x = spec.build(x, "imagenet")
     x = keras.layers.Dropout(0.2)(keras.layers.GlobalAveragePooling2D()(x))
     model = keras.Model(inputs, keras.layers.Dense(int(labels.max()) + 1)(x))
     for layer in model.layers:
