@@ -11,7 +11,7 @@ WORKERS ?= 2
 # What runs on a backend other than TensorFlow, in an environment without it: all of it in `make test-all`, one test of
 # each promise in `make test`.
 OTHER_BACKEND = tests/test_benchmarks.py tests/test_other_backend.py tests/models/test_saved_elsewhere.py tests/testing/test_checks.py \
-	tests/training/test_augmentation.py tests/training/test_loop.py \
+	tests/training/test_augmentation.py tests/training/test_loop.py tests/models/test_any_net.py \
 	tests/training/test_cache.py tests/training/test_optimizer.py
 CACHE = tests/training/test_cache.py::test
 LOOP = tests/training/test_loop.py::test

@@ -224,7 +224,9 @@ def load_classifier(path: str | Path) -> Classifier:
     except UnknownNameError:
         raise
     except Exception as error:
-        reason = f"{type(error).__name__}: {error}"
+        # Keras puts the configuration of the whole net before and behind the reason.
+        text = str(error).split("Exception encountered: ")[-1].partition(" Full object config")[0]
+        reason = f"{type(error).__name__}: {text}"
         raise DataError(f"{file} is damaged or was not saved by leukemia_dl ({reason}). {hint}".strip()) from error
 
 
