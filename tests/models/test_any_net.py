@@ -167,8 +167,8 @@ def test_a_new_process_imports_the_plugin_that_the_record_names(installed, tmp_p
     for file in (tmp_path / "toy_vit-1.0.dist-info").iterdir():
         file.unlink()  # new processes do not find it
     says = (
-        r"does not load in a new process: \S+model\.keras is damaged or was not saved by leukemia_dl \(TypeError: Could "
-        "not locate class 'Embed'. Make sure .*Its backbone 'vit' is of toy-vit 1.0, which has to be there. "
+        r"does not load in a new process: \S+model\.keras is damaged or was not saved by leukemia_dl \(TypeError: "
+        "Could not locate class 'Embed'. Make sure .*Its backbone 'vit' is of toy-vit 1.0, which has to be there. "
         "Building it raised UnknownNameError: There is no backbone 'vit'"
     )
     with pytest.raises(AssertionError, match=says):
