@@ -18,8 +18,8 @@ ROOT = Path(__file__).parents[1]
 PUBLIC = {
     "leukemia_dl": (
         "Augmentation", "BackboneSpec", "Benchmark", "Classifier", "Dataset", "DatasetInfo", "DatasetSource",
-        "Embeddings", "Pipeline", "PixelStore", "Recipe", "Split", "__version__", "as_keras", "backbone_table",
-        "compare", "dataset_table", "evaluate", "get_backbone", "hookimpl", "inflation", "leaderboard",
+        "Embeddings", "EncoderSpec", "Pipeline", "PixelStore", "Recipe", "Split", "__version__", "as_keras",
+        "backbone_table", "compare", "dataset_table", "evaluate", "get_backbone", "hookimpl", "inflation", "leaderboard",
         "list_backbones", "list_datasets", "load_classifier", "make_splits", "plugin_problems", "published_results",
         "register_backbone", "score",
     ),
@@ -45,8 +45,8 @@ PUBLIC = {
         "probe", "published_results", "reliability_curves", "roc_curves", "score",
     ),
     "leukemia_dl.models": (
-        "BackboneSpec", "Classifier", "Embeddings", "Head", "application", "backbone_table", "build_model",
-        "get_backbone", "list_backbones", "load_classifier", "register_backbone",
+        "BackboneSpec", "Classifier", "Embeddings", "EncoderSpec", "Head", "application", "backbone_table",
+        "build_model", "get_backbone", "list_backbones", "load_classifier", "register_backbone",
     ),
     "leukemia_dl.plugins": ("hookimpl", "plugin_problems"),
     "leukemia_dl.preprocess": (

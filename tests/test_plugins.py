@@ -82,11 +82,11 @@ BROKEN = [
         "from leukemia_dl import hookimpl\n@hookimpl\ndef leukemia_dl_backbones(value): yield 1",
         "Argument(s) {'value'} are declared in the hookimpl",
     ),
-    (f"{HOOK}backbones(): yield 1", "must yield leukemia_dl.BackboneSpec records"),
+    (f"{HOOK}backbones(): yield 1", "must yield leukemia_dl.BackboneSpec or leukemia_dl.EncoderSpec records"),
     (
         "from leukemia_dl import hookimpl\nclass Odd: name = 'odd'\n@hookimpl\n"
         "def leukemia_dl_backbones(): yield Odd()",
-        "must yield leukemia_dl.BackboneSpec records",
+        "must yield leukemia_dl.BackboneSpec or leukemia_dl.EncoderSpec records",
     ),
     (f"{HOOK}backbones(): return 1 / 0", "ZeroDivisionError"),
     (GOOD.replace("min_size=8", "min_size=64"), "min_size must be from 1 to native_size=32"),

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     )  # fmt: skip
     from leukemia_dl.evaluation import compare, evaluate, inflation, leaderboard, published_results, score
     from leukemia_dl.models import (  # isort: skip
-        BackboneSpec, Classifier, Embeddings, backbone_table, get_backbone, list_backbones, load_classifier,
-        register_backbone,
+        BackboneSpec, Classifier, Embeddings, EncoderSpec, backbone_table, get_backbone, list_backbones,
+        load_classifier, register_backbone,
     )  # fmt: skip
     from leukemia_dl.plugins import hookimpl, plugin_problems
     from leukemia_dl.preprocess import Pipeline
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Augmentation", "BackboneSpec", "Benchmark", "Classifier", "Dataset", "DatasetInfo", "DatasetSource", "Embeddings",
-    "Pipeline", "PixelStore", "Recipe", "Split", "__version__", "as_keras", "backbone_table", "compare",
+    "EncoderSpec", "Pipeline", "PixelStore", "Recipe", "Split", "__version__", "as_keras", "backbone_table", "compare",
     "dataset_table", "evaluate", "get_backbone", "hookimpl", "inflation", "leaderboard", "list_backbones",
     "list_datasets", "load_classifier", "make_splits", "plugin_problems", "published_results", "register_backbone",
     "score",

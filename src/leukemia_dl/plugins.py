@@ -30,7 +30,10 @@ class HookSpecifications:
 
     @hookspec
     def leukemia_dl_backbones(self) -> Iterable[Any]:
-        """Yield one `leukemia_dl.BackboneSpec` per backbone. Import keras inside the builder, not before."""
+        """Yield one `leukemia_dl.BackboneSpec` per Keras net, and one `EncoderSpec` per other encoder.
+
+        Import keras, torch and the like inside the builder, not before.
+        """
         return ()
 
     @hookspec
@@ -47,14 +50,14 @@ class Provided(NamedTuple):
     version: str
 
 
-registries: dict[str, tuple[type, Sequence[Any]]] = {}  # hook: class of its records, the library's own records
+registries: dict[str, tuple[tuple[type, ...], Sequence[Any]]] = {}  # hook: classes of its records, the own records
 _problems: list[tuple[str, str, str]] = []  # plugin, entry point, problem; in the order of their discovery
 
 
 @lru_cache
 def collect(hook: str) -> Sequence[Provided]:
     """Return the records of a hook, sorted by name; a built-in one keeps its name, one of two plugins is left out."""
-    kind, builtin = registries[hook]
+    kinds, builtin = registries[hook]
     own = (DISTRIBUTION, installed_version(DISTRIBUTION))
     found = {record.name: Provided(record, *own) for record in builtin}
     unclear: set[str] = set()
@@ -63,8 +66,9 @@ def collect(hook: str) -> Sequence[Provided]:
         point = implementation.plugin_name
         with _isolated(point, f"{hook} raised"):
             records = list(implementation.function())
-            if wrong := [type(record) for record in records if not isinstance(record, kind)]:
-                raise PluginError(f"{hook} must yield leukemia_dl.{kind.__name__} records. Received: {wrong[0]!r}.")
+            if wrong := [type(record) for record in records if not isinstance(record, kinds)]:
+                wanted = " or ".join(f"leukemia_dl.{kind.__name__}" for kind in kinds)
+                raise PluginError(f"{hook} must yield {wanted} records. Received: {wrong[0]!r}.")
             for record in records:
                 first = found.setdefault(record.name, Provided(record, point.dist.name, point.dist.version))
                 if first.record is not record:

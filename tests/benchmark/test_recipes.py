@@ -147,7 +147,7 @@ def test_each_backbone_may_have_its_native_size(dataset, tmp_path):
 
 
 def test_a_linear_probe_takes_its_temperature_from_inner_folds(dataset, tmp_path, weights, monkeypatch):
-    recipe = ldl.Recipe.preset("linear_probe", image_size=32, head_epochs=8, weights=weights)
+    recipe = ldl.Recipe.preset("linear_probe", image_size=32, weights=weights)
     seen = []
     import leukemia_dl.benchmark.trial_runner as runner
 

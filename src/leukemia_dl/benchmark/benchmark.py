@@ -55,6 +55,8 @@ class Benchmark:
         folds: Which folds are the test side in turn; None for the protocol's own default, "all" for all.
         n_folds: How many folds the protocol "kfold" draws; None for 5, or 3 where patients are few.
         n_repeats: How many times "kfold" draws its folds; fold numbers go on from one time to the next.
+        shots: Patients of each class to train on, such as [1, 5, 25, None], drawn by each seed; None for all. Images
+            where patients are unknown. Each number is a protocol of its own, such as "kfold-5shot".
         primary_metric: Metric by which the report ranks and compares, chosen before the run; None for balanced
             accuracy where the largest class has 1.5 times the images of the smallest or more, else accuracy.
         seeds: One trial per seed, each with its own weights, order and augmentation.
@@ -84,6 +86,7 @@ class Benchmark:
         folds: Sequence[int] | Literal["all"] | None = None,
         n_folds: int | None = None,
         n_repeats: int = 1,
+        shots: Sequence[int | None] = (None,),
         primary_metric: str | None = None,
         seeds: Sequence[int] = (0,),
         baselines: Sequence[str] = BASELINES,
@@ -102,21 +105,22 @@ class Benchmark:
         baselines = plan.unique("baselines", baselines, least=0)
         if unknown := [name for name in baselines if name not in BASELINES]:
             raise errors.unknown_name_error("baseline", unknown[0], BASELINES)
+        labelled = dataset.subset(dataset.labels >= 0)
         seeds, compute = plan.unique("seeds", seeds, number=True), ComputeConfig(device, threads)
-        nets = [plan.planned_net(name, recipe, pipeline, dataset.info.canvas) for name in names]
+        nets = [plan.planned_net(name, recipe, pipeline, labelled) for name in names]
         callbacks = recipe.callbacks if callbacks is None else callbacks
         if callbacks is not None:
             load_factory(callbacks)
         flag("save_models", save_models)
-        labelled = dataset.subset(dataset.labels >= 0)
         protocol = default_protocol(labelled) if protocol is None else protocol
         protocols = plan.unique("protocol", (protocol,) if isinstance(protocol, str) else protocol)
         primary_metric = plan.primary_metric(labelled, primary_metric)
-        splits = plan.splits_of(labelled, protocols, folds, n_folds, n_repeats, allow_leakage)
+        shots = plan.checked_shots(shots)
+        splits = plan.splits_of(labelled, protocols, folds, n_folds, n_repeats, allow_leakage, shots, seeds)
         self.planned = plan.Plan(
             dataset=labelled, source=dataset.source, recipe=recipe, backbones=names, baselines=baselines,
             protocols=protocols, folds=whole_numbers(folds) or folds, n_folds=plain_number(n_folds),
-            n_repeats=plain_number(n_repeats), allow_leakage=allow_leakage, seeds=seeds, splits=splits,
+            n_repeats=plain_number(n_repeats), shots=shots, allow_leakage=allow_leakage, seeds=seeds, splits=splits,
             compute=compute, callbacks=callbacks, save_models=save_models, primary_metric=primary_metric,
             trials=plan.planned_trials(labelled, splits, nets, seeds, baselines),
         )  # fmt: skip
@@ -133,7 +137,7 @@ class Benchmark:
         rows = []
         for trial in (planned.trial for planned in self.planned.trials):
             status: str = found.get(trial.folder, "to do")
-            if status == "ok" and trial.kind == "backbone" and self.planned.save_models:
+            if status == "ok" and trial.pipeline is not None and self.planned.save_models:
                 status = "ok" if self.store.has_model(trial) else "no model"
             row = {name: getattr(trial, name) for name in ("backbone", "protocol", "fold", "seed")}
             rows.append(row | {"status": status, "trial": trial.folder, "digest": trial.digest})
@@ -330,7 +334,8 @@ class _ExternalTest:
 
     def _net(self, planned: PlannedTrial, record: Record) -> Record:
         assert planned.recipe is not None
-        assert planned.pipeline is not None
+        if planned.pipeline is None:
+            raise errors.SettingsError(f"{record.trial.backbone} has features of other images only.")
         prepare(planned.recipe.precision, self.plan.compute)
         import keras
 

@@ -28,7 +28,7 @@ from leukemia_dl.benchmark.records import blank_record, failed_record
 from leukemia_dl.benchmark.trial_runner import OnProgress, RunContext, TrialOutput, run_trial
 from leukemia_dl.checks import whole_number
 from leukemia_dl.errors import SettingsError, TimeLimitError, WorkerError
-from leukemia_dl.models.backbones import BackboneSpec
+from leukemia_dl.models.backbones import Spec
 from leukemia_dl.models.build import backend_name
 from leukemia_dl.progress import kept_memory, safe_path
 from leukemia_dl.training.backends import ComputeConfig
@@ -205,7 +205,7 @@ class _Worker:
         self._folder.mkdir()
         self._pool: Any = None
         self._process: Any = None
-        self._spec: BackboneSpec | None = None
+        self._spec: Spec | None = None
 
     def outputs(self, trials: Iterator[PlannedTrial], on_progress: OnProgress) -> Generator[Future[None] | TrialOutput]:
         """Run trials; yield the future of the running one for as long as it runs, and then its output."""

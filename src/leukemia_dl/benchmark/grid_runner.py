@@ -82,7 +82,7 @@ class GridRunner:
     def _context(self, nets: Sequence[PlannedTrial]) -> RunContext:
         """Read the inputs that the trials of nets share; an image that cannot be decoded is an error before any."""
         plan, by_digest = self.plan, {planned.trial.digest: planned for planned in nets}
-        sizes = sorted({planned.size for planned in nets})
+        sizes = sorted({planned.size for planned in nets if planned.pipeline is not None})
         images = {size: read_images(plan.dataset, plan.rows, plan.pipelines[size], self.show) for size in sizes}
         examined = appearances_of(plan.dataset, plan.rows) if nets and plan.save_models else []
         scratch = self.store.root.absolute() / "unfinished" / f"run-{uuid.uuid4().hex[:12]}"

@@ -13,12 +13,14 @@ from numpy.typing import NDArray
 
 from leukemia_dl.checks import choice, whole_number
 from leukemia_dl.datasets import Dataset, Split, make_splits
+from leukemia_dl.datasets.shots import few_shot
 from leukemia_dl.datasets.splits import PROTOCOLS
 from leukemia_dl.errors import SettingsError
 from leukemia_dl.evaluation.metrics import RANKED
 from leukemia_dl.identity import digest
-from leukemia_dl.models.backbones import BackboneSpec, find_backbone
+from leukemia_dl.models.backbones import BackboneSpec, Spec, find_backbone
 from leukemia_dl.models.build import backend_name, check_size, weights_identity
+from leukemia_dl.models.embeddings import Embeddings
 from leukemia_dl.plugins import DISTRIBUTION, installed_version
 from leukemia_dl.preprocess import Pipeline
 from leukemia_dl.training.backends import ComputeConfig
@@ -82,7 +84,7 @@ class PlannedTrial:
 
     trial: Trial
     split: Split
-    spec: BackboneSpec | None = None
+    spec: Spec | None = None
     recipe: Recipe | None = None  # resolved for the backbone
     size: int = 0  # of its images in pixels
     pipeline: Pipeline | None = None  # steps that learn are fitted to the training images of the split as it runs
@@ -102,6 +104,7 @@ class Plan:
     folds: Any
     n_folds: int | None
     n_repeats: int
+    shots: tuple[int | None, ...]
     allow_leakage: bool
     seeds: tuple[int, ...]
     splits: tuple[Split, ...]
@@ -138,25 +141,26 @@ def planned_trials(
     versions = {name: _versions(*([] if name == "majority" else ["scikit-learn"])) for name in baselines}
     planned: list[PlannedTrial] = []
     for split in splits:
+        own = seeds if split.shots is None else [split.seed]
         where: dict[str, Any] = {"dataset": dataset.fingerprint, "split": split.digest}
         where |= {"protocol": split.protocol, "fold": split.fold}
         for trial, rest in nets:
-            planned += [PlannedTrial(Trial(**trial, **where, seed=seed), split, **rest) for seed in seeds]
-        for name in baselines:
+            planned += [PlannedTrial(Trial(**trial, **where, seed=seed), split, **rest) for seed in own]
+        for name in baselines if split.shots is None else ():
             baseline = Trial("baseline", name, DISTRIBUTION, **where, **nothing, versions=versions[name])
             planned.append(PlannedTrial(baseline, split))
     return tuple(planned)
 
 
 def planned_net(
-    name: str, recipe: Recipe, pipeline: Pipeline | Callable[[int], Pipeline] | None, canvas: int | None
+    name: str, recipe: Recipe, pipeline: Pipeline | Callable[[int], Pipeline] | None, dataset: Dataset
 ) -> Net:
     """Return the fields that all trials of a backbone share; `pipeline` is as in `Benchmark`."""
     found = find_backbone(name)
-    spec: BackboneSpec = found.record
+    spec: Spec = found.record
     resolved = recipe.for_backbone(spec)
     size, settings, wanted = int(resolved.image_size), resolved.to_dict(), resolved.weights_for(spec)
-    usual = recipe.pipeline(size, canvas)
+    usual = recipe.pipeline(size, dataset.info.canvas)
     chosen = usual if pipeline is None else pipeline if isinstance(pipeline, Pipeline) else pipeline(size)
     if not isinstance(chosen, Pipeline) or chosen.output_size not in (None, size):
         raise SettingsError(
@@ -164,12 +168,19 @@ def planned_net(
             f"size to one, such as dataset.default_pipeline. Received: {chosen!r}."
         )
     steps = chosen.to_dict()
-    check_size(spec, size)
+    if isinstance(spec, BackboneSpec):
+        check_size(spec, size)
     weights, backend = weights_identity(spec, wanted), backend_name()
     trial: dict[str, Any] = {"kind": "backbone", "backbone": name, "plugin": found.plugin, "backend": backend}
     trial |= {"weights": weights, "recipe": settings | {"weights": weights}, "pipeline": steps}
     trial |= {"plugin_version": None if found.plugin == DISTRIBUTION else found.version}
     trial["versions"] = _versions("keras", backend)
+    if isinstance(spec, Embeddings):
+        samples, paths = dataset.table["sample"].tolist(), dataset.table["path"].tolist()
+        aligned = Embeddings(name, tuple(samples), spec.rows_for(samples, paths))
+        trial |= {"pipeline": None, "plugin": "embeddings", "plugin_version": None}
+        changes = changes_of(resolved, spec, usual, usual)
+        return trial, {"spec": aligned, "recipe": resolved, "changes": changes}
     changes = changes_of(resolved, spec, chosen, usual)
     return trial, {"spec": spec, "recipe": resolved, "size": size, "pipeline": chosen, "changes": changes}
 
@@ -178,7 +189,7 @@ def _versions(*distributions: str) -> dict[str, Any]:
     return {"results": RESULTS_VERSION} | {name: installed_version(name) for name in distributions}
 
 
-def changes_of(recipe: Recipe, spec: BackboneSpec, pipeline: Pipeline, usual: Pipeline) -> str:
+def changes_of(recipe: Recipe, spec: Spec, pipeline: Pipeline, usual: Pipeline) -> str:
     """Return the settings that differ from the preset of a recipe, or from the defaults if it is named after none."""
     preset = Recipe.preset(recipe.name) if recipe.name in Recipe.presets() else Recipe()
     with contextlib.suppress(SettingsError):  # the preset alone does not suit the backbone
@@ -195,9 +206,10 @@ def changes_of(recipe: Recipe, spec: BackboneSpec, pipeline: Pipeline, usual: Pi
 
 
 def splits_of(
-    dataset: Dataset, protocols: Sequence[str], folds: Any, n_folds: int | None, n_repeats: int, allow_leakage: bool
-) -> tuple[Split, ...]:
-    """Return the splits of every protocol; of several protocols, those without folds get none."""
+    dataset: Dataset, protocols: Sequence[str], folds: Any, n_folds: int | None, n_repeats: int, allow_leakage: bool,
+    shots: Sequence[int | None], seeds: Sequence[int],
+) -> tuple[Split, ...]:  # fmt: skip
+    """Return the splits of every protocol and number of shots; of several protocols, those without folds get none."""
     if (n_folds is not None or n_repeats != 1) and "kfold" not in protocols:
         found = f"{n_folds=}, {n_repeats=} with {', '.join(protocols)}"
         raise SettingsError(f"n_folds and n_repeats are for the protocol kfold. Received: {found}.")
@@ -207,7 +219,17 @@ def splits_of(
         # The split is part of the question, not of the answer's randomness: one for all seeds.
         drawn: Any = {"n_folds": n_folds, "n_repeats": n_repeats} if name == "kfold" else {}
         splits += make_splits(dataset, name, asked, seed=0, allow_leakage=allow_leakage, **drawn)
-    return tuple(splits)
+    few = [few_shot(dataset, split, n, seed) for n in shots if n for split in splits for seed in seeds]
+    return tuple([*few, *splits] if None in shots else few)
+
+
+def checked_shots(shots: Any) -> tuple[int | None, ...]:
+    """Return numbers of training patients per class, None for all of them, as a tuple."""
+    listed = list(shots) if isinstance(shots, (list, tuple, range)) else [shots]
+    found = tuple(None if value in (None, "all") else whole_number("shots", value, 1) for value in listed)
+    if not found or len({*found}) < len(found):
+        raise SettingsError(f"shots must be numbers or None, at least one, none twice. Received: {shots!r}.")
+    return found
 
 
 def primary_metric(dataset: Dataset, name: str | None) -> str:

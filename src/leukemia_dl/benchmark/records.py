@@ -29,8 +29,9 @@ Floats = NDArray[np.float64]
 CALIBRATED = ("temperature", "loss_calibrated", "brier_calibrated", "ece_calibrated")
 WATCHED = ("val_accuracy", "val_loss", "val_balanced_accuracy")
 WHOLE_NUMBERS = (  # columns of a row
-    "fold", "repeat", "seed", "image_size", "epochs", "batch_size", "n_train", "n_val", "n_test", "groups_train",
-    "groups_val", "groups_test", "dropped", "threads", "leaked_files", "leaked_cells", "leaked_groups", "parameters",
+    "fold", "repeat", "shots", "seed", "image_size", "epochs", "batch_size", "n_train", "n_val", "n_test",
+    "groups_train", "groups_val", "groups_test", "dropped", "threads", "leaked_files", "leaked_cells", "leaked_groups",
+    "parameters",
 )  # fmt: skip
 Status = Literal["ok", "failed", "not_applicable"]
 
@@ -117,7 +118,13 @@ def blank_record(planned: PlannedTrial, samples: Samples) -> Record:
     """Return the record of a trial before it runs."""
     trial, split, recipe = planned.trial, planned.split, planned.recipe
     row: dict[str, Any] = {"dataset": samples.name, "synthetic": samples.synthetic, "protocol": split.protocol}
-    row |= {"fold": split.fold, "repeat": split.repeat, "seed": trial.seed, "recipe": getattr(recipe, "name", None)}
+    row |= {
+        "fold": split.fold,
+        "repeat": split.repeat,
+        "shots": split.shots,
+        "seed": trial.seed,
+        "recipe": getattr(recipe, "name", None),
+    }
     row |= {"image_size": planned.size or None, "epochs": getattr(recipe, "total_epochs", None)}
     row |= {"batch_size": getattr(recipe, "batch_size", None)}
     row |= {"weights": (trial.weights or "random") if recipe else None, "tta": "none" if recipe else None}

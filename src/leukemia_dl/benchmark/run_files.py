@@ -163,7 +163,8 @@ def settings_text(plan: Plan, store: Store) -> str:
     settings: dict[str, dict[str, Any]] = {
         "dataset": {"name": info.name, **(plan.source or {}), **facts, "samples": len(plan.dataset)},
         "benchmark": {"protocol": plan.protocols, **{name: getattr(plan, name) for name in (*given, "primary_metric")}}
-        | {**asdict(plan.compute), "store": str(store.root.absolute()), "callbacks": callbacks},
+        | {"shots": [number or "all" for number in plan.shots], **asdict(plan.compute)}
+        | {"store": str(store.root.absolute()), "callbacks": callbacks},
         "recipe": plan.recipe.to_dict(),
         "pipeline": {str(size): steps.to_dict() for size, steps in plan.pipelines.items()},
         "made_with": {"backend": backend_name(), **records.installed_versions()},

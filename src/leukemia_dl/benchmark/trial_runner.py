@@ -25,6 +25,7 @@ from leukemia_dl.errors import ImageError, StoreError, TimeLimitError, WorkerErr
 from leukemia_dl.evaluation.calibration import choose_temperature
 from leukemia_dl.models.build import most_readers
 from leukemia_dl.models.classifier import Classifier, logits_over_symmetries, predict_logits, softmax
+from leukemia_dl.models.embeddings import Embeddings
 from leukemia_dl.preprocess import Pipeline
 from leukemia_dl.preprocess.foreground import Appearance, appearance_of
 from leukemia_dl.progress import parallel_map
@@ -140,11 +141,14 @@ def run_trial(planned: PlannedTrial, context: RunContext, on_progress: OnProgres
             raise TimeLimitError(f"It took longer than {context.time_limit:g} s.")
 
     try:
-        pipeline = context.images[planned.size].pipeline(split)
-        rows = (split.train, split.val, np.concatenate([split.val, split.test]))
-        images = context.images[planned.size].after(pipeline, np.unique(np.concatenate(rows)))
-        train, val, predicted = images.subsets(*rows)
+        rows, pipeline = (split.train, split.val, np.concatenate([split.val, split.test])), None
         assert planned.spec is not None
+        if isinstance(planned.spec, Embeddings):
+            train, val, predicted = (Subset(planned.spec.features, part) for part in rows)
+        else:
+            pipeline = context.images[planned.size].pipeline(split)
+            images = context.images[planned.size].after(pipeline, np.unique(np.concatenate(rows)))
+            train, val, predicted = images.subsets(*rows)
         result = fit(
             planned.spec, train, samples.labels[split.train], len(samples.class_names), context.recipe,
             seed=trial.seed or 0, groups=groups, validation=(val, samples.labels[split.val]), compute=context.compute,
@@ -153,7 +157,8 @@ def run_trial(planned: PlannedTrial, context: RunContext, on_progress: OnProgres
         )  # fmt: skip
         record = _predicted(blank, result, split, context, predicted)
         record = replace(record, timings={**records.environment(started), **record.timings})
-        output = record, _saved(result.model, record, context, pipeline) if context.save_models else None
+        unsaved = pipeline is None or not context.save_models
+        output = record, None if unsaved else _saved(result.model, record, context, pipeline)
     except KeyboardInterrupt:
         _log(logs, "stops: KeyboardInterrupt")
         if not context.stopped:
@@ -218,8 +223,9 @@ def _repeatable(result: FitResult) -> bool:
     return result.device.kind == "cpu" and not sums
 
 
-def _saved(model: Any, record: Record, context: RunContext, pipeline: Pipeline) -> bytes:
+def _saved(model: Any, record: Record, context: RunContext, pipeline: Pipeline | None) -> bytes:
     """Return the file of a trained net."""
+    assert pipeline is not None
     trial = record.trial
     provenance = {"trial": trial.to_dict(), "digest": trial.digest, "dataset": context.samples.name}
     provenance |= {"metrics": dict(record.metrics), "images": dict(context.appearance)}

@@ -45,6 +45,7 @@ def benchmark(
     n_folds: int | None = Option(None, help="Folds of the protocol kfold.", show_default="5, or 3"),
     primary_metric: str | None = Option(None, help="Metric to rank by.", show_default="by the shares of the classes"),
     n_repeats: int = Option(1, help="How many times the protocol kfold draws folds."),
+    shots: str = Option("all", help="Training patients of each class, such as 1,5,25,all."),
     seeds: str = Option("0", help="One trial per seed, such as 0,1,2."),
     baselines: str = Option("majority,cell_size,cell_colour", help="Names, by commas; '' for none."),
     store: Path | None = Option(None, help="Folder for the results.", show_default="runs/DATASET-RECIPE"),
@@ -71,14 +72,14 @@ def benchmark(
         sys.path += [here] if asked.callbacks else []
         data = options.load_dataset(dataset, root, dataset_option, drop_class)
         given: Any = {"n_folds": n_folds, "n_repeats": n_repeats, "primary_metric": primary_metric, "device": device}
-        given |= {"store": store, "allow_leakage": allow_leakage, "seeds": options.parts(seeds)}
+        given |= {"store": store, "allow_leakage": allow_leakage, "baselines": options.parts(baselines)}
+        given |= {"seeds": options.parts(seeds), "shots": options.parts(shots)}
         bench = Benchmark(
             data,
             [*options.parts(backbones or ""), *options.embeddings(embeddings)] if backbones or embeddings else None,
             recipe=asked,
             protocol=None if protocol is None else options.parts(protocol),
             folds="all" if folds == "all" else options.parts(folds) if folds else None,
-            baselines=options.parts(baselines),
             pipeline=partial(options.pipeline, data, asked, stain=stain, crop=crop),
             **given,
         )

@@ -65,7 +65,7 @@ DOWNLOADS = {"c_nmc_2019": "andrewmvd/leukemia-classification"}  # owner and nam
 _log = logging.getLogger(__name__)
 
 
-registries[_HOOK] = (DatasetSource, _SOURCES)
+registries[_HOOK] = ((DatasetSource,), _SOURCES)
 
 
 def get_source(name: str) -> DatasetSource:

@@ -1,6 +1,5 @@
 """Splits into training, validation and test rows: the protocols, how each draws, and what is verified of each split."""
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -74,6 +73,7 @@ class Split:
         flags: Notes for readers of the results, such as a side with few patients.
         digest: SHA-256 of sample ids and sides, whatever the order of the rows.
         repeat: Which repetition of `kfold` the fold is of, from 0; None for other protocols.
+        shots: Patients of each class on the training side, drawn by `seed`; None for all.
     """
 
     protocol: str
@@ -88,6 +88,8 @@ class Split:
     digest: str
     _counts: pd.DataFrame
     repeat: int | None = None
+    shots: int | None = None
+    seed: int | None = None
 
     def __repr__(self) -> str:
         fold = "" if self.fold is None else f" fold {self.fold}"
@@ -312,7 +314,7 @@ def _draw(context: SplitContext, n_folds: int | None, n_repeats: int) -> _Draws:
     if kind == "holdout":
         return {None: (*context.holdout(everything, "test"), None)}
     names = [("test", repeat) if repeat else ("test",) for repeat in range(n_repeats)]
-    cuts = itertools.chain.from_iterable(context.parts(everything, n, *of_repeat) for of_repeat in names)
+    cuts = [cut for of_repeat in names for cut in context.parts(everything, n, *of_repeat)]
     return {fold: (*cut, None) for fold, cut in enumerate(cuts)}
 
 
@@ -393,7 +395,6 @@ def _components(first: IntArray, second: IntArray) -> IntArray:
     from scipy.sparse.csgraph import connected_components
 
     shift = int(first.max()) + 1
-    nodes = shift + int(second.max()) + 1
-    graph = coo_array((np.ones(len(first)), (first, second + shift)), shape=(nodes, nodes))
+    graph = coo_array((np.ones(len(first)), (first, second + shift)), shape=(shift + int(second.max()) + 1,) * 2)
     parts: IntArray = connected_components(graph, directed=False)[1].astype(np.int64)
     return parts[first]

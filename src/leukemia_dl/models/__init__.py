@@ -6,8 +6,10 @@ from leukemia_dl.models.backbones import (  # isort: skip
 from leukemia_dl.models.build import Head, build_model
 from leukemia_dl.models.classifier import Classifier, load_classifier
 from leukemia_dl.models.embeddings import Embeddings
+from leukemia_dl.models.encoders import EncoderSpec
 
 __all__ = [
-    "BackboneSpec", "Classifier", "Embeddings", "Head", "application", "backbone_table", "build_model", "get_backbone",
+    "BackboneSpec", "Classifier", "Embeddings", "EncoderSpec", "Head", "application", "backbone_table", "build_model",
+    "get_backbone",
     "list_backbones", "load_classifier", "register_backbone",
 ]  # fmt: skip

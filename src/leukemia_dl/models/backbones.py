@@ -12,6 +12,8 @@ from typing import Any, Literal
 import pandas as pd
 
 from leukemia_dl.errors import PluginError, unknown_name_error
+from leukemia_dl.models.embeddings import Embeddings
+from leukemia_dl.models.encoders import EncoderSpec
 from leukemia_dl.plugins import Provided, collect, problem_hint, registries
 
 _Grey = tuple[float, float, float]
@@ -74,6 +76,9 @@ class BackboneSpec:
         for name, (fits, allowed) in rules.items():
             if not fits:
                 raise PluginError(f"{name} must be {allowed}. Received: {name}={getattr(self, name)!r}.")
+
+
+Spec = BackboneSpec | EncoderSpec | Embeddings
 
 
 def _checked_scaling(pair: Any) -> tuple[_Grey, _Grey]:
@@ -181,11 +186,14 @@ _NETS: tuple[tuple[Any, ...], ...] = (
     ("published_cnn", "Published CNN", _build_published_cnn, "unit", 180, 22, 19_392, (), "MIT",
      "the net of the published comparison that the recipe published_v1 repeats"),
 )  # fmt: skip
-registries[_HOOK] = (BackboneSpec, [BackboneSpec(**dict(zip(_FIELDS, net, strict=True))) for net in _NETS])
+registries[_HOOK] = (
+    (BackboneSpec, EncoderSpec),
+    [BackboneSpec(**dict(zip(_FIELDS, net, strict=True))) for net in _NETS],
+)
 
 
-def register_backbone(spec: BackboneSpec, *, replace: bool = False, version: str | None = None) -> BackboneSpec:
-    """Register a backbone in this process, for a script or a notebook, and return its record.
+def register_backbone(spec: Spec, *, replace: bool = False, version: str | None = None) -> Spec:
+    """Register a backbone or encoder in this process, for a script or a notebook, and return its record.
 
     Args:
         spec: The record. A package uses an entry point instead.
@@ -194,12 +202,12 @@ def register_backbone(spec: BackboneSpec, *, replace: bool = False, version: str
             from elsewhere do not belong.
 
     Raises:
-        PluginError: If it is no BackboneSpec, or the name is taken.
+        PluginError: If it is no such record, or the name is taken.
     """
-    if not isinstance(spec, BackboneSpec):
+    if not isinstance(spec, Spec):
         raise PluginError(
-            f"A backbone is a name or a BackboneSpec. Received: {type(spec).__name__}. For a Keras model pass "
-            "BackboneSpec(name=..., build=f(inputs, weights), scaling=..., native_size=..., min_size=...)."
+            f"A backbone is a name, BackboneSpec, EncoderSpec or Embeddings. Received: {type(spec).__name__}. For a "
+            "Keras model pass BackboneSpec(name=..., build=f(inputs, weights), scaling=..., native_size=..., ...)."
         )
     taken = _known().get(spec.name)
     if taken and not (replace and taken.plugin == THIS_PROCESS):
@@ -227,7 +235,7 @@ def find_backbone(name: str) -> Provided:
     return known[name]
 
 
-def get_backbone(name: str) -> BackboneSpec:
+def get_backbone(name: str) -> Spec:
     """Return the backbone registered under `name`. Raises UnknownNameError, with the near match, if there is none.
 
     Examples:
@@ -236,7 +244,7 @@ def get_backbone(name: str) -> BackboneSpec:
         >>> spec.title, spec.native_size, spec.min_size
         ('Xception', 299, 71)
     """
-    spec: BackboneSpec = find_backbone(name).record
+    spec: Spec = find_backbone(name).record
     return spec
 
 
@@ -247,27 +255,31 @@ def list_backbones() -> list[str]:
 
 def backbone_table() -> pd.DataFrame:
     """Return a row per backbone, sorted by its name: the fields of `BackboneSpec`, and `plugin` and `version`."""
-    rows = [vars(item.record) | {"plugin": item.plugin, "version": item.version} for item in _known().values()]
     order = ["name", "title", "parameters", "native_size", "min_size", "scaling", "weights", "licence", "reference"]
-    table = pd.DataFrame(rows)[[*order, "plugin", "version"]].rename(columns={"name": "backbone"})
-    table["weights"], table["scaling"] = table["weights"].map(", ".join), table["scaling"].map(str)
+    known = _known().values()
+    rows = [[*(getattr(item.record, name, None) for name in order), item.plugin, item.version] for item in known]
+    table = pd.DataFrame(rows, columns=["backbone", *order[1:], "plugin", "version"])
+    table["weights"] = [", ".join(names) if isinstance(names, tuple) else names or "" for names in table["weights"]]
+    table["scaling"] = table["scaling"].map(str)
     return table.astype({"parameters": "Int64"})
 
 
 def _known() -> dict[str, Provided]:
     """Return all records by name, sorted; those registered in this process first where a plugin has the same name."""
     # The source of a builder may have changed since it was registered.
-    here = [item._replace(version=item.version or _source_version(item.record)) for item in _registered.values()]
+    here = [item._replace(version=item.version or source_version(item.record)) for item in _registered.values()]
     return {item.record.name: item for item in sorted([*collect(_HOOK), *here], key=lambda item: item.record.name)}
 
 
-def _source_version(spec: BackboneSpec) -> str:
-    """Return a digest of the source of a builder, of the values that it holds, and of scaling and pooling."""
-    build: Any = spec.build
+def source_version(spec: Spec) -> str:
+    """Return a digest of the source of a record's function and of the values that it holds."""
+    if isinstance(spec, Embeddings):
+        return spec.identity
+    build: Any = spec.build if isinstance(spec, BackboneSpec) else spec.load
     function = inspect.unwrap(getattr(build, "func", build))  # of a functools.partial
     held = [getattr(build, name, None) for name in ("args", "keywords", "__defaults__", "__kwdefaults__", "__dict__")]
     held += [cell.cell_contents for cell in getattr(function, "__closure__", None) or ()]
-    held += [spec.scaling, spec.pooling]
+    held += [getattr(spec, name, None) for name in ("scaling", "pooling", "image_size")]
     values = re.sub(r" at 0x[0-9a-fA-F]+", "", repr([value for value in held if value]))
     for source in (inspect.getmodule(function), function, type(function)):
         with contextlib.suppress(OSError, TypeError):

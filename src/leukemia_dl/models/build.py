@@ -16,7 +16,7 @@ from typing import Any, Literal
 from leukemia_dl.atomic import sha256_of_file
 from leukemia_dl.checks import choice, whole_number
 from leukemia_dl.errors import BackendError, PluginError, SettingsError, WeightsError
-from leukemia_dl.models.backbones import IMAGENET, BackboneSpec, Scaling
+from leukemia_dl.models.backbones import IMAGENET, BackboneSpec, Scaling, Spec
 
 _BACKENDS = ("tensorflow", "jax", "torch")
 _one_at_a_time, _started = threading.RLock(), list[bool]()
@@ -142,8 +142,10 @@ def check_size(spec: BackboneSpec, image_size: int) -> None:
         )
 
 
-def weights_identity(spec: BackboneSpec, weights: str | Path | None) -> str | None:
+def weights_identity(spec: Spec, weights: str | Path | None) -> str | None:
     """Return the weights as a trial's digest names them: None, their name, or the SHA-256 of the file."""
+    if not isinstance(spec, BackboneSpec):
+        return str(weights)
     if weights is None or str(weights) in spec.weights:
         return None if weights is None else str(weights)
     return f"sha256:{sha256_of_file(_weights_file(spec, weights))}"
@@ -200,6 +202,15 @@ def scale(inputs: Any, scaling: Scaling) -> Any:
     if scaling == "tf":
         return layers.Rescaling(1 / 127.5, offset=-1.0, **settings)(inputs)
     return layers.Rescaling(1 / 255.0, **settings)(inputs) if scaling == "unit" else inputs
+
+
+def build_head(width: int, classes: int, head: Head, seed: int) -> Any:
+    """Return an uncompiled `keras.Model` from `width` features to logits (batch, classes), drawn by a seed."""
+    import keras
+
+    keras.utils.set_random_seed(seed)
+    inputs = keras.Input((width,), dtype="float32", name="features")
+    return keras.Model(inputs, _apply_head(inputs, head, classes, ""), name="head")
 
 
 def _apply_head(features: Any, head: Head, classes: int, tokens: str) -> Any:

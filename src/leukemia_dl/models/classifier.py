@@ -11,7 +11,7 @@ import tempfile
 import zipfile
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from leukemia_dl.checks import real_number, whole_number
 from leukemia_dl.errors import DataError, ImageError, SettingsError, UnknownNameError
 from leukemia_dl.models.backbones import get_backbone
 from leukemia_dl.models.build import all_layers, silence_startup
+from leukemia_dl.models.encoders import EncodedNet, EncoderSpec, load_encoder
 from leukemia_dl.plugins import DISTRIBUTION
 from leukemia_dl.preprocess import Pipeline, decode_image
 from leukemia_dl.preprocess.decode import image_files
@@ -146,10 +147,14 @@ class Classifier:
             raise SettingsError(f"A classifier is saved as a .keras file. Received: {str(path)!r}.")
         settings = {"format": 1, "class_names": list(self.class_names), "pipeline": self.pipeline.to_dict()}
         settings |= {"provenance": dict(self.provenance), "temperature": self.temperature}
+        if isinstance(self.model, EncodedNet):
+            spec = self.model.spec
+            settings["encoder"] = {"name": spec.name, "identity": spec.identity}
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / path.name  # Keras writes into files only whose names end in .keras
             # A new model: the compiled one would carry its optimizer, twice the size, for nothing.
-            keras.Model(self.model.input, self.model.output, name=self.model.name).save(file)
+            net = self.model.head if isinstance(self.model, EncodedNet) else self.model
+            keras.Model(net.input, net.output, name=net.name).save(file)
             with zipfile.ZipFile(file, "a") as archive:
                 archive.writestr(_MEMBER, json.dumps(settings, indent=1))
             write_file(path, file.read_bytes())
@@ -209,17 +214,20 @@ def load_classifier(path: str | Path) -> Classifier:
         class_names = tuple(map(str, settings["class_names"]))
         pipeline, provenance = Pipeline.from_dict(settings["pipeline"]), dict(settings["provenance"])
         trial = dict(provenance.get("trial", {}))
+        encoder = _encoder_of(settings)
         if (plugin := trial.get("plugin") or DISTRIBUTION) != DISTRIBUTION:
             name = str(trial.get("backbone"))
             hint = f"Its backbone {name!r} is of {plugin} {trial.get('plugin_version')}, which has to be there."
             try:  # importing and building it registers its layers with Keras, inside nested models too
-                spec = get_backbone(name)
+                spec: Any = get_backbone(name)
                 spec.build(keras.Input((spec.min_size, spec.min_size, 3)), None)
             except Exception as error:  # the net may load without
                 hint += f" Building it raised {type(error).__name__}: {error}"
         with ThreadPoolExecutor(1) as pool:  # StatelessScope leaves state behind in its thread, which ends
             pool.submit(_check_net, file).result()
         model = keras.saving.load_model(file, compile=False, safe_mode=True)
+        if encoder is not None:
+            model = replace(load_encoder(encoder), head=model)
         return Classifier(model, class_names, pipeline, provenance, settings.get("temperature", 1.0))
     except UnknownNameError:
         raise
@@ -228,6 +236,17 @@ def load_classifier(path: str | Path) -> Classifier:
         text = str(error).split("Exception encountered: ")[-1].partition(" Full object config")[0]
         reason = f"{type(error).__name__}: {text}"
         raise DataError(f"{file} is damaged or was not saved by leukemia_dl ({reason}). {hint}".strip()) from error
+
+
+def _encoder_of(settings: Mapping[str, Any]) -> EncoderSpec | None:
+    """Return the registered encoder of a saved head; None for a whole net."""
+    if not (saved := settings.get("encoder")):
+        return None
+    spec = get_backbone(saved["name"])
+    if not isinstance(spec, EncoderSpec) or spec.identity != saved["identity"]:
+        found = getattr(spec, "identity", "a Keras net")
+        raise ValueError(f"it is for the encoder {saved['name']} ({saved['identity']}); the one here is {found}")
+    return spec
 
 
 def predict_logits(model: Any, images: Any, batch_size: int) -> NDArray[np.float64]:
@@ -265,6 +284,8 @@ def _gives_probabilities(model: Any) -> bool:
     """Return whether outputs for random images are probabilities; never for a last layer without activation."""
     import keras
 
+    if isinstance(model, EncodedNet):
+        return False
     last = model
     while getattr(last, "layers", None):
         last = getattr(last, "operations", last.layers)[-1]

@@ -75,6 +75,11 @@ class Embeddings:
         text = canonical_json([[self.keys[row] for row in order], self.features.shape])
         return hashlib.sha256(text.encode() + self.features[order].astype("<f4").tobytes()).hexdigest()
 
+    @property
+    def identity(self) -> str:
+        """The digest as a trial names it in place of weights."""
+        return f"sha256:{self.digest}"
+
     @classmethod
     def from_frame(cls, name: str, frame: pd.DataFrame) -> "Embeddings":
         """Return the embeddings `name` of a table `frame`. Raises DataError if a column is no feature."""

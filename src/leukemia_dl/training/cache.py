@@ -9,6 +9,7 @@ import re
 import sys
 import weakref
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -18,20 +19,24 @@ from numpy.typing import NDArray
 from leukemia_dl.atomic import new_file
 from leukemia_dl.datasets.cache import in_use, is_whole, make_room
 from leukemia_dl.identity import digest, named_seed
-from leukemia_dl.models.backbones import BackboneSpec
+from leukemia_dl.models.backbones import BackboneSpec, Spec, source_version
 from leukemia_dl.models.build import (
     Head,
     all_layers,
     batchnorm_layers,
+    build_head,
     build_model,
     graphs,
     split_at_features,
     weights_identity,
 )
 from leukemia_dl.models.classifier import predict_in_batches
+from leukemia_dl.models.embeddings import Embeddings
+from leukemia_dl.models.encoders import EncodedNet, EncoderSpec, load_encoder
 from leukemia_dl.plugins import DISTRIBUTION, installed_version
 from leukemia_dl.training.backends import Device, as_numpy, assign
-from leukemia_dl.training.batches import Subset
+from leukemia_dl.training.batches import Images, Subset
+from leukemia_dl.training.heads import neighbours_head
 from leukemia_dl.training.recipe import Recipe
 
 _HELD = 3  # arrays in memory: features of the training, validation and test images of one fit
@@ -55,7 +60,8 @@ class FeatureCache:
     def read(self, extractor: Any, images: Any, device: Device, batch_size: int) -> Subset:
         """Return the features of `images`, float32 (n, width); of a `Subset`, those of its whole base are computed.
 
-        `extractor` is a net from raw pixels (n, size, size, 3) to features on `device`, for `batch_size` images a step.
+        `extractor` is a net from raw pixels (n, size, size, 3) to features on `device`, for `batch_size` images a step;
+        None for `images` that are features.
         """
         whole = Subset.of(images, np.arange(len(images)))
         base = whole.base
@@ -64,6 +70,8 @@ class FeatureCache:
             for start in range(0, len(base), batch_size):
                 yield predict_in_batches(extractor, base[start : start + batch_size], batch_size)
 
+        if extractor is None:  # they are features already
+            return whole
         net = model_fingerprint(extractor, device)
         if net[0] is None:  # these features could be taken for those of another net
             return Subset(np.concatenate(list(compute())), whole.rows)
@@ -110,6 +118,9 @@ def model_fingerprint(model: Any, device: Device) -> list[Any]:
     The graph is a text of the settings of the layers and the source of layers that are not Keras's own. It is None if a
     layer has no configuration, or its source may depend on more than its file: one of a notebook or in a function.
     """
+    if isinstance(model, EncodedNet):
+        encoder = [source_version(model.spec), model.spec.name, model.spec.image_size, model.spec.identity]
+        return [*encoder, *([] if model.head is None else model_fingerprint(model.head, device))]
     versions = [installed_version(name) for name in (DISTRIBUTION, "keras", device.backend)]
     where = [device.backend, device.kind, device.name, device.dtype_policy, device.kind == "cpu" and device.threads]
     return [_graph(model), _sha256(map(as_numpy, model.weights)), *where, *versions]
@@ -152,8 +163,11 @@ class ModelCache:
     """
 
     _key: Any = None
+    _built: tuple[Any, Any, Any] = (None, None, None)  # the parts below before a fit
     model: Any = None  # from pixels to logits
-    extractor: Any = None  # from pixels to features; shares its layers with `model`, as `head` does
+    extractor: Any = (
+        None  # from pixels to features; shares its layers with `model`, as `head` does; None without pixels
+    )
     head: Any = None  # from features to logits
     phases: dict[str, Any]  # compiled models of these, by the name of the phase
     weights: str | None = None  # identity of those that were loaded
@@ -161,10 +175,11 @@ class ModelCache:
     def clear(self) -> None:
         """Forget the net."""
         self._key = self.model = self.extractor = self.head = None
+        self._built = (None, None, None)
         self.phases = {}
         gc.collect()
 
-    def get(self, spec: BackboneSpec, recipe: Recipe, classes: int, seed: int, device: Device) -> Self:
+    def get(self, spec: Spec, recipe: Recipe, classes: int, seed: int, device: Device) -> Self:
         """Return the cache with an untrained net, initialised by the `seed`, of a backbone `spec`.
 
         `recipe` holds the settings, `classes` is the number of classes, and the net will be trained on `device`.
@@ -176,31 +191,65 @@ class ModelCache:
         self.weights = weights_identity(spec, wanted)
         key = (spec, settings, self.weights, classes, device)
         # A backbone with loaded weights is not built again; a plugin may add random layers to a net that it fetches.
-        ours = getattr(spec.build, "__module__", "").startswith("leukemia_dl.models.")
-        loaded = recipe.weights is not None and (ours or recipe.weights not in spec.weights)
+        loaded = not isinstance(spec, BackboneSpec)
+        if isinstance(spec, BackboneSpec):
+            ours = getattr(spec.build, "__module__", "").startswith("leukemia_dl.models.")
+            loaded = recipe.weights is not None and (ours or recipe.weights not in spec.weights)
         if key != self._key:
             other_backbone = self._key is not None and self._key[0] != spec
             self.clear()  # first, since the memory may not hold two
             if other_backbone:
                 keras.utils.clear_session(free_memory=True)
-            self.model = _build(spec, wanted, recipe, classes, seed, device)
-            self.extractor, self.head = split_at_features(self.model)
-            self._key = key
+            self._built, self._key = _parts(spec, wanted, recipe, classes, seed, device), key
         elif loaded and not recipe.epochs:
             keras.utils.set_random_seed(named_seed(seed, "head"))
-            assign(self.head.variables, keras.models.clone_model(self.head).variables)
+            assign(self._built[2].variables, keras.models.clone_model(self._built[2]).variables)
         else:
-            assign(self.model.variables, _build(spec, wanted, recipe, classes, seed, device).variables)
+            assign(self._built[0].variables, _parts(spec, wanted, recipe, classes, seed, device)[0].variables)
+        self.model, self.extractor, self.head = self._built
         return self
+
+    def use_neighbours(self, features: Images, labels: NDArray[np.int64], classes: int) -> None:
+        """Put a head of nearest neighbours in place of the one that can be trained.
+
+        `features` (n, width) and `labels` (n,) are of the training images, of so many `classes`.
+        """
+        import keras
+
+        of_keras = isinstance(self.extractor, keras.Model)
+        inputs = self.extractor.output if of_keras else keras.Input(features[:1].shape[1:], name="features")
+        output, set_weights = neighbours_head(inputs, features, labels, classes)
+        self.head = keras.Model(inputs, output, name="head")
+        if of_keras:
+            self.model = keras.Model(self.extractor.input, output, name=self.extractor.name)
+        else:
+            self.model = self.head if self.extractor is None else replace(self.extractor, head=self.head)
+        set_weights()
+
+
+def _parts(
+    spec: Spec, weights: str | None, recipe: Recipe, classes: int, seed: int, device: Device
+) -> tuple[Any, Any, Any]:
+    """Return net, extractor and head."""
+    if isinstance(spec, BackboneSpec):
+        model = _build(spec, weights, recipe, classes, seed, device)
+        return (model, *split_at_features(model))
+    extractor = load_encoder(spec) if isinstance(spec, EncoderSpec) else None
+    width = spec.features.shape[1] if isinstance(spec, Embeddings) else load_encoder(spec).width
+    head = build_head(width, classes, _head_of(recipe), named_seed(seed, "head"))
+    return head if extractor is None else replace(extractor, head=head), extractor, head
+
+
+def _head_of(recipe: Recipe) -> Head:
+    return Head(kind=recipe.head, units=recipe.head_units, dropout=recipe.dropout, sigmoid=recipe.sigmoid)
 
 
 def _build(spec: BackboneSpec, weights: str | None, recipe: Recipe, classes: int, seed: int, device: Device) -> Any:
     import keras
 
     keras.utils.set_random_seed(named_seed(seed, "fit"))
-    head = Head(kind=recipe.head, units=recipe.head_units, dropout=recipe.dropout, sigmoid=recipe.sigmoid)
     model = build_model(
-        spec, int(recipe.image_size), classes, weights=weights, head=head,
+        spec, int(recipe.image_size), classes, weights=weights, head=_head_of(recipe),
         head_seed=named_seed(seed, "head"), scaling=None if recipe.scaling == "backbone" else recipe.scaling,
         dtype_policy=device.dtype_policy,
     )  # fmt: skip

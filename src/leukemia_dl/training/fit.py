@@ -13,14 +13,15 @@ from numpy.typing import NDArray
 from leukemia_dl.datasets.splits import draw_folds
 from leukemia_dl.errors import DataError, OutOfMemoryError, SettingsError
 from leukemia_dl.identity import generator
-from leukemia_dl.models.backbones import BackboneSpec
-from leukemia_dl.models.build import split_at_features
+from leukemia_dl.models.backbones import Spec
 from leukemia_dl.models.classifier import predict_logits
+from leukemia_dl.models.embeddings import Embeddings
 from leukemia_dl.training.backends import ComputeConfig, Device, prepare
 from leukemia_dl.training.batches import Images, Side, Subset
 from leukemia_dl.training.cache import FeatureCache, ModelCache
 from leukemia_dl.training.callbacks import CallbackFactory, FitContext, load_factory, make_callbacks
-from leukemia_dl.training.loop import HEAD_BATCH, Folds, OnEpoch, Trainer, predict_batch_size
+from leukemia_dl.training.heads import Folds
+from leukemia_dl.training.loop import HEAD_BATCH, OnEpoch, Trainer, predict_batch_size
 from leukemia_dl.training.recipe import Recipe
 
 # As shares of the loss of guessing: a net with a final training loss above the first has learned nothing; a fall over
@@ -35,7 +36,8 @@ class FitResult:
     """The outcome of a fit.
 
     Attributes:
-        model: Trained `keras.Model`, raw RGB to logits.
+        model: Trained `keras.Model`, raw RGB to logits, or an `EncodedNet`.
+        extractor: The part of it up to the features, with its `head` from features to logits.
         recipe: The settings for this backbone.
         history: A row per epoch: `epoch` (from 1), `phase` ("head", "full"), running `loss` and `accuracy`, `seconds`;
             `val_loss` and `val_accuracy` of a val side; `inner_val_loss`, the curve by which an epoch was selected.
@@ -50,6 +52,8 @@ class FitResult:
     """
 
     model: Any
+    extractor: Any
+    head: Any
     recipe: Recipe
     history: pd.DataFrame
     device: Device
@@ -65,12 +69,11 @@ class FitResult:
         size = predict_batch_size(self.recipe)
         if self.recipe.epochs:
             return predict_logits(self.model, images, size)
-        extractor, head = split_at_features(self.model)
-        return predict_logits(head, self.features.read(extractor, images, self.device, size), HEAD_BATCH)
+        return predict_logits(self.head, self.features.read(self.extractor, images, self.device, size), HEAD_BATCH)
 
 
 def fit(
-    spec: BackboneSpec, images: Images, labels: NDArray[np.int64], classes: int, recipe: Recipe, *, seed: int = 0,
+    spec: Spec, images: Images, labels: NDArray[np.int64], classes: int, recipe: Recipe, *, seed: int = 0,
     groups: NDArray[np.int64] | None = None, validation: Side | None = None, compute: ComputeConfig | None = None,
     checkpoints: Path | None = None, callbacks: CallbackFactory | Sequence[Any] | None = None,
     folder: Path | None = None, features: FeatureCache | None = None, models: ModelCache | None = None,
@@ -101,19 +104,21 @@ def fit(
     """
     wanted, recipe = recipe.weights_for(spec), recipe.for_backbone(spec)
     train, started, stop, curve = (images, labels), time.perf_counter(), recipe.total_epochs, None
-    _check([train, validation or train], classes, recipe.image_size)
+    pixels = (recipe.image_size, recipe.image_size, 3)
+    shape = spec.features.shape[1:] if isinstance(spec, Embeddings) else pixels
+    _check([train, validation or train], classes, shape, np.float32 if isinstance(spec, Embeddings) else np.uint8)
     device = prepare(recipe.precision, compute)
     callbacks = recipe.callbacks if callbacks is None else callbacks
     factory = None if callbacks is None else load_factory(callbacks)
     phases = [name for name, epochs in (("head", recipe.head_epochs), ("full", recipe.epochs)) if epochs]
     contexts = [] if factory is None else [FitContext(spec.name, recipe, seed, phase, folder) for phase in phases]
     made = {context.phase: make_callbacks(factory, context) for context in contexts if factory is not None}
+    head_alone, solved = not recipe.epochs and recipe.head == "pooled", recipe.head_solver != "adamw"
+    folds = _inner_folds(labels, groups, seed) if recipe.select_epoch or head_alone or solved else []
     trainer = Trainer(
         spec, recipe, classes, seed, device, models or ModelCache(), features or FeatureCache(), checkpoints, on_epoch,
-        time.perf_counter() - started,
+        time.perf_counter() - started, folds,
     )  # fmt: skip
-    head_alone = not recipe.epochs and recipe.head == "pooled"
-    folds = _inner_folds(labels, groups, seed) if recipe.select_epoch or head_alone else []
     notes = [f"no {wanted} weights: from random ones"] if wanted and not recipe.weights else []
     notes += [] if recipe.weights or recipe.epochs else ["a head on features of random weights"]
     try:
@@ -121,7 +126,9 @@ def fit(
             stop, curve = _selected_epoch(trainer, train, folds)
             notes.append(f"epoch {stop} of {recipe.total_epochs} selected on {len(folds)} inner folds")
         history = pd.DataFrame(trainer.train(train, validation, stop, made))
-        out_of_fold = trainer.out_of_fold(train, stop, folds) if folds and head_alone else None
+        out_of_fold = trainer.solved if head_alone else None
+        if folds and head_alone and not solved:
+            out_of_fold = trainer.out_of_fold(train, stop, folds)
     except BaseException as error:
         trainer.models.clear()  # its variables may be gone, if a step was interrupted
         if any(sign in f"{type(error).__name__}: {error}" for sign in _OUT_OF_MEMORY):
@@ -137,19 +144,22 @@ def fit(
     if stopped:
         notes.append(f"{'stopped' if early else 'weights chosen'} by a callback: {len(history)} of {stop} epochs")
     last_phase = history["loss"][history["phase"] == history["phase"].iloc[-1]].to_numpy()
-    notes += _unconverged(last_phase, recipe, np.bincount(labels) / len(labels))
+    notes += trainer.notes
+    notes += [] if solved and head_alone else _unconverged(last_phase, recipe, np.bincount(labels) / len(labels))
+    net = trainer.models
     return FitResult(
-        trainer.models.model, recipe, history, device, tuple(notes), time.perf_counter() - started,
+        net.model, net.extractor, net.head, recipe, history, device, tuple(notes), time.perf_counter() - started,
         trainer.prepare_seconds, stopped, out_of_fold, trainer.features,
     )  # fmt: skip
 
 
-def _check(sides: Sequence[Side], classes: int, size: Any) -> None:
+def _check(sides: Sequence[Side], classes: int, shape: tuple[Any, ...], dtype: Any) -> None:
     for images, labels in sides:
         first = images[:1]
-        if first.dtype != np.uint8 or first.shape != (1, size, size, 3) or len(images) != len(labels):
+        if first.dtype != dtype or first.shape != (1, *shape) or len(images) != len(labels):
+            wanted = f"{np.dtype(dtype)} (n, {', '.join(map(str, shape))})"
             raise DataError(
-                f"Images must be uint8 (n, {size}, {size}, 3), at least one, with n labels. Received: {first.dtype} "
+                f"Images must be {wanted}, at least one, with n labels. Received: {first.dtype} "
                 f"{(len(images), *first.shape[1:])}, {len(labels)} labels."
             )
         if labels.min() < 0 or labels.max() >= classes:

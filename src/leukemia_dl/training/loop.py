@@ -5,7 +5,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,18 +16,18 @@ from numpy.typing import NDArray
 from leukemia_dl.atomic import new_file
 from leukemia_dl.errors import TrainingError
 from leukemia_dl.identity import digest, named_seed
-from leukemia_dl.models.backbones import BackboneSpec
+from leukemia_dl.models.backbones import Spec
 from leukemia_dl.models.build import batchnorm_layers
 from leukemia_dl.models.classifier import predict_logits
 from leukemia_dl.training.augmentation import training_model
 from leukemia_dl.training.backends import Device, as_fit_input, as_numpy, assign
-from leukemia_dl.training.batches import Batches, Side, Subset
+from leukemia_dl.training.batches import Batches, Images, Side, Subset
 from leukemia_dl.training.cache import FeatureCache, ModelCache, array_fingerprint, model_fingerprint
+from leukemia_dl.training.heads import NEIGHBOURS, Folds, Standardization, solve_logistic
 from leukemia_dl.training.optimizer import build_loss, build_optimizer, class_weights, rates_by_layer
 from leukemia_dl.training.recipe import Recipe
 
 HEAD_BATCH = 256  # features per step of a prediction: a head is a small matrix
-Folds = Sequence[tuple[NDArray[np.int64], NDArray[np.int64]]]  # row numbers, to train on and held out
 OnEpoch = Callable[[int, dict[str, Any]], None]
 _Callbacks = Mapping[str, list[Any]]  # of the user, by phase
 _Validate = Callable[[bool], dict[str, float]]  # given whether the epoch is the last of its phase
@@ -98,7 +98,7 @@ class Progress:
 class Trainer:
     """Trains the net of a fit in place, on inner folds and on the whole training side."""
 
-    spec: BackboneSpec
+    spec: Spec
     recipe: Recipe
     classes: int
     seed: int
@@ -108,6 +108,9 @@ class Trainer:
     checkpoints: Path | None
     on_epoch: OnEpoch | None
     prepare_seconds: float  # of building, compiling and features, up to the end of each phase's first execution
+    folds: Folds  # inner folds of the training side, disjoint in groups
+    notes: tuple[str, ...] = ()  # on a head that was solved, with its `solved` logits of images held out in folds
+    solved: NDArray[np.float64] | None = None
 
     def train(
         self, train: Side, validation: Side | None, stop: int, callbacks: _Callbacks | None = None, inner_fold: str = ""
@@ -124,11 +127,18 @@ class Trainer:
             images = array_fingerprint(*train, *(validation or ()))
             settings = [self.spec.name, recipe.to_dict(), net.weights, stop, self.classes, self.seed]
             progress.identity = digest([*settings, model_fingerprint(net.model, self.device), images])
+        row = None if recipe.head_solver == "adamw" else self._solve_head(train, validation)
         if values := progress.read():
             assign((net.head if progress.done <= recipe.head_epochs else net.model).variables, values)
+        elif row is not None:
+            progress.rows, progress.done = [row], 1
+            if progress.on_epoch is not None:
+                progress.on_epoch(1, row)
         if progress.done < min(stop, recipe.head_epochs):
             watched = None if validation is None else self._as_features(validation)
             self._train_head(self._as_features(train), watched, min(stop, recipe.head_epochs), progress)
+        if recipe.standardize and progress.done <= recipe.head_epochs:
+            self._fold_in(self._as_features(train)[0])
         if max(progress.done, recipe.head_epochs) < stop:
             self._train_full(train, validation, stop, progress, inner=bool(inner_fold))
         return progress.rows
@@ -143,9 +153,45 @@ class Trainer:
             keras.utils.set_random_seed(named_seed(self.seed, "inner head"))
             assign(head.variables, keras.models.clone_model(head).variables)
             self._train_head((Subset.of(features, rows), labels[rows]), None, stop, Progress(), "inner head")
+            if self.recipe.standardize:
+                self._fold_in(Subset.of(features, rows))
             logits[held] = predict_logits(head, Subset.of(features, held), HEAD_BATCH)
         assign(head.variables, trained)
         return logits
+
+    def _solve_head(self, train: Side, validation: Side | None) -> dict[str, Any]:
+        """Put a solved head into the net, and return its row of the history."""
+        from threadpoolctl import threadpool_limits
+
+        net, clock = self.models, time.perf_counter()
+        features, labels = self._as_features(train)
+        with threadpool_limits(self.device.threads):
+            if self.recipe.head_solver == "logistic":
+                balanced = self.recipe.class_balance == "weights"
+                found = solve_logistic(features, labels, self.classes, self.folds, balanced)
+                net.head.get_layer("logits").set_weights([found.kernel, found.bias])
+                self.notes, self.solved = found.notes, found.out_of_fold
+            else:
+                self.solved = self._neighbours_of_folds(features, labels)
+                net.use_neighbours(features, labels, self.classes)
+        fitted = self._validated(net.head, (features, labels), HEAD_BATCH)
+        row = {"epoch": 1, "phase": "head"} | {name.removeprefix("val_"): value for name, value in fitted.items()}
+        watched = None if validation is None else self._as_features(validation)
+        return row | self._validated(net.head, watched, HEAD_BATCH) | {"seconds": time.perf_counter() - clock}
+
+    def _neighbours_of_folds(self, features: Images, labels: NDArray[np.int64]) -> NDArray[np.float64] | None:
+        if not self.folds or min(len(rows) for rows, _ in self.folds) < NEIGHBOURS:
+            return None
+        logits = np.empty((len(labels), self.classes))
+        for rows, held in self.folds:
+            self.models.use_neighbours(Subset.of(features, rows), labels[rows], self.classes)
+            logits[held] = predict_logits(self.models.head, Subset.of(features, held), HEAD_BATCH)
+        return logits
+
+    def _fold_in(self, features: Images) -> None:
+        """Have the head take features as they are, where it was trained on standardised ones."""
+        layer = next(layer for layer in self.models.head.layers if layer.weights)
+        layer.set_weights(Standardization.of(features).folded(*layer.get_weights()))
 
     @contextlib.contextmanager
     def _preparing(self) -> Iterator[None]:
@@ -163,6 +209,10 @@ class Trainer:
         import keras
 
         recipe, head, phases = self.recipe, self.models.head, self.models.phases
+        if recipe.standardize:
+            scale = Standardization.of(train[0])
+            train = scale.apply(train[0]), train[1]
+            watched = None if watched is None else (scale.apply(watched[0]), watched[1])
         if key not in phases:  # a step is compiled for one number of steps, which is lower for inner folds
             # Not the head itself, which predicts: steps per execution hold for predictions too.
             phases[key] = self._compiled(keras.Model(head.input, head.output), recipe.head_learning_rate, {})
