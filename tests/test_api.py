@@ -19,7 +19,8 @@ PUBLIC = {
     "leukemia_dl": (
         "Augmentation", "BackboneSpec", "Benchmark", "Classifier", "Dataset", "DatasetInfo", "DatasetSource",
         "Embeddings", "EncoderSpec", "Pipeline", "PixelStore", "Recipe", "Split", "__version__", "as_keras",
-        "backbone_table", "compare", "dataset_table", "evaluate", "get_backbone", "hookimpl", "inflation", "leaderboard",
+        "backbone_table", "compare", "dataset_table", "evaluate", "get_backbone", "hookimpl", "inflation",
+        "leaderboard",
         "list_backbones", "list_datasets", "load_classifier", "make_splits", "plugin_problems", "published_results",
         "register_backbone", "score",
     ),

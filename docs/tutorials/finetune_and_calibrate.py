@@ -28,8 +28,8 @@ pd.DataFrame({name: ldl.Recipe.preset(name).to_dict() for name in ("linear_probe
 # 2. `epochs`: every layer is trained, on augmented images; the first layer at `input_lr_ratio` of the head's rate, so
 #    that what it has learned before is kept.
 #
-# `linear_probe` asks what the features tell as they are. `finetune` begins with such a probe, since the gradients of a
-# random head would undo what the net knows. Both start from ImageNet weights:
+# `linear_probe` solves a logistic regression on the features as they are. `finetune` begins with the head alone too,
+# since the gradients of a random head would undo what the net has learned. Both start from ImageNet weights:
 #
 # ```python needs="ImageNet weights, which Keras downloads"
 # bench = ldl.Benchmark(dataset, ["resnet50", "xception"], recipe="finetune", store="runs/tuning-imagenet")
