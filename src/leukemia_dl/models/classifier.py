@@ -215,7 +215,7 @@ def load_classifier(path: str | Path) -> Classifier:
         pipeline, provenance = Pipeline.from_dict(settings["pipeline"]), dict(settings["provenance"])
         trial = dict(provenance.get("trial", {}))
         encoder = _encoder_of(settings)
-        if (plugin := trial.get("plugin") or DISTRIBUTION) != DISTRIBUTION:
+        if encoder is None and (plugin := trial.get("plugin") or DISTRIBUTION) != DISTRIBUTION:
             name = str(trial.get("backbone"))
             hint = f"Its backbone {name!r} is of {plugin} {trial.get('plugin_version')}, which has to be there."
             try:  # importing and building it registers its layers with Keras, inside nested models too

@@ -97,9 +97,9 @@ class EncodedNet:
         features = _checked(self.spec, self.encode(images), (len(images), self.width))
         return features if self.head is None else self.head.predict_on_batch(features)
 
-    def count_params(self) -> int:
-        """Return the number of weights, as far as they are known."""
-        return int(self.head.count_params()) + (self.spec.parameters or 0)
+    def count_params(self) -> int | None:
+        """Return the number of weights; None if the encoder's is unknown."""
+        return None if self.spec.parameters is None else int(self.head.count_params()) + self.spec.parameters
 
 
 @lru_cache(maxsize=1)
