@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,8 +50,7 @@ class Standardization:
         return kernel.astype(np.float32), (bias - self.mean @ kernel).astype(np.float32)
 
 
-@dataclass(frozen=True, eq=False)
-class LogisticHead:
+class LogisticHead(NamedTuple):
     """A solved logistic regression: `kernel` (d, classes) and `bias` (classes,) for features as they are.
 
     `out_of_fold` are logits (n, classes) of the training images by fits without their fold, None without folds, and
@@ -94,12 +93,9 @@ def solve_logistic(
     scale, whole = Standardization.of(features), _regression(balanced, _EXACT)
     problem = _solve(whole, scale.apply(features, np.float64), labels, chosen)  # float32 has too few digits to converge
     kernel, bias = _weights(whole, classes)
-    notes = [
-        f"L2 penalty C={chosen:g} chosen on {len(folds)} inner folds" if folds else "L2 penalty C=1: no inner folds"
-    ]
-    if folds and chosen in (STRENGTHS[0], STRENGTHS[-1]):
-        notes[0] += ", the last one tried"
-    notes += [f"not converged: {problem}"] if problem else []
+    how = f" chosen on {len(folds)} inner folds" if folds else ": no inner folds"
+    how += ", the last one tried" if folds and chosen in (STRENGTHS[0], STRENGTHS[-1]) else ""
+    notes = [f"L2 penalty C={chosen:g}{how}", *([f"not converged: {problem}"] if problem else [])]
     return LogisticHead(*scale.folded(kernel, bias), found, tuple(notes))
 
 

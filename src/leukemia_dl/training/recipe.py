@@ -18,6 +18,10 @@ from leukemia_dl.models.backbones import Spec
 from leukemia_dl.preprocess import Pipeline
 from leukemia_dl.training.augmentation import Augmentation
 
+_ON_FEATURES: dict[str, Any] = {
+    "weights": "pretrained", "image_size": 224, "head_epochs": 1, "epochs": 0, "batch_size": 32, "dropout": 0.0,
+    "symmetries": False,
+}  # fmt: skip
 # Settings that a preset leaves out have the default of `Recipe`.
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     # The whole way in minutes: a demonstration, not a setting to publish.
@@ -28,17 +32,10 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "label_smoothing": 0.05, "ema_momentum": 0.99, "rotation": 180.0, "shift": 0.05,
     },
     # The features of a pretrained net as they are, computed once, so nothing is augmented.
-    "linear_probe": {
-        "weights": "pretrained", "image_size": 224, "head_solver": "logistic", "head_epochs": 1, "epochs": 0,
-        "batch_size": 32, "dropout": 0.0, "symmetries": False,
-    },
-    "knn": {
-        "weights": "pretrained", "image_size": 224, "head_solver": "knn", "head_epochs": 1, "epochs": 0,
-        "batch_size": 32, "dropout": 0.0, "symmetries": False,
-    },
-    "mlp_probe": {
-        "weights": "pretrained", "image_size": 224, "standardize": True, "head_units": 256, "head_epochs": 60,
-        "epochs": 0, "batch_size": 32, "dropout": 0.2, "weight_decay": 1e-2, "symmetries": False,
+    "linear_probe": _ON_FEATURES | {"head_solver": "logistic"},
+    "knn": _ON_FEATURES | {"head_solver": "knn"},
+    "mlp_probe": _ON_FEATURES | {
+        "standardize": True, "head_units": 256, "head_epochs": 60, "dropout": 0.2, "weight_decay": 1e-2,
     },
     # A probe first, so that random gradients of a new head do not undo what the net has learned (arXiv:2202.10054).
     "finetune": {
@@ -155,19 +152,9 @@ class Recipe(Augmentation):
             size = whole_number("image_size (in pixels, or 'native')", self.image_size, 1, _LARGEST)
             object.__setattr__(self, "image_size", size)
         if self.head_solver != "adamw":
-            fixed: dict[str, Any] = {
-                "head_epochs": 1,
-                "head": "pooled",
-                "head_units": 0,
-                "sigmoid": False,
-                "standardize": False,
-            }
-            fixed["select_epoch"] = False
+            fixed = {"head_epochs": 1, "head": "pooled", "head_units": 0, "sigmoid": False, "standardize": False}
             fixed |= {"epochs": 0, "class_balance": "none"} if self.head_solver == "knn" else {}
-            if wrong := {name: value for name, value in fixed.items() if getattr(self, name) != value}:
-                given = ", ".join(f"{name}={getattr(self, name)!r}" for name in wrong)
-                needed = ", ".join(f"{name}={value!r}" for name, value in wrong.items())
-                raise SettingsError(f"head_solver={self.head_solver!r} needs {needed}. Received: {given}.")
+            self._require(f"head_solver={self.head_solver!r} needs", fixed | {"select_epoch": False})
         if not self.total_epochs:
             raise SettingsError("epochs and head_epochs are both 0: with neither nothing would be learned.")
         if not isinstance(self.weights, Mapping):  # "random", since TOML knows no None
@@ -208,14 +195,18 @@ class Recipe(Augmentation):
     def _for_encoder(self, spec: EncoderSpec | Embeddings) -> Self:
         of_images = isinstance(spec, EncoderSpec)
         fixed = {"epochs": 0, "head": "pooled", "scaling": "backbone"} | ({} if of_images else {"tta": False})
-        if wrong := {name: getattr(self, name) for name, value in fixed.items() if getattr(self, name) != value}:
-            given = ", ".join(f"{name}={value!r}" for name, value in wrong.items())
-            raise SettingsError(
-                f"{spec.name} gives features, on which a head alone is trained. Received: {given}. "
-                "Use recipe='linear_probe', 'knn' or 'mlp_probe', or leave it out."
-            )
+        hint = " Use recipe='linear_probe', 'knn' or 'mlp_probe', or leave it out."
+        self._require(f"{spec.name} gives features, on which a head alone is trained: it needs", fixed, hint)
         size = spec.image_size if isinstance(spec, EncoderSpec) else 1
         return dataclasses.replace(self, weights=spec.identity, if_no_weights={}, image_size=size)
+
+    def _require(self, what: str, fixed: Mapping[str, Any], hint: str = "") -> None:
+        wrong = [name for name, value in fixed.items() if getattr(self, name) != value]
+        if wrong:
+            needed, given = (
+                ", ".join(f"{name}={values[name]!r}" for name in wrong) for values in (fixed, dataclasses.asdict(self))
+            )
+            raise SettingsError(f"{what} {needed}. Received: {given}.{hint}")
 
     def weights_for(self, spec: Spec) -> str | None:
         """Return the weights of the backbone `spec`: None, a name or a path."""
