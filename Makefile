@@ -25,7 +25,7 @@ OTHER_BACKEND_SHORT = tests/test_other_backend.py tests/models/test_saved_elsewh
 	$(CACHE)_a_head_on_cached_features_predicts_as_one_trained_through_the_frozen_net
 
 .DEFAULT_GOAL := help
-.PHONY: help benchmark test test-all test-torch lint dist docs clean
+.PHONY: help benchmark test test-all test-torch test-encoders lint dist docs clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -48,6 +48,9 @@ test-all: test ## Then what takes minutes: five large nets, soak tests, Ray, eve
 test-torch: .venv-torch/ready ## The leg on torch without TensorFlow (downloads several GB the first time)
 	KERAS_BACKEND=torch .venv-torch/bin/python -m pytest -p no:cacheprovider $(OTHER_BACKEND)
 
+test-encoders: .venv-encoders/ready ## The examples on torch, timm and keras-hub (downloads several GB the first time)
+	.venv-encoders/bin/python -m pytest -m "not gpu and not network" tests/examples/test_timm.py tests/examples/test_kerashub.py
+
 lint: .venv/test ## Fix formatting and imports, then check style and types
 	.venv/bin/ruff check --fix .
 	.venv/bin/ruff format .
@@ -61,7 +64,7 @@ docs: .venv/docs ## Build the documentation into site/, strictly
 	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict
 
 clean: ## Delete environments, caches and built files (not runs/)
-	rm -rf .venv .venv-jax .venv-torch site dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .venv-jax .venv-torch .venv-encoders site dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 # install VENV ARGUMENTS: into an environment of our own, with the versions of constraints.txt.
 define install
@@ -97,4 +100,12 @@ environment:
 	.venv-$*/bin/python .ci/group.py --core-without tensorflow $* > .venv-$*/core.txt
 	$(call install,.venv-$*,--requirement .venv-$*/core.txt pytest hypothesis)
 	.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@touch $@
+
+# keras-hub 0.32 pins another kagglesdk than the one that is tested with the rest.
+.venv-encoders/ready: pyproject.toml constraints.txt
+	@test -x .venv-encoders/bin/python || $(MAKE) --no-print-directory environment VENV=.venv-encoders
+	grep -v '^kagglesdk==' constraints.txt > .venv-encoders/constraints.txt
+	.venv-encoders/bin/python -m pip install --quiet --disable-pip-version-check --constraint .venv-encoders/constraints.txt \
+		--editable . pytest hypothesis "hatchling>=1.27" "torch>=2.6" "timm>=1.0" "keras-hub>=0.32"
 	@touch $@
