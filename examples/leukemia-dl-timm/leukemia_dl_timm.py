@@ -81,6 +81,10 @@ def dinobloom(file, size, *, name=None, **settings):
 
 def load(file, *, model, image_size, pooling, entry, prefix, pretrained, batch, threads, device):
     """Return `encode(images)` of a model of timm."""
+    if "tensorflow" in sys.modules:
+        # The process crashes where triton, which features do not need, is loaded after TensorFlow (torch 2.14.1 with
+        # TensorFlow 2.21.0): PyTorch does without it.
+        sys.modules.setdefault("triton", None)
     import timm
     import torch
 

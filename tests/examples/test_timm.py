@@ -1,5 +1,9 @@
 """Encoders of timm beside timm itself, with random weights: nothing is downloaded."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -98,6 +102,19 @@ def test_dinobloom_reads_the_form_that_its_authors_code_reads(package, tmp_path)
     assert found.shape == (2, 384)
     assert sum(value.numel() for value in model.state_dict().values()) == spec.parameters
     np.testing.assert_allclose(found, expected(model, images), rtol=1e-4, atol=1e-4)
+
+
+def test_torch_may_come_after_tensorflow(package):
+    """In a process of its own: where triton is loaded after TensorFlow, the process crashes."""
+    pytest.importorskip("timm")
+    pytest.importorskip("tensorflow")
+    program = (
+        f"import sys; sys.path.insert(0, {str(Path(package.__file__).parent)!r}); import tensorflow, numpy as np;"
+        "import leukemia_dl_timm as package; encode = package.encoder('mine', 'test_vit', image_size=160).load();"
+        "print(encode(np.zeros((2, 160, 160, 3), np.uint8)).shape)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=300, check=False)
+    assert done.stdout.strip() == "(2, 64)", done.stderr[-2000:]
 
 
 def missing(weights):
