@@ -190,11 +190,11 @@ def test_the_exported_efficientnet_lite_has_the_features_that_its_weights_are_kn
 
 def test_a_head_is_trained_on_it_in_a_benchmark(package, tmp_path):
     pytest.importorskip("onnxruntime")
-    spec = package.encoder("mine", write(tmp_path / "net.onnx"), 9, MEAN, STD, parameters=KERNEL.size)
+    spec = package.encoder("small_onnx", write(tmp_path / "net.onnx"), 9, MEAN, STD, parameters=KERNEL.size)
     dataset = ldl.Dataset.load("synthetic", root=tmp_path / "cells", subjects=12, images=60)
     recipe = ldl.Recipe.preset("linear_probe", image_size=9)
     frame = ldl.Benchmark(dataset, [spec], recipe=recipe, store=tmp_path / "store").run()
     assert set(frame["status"]) == {"ok"}, frame["error"].tolist()
-    rows = frame[frame["backbone"] == "mine"]
+    rows = frame[frame["backbone"] == "small_onnx"]
     assert len(rows) == frame["backbone"].value_counts().max()
     assert rows["parameters"].min() >= KERNEL.size + 4 * 2

@@ -18,6 +18,8 @@ IMAGES = np.random.default_rng(0).integers(0, 256, (3, SIZE, SIZE, 3), dtype=np.
 
 @pytest.fixture(scope="module")
 def package(tmp_path_factory):
+    if "tensorflow" in sys.modules:
+        sys.modules.setdefault("triton", None)  # as the package does, since these tests import timm themselves
     with installed("leukemia-dl-timm", tmp_path_factory.mktemp("package")) as module:
         yield module
 
