@@ -121,7 +121,7 @@ def test_presets_are_recipes_in_and_out_of_toml(name, tmp_path):
     assert Recipe.from_toml(tmp_path / "copy.toml") == recipe
 
 
-@given(names=st.sets(st.sampled_from(sorted(OTHER))))
+@given(names=st.sets(st.sampled_from(sorted(set(OTHER) - {"head_solver"}))))  # which needs others; presets have it
 def test_any_settings_go_through_toml(names, tmp_path_factory):
     recipe = Recipe(**{name: OTHER[name] for name in names})
     path = tmp_path_factory.mktemp("recipes") / "mine.toml"

@@ -128,7 +128,8 @@ class Store:
         """Return whether the trial of `record` has ended without a failure, with an undamaged net if `wants_model`."""
         if record is None or record.status == "failed":
             return False
-        has_net = record.trial.pipeline is not None  # unlike a baseline, and a head on features from elsewhere
+        # A baseline has no net, and a head on features from elsewhere is none.
+        has_net = record.trial.kind == "backbone" and record.trial.pipeline is not None
         problem = self.model_problem(record.trial) if wants_model and has_net else ""
         if problem and self.has_model(record.trial):
             _log.warning("%s: %s. The trial runs again.", self.folder(record.trial), problem)

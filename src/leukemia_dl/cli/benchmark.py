@@ -73,11 +73,10 @@ def benchmark(
         data = options.load_dataset(dataset, root, dataset_option, drop_class)
         given: Any = {"n_folds": n_folds, "n_repeats": n_repeats, "primary_metric": primary_metric, "device": device}
         given |= {"store": store, "allow_leakage": allow_leakage, "baselines": options.parts(baselines)}
-        given |= {"seeds": options.parts(seeds), "shots": options.parts(shots)}
+        given |= {"seeds": options.parts(seeds), "shots": options.parts(shots), "recipe": asked}
         bench = Benchmark(
             data,
             [*options.parts(backbones or ""), *options.embeddings(embeddings)] if backbones or embeddings else None,
-            recipe=asked,
             protocol=None if protocol is None else options.parts(protocol),
             folds="all" if folds == "all" else options.parts(folds) if folds else None,
             pipeline=partial(options.pipeline, data, asked, stain=stain, crop=crop),
