@@ -9,7 +9,7 @@ from sklearn.preprocessing import StandardScaler
 
 from leukemia_dl.datasets.splits import draw_folds
 from leukemia_dl.errors import SettingsError
-from leukemia_dl.training.heads import NEIGHBOURS, STRENGTHS, Standardization, neighbours_head, solve_logistic
+from leukemia_dl.training.heads import NEIGHBOURS, STRENGTHS, folded, neighbours_head, scaler_of, solve_logistic
 
 
 def data(classes=2, count=200, width=30, seed=0):
@@ -31,12 +31,12 @@ def folds_of(labels, groups=None):
 def test_the_head_is_scikit_learns_regression_on_standardised_features(classes, balanced):
     features, labels = data(classes)
     labels[:40] = 0
-    head = solve_logistic(features, labels, classes, folds_of(labels), balanced)
-    strength = float(head.notes[0].split("C=")[1].split()[0])
+    kernel, bias, _, notes = solve_logistic(features, labels, classes, folds_of(labels), balanced)
+    strength = float(notes[0].split("C=")[1].split()[0])
     scaled = StandardScaler().fit_transform(features.astype(float))
     weights = "balanced" if balanced else None
     oracle = LogisticRegression(C=strength, class_weight=weights, tol=1e-8, max_iter=10_000).fit(scaled, labels)
-    found = softmax(features @ head.kernel + head.bias, axis=1)
+    found = softmax(features @ kernel + bias, axis=1)
     np.testing.assert_allclose(found, oracle.predict_proba(scaled), atol=1e-3)
 
 
@@ -54,13 +54,13 @@ def test_the_penalty_is_the_one_of_lowest_loss_on_images_of_other_groups():
             total -= fit.predict_log_proba(scaler.transform(features[held]))[np.arange(len(held)), labels[held]].sum()
         return total
 
-    head = solve_logistic(features, labels, 2, folds, False)
+    kernel, bias, out_of_fold, notes = solve_logistic(features, labels, 2, folds, False)
     best = min(STRENGTHS, key=loss)
-    assert head.notes[0] == f"L2 penalty C={best:g} chosen on 5 inner folds"
-    assert head.out_of_fold.shape == (300, 2)
+    assert notes[0] == f"L2 penalty C={best:g} chosen on 5 inner folds"
+    assert out_of_fold.shape == (300, 2)
     # The logits of held-out images are of fits that have not seen them, so worse than those of the whole fit.
-    within = features @ head.kernel + head.bias
-    assert (head.out_of_fold.argmax(axis=1) == labels).mean() < (within.argmax(axis=1) == labels).mean()
+    within = features @ kernel + bias
+    assert (out_of_fold.argmax(axis=1) == labels).mean() < (within.argmax(axis=1) == labels).mean()
 
 
 @settings(max_examples=5, deadline=None)
@@ -69,23 +69,23 @@ def test_probabilities_do_not_depend_on_the_scale_of_features(power, seed):
     features, labels = data(count=60, width=5, seed=seed)
     scaled = (features * np.float32(10.0**power)).astype(np.float32)
     first, second = (solve_logistic(values, labels, 2, folds_of(labels), False) for values in (features, scaled))
-    assert first.notes == second.notes
-    ours, others = (softmax(x @ h.kernel + h.bias, axis=1) for x, h in ((features, first), (scaled, second)))
+    assert first[3] == second[3]
+    ours, others = (softmax(x @ h[0] + h[1], axis=1) for x, h in ((features, first), (scaled, second)))
     np.testing.assert_allclose(ours, others, atol=1e-3)
 
 
 def test_without_inner_folds_the_penalty_is_the_default_and_a_class_without_images_is_not_predicted():
     features, labels = data()
-    head = solve_logistic(features, labels, 3, [], False)
-    assert head.notes == ("L2 penalty C=1: no inner folds",)
-    assert head.out_of_fold is None
-    assert softmax(features @ head.kernel + head.bias, axis=1)[:, 2].max() < 1e-6
+    kernel, bias, out_of_fold, notes = solve_logistic(features, labels, 3, [], False)
+    assert notes == ("L2 penalty C=1: no inner folds",)
+    assert out_of_fold is None
+    assert softmax(features @ kernel + bias, axis=1)[:, 2].max() < 1e-6
 
 
 def test_a_solver_that_does_not_converge_says_so(monkeypatch):
     monkeypatch.setattr("leukemia_dl.training.heads._MOST_ITERATIONS", 2)
     features, labels = data()
-    (note,) = solve_logistic(features, labels, 2, [], False).notes[1:]
+    (note,) = solve_logistic(features, labels, 2, [], False)[3][1:]
     assert note.startswith("not converged: lbfgs failed to converge after 2 iteration")
 
 
@@ -94,17 +94,15 @@ def test_a_constant_feature_changes_nothing():
     constant = np.full((len(labels), 1), 0.1, np.float32)
     with_it = np.concatenate([features, constant + 1e-9 * np.arange(len(labels))[:, None]], axis=1).astype(np.float32)
     first, second = (solve_logistic(values, labels, 2, [], False) for values in (features, with_it))
-    np.testing.assert_allclose(with_it @ second.kernel + second.bias, features @ first.kernel + first.bias, atol=1e-3)
+    np.testing.assert_allclose(with_it @ second[0] + second[1], features @ first[0] + first[1], atol=1e-3)
 
 
-def test_standardisation_equals_scikit_learns_and_folds_into_a_layer():
+def test_a_layer_for_standardised_features_is_folded_into_one_for_features_as_they_are():
     features, _ = data(count=5_000)
-    scale, oracle = Standardization.of(features), StandardScaler().fit(features.astype(float))
-    np.testing.assert_allclose(scale.apply(features), oracle.transform(features), atol=1e-4)
     random = np.random.default_rng(0)
-    kernel, bias = random.normal(size=(30, 3)), random.normal(size=3)
-    folded = scale.folded(kernel, bias)
-    np.testing.assert_allclose(features @ folded[0] + folded[1], scale.apply(features) @ kernel + bias, atol=1e-3)
+    kernel, bias, scaler = random.normal(size=(30, 3)), random.normal(size=3), scaler_of(features)
+    into = folded(scaler, kernel, bias)
+    np.testing.assert_allclose(features @ into[0] + into[1], scaler.transform(features) @ kernel + bias, atol=1e-3)
 
 
 @pytest.mark.parametrize("classes", [2, 3])

@@ -325,7 +325,6 @@ class _ExternalTest:
             return records.failed_record(records.blank_record(planned, self._own), error, 0.0, here=False)
 
     def _of_other(self, split: Split, record: Record) -> Record:
-        """Return a record whose samples and row are those of the other data set."""
         facts, ids = self._facts(split), self.other.table["sample"].to_numpy(dtype=np.str_)
         # Flags of the split are about its own test side; all others are about the net.
         kept = [flag for flag in record.row["flags"].split("; ") if flag not in split.flags]
@@ -377,7 +376,6 @@ class _ExternalTest:
         return CellMeasures(*map(np.concatenate, zip(vars(own).values(), vars(here).values(), strict=True)))
 
     def _facts_of(self, split: Split) -> dict[str, Any]:
-        """Return the columns of a row that are about the other data set as the test side of a split."""
         other, dataset, flags = self.other, self.plan.dataset, list[str]()
         contents, known = np.array(other.content_hashes), np.array(dataset.content_hashes)
         shared = {side: int(np.isin(contents, known[getattr(split, side)]).sum()) for side in ("train", "val")}

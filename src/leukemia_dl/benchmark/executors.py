@@ -233,7 +233,6 @@ class _Worker:
         self._end()
 
     def _submit(self, planned: PlannedTrial) -> Future[None]:
-        """Start a trial, in a new process if this one is dead or has another backbone."""
         from joblib.externals.loky import ProcessPoolExecutor
 
         with safe_path():  # loky starts processes in both calls
@@ -308,7 +307,6 @@ def _work(digest: str, folder: Path) -> None:
 
 
 def _write_context(context: RunContext) -> None:
-    """Write the context for other processes, functions of a script included."""
     import cloudpickle
 
     try:
@@ -366,7 +364,6 @@ def visible_gpus() -> list[str]:
 
 
 def _environments(workers: int | None, compute: ComputeConfig) -> list[dict[str, str]]:
-    """Return the environment variables of each worker."""
     gpus = visible_gpus() if compute.device in ("auto", "gpu") else []
     on_gpu = bool(gpus) or compute.device.startswith("gpu")
     common = {"KERAS_BACKEND": backend_name()} | ({} if on_gpu else kept_memory())

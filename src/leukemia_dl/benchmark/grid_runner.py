@@ -71,7 +71,6 @@ class GridRunner:
                     context.scratch.parent.rmdir()
 
     def _to_do(self, trials: Sequence[PlannedTrial]) -> list[PlannedTrial]:
-        """Return the trials of which the store holds no result, and show the others."""
         names, done = [planned.trial.folder for planned in trials] if self.existing == "reuse" else [], set[str]()
         for record in self.store.records(names, arrays=False):
             if self.store.has_result(record, self.plan.save_models):
@@ -95,7 +94,6 @@ class GridRunner:
     def _outputs(
         self, to_do: Sequence[PlannedTrial], nets: Sequence[PlannedTrial], context: RunContext
     ) -> Generator[TrialOutput]:
-        """Yield the outputs of baselines, then those of nets, until the run is stopped."""
         cells = cache(partial(measure_cells, self.plan.dataset, self.plan.rows, self.show))
         for planned in to_do:
             if planned.spec is None and not context.stopped:

@@ -225,11 +225,8 @@ def splits_of(
 
 def checked_shots(shots: Any) -> tuple[int | None, ...]:
     """Return numbers of training patients per class, None for all of them, as a tuple."""
-    listed = list(shots) if isinstance(shots, (list, tuple, range)) else [shots]
-    found = tuple(None if value in (None, "all") else whole_number("shots", value, 1) for value in listed)
-    if not found or len({*found}) < len(found):
-        raise SettingsError(f"shots must be numbers or None, at least one, none twice. Received: {shots!r}.")
-    return found
+    numbers = [0 if n in (None, "all") else n for n in shots] if isinstance(shots, (list, tuple)) else shots
+    return tuple(number or None for number in unique("shots", numbers, number=True))
 
 
 def primary_metric(dataset: Dataset, name: str | None) -> str:

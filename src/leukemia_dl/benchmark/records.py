@@ -260,7 +260,6 @@ def prediction_frame(records: Iterable[Record], class_names: Sequence[str], samp
 
 
 def _named(record: Record, rows: pd.DataFrame) -> pd.DataFrame:
-    """Insert the names of a record's trial before its rows, and return these."""
     trial = record.trial
     names = {"trial": trial.folder, "backbone": record.name, "protocol": trial.protocol}
     for place, (name, value) in enumerate({**names, "fold": trial.fold, "seed": trial.seed}.items()):

@@ -203,7 +203,6 @@ def _writing(path: Path) -> Iterator[None]:
 
 
 def _files_of(record: Record, model: bytes | None) -> dict[str, bytes]:
-    """Return the files of a record by name; the checksums come last."""
     saved = {name: getattr(record, name) for name in _JSON}
     saved |= {"format": FORMAT, "digest": record.trial.digest, "trial": record.trial.to_dict()}
     for name in ("metrics", "metrics_tta"):  # JSON knows no NaN
@@ -263,7 +262,6 @@ def _read_sums(folder: Path) -> dict[str, str]:
 
 
 def _check(record: Record, arrays: bool) -> None:
-    """Raise an error if a record that could be read makes no sense, so that no table could hold it."""
     trial, done = record.trial, record.status == "ok"
     metrics = [*record.metrics.values(), *record.metrics_tta.values(), record.timings.get("seconds", 0.0)]
     counts = [trial.fold, trial.seed, *(record.row.get(name) for name in WHOLE_NUMBERS)]

@@ -179,7 +179,6 @@ def _log(folder: Path, text: str) -> None:
 
 
 def _predicted(blank: Record, result: FitResult, split: Split, context: RunContext, images: Subset) -> Record:
-    """Return the scored record of a fit, with predictions of the val and test sides."""
     samples, recipe, device, history = context.samples, result.recipe, result.device, result.history
     count, clock = len(blank.labels), time.perf_counter()
     probabilities = softmax(result.logits(images))
@@ -228,7 +227,6 @@ def _repeatable(result: FitResult) -> bool:
 
 
 def _saved(model: Any, record: Record, context: RunContext, pipeline: Pipeline | None) -> bytes:
-    """Return the file of a trained net."""
     assert pipeline is not None
     trial = record.trial
     provenance = {"trial": trial.to_dict(), "digest": trial.digest, "dataset": context.samples.name}

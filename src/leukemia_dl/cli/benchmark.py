@@ -90,7 +90,6 @@ def benchmark(
 
 
 def _check_options_beside(settings: Path, ctx: typer.Context) -> None:
-    """Raise if an option was given that belongs into the settings file."""
     for parameter in ctx.command.params:
         source = ctx.get_parameter_source(str(parameter.name))
         given = source is not None and not source.name.startswith("DEFAULT")
@@ -101,7 +100,6 @@ def _check_options_beside(settings: Path, ctx: typer.Context) -> None:
 
 
 def _print_plan(bench: Benchmark, shard: str | None, rerun: bool) -> None:
-    """Print the trials of this part of the grid."""
     frame = bench.plan()
     frame = frame[frame["trial"].isin([planned.trial.folder for planned in bench.planned.part(shard)])]
     options.print_table(frame[["backbone", "protocol", "fold", "seed", "status"]])
@@ -110,7 +108,6 @@ def _print_plan(bench: Benchmark, shard: str | None, rerun: bool) -> None:
 
 
 def _run(bench: Benchmark, with_report: bool, **how: Any) -> None:
-    """Run, print the table and write the pictures and the report."""
     from leukemia_dl.reporting import write_pictures
 
     _print_splits(bench)
@@ -138,7 +135,6 @@ def _print_splits(bench: Benchmark) -> None:
 
 
 def _print_results(bench: Benchmark, frame: pd.DataFrame, left: int) -> None:
-    """Print the table, the inflation by a protocol that leaks, and the missing and failed trials."""
     protocols = bench.planned.protocols
     columns = ["backbone", *(["protocol"] if len(protocols) > 1 else []), "fold", "seed", *_METRICS, "status"]
     shown = frame.sort_values("balanced_accuracy", ascending=False, kind="stable", na_position="last")

@@ -139,7 +139,6 @@ def audit(dataset: Images, show_progress: bool = True) -> AuditReport:
 def _inspect(
     dataset: Images, row: int, path: str | None, content: str | DataError | None
 ) -> tuple[dict[str, Any], _CellKey | None]:
-    """Return the values of an image for the frame, and the key of its cell."""
     values: dict[str, Any] = {"readable": False, "problem": ""}
     try:
         if isinstance(content, DataError):
@@ -160,7 +159,6 @@ def _inspect(
 
 
 def _counts(dataset: Images) -> pd.DataFrame:
-    """Return how many images there are of everything that authors may declare."""
     table, declared = dataset.table, dict(dataset.info.declared)
     found = count_rows(table) | {"unlabelled": int(table["label"].isna().sum())}
     rows = []
@@ -187,7 +185,6 @@ def _flagged(data: pd.DataFrame) -> Iterator[_Finding]:
 
 
 def _odd(kind: str, values: pd.Series[Any], where: str = "") -> Iterator[_Finding]:
-    """Yield a finding for each image that has another value than nearly all."""
     most = values.value_counts()
     if len(most) and most.iloc[0] / len(values) >= 0.9:
         for row in values.index[values != most.index[0]]:
@@ -199,7 +196,6 @@ def _odd(kind: str, values: pd.Series[Any], where: str = "") -> Iterator[_Findin
 
 
 def _pairs(data: pd.DataFrame, same: list[list[int]]) -> Iterator[_Finding]:
-    """Yield pairs of identical files, and of files that differ and show the same cell, with what they cross."""
     known = data[["label", "split", "fold", "subject", "group"]].astype(object)
     rows_of = known.where(known.notna(), None).to_dict("records")
     repeated = data[data["sha256"].duplicated(keep=False)].groupby("sha256", sort=False)

@@ -128,7 +128,6 @@ def decode_all(dataset: Images, pipeline: Pipeline, show_progress: bool = True) 
 def _fill(
     file: BinaryIO, shape: tuple[int, ...], dataset: Images, first: NDArray[np.int64], pipeline: Pipeline, show: bool
 ) -> None:
-    """Write the pixels of the rows `first` into the file, in order."""
     np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
     positions, paths = file.tell() + np.arange(len(first)) * int(np.prod(shape[1:])), dataset.table["path"]
     jobs: list[tuple[int, str, str]] = []
@@ -187,7 +186,6 @@ def _code(step: Step) -> str | None:
 
 
 def _refuse(found: list[str]) -> None:
-    """Raise ImageError if some of the texts, one per image, name a problem."""
     if problems := [text for text in found if text]:
         more = f"\n  and {len(problems) - _NAMED:,} more" if len(problems) > _NAMED else ""
         raise ImageError(

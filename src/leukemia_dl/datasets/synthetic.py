@@ -130,7 +130,6 @@ def write_dataset(
 
 
 def _write_files(root: Path, cohort: pd.DataFrame, seed: int, workers: int | None, show: bool) -> None:
-    """Write all images and the label table of the preliminary set under `root`."""
     rows: list[dict[Any, Any]] = cohort.to_dict("records")
     for row in rows:
         training = f"fold_{row['fold']}/{row['label']}/{row['sample']}.bmp"
@@ -150,7 +149,6 @@ def _write_files(root: Path, cohort: pd.DataFrame, seed: int, workers: int | Non
 
 
 def _draw_subjects(settings: SyntheticCohort, rng: np.random.Generator) -> pd.DataFrame:
-    """Return one row per subject: side, subject, label, count."""
     # Subjects and images of a side, the shares of class `all` among them, and the fewest subjects of class `hem`.
     sides = {
         "train": (settings.subjects, settings.images, 0.64, 0.682, 2 * FOLDS),
@@ -199,7 +197,6 @@ def _assign_folds(subjects: pd.DataFrame) -> pd.Series:
 
 
 def _number_cells(counts: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Return field and cell numbers, from 1, for the cells of all subjects in turn."""
     fields, cells = [], []
     for count in counts:
         starts_field = rng.random(count) < 1 / CELLS_PER_FIELD
@@ -210,7 +207,6 @@ def _number_cells(counts: np.ndarray, rng: np.random.Generator) -> tuple[np.ndar
 
 
 def _draw_latents(cells: pd.DataFrame, rng: np.random.Generator) -> pd.DataFrame:
-    """Add `ambiguous` and the columns `LATENTS`."""
     subject, _ = pd.factorize(cells["subject"])
     number = int(subject.max()) + 1
 

@@ -202,7 +202,6 @@ def _standardised(values: NDArray[Any]) -> NDArray[Any]:
 
 
 def _gaussian(squares: _Floats, sd: float) -> _Floats:
-    """Return the transfer function of a Gaussian blur of `sd` pixels at squared frequencies."""
     return np.asarray(np.exp(np.float32(-2 * np.pi**2 * sd**2) * squares))
 
 

@@ -129,7 +129,6 @@ def one_spelling(names: pd.Series[Any], what: str, wanted: Sequence[str] = ()) -
 
 
 def _known_patients(column: pd.Series[Any]) -> pd.Series[Any]:
-    """Return names of patients with NA for empty texts and words for unknown ones."""
     unknown = column.str.strip().str.lower().isin(UNKNOWN_NAMES)
     if len(words := column[unknown & (column.str.strip() != "")]):
         shown = ", ".join(map(repr, sorted(set(words))))

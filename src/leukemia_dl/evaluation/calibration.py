@@ -245,7 +245,6 @@ def _threshold(scores: Floats, wanted: float, *, at_least: bool) -> float:
 
 
 def _with_shared_groups(result: pd.DataFrame, frame: pd.DataFrame, one: str, other: str) -> pd.DataFrame:
-    """Return a result with a note if groups of subjects are on both sides of one fitted model."""
     if unit := predictions.unit_column(frame):
         keys = [unit, *model_keys(frame)]
         sides = [frame.loc[frame["side"] == side, keys].dropna(subset=unit).drop_duplicates() for side in (one, other)]

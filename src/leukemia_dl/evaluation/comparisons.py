@@ -259,7 +259,6 @@ def delong_test(labels: Ints, first: Floats, second: Floats) -> float:
 
 
 def _sentence(row: _Row, pair: tuple[Model, Model], level: float, corrected_for: int = 0) -> str:
-    """Return a row as a sentence; where nothing could be tested the reason comes first."""
     if not row["images"]:
         return f"Not testable: {row['first']} and {row['second']} have no image in common."
     text = f"On {row['images']:,} images" + f" of {row['groups']} groups of patients" * bool(row["unit"] == "group")
@@ -302,5 +301,4 @@ def winner_of(row: _Row, level: float) -> str:
 
 
 def _p_in_words(p: float) -> str:
-    """Return a p value with its relation, such as "= 0.030"."""
     return "< 0.001" if p < 0.001 else "= 1" if p > 0.9995 else f"= {p:.3f}"

@@ -104,7 +104,6 @@ def net_benefit(
 
 
 def _net_benefit(run: Run, weights: Floats, thresholds: Floats) -> Floats:
-    """Return the net benefit (r, thresholds) under each row of weights."""
     acted = run.probabilities[:, 1, None] >= thresholds
     gain = acted * np.where(run.labels[:, None] == 1, 1.0, -thresholds / (1 - thresholds))
     sums = np.zeros((weights.shape[1], len(thresholds)))
@@ -143,7 +142,6 @@ def _with_band(
 
 
 def _ranked_curves(frame: pd.DataFrame, side: str, level: float, points: int, at: _Interpolation) -> pd.DataFrame:
-    """Return the curves of ranked images of each backbone, on a grid from 0 to 1."""
     grid = np.linspace(0, 1, points)
     check_settings(level)
     models = models_of(validated_predictions(frame), side)
@@ -181,7 +179,6 @@ def _precision(above: Floats, below: Floats, grid: Floats) -> Floats:
 
 
 def _events(run: Run, bins: int) -> tuple[Floats, NDArray[np.bool_], Ints]:
-    """Return the probability of each event, whether it happened, and the bin of its probability."""
     said, happened = run.probabilities.max(axis=1), run.predicted == run.labels
     if run.probabilities.shape[1] == 2:
         said, happened = run.probabilities[:, 1], run.labels == 1
@@ -189,7 +186,6 @@ def _events(run: Run, bins: int) -> tuple[Floats, NDArray[np.bool_], Ints]:
 
 
 def _shares(run: Run, weights: Floats, bins: int) -> Floats:
-    """Return the share of events in each bin under each row of weights."""
     _, happened, place = _events(run, bins)
     shape, count = (weights.shape[1], bins), _counts(run, weights.shape[1], bins)
     events = np.bincount(run.unit * bins + place, happened, count.size).reshape(shape)
@@ -198,6 +194,5 @@ def _shares(run: Run, weights: Floats, bins: int) -> Floats:
 
 
 def _counts(run: Run, units: int, bins: int) -> Ints:
-    """Return the number of predictions of each unit in each bin (units, bins)."""
     place = run.unit * bins + _events(run, bins)[2]
     return np.bincount(place, minlength=units * bins).reshape(units, bins)

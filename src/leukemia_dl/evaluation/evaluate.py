@@ -172,7 +172,6 @@ def _rows(
     model: Model, class_names: tuple[str, ...], names: Sequence[str], level: float, estimand: str,
     prevalence: float | None,
 ) -> list[dict[str, Any]]:  # fmt: skip
-    """Return the rows of `evaluate` for one model."""
     samples, sizes = [set(run.samples) for run in model.runs], [len(run.samples) for run in model.runs]
     same = not model.named or all(other == samples[0] for other in samples)
     facts = {
@@ -197,7 +196,6 @@ def _rows(
 
 
 def _interval(found: Estimates, name: str, class_names: tuple[str, ...], level: float, estimand: str) -> dict[str, Any]:
-    """Return the interval of a metric, or the reason why it has none."""
     model, resampling, left_out, value = found.model, found.resampling, found.left_out[name], found.value(name)
     seeds = found.between_seeds(name) if estimand == "procedure" else NO_SPREAD
     undefined = np.flatnonzero(np.isnan(found.per_seed[name]))

@@ -84,7 +84,6 @@ def leaderboard(
 
 
 def _flags(table: pd.DataFrame, planned: int, uncompared: str, failed: pd.Series) -> list[str]:
-    """Return the warnings of each row."""
     ranked, most = table.loc[table["rank"].notna(), "backbone"].tolist(), int(table["images"].max())
     flags = []
     for row in table.to_dict("records"):

@@ -180,7 +180,6 @@ def why_undefined(name: str, run: Run, class_names: Sequence[str]) -> str:
 
 
 def _sums(run: Run, weights: Floats) -> dict[str, Floats]:
-    """Return the metrics that are functions of sums over predictions, which are taken per unit, once."""
     n, k = run.probabilities.shape
     rows, units = np.arange(n), weights.shape[1]
     own, confidence = run.probabilities[rows, run.labels], run.probabilities[rows, run.predicted]

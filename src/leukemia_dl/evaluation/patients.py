@@ -71,7 +71,6 @@ def patient_predictions(frame: pd.DataFrame, rule: str | None = None, side: str 
 
 
 def _scored(rows: pd.DataFrame, rule: str) -> pd.DataFrame:
-    """Return rows with the values that a rule averages over a patient's images in place of probabilities."""
     columns = [PREFIX + name for name in class_names_of(rows)]
     shares: Floats = rows[columns].to_numpy(np.float64)
     if rule == "majority":

@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy import linalg
 
 from leukemia_dl.checks import whole_number
 from leukemia_dl.errors import DataError
@@ -15,39 +14,31 @@ from leukemia_dl.evaluation.predictions import unit_column
 from leukemia_dl.identity import is_unknown, name_key
 from leukemia_dl.text import counted
 
-_PATIENTS, _MOST_CLASSES, _SHRINKAGE = ("subject", "patient", "group"), 50, 0.1
+_PATIENTS, _MOST_CLASSES = ("subject", "patient", "group"), 50
 
 
-def probe(
-    features: pd.DataFrame, column: str, *, folds: int = 5, permutations: int = 199, seed: int = 0
-) -> pd.DataFrame:
-    """Return how well a linear classifier predicts a column from features, by cross-validation, in one row.
+def probe(features: pd.DataFrame, column: str, *, folds: int = 5, seed: int = 0) -> pd.DataFrame:
+    """Return how well logistic regression on standardised features predicts a column, by cross-validation, in one row.
 
     A column that is constant in each patient (site, fold, class) is predicted for whole patients that training has not
     seen, so that the patient is no clue; the patient, or a column that varies in patients, for other images of the same
-    patients. The classifier is logistic regression on standardised features, classes weighted up to equal size; for
-    more than 50 classes, with which that takes long, ridge regression.
-
-    For `p`, labels are permuted over patients; over images for the patient itself; over images of each patient for a
-    column that varies in them. The statistic is the balanced accuracy of the nearest class mean in whitened features,
-    in folds that do not depend on labels.
+    patients. Classes are weighted up to equal size. For more than 50, which take long, it is ridge regression.
 
     Args:
         features: A row per image: `feature_0` and so on, `group` or `subject` (the patient), and other columns.
         column: What to predict, such as "subject", "fold", "site" or "label".
         folds: Number of folds; values with fewer patients (or images) are left out, with a count in `reason`.
-        permutations: Number of permutations; 0 for no `p`.
-        seed: Of folds and permutations.
+        seed: Of the folds.
 
     Returns:
         `column`, `split` ("patients" or "images"), `method`, `classes`, `images`, `groups` (NA: patients not known),
         `folds`, `accuracy`, `majority` (share of the most frequent value), `balanced_accuracy`, `chance` (one over the
-        number of classes), `p`, and `reason`: what is missing or left out, and why.
+        number of classes), and `reason`: what is missing or left out, and why.
 
     Raises:
         DataError: If there are no features or no such column, or features are not finite numbers.
     """
-    folds, permutations = whole_number("folds", folds, 2), whole_number("permutations", permutations)
+    folds = whole_number("folds", folds, 2)
     x, values = feature_values(features, column), features[column].reset_index(drop=True)
     of_patient, name = column in _PATIENTS, unit_column(features)
     patients = features[name].reset_index(drop=True).map(_patient) if name else pd.Series(range(len(x)))
@@ -70,17 +61,16 @@ def probe(
     classes, groups = len(set(y)), len(set(unit)) if name else pd.NA
     row: dict[str, Any] = {"column": column, "split": "images" if by_image else "patients", "method": None}
     row |= {"classes": classes, "images": len(y), "groups": groups, "folds": folds}
-    row |= dict.fromkeys(("accuracy", "majority", "balanced_accuracy", "chance", "p"), np.nan)
+    row |= dict.fromkeys(("accuracy", "majority", "balanced_accuracy", "chance"), np.nan)
     if classes >= 2:
-        # What is dealt to folds as a whole, and the blocks within which labels are permuted.
-        item = np.arange(len(y)) if by_image else unit
-        block = unit if by_image and not of_patient and name else np.zeros_like(unit)
-        random = np.random.default_rng(seed)
-        predicted, row["method"] = _predicted(x, y, _dealt(item, folds, random, y, block))
-        row |= {"accuracy": (predicted == y).mean(), "majority": np.bincount(y).max() / len(y), "chance": 1 / classes}
-        row["balanced_accuracy"] = _balanced_accuracy(predicted, y)
-        if permutations:
-            row["p"] = _p_value(x, y, item, block, folds, permutations, random)
+        item, block = (
+            (np.arange(len(y)) if by_image else unit),
+            unit if by_image and not of_patient and name else 0 * unit,
+        )
+        predicted, row["method"] = _predicted(x, y, _dealt(item, folds, np.random.default_rng(seed), y, block))
+        right, total = np.bincount(y, predicted == y), np.bincount(y)
+        row |= {"accuracy": right.sum() / len(y), "majority": total.max() / len(y), "chance": 1 / classes}
+        row["balanced_accuracy"] = (right / total).mean()
     found = [f"{counted(classes, 'value')} of {column} to predict, two are needed"] * (classes < 2)
     row["reason"] = "; ".join(found + [note for note, holds in notes.items() if holds])
     return pd.DataFrame([row]).astype({"groups": "Int64"})
@@ -102,11 +92,6 @@ def _patient(value: Any) -> str | None:
     return None if is_unknown(value) else name_key(str(value))
 
 
-def _balanced_accuracy(predicted: Ints, y: Ints) -> float:
-    right, total = np.bincount(y, predicted == y), np.bincount(y)
-    return float((right[total > 0] / total[total > 0]).mean())
-
-
 def _dealt(item: Ints, folds: int, random: np.random.Generator, *strata: Ints) -> Ints:
     """Return the fold of each image; items are dealt to the folds in turn, stratum by stratum."""
     first = np.unique(item, return_index=True)[1]
@@ -115,7 +100,6 @@ def _dealt(item: Ints, folds: int, random: np.random.Generator, *strata: Ints) -
 
 
 def _predicted(x: Floats, y: Ints, fold: Ints) -> tuple[NDArray[Any], str]:
-    """Return the values (n,) that are predicted by models of the other folds, and the method."""
     from sklearn.linear_model import LogisticRegression, RidgeClassifier
     from sklearn.model_selection import PredefinedSplit, cross_val_predict
     from sklearn.pipeline import make_pipeline
@@ -125,28 +109,3 @@ def _predicted(x: Floats, y: Ints, fold: Ints) -> tuple[NDArray[Any], str]:
     linear = (RidgeClassifier if many else LogisticRegression)(class_weight="balanced", max_iter=2_000)
     predicted = cross_val_predict(make_pipeline(StandardScaler(), linear), x, y, cv=PredefinedSplit(fold))
     return predicted, f"ridge regression (more than {_MOST_CLASSES} classes)" if many else "logistic regression"
-
-
-def _p_value(x: Floats, y: Ints, item: Ints, block: Ints, folds: int, count: int, random: np.random.Generator) -> float:
-    """Return the share of `y` and its `count` permutations, over items of each block, that are predicted as well."""
-    fold, first = _dealt(item, folds, random), np.unique(item, return_index=True)[1]
-    start, labels = np.argsort(block[first], kind="stable"), [y]
-    for _ in range(count):
-        shuffled = np.empty_like(y[first])
-        shuffled[start] = y[first][np.lexsort((random.random(len(first)), block[first]))]
-        labels.append(shuffled[item])
-    classes, predicted = np.arange(y.max() + 1), [np.zeros_like(y) for _ in labels]
-    for number in np.unique(fold):
-        test = fold == number
-        mean, scale = x[~test].mean(axis=0), x[~test].std(axis=0)
-        z = ((x - mean) / np.where(scale > 0, scale, 1)).astype(np.float32)
-        covariance = z[~test].T @ z[~test] / (~test).sum() + _SHRINKAGE * np.eye(z.shape[1], dtype=np.float32)
-        z = linalg.solve_triangular(linalg.cholesky(covariance, lower=True), z.T, lower=True).T
-        training, tested = z[~test], z[test]
-        for given, found in zip(labels, predicted, strict=True):
-            ones = (given[~test, None] == classes).astype(np.float32)
-            means = ones.T @ training / np.maximum(ones.sum(axis=0), 1)[:, None]
-            distances = np.where(ones.any(axis=0), (means**2).sum(axis=1), np.inf) - 2 * tested @ means.T
-            found[test] = distances.argmin(axis=1)
-    scores = np.array([*map(_balanced_accuracy, predicted, labels)])
-    return float((scores >= scores[0] - 1e-9).mean())

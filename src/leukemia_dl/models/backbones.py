@@ -260,7 +260,7 @@ def backbone_table() -> pd.DataFrame:
     rows = [[*(getattr(item.record, name, None) for name in order), item.plugin, item.version] for item in known]
     table = pd.DataFrame(rows, columns=["backbone", *order[1:], "plugin", "version"])
     table["weights"] = [", ".join(names) if isinstance(names, tuple) else names or "" for names in table["weights"]]
-    table["scaling"] = table["scaling"].map(str)
+    table["scaling"] = table["scaling"].fillna("own").map(str)
     return table.astype({"parameters": "Int64"})
 
 

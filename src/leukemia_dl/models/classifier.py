@@ -239,7 +239,6 @@ def load_classifier(path: str | Path) -> Classifier:
 
 
 def _encoder_of(settings: Mapping[str, Any]) -> EncoderSpec | None:
-    """Return the registered encoder of a saved head; None for a whole net."""
     if not (saved := settings.get("encoder")):
         return None
     spec = get_backbone(saved["name"])

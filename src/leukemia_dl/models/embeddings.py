@@ -98,34 +98,21 @@ class Embeddings:
             return cls(name, tuple(frame[key]), parts.to_numpy(np.float32, na_value=np.nan))
 
     @classmethod
-    def from_csv(cls, name: str, file: str | Path) -> "Embeddings":
-        """Return the embeddings `name` of a CSV `file` in UTF-8 with a header."""
-        return cls.from_file(name, file, ".csv")
+    def from_file(cls, name: str, file: str | Path) -> "Embeddings":
+        """Return the embeddings `name` of a `file`: .csv in UTF-8 with a header, .parquet (extra `parquet`), or .npz.
 
-    @classmethod
-    def from_parquet(cls, name: str, file: str | Path) -> "Embeddings":
-        """Return the embeddings `name` of a Parquet `file`. Needs the extra `parquet`."""
-        return cls.from_file(name, file, ".parquet")
-
-    @classmethod
-    def from_npz(cls, name: str, file: str | Path) -> "Embeddings":
-        """Return the embeddings `name` of an npz `file`: arrays `sample` or `path` (n,) and `features` (n, d)."""
-        return cls.from_file(name, file, ".npz")
-
-    @classmethod
-    def from_file(cls, name: str, file: str | Path, form: str | None = None) -> "Embeddings":
-        """Return the embeddings `name` of a `file`. Raises DataError if it cannot be read.
-
-        `form` is ".csv", ".parquet" or ".npz", None for the end of the file's name.
+        An .npz file has arrays `sample` or `path` (n,) and `features` (n, d). Raises DataError if it cannot be read.
         """
         try:
-            content = _content(Path(file).expanduser(), form or Path(file).suffix.lower())
+            content = _content(Path(file).expanduser(), Path(file).suffix.lower())
         except SettingsError:
             raise
         except Exception as error:  # damaged files raise errors of many kinds
             reason = str(error).rstrip(". ") or type(error).__name__
             raise DataError(f"The embeddings {name!r} cannot be read from {file}: {reason}.") from error
         return cls.from_frame(name, content) if isinstance(content, pd.DataFrame) else cls(name, *content)
+
+    from_csv = from_parquet = from_npz = from_file
 
     def rows_for(self, samples: Sequence[str], paths: Sequence[Any] | None = None) -> NDArray[np.float32]:
         """Return the features of images, float32 (n, d), in the order of their ids `samples` and `paths` (NA: no file).
@@ -158,7 +145,6 @@ class Embeddings:
 
 
 def _content(file: Path, form: str) -> Any:
-    """Return the table in a file, or its keys and features; errors of many kinds if it is damaged."""
     if not file.is_file() or form not in (".csv", ".parquet", ".npz"):  # reading a pipe would wait for ever
         raise ValueError("it is no file that ends in .csv, .parquet or .npz")
     if form == ".csv":

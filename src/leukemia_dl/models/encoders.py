@@ -61,11 +61,6 @@ class EncoderSpec:
 
     min_size = native_size
 
-    @property
-    def scaling(self) -> str:
-        """Who scales the pixels."""
-        return "own"
-
     @cached_property
     def identity(self) -> str:
         """Version and SHA-256 of the weights, "own" if neither is known; WeightsError if the file is not there."""

@@ -50,17 +50,16 @@ def plot_features(
             raise SettingsError(message) from error
         places, names = UMAP(random_state=0, n_jobs=1).fit_transform(x), ["UMAP 1", "UMAP 2"]
     values = features[colour].astype(object).reset_index(drop=True).map(str, na_action="ignore")
-    counts, unknown = values.value_counts(), int(values.isna().sum())
-    shown = sorted(counts.index[: _MOST_NAMES - (len(counts) + bool(unknown) > _MOST_NAMES)])
+    counts = values.value_counts()
+    shown = sorted(counts.index[: _MOST_NAMES - (len(counts) + values.isna().any() > _MOST_NAMES)])
+    others = counted(len(counts) - len(shown), "other value") if len(counts) > len(shown) else "not known"
+    values, looks = values.where(values.isin(shown), others), looks_of(shown) | {others: {"color": BASELINE_COLOUR}}
     figure = new_figure(6.5, 5.6)
-    axes, size = figure.subplots(), 14 if len(x) < 2_000 else 5
-    for name, look in looks_of(shown).items():
-        there, label = places[values == name], f"{name} ({counts[name]:,})"
-        axes.scatter(there[:, 0], there[:, 1], s=size, alpha=0.7, lw=0, label=label, **look)
-    if others := len(x) - int(counts[shown].sum()):
-        names_left = counted(len(counts) - len(shown), "other value") if len(counts) > len(shown) else "not known"
-        there, look = places[~values.isin(shown)], {"color": BASELINE_COLOUR, "zorder": 0.9}
-        axes.scatter(there[:, 0], there[:, 1], s=size, alpha=0.5, lw=0, label=f"{names_left} ({others:,})", **look)
+    axes = figure.subplots()
+    for name, look in looks.items():
+        if len(there := places[values == name]):
+            label, size = f"{name} ({len(there):,})", 14 if len(x) < 2_000 else 5
+            axes.scatter(there[:, 0], there[:, 1], s=size, alpha=0.7, lw=0, label=label, **look)
     label_axes(axes, xlabel=names[0], ylabel=names[1])
     add_legend(axes, 3)
     return finished(figure, title, f"{counted(len(x), 'image')}, colours: {colour}")

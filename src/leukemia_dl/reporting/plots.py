@@ -313,7 +313,6 @@ def finished(figure: Figure, title: str, note: str = "", ax: Axes | None = None)
 
 @functools.cache
 def _fonts_for(characters: frozenset[int]) -> list[str]:
-    """Return installed fonts for the characters that the default font lacks."""
     from matplotlib.font_manager import FontProperties, findfont, fontManager
     from matplotlib.ft2font import FT2Font
 

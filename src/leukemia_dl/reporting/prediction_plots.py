@@ -209,7 +209,6 @@ def plot_errors_by_size(
 
 
 def _without_tta(predictions: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
-    """Return a checked prediction frame without averaged predictions, and its classes."""
     frame = validated_predictions(predictions)
     return frame[frame["kind"] != "tta"], [*evaluation.class_names_of(frame)]
 

@@ -164,7 +164,6 @@ def _audit(run: StoredRun, dataset: Dataset | None, show: bool) -> dict[str, Any
 
 
 def _context(run: StoredRun, dataset: Dataset | None, why: str, audit: Any, show: bool) -> dict[str, Any]:
-    """Return what the template shows besides the run."""
     # Areas of cells in pixels, of images that show a single one.
     areas = {
         row["sample"]: float(row["foreground"]) * row["height"] * row["width"]
@@ -202,7 +201,6 @@ def _context(run: StoredRun, dataset: Dataset | None, why: str, audit: Any, show
 
 
 def _drawn(figures: Iterator[_Figure], show: bool) -> tuple[list[_Figure], list[_Figure]]:
-    """Return figures with their images, and those that are too many or cannot be drawn, with the reason."""
     planned = sorted(figures, key=lambda one: bool(one["protocol"]))  # those of all protocols come first
     drawn, left_out = [], [one | {"why": ""} for one in planned[_MOST_FIGURES:]]
     for one in track(planned[:_MOST_FIGURES], min(len(planned), _MOST_FIGURES), "Drawing figures", show):
@@ -214,7 +212,6 @@ def _drawn(figures: Iterator[_Figure], show: bool) -> tuple[list[_Figure], list[
 
 
 def _errors(one: ProtocolSummary, dataset: Dataset | None) -> list[dict[str, Any]]:
-    """Return the images that most nets get wrong, with thumbnails if there is a data set."""
     rows = render.rows_of(worst_errors(one, _ERRORS))
     samples = [] if dataset is None else dataset.table["sample"].tolist()
     for row in rows:
@@ -225,7 +222,6 @@ def _errors(one: ProtocolSummary, dataset: Dataset | None) -> list[dict[str, Any
 
 
 def _environments(timings: pd.DataFrame) -> list[dict[str, Any]]:
-    """Return a row per kind of machine and set of versions that trials ran on."""
     names = ["machine", "device_name", "python", "versions"]
     known = timings.reindex(columns=names)
     nets = known[known["device_name"].notna()]  # baselines run wherever the program does
@@ -234,8 +230,6 @@ def _environments(timings: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def _figures(run: StoredRun, summaries: list[ProtocolSummary], dataset: Dataset | None) -> Iterator[_Figure]:
-    """Yield the figures that a run has data for."""
-
     def figure(kind: str, *data: Any, protocol: str = "", **settings: Any) -> _Figure:
         plot = getattr(prediction_plots if kind in _OF_PREDICTIONS else plots, f"plot_{kind}")
         return {"kind": kind, "protocol": protocol, "draw": partial(plot, *data, **settings)}
@@ -272,7 +266,6 @@ def _title(run: StoredRun, protocols: list[str]) -> str:
 
 
 def _draw_samples(run: StoredRun, dataset: Dataset, title: str) -> Figure:
-    """Draw as many images of each class, as they are stored for the nets (before any step that is fitted per split)."""
     pipeline = Pipeline.from_dict(run.settings["pipeline"][max(run.settings["pipeline"], key=int)])
     order, names = generator(0, "sample grid").permutation(len(dataset)), dataset.class_names
     codes, per_class = dataset.labels[order], max(_SAMPLES // len(names), 1)

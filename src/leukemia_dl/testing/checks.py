@@ -184,7 +184,6 @@ def _train(model: Any, spec: BackboneSpec, eager: bool = False) -> float:
 
 
 def _moved(model: Any, spec: BackboneSpec, weights: list[Any]) -> dict[int, str]:
-    """Return id and path of those weights that a training step changes."""
     before = [as_numpy(weight) for weight in weights]
     _train(model, spec, eager=True)
     pairs = zip(weights, before, strict=True)

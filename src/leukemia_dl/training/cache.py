@@ -230,7 +230,6 @@ class ModelCache:
 def _parts(
     spec: Spec, weights: str | None, recipe: Recipe, classes: int, seed: int, device: Device
 ) -> tuple[Any, Any, Any]:
-    """Return net, extractor and head."""
     if isinstance(spec, BackboneSpec):
         model = _build(spec, weights, recipe, classes, seed, device)
         return (model, *split_at_features(model))

@@ -2,8 +2,7 @@
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +14,7 @@ from leukemia_dl.training.batches import Images, Subset
 NEIGHBOURS = 20  # as DINOv2 and DinoBloom are evaluated
 # Inverse strengths of the L2 penalty in scikit-learn's sense, the strongest first.
 STRENGTHS = tuple(float(f"1e{power}") for power in range(-6, 3))
-_MOST_ITERATIONS, _CHUNK = 1_000, 4_096
+_MOST_ITERATIONS = 1_000
 _ROUGH, _EXACT = 1e-3, 1e-6  # largest mean gradient where the solver ends: to choose a penalty, and of the head itself
 _CONSTANT = 1e-5  # a deviation below this share of the mean is one of rounding
 _FEWEST = 1e-6  # of a class among neighbours, since a share of 0 has no logarithm
@@ -24,57 +23,36 @@ Floats = NDArray[np.float32]
 Folds = Sequence[tuple[NDArray[np.int64], NDArray[np.int64]]]  # row numbers, to train on and held out
 
 
-@dataclass(frozen=True, eq=False)
-class Standardization:
-    """Mean and standard deviation (d,) of each feature of a training side; 1 for a deviation of a constant."""
+def scaler_of(features: Images) -> Any:
+    """Return scikit-learn's `StandardScaler`, fitted to features (n, d); rounding errors of a constant are no spread."""
+    from sklearn.preprocessing import StandardScaler
 
-    mean: NDArray[np.float64]
-    deviation: NDArray[np.float64]
-
-    @classmethod
-    def of(cls, features: Images) -> "Standardization":
-        """Return those of features (n, d), read in parts."""
-        parts = [features[start : start + _CHUNK].astype(np.float64) for start in range(0, len(features), _CHUNK)]
-        mean = np.asarray(sum(part.sum(axis=0) for part in parts)) / len(features)
-        square = np.asarray(sum(((part - mean) ** 2).sum(axis=0) for part in parts)) / len(features)
-        deviation = np.sqrt(square)
-        return cls(mean, np.where(deviation > _CONSTANT * np.abs(mean), deviation, 1.0))
-
-    def apply(self, features: Images, dtype: Any = np.float32) -> NDArray[Any]:
-        """Return standardised features (n, d)."""
-        return ((features[:] - self.mean) / self.deviation).astype(dtype, copy=False)
-
-    def folded(self, kernel: NDArray[Any], bias: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
-        """Return kernel (d, n) and bias (n,) of a layer that takes features as they are, with equal outputs."""
-        kernel = kernel / self.deviation[:, None]
-        return kernel.astype(np.float32), (bias - self.mean @ kernel).astype(np.float32)
+    scaler = StandardScaler().fit(features[:])
+    scaler.scale_ = np.where(scaler.scale_ > _CONSTANT * np.abs(scaler.mean_), scaler.scale_, 1.0)
+    return scaler
 
 
-class LogisticHead(NamedTuple):
-    """A solved logistic regression: `kernel` (d, classes) and `bias` (classes,) for features as they are.
-
-    `out_of_fold` are logits (n, classes) of the training images by fits without their fold, None without folds, and
-    `notes` are on convergence and on the choice of the penalty.
-    """
-
-    kernel: NDArray[np.float32]
-    bias: NDArray[np.float32]
-    out_of_fold: NDArray[np.float64] | None
-    notes: tuple[str, ...]
+def folded(scaler: Any, kernel: NDArray[Any], bias: NDArray[Any]) -> tuple[Floats, Floats]:
+    """Return kernel (d, n) and bias (n,) of a layer that takes features as they are, with equal outputs."""
+    kernel = kernel / scaler.scale_[:, None]
+    return kernel.astype(np.float32), (bias - scaler.mean_ @ kernel).astype(np.float32)
 
 
 def solve_logistic(
     features: Images, labels: NDArray[np.int64], classes: int, folds: Folds, balanced: bool
-) -> LogisticHead:
+) -> tuple[Floats, Floats, NDArray[np.float64] | None, tuple[str, ...]]:
     """Fit scikit-learn's logistic regression with an L2 penalty to standardised features (n, d).
 
     The strength of the penalty is the one of `STRENGTHS` with the lowest loss over inner `folds`, from the strongest on
     until two in a row are worse than the best; C = 1 without folds. `balanced` weights classes equally.
+
+    Returns kernel (d, classes) and bias (classes,) for features as they are, logits (n, classes) of the training images
+    by fits without their fold, None without folds, and notes on the penalty and on convergence.
     """
     sides = []
     for rows, held in folds:
-        scale = Standardization.of(Subset.of(features, rows))
-        inputs, others = (scale.apply(Subset.of(features, part)) for part in (rows, held))
+        scaler = scaler_of(Subset.of(features, rows))
+        inputs, others = (scaler.transform(Subset.of(features, part)[:]) for part in (rows, held))
         sides.append((_regression(balanced, _ROUGH), inputs, labels[rows], others, held))
     best, chosen, found, worse = np.inf, 1.0, None, 0
     for strength in STRENGTHS if sides else ():
@@ -90,13 +68,13 @@ def solve_logistic(
         if worse == 2:
             break
     sides.clear()  # the memory of standardised features
-    scale, whole = Standardization.of(features), _regression(balanced, _EXACT)
-    problem = _solve(whole, scale.apply(features, np.float64), labels, chosen)  # float32 has too few digits to converge
-    kernel, bias = _weights(whole, classes)
+    scaler, whole = scaler_of(features), _regression(balanced, _EXACT)
+    # float32 has too few digits to converge.
+    problem = _solve(whole, scaler.transform(features[:].astype(np.float64)), labels, chosen)
     how = f" chosen on {len(folds)} inner folds" if folds else ": no inner folds"
     how += ", the last one tried" if folds and chosen in (STRENGTHS[0], STRENGTHS[-1]) else ""
     notes = [f"L2 penalty C={chosen:g}{how}", *([f"not converged: {problem}"] if problem else [])]
-    return LogisticHead(*scale.folded(kernel, bias), found, tuple(notes))
+    return *folded(scaler, *_weights(whole, classes)), found, tuple(notes)
 
 
 def _regression(balanced: bool, tolerance: float) -> Any:

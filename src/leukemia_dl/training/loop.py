@@ -23,7 +23,7 @@ from leukemia_dl.training.augmentation import training_model
 from leukemia_dl.training.backends import Device, as_fit_input, as_numpy, assign
 from leukemia_dl.training.batches import Batches, Images, Side, Subset
 from leukemia_dl.training.cache import FeatureCache, ModelCache, array_fingerprint, model_fingerprint
-from leukemia_dl.training.heads import NEIGHBOURS, Folds, Standardization, solve_logistic
+from leukemia_dl.training.heads import Folds, folded, scaler_of, solve_logistic
 from leukemia_dl.training.optimizer import build_loss, build_optimizer, class_weights, rates_by_layer
 from leukemia_dl.training.recipe import Recipe
 
@@ -160,7 +160,6 @@ class Trainer:
         return logits
 
     def _solve_head(self, train: Side, validation: Side | None) -> dict[str, Any]:
-        """Put a solved head into the net, and return its row of the history."""
         from threadpoolctl import threadpool_limits
 
         net, clock = self.models, time.perf_counter()
@@ -168,30 +167,18 @@ class Trainer:
         with threadpool_limits(self.device.threads):
             if self.recipe.head_solver == "logistic":
                 balanced = self.recipe.class_balance == "weights"
-                found = solve_logistic(features, labels, self.classes, self.folds, balanced)
-                net.head.get_layer("logits").set_weights([found.kernel, found.bias])
-                self.notes, self.solved = found.notes, found.out_of_fold
+                *weights, self.solved, self.notes = solve_logistic(features, labels, self.classes, self.folds, balanced)
+                net.head.get_layer("logits").set_weights(weights)
             else:
-                self.solved = self._neighbours_of_folds(features, labels)
                 net.use_neighbours(features, labels, self.classes)
         fitted = self._validated(net.head, (features, labels), HEAD_BATCH)
         row = {"epoch": 1, "phase": "head"} | {name.removeprefix("val_"): value for name, value in fitted.items()}
         watched = None if validation is None else self._as_features(validation)
         return row | self._validated(net.head, watched, HEAD_BATCH) | {"seconds": time.perf_counter() - clock}
 
-    def _neighbours_of_folds(self, features: Images, labels: NDArray[np.int64]) -> NDArray[np.float64] | None:
-        if not self.folds or min(len(rows) for rows, _ in self.folds) < NEIGHBOURS:
-            return None
-        logits = np.empty((len(labels), self.classes))
-        for rows, held in self.folds:
-            self.models.use_neighbours(Subset.of(features, rows), labels[rows], self.classes)
-            logits[held] = predict_logits(self.models.head, Subset.of(features, held), HEAD_BATCH)
-        return logits
-
     def _fold_in(self, features: Images) -> None:
-        """Have the head take features as they are, where it was trained on standardised ones."""
         layer = next(layer for layer in self.models.head.layers if layer.weights)
-        layer.set_weights(Standardization.of(features).folded(*layer.get_weights()))
+        layer.set_weights(folded(scaler_of(features), *layer.get_weights()))
 
     @contextlib.contextmanager
     def _preparing(self) -> Iterator[None]:
@@ -205,14 +192,13 @@ class Trainer:
             return self.features.read(self.models.extractor, side[0], self.device, size), side[1]
 
     def _train_head(self, train: Side, watched: Side | None, stop: int, progress: Progress, key: str = "head") -> None:
-        """Train the head on features; the backbone stays as it is, BatchNorm statistics included."""
         import keras
 
         recipe, head, phases = self.recipe, self.models.head, self.models.phases
         if recipe.standardize:
-            scale = Standardization.of(train[0])
-            train = scale.apply(train[0]), train[1]
-            watched = None if watched is None else (scale.apply(watched[0]), watched[1])
+            scaler = scaler_of(train[0])
+            train = scaler.transform(train[0][:]), train[1]
+            watched = None if watched is None else (scaler.transform(watched[0][:]), watched[1])
         if key not in phases:  # a step is compiled for one number of steps, which is lower for inner folds
             # Not the head itself, which predicts: steps per execution hold for predictions too.
             phases[key] = self._compiled(keras.Model(head.input, head.output), recipe.head_learning_rate, {})

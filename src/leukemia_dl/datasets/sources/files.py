@@ -88,7 +88,6 @@ def read_frame(
 
 
 def _labels(column: pd.Series[Any], wanted: Sequence[str] | None, where: str) -> tuple[pd.Series[Any], tuple[str, ...]]:
-    """Return labels in one spelling, and the class names: those wanted, or those found."""
     chosen = () if wanted is None else class_list(wanted)
     labels = column.convert_dtypes().astype("object").map(str, na_action="ignore")
     labels = one_spelling(labels, "classes", chosen)
@@ -121,7 +120,6 @@ def _absolute(column: pd.Series[Any], start: str, where: str) -> list[str]:
 
 
 def _below(folder: str, paths: list[str]) -> list[str]:
-    """Return paths in a folder as paths that start from it, with `/`."""
     start = len(os.path.join(folder, ""))  # noqa: PTH118
     return [path[start:].replace(os.sep, "/") for path in paths]
 

@@ -72,6 +72,5 @@ def read_segmentation_wbc(root: Path, part: int | str | None = None) -> Table:
 
 
 def _part(path: Path) -> str | None:
-    """Return the number of a part as the name of a folder or CSV file says."""
     match = re.fullmatch(r".*dataset[ _-]?([12])(?:\.csv)?", path.name.lower(), re.DOTALL)
     return match[1] if match else None
