@@ -24,7 +24,7 @@ Folds = Sequence[tuple[NDArray[np.int64], NDArray[np.int64]]]  # row numbers, to
 
 
 def scaler_of(features: Images) -> Any:
-    """Return a `StandardScaler` of scikit-learn, fitted to features (n, d); rounding errors of a constant are no spread."""
+    """Return a fitted `StandardScaler` of scikit-learn in which rounding errors of a constant are no spread."""
     from sklearn.preprocessing import StandardScaler
 
     scaler = StandardScaler().fit(features[:])
