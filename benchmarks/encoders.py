@@ -22,6 +22,8 @@ import leukemia_dl as ldl
 sys.path.append(str(Path(__file__).parents[1] / "examples" / "leukemia-dl-efficientnet-lite"))
 from leukemia_dl_efficientnet_lite import backbone
 
+FACTS = ["recipe", "backbone", "shots", "seed", "accuracy", "loss", "n_train", "n_test", "flags"]
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -47,12 +49,11 @@ def main() -> None:
         frame = frame[frame["tta"] == "none"]
         print(name, f"{time.perf_counter() - started:.0f} s", sorted(set(frame["message"]) - {""}), flush=True)
         frames.append(frame.assign(recipe=name))
-    table = pd.concat(frames, ignore_index=True)
-    facts = ["recipe", "backbone", "shots", "seed", "accuracy", "loss", "n_train", "n_test", "flags"]
+        table = pd.concat(frames, ignore_index=True)
+        if arguments.json:  # after each recipe, since the last ones take long
+            arguments.json.write_text(table[FACTS].to_json(orient="records", indent=1) + "\n")
     groups = table.groupby(["recipe", "shots"], sort=False)[["accuracy", "loss"]].agg(["mean", "min", "max"])
     print(groups.round(3).to_string())
-    if arguments.json:
-        arguments.json.write_text(table[facts].to_json(orient="records", indent=1) + "\n")
 
 
 if __name__ == "__main__":

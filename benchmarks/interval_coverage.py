@@ -36,7 +36,6 @@ from scipy.optimize import brentq
 from scipy.special import expit, logit, ndtr, ndtri
 
 from leukemia_dl.evaluation import compare, leaderboard
-from leukemia_dl.evaluation.comparisons import delong_variance, mcnemar_test
 from leukemia_dl.evaluation.evaluate import Estimates
 from leukemia_dl.evaluation.intervals import interval, resampling_of
 from leukemia_dl.evaluation.metrics import Run, metric
@@ -207,6 +206,25 @@ def one_run(world: World, random: np.random.Generator, tally: Tally) -> None:
     image_level(world, data, tally)
     bootstraps(world, data, estimates, tally, random)
     clustered(world, data, tally)
+
+
+def mcnemar_test(first: np.ndarray, second: np.ndarray) -> float:
+    """Return the two-sided p of McNemar's exact test (1947), from where two predictors are right (n,)."""
+    only_first, only_second = int((first & ~second).sum()), int((second & ~first).sum())
+    discordant = only_first + only_second
+    return float(stats.binomtest(only_first, discordant).pvalue) if discordant else 1.0
+
+
+def delong_variance(labels: np.ndarray, first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the AUROCs (2,) of two scores (n,) and their covariance (2, 2), by DeLong et al. 1988."""
+    positive = labels == 1
+    m, n = int(positive.sum()), int((~positive).sum())
+    of_positives, of_negatives = np.empty((2, m)), np.empty((2, n))
+    for row, scores in enumerate((first, second)):
+        ranks = stats.rankdata(scores)
+        of_positives[row] = (ranks[positive] - stats.rankdata(scores[positive])) / n
+        of_negatives[row] = 1 - (ranks[~positive] - stats.rankdata(scores[~positive])) / m
+    return of_positives.mean(axis=1), np.cov(of_positives) / m + np.cov(of_negatives) / n
 
 
 def image_level(world: World, data: Data, tally: Tally) -> None:

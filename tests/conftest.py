@@ -25,6 +25,12 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
+@pytest.fixture(autouse=True)
+def _own_registry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a test begin without the backbones that others have registered, on whose names it could stumble."""
+    monkeypatch.setattr("leukemia_dl.models.backbones._registered", {})
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of real data for development; absent on most machines."""

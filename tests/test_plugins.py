@@ -184,7 +184,6 @@ def test_the_doctor_names_plugins_and_tells_a_problem_once(install, tmp_path, mo
     install("leukemia-dl-tiny", GOOD)
     install("aaa-broken", "raise RuntimeError('no luck')")
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr("leukemia_dl.models.backbones._registered", {})  # another test may have registered `tiny`
     plugins.forget()
     try:
         answer = command.run("doctor")

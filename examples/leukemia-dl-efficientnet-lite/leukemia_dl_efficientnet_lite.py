@@ -1,5 +1,6 @@
 """EfficientNet-Lite0 in Keras, with weights from an .npz file of arrays named as the layers are."""
 
+import hashlib
 import logging
 import os
 from functools import partial
@@ -69,26 +70,29 @@ def build(inputs, weights, *, file):
     return found
 
 
-def backbone(file=None, *, name="efficientnet_lite0", weights_name="imagenet"):
+def backbone(file=None, *, name="efficientnet_lite0"):
     """Return the backbone; without a `file` of weights it has random ones only.
 
     Args:
-        file: Path of the .npz file.
+        file: Path of the .npz file. Its weights are named by its SHA-256, so that another file is another trial.
         name: Name of the backbone.
-        weights_name: Name of these weights, which is part of a trial's identity: another file needs another name.
 
     Raises:
         FileNotFoundError: If there is no such file.
     """
     if file is not None and not Path(file).is_file():
         raise FileNotFoundError(f"The weights of {name} are not there: {file} is no file.")
+    weights = ()
+    if file is not None:
+        with Path(file).open("rb") as content:
+            weights = (f"sha256-{hashlib.file_digest(content, 'sha256').hexdigest()[:16]}",)
     return BackboneSpec(
         name=name,
         build=partial(build, file=None if file is None else str(file)),
         scaling=((127,) * 3, (128,) * 3),
         native_size=224,
         min_size=32,
-        weights=() if file is None else (weights_name,),
+        weights=weights,
         parameters=3_413_024,
         title="EfficientNet-Lite0",
         licence="Apache-2.0",

@@ -3,6 +3,7 @@
 import os
 import tomllib
 from functools import partial
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ def encoder(
     name, file, image_size=224, mean=(0, 0, 0), std=(1, 1, 1), layout="nchw", *, output=None, pooling="mean", batch=32,
     threads=0, providers=None, **about,
 ):  # fmt: skip
-    """Return the encoder of an ONNX file, whose SHA-256 and settings are part of a trial's identity.
+    """Return the encoder of an ONNX file. Its SHA-256, its settings and onnxruntime's version are part of its identity.
 
     Args:
         name: Name of the encoder, as in `Benchmark(backbones=[name])`.
@@ -45,8 +46,17 @@ def encoder(
     settings = {"image_size": image_size, **scale, "layout": layout, "output": output, "pooling": pooling}
     start = partial(load, str(file), **settings, batch=batch, threads=threads, providers=providers)
     shown = {**settings, **{key: ",".join(f"{grey:g}" for grey in greys) for key, greys in scale.items()}}
+    shown["onnxruntime"] = installed("onnxruntime")
     version = "onnx " + " ".join(f"{key}={value}" for key, value in shown.items() if value is not None)
     return EncoderSpec(name=name, load=start, image_size=image_size, weights=str(file), version=version, **about)
+
+
+def installed(distribution):
+    """Return the installed version of a distribution; None if it is not installed."""
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def load(file, *, image_size, mean, std, layout, output, pooling, batch, threads, providers):

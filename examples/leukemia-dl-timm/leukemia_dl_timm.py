@@ -4,6 +4,7 @@ import os
 import sys
 import tomllib
 from functools import partial
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -51,7 +52,8 @@ def encoder(
     path = None if file is None else str(Path(file).expanduser())
     settings = {"model": model, "image_size": image_size, "pooling": pooling, "entry": entry, "prefix": prefix}
     settings["pretrained"] = pretrained
-    version = "timm " + " ".join(f"{key}={value}" for key, value in settings.items() if value)
+    shown = {**settings, "timm": installed("timm"), "torch": installed("torch")}
+    version = "timm " + " ".join(f"{key}={value}" for key, value in shown.items() if value)
     start = partial(load, path, **settings, batch=batch, threads=threads, device=device)
     return EncoderSpec(
         name=name,
@@ -77,6 +79,14 @@ def dinobloom(file, size, *, name=None, **settings):
     }
     source = {"entry": "teacher", "prefix": "backbone.", "pooling": "token"}
     return encoder(name or f"dinobloom_{size.lower()}", model, file, 224, **{**source, **about, **settings})
+
+
+def installed(distribution):
+    """Return the installed version of a distribution; None if it is not installed."""
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def load(file, *, model, image_size, pooling, entry, prefix, pretrained, batch, threads, device):

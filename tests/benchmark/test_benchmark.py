@@ -10,7 +10,6 @@ import pytest
 import leukemia_dl as ldl
 from leukemia_dl.errors import ImageError, SettingsError, SplitError, StoreError, TrainingError, UnknownNameError
 from leukemia_dl.evaluation import METRICS, apply_temperature, fit_temperature, score
-from leukemia_dl.models import backbones as registry
 from leukemia_dl.preprocess import CropToCell, Reinhard, Resize
 
 RECIPE = ldl.Recipe(name="tiny", image_size=32, epochs=2, batch_size=8)
@@ -32,8 +31,7 @@ def interrupt(inputs, weights):
 
 
 @pytest.fixture(autouse=True)
-def _backbones(monkeypatch):
-    monkeypatch.setattr(registry, "_registered", {})
+def _backbones(_own_registry):
     for name, builder in (("tiny", build), ("broken", break_down), ("stopped", interrupt)):
         ldl.register_backbone(ldl.BackboneSpec(name=name, build=builder, scaling="unit", native_size=32, min_size=8))
 

@@ -11,7 +11,8 @@ from sklearn.preprocessing import StandardScaler
 
 import grids
 import leukemia_dl as ldl
-from leukemia_dl.errors import DataError, SettingsError
+import stores
+from leukemia_dl.errors import DataError, SettingsError, UnknownNameError
 from leukemia_dl.models import backbones as registry
 from leukemia_dl.models.build import scale
 
@@ -25,11 +26,6 @@ def counted(images):
 
 ENCODER = ldl.EncoderSpec(name="blocks", load=lambda: grids.encode, image_size=32, version="1", parameters=5)
 HOW = {"executor": "in-process", "show_progress": False}
-
-
-@pytest.fixture(autouse=True)
-def own_registry(monkeypatch):
-    monkeypatch.setattr(registry, "_registered", {})
 
 
 def bench(dataset, store, recipe="linear_probe", backbones=(ENCODER,), **settings):
@@ -62,6 +58,48 @@ def test_a_linear_probe_is_scikit_learns_on_the_features_and_a_saved_net_predict
     ldl.register_backbone(dataclasses.replace(ENCODER, version="2"))
     with pytest.raises(DataError, match=r"it is for the encoder blocks \(1\); the one here is 2"):
         ldl.load_classifier(tmp_path)
+
+
+@pytest.mark.parametrize("of_arrays", [False, True])
+def test_a_linear_probe_of_three_encoders_is_scikit_learns_on_their_features(dataset, tmp_path, of_arrays):
+    data = stores.cells(150, 30, ("a", "b", "c"), size=32) if of_arrays else dataset
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((32, 32, 3))
+    keras.Model(inputs, grids.tiny(inputs, None)).save_weights(tmp_path / "net.weights.h5")
+    net = ldl.BackboneSpec(name="net", build=grids.tiny, scaling="unit", native_size=32, min_size=8)
+    means = data.to_numpy(data.default_pipeline(32)).reshape(len(data), -1, 24).mean(axis=1)
+    table = ldl.Embeddings("table", tuple(data.table["sample"]), means.astype(np.float32))
+    weights = {"net": str(tmp_path / "net.weights.h5"), "blocks": "own", "table": "own"}
+    recipe = ldl.Recipe.preset("linear_probe", image_size=32, weights=weights)
+    one = bench(data, tmp_path / "runs", recipe, [net, ENCODER, table])
+    (split,), rows = one.splits, one.run(**HOW).to_dict("records")
+    columns = [f"probability_{name}" for name in data.class_names]
+    for row in rows:
+        frame, rows = one.features(row["backbone"], show_progress=False), one.planned.rows
+        assert frame["sample"].tolist() == one.dataset.table["sample"].iloc[rows].tolist()
+        values, labels = frame.filter(like="feature_").to_numpy(float), one.dataset.labels
+        features = np.full((len(data), values.shape[1]), np.nan)
+        features[rows] = values
+        scaler = StandardScaler().fit(features[split.train])
+        strength, balanced = float(row["flags"].split("C=")[1].split()[0]), recipe.class_balance != "none"
+        oracle = LogisticRegression(
+            C=strength, tol=1e-8, max_iter=10_000, class_weight="balanced" if balanced else None
+        )
+        oracle.fit(scaler.transform(features[split.train]), labels[split.train])
+        expected = oracle.predict_proba(scaler.transform(features[split.test]))
+        found = one.predictions().query("side == 'test' and backbone == @row['backbone']").set_index("sample")
+        np.testing.assert_allclose(found.loc[data.table["sample"].iloc[split.test], columns], expected, atol=1e-3)
+        if row["backbone"] != "net":
+            known = means if row["backbone"] == "table" else grids.encode(data.to_numpy(data.default_pipeline(32)))
+            np.testing.assert_array_equal(features[rows], known.astype(np.float32)[rows])
+
+
+def test_there_are_no_features_of_a_backbone_that_is_trained_or_not_there(dataset, tmp_path):
+    trained = ldl.Benchmark(dataset, ["cnn"], store=tmp_path)
+    with pytest.raises(SettingsError, match="The recipe quick trains cnn: only frozen backbones have features"):
+        trained.features("cnn")
+    with pytest.raises(UnknownNameError, match="There is no backbone 'vgg16'"):
+        trained.features("vgg16")
 
 
 def test_features_are_computed_once_for_all_folds_seeds_shots_and_heads(dataset, tmp_path, monkeypatch):

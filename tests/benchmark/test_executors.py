@@ -26,8 +26,7 @@ HELPERS = Path(__file__).parents[1] / "helpers"
 
 
 @pytest.fixture(autouse=True)
-def _backbones(monkeypatch):
-    monkeypatch.setattr(registry, "_registered", {})
+def _backbones(_own_registry):
     grids.register(grids.tiny, grids.raises, grids.exits, grids.killed, grids.hangs, grids.talks, grids.interrupts)
 
 

@@ -12,7 +12,6 @@ import leukemia_dl as ldl
 import leukemia_dl.benchmark.benchmark as benchmark_module
 from leukemia_dl.errors import DataError, ImageError, StoreError
 from leukemia_dl.evaluation import apply_temperature, calibration, fit_temperature, score
-from leukemia_dl.models import backbones as registry
 from leukemia_dl.preprocess import Reinhard
 
 AVERAGED = ldl.Recipe(name="tiny", image_size=32, epochs=1, batch_size=8, tta=True)
@@ -21,8 +20,7 @@ P = [f"probability_{name}" for name in CLASSES]
 
 
 @pytest.fixture(autouse=True)
-def _backbones(monkeypatch):
-    monkeypatch.setattr(registry, "_registered", {})
+def _backbones(_own_registry):
     grids.register(grids.tiny, grids.raises)
 
 

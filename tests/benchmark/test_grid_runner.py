@@ -14,7 +14,6 @@ import pytest
 
 import grids
 import leukemia_dl as ldl
-from leukemia_dl.models import backbones as registry
 
 HELPERS = Path(__file__).parents[1] / "helpers"
 PROGRAM = f"""
@@ -170,8 +169,7 @@ def test_trials_leave_no_memory_behind_in_the_driver(synthetic_root, tmp_path, t
 
 
 @pytest.fixture(autouse=True)
-def _backbones(monkeypatch):
-    monkeypatch.setattr(registry, "_registered", {})
+def _backbones(_own_registry):
     grids.register(grids.tiny, grids.raises)
 
 

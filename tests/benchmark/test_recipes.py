@@ -16,7 +16,6 @@ import leukemia_dl as ldl
 from leukemia_dl.errors import SettingsError
 from leukemia_dl.evaluation import score
 from leukemia_dl.evaluation.calibration import choose_temperature
-from leukemia_dl.models import backbones as registry
 from leukemia_dl.models.classifier import logits_over_symmetries, softmax
 
 SIZES = {"subjects": 12, "images": 72, "preliminary_images": 12, "final_images": 2}
@@ -43,8 +42,7 @@ def spec(name, build=build, size=32, **settings):
 
 
 @pytest.fixture(autouse=True)
-def _backbones(monkeypatch):
-    monkeypatch.setattr(registry, "_registered", {})
+def _backbones(_own_registry):
     ldl.register_backbone(spec("tiny"))
     ldl.register_backbone(spec("larger", size=40))
     ldl.register_backbone(spec("missing", needs_what_is_not_there))

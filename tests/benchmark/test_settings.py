@@ -17,8 +17,7 @@ from leukemia_dl.models import backbones as registry
 
 
 @pytest.fixture(autouse=True)
-def _backbones(monkeypatch):
-    monkeypatch.setattr(registry, "_registered", {})
+def _backbones(_own_registry):
     grids.register(grids.tiny)
 
 
@@ -100,9 +99,9 @@ def test_callbacks_that_cannot_be_imported_are_refused(dataset, tmp_path):
         ldl.Benchmark.from_toml(tmp_path / "x.toml")
 
 
-def test_backbones_of_a_script_have_to_be_registered(dataset, tmp_path, monkeypatch):
+def test_backbones_of_a_script_have_to_be_registered(dataset, tmp_path):
     bench(dataset, tmp_path / "s").to_toml(tmp_path / "x.toml")
-    monkeypatch.setattr(registry, "_registered", {})
+    registry._registered.clear()
     assert "There is no backbone 'tiny'" in fails("benchmark", tmp_path / "x.toml", "--plan")
 
 

@@ -16,7 +16,6 @@ from leukemia_dl.benchmark.trial_runner import _repeatable, read_images
 from leukemia_dl.datasets import make_splits
 from leukemia_dl.errors import PluginError, SettingsError
 from leukemia_dl.evaluation import fit_temperature, score
-from leukemia_dl.models import backbones as registry
 from leukemia_dl.models.classifier import softmax
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (30, 9, 9, 3), dtype=np.uint8)
@@ -155,7 +154,6 @@ def test_a_row_says_whether_equal_settings_give_equal_bits(backend, device, read
 def test_a_spec_is_taken_as_a_backbone_and_a_keras_model_is_refused(dataset, tmp_path, monkeypatch):
     """20.30: `Benchmark(data, [spec])` works; `Benchmark(data, [keras_model])` says what to pass instead."""
     keras = pytest.importorskip("keras")
-    monkeypatch.setattr(registry, "_registered", {})
     spec = BackboneSpec(name="mine", build=grids.tiny, scaling="unit", native_size=32, min_size=8)
     recipe = Recipe.preset("quick", image_size=32, epochs=1)
     bench = Benchmark(dataset, ["vgg16", spec], protocol="holdout", store=tmp_path, recipe=recipe)

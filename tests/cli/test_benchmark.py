@@ -4,10 +4,16 @@ import io
 import shutil
 import zipfile
 
+import numpy as np
 import pandas as pd
 import pytest
 
+import grids
+import leukemia_dl as ldl
 from command import FAST, SIZES, fails, run
+from leukemia_dl.evaluation import probe
+from leukemia_dl.models import backbones as registry
+from pages import page_of
 
 
 def test_benchmark_tells_and_leaves_everything(finished):
@@ -50,7 +56,7 @@ def test_benchmark_tells_and_leaves_everything(finished):
         (["-s", "weights=vgg16=imagenet"], "weights does not name resnet50"),
         (["-s", "weights=vgg16=own,cnn=random", "--backbones", "vgg16"], "Allowed: None, 'imagenet', or the path"),
         (["--recipe", "mine.toml"], "The recipe mine.toml cannot be read: No such file"),
-        (["--recipe", "linear_probe"], "cnn has no weights: leave cnn out"),
+        (["--recipe", "linear_probe"], "cnn has no weights: leave it out"),
         (["--device", "tpu"], "device must be 'auto', 'cpu', 'gpu' or 'gpu:N'"),
         (["-s", "callbacks=nothing"], 'a function, "module:function" or a list'),
         (["--recipe", "linear_probe", "-s", "select_epoch=maybe"], "select_epoch must be True or False"),
@@ -243,3 +249,30 @@ def test_a_trial_that_takes_too_long_has_failed(synthetic_root, tmp_path):
     assert "Traceback" not in answer.stderr
     assert says in answer.stdout
     assert "failed" in run("runs", "list", tmp_path / "s").stdout
+
+
+def test_features_from_a_file_over_shots_give_rows_a_report_and_the_same_run_again(synthetic_root, tmp_path):
+    dataset = grids.dataset(synthetic_root)
+    pixels = dataset.to_numpy(dataset.default_pipeline(32))
+    np.savez(tmp_path / "mine.npz", sample=dataset.table["sample"].to_numpy(str), features=grids.encode(pixels))
+    own, store = ["--embeddings", f"mine={tmp_path / 'mine.npz'}"], tmp_path / "s"
+    asked = ["--recipe", "linear_probe", "--protocol", "kfold", "--folds", "0", "--shots", "2,all", "--no-report"]
+    answer = run("benchmark", "--root", synthetic_root, *SIZES, *own, *asked, "--store", store)
+    assert answer.returncode == 0, answer.stderr
+    results = pd.read_csv(store / "results.csv").query("backbone == 'mine'")
+    assert results["protocol"].tolist() == ["kfold-2shot", "kfold"]
+    assert results["accuracy"].notna().all()
+    registry._registered.clear()  # as in a new process
+    assert "There is no backbone 'mine'" in fails("benchmark", store / "settings.toml", "--plan")
+    again = run("benchmark", store / "settings.toml", *own, "--plan")
+    assert "To do: 0 of 5 trials" in again.stdout
+    report = run("report", store, "--features", *own, "--no-audit")
+    assert report.returncode == 0, report.stderr
+    page = page_of(store / "report.html")
+    assert "What the features contain" in page.text
+    frame = ldl.Benchmark.from_toml(store / "settings.toml").features("mine")
+    for column in ("label", "subject"):
+        (row,) = probe(frame, column).to_dict("records")
+        assert f"{row['balanced_accuracy']:.3f}{row['chance']:.3f}" in page.text.replace("\n", "")
+    maps = [image for image in page.images if image["alt"].startswith("Map of features")]
+    assert len(maps) == 3  # by class, patient and official fold

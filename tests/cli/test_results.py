@@ -49,7 +49,7 @@ def test_the_table_and_a_sentence_per_pair_are_printed(run, file):
 
 def test_patients_and_classes_have_tables_of_their_own(run, file):
     patients = run(file, "--unit", "patient")
-    assert "11 images of 11 groups of patients" in patients
+    assert "11 patients, each predicted as a whole" in patients
     classes = run(file, "--by", "class")
     table = ldl.evaluate(clustered(SMALL, ["cnn", "vgg16", "xception"]), by="class")
     assert all(name in classes for name in ("recall", "precision", "f1"))
@@ -133,7 +133,7 @@ def test_one_of_several_protocols_is_chosen(run, tmp_path):
         run(tmp_path / "both.csv")
     value = ldl.leaderboard(frames[1])["accuracy"].iloc[0]
     assert f"{value:.3f}" in run(tmp_path / "both.csv", "--protocol", "random")
-    with pytest.raises(DataError, match="--protocol must be one of the protocols of the predictions: kfold, random"):
+    with pytest.raises(DataError, match="--protocol must be one of those of the predictions: kfold, random"):
         run(tmp_path / "both.csv", "--protocol", "ramdom")
 
 

@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 from sklearn.linear_model import LogisticRegression, RidgeClassifier
 from sklearn.metrics import accuracy_score, balanced_accuracy_score
+from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 from sklearn.preprocessing import StandardScaler
 
 from leukemia_dl.errors import DataError, SettingsError
@@ -80,47 +81,21 @@ def test_a_column_that_varies_in_patients_is_predicted_for_other_images_of_them(
     assert found["reason"] == reason
 
 
-@pytest.mark.parametrize("patients", [8, 55])
-def test_the_values_are_those_of_scikit_learn(monkeypatch, patients):
+@pytest.mark.parametrize(("column", "patients"), [("subject", 8), ("subject", 55), ("site", 30)])
+def test_the_values_are_those_of_scikit_learn(column, patients):
     """On the same folds, with the standard deviation of the training part."""
-    from leukemia_dl.evaluation import probe as function
-
-    module = __import__("sys").modules[function.__module__]
-    folds, dealt = [], module._dealt
-    monkeypatch.setattr(module, "_dealt", lambda *given: folds.append(dealt(*given)) or folds[-1])
-    frame = cohort(of_patient=0.7, patients=patients, dimensions=6)
-    found = row(frame, "subject")
-    x, y, predicted = (
-        frame.filter(like="feature_").to_numpy(),
-        frame["subject"].to_numpy(),
-        np.empty(len(frame), object),
-    )
-    linear = RidgeClassifier if patients > 50 else LogisticRegression
-    for number in range(5):
-        test = folds[0] == number
-        scaler = StandardScaler().fit(x[~test])
-        model = linear(class_weight="balanced", max_iter=2000).fit(scaler.transform(x[~test]), y[~test])
+    frame = cohort(of_patient=0.7, of_site=1, patients=patients, dimensions=6)
+    found = row(frame, column)
+    x, y = frame.filter(like="feature_").to_numpy(), frame[column].to_numpy()
+    folds = (StratifiedGroupKFold if column == "site" else StratifiedKFold)(5, shuffle=True, random_state=0)
+    linear, predicted = RidgeClassifier if patients > 50 else LogisticRegression, np.empty(len(frame), object)
+    for train, test in folds.split(x, y, frame["subject"] if column == "site" else None):
+        scaler = StandardScaler().fit(x[train])
+        model = linear(class_weight="balanced", max_iter=2000).fit(scaler.transform(x[train]), y[train])
         predicted[test] = model.predict(scaler.transform(x[test]))
     assert found["accuracy"] == pytest.approx(accuracy_score(y, list(predicted)))
     assert found["balanced_accuracy"] == pytest.approx(balanced_accuracy_score(y, list(predicted)))
     assert found["method"].startswith("ridge regression (more than 50" if patients > 50 else "logistic regression")
-    shares = pd.crosstab(folds[0], y)
-    assert (shares == 2).all(axis=None)  # each patient's ten images in five folds
-
-
-def test_patients_stay_whole_and_values_are_spread_over_folds(monkeypatch):
-    from leukemia_dl.evaluation import probe as function
-
-    module = __import__("sys").modules[function.__module__]
-    folds, dealt = [], module._dealt
-    monkeypatch.setattr(module, "_dealt", lambda *given: folds.append(dealt(*given)) or folds[-1])
-    frame = cohort(sites=3, patients=33)
-    row(frame, "site")
-    (fold,) = folds
-    assert (frame.assign(k=fold).groupby("subject")["k"].nunique() == 1).all()
-    assert set(fold) == set(range(5))
-    counts = frame.assign(k=folds[0]).groupby(["site", "k"])["subject"].nunique()
-    assert set(counts) == {2, 3}
 
 
 def test_the_same_seed_gives_the_same_row_in_any_scale():

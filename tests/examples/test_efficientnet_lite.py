@@ -35,7 +35,8 @@ def arrays(package):
 
 
 def built(package, file):
-    return ldl.models.build_model(package.backbone(file), 32, 2, weights="imagenet")
+    spec = package.backbone(file)
+    return ldl.models.build_model(spec, 32, 2, weights=spec.weights[0])
 
 
 def test_it_is_listed_with_weights_only_if_the_file_is_there(package, tmp_path, monkeypatch, caplog):
@@ -46,7 +47,7 @@ def test_it_is_listed_with_weights_only_if_the_file_is_there(package, tmp_path, 
     assert f"{file} is no file" in caplog.text
     file.write_bytes(b"")
     plugins.forget()
-    assert ldl.get_backbone(NAME).weights == ("imagenet",)
+    assert ldl.get_backbone(NAME).weights == ("sha256-e3b0c44298fc1c14",)  # of an empty file
     monkeypatch.delenv(package.VARIABLE)
     plugins.forget()
     row = ldl.backbone_table().set_index("backbone").loc[NAME]
@@ -88,7 +89,7 @@ def test_the_published_weights_give_the_features_that_they_are_known_by(package)
     if not DATA.is_dir():
         pytest.skip(f"no weights in {DATA}")
     spec = package.backbone(DATA / "weights.npz")
-    model = ldl.models.build_model(spec, 224, 2, weights="imagenet")
+    model = ldl.models.build_model(spec, 224, 2, weights=spec.weights[0])
     assert model.count_params() == spec.parameters + 1280 * 2 + 2
     features, _ = ldl.models.build.split_at_features(model)
     images = np.random.default_rng(0).integers(0, 256, (2, 224, 224, 3), dtype=np.uint8)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 import leukemia_dl as ldl
+from leukemia_dl.benchmark import trial_runner
 from packages import installed
 
 SIZE = 64
@@ -43,15 +44,21 @@ def np_frame(features):
 
 
 @pytest.mark.parametrize("recipe", ["linear_probe", "knn"])
-def test_predictions_are_equal(three, tmp_path, recipe):
+def test_predictions_are_equal_and_features_of_each_net_are_computed_once(three, tmp_path, recipe, monkeypatch):
+    monkeypatch.setenv("LEUKEMIA_DL_CACHE", str(tmp_path / "cache"))
+    trial_runner._features.cache_clear()
     dataset, specs = three
     recipe = ldl.Recipe.preset(recipe, image_size=SIZE)
-    bench = ldl.Benchmark(dataset, specs, recipe=recipe, store=tmp_path / "store")
-    frame = bench.run()
+    bench = ldl.Benchmark(
+        dataset, specs, recipe=recipe, protocol="kfold", folds=[0, 1], seeds=[0, 1], store=tmp_path / "store"
+    )
+    frame = bench.run(executor="in-process", show_progress=False)
     assert set(frame["status"]) == {"ok"}, frame["error"].tolist()
     table = bench.predictions()
-    columns = [column for column in table if column.startswith("p_")]
-    first, *others = (table[table["backbone"] == spec.name].sort_values(["fold", "side", "sample"]) for spec in specs)
+    columns, keys = [f"probability_{name}" for name in dataset.class_names], ["fold", "seed", "side", "sample"]
+    first, *others = (table[table["backbone"] == spec.name].sort_values(keys) for spec in specs)
     for other in others:
         assert first["sample"].tolist() == other["sample"].tolist()
         np.testing.assert_allclose(other[columns], first[columns], rtol=0, atol=1e-4)
+    kept = sorted(path.name for path in (tmp_path / "cache" / "features").iterdir())
+    assert [name.split("-")[0] for name in kept] == ["as_keras", "as_onnx"]  # a table is features already

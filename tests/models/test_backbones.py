@@ -10,11 +10,6 @@ from leukemia_dl.errors import PluginError, UnknownNameError
 from leukemia_dl.models import backbones
 
 
-@pytest.fixture(autouse=True)
-def _forget_registered(monkeypatch):
-    monkeypatch.setattr(backbones, "_registered", {})
-
-
 def test_the_built_in_ones_are_there_in_order():
     assert ldl.list_backbones() == [
         "cnn", "convnext_tiny", "densenet121", "efficientnet_b0", "efficientnet_v2_b0", "inception_v3",

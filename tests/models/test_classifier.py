@@ -143,7 +143,7 @@ def test_settings_that_do_not_fit_the_net_are_refused(classifier, tmp_path, chan
         for name, content in members.items():
             archive.writestr(name, content)
     if change == {"pipeline": {"steps": []}}:
-        with pytest.raises(SettingsError, match="shape"):
+        with pytest.raises(SettingsError, match=r"gives \(40, 40, 3\)"):
             ldl.load_classifier(path).predict(IMAGES)
     else:
         with pytest.raises(DataError, match="is damaged or was not saved"):

@@ -5,7 +5,6 @@ import pytest
 
 import leukemia_dl as ldl
 from leukemia_dl.errors import PluginError, WeightsError
-from leukemia_dl.models import backbones as registry
 from leukemia_dl.models.encoders import load_encoder
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 3), dtype=np.uint8)
@@ -84,7 +83,6 @@ def test_features_of_other_images_are_checked_too():
 
 
 def test_it_is_registered_beside_backbones(monkeypatch):
-    monkeypatch.setattr(registry, "_registered", {})
     one = ldl.register_backbone(spec(version="1", title="Means"))
     assert ldl.get_backbone("means") is one
     row = ldl.backbone_table().set_index("backbone").loc["means"]

@@ -22,7 +22,7 @@ from leukemia_dl.benchmark.plan import PlannedTrial
 from leukemia_dl.benchmark.records import Record
 from leukemia_dl.benchmark.run_files import StoredRun, read_settings, run_of, settings_text, write_run
 from leukemia_dl.benchmark.store import Store
-from leukemia_dl.benchmark.trial_runner import appearances_of, read_images
+from leukemia_dl.benchmark.trial_runner import appearances_of, feature_frame, read_images
 from leukemia_dl.checks import choice, flag, real_number
 from leukemia_dl.datasets import Dataset, Split
 from leukemia_dl.datasets.splits import CONTENT_DISJOINT, TEST_IS_NOT_VAL, default_protocol
@@ -105,17 +105,16 @@ class Benchmark:
         baselines = plan.unique("baselines", baselines, least=0)
         if unknown := [name for name in baselines if name not in BASELINES]:
             raise errors.unknown_name_error("baseline", unknown[0], BASELINES)
-        labelled = dataset.subset(dataset.labels >= 0)
-        seeds, compute = plan.unique("seeds", seeds, number=True), ComputeConfig(device, threads)
+        seeds = plan.unique("seeds", seeds, number=True)
+        flag("save_models", save_models)
+        labelled, compute = dataset.subset(dataset.labels >= 0), ComputeConfig(device, threads)
         nets = [plan.planned_net(name, recipe, pipeline, labelled) for name in names]
         callbacks = recipe.callbacks if callbacks is None else callbacks
         if callbacks is not None:
             load_factory(callbacks)
-        flag("save_models", save_models)
         protocol = default_protocol(labelled) if protocol is None else protocol
         protocols = plan.unique("protocol", (protocol,) if isinstance(protocol, str) else protocol)
-        primary_metric = plan.primary_metric(labelled, primary_metric)
-        shots = plan.checked_shots(shots)
+        primary_metric, shots = plan.primary_metric(labelled, primary_metric), plan.checked_shots(shots)
         splits = plan.splits_of(labelled, protocols, folds, n_folds, n_repeats, allow_leakage, shots, seeds)
         self.planned = plan.Plan(
             dataset=labelled, source=dataset.source, recipe=recipe, backbones=names, baselines=baselines,
@@ -210,6 +209,10 @@ class Benchmark:
             frame.insert(list(frame).index("side"), "cell_area", areas)
         return frame
 
+    def features(self, backbone: str, show_progress: bool = True) -> pd.DataFrame:
+        """Return a row per image of the splits: facts, features of a frozen `backbone`. `show_progress` as in `run`."""
+        return feature_frame(self.planned, backbone, show_progress)
+
     def predict_on(self, other: Dataset, label_map: Labels | None = None, show_progress: bool = True) -> pd.DataFrame:
         """Return the prediction frame of all trained nets, and baselines, on `other`, a data set from elsewhere.
 
@@ -221,9 +224,8 @@ class Benchmark:
         """
         test = _ExternalTest(self, other, label_map, show_progress)
         found = list(test.records())
-        for record in found:
-            if record.status == "failed":
-                _log.warning("%s is left out: %s", record.trial.folder, record.error)
+        for record in (record for record in found if record.status == "failed"):
+            _log.warning("%s is left out: %s", record.trial.folder, record.error)
         frame = records.prediction_frame(found, test.other.class_names, test.other.table)
         if len(frame):
             # Evaluation takes the folds of one seed as predictions of different images. Here they are of the same ones.
@@ -284,7 +286,7 @@ class _ExternalTest:
     """Another data set as the test side of every split of a benchmark."""
 
     def __init__(self, bench: Benchmark, other: Dataset, label_map: Labels | None, show: bool) -> None:
-        self._bench, self.plan, self.store, self.show = bench, bench.planned, bench.store, show
+        self.plan, self.store, self.show = bench.planned, bench.store, show
         self.other = other = records.relabelled(other, label_map or {}, bench.dataset.class_names)
         self._own, self._rows = records.Samples.of(bench.dataset), np.arange(len(other))
         # How the images differ from the benchmark's, of which 100 are compared.

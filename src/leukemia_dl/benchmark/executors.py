@@ -312,9 +312,7 @@ def _write_context(context: RunContext) -> None:
     try:
         content = cloudpickle.dumps(context)
     except Exception as error:  # a callback factory may hold anything
-        raise SettingsError(
-            f"The trials cannot be sent to other processes: {error}. Use executor='in-process'."
-        ) from error
+        raise SettingsError(f"Trials cannot be sent to other processes: {error}. Use executor='in-process'.") from error
     (context.scratch / "context").write_bytes(content)
 
 

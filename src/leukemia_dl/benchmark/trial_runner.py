@@ -14,14 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
+from leukemia_dl import errors
 from leukemia_dl.benchmark import records
-from leukemia_dl.benchmark.plan import PlannedTrial, Trial
+from leukemia_dl.benchmark.plan import Plan, PlannedTrial, Trial
 from leukemia_dl.benchmark.records import Record
 from leukemia_dl.benchmark.store import Store
 from leukemia_dl.datasets import Dataset, PixelStore, Split, cache_dir
-from leukemia_dl.errors import ImageError, StoreError, TimeLimitError, WorkerError
 from leukemia_dl.evaluation.calibration import choose_temperature
 from leukemia_dl.models.build import most_readers
 from leukemia_dl.models.classifier import Classifier, logits_over_symmetries, predict_logits, softmax
@@ -30,6 +31,7 @@ from leukemia_dl.preprocess import Pipeline
 from leukemia_dl.preprocess.foreground import Appearance, appearance_of
 from leukemia_dl.progress import parallel_map
 from leukemia_dl.training import ComputeConfig, FeatureCache, FitResult, ModelCache, Recipe, Subset, fit
+from leukemia_dl.training.backends import prepare
 from leukemia_dl.training.loop import predict_batch_size
 
 _EXAMINED, _TIMED_BATCHES = 100, 4
@@ -78,7 +80,7 @@ def read_images(dataset: Dataset, rows: NDArray[np.int64], pipeline: Pipeline, s
     if size is not None:
         try:
             return Images(used.pixel_store(stored, show_progress=show), rows, stored, per_split)
-        except StoreError as error:  # a full disk should not stop a run
+        except errors.StoreError as error:  # a full disk should not stop a run
             logging.getLogger(__name__).warning("Decoded images are held in memory. %s", error)
     return Images(used.to_numpy(stored, show), rows, stored, per_split)
 
@@ -88,11 +90,34 @@ def appearances_of(dataset: Dataset, rows: NDArray[np.int64]) -> list[Appearance
     chosen = rows[np.linspace(0, len(rows) - 1, min(len(rows), _EXAMINED)).astype(int)]
 
     def measured(row: int) -> Appearance | None:
-        with contextlib.suppress(ImageError):  # the file may be gone although its pixels are in the cache
+        with contextlib.suppress(errors.ImageError):  # the file may be gone although its pixels are in the cache
             return appearance_of(dataset.decode(row))
         return None
 
     return [found for found in parallel_map(measured, chosen.tolist(), "Looking at images", show=False) if found]
+
+
+def feature_frame(plan: Plan, backbone: str, show: bool) -> pd.DataFrame:
+    """Return the features of the images of a plan, as its first trial of a frozen backbone computes them."""
+    trials = {planned.trial.backbone: planned for planned in reversed(plan.trials) if planned.spec is not None}
+    if backbone not in trials:
+        raise errors.unknown_name_error("backbone", backbone, trials)
+    planned, rows = trials[backbone], plan.rows
+    spec: Any = planned.spec
+    recipe: Any = planned.recipe
+    if recipe.epochs:
+        raise errors.SettingsError(f"The recipe {recipe.name} trains {backbone}: only frozen backbones have features.")
+    if isinstance(spec, Embeddings):
+        values = spec.features[rows]
+    else:
+        images = read_images(plan.dataset, rows, planned.pipeline or Pipeline(()), show)
+        pixels = images.after(images.pipeline(planned.split), rows).subsets(rows)[0]
+        device, seed = prepare(recipe.precision, plan.compute), planned.trial.seed or 0
+        net = _models.get(spec, recipe, len(plan.dataset.class_names), seed, device)
+        cache = _features(cache_dir() / "features") if planned.trial.weights else FeatureCache()
+        values = cache.read(net.extractor, pixels, device, predict_batch_size(recipe))[:]
+    table, names = plan.dataset.table.iloc[rows], [f"feature_{number}" for number in range(values.shape[1])]
+    return table.join(pd.DataFrame(values, table.index, names)).reset_index(drop=True)
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,7 +163,7 @@ def run_trial(planned: PlannedTrial, context: RunContext, on_progress: OnProgres
         if context.stopped:
             raise KeyboardInterrupt
         if context.time_limit is not None and time.perf_counter() - started > context.time_limit:
-            raise TimeLimitError(f"It took longer than {context.time_limit:g} s.")
+            raise errors.TimeLimitError(f"It took longer than {context.time_limit:g} s.")
 
     try:
         rows, pipeline = (split.train, split.val, np.concatenate([split.val, split.test])), None
@@ -237,4 +262,4 @@ def _saved(model: Any, record: Record, context: RunContext, pipeline: Pipeline |
         with tempfile.TemporaryDirectory(dir=context.scratch) as folder:
             return Path(classifier.save(Path(folder) / "model.keras")).read_bytes()
     except OSError as error:  # the fit is kept: the next run saves its net
-        raise WorkerError(f"The net was trained but cannot be written: {error}. Free space.") from error
+        raise errors.WorkerError(f"The net was trained but cannot be written: {error}. Free space.") from error

@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 
 _PROTOCOLS = "official, official_clean, preliminary, kfold, holdout, fixed, published_v1 or random; several by commas."
 # Options that may stand beside a settings file, which does not have them or has them of another machine.
-_BESIDE_A_FILE = ("root", "store", "rerun", "executor", "workers", "time_limit", "shard", "plan", "no_report")
+_BESIDE_A_FILE = (
+    "root", "embeddings", "store", "rerun", "executor", "workers", "time_limit", "shard", "plan", "no_report"
+)  # fmt: skip
 _METRICS = ["accuracy", "loss", "balanced_accuracy", "weighted_f1", "auroc"]
 _FINISHED = ["ok", "not_applicable"]
 
@@ -62,21 +64,21 @@ def benchmark(
     """Train and compare backbones on one data set, beside the baselines of cell size and colour."""
     from leukemia_dl.benchmark import Benchmark
 
-    here = str(Path.cwd())  # of modules with callbacks; last in the path, so that no file there replaces another module
+    own = options.embeddings(embeddings)
     if settings is not None:
         _check_options_beside(settings, ctx)
-        sys.path.append(here)
+        sys.path.append(str(Path.cwd()))  # of modules with callbacks; last, so that no file there replaces another
         bench = Benchmark.from_toml(settings, root=root, store=store)
     else:
         asked = options.recipe(recipe, set_, image_size)
-        sys.path += [here] if asked.callbacks else []
+        sys.path += [str(Path.cwd())] if asked.callbacks else []
         data = options.load_dataset(dataset, root, dataset_option, drop_class)
         given: Any = {"n_folds": n_folds, "n_repeats": n_repeats, "primary_metric": primary_metric, "device": device}
         given |= {"store": store, "allow_leakage": allow_leakage, "baselines": options.parts(baselines)}
         given |= {"seeds": options.parts(seeds), "shots": options.parts(shots), "recipe": asked}
         bench = Benchmark(
             data,
-            [*options.parts(backbones or ""), *options.embeddings(embeddings)] if backbones or embeddings else None,
+            [*options.parts(backbones or ""), *own] if backbones or own else None,
             protocol=None if protocol is None else options.parts(protocol),
             folds="all" if folds == "all" else options.parts(folds) if folds else None,
             pipeline=partial(options.pipeline, data, asked, stain=stain, crop=crop),

@@ -57,13 +57,16 @@ def recipe(name: str, pairs: Pairs, image_size: int | None) -> Recipe:
 
 
 def embeddings(pairs: Pairs) -> list[Embeddings]:
-    """Return the features in the files that --embeddings names."""
-    from leukemia_dl.models import Embeddings
+    """Return the features in the files that --embeddings names, registered, so that settings can name them."""
+    from leukemia_dl.models import Embeddings, register_backbone
 
     files = {name: file for name, _, file in (pair.partition("=") for pair in pairs or [])}
     if not all(files.values()) or len(files) < len(pairs or []):
         raise SettingsError(f"--embeddings takes NAME=FILE, each name once. Received: {', '.join(pairs or [])}.")
-    return [Embeddings.from_file(name, file) for name, file in files.items()]
+    found = [Embeddings.from_file(name, file) for name, file in files.items()]
+    for item in found:
+        register_backbone(item, replace=True)
+    return found
 
 
 def pipeline(dataset: Dataset, recipe: Recipe, image_size: int, stain: str | None, crop: bool) -> Pipeline:

@@ -32,9 +32,20 @@ def report(
     output: Path | None = Option(None, help="The file to write.", show_default="report.html in STORE"),
     no_audit: bool = Option(False, "--no-audit", help="Do not audit every image of the data set."),
     no_cards: bool = Option(False, "--no-cards", help="Write no model cards; none beside --output."),
+    features: bool = Option(False, "--features", help="Add maps and probes of the features of frozen backbones."),
+    embeddings: options.EmbeddingFiles = None,
 ) -> None:
     """Write one HTML file with all that a benchmark found, and a model card per trained net."""
-    write_page(store, output, not no_cards and output is None, root=root, audit=not no_audit)
+    how: dict[str, Any] = {"root": root, "audit": not no_audit}
+    if features:
+        from leukemia_dl.benchmark import Benchmark
+        from leukemia_dl.benchmark.run_files import SETTINGS_FILE, read_run
+
+        options.embeddings(embeddings)
+        run = read_run(store)
+        bench = Benchmark.from_toml(run.folder / SETTINGS_FILE, root=root, store=run.store.root)
+        how["features"] = {name: bench.features(name) for name in bench.planned.backbones}
+    write_page(store, output, not no_cards and output is None, **how)
 
 
 def write_page(store: Path, output: Path | None = None, cards: bool = True, **how: Any) -> None:
@@ -96,7 +107,9 @@ def _print_leaderboard(table: pd.DataFrame, title: str, level: float) -> str:
     """Print a leaderboard; return why nothing in it can be tested, or ""."""
     filled = [name for name in table if not (table[name].isna() | table[name].eq("")).all()]
     by_group, tested = table["unit"].eq("group").all(), "low" in filled
-    on = f"{table['images'].max():,} images" + (f" of {table['groups'].max():,} groups of patients" if by_group else "")
+    count, groups = table["images"].max(), table["groups"].max()
+    on = f"{count:,} images" + (f" of {groups:,} groups of patients" if by_group else "")
+    on = f"{count:,} patients, each predicted as a whole" if by_group and count == groups else on
     reason = "" if tested or "rank" in filled else str(table["flags"].iloc[0]).split("; ")[0]
     if reason:
         typer.echo(f"Not testable, {reason} ({on}): no ranks and no intervals.")
@@ -127,9 +140,7 @@ def _read(path: Path, protocol: str | None) -> tuple[pd.DataFrame, dict[str, Any
             raise DataError(f"{path} cannot be read as CSV: {' '.join(str(error).split())}") from error
     known = sorted(frame["protocol"].astype(str).unique()) if "protocol" in frame else []
     if (len(known) > 1) if protocol is None else (protocol not in known):
-        raise DataError(
-            f"--protocol must be one of the protocols of the predictions: {', '.join(known) or 'none named'}."
-        )
+        raise DataError(f"--protocol must be one of those of the predictions: {', '.join(known) or 'none named'}.")
     frame = frame if protocol is None else frame[frame["protocol"] == protocol]
     if run is None:
         return frame, {}

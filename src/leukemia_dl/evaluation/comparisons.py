@@ -7,14 +7,12 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 from scipy import stats
 
 from leukemia_dl.errors import DataError, SettingsError, unknown_name_error
 from leukemia_dl.evaluation import predictions
 from leukemia_dl.evaluation.evaluate import ESTIMANDS, ONE_SEED, Estimand, Estimates, check_settings, chosen_estimand
 from leukemia_dl.evaluation.intervals import Spread, resampling_of
-from leukemia_dl.evaluation.metrics import Floats, Ints
 from leukemia_dl.evaluation.metrics import metric as find_metric
 from leukemia_dl.evaluation.predictions import Model, class_names_of, select_side, validated_predictions
 
@@ -40,9 +38,8 @@ def compare(
 
     The difference `first - second` gets the same jackknife as a single value, on the linear scale, and its t test.
     Holm's correction is over all pairs of backbones for the primary metric; pairs with a baseline, and further metrics,
-    have no corrected p. Where subjects are unknown, images are taken as independent (`unit` is "image"), and `p` is
-    McNemar's exact test for accuracy, DeLong's for AUROC. On groups as large as C-NMC's these find a difference in six
-    to nine of ten simulations without one.
+    have no corrected p. Where subjects are unknown, images are taken as independent (`unit` is "image"); on groups as
+    large as C-NMC's such tests find a difference in six to nine of ten simulations without one.
 
     Choose the primary `metric`, and the `backbones` (None for all; fewer pairs are corrected less), before the results
     are seen; `descriptive` names further metrics. `frame`, `level`, `estimand` and `side` are those of `evaluate`;
@@ -171,7 +168,7 @@ def _compare_pair(
         added = [seed for seed in seeds if seed is not None] if estimand == "procedure" else []
         row |= _t_test(row["difference"], sum(added, resampling.spread(gaps, find_metric(name))), level)
         row["test"] = f"the jackknife over {first.unit}s" + ", spread between seeds included" * bool(added)
-        rows.append(row | _image_level_test(first, second, name))
+        rows.append(row)
     return rows
 
 
@@ -209,53 +206,12 @@ def _detectable(row: _Row, level: float, pairs: int) -> float:
     return float((stats.t.ppf(1 - (1 - level) / (2 * pairs), df) + stats.t.ppf(_POWER, df)) * row["standard_error"])
 
 
-def _image_level_test(first: Model, second: Model, name: str) -> _Row:
-    """Return the textbook's test of one run against another where images are taken as independent, if there is one."""
-    (one, *more), (other, *others) = first.runs, second.runs
-    if first.unit == "group" or more or others:
-        return {}
-    other = other.at(pd.Index(other.samples).get_indexer(pd.Index(one.samples)))
-    if name == "accuracy":
-        p = mcnemar_test(one.predicted == one.labels, other.predicted == other.labels)
-        return {"p": p, "test": "McNemar's exact test"}
-    if name == "auroc" and one.probabilities.shape[1] == 2 and len({*one.fold, *other.fold}) == 1:
-        p = delong_test(one.labels, one.probabilities[:, 1], other.probabilities[:, 1])
-        return {"p": p, "test": "DeLong's test"}
-    return {}
-
-
 def holm(p: Sequence[float]) -> list[float]:
     """Return p values corrected for their number (Holm 1979)."""
     values = np.asarray(p, dtype=np.float64)
     order = np.argsort(values, kind="stable")
     stepped = np.maximum.accumulate(values[order] * np.arange(len(values), 0, -1))
     return [float(value) for value in np.minimum(stepped, 1.0)[np.argsort(order)]]
-
-
-def mcnemar_test(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> float:
-    """Return the two-sided p of McNemar's exact test (1947), from where two predictors are right (n,)."""
-    only_first, only_second = int((first & ~second).sum()), int((second & ~first).sum())
-    discordant = only_first + only_second
-    return float(stats.binomtest(only_first, discordant).pvalue) if discordant else 1.0
-
-
-def delong_variance(labels: Ints, first: Floats, second: Floats) -> tuple[Floats, Floats]:
-    """Return the AUROCs (2,) of two scores (n,) and their covariance (2, 2), by DeLong et al. 1988."""
-    positive = labels == 1
-    m, n = int(positive.sum()), int((~positive).sum())
-    of_positives, of_negatives = np.empty((2, m)), np.empty((2, n))
-    for row, scores in enumerate((first, second)):
-        ranks = stats.rankdata(scores)
-        of_positives[row] = (ranks[positive] - stats.rankdata(scores[positive])) / n
-        of_negatives[row] = 1 - (ranks[~positive] - stats.rankdata(scores[~positive])) / m
-    return of_positives.mean(axis=1), np.cov(of_positives) / m + np.cov(of_negatives) / n
-
-
-def delong_test(labels: Ints, first: Floats, second: Floats) -> float:
-    """Return the two-sided p of DeLong's test that two scores have the same AUROC."""
-    areas, covariance = delong_variance(labels, first, second)
-    variance, difference = float(np.array([1, -1]) @ covariance @ [1, -1]), float(areas[0] - areas[1])
-    return float(2 * stats.norm.sf(abs(difference) / variance**0.5)) if variance > 0 else float(difference == 0)
 
 
 def _sentence(row: _Row, pair: tuple[Model, Model], level: float, corrected_for: int = 0) -> str:

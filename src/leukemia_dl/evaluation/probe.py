@@ -63,11 +63,7 @@ def probe(features: pd.DataFrame, column: str, *, folds: int = 5, seed: int = 0)
     row |= {"classes": classes, "images": len(y), "groups": groups, "folds": folds}
     row |= dict.fromkeys(("accuracy", "majority", "balanced_accuracy", "chance"), np.nan)
     if classes >= 2:
-        item, block = (
-            (np.arange(len(y)) if by_image else unit),
-            unit if by_image and not of_patient and name else 0 * unit,
-        )
-        predicted, row["method"] = _predicted(x, y, _dealt(item, folds, np.random.default_rng(seed), y, block))
+        predicted, row["method"] = _predicted(x, y, None if by_image else unit, folds, seed)
         right, total = np.bincount(y, predicted == y), np.bincount(y)
         row |= {"accuracy": right.sum() / len(y), "majority": total.max() / len(y), "chance": 1 / classes}
         row["balanced_accuracy"] = (right / total).mean()
@@ -92,20 +88,14 @@ def _patient(value: Any) -> str | None:
     return None if is_unknown(value) else name_key(str(value))
 
 
-def _dealt(item: Ints, folds: int, random: np.random.Generator, *strata: Ints) -> Ints:
-    """Return the fold of each image; items are dealt to the folds in turn, stratum by stratum."""
-    first = np.unique(item, return_index=True)[1]
-    order = np.lexsort((random.random(len(first)), *(values[first] for values in strata)))
-    return (np.argsort(order) % folds)[item]
-
-
-def _predicted(x: Floats, y: Ints, fold: Ints) -> tuple[NDArray[Any], str]:
+def _predicted(x: Floats, y: Ints, units: Ints | None, folds: int, seed: int) -> tuple[NDArray[Any], str]:
     from sklearn.linear_model import LogisticRegression, RidgeClassifier
-    from sklearn.model_selection import PredefinedSplit, cross_val_predict
+    from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold, cross_val_predict
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
     many = y.max() >= _MOST_CLASSES
     linear = (RidgeClassifier if many else LogisticRegression)(class_weight="balanced", max_iter=2_000)
-    predicted = cross_val_predict(make_pipeline(StandardScaler(), linear), x, y, cv=PredefinedSplit(fold))
+    drawn = (StratifiedKFold if units is None else StratifiedGroupKFold)(folds, shuffle=True, random_state=seed)
+    predicted = cross_val_predict(make_pipeline(StandardScaler(), linear), x, y, groups=units, cv=drawn)
     return predicted, f"ridge regression (more than {_MOST_CLASSES} classes)" if many else "logistic regression"

@@ -10,6 +10,5 @@ from leukemia_dl.models.encoders import EncoderSpec
 
 __all__ = [
     "BackboneSpec", "Classifier", "Embeddings", "EncoderSpec", "Head", "application", "backbone_table", "build_model",
-    "get_backbone",
-    "list_backbones", "load_classifier", "register_backbone",
+    "get_backbone", "list_backbones", "load_classifier", "register_backbone",
 ]  # fmt: skip

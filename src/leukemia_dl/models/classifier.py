@@ -170,9 +170,7 @@ class Classifier:
                 raise
             return None, None, str(error)
         if pixels.shape[:2] != (size, size):
-            raise SettingsError(
-                f"The net takes {size} x {size} pixels, and {self.pipeline!r} gives the shape {pixels.shape}."
-            )
+            raise SettingsError(f"The net takes {size} x {size} pixels. {self.pipeline!r} gives {pixels.shape}.")
         return pixels, appearance_of(image), ""
 
     def _probabilities(self, pixels: Any, batch_size: int, calibrated: bool, tta: bool) -> NDArray[np.float64]:

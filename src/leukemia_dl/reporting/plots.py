@@ -297,8 +297,9 @@ def finished(figure: Figure, title: str, note: str = "", ax: Axes | None = None)
     """Return a figure with a title above and a note below it, unless `ax` were given; names are no formulas."""
     from matplotlib.text import Text
 
-    letters = int(15 * figure.get_figwidth())  # at these sizes a letter is about a 15th of an inch wide
-    title, note = ("\n".join(textwrap.fill(line, letters) for line in text.split("\n")) for text in (title, note))
+    wide = figure.get_figwidth()  # in inches, in which there are about 12 letters of a title, 15 of a note
+    wrapped = ((line, int(wide * letters)) for letters, line in ((12, title), (15, note)))
+    title, note = ("\n".join(textwrap.fill(line, most) for line in text.split("\n")) for text, most in wrapped)
     if title and ax is None:
         figure.suptitle(title, x=0.01, ha="left", fontsize="medium", fontweight="bold")
     if note and ax is None:

@@ -8,7 +8,7 @@ import logging
 import re
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,12 +23,13 @@ from leukemia_dl.datasets import Dataset
 from leukemia_dl.datasets.cache import user_path
 from leukemia_dl.datasets.sources.synthetic import synthetic_folder
 from leukemia_dl.errors import DataError, LeukemiaDLError, StoreError, UnknownNameError, unknown_name_error
-from leukemia_dl.evaluation import class_names_of, evaluate, group_table, published_results
+from leukemia_dl.evaluation import class_names_of, evaluate, group_table, probe, published_results
 from leukemia_dl.identity import generator
 from leukemia_dl.models.backbones import get_backbone
 from leukemia_dl.preprocess import Pipeline
 from leukemia_dl.progress import track
 from leukemia_dl.reporting import plots, prediction_plots, render
+from leukemia_dl.reporting.feature_plots import plot_features
 from leukemia_dl.reporting.summary import ProtocolSummary, inflation_of, summaries_of, worst_errors
 from leukemia_dl.text import printable
 
@@ -40,12 +41,13 @@ _OF_PREDICTIONS = ("roc", "precision_recall", "confusion", "reliability", "subje
 _OF_TWO_CLASSES = ("sensitivity", "specificity", "calibration_slope", "calibration_intercept")
 _OF_ANY_CLASSES = ("accuracy", "loss", "balanced_accuracy", "auroc", "auprc", "brier", "ece")
 _Figure = dict[str, Any]  # kind, protocol ("" for all), `draw` without arguments; in the report also its image
+_Frames = Mapping[str, pd.DataFrame]  # features by name of the encoder
 _log = logging.getLogger(__name__)
 
 
 def write_report(
     store: str | Path, *, dataset: Dataset | None = None, root: str | Path | None = None,
-    path: str | Path | None = None, audit: bool = True, show_progress: bool = True,
+    path: str | Path | None = None, audit: bool = True, features: _Frames | None = None, show_progress: bool = True,
 ) -> Path:  # fmt: skip
     """Write a report of a store, finished or not, and return its path: one HTML file, which fetches nothing.
 
@@ -58,6 +60,7 @@ def write_report(
         root: Where the data set is on this machine, if it has moved.
         path: The file to write; None for report.html in the store, or beside the grid if the store holds other trials.
         audit: Audit every image of the data set, if the store has no audit of it yet.
+        features: Frames of `Benchmark.features` by name of the encoder, for maps and what features predict.
         show_progress: A bar on a terminal, plain lines elsewhere, both on standard error.
 
     Raises StoreError if the folder is no store or the file cannot be written, DataError if `root` has no such data.
@@ -72,7 +75,9 @@ def write_report(
         dataset, why = None, render.one_line(error)
         _log.warning("The report has no images: %s", why)
     found = _audit(run, dataset, show_progress) if audit else None
-    return render.write(target, render.page("report.html", _context(run, dataset, why, found, show_progress)))
+    return render.write(
+        target, render.page("report.html", _context(run, dataset, why, found, features or {}, show_progress))
+    )
 
 
 def write_pictures(benchmark: Benchmark) -> list[Path]:
@@ -89,7 +94,7 @@ def write_pictures(benchmark: Benchmark) -> list[Path]:
     for name, frame in (("predictions", run.predictions), ("inflation", inflation_of(summaries))):
         if len(frame):
             render.write(folder / f"{name}.csv", frame.to_csv(index=False, lineterminator="\n"))
-    figures = [one for one in _figures(run, summaries, benchmark.dataset) if not one["protocol"]]
+    figures = [one for one in _figures(run, summaries, benchmark.dataset, {}) if not one["protocol"]]
     return [render.write(folder / f"{one['kind']}.png", plots.image_of(one["draw"]())) for one in figures]
 
 
@@ -163,7 +168,9 @@ def _audit(run: StoredRun, dataset: Dataset | None, show: bool) -> dict[str, Any
     return found
 
 
-def _context(run: StoredRun, dataset: Dataset | None, why: str, audit: Any, show: bool) -> dict[str, Any]:
+def _context(
+    run: StoredRun, dataset: Dataset | None, why: str, audit: Any, features: _Frames, show: bool
+) -> dict[str, Any]:
     # Areas of cells in pixels, of images that show a single one.
     areas = {
         row["sample"]: float(row["foreground"]) * row["height"] * row["width"]
@@ -171,7 +178,9 @@ def _context(run: StoredRun, dataset: Dataset | None, why: str, audit: Any, show
         if row["single_cell"] and None not in (row["foreground"], row["height"])
     }
     summaries, results = summaries_of(run, areas), run.results
-    figures, left_out = _drawn(_figures(run, summaries, dataset), show)
+    figures, left_out = _drawn(_figures(run, summaries, dataset, features), show)
+    probed = [(name, column) for name, frame in features.items() for column in _probed(frame)]
+    probes = track(probed, len(probed), "Probing features", show)
     own = render.rows_of(results[results["tta"] != "8 symmetries"]) if len(results) else []
     outcomes, missing = {row["trial"]: row for row in own}, {"status": "missing", "exception": "", "message": ""}
     counts = {"images": len(run.samples), "subjects": run.samples["subject"].nunique()}
@@ -191,6 +200,7 @@ def _context(run: StoredRun, dataset: Dataset | None, why: str, audit: Any, show
         "splits": render.rows_of(results.drop_duplicates(["protocol", "fold"])) if len(results) else [],
         "summaries": summaries,
         "figures": figures,
+        "probes": [render.rows_of(probe(features[name], of))[0] | {"encoder": name} for name, of in probes],
         "left_out": left_out,
         "errors": [_errors(one, dataset) for one in summaries],
         "trials": [row | outcomes.get(row["trial"], missing) for row in render.rows_of(run.grid)],
@@ -229,13 +239,19 @@ def _environments(timings: pd.DataFrame) -> list[dict[str, Any]]:
     return render.rows_of(known.groupby(names, sort=False).size().reset_index(name="trials"))
 
 
-def _figures(run: StoredRun, summaries: list[ProtocolSummary], dataset: Dataset | None) -> Iterator[_Figure]:
+def _probed(features: pd.DataFrame) -> list[str]:
+    return [name for name in ("label", "subject", "site", "fold") if features.get(name, pd.Series()).nunique() > 1]
+
+
+def _figures(
+    run: StoredRun, summaries: list[ProtocolSummary], dataset: Dataset | None, features: _Frames
+) -> Iterator[_Figure]:
     def figure(kind: str, *data: Any, protocol: str = "", **settings: Any) -> _Figure:
         plot = getattr(prediction_plots if kind in _OF_PREDICTIONS else plots, f"plot_{kind}")
         return {"kind": kind, "protocol": protocol, "draw": partial(plot, *data, **settings)}
 
     evaluated, title = [one for one in summaries if not one.problem], _title(run, [one.protocol for one in summaries])
-    if dataset is not None:
+    if dataset is not None and run.settings["pipeline"]:  # features alone have none
         yield {"kind": "samples", "protocol": "", "draw": partial(_draw_samples, run, dataset, title)}
     if evaluated:
         intervals = pd.concat([one.intervals for one in evaluated])
@@ -254,6 +270,10 @@ def _figures(run: StoredRun, summaries: list[ProtocolSummary], dataset: Dataset 
     added = inflation_of(summaries)
     if len(added) and added["difference"].notna().any():
         yield figure("inflation", added, f"Test side: {title}")
+    for name, table in features.items():
+        for of in _probed(table):
+            draw = partial(plot_features, table, of, title=_title(run, [f"features of {name}"]))
+            yield {"kind": "features", "protocol": "", "draw": draw}
     if len(run.histories):
         yield figure("learning_curves", run.histories, title)
 

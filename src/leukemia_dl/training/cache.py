@@ -165,9 +165,7 @@ class ModelCache:
     _key: Any = None
     _built: tuple[Any, Any, Any] = (None, None, None)  # the parts below before a fit
     model: Any = None  # from pixels to logits
-    extractor: Any = (
-        None  # from pixels to features; shares its layers with `model`, as `head` does; None without pixels
-    )
+    extractor: Any = None  # from pixels to features, with the layers of `model`, as `head` has; None without pixels
     head: Any = None  # from features to logits
     phases: dict[str, Any]  # compiled models of these, by the name of the phase
     weights: str | None = None  # identity of those that were loaded
@@ -246,9 +244,10 @@ def _head_of(recipe: Recipe) -> Head:
 def _build(spec: BackboneSpec, weights: str | None, recipe: Recipe, classes: int, seed: int, device: Device) -> Any:
     import keras
 
+    head = _head_of(recipe)
     keras.utils.set_random_seed(named_seed(seed, "fit"))
     model = build_model(
-        spec, int(recipe.image_size), classes, weights=weights, head=_head_of(recipe),
+        spec, int(recipe.image_size), classes, weights=weights, head=head,
         head_seed=named_seed(seed, "head"), scaling=None if recipe.scaling == "backbone" else recipe.scaling,
         dtype_policy=device.dtype_policy,
     )  # fmt: skip

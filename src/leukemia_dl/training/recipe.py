@@ -184,9 +184,7 @@ class Recipe(Augmentation):
         if lacking or (weights is None and self.if_no_weights):
             changes |= {"weights": None, "head_epochs": 0, **self.if_no_weights}
             if not changes.get("epochs", self.epochs):
-                raise SettingsError(
-                    f"{self.name!r} trains a head only, and {spec.name} has no weights: leave {spec.name} out."
-                )
+                raise SettingsError(f"{self.name!r} trains heads only. {spec.name} has no weights: leave it out.")
         if changes.get("image_size", self.image_size) == "native":
             changes["image_size"] = spec.native_size
         differ = any(getattr(self, name) != value for name, value in changes.items())
