@@ -63,6 +63,7 @@ def test_a_ratio_without_a_false_alarm_has_a_reason():
 
 def test_the_net_benefit_is_that_of_vickers_and_elkin():
     frame = clustered(SIZES, ["one", "other"])
+    frame.loc[frame.index[::9], ["probability_all", "probability_hem"]] = 0.5  # at a threshold they act
     table = net_benefit(frame, thresholds=[0.1, 0.5, 0.8]).set_index(["backbone", "x"])
     rows = frame[frame["backbone"] == "one"]
     labels, count = rows["label"].eq("all"), len(rows)
@@ -142,6 +143,8 @@ def test_a_study_is_planned_from_the_variance_between_the_groups_of_a_pilot():
     assert pd.isna(plan_study(frame, effect=1e-9)["groups"][0])
     with pytest.raises(SettingsError, match="effect must be a number"):
         plan_study(frame, effect=5)
+    with pytest.raises(SettingsError, match="effect must be a number in"):
+        plan_study(frame, effect=0)
     for wrong in ({}, {"effect": 0.1, "width": 0.1}):
         with pytest.raises(SettingsError, match="Give one of effect and width"):
             plan_study(frame, **wrong)

@@ -115,6 +115,10 @@ def test_folds_of_a_leaky_protocol_are_taken_together_and_mixed_patients_are_lef
     pd.testing.assert_frame_equal(
         found.sort_values("sample", ignore_index=True), turned.sort_values("sample", ignore_index=True)
     )
+    # A patient of one class on each side is not mixed.
+    other = frame.assign(side="val", fold=0, label=np.where(frame["group"] == frame["group"][0], "hem", frame["label"]))
+    assert len(patient_predictions(pd.concat([frame.assign(side="test"), other])).query("side == 'test'")) == 12
+    assert caplog.text == ""
     frame.loc[0, "label"] = "hem"
     assert len(patient_predictions(frame)) == 11
     assert "1 patients with images of several classes are left out" in caplog.text

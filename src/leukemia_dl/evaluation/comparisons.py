@@ -122,7 +122,6 @@ def inflation(
     for backbone in of_both:
         first, second = models[f"{backbone} [{leaky}]"], models[f"{backbone} [{honest}]"]
         (row,) = _compare_pair(first, second, [name], class_names, level, about)
-        row["detectable"] = _detectable(row, level, 1)
         row |= {"backbone": backbone, "kind": second.kind, "honest": honest, "leaky": leaky}
         row |= {"value_leaky": row["value_first"], "value_honest": row["value_second"]}
         row["seeds"] = f"{len(second.runs)}, {len(first.runs)}"

@@ -47,6 +47,7 @@ def plan_study(
         what = find_metric(metric)
         largest = what.highest - what.lowest if what.scale == "share" else np.inf
         effect = abs(real_number("effect", effect, -largest, largest, "()"))
+        real_number("effect", effect, 0, largest, "()")
         rows = compare(frame, metric, level=level, estimand="models", side=side)
         pairs, names = max(int((rows["role"] == "confirmatory").sum()), 1), ["first", "second"]
     else:
