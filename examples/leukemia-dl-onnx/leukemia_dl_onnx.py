@@ -38,10 +38,12 @@ def encoder(
         **about: Other fields of `EncoderSpec`: parameters, title, licence, reference.
 
     Raises:
-        ValueError: If layout or pooling is another one.
+        ValueError: If layout or pooling is another one, or mean and std are no grey levels.
     """
     if layout not in LAYOUTS or pooling not in ("mean", "cls"):
         raise ValueError(f"layout is nchw or nhwc, pooling mean or cls. Received: {layout=}, {pooling=}.")
+    if max(*mean, *std) <= 1 and (tuple(mean), tuple(std)) != ((0, 0, 0), (1, 1, 1)):
+        raise ValueError(f"mean and std are grey levels from 0 to 255: multiply by 255. Received: {mean=}, {std=}.")
     scale = {"mean": tuple(map(float, mean)), "std": tuple(map(float, std))}
     settings = {"image_size": image_size, **scale, "layout": layout, "output": output, "pooling": pooling}
     start = partial(load, str(file), **settings, batch=batch, threads=threads, providers=providers)

@@ -53,6 +53,8 @@ def test_a_linear_probe_is_scikit_learns_on_the_features_and_a_saved_net_predict
     again = classifier.predict(dataset.subset(split.test), calibrated=False, show_progress=False)
     np.testing.assert_allclose(again[f"probability_{dataset.class_names[1]}"], found, atol=1e-6)
     assert one.evaluate_on(grids.dataset(tmp_path / "other"), show_progress=False)["accuracy"].notna().all()
+    again = ldl.Benchmark.from_toml(tmp_path / "settings.toml", dataset=dataset)
+    assert again.plan()["status"].tolist() == ["ok"]
     # The same name with other weights is another encoder.
     registry._registered.clear()
     ldl.register_backbone(dataclasses.replace(ENCODER, version="2"))
@@ -192,6 +194,22 @@ def test_embeddings_give_the_predictions_of_the_encoder_that_made_them(dataset, 
         np.testing.assert_allclose(first, other, atol=1e-6)
     assert one.plan()["status"].eq("ok").all()  # although there is no net of embeddings to keep
     assert len(list(tmp_path.glob("trials/*/model.keras"))) == 2
+    settings = ldl.Benchmark.from_toml(tmp_path / "settings.toml", dataset=dataset)
+    assert settings.plan()["status"].eq("ok").all()  # settings of encoders and of embeddings, which have no pipeline
+
+
+def test_a_saved_head_of_an_encoder_without_version_needs_the_code_it_was_trained_with(dataset, tmp_path):
+    def made(offset):
+        load = lambda: lambda images: grids.encode(images + np.uint8(offset))  # noqa: E731
+        return dataclasses.replace(ENCODER, version="", load=load)
+
+    own = made(0)
+    bench(dataset, tmp_path, backbones=[own]).run(**HOW)
+    assert ldl.load_classifier(tmp_path).model.spec is own
+    registry._registered.clear()
+    ldl.register_backbone(made(1))
+    with pytest.raises(DataError, match=r"it is for the encoder blocks \(source \w+\); the one here is source \w+"):
+        ldl.load_classifier(tmp_path)
 
 
 def test_embeddings_of_other_images_are_refused_before_the_run(dataset, tmp_path):

@@ -56,7 +56,7 @@ def test_benchmark_tells_and_leaves_everything(finished):
         (["-s", "weights=vgg16=imagenet"], "weights does not name resnet50"),
         (["-s", "weights=vgg16=own,cnn=random", "--backbones", "vgg16"], "Allowed: None, 'imagenet', or the path"),
         (["--recipe", "mine.toml"], "The recipe mine.toml cannot be read: No such file"),
-        (["--recipe", "linear_probe"], "cnn has no weights: leave it out"),
+        (["--recipe", "linear_probe"], "cnn has no weights for 'linear_probe': leave it out"),
         (["--device", "tpu"], "device must be 'auto', 'cpu', 'gpu' or 'gpu:N'"),
         (["-s", "callbacks=nothing"], 'a function, "module:function" or a list'),
         (["--recipe", "linear_probe", "-s", "select_epoch=maybe"], "select_epoch must be True or False"),
@@ -264,8 +264,12 @@ def test_features_from_a_file_over_shots_give_rows_a_report_and_the_same_run_aga
     assert results["accuracy"].notna().all()
     registry._registered.clear()  # as in a new process
     assert "There is no backbone 'mine'" in fails("benchmark", store / "settings.toml", "--plan")
+    assert " protocol " in answer.stdout.split("Test side")[1].splitlines()[2]
     again = run("benchmark", store / "settings.toml", *own, "--plan")
     assert "To do: 0 of 5 trials" in again.stdout
+    np.savez(tmp_path / "other.npz", sample=dataset.table["sample"].to_numpy(str), features=np.ones((len(dataset), 2)))
+    other = ["--embeddings", f"mine={tmp_path / 'other.npz'}"]
+    assert "The encoders here are not those of" in fails("report", store, "--features", *other, "--no-audit")
     report = run("report", store, "--features", *own, "--no-audit")
     assert report.returncode == 0, report.stderr
     page = page_of(store / "report.html")

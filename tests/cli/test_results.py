@@ -133,7 +133,7 @@ def test_one_of_several_protocols_is_chosen(run, tmp_path):
         run(tmp_path / "both.csv")
     value = ldl.leaderboard(frames[1])["accuracy"].iloc[0]
     assert f"{value:.3f}" in run(tmp_path / "both.csv", "--protocol", "random")
-    with pytest.raises(DataError, match="--protocol must be one of those of the predictions: kfold, random"):
+    with pytest.raises(DataError, match="--protocol chooses one of those of the predictions: kfold, random"):
         run(tmp_path / "both.csv", "--protocol", "ramdom")
 
 

@@ -4,7 +4,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from leukemia_dl import Dataset, make_splits
+from leukemia_dl.benchmark.plan import checked_shots
 from leukemia_dl.datasets.shots import few_shot
+from leukemia_dl.errors import SettingsError, SplitError
 
 IMAGES = np.zeros((90, 4, 4, 3), np.uint8)
 IMAGES[:, 0, 0, 0] = np.arange(90)
@@ -76,3 +78,18 @@ def test_a_patient_of_two_classes_counts_for_that_of_most_of_its_images(order):
     (split,) = make_splits(data.subset(np.arange(90)[::order]), "holdout")
     few = few_shot(data.subset(np.arange(90)[::order]), split, 3, 1)
     assert few.counts().loc["train", "groups"].sum() in (6, 7)  # seven if the mixed patient is one of the six
+
+
+def test_a_class_without_a_patient_of_mostly_that_class_is_refused():
+    labels = np.where(np.arange(90) % 3 == 0, 1, 0)  # each patient has one image of it and two of the other
+    data = Dataset.from_arrays(IMAGES, labels, ("hem", "all"), subjects=[f"p{i // 3:02}" for i in range(90)])
+    (split,) = make_splits(data, "holdout")
+    with pytest.raises(SplitError, match="No patients of holdout have most of their images in all: use no shots"):
+        few_shot(data, split, 1, 0)
+
+
+@pytest.mark.parametrize("shots", [[0, 5], [None, 0], [-1], 5, [2, 2], ["few"]])
+def test_numbers_of_shots_are_at_least_one(shots):
+    with pytest.raises(SettingsError, match="shots must be"):
+        checked_shots(shots)
+    assert checked_shots([1, None, 5]) == (1, 5, None)

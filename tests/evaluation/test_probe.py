@@ -147,6 +147,17 @@ def test_a_row_without_numbers_says_why(values, reason):
     assert list(found) == list(row(frame, "site"))
 
 
+def test_images_of_one_cell_count_once():
+    frame = cohort(patients=10, per=10, dimensions=30)
+    twice = pd.concat([frame, frame], ignore_index=True)
+    assert row(twice, "subject")["balanced_accuracy"] > 0.5
+    cells = twice.assign(same_cell=[*range(len(frame))] * 2)
+    found = row(cells, "subject")
+    assert found["balanced_accuracy"] == row(frame, "subject")["balanced_accuracy"] < 0.3
+    assert found["reason"] == "100 further images of a cell left out"
+    assert row(cells.assign(same_cell=None), "subject")["images"] == 200
+
+
 def test_what_is_no_table_of_features_is_refused():
     frame = cohort(patients=10)
     with pytest.raises(DataError, match=r"feature_0 and so on \(0 found\), and 'site' of: subject, site"):
@@ -156,6 +167,8 @@ def test_what_is_no_table_of_features_is_refused():
             probe(frame, column)
     with pytest.raises(DataError, match="2 of 100 images have features that are NaN, infinite or no numbers"):
         probe(frame.assign(feature_3=[np.nan, np.inf, *range(98)]), "site")
+    with pytest.raises(DataError, match="100 of 100 images have features"):
+        probe(frame.assign(feature_3=1e200), "site")
     with pytest.raises(DataError, match="100 of 100 images have features"):
         probe(frame.assign(feature_3="x"), "site")
     with pytest.raises(SettingsError, match="folds must be a whole number of at least 2"):

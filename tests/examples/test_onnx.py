@@ -129,6 +129,8 @@ def test_one_of_two_outputs_is_chosen_by_name(package, tmp_path):
     assert features(package, file, output="x0").min() < 0  # before ReLU
     with pytest.raises(ValueError, match="layout is nchw or nhwc"):
         package.encoder("mine", file, layout="chw")
+    with pytest.raises(ValueError, match="multiply by 255"):
+        package.encoder("one", "one.onnx", mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 
 
 def test_the_identity_changes_with_the_file_and_with_each_setting(package, tmp_path):

@@ -44,8 +44,25 @@ def same(one, other):
     )
 
 
+def test_a_column_that_is_like_no_other_feature_is_named(caplog):
+    assert Embeddings.from_frame("mine", FRAME.assign(is_blast=1.0)).features.shape == (6, 4)
+    assert "'mine': columns without a number are features too: is_blast" in caplog.text
+    caplog.clear()
+    Embeddings.from_frame(
+        "mine", FRAME.rename(columns={name: name.replace("_", "")[:-1] + "abc"[i] for i, name in enumerate(COLUMNS)})
+    )
+    assert caplog.text == ""
+
+
 def test_a_frame_gives_keys_and_features_in_order_without_facts():
-    facts = {"label": "hem", "fold": 1, "subject": [1, 2, 3, 4, 5, 6], "site": "Berlin", "path": SAMPLES[::-1]}
+    facts = {
+        "label": "hem",
+        "Label": 1.0,
+        "fold": 1,
+        "subject": [1, 2, 3, 4, 5, 6],
+        "site": "Berlin",
+        "path": SAMPLES[::-1],
+    }
     found = Embeddings.from_frame("mine", FRAME.assign(**facts))
     assert found.keys == tuple(SAMPLES)
     np.testing.assert_array_equal(found.features, FEATURES)
@@ -177,8 +194,8 @@ def test_names_are_those_of_backbones(name):
 @pytest.mark.parametrize(
     ("arrays", "says"),
     [
-        ({"features": FEATURES}, "sample is not a file in the archive"),
-        ({"sample": SAMPLES}, "features is not a file in the archive"),
+        ({"features": FEATURES}, "it needs arrays sample or path, and features"),
+        ({"sample": SAMPLES}, "it needs arrays sample or path, and features. Found: sample"),
         ({"sample": SAMPLES[:4], "features": FEATURES}, r"Received: float32 \(6, 3\) for 4 keys"),
         ({"sample": SAMPLES, "features": FEATURES[:, 0]}, r"Received: float32 \(6,\) for 6 keys"),
         ({"sample": SAMPLES, "features": FEATURES[:, :0]}, r"Received: float32 \(6, 0\) for 6 keys"),

@@ -5,6 +5,7 @@ import pytest
 
 import leukemia_dl as ldl
 from leukemia_dl.errors import PluginError, WeightsError
+from leukemia_dl.models.backbones import source_version
 from leukemia_dl.models.encoders import load_encoder
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 3), dtype=np.uint8)
@@ -37,6 +38,33 @@ def test_its_identity_is_its_version_and_the_checksum_of_its_weights(tmp_path):
     assert spec().identity == "own"
     with pytest.raises(WeightsError, match=r"weights of means are not there: .*none\.bin is no file"):
         _ = spec(weights=tmp_path / "none.bin").identity
+
+
+def test_another_file_of_weights_is_another_encoder_in_the_same_process_too(tmp_path):
+    def load():
+        factor = np.load(tmp_path / "w.npy")
+        return lambda images: means(images) * factor
+
+    names = []
+    for factor in (1, 2):
+        np.save(tmp_path / "w.npy", np.float32(factor))
+        one = spec(load=load, weights=tmp_path / "w.npy")
+        names.append(one.identity)
+        np.testing.assert_array_equal(load_encoder(one).predict_on_batch(IMAGES), means(IMAGES) * factor)
+    assert len(set(names)) == 2
+
+
+def test_what_its_function_holds_is_part_of_its_version():
+    def made(*held):
+        return spec(load=lambda: lambda images: (means(images), held)[0])
+
+    weights = np.zeros((64, 32))
+    changed = weights.copy()
+    changed[30, 10] = 1e-9
+    kinds = [(True, False), (False, True), (weights,), (changed,), ({"w": weights},), ({"w": changed},), ()]
+    versions = [source_version(made(*held)) for held in kinds]
+    assert len(set(versions)) == len(kinds)
+    assert versions == [source_version(made(*held)) for held in kinds]
 
 
 def test_it_is_loaded_once_and_its_features_are_its_functions():
@@ -77,7 +105,9 @@ def test_what_is_no_matrix_of_features_is_an_error(encode, problem):
 
 
 def test_features_of_other_images_are_checked_too():
-    encoder = load_encoder(spec(lambda images: np.where(images[:, 0, 0, :1] > 0, np.inf, 1).astype(np.float32)))
+    encoder = load_encoder(
+        spec(lambda images: np.where(images[:, 0, 0, :1] == images[:, 0, 1, :1], np.inf, 1).astype(np.float32))
+    )
     with pytest.raises(PluginError, match="infinite features for 1 of 1 images"):
         encoder.predict_on_batch(np.full((1, 8, 8, 3), 9, np.uint8))
 

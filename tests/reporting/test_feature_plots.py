@@ -46,6 +46,12 @@ def test_the_legend_has_at_most_ten_entries_and_counts_the_rest(values, number, 
     assert sum(len(dots.get_offsets()) for dots in figure.axes[0].collections) == 60
 
 
+@pytest.mark.parametrize("frame", [FRAME[["feature_0", "label"]], FRAME[:1], FRAME[:0], FRAME * [0, 0, 0, 0, 1, 1]])
+def test_a_map_needs_two_images_and_two_features_that_differ(frame):
+    with pytest.raises(DataError, match="A map needs two images and two features, not all equal"):
+        plot_features(frame, "label")
+
+
 def test_umap_is_optional(monkeypatch):
     monkeypatch.setitem(sys.modules, "umap", None)
     with pytest.raises(SettingsError, match=r"pip install 'leukemia-dl\[umap\]'"):

@@ -77,27 +77,14 @@ class Benchmark:
     """
 
     def __init__(
-        self,
-        dataset: Dataset,
-        backbones: Sequence[Any] | None = None,
-        *,
-        recipe: str | Recipe = "quick",
-        protocol: str | Sequence[str] | None = None,
-        folds: Sequence[int] | Literal["all"] | None = None,
-        n_folds: int | None = None,
-        n_repeats: int = 1,
-        shots: Sequence[int | None] = (None,),
-        primary_metric: str | None = None,
-        seeds: Sequence[int] = (0,),
-        baselines: Sequence[str] = BASELINES,
-        store: AnyPath | None = None,
-        pipeline: Pipeline | Callable[[int], Pipeline] | None = None,
-        allow_leakage: bool = False,
-        save_models: bool = True,
-        device: str = "auto",
-        threads: int | None = None,
+        self, dataset: Dataset, backbones: Sequence[Any] | None = None, *, recipe: str | Recipe = "quick",
+        protocol: str | Sequence[str] | None = None, folds: Sequence[int] | Literal["all"] | None = None,
+        n_folds: int | None = None, n_repeats: int = 1, shots: Sequence[int | None] = (None,),
+        primary_metric: str | None = None, seeds: Sequence[int] = (0,), baselines: Sequence[str] = BASELINES,
+        store: AnyPath | None = None, pipeline: Pipeline | Callable[[int], Pipeline] | None = None,
+        allow_leakage: bool = False, save_models: bool = True, device: str = "auto", threads: int | None = None,
         callbacks: CallbackFactory | Sequence[Any] | str | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         if not isinstance(dataset, Dataset):
             raise errors.SettingsError(f"Benchmark takes a Dataset, such as Dataset.load(...). Received: {dataset!r}.")
         recipe = recipe if isinstance(recipe, Recipe) else Recipe.preset(recipe)

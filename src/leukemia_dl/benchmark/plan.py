@@ -161,6 +161,7 @@ def planned_net(
     resolved = recipe.for_backbone(spec)
     size, settings, wanted = int(resolved.image_size), resolved.to_dict(), resolved.weights_for(spec)
     usual = recipe.pipeline(size, dataset.info.canvas)
+    pipeline = None if isinstance(spec, Embeddings) else pipeline
     chosen = usual if pipeline is None else pipeline if isinstance(pipeline, Pipeline) else pipeline(size)
     if not isinstance(chosen, Pipeline) or chosen.output_size not in (None, size):
         raise SettingsError(
@@ -225,8 +226,9 @@ def splits_of(
 
 def checked_shots(shots: Any) -> tuple[int | None, ...]:
     """Return numbers of training patients per class, None for all of them, as a tuple."""
-    numbers = [0 if n in (None, "all") else n for n in shots] if isinstance(shots, (list, tuple)) else shots
-    return tuple(number or None for number in unique("shots", numbers, number=True))
+    numbers = [n for n in shots if n not in (None, "all")] if isinstance(shots, (list, tuple)) else shots
+    found = [whole_number("shots", n, 1) for n in unique("shots", numbers, number=True, least=0)]
+    return (*found, *[None] * (len(found) < len(shots)))
 
 
 def primary_metric(dataset: Dataset, name: str | None) -> str:

@@ -118,13 +118,8 @@ def blank_record(planned: PlannedTrial, samples: Samples) -> Record:
     """Return the record of a trial before it runs."""
     trial, split, recipe = planned.trial, planned.split, planned.recipe
     row: dict[str, Any] = {"dataset": samples.name, "synthetic": samples.synthetic, "protocol": split.protocol}
-    row |= {
-        "fold": split.fold,
-        "repeat": split.repeat,
-        "shots": split.shots,
-        "seed": trial.seed,
-        "recipe": getattr(recipe, "name", None),
-    }
+    row |= {"fold": split.fold, "repeat": split.repeat, "shots": split.shots, "seed": trial.seed}
+    row |= {"recipe": getattr(recipe, "name", None)}
     row |= {"image_size": planned.size or None, "epochs": getattr(recipe, "total_epochs", None)}
     row |= {"batch_size": getattr(recipe, "batch_size", None)}
     row |= {"weights": (trial.weights or "random") if recipe else None, "tta": "none" if recipe else None}

@@ -227,11 +227,8 @@ def _predicted(blank: Record, result: FitResult, split: Split, context: RunConte
     names = ", ".join(getattr(item, "__name__", type(item).__name__) for item in given if item is not None)
     flags = "; ".join(filter(None, [blank.row["flags"], *result.notes, names and f"callbacks: {names}"]))
     row: dict[str, Any] = {"epochs": len(history), "batch_size": recipe.batch_size, "threads": device.threads}
-    row |= {
-        "parameters": result.model.count_params() if result.extractor is not None else None,
-        "backend": device.backend,
-        "device": device.kind,
-    }
+    row |= {"parameters": None if result.extractor is None else result.model.count_params()}
+    row |= {"backend": device.backend, "device": device.kind}
     row |= {"precision": device.dtype_policy, "deterministic": repeatable, "flags": flags}
     timings = {
         "prepare_seconds": result.prepare_seconds,

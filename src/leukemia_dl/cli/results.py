@@ -44,6 +44,8 @@ def report(
         options.embeddings(embeddings)
         run = read_run(store)
         bench = Benchmark.from_toml(run.folder / SETTINGS_FILE, root=root, store=run.store.root)
+        if bench.stored().folder != run.folder:
+            raise SettingsError(f"The encoders here are not those of {store}: a file, a version or weights differ.")
         how["features"] = {name: bench.features(name) for name in bench.planned.backbones}
     write_page(store, output, not no_cards and output is None, **how)
 
@@ -140,7 +142,7 @@ def _read(path: Path, protocol: str | None) -> tuple[pd.DataFrame, dict[str, Any
             raise DataError(f"{path} cannot be read as CSV: {' '.join(str(error).split())}") from error
     known = sorted(frame["protocol"].astype(str).unique()) if "protocol" in frame else []
     if (len(known) > 1) if protocol is None else (protocol not in known):
-        raise DataError(f"--protocol must be one of those of the predictions: {', '.join(known) or 'none named'}.")
+        raise DataError(f"--protocol chooses one of those of the predictions: {', '.join(known) or 'none named'}.")
     frame = frame if protocol is None else frame[frame["protocol"] == protocol]
     if run is None:
         return frame, {}

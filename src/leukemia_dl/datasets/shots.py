@@ -8,6 +8,7 @@ import pandas as pd
 from leukemia_dl import identity
 from leukemia_dl.datasets.dataset import Dataset
 from leukemia_dl.datasets.splits import Split, count_images
+from leukemia_dl.errors import SplitError
 
 
 def few_shot(dataset: Dataset, split: Split, shots: int, seed: int) -> Split:
@@ -24,12 +25,11 @@ def few_shot(dataset: Dataset, split: Split, shots: int, seed: int) -> Split:
     of_class = [order[counts[order].argmax(axis=1) == code][:shots] for code in range(classes)]
     train = split.train[np.isin(codes, np.concatenate(of_class))]
     train.flags.writeable = False
-    fewer = [
-        f"{len(one)} of {name}" for one, name in zip(of_class, dataset.class_names, strict=True) if len(one) < shots
-    ]
-    flags = [
-        f"training {unit} of each class: {shots}, drawn" + (f" (there are only {', '.join(fewer)})" if fewer else "")
-    ]
+    found = {name: len(one) for name, one in zip(dataset.class_names, of_class, strict=True)}
+    if lost := [name for name, there in zip(found, counts.sum(axis=0), strict=True) if there and not found[name]]:
+        raise SplitError(f"No {unit} of {split.protocol} have most of their images in {', '.join(lost)}: use no shots.")
+    fewer = ", ".join(f"{count} of {name}" for name, count in found.items() if count < shots)
+    flags = [f"training {unit} of each class: {shots}, drawn" + f" (there are only {fewer})" * bool(fewer)]
     flags += [flag for flag in split.flags if not flag.startswith("train: ")]
     kept, numbers = counts[np.concatenate(of_class)], split.counts()
     train_rows = numbers.index.get_level_values("side") == "train"

@@ -25,15 +25,9 @@ _OF_PROTOCOLS = (
 
 
 def compare(
-    frame: pd.DataFrame,
-    metric: str = "accuracy",
-    *,
-    backbones: str | Sequence[str] | None = None,
-    descriptive: str | Sequence[str] = (),
-    level: float = 0.95,
-    estimand: Estimand | None = None,
-    side: str = "test",
-) -> pd.DataFrame:
+    frame: pd.DataFrame, metric: str = "accuracy", *, backbones: str | Sequence[str] | None = None,
+    descriptive: str | Sequence[str] = (), level: float = 0.95, estimand: Estimand | None = None, side: str = "test",
+) -> pd.DataFrame:  # fmt: skip
     """Compare every pair of backbones on the images that both have predicted.
 
     The difference `first - second` gets the same jackknife as a single value, on the linear scale, and its t test.

@@ -53,17 +53,10 @@ class Estimates:
 
 
 def evaluate(
-    frame: pd.DataFrame,
-    *,
-    metrics: str | Sequence[str] | None = None,
-    by: str | None = None,
-    unit: Literal["image", "patient"] = "image",
-    prevalence: float | None = None,
-    unique_cells: bool = False,
-    level: float = 0.95,
-    estimand: Estimand | None = None,
-    side: str = "test",
-) -> pd.DataFrame:
+    frame: pd.DataFrame, *, metrics: str | Sequence[str] | None = None, by: str | None = None,
+    unit: Literal["image", "patient"] = "image", prevalence: float | None = None, unique_cells: bool = False,
+    level: float = 0.95, estimand: Estimand | None = None, side: str = "test",
+) -> pd.DataFrame:  # fmt: skip
     """Return every metric of every backbone with an interval over groups of subjects.
 
     Folds of one backbone and seed are one set of predictions; AUROC compares images within a fold only. A value is a
@@ -262,9 +255,7 @@ def group_table(frame: pd.DataFrame, side: str = "test") -> pd.DataFrame:
     columns = {
         "label": labels["first"].where(labels["nunique"] == 1, None),
         "images": groups["sample"].nunique() if "sample" in rows else count,
-        "predictions": count,
-        "errors": errors,
-        "error_share": errors / count,
+        **{"predictions": count, "errors": errors, "error_share": errors / count},
         "by_mean_probability": means.set_axis(names, axis=1).idxmax(axis=1),
         # Votes differ by at least one; the mean, halved, only decides between equals.
         "by_majority_vote": (votes + means.set_axis(names, axis=1) / 2).idxmax(axis=1),

@@ -203,25 +203,18 @@ def _sums(run: Run, weights: Floats) -> dict[str, Floats]:
         recalls, precisions = hits / true, hits / said
         f1 = 2 * hits / (true + said)
         found = {
-            "accuracy": hits.sum(axis=1) / total,
-            "loss": loss.sum(axis=1) / total,
-            "balanced_accuracy": _mean_of_defined(recalls),
-            "balanced_loss": _mean_of_defined(loss / true),
+            "accuracy": hits.sum(axis=1) / total, "loss": loss.sum(axis=1) / total,
+            "balanced_accuracy": _mean_of_defined(recalls), "balanced_loss": _mean_of_defined(loss / true),
             "weighted_f1": np.where(true > 0, f1 * true, 0.0).sum(axis=1) / total,
             "macro_f1": _mean_of_defined(f1),
-            "sensitivity": recalls[:, 1],
-            "specificity": recalls[:, 0],
-            "ppv": precisions[:, 1],
-            "npv": precisions[:, 0],
-            "prevalence": true[:, 1] / total,
+            "sensitivity": recalls[:, 1], "specificity": recalls[:, 0], "ppv": precisions[:, 1],
+            "npv": precisions[:, 0], "f1": f1[:, 1], "prevalence": true[:, 1] / total,
             "mcc": _matthews(hits.sum(axis=1), true, said, total),
-            "brier": brier / total,
-            "ece": np.abs(gaps).sum(axis=1) / total,
+            "brier": brier / total, "ece": np.abs(gaps).sum(axis=1) / total,
             "patient_accuracy": present @ (of_unit / np.maximum(counts, 1)) / (present @ np.sign(counts)),
-            "f1": f1[:, 1],
             "lr_positive": np.where(recalls[:, 0] < 1, recalls[:, 1] / (1 - recalls[:, 0]), np.nan),
             "lr_negative": np.where(recalls[:, 0] > 0, (1 - recalls[:, 1]) / recalls[:, 0], np.nan),
-        }
+        }  # fmt: skip
     return found if k == 2 else found | dict.fromkeys(_OF_TWO_CLASSES, np.full(len(weights), np.nan))
 
 

@@ -14,7 +14,7 @@ from leukemia_dl.evaluation.predictions import unit_column
 from leukemia_dl.identity import is_unknown, name_key
 from leukemia_dl.text import counted
 
-_PATIENTS, _MOST_CLASSES = ("subject", "patient", "group"), 50
+_PATIENTS, _MOST_CLASSES = ("subject", "group"), 50
 
 
 def probe(features: pd.DataFrame, column: str, *, folds: int = 5, seed: int = 0) -> pd.DataFrame:
@@ -39,6 +39,9 @@ def probe(features: pd.DataFrame, column: str, *, folds: int = 5, seed: int = 0)
         DataError: If there are no features or no such column, or features are not finite numbers.
     """
     folds = whole_number("folds", folds, 2)
+    cells = features.get("same_cell", pd.Series(pd.NA, features.index))
+    copies = cells.duplicated() & cells.notna()
+    features = features[~copies]
     x, values = feature_values(features, column), features[column].reset_index(drop=True)
     of_patient, name = column in _PATIENTS, unit_column(features)
     patients = features[name].reset_index(drop=True).map(_patient) if name else pd.Series(range(len(x)))
@@ -55,6 +58,7 @@ def probe(features: pd.DataFrame, column: str, *, folds: int = 5, seed: int = 0)
         "patients are not known: images are taken as independent": not name and not of_patient,
         several: not of_patient and varied.any(),
         left + ("images" if by_image else "patients"): few,
+        f"{counted(int(copies.sum()), 'further image')} of a cell left out": copies.any(),
         f"{counted(int((~known).sum()), 'image')} without {column} or patient left out": not known.all(),
     }
     x, y, unit = x[used], pd.factorize(values[used], sort=True)[0], pd.factorize(patients[used], sort=True)[0]
@@ -79,7 +83,9 @@ def feature_values(features: pd.DataFrame, column: str) -> Floats:
         there = ", ".join(str(name) for name in features if name not in names) or "none"
         raise DataError(f"Features need columns feature_0 and so on ({len(names)} found), and {column!r} of: {there}.")
     x: Floats = features[names].apply(pd.to_numeric, errors="coerce").to_numpy(np.float64, na_value=np.nan)
-    if bad := int((~np.isfinite(x).all(axis=1)).sum()):
+    with np.errstate(over="ignore"):
+        finite = np.isfinite(x.astype(np.float32)).all(axis=1)
+    if bad := int((~finite).sum()):
         raise DataError(f"{bad:,} of {len(x):,} images have features that are NaN, infinite or no numbers. Drop them.")
     return x
 

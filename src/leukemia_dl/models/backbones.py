@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 import pandas as pd
 
 from leukemia_dl.errors import PluginError, unknown_name_error
@@ -231,7 +232,8 @@ def find_backbone(name: str) -> Provided:
     """Return a record with its plugin; UnknownNameError if there is none."""
     known = _known()
     if name not in known:
-        raise unknown_name_error("backbone", name, known, problem_hint())
+        hint = "One of a script is registered first; features of a file are --embeddings NAME=FILE."
+        raise unknown_name_error("backbone", name, known, f"{hint} {problem_hint()}".strip())
     return known[name]
 
 
@@ -271,6 +273,20 @@ def _known() -> dict[str, Provided]:
     return {item.record.name: item for item in sorted([*collect(_HOOK), *here], key=lambda item: item.record.name)}
 
 
+def encoder_identity(spec: EncoderSpec) -> str:
+    """Return version and weights of an encoder; where neither is known, a digest of its source."""
+    return source_version(spec) if spec.identity == "own" else spec.identity
+
+
+def _text(value: Any) -> str:
+    """Return a text of a value with all numbers of the arrays in it, of which `repr` leaves most out."""
+    if isinstance(value, np.ndarray):
+        return f"{value.dtype} {value.shape} {hashlib.sha256(value.tobytes()).hexdigest()}"
+    if isinstance(value, (tuple, list, dict)):
+        return f"{type(value).__name__} {[*map(_text, value.items() if isinstance(value, dict) else value)]}"
+    return repr(value)
+
+
 def source_version(spec: Spec) -> str:
     """Return a digest of the source of a record's function and of the values that it holds."""
     if isinstance(spec, Embeddings):
@@ -280,7 +296,7 @@ def source_version(spec: Spec) -> str:
     held = [getattr(build, name, None) for name in ("args", "keywords", "__defaults__", "__kwdefaults__", "__dict__")]
     held += [cell.cell_contents for cell in getattr(function, "__closure__", None) or ()]
     held += [getattr(spec, name, None) for name in ("scaling", "pooling", "image_size")]
-    values = re.sub(r" at 0x[0-9a-fA-F]+", "", repr([value for value in held if value]))
+    values = re.sub(r" at 0x[0-9a-fA-F]+", "", _text(held))
     for source in (inspect.getmodule(function), function, type(function)):
         with contextlib.suppress(OSError, TypeError):
             text = values + inspect.getsource(source)  # type: ignore[arg-type]

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from leukemia_dl.atomic import write_file
 from leukemia_dl.checks import real_number, whole_number
 from leukemia_dl.errors import DataError, ImageError, SettingsError, UnknownNameError
-from leukemia_dl.models.backbones import get_backbone
+from leukemia_dl.models.backbones import encoder_identity, get_backbone
 from leukemia_dl.models.build import all_layers, silence_startup
 from leukemia_dl.models.encoders import EncodedNet, EncoderSpec, load_encoder
 from leukemia_dl.plugins import DISTRIBUTION
@@ -149,7 +149,7 @@ class Classifier:
         settings |= {"provenance": dict(self.provenance), "temperature": self.temperature}
         if isinstance(self.model, EncodedNet):
             spec = self.model.spec
-            settings["encoder"] = {"name": spec.name, "identity": spec.identity}
+            settings["encoder"] = {"name": spec.name, "identity": encoder_identity(spec)}
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / path.name  # Keras writes into files only whose names end in .keras
             # A new model: the compiled one would carry its optimizer, twice the size, for nothing.
@@ -240,8 +240,8 @@ def _encoder_of(settings: Mapping[str, Any]) -> EncoderSpec | None:
     if not (saved := settings.get("encoder")):
         return None
     spec = get_backbone(saved["name"])
-    if not isinstance(spec, EncoderSpec) or spec.identity != saved["identity"]:
-        found = getattr(spec, "identity", "a Keras net")
+    found = encoder_identity(spec) if isinstance(spec, EncoderSpec) else "a Keras net"
+    if not isinstance(spec, EncoderSpec) or found != saved["identity"]:
         raise ValueError(f"it is for the encoder {saved['name']} ({saved['identity']}); the one here is {found}")
     return spec
 
@@ -258,7 +258,7 @@ def predict_in_batches(model: Any, inputs: Any, batch_size: int) -> NDArray[np.f
         batch = inputs[start : start + batch_size]
         count = len(batch)
         if count < batch_size:  # filled up, since another shape would be compiled anew
-            batch = np.concatenate([batch, np.zeros((batch_size - count, *batch.shape[1:]), batch.dtype)])
+            batch = np.concatenate([batch, np.repeat(batch[-1:], batch_size - count, axis=0)])
         # Pixels go to the device as bytes, a quarter of their size as float32.
         result[start : start + count] = np.asarray(model.predict_on_batch(np.ascontiguousarray(batch)))[:count]
     return result
@@ -323,7 +323,7 @@ def _model_file(path: Path) -> Path:
         names = "".join(f"\n  {file.parent}" for file in found)
         raise DataError(
             f"There {'are several models' if found else 'is no model'} at {path}. Pass a .keras file or the folder of "
-            f"a trial, such as bench.store.root / 'trials' / row.trial.{names}"
+            f"a trial (of embeddings there is none), such as bench.store.root / 'trials' / row.trial.{names}"
         )
     return found[0]
 

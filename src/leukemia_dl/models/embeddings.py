@@ -88,12 +88,15 @@ class Embeddings:
         if not key or len({*columns}) < len(columns):
             found = f"{len(columns):,} columns: {', '.join(columns[:9])}"
             raise DataError(f"{where} a column sample or path, and each column once. Received: {found}.")
-        parts = frame.loc[:, [column not in _FACTS for column in columns]]
+        parts = frame.loc[:, [column.lower() not in _FACTS for column in columns]]
         # pandas calls an index "Unnamed: 0" that it wrote as a column.
         odd = [str(c) for c, dtype in parts.dtypes.items() if dtype.kind not in "fiu" or str(c).startswith("Unnamed: ")]
         if odd or not parts.shape[1]:
             found = f"{len(odd):,} that are no features: {', '.join(odd[:9])}. Drop or convert them" if odd else "none"
             raise DataError(f"{where} columns of numbers besides facts. Received: {found}.")
+        unlike = [str(column) for column in parts if not str(column)[-1:].isdigit()]
+        if 0 < len(unlike) < parts.shape[1]:
+            _log.warning("Embeddings %r: columns without a number are features too: %s", name, ", ".join(unlike[:9]))
         with np.errstate(over="ignore"):
             return cls(name, tuple(frame[key]), parts.to_numpy(np.float32, na_value=np.nan))
 
@@ -164,7 +167,9 @@ def _content(file: Path, form: str) -> Any:
         return parquet.read_table(file).to_pandas()
     with np.load(file, allow_pickle=False) as arrays:
         _bound(sum(member.file_size for member in arrays.zip.infolist()))
-        key = next((key for key in _KEYS if key in arrays), "sample")
+        key = next((key for key in _KEYS if key in arrays), "")
+        if not key or "features" not in arrays:
+            raise ValueError(f"it needs arrays sample or path, and features. Found: {', '.join(arrays) or 'none'}")
         keys, features = arrays[key], arrays["features"]
     if keys.ndim != 1 or keys.dtype.kind not in "USiu":
         raise ValueError(f"{key} must be texts or whole numbers (n,). Received: {keys.dtype} {keys.shape}")

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +48,10 @@ class EncoderSpec:
         rules = {
             "name": (re.fullmatch(r"[a-z0-9][a-z0-9_.-]*", str(self.name)), "lower case letters, digits, _ - ."),
             "load": (callable(self.load), "a function that returns encode(images) -> features"),
-            "image_size": (isinstance(self.image_size, int) and self.image_size > 0, "a number of pixels"),
+            "image_size": (
+                isinstance(self.image_size, int) and self.image_size > 0,
+                "a number of pixels",
+            ),
         }
         for name, (fits, allowed) in rules.items():
             if not fits:
@@ -61,15 +64,15 @@ class EncoderSpec:
 
     min_size = native_size
 
-    @cached_property
+    @property
     def identity(self) -> str:
-        """Version and SHA-256 of the weights, "own" if neither is known; WeightsError if the file is not there."""
+        """Version and SHA-256 of the weights as they are now, else "own"; WeightsError if the file is not there."""
         parts = [self.version]
         if self.weights is not None:
             path = Path(self.weights).expanduser()
             if not path.is_file():
                 raise WeightsError(f"The weights of {self.name} are not there: {path} is no file.")
-            parts.append(f"sha256:{sha256_of_file(path)}")
+            parts.append(f"sha256:{_sha256(path, path.stat().st_size, path.stat().st_mtime_ns)}")
         return " ".join(filter(None, parts)) or "own"
 
 
@@ -97,12 +100,22 @@ class EncodedNet:
         return None if self.spec.parameters is None else int(self.head.count_params()) + self.spec.parameters
 
 
-@lru_cache(maxsize=1)
+@lru_cache
+def _sha256(path: Path, size: int, changed: int) -> str:
+    return sha256_of_file(path)
+
+
 def load_encoder(spec: EncoderSpec) -> EncodedNet:
     """Return an encoder, loaded once per process. Raises PluginError if it cannot be loaded or gives no features."""
+    return _loaded(spec, spec.identity)
+
+
+@lru_cache(maxsize=1)
+def _loaded(spec: EncoderSpec, identity: str) -> EncodedNet:
+    shape = (2, spec.image_size, spec.image_size, 3)
     try:
         encode = spec.load()
-        found = encode(np.zeros((2, spec.image_size, spec.image_size, 3), np.uint8))
+        found = encode(np.random.default_rng(0).integers(0, 256, shape, np.uint8))
     except Exception as error:
         raise PluginError(f"The encoder {spec.name!r} raised {type(error).__name__}: {error}") from error
     width = found.shape[1] if isinstance(found, np.ndarray) and found.ndim == 2 else 0

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 import pandas as pd
 
 from leukemia_dl.checks import choice
-from leukemia_dl.errors import SettingsError
+from leukemia_dl.errors import DataError, SettingsError
 from leukemia_dl.evaluation.probe import feature_values
 from leukemia_dl.reporting.plots import BASELINE_COLOUR, add_legend, finished, label_axes, looks_of, new_figure
 from leukemia_dl.text import counted
@@ -37,7 +37,10 @@ def plot_features(
     from sklearn.decomposition import PCA
     from sklearn.preprocessing import StandardScaler
 
-    x = StandardScaler().fit_transform(feature_values(features, colour))
+    x = feature_values(features, colour)
+    if min(x.shape) < 2 or not x.std(axis=0).any():
+        raise DataError(f"A map needs two images and two features, not all equal. Received: {x.shape}.")
+    x = StandardScaler().fit_transform(x)
     if choice("method", method, ("pca", "umap")) == "pca":
         pca = PCA(2, random_state=0)
         places, shares = pca.fit_transform(x), pca.explained_variance_ratio_

@@ -190,24 +190,17 @@ def _context(
     with contextlib.suppress(UnknownNameError):
         published = published_results(str(run.settings["dataset"]["name"]))
     return {
-        "made": time.strftime("%Y-%m-%d"),
-        "run": run,
-        "no_dataset": why,
+        "made": time.strftime("%Y-%m-%d"), "run": run, "no_dataset": why, "audit": audit, "summaries": summaries,
+        "figures": figures, "left_out": left_out, "settings": render.settings_without_folders(run.text),
         "folds": run.grid[["protocol", "fold"]].drop_duplicates()["protocol"].value_counts(sort=False).to_dict(),
         "counts": [{"name": name, "count": count, "declared": None} for name, count in counts.items() if count],
-        "audit": audit,
         "findings": Counter((row["severity"], row["kind"]) for row in (audit["findings"] if audit else ())),
         "splits": render.rows_of(results.drop_duplicates(["protocol", "fold"])) if len(results) else [],
-        "summaries": summaries,
-        "figures": figures,
         "probes": [render.rows_of(probe(features[name], of))[0] | {"encoder": name} for name, of in probes],
-        "left_out": left_out,
         "errors": [_errors(one, dataset) for one in summaries],
         "trials": [row | outcomes.get(row["trial"], missing) for row in render.rows_of(run.grid)],
-        "environments": _environments(run.timings),
-        "settings": render.settings_without_folders(run.text),
-        "published": render.rows_of(published),
-    }
+        "environments": _environments(run.timings), "published": render.rows_of(published),
+    }  # fmt: skip
 
 
 def _drawn(figures: Iterator[_Figure], show: bool) -> tuple[list[_Figure], list[_Figure]]:
@@ -309,17 +302,14 @@ def _card(run: StoredRun, trial: str) -> str:
     with contextlib.suppress(UnknownNameError):  # its plugin is no longer installed
         spec = get_backbone(str(row["backbone"]))
     context = {
-        "row": row,
-        "dataset": settings["dataset"],
+        "row": row, "dataset": settings["dataset"], "backbone": spec, "has_model": run.store.has_model(trial),
         "classes": own.loc[own["side"] == "test", "label"].value_counts().reindex(run.class_names, fill_value=0),
         # Of a file only its name, since a card is sent to others.
         "recipe": {key: re.split(r"[/\\]", val)[-1] if isinstance(val, str) else val for key, val in recipe.items()},
         "pipeline": settings["pipeline"].get(str(row["image_size"])),
-        "backbone": spec,
         "metrics": render.rows_of(evaluate(own, metrics=_OF_ANY_CLASSES + _OF_TWO_CLASSES * two)),
         "unit": "images, taken as independent" if own["group"].isna().any() else "groups of patients",
         "worst": render.rows_of(group_table(own).head(3)) if own["group"].notna().all() else [],
         "timing": render.rows_of(run.timings[run.timings["trial"] == trial])[0],
-        "has_model": run.store.has_model(trial),
-    }
+    }  # fmt: skip
     return render.page("model_card.md", context)
