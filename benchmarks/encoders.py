@@ -57,9 +57,11 @@ def main() -> None:
     parser.add_argument("--recipes", default="linear_probe,knn,finetune,from_scratch")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
-    if arguments.figure:
+    if arguments.figure and arguments.json:
         draw(pd.read_json(arguments.json), arguments.figure)
         return
+    if not arguments.weights or not arguments.root:
+        parser.error("--weights and --root are needed")
     shots, seeds = ([int(part) for part in text.split(",")] for text in (arguments.shots, arguments.seeds))
     dataset, frames = ldl.Dataset.from_folder(arguments.root), []
     for name in arguments.recipes.split(","):

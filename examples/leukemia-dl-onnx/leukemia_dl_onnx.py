@@ -48,7 +48,7 @@ def encoder(
     settings = {"image_size": image_size, **scale, "layout": layout, "output": output, "pooling": pooling}
     start = partial(load, str(file), **settings, batch=batch, threads=threads, providers=providers)
     shown = {**settings, **{key: ",".join(f"{grey:g}" for grey in greys) for key, greys in scale.items()}}
-    shown["onnxruntime"] = installed("onnxruntime")
+    shown["onnxruntime"] = installed("onnxruntime") or installed("onnxruntime-gpu")
     version = "onnx " + " ".join(f"{key}={value}" for key, value in shown.items() if value is not None)
     return EncoderSpec(name=name, load=start, image_size=image_size, weights=str(file), version=version, **about)
 

@@ -46,7 +46,7 @@ def same(one, other):
 
 def test_a_column_that_is_like_no_other_feature_is_named(caplog):
     assert Embeddings.from_frame("mine", FRAME.assign(is_blast=1.0)).features.shape == (6, 4)
-    assert "'mine': columns without a number are features too: is_blast" in caplog.text
+    assert "'mine': columns that end in no digit are taken as features: is_blast" in caplog.text
     caplog.clear()
     Embeddings.from_frame(
         "mine", FRAME.rename(columns={name: name.replace("_", "")[:-1] + "abc"[i] for i, name in enumerate(COLUMNS)})

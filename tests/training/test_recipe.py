@@ -218,7 +218,7 @@ def test_backbones_with_weights_of_their_own_names_can_be_compared(tmp_path):
 
 
 def test_a_head_on_features_of_random_weights_is_refused():
-    with pytest.raises(SettingsError, match="cnn has no weights for 'linear_probe': leave it out or set some"):
+    with pytest.raises(SettingsError, match="cnn has no weights for 'linear_probe': leave it out, or pass weights"):
         Recipe.preset("linear_probe").for_backbone(ldl.get_backbone("cnn"))
 
 

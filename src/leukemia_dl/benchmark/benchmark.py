@@ -197,7 +197,11 @@ class Benchmark:
         return frame
 
     def features(self, backbone: str, show_progress: bool = True) -> pd.DataFrame:
-        """Return a row per image of the splits: facts, features of a frozen `backbone`. `show_progress` as in `run`."""
+        """Return a row per image of the splits: the data set's columns, and `feature_0` and so on, float32.
+
+        They are those of a frozen `backbone`, from the cache where a run left them; `show_progress` is as in `run`.
+        Raises SettingsError if the recipe trains the backbone, UnknownNameError if there is none of this name.
+        """
         return feature_frame(self.planned, backbone, show_progress)
 
     def predict_on(self, other: Dataset, label_map: Labels | None = None, show_progress: bool = True) -> pd.DataFrame:

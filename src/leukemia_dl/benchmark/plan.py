@@ -226,9 +226,9 @@ def splits_of(
 
 def checked_shots(shots: Any) -> tuple[int | None, ...]:
     """Return numbers of training patients per class, None for all of them, as a tuple."""
-    numbers = [n for n in shots if n not in (None, "all")] if isinstance(shots, (list, tuple)) else shots
-    found = [whole_number("shots", n, 1) for n in unique("shots", numbers, number=True, least=0)]
-    return (*found, *[None] * (len(found) < len(shots)))
+    listed = isinstance(shots, (list, tuple))
+    numbers = [0 if n in (None, "all") else whole_number("shots", n, 1) for n in shots] if listed else shots
+    return tuple(n or None for n in unique("shots", numbers, number=True))
 
 
 def primary_metric(dataset: Dataset, name: str | None) -> str:

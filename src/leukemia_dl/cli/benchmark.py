@@ -138,14 +138,7 @@ def _print_splits(bench: Benchmark) -> None:
 
 def _print_results(bench: Benchmark, frame: pd.DataFrame, left: int) -> None:
     protocols = bench.planned.protocols
-    columns = [
-        "backbone",
-        *["protocol"] * (frame["protocol"].nunique() > 1),
-        "fold",
-        "seed",
-        *_METRICS,
-        "status",
-    ]
+    columns = ["backbone", *["protocol"] * (frame["protocol"].nunique() > 1), "fold", "seed", *_METRICS, "status"]
     shown = frame.sort_values("balanced_accuracy", ascending=False, kind="stable", na_position="last")
     shown = shown[[name for name in columns if name in frame and not frame[name].isna().all()]]
     kind = "synthetic cells, not real ones" if bench.dataset.info.synthetic else bench.dataset.info.title

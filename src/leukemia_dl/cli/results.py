@@ -83,7 +83,7 @@ def evaluate(
         frame = evaluation.patient_predictions(frame, side=side)
     settings: dict[str, Any] = {"level": level, "estimand": estimand, "side": side}
     table = evaluation.leaderboard(frame, metric, **costs, **settings)
-    reason = _print_leaderboard(table, f"{metric}, side {side}", level)
+    reason = _print_leaderboard(table, f"{metric}, side {side}", level, unit == "patient")
     if len(names := evaluation.class_names_of(frame)) == 2:
         typer.echo(f"positive class: {names[1]} (the last column probability_...)")
     for name, flags in zip(table["backbone"], table["flags"], strict=True):
@@ -105,13 +105,13 @@ def evaluate(
         typer.echo(f"\nEvery metric: {csv}")
 
 
-def _print_leaderboard(table: pd.DataFrame, title: str, level: float) -> str:
+def _print_leaderboard(table: pd.DataFrame, title: str, level: float, whole: bool) -> str:
     """Print a leaderboard; return why nothing in it can be tested, or ""."""
     filled = [name for name in table if not (table[name].isna() | table[name].eq("")).all()]
     by_group, tested = table["unit"].eq("group").all(), "low" in filled
     count, groups = table["images"].max(), table["groups"].max()
     on = f"{count:,} images" + (f" of {groups:,} groups of patients" if by_group else "")
-    on = f"{count:,} patients, each predicted as a whole" if by_group and count == groups else on
+    on = f"{count:,} patients, each predicted as a whole" if whole else on
     reason = "" if tested or "rank" in filled else str(table["flags"].iloc[0]).split("; ")[0]
     if reason:
         typer.echo(f"Not testable, {reason} ({on}): no ranks and no intervals.")

@@ -15,7 +15,7 @@ def few_shot(dataset: Dataset, split: Split, shots: int, seed: int) -> Split:
     """Return a split with `shots` patients of each class on its training side, images where patients are unknown.
 
     They are drawn by the seed; those of fewer shots are among those of more. A patient belongs to the class of most of
-    its images. A class with fewer patients keeps them all, and a flag says so.
+    its images; SplitError if a class then has none. One with fewer patients keeps them all, and a flag says so.
     """
     table, classes, unit = dataset.table, len(dataset.class_names), "patients" if dataset.has_subjects else "images"
     names = table["group" if dataset.has_subjects else "sample"].iloc[split.train]
@@ -27,7 +27,7 @@ def few_shot(dataset: Dataset, split: Split, shots: int, seed: int) -> Split:
     train.flags.writeable = False
     found = {name: len(one) for name, one in zip(dataset.class_names, of_class, strict=True)}
     if lost := [name for name, there in zip(found, counts.sum(axis=0), strict=True) if there and not found[name]]:
-        raise SplitError(f"No {unit} of {split.protocol} have most of their images in {', '.join(lost)}: use no shots.")
+        raise SplitError(f"No patients of {split.protocol} are mostly of class {', '.join(lost)}: use no shots.")
     fewer = ", ".join(f"{count} of {name}" for name, count in found.items() if count < shots)
     flags = [f"training {unit} of each class: {shots}, drawn" + f" (there are only {fewer})" * bool(fewer)]
     flags += [flag for flag in split.flags if not flag.startswith("train: ")]

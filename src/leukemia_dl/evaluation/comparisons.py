@@ -32,8 +32,8 @@ def compare(
 
     The difference `first - second` gets the same jackknife as a single value, on the linear scale, and its t test.
     Holm's correction is over all pairs of backbones for the primary metric; pairs with a baseline, and further metrics,
-    have no corrected p. Where subjects are unknown, images are taken as independent (`unit` is "image"); on groups as
-    large as C-NMC's such tests find a difference in six to nine of ten simulations without one.
+    have no corrected p. Where subjects are unknown, images are taken as independent (`unit` is "image"): differences
+    that are not there are then found far too often (docs/explanation/intervals.md).
 
     Choose the primary `metric`, and the `backbones` (None for all; fewer pairs are corrected less), before the results
     are seen; `descriptive` names further metrics. `frame`, `level`, `estimand` and `side` are those of `evaluate`;

@@ -26,7 +26,7 @@ def plan_study(
 
     Args:
         frame: Predictions of the pilot; those of `evaluate`.
-        effect: Difference between two backbones to be found, after the correction for all pairs of the frame.
+        effect: Difference between two backbones, not 0, to be found after the correction for all pairs of the frame.
         width: Width of the interval of one backbone; give this or `effect`.
         metric: Metric to compare, or to estimate.
         power: Probability that the difference is found.
@@ -46,8 +46,7 @@ def plan_study(
     if effect is not None:
         what = find_metric(metric)
         largest = what.highest - what.lowest if what.scale == "share" else np.inf
-        effect = abs(real_number("effect", effect, -largest, largest, "()"))
-        real_number("effect", effect, 0, largest, "()")
+        effect = real_number("effect", abs(real_number("effect", effect, -largest, largest)), 0, largest, "()")
         rows = compare(frame, metric, level=level, estimand="models", side=side)
         pairs, names = max(int((rows["role"] == "confirmatory").sum()), 1), ["first", "second"]
     else:

@@ -22,7 +22,8 @@ def probe(features: pd.DataFrame, column: str, *, folds: int = 5, seed: int = 0)
 
     A column that is constant in each patient (site, fold, class) is predicted for whole patients that training has not
     seen, so that the patient is no clue; the patient, or a column that varies in patients, for other images of the same
-    patients. Classes are weighted up to equal size. For more than 50, which take long, it is ridge regression.
+    patients. Classes are weighted up to equal size. For more than 50, which take long, it is ridge regression. Of the
+    images of one cell (`same_cell`) the first counts.
 
     Args:
         features: A row per image: `feature_0` and so on, `group` or `subject` (the patient), and other columns.

@@ -232,7 +232,7 @@ def find_backbone(name: str) -> Provided:
     """Return a record with its plugin; UnknownNameError if there is none."""
     known = _known()
     if name not in known:
-        hint = "One of a script is registered first; features of a file are --embeddings NAME=FILE."
+        hint = "Call register_backbone for your own one; pass features in a file by --embeddings NAME=FILE."
         raise unknown_name_error("backbone", name, known, f"{hint} {problem_hint()}".strip())
     return known[name]
 
@@ -293,7 +293,8 @@ def source_version(spec: Spec) -> str:
         return spec.identity
     build: Any = spec.build if isinstance(spec, BackboneSpec) else spec.load
     function = inspect.unwrap(getattr(build, "func", build))  # of a functools.partial
-    held = [getattr(build, name, None) for name in ("args", "keywords", "__defaults__", "__kwdefaults__", "__dict__")]
+    names = ("args", "keywords", "__defaults__", "__kwdefaults__", "__dict__")
+    held = [getattr(build, name, None) or None for name in names]  # a partial without arguments is its function
     held += [cell.cell_contents for cell in getattr(function, "__closure__", None) or ()]
     held += [getattr(spec, name, None) for name in ("scaling", "pooling", "image_size")]
     values = re.sub(r" at 0x[0-9a-fA-F]+", "", _text(held))

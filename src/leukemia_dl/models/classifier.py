@@ -323,7 +323,7 @@ def _model_file(path: Path) -> Path:
         names = "".join(f"\n  {file.parent}" for file in found)
         raise DataError(
             f"There {'are several models' if found else 'is no model'} at {path}. Pass a .keras file or the folder of "
-            f"a trial (of embeddings there is none), such as bench.store.root / 'trials' / row.trial.{names}"
+            f"a trial, such as bench.store.root / 'trials' / row.trial. Trials of embeddings save no model.{names}"
         )
     return found[0]
 

@@ -94,9 +94,9 @@ class Embeddings:
         if odd or not parts.shape[1]:
             found = f"{len(odd):,} that are no features: {', '.join(odd[:9])}. Drop or convert them" if odd else "none"
             raise DataError(f"{where} columns of numbers besides facts. Received: {found}.")
-        unlike = [str(column) for column in parts if not str(column)[-1:].isdigit()]
-        if 0 < len(unlike) < parts.shape[1]:
-            _log.warning("Embeddings %r: columns without a number are features too: %s", name, ", ".join(unlike[:9]))
+        unlike = ", ".join(str(column) for column in parts if not str(column)[-1:].isdigit())
+        if 0 < unlike.count(", ") + bool(unlike) < parts.shape[1]:
+            _log.warning("Embeddings %r: columns that end in no digit are taken as features: %.99s", name, unlike)
         with np.errstate(over="ignore"):
             return cls(name, tuple(frame[key]), parts.to_numpy(np.float32, na_value=np.nan))
 

@@ -22,7 +22,7 @@ class EncoderSpec:
 
     Attributes:
         name: Unique, lower case, as in `Benchmark(backbones=[name])`.
-        load: Called once per process, without arguments; returns `encode(images)`, from RGB as uint8
+        load: Called without arguments, once for trials in a row; returns `encode(images)`, from RGB as uint8
             (n, image_size, image_size, 3) to float32 features (n, d), equal for equal images. It scales them itself.
         image_size: Side of its images in pixels.
         weights: File with its weights, whose SHA-256 is part of a trial's identity; None if there is none.
@@ -48,10 +48,7 @@ class EncoderSpec:
         rules = {
             "name": (re.fullmatch(r"[a-z0-9][a-z0-9_.-]*", str(self.name)), "lower case letters, digits, _ - ."),
             "load": (callable(self.load), "a function that returns encode(images) -> features"),
-            "image_size": (
-                isinstance(self.image_size, int) and self.image_size > 0,
-                "a number of pixels",
-            ),
+            "image_size": (isinstance(self.image_size, int) and self.image_size > 0, "a number of pixels"),
         }
         for name, (fits, allowed) in rules.items():
             if not fits:
@@ -100,18 +97,18 @@ class EncodedNet:
         return None if self.spec.parameters is None else int(self.head.count_params()) + self.spec.parameters
 
 
-@lru_cache
-def _sha256(path: Path, size: int, changed: int) -> str:
+@lru_cache  # for a file of this size and time of change
+def _sha256(path: Path, *_: int) -> str:
     return sha256_of_file(path)
 
 
 def load_encoder(spec: EncoderSpec) -> EncodedNet:
-    """Return an encoder, loaded once per process. Raises PluginError if it cannot be loaded or gives no features."""
+    """Return an encoder; the last one is kept. PluginError if it gives no features, WeightsError without its file."""
     return _loaded(spec, spec.identity)
 
 
-@lru_cache(maxsize=1)
-def _loaded(spec: EncoderSpec, identity: str) -> EncodedNet:
+@lru_cache(maxsize=1)  # for this spec with these weights
+def _loaded(spec: EncoderSpec, _: str) -> EncodedNet:
     shape = (2, spec.image_size, spec.image_size, 3)
     try:
         encode = spec.load()

@@ -32,7 +32,7 @@ def plot_features(
 
     Raises:
         SettingsError: For another method, or if umap-learn is not installed.
-        DataError: If there are no features, or no such column, or features are not finite numbers.
+        DataError: If there is no such column, or fewer than two images or features, or all are equal or not finite.
     """
     from sklearn.decomposition import PCA
     from sklearn.preprocessing import StandardScaler

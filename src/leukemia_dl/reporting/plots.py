@@ -298,8 +298,8 @@ def finished(figure: Figure, title: str, note: str = "", ax: Axes | None = None)
     from matplotlib.text import Text
 
     wide = figure.get_figwidth()  # in inches, in which there are about 12 letters of a title, 15 of a note
-    wrapped = ((line, int(wide * letters)) for letters, line in ((12, title), (15, note)))
-    title, note = ("\n".join(textwrap.fill(line, most) for line in text.split("\n")) for text, most in wrapped)
+    both = ((int(12 * wide), title), (int(15 * wide), note))
+    title, note = ("\n".join(textwrap.fill(line, most) for line in text.split("\n")) for most, text in both)
     if title and ax is None:
         figure.suptitle(title, x=0.01, ha="left", fontsize="medium", fontweight="bold")
     if note and ax is None:

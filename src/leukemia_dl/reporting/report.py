@@ -63,7 +63,8 @@ def write_report(
         features: Frames of `Benchmark.features` by name of the encoder, for maps and what features predict.
         show_progress: A bar on a terminal, plain lines elsewhere, both on standard error.
 
-    Raises StoreError if the folder is no store or the file cannot be written, DataError if `root` has no such data.
+    Raises StoreError if the folder is no store or the file cannot be written, DataError if `root` has no such data or
+    features cannot be probed.
     """
     run = read_run(store)
     target = folder_of(run) / "report.html" if path is None else user_path(path)
@@ -204,7 +205,8 @@ def _context(
 
 
 def _drawn(figures: Iterator[_Figure], show: bool) -> tuple[list[_Figure], list[_Figure]]:
-    planned = sorted(figures, key=lambda one: bool(one["protocol"]))  # those of all protocols come first
+    # Those of all protocols come first, maps of features last, since some may be left out.
+    planned = sorted(figures, key=lambda one: bool(one["protocol"]) + 2 * (one["kind"] == "features"))
     drawn, left_out = [], [one | {"why": ""} for one in planned[_MOST_FIGURES:]]
     for one in track(planned[:_MOST_FIGURES], min(len(planned), _MOST_FIGURES), "Drawing figures", show):
         try:
@@ -266,7 +268,7 @@ def _figures(
     for name, table in features.items():
         for of in _probed(table):
             draw = partial(plot_features, table, of, title=_title(run, [f"features of {name}"]))
-            yield {"kind": "features", "protocol": "", "draw": draw}
+            yield {"kind": "features", "protocol": "", "draw": draw, "of": f"{name}, coloured by {of}"}
     if len(run.histories):
         yield figure("learning_curves", run.histories, title)
 

@@ -184,7 +184,7 @@ class Recipe(Augmentation):
         if lacking or (weights is None and self.if_no_weights):
             changes |= {"weights": None, "head_epochs": 0, **self.if_no_weights}
             if not changes.get("epochs", self.epochs):
-                raise SettingsError(f"{spec.name} has no weights for {self.name!r}: leave it out or set some.")
+                raise SettingsError(f"{spec.name} has no weights for {self.name!r}: leave it out, or pass weights.")
         if changes.get("image_size", self.image_size) == "native":
             changes["image_size"] = spec.native_size
         differ = any(getattr(self, name) != value for name, value in changes.items())
