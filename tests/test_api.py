@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 PUBLIC = {
     "leukemia_dl": (
         "Augmentation", "BackboneSpec", "Benchmark", "Classifier", "Dataset", "DatasetInfo", "DatasetSource",
-        "Embeddings", "EncoderSpec", "Pipeline", "PixelStore", "Recipe", "Split", "__version__", "as_keras",
+        "Embeddings", "EncoderSpec", "Ensemble", "Pipeline", "PixelStore", "Recipe", "Split", "__version__", "as_keras",
         "backbone_table", "compare", "dataset_table", "evaluate", "get_backbone", "hookimpl", "inflation",
         "leaderboard",
         "list_backbones", "list_datasets", "load_classifier", "make_splits", "plugin_problems", "published_results",
@@ -41,13 +41,13 @@ PUBLIC = {
     ),
     "leukemia_dl.evaluation": (
         "METRICS", "accuracy_at_coverage", "apply_temperature", "calibrate", "class_names_of", "compare",
-        "drop_repeated_cells", "error_list", "evaluate", "fit_temperature", "group_table", "inflation", "leaderboard",
-        "net_benefit", "operating_points", "patient_predictions", "plan_study", "precision_recall_curves",
-        "probe", "published_results", "reliability_curves", "roc_curves", "score",
+        "drop_repeated_cells", "ensembles", "error_list", "evaluate", "fit_temperature", "group_table", "inflation",
+        "leaderboard", "net_benefit", "operating_points", "patient_predictions", "plan_study",
+        "precision_recall_curves", "probe", "published_results", "reliability_curves", "roc_curves", "score",
     ),
     "leukemia_dl.models": (
-        "BackboneSpec", "Classifier", "Embeddings", "EncoderSpec", "Head", "application", "backbone_table",
-        "build_model", "get_backbone", "list_backbones", "load_classifier", "register_backbone",
+        "BackboneSpec", "Classifier", "Embeddings", "EncoderSpec", "Ensemble", "Explanation", "Head", "application",
+        "backbone_table", "build_model", "get_backbone", "list_backbones", "register_backbone",
     ),
     "leukemia_dl.plugins": ("hookimpl", "plugin_problems"),
     "leukemia_dl.preprocess": (
@@ -58,7 +58,8 @@ PUBLIC = {
         "rgb_to_lab", "silhouette",
     ),
     "leukemia_dl.reporting": (
-        "model_card", "plot_comparison", "plot_confusion", "plot_cost", "plot_errors_by_size", "plot_features",
+        "model_card", "plot_comparison", "plot_confusion", "plot_cost", "plot_errors_by_size", "plot_explanations",
+        "plot_features",
         "plot_inflation", "plot_learning_curves", "plot_net_benefit", "plot_precision_recall", "plot_reliability",
         "plot_roc", "plot_samples", "plot_subjects", "write_model_cards", "write_pictures", "write_report",
     ),

@@ -14,9 +14,10 @@ if TYPE_CHECKING:
         Dataset, DatasetInfo, DatasetSource, PixelStore, Split, dataset_table, list_datasets, make_splits,
     )  # fmt: skip
     from leukemia_dl.evaluation import compare, evaluate, inflation, leaderboard, published_results, score
+    from leukemia_dl.loading import load_classifier
     from leukemia_dl.models import (  # isort: skip
-        BackboneSpec, Classifier, Embeddings, EncoderSpec, backbone_table, get_backbone, list_backbones,
-        load_classifier, register_backbone,
+        BackboneSpec, Classifier, Embeddings, EncoderSpec, Ensemble, backbone_table, get_backbone, list_backbones,
+        register_backbone,
     )  # fmt: skip
     from leukemia_dl.plugins import hookimpl, plugin_problems
     from leukemia_dl.preprocess import Pipeline
@@ -24,13 +25,13 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Augmentation", "BackboneSpec", "Benchmark", "Classifier", "Dataset", "DatasetInfo", "DatasetSource", "Embeddings",
-    "EncoderSpec", "Pipeline", "PixelStore", "Recipe", "Split", "__version__", "as_keras", "backbone_table", "compare",
-    "dataset_table", "evaluate", "get_backbone", "hookimpl", "inflation", "leaderboard", "list_backbones",
+    "EncoderSpec", "Ensemble", "Pipeline", "PixelStore", "Recipe", "Split", "__version__", "as_keras", "backbone_table",
+    "compare", "dataset_table", "evaluate", "get_backbone", "hookimpl", "inflation", "leaderboard", "list_backbones",
     "list_datasets", "load_classifier", "make_splits", "plugin_problems", "published_results", "register_backbone",
     "score",
 ]  # fmt: skip
 # In the order of their imports; `plugin_problems` needs the registries of datasets and models.
-_PACKAGES = ("preprocess", "datasets", "models", "plugins", "training", "evaluation", "benchmark")
+_PACKAGES = ("preprocess", "datasets", "models", "loading", "plugins", "training", "evaluation", "benchmark")
 _SUBPACKAGES = ("errors", "evaluation", "preprocess", "reporting")  # `leukemia_dl.errors` needs no import
 
 

@@ -9,7 +9,7 @@ from PIL import Image
 
 import grids
 import leukemia_dl as ldl
-import leukemia_dl.benchmark.benchmark as benchmark_module
+from leukemia_dl.benchmark import external
 from leukemia_dl.errors import DataError, ImageError, StoreError
 from leukemia_dl.evaluation import apply_temperature, calibration, fit_temperature, score
 from leukemia_dl.preprocess import Reinhard
@@ -61,9 +61,9 @@ def results(finished, other):
 
 @pytest.fixture(scope="module")
 def predictions(finished, other):
-    calls, read = [], benchmark_module.read_images
+    calls, read = [], external.read_images
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(benchmark_module, "read_images", lambda *a: calls.append(a) or read(*a))
+        patch.setattr(external, "read_images", lambda *a: calls.append(a) or read(*a))
         found = finished.predict_on(other, MAP, show_progress=False)
     assert len(calls) == 1, "pixels were read more than once for all nets"
     return found
@@ -226,7 +226,9 @@ def test_images_that_were_trained_on_are_counted_and_said(small, dataset):
         assert rows["flags"].str.startswith(first).all()
         assert rows["flags"].str.contains("temperature stays 1: fewer than 5 groups of a class").all()
         assert set(rows["guarantees"]) == {""}
-        watched = benchmark_module._ExternalTest(small, small.dataset.subset(split.val), None, False)._facts(split)
+        watched = external.ExternalTest(
+            small.planned, small.store, small.dataset.subset(split.val), None, False
+        )._facts(split)
         assert (watched["leaked_files"], watched["guarantees"]) == (0, "")
     # On the test side of each net it says what it said there.
     again = small.predict_on(dataset, show_progress=False)
@@ -278,8 +280,8 @@ def test_steps_that_were_fitted_travel_with_the_net(dataset, other, tmp_path, mo
     )
     bench.run(executor="in-process", show_progress=False)
     calls = []
-    read = benchmark_module.read_images
-    monkeypatch.setattr(benchmark_module, "read_images", lambda *a: calls.append(a) or read(*a))
+    read = external.read_images
+    monkeypatch.setattr(external, "read_images", lambda *a: calls.append(a) or read(*a))
     found = bench.predict_on(other, MAP, show_progress=False)
     assert len(calls) == 1  # what comes before the fitted step
     chosen, _ = known(other)

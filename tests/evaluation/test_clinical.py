@@ -84,6 +84,17 @@ def test_the_net_benefit_is_that_of_vickers_and_elkin():
         net_benefit(frame.assign(probability_third=0.0))
 
 
+def test_groups_that_are_all_alike_leave_the_net_benefit_without_a_band():
+    frame = pd.DataFrame(
+        {"group": np.repeat([f"P{i}" for i in range(12)], 4), "label": ["all", "all", "hem", "hem"] * 12}
+    )
+    frame["probability_all"] = [0.9, 0.2, 0.7, 0.1] * 12
+    frame = frame.assign(probability_hem=1 - frame["probability_all"], backbone="one", sample=range(48))
+    row = net_benefit(frame, thresholds=[0.5]).set_index("backbone").loc["one"]
+    assert row["y"] == 0  # one of four found, one false alarm at odds of 1
+    assert np.isnan([row["low"], row["high"]]).all()
+
+
 def three_classes():
     random = np.random.default_rng(3)
     group = np.repeat(np.arange(24), 15)

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
-from functools import cache, cached_property
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,32 +13,27 @@ import pandas as pd
 
 from leukemia_dl import errors
 from leukemia_dl.benchmark import plan, records
-from leukemia_dl.benchmark.baselines import BASELINES, CellMeasures, measure_cells, predict_baseline
+from leukemia_dl.benchmark.baselines import BASELINES, measure_cells
+from leukemia_dl.benchmark.best import best_net
 from leukemia_dl.benchmark.executors import choose_executor
+from leukemia_dl.benchmark.external import ExternalTest, Labels
 from leukemia_dl.benchmark.grid_runner import GridRunner
-from leukemia_dl.benchmark.plan import PlannedTrial
 from leukemia_dl.benchmark.records import Record
 from leukemia_dl.benchmark.run_files import StoredRun, read_settings, run_of, settings_text, write_run
 from leukemia_dl.benchmark.store import Store
-from leukemia_dl.benchmark.trial_runner import appearances_of, feature_frame, read_images
+from leukemia_dl.benchmark.trial_runner import feature_frame
 from leukemia_dl.checks import choice, flag, real_number
-from leukemia_dl.datasets import Dataset, Split
-from leukemia_dl.datasets.splits import CONTENT_DISJOINT, TEST_IS_NOT_VAL, default_protocol
+from leukemia_dl.datasets import Dataset
+from leukemia_dl.datasets.splits import default_protocol
 from leukemia_dl.identity import plain_number, whole_numbers
 from leukemia_dl.models.backbones import names_of
-from leukemia_dl.models.classifier import load_classifier, logits_over_symmetries, predict_logits, softmax
 from leukemia_dl.preprocess import Pipeline
-from leukemia_dl.preprocess.foreground import differences, summary
-from leukemia_dl.progress import track
-from leukemia_dl.training.backends import ComputeConfig, prepare
+from leukemia_dl.training.backends import ComputeConfig
 from leukemia_dl.training.callbacks import CallbackFactory, load_factory
-from leukemia_dl.training.loop import predict_batch_size
 from leukemia_dl.training.recipe import Recipe
 
 AnyPath = str | Path
 DEFAULT_BACKBONES = ("vgg16", "resnet50", "inception_v3", "xception", "cnn")
-Labels = Mapping[str, str | None]  # from labels of a data set to classes of another, or to None to leave them out
-_CHUNK_BATCHES = 8  # steps that are fitted per split give a copy in memory
 _log = logging.getLogger(__name__)
 
 
@@ -204,6 +197,18 @@ class Benchmark:
         """
         return feature_frame(self.planned, backbone, show_progress)
 
+    def best(self, metric: str | None = None, protocol: str | None = None) -> pd.Series:
+        """Return the net that is best on val, which `leukemia_dl.load_classifier` takes.
+
+        The backbone is the one with the best mean of `metric` over its trials, the net its best trial; None for the
+        primary metric of the benchmark. The test side chooses nothing: it gives the backbone's value `test`, with the
+        interval `low, high`, and `not_worse`, the backbones that are not significantly worse, of which a warning says
+        so. `protocol` is needed if there are several. `path` is the file of the net, None if it was not kept.
+
+        Raises DataError if no net was trained, or none has a value on val.
+        """
+        return best_net(self.stored(), metric, protocol)
+
     def predict_on(self, other: Dataset, label_map: Labels | None = None, show_progress: bool = True) -> pd.DataFrame:
         """Return the prediction frame of all trained nets, and baselines, on `other`, a data set from elsewhere.
 
@@ -213,7 +218,7 @@ class Benchmark:
         Raises:
             DataError, StoreError, ImageError: For a label that is no class; a store without trials; a damaged image.
         """
-        test = _ExternalTest(self, other, label_map, show_progress)
+        test = ExternalTest(self.planned, self.store, other, label_map, show_progress)
         found = list(test.records())
         for record in (record for record in found if record.status == "failed"):
             _log.warning("%s is left out: %s", record.trial.folder, record.error)
@@ -232,7 +237,7 @@ class Benchmark:
         `leaked_files` counts the images that are, byte for byte, on the train side; `flags` says so, and whether
         patients are unknown and images differ. A net that is not in the store is a row with status "failed".
         """
-        frame = records.result_frame(_ExternalTest(self, other, label_map, show_progress).records())
+        frame = records.result_frame(ExternalTest(self.planned, self.store, other, label_map, show_progress).records())
         frame.insert(list(frame).index("dataset") + 1, "test_dataset", other.info.name)
         # Only of a trial that failed in the benchmark there is a file.
         frame["traceback"] = [path if (self.store.root / path).is_file() else "" for path in frame["traceback"]]
@@ -271,119 +276,3 @@ class Benchmark:
 
     def _records(self, arrays: bool = True) -> Iterator[Record]:
         return self.store.records([planned.trial.folder for planned in self.planned.trials], arrays)
-
-
-class _ExternalTest:
-    """Another data set as the test side of every split of a benchmark."""
-
-    def __init__(self, bench: Benchmark, other: Dataset, label_map: Labels | None, show: bool) -> None:
-        self.plan, self.store, self.show = bench.planned, bench.store, show
-        self.other = other = records.relabelled(other, label_map or {}, bench.dataset.class_names)
-        self._own, self._rows = records.Samples.of(bench.dataset), np.arange(len(other))
-        # How the images differ from the benchmark's, of which 100 are compared.
-        known = summary(appearances_of(bench.dataset, self.plan.rows))
-        self._unlike = differences(appearances_of(other, self._rows), known)
-        for difference in self._unlike:
-            _log.warning("%s: %s", other.info.name, difference)
-        self._read = cache(lambda pipeline: read_images(other, self._rows, pipeline, show))
-        self._facts = cache(self._facts_of)
-
-    def records(self) -> Iterator[Record]:
-        """Yield a record per net in the store, and per baseline of its splits, in the order of the grid."""
-        trials, title = self.plan.trials, f"Testing on {self.other.info.name}"
-        found = {planned.trial.folder: record for planned in trials if (record := self._stored(planned))}
-        splits = {planned.split.digest for planned in trials if planned.trial.folder in found}
-        if not splits:
-            raise errors.StoreError(f"{self.store.root} holds no trial of this benchmark. Call run() first.")
-        for planned in track(trials, len(trials), title, self.show):
-            record = found.get(planned.trial.folder)
-            if planned.spec is None and planned.split.digest in splits:
-                record = records.blank_record(planned, self._own)
-            if record is None:
-                continue
-            record = self._of_other(planned.split, record)
-            try:
-                if record.status != "failed":
-                    record = self._baseline(planned, record) if planned.spec is None else self._net(planned, record)
-            except (errors.BackendError, errors.ImageError):  # of this machine or of the data, not of a net
-                raise
-            except Exception as error:
-                record = records.failed_record(replace(record, metrics={}, metrics_tta={}), error, 0.0, here=False)
-            yield record
-
-    def _stored(self, planned: PlannedTrial) -> Record | None:
-        try:
-            return self.store.read(planned.trial, arrays=False)
-        except errors.DamagedRecordError as error:
-            return records.failed_record(records.blank_record(planned, self._own), error, 0.0, here=False)
-
-    def _of_other(self, split: Split, record: Record) -> Record:
-        facts, ids = self._facts(split), self.other.table["sample"].to_numpy(dtype=np.str_)
-        # Flags of the split are about its own test side; all others are about the net.
-        kept = [flag for flag in record.row["flags"].split("; ") if flag not in split.flags]
-        row = {**record.row, **facts, "flags": "; ".join(filter(None, dict.fromkeys([*facts["flags"], *kept])))}
-        return replace(record, row=row, sides=np.full(len(ids), "test"), samples=ids, labels=self.other.labels)
-
-    def _net(self, planned: PlannedTrial, record: Record) -> Record:
-        assert planned.recipe is not None
-        if planned.pipeline is None:
-            raise errors.SettingsError(f"{record.trial.backbone} has features of other images only.")
-        prepare(planned.recipe.precision, self.plan.compute)
-        import keras
-
-        # The nets of other trials would otherwise stay in memory for as long as the process lives.
-        keras.utils.clear_session(free_memory=True)
-        if problem := self.store.model_problem(record.trial):
-            raise errors.StoreError(f"{problem}: run with save_models=True, which trains the net again.")
-        classifier = load_classifier(self.store.folder(record.trial))
-        # Images of all nets are read once, after the steps that are equal for all splits, if these give a common size.
-        first = planned.pipeline.partition()[0]
-        steps = classifier.pipeline.steps[: None if first.output_size is None else len(first.steps)]
-        images = self._read(Pipeline(steps))
-        recipe = replace(planned.recipe, batch_size=int(record.row["batch_size"]))
-        batch = min(predict_batch_size(recipe), len(self._rows))
-        logits, views = [], []
-        for start in range(0, len(self._rows), _CHUNK_BATCHES * batch):
-            rows = self._rows[start : start + _CHUNK_BATCHES * batch]
-            pixels = images.after(classifier.pipeline, rows).subsets(rows)[0]
-            logits.append(predict_logits(classifier.model, pixels, batch))
-            views += [logits_over_symmetries(classifier.model, pixels, batch)] if recipe.tta else []
-        fitted = (classifier.temperature, "") if "temperature" in record.metrics else None
-        averaged = np.concatenate(views, axis=1) if views else None
-        return records.scored_record(record, softmax(np.concatenate(logits)), averaged, fitted)
-
-    def _baseline(self, planned: PlannedTrial, record: Record) -> Record:
-        split, own = planned.split, self._own
-        labels = np.concatenate([own.labels, self.other.labels])
-        elsewhere, classes = replace(split, test=self._rows + len(own.labels)), len(own.class_names)
-        found, why = predict_baseline(planned.trial.backbone, labels, elsewhere, classes, lambda: self._cells)
-        if why:
-            return replace(record, status="not_applicable", message=why)
-        fitted = records.temperature_of_val(split, own, found)  # on the val side of the benchmark
-        return records.scored_record(record, found[len(split.val) :], None, fitted)
-
-    @cached_property
-    def _cells(self) -> CellMeasures:
-        own = measure_cells(self.plan.dataset, self.plan.rows, self.show)
-        here = measure_cells(self.other, show_progress=self.show)
-        return CellMeasures(*map(np.concatenate, zip(vars(own).values(), vars(here).values(), strict=True)))
-
-    def _facts_of(self, split: Split) -> dict[str, Any]:
-        other, dataset, flags = self.other, self.plan.dataset, list[str]()
-        contents, known = np.array(other.content_hashes), np.array(dataset.content_hashes)
-        shared = {side: int(np.isin(contents, known[getattr(split, side)]).sum()) for side in ("train", "val")}
-        for side in filter(shared.get, shared):
-            flags.append(f"{shared[side]:,} of the {len(other):,} images are, byte for byte, on the {side} side")
-            _log.warning("%s: %s", other.info.name, flags[-1])
-        flags += [flag for flag in split.flags if flag.startswith("patients unknown")]
-        flags += ["" if other.has_subjects else f"patients unknown in {other.info.name}", *self._unlike]
-        disjoint = ["" if any(shared.values()) else CONTENT_DISJOINT, "" if shared["val"] else TEST_IS_NOT_VAL]
-        return {
-            "synthetic": dataset.info.synthetic or other.info.synthetic,
-            **dict.fromkeys(("n_val", "groups_val", "leaked_cells", "leaked_groups")),  # not known
-            "n_test": len(other),
-            "groups_test": int(other.table["group"].nunique()) if other.has_subjects else None,
-            "leaked_files": shared["train"],
-            "guarantees": "; ".join(filter(None, disjoint)),
-            "flags": flags,
-        }

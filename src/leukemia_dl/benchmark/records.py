@@ -96,6 +96,7 @@ class Samples:
 
     name: str  # of the data set
     synthetic: bool  # whether a program drew it
+    citation: str
     class_names: tuple[str, ...]  # in label order
     ids: NDArray[np.str_]  # of each row (n,)
     labels: NDArray[np.int64]  # class indices (n,)
@@ -107,7 +108,7 @@ class Samples:
         table, info = dataset.table, dataset.info
         groups = pd.factorize(table["group"])[0].astype(np.int64) if dataset.has_subjects else None
         ids = table["sample"].to_numpy(dtype=np.str_)
-        return cls(info.name, info.synthetic, dataset.class_names, ids, dataset.labels, groups)
+        return cls(info.name, info.synthetic, info.citation, dataset.class_names, ids, dataset.labels, groups)
 
     def groups_of(self, rows: NDArray[np.int64]) -> NDArray[np.int64] | None:
         """Return the groups of some rows; None where subjects are not known."""

@@ -23,7 +23,7 @@ from leukemia_dl.benchmark.plan import Plan, PlannedTrial, Trial
 from leukemia_dl.benchmark.records import Record
 from leukemia_dl.benchmark.store import Store
 from leukemia_dl.datasets import Dataset, PixelStore, Split, cache_dir
-from leukemia_dl.evaluation.calibration import choose_temperature
+from leukemia_dl.evaluation.calibration import choose_temperature, choose_threshold
 from leukemia_dl.models.build import most_readers
 from leukemia_dl.models.classifier import Classifier, logits_over_symmetries, predict_logits, softmax
 from leukemia_dl.models.embeddings import Embeddings
@@ -35,6 +35,7 @@ from leukemia_dl.training.backends import prepare
 from leukemia_dl.training.loop import predict_batch_size
 
 _EXAMINED, _TIMED_BATCHES = 100, 4
+_SENSITIVITY = 0.95  # on val, of the threshold that a saved net names
 # Folds and seeds of one backbone share a net, compiled once, for as long as this process lives.
 _models = ModelCache()
 _features = lru_cache(maxsize=1)(FeatureCache)
@@ -158,10 +159,10 @@ def run_trial(planned: PlannedTrial, context: RunContext, on_progress: OnProgres
 
     def on_epoch(epoch: int, row: Mapping[str, Any]) -> None:
         _log(logs, ", ".join(f"{k} {v:.5g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items()))
-        on_progress(trial, epoch, blank.row["epochs"], row)
         # The checkpoint of this epoch has just been written.
         if context.stopped:
             raise KeyboardInterrupt
+        on_progress(trial, epoch, blank.row["epochs"], row)
         if context.time_limit is not None and time.perf_counter() - started > context.time_limit:
             raise errors.TimeLimitError(f"It took longer than {context.time_limit:g} s.")
 
@@ -182,6 +183,7 @@ def run_trial(planned: PlannedTrial, context: RunContext, on_progress: OnProgres
         )  # fmt: skip
         record = _predicted(blank, result, split, context, predicted)
         record = replace(record, timings={**records.environment(started), **record.timings})
+        _log(logs, "ends")
         unsaved = pipeline is None or not context.save_models
         output = record, None if unsaved else _saved(result.model, record, context, pipeline)
     except KeyboardInterrupt:
@@ -190,8 +192,8 @@ def run_trial(planned: PlannedTrial, context: RunContext, on_progress: OnProgres
             raise
         return None
     except (Exception, SystemExit) as error:
+        _log(logs, f"fails: {type(error).__name__}")
         output = records.failed_record(blank, error, started), None
-    _log(logs, "ends")
     return output
 
 
@@ -250,10 +252,16 @@ def _repeatable(result: FitResult) -> bool:
 
 def _saved(model: Any, record: Record, context: RunContext, pipeline: Pipeline | None) -> bytes:
     assert pipeline is not None
-    trial = record.trial
-    provenance = {"trial": trial.to_dict(), "digest": trial.digest, "dataset": context.samples.name}
+    trial, samples, temperature = record.trial, context.samples, record.metrics.get("temperature", 1.0)
+    split, names = context.nets[trial.digest].split, samples.class_names
+    counts = np.bincount(samples.labels[split.train], minlength=len(names)).tolist()
+    provenance = {"trial": trial.to_dict(), "digest": trial.digest, "dataset": samples.name}
+    provenance |= {"citation": samples.citation, "training_images": dict(zip(names, counts, strict=True))}
     provenance |= {"metrics": dict(record.metrics), "images": dict(context.appearance)}
-    temperature = record.metrics.get("temperature", 1.0)
+    if len(names) == 2 and "temperature" in record.metrics:  # there is a val side beside the test side
+        val, groups = record.sides == "val", None if samples.groups is None else samples.groups[split.val]
+        predicted = record.labels[val], record.probabilities[val]
+        provenance["threshold"] = choose_threshold(*predicted, groups, _SENSITIVITY, temperature)
     classifier = Classifier(model, context.samples.class_names, pipeline, provenance, temperature)
     try:
         with tempfile.TemporaryDirectory(dir=context.scratch) as folder:

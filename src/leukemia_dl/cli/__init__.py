@@ -22,8 +22,9 @@ class _Printable(logging.Formatter):
 _HELP = "Train and compare image classifiers on leukemia cells. For research use only; not a medical device."
 app = typer.Typer(name="leukemia-dl", help=_HELP, no_args_is_help=True, pretty_exceptions_enable=False)
 for command in (
-    benchmark.benchmark, results.report, data.audit, results.evaluate, data.predict, data.preview,
+    benchmark.benchmark, results.report, data.audit, results.evaluate, results.best, data.predict, data.preview,
     inventory.backbones, inventory.datasets, inventory.recipes, inventory.doctor, data.download, data.verify,
+    data.explain, data.export,
 ):  # fmt: skip
     app.command()(command)
 app.add_typer(results.runs, name="runs")

@@ -64,7 +64,7 @@ def verify(
 
 
 def predict(
-    model: Path = Argument(help="A model.keras, or the folder of a trial in a store."),
+    model: Path = Argument(help="A model.keras, the folder of a trial in a store, or an exported net."),
     images: list[Path] = Argument(help="Image files; a folder stands for the images in it and below."),
     output: Path | None = Option(None, help="A CSV file to write.", show_default=False),
     safe_csv: options.SafeCsv = False,
@@ -77,11 +77,14 @@ def predict(
     The exit status is 1 if a file cannot be read; the column error says why. For research use only: nothing here is a
     diagnosis.
     """
-    from leukemia_dl.models.classifier import load_classifier
-    from leukemia_dl.training.backends import ComputeConfig, prepare
+    from leukemia_dl.models.classifier import read_classifier
+    from leukemia_dl.models.exported import is_exported
 
-    prepare(compute=ComputeConfig(device))
-    frame = load_classifier(model).predict(images, calibrated=not uncalibrated, tta=tta)
+    if not is_exported(model.expanduser()):  # which needs no Keras
+        from leukemia_dl.training.backends import ComputeConfig, prepare
+
+        prepare(compute=ComputeConfig(device))
+    frame = read_classifier(model).predict(images, calibrated=not uncalibrated, tta=tta)
     if output is None and sys.stdout.isatty():
         options.print_table(frame, {str(name): ".3f" for name in frame if str(name).startswith("probability_")})
     else:
@@ -89,6 +92,37 @@ def predict(
     if output is not None:
         typer.echo(f"{len(frame):,} predictions written to {output}")
     raise typer.Exit(int((frame["error"] != "").any()))
+
+
+def explain(
+    model: Path = Argument(help="A model.keras, or the folder of a trial in a store."),
+    images: list[Path] = Argument(help="Image files, or folders of images."),
+    method: str = Option("gradcam", help="gradcam, integrated_gradients or occlusion."),
+    output: Path = Option(Path("explanation.png"), help="The picture to write."),
+) -> None:
+    """Draw the pixels that the predictions of images depend on, and print the checks of each map."""
+    from leukemia_dl.models.classifier import read_classifier
+    from leukemia_dl.reporting import plot_explanations, plots
+
+    found = read_classifier(model).explain(images, method)  # type: ignore[arg-type]
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_bytes(plots.image_of(plot_explanations(found, method.replace("_", " "))))
+    options.print_table(found.checks, dict.fromkeys(found.checks.columns.drop("class"), ".3f"))
+    typer.echo(f"Picture: {output}. A map says where a prediction comes from, not whether it is right.")
+
+
+def export(
+    model: Path = Argument(help="A model.keras, or the folder of a trial in a store."),
+    output: Path = Argument(help="A file .onnx, .xml (OpenVINO) or .tflite, or a folder for SavedModel."),
+    to: str | None = Option(None, help="onnx, openvino, litert or saved_model.", show_default="by the ending"),
+) -> None:
+    """Write a trained net for programs without Keras, and compare its probabilities with the original's."""
+    from leukemia_dl.models.classifier import read_classifier
+    from leukemia_dl.models.exported import settings_file
+
+    written = read_classifier(model).export(output, to)
+    typer.echo(f"Exported: {written}\nSettings: {settings_file(written)}")
+    typer.echo(f"Predict:  leukemia-dl predict {written} IMAGES")
 
 
 def preview(

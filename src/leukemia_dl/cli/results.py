@@ -150,6 +150,27 @@ def _read(path: Path, protocol: str | None) -> tuple[pd.DataFrame, dict[str, Any
     return frame, {"results": results, "timings": run.timings[run.timings["trial"].isin(results["trial"])]}
 
 
+def best(
+    store: StoreFolder,
+    metric: str | None = Option(None, help="To choose by.", show_default="the primary metric of the run"),
+    protocol: str | None = Option(None, help="Of a store with several, the one whose nets count.", show_default=False),
+) -> None:
+    """Print the net that is best on val, its value on test, and the file to predict with."""
+    from leukemia_dl.benchmark.best import best_net
+    from leukemia_dl.benchmark.run_files import read_run
+
+    found = best_net(read_run(store), metric, protocol)
+    span = f"95% interval {found['low']:.3f} to {found['high']:.3f}" if found["low"] < found["high"] else "no interval"
+    typer.echo(
+        f"Backbone: {found['backbone']}, {found['metric'].replace('_', ' ')} {found['test']:.3f} on test ({span})"
+    )
+    typer.echo(f"Trial:    {found['trial']}, {found['val']:.3f} on val")
+    if found["flags"]:
+        typer.echo(f"Note:     {found['flags']}")
+    command = f"leukemia-dl predict {found['path']} IMAGES" if found["path"] else "the net was not kept"
+    typer.echo(f"Predict:  {command}")
+
+
 @runs.command("list")
 def list_records(store: StoreFolder) -> None:
     """List the records of a store: failed and damaged ones last."""

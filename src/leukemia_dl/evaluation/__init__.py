@@ -5,6 +5,7 @@ from leukemia_dl.evaluation.calibration import (  # isort: skip
 )  # fmt: skip
 from leukemia_dl.evaluation.comparisons import compare, inflation
 from leukemia_dl.evaluation.curves import net_benefit, precision_recall_curves, reliability_curves, roc_curves
+from leukemia_dl.evaluation.ensembles import ensembles
 from leukemia_dl.evaluation.evaluate import drop_repeated_cells, error_list, evaluate, group_table
 from leukemia_dl.evaluation.leaderboard import leaderboard
 from leukemia_dl.evaluation.metrics import METRICS, score
@@ -16,7 +17,7 @@ from leukemia_dl.evaluation.published import published_results
 
 __all__ = [
     "METRICS", "accuracy_at_coverage", "apply_temperature", "calibrate", "class_names_of", "compare",
-    "drop_repeated_cells", "error_list", "evaluate", "fit_temperature", "group_table", "inflation", "leaderboard",
-    "net_benefit", "operating_points", "patient_predictions", "plan_study", "precision_recall_curves",
+    "drop_repeated_cells", "ensembles", "error_list", "evaluate", "fit_temperature", "group_table", "inflation",
+    "leaderboard", "net_benefit", "operating_points", "patient_predictions", "plan_study", "precision_recall_curves",
     "probe", "published_results", "reliability_curves", "roc_curves", "score",
 ]  # fmt: skip

@@ -58,6 +58,21 @@ def choose_temperature(labels: Ints, probabilities: Floats, groups: NDArray[Any]
     return (float(1.0 / found), "") if 0.0101 < found < 99.0 else (1.0, "the loss still falls at the bound")
 
 
+def choose_threshold(
+    labels: Ints, probabilities: Floats, groups: NDArray[Any] | None, sensitivity: float, temperature: float
+) -> dict[str, Any]:
+    """Return the highest threshold on the second of two classes' calibrated probability that keeps a sensitivity.
+
+    `value` is None, and `reason` says why, where a class has too few groups. Arguments are as in `fit_temperature`,
+    `probabilities` being those before the `temperature`.
+    """
+    value, (labels, probabilities, few) = None, _checked(labels, probabilities, groups)
+    if not few:
+        calibrated = softmax(np.log(np.clip(probabilities, CLIP, 1.0)) / temperature, axis=1)
+        value = _threshold(np.sort(calibrated[labels == 1, 1]), sensitivity, at_least=True)
+    return {"value": value, "sensitivity": sensitivity, "chosen_on": "val", "reason": few}
+
+
 def _checked(labels: Any, probabilities: Any, groups: NDArray[Any] | None) -> tuple[Ints, Floats, str]:
     """Return predictions as arrays, and why nothing is fitted on them: a class has too few groups; "" if it may be."""
     labels, probabilities = as_arrays(labels, probabilities)

@@ -15,7 +15,7 @@ from leukemia_dl.evaluation.metrics import Floats, Ints, Run, as_arrays
 from leukemia_dl.identity import is_unknown, name_key
 
 PREFIX, FEWEST_GROUPS, FEWEST_EFFECTIVE = "probability_", 5, 3.0
-_KINDS = ("backbone", "baseline", "tta")
+_KINDS = ("backbone", "baseline", "tta", "ensemble")
 _DEFAULTS = {"backbone": "model", "kind": "backbone"}
 # Optional columns, by where their values may be missing: nowhere; in all rows of a backbone; in any row.
 _COMPLETE = ("backbone", "kind", "side", "sample")

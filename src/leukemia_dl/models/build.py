@@ -20,7 +20,7 @@ from leukemia_dl.models.backbones import IMAGENET, BackboneSpec, Scaling, Spec
 
 _BACKENDS = ("tensorflow", "jax", "torch")
 _one_at_a_time, _started = threading.RLock(), list[bool]()
-_RESERVED = {"pooling", "flatten", "head_dense", "head_dropout", "logits"}
+_RESERVED = {"pooling", "flatten", "head_dense", "head_dropout", "logits", "calibration", "probabilities"}
 # Mean of the ImageNet training images in BGR order, grey levels; the constants behind the published VGG weights.
 _IMAGENET_MEAN_BGR = (103.939, 116.779, 123.68)
 
@@ -149,6 +149,30 @@ def weights_identity(spec: Spec, weights: str | Path | None) -> str | None:
     if weights is None or str(weights) in spec.weights:
         return None if weights is None else str(weights)
     return f"sha256:{sha256_of_file(_weights_file(spec, weights))}"
+
+
+def with_probabilities(model: Any, probable: bool, temperature: float) -> Any:
+    """Return a net whose output, logits or `probable`, is replaced by calibrated probabilities (batch, classes).
+
+    The last layers are Keras's own, so that the net loads without this library.
+    """
+    import keras
+    from keras import layers, ops
+
+    x = model.output
+    if x.shape[-1] == 1:  # of the second of two classes
+        x = ops.concatenate([1 - x, x], axis=-1) if probable else ops.pad(x, ((0, 0), (1, 0)))
+    x = ops.log(ops.maximum(x, 1e-37)) if probable else x
+    again = sum(layer.name.startswith("calibration") for layer in model.layers) or ""
+    x = layers.Rescaling(1 / temperature, dtype="float32", name=f"calibration{again}")(x)
+    return keras.Model(model.input, layers.Softmax(dtype="float32", name=f"probabilities{again}")(x), name=model.name)
+
+
+def with_logits(model: Any) -> Any:
+    """Return the net inside one of `with_probabilities`, whose last two layers are left out."""
+    import keras
+
+    return keras.Model(model.input, model.layers[-2].input, name=model.name)
 
 
 def split_at_features(model: Any) -> tuple[Any, Any]:

@@ -5,27 +5,29 @@ Of an untrusted file, sizes are bounded before anything is unpacked, built or al
 
 import json
 import logging
-import math
 import os
 import tempfile
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 from leukemia_dl.atomic import write_file
-from leukemia_dl.checks import real_number, whole_number
+from leukemia_dl.checks import choice, real_number, whole_number
 from leukemia_dl.errors import DataError, ImageError, SettingsError, UnknownNameError
 from leukemia_dl.models.backbones import encoder_identity, get_backbone
-from leukemia_dl.models.build import all_layers, silence_startup
+from leukemia_dl.models.build import silence_startup, with_logits, with_probabilities
 from leukemia_dl.models.encoders import EncodedNet, EncoderSpec, load_encoder
+from leukemia_dl.models.explain import Explanation, Method, explain
+from leukemia_dl.models.exported import ExportedNet, export_net, is_exported, read_exported
+from leukemia_dl.models.untrusted import check_net
 from leukemia_dl.plugins import DISTRIBUTION
 from leukemia_dl.preprocess import Pipeline, decode_image
 from leukemia_dl.preprocess.decode import image_files
@@ -33,10 +35,9 @@ from leukemia_dl.preprocess.foreground import Appearance, appearance_of, differe
 from leukemia_dl.progress import parallel_map, track
 
 _MEMBER, _WEIGHTS = "leukemia_dl.json", "model.weights.h5"  # our settings, which Keras ignores, and its weights
+_FORMAT = 3  # before, a net gave logits
 _CHUNK = 512  # images decoded at once, so that memory does not grow with their number
 _MAX_TEXT = 8 << 20  # bytes of any member but the weights; the largest nets of Keras have 2 MB
-_MAX_OBJECTS, _MAX_CALLS, _MAX_DEPTH = 10_000, 10_000, 5  # calls of layers that building takes, and nets inside nets
-_MAX_VALUES = 1 << 28  # per image in the output of one layer: 1 GiB as float32
 _log = logging.getLogger(__name__)
 
 
@@ -134,31 +135,83 @@ class Classifier:
         columns = {f"probability_{name}": probabilities[:, i] for i, name in enumerate(self.class_names)}
         return pd.DataFrame({column: names, "predicted": predicted} | columns | {"error": errors})
 
+    def explain(self, images: Any, method: Method = "gradcam", classes: Sequence[str] | None = None) -> Explanation:
+        """Return maps of the pixels that the predictions of images depend on, with checks of each map.
+
+        A map shows where a change of pixels would change the prediction, not why it is right. Read its `checks`.
+
+        Args:
+            images: As for `predict`.
+            method: "gradcam", at the last feature map; "integrated_gradients", from a black image; or "occlusion" by
+                black patches, which needs predictions only and takes as many of them as there are patches.
+            classes: The class to explain for each image; None for the predicted one.
+
+        Raises:
+            SettingsError: If the method needs a Keras net with feature maps, or `classes` are others.
+            ImageError: If a file cannot be read.
+        """
+        choice("method", method, get_args(Method))
+        read = [self._read(source) for source in _sources(images)[2]]
+        if failed := [error for *_, error in read if error]:
+            raise ImageError(failed[0])
+        pixels = np.stack([image for image, *_ in read])
+        predict = partial(self._probabilities, batch_size=32, calibrated=True, tta=False)
+        targets = predict(pixels).argmax(axis=1)
+        if classes is not None:
+            if len(classes) != len(pixels) or set(classes) - set(self.class_names):
+                raise SettingsError(f"classes must be {len(pixels)} of {', '.join(self.class_names)}.")
+            targets = np.array([self.class_names.index(name) for name in classes])
+        return explain(self.model, pixels, targets, self.class_names, method, predict)
+
     def save(self, path: str | Path) -> Path:
         """Write one `.keras` file to `path` in one step, with its folders, and return its path.
+
+        Its net takes raw RGB and gives calibrated probabilities, with `keras.models.load_model` alone too. Classes,
+        preprocessing, temperature and provenance are in the file's member `leukemia_dl.json`.
 
         Raises:
             SettingsError: If the path does not end in .keras.
         """
-        import keras
-
         path = Path(path)
         if path.suffix != ".keras":
             raise SettingsError(f"A classifier is saved as a .keras file. Received: {str(path)!r}.")
-        settings = {"format": 1, "class_names": list(self.class_names), "pipeline": self.pipeline.to_dict()}
+        text = json.dumps(self._settings(), indent=1)
+        net = self.model.head if isinstance(self.model, EncodedNet) else self.model
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / path.name  # Keras writes into files only whose names end in .keras
+            with_probabilities(net, self._probable, self.temperature).save(file)
+            with zipfile.ZipFile(file, "a") as archive:
+                archive.writestr(_MEMBER, text)
+            write_file(path, file.read_bytes())
+        return path
+
+    def export(self, path: str | Path, form: str | None = None) -> Path:
+        """Write the net for a program without Keras, from raw RGB to calibrated probabilities, and return its path.
+
+        A file `path`.json beside it holds classes, preprocessing and provenance; `load_classifier` reads both. Before
+        they are written, the probabilities of 64 images of noise are compared with those of this net.
+
+        Args:
+            path: A file that ends in .onnx, .xml (OpenVINO, .bin beside it) or .tflite, or a folder (SavedModel).
+            form: "onnx", "openvino", "litert" or "saved_model"; None to choose by the ending.
+
+        Raises:
+            SettingsError: If the ending is another one, a package is missing (extra `export`), or an encoder that is
+                not of Keras computes the features.
+            DataError: If a probability differs by more than 1e-4.
+        """
+        if isinstance(self.model, EncodedNet):
+            raise SettingsError(f"{self.model.spec.name} computes features outside Keras: it cannot be exported.")
+        net = with_probabilities(self.model, self._probable, self.temperature)
+        return export_net(net, self._settings(), path, form)
+
+    def _settings(self) -> dict[str, Any]:
+        settings = {"format": _FORMAT, "class_names": list(self.class_names), "pipeline": self.pipeline.to_dict()}
         settings |= {"provenance": dict(self.provenance), "temperature": self.temperature}
         if isinstance(self.model, EncodedNet):
             spec = self.model.spec
             settings["encoder"] = {"name": spec.name, "identity": encoder_identity(spec)}
-        with tempfile.TemporaryDirectory() as folder:
-            file = Path(folder) / path.name  # Keras writes into files only whose names end in .keras
-            # A new model: the compiled one would carry its optimizer, twice the size, for nothing.
-            net = self.model.head if isinstance(self.model, EncodedNet) else self.model
-            keras.Model(net.input, net.output, name=net.name).save(file)
-            with zipfile.ZipFile(file, "a") as archive:
-                archive.writestr(_MEMBER, json.dumps(settings, indent=1))
-            write_file(path, file.read_bytes())
-        return path
+        return settings
 
     def _read(self, source: Any) -> tuple[Any, Any, str]:
         """Return the pixels that the net takes of a source, the appearance of the image, and the error of a file."""
@@ -184,22 +237,26 @@ class Classifier:
         return result.mean(axis=0) if tta else result
 
 
-def load_classifier(path: str | Path) -> Classifier:
-    """Return the classifier in a `.keras` file, whose net Keras loads with `safe_mode=True`.
+def read_classifier(path: str | Path) -> Classifier:
+    """Return the classifier in a `.keras` file, whose net Keras loads with `safe_mode=True`, or of an exported net.
 
     Args:
-        path: A file that `Classifier.save` wrote, or the folder of a trial or of a store that holds exactly one.
+        path: What `Classifier.save` or `export` wrote, or the folder of a trial or of a store that holds exactly one.
 
     Raises:
         DataError: If there is none, several, or the file is damaged or from elsewhere.
         UnknownNameError: If it was trained with a preprocessing step whose module is not imported.
         BackendError: If Keras has no backend here.
     """
+    if is_exported(path := Path(path).expanduser()):
+        net, settings = read_exported(path)
+        parts: Any = (Pipeline.from_dict(settings["pipeline"]), settings["provenance"], net.temperature)
+        return Classifier(net, tuple(settings["class_names"]), *parts)
     with silence_startup():
         import keras
 
         keras.ops.zeros(())  # TensorFlow looks for devices when it needs one first
-    file = _model_file(Path(path).expanduser())
+    file = _model_file(path)
     hint = ""
     try:
         with zipfile.ZipFile(file) as archive:
@@ -207,7 +264,7 @@ def load_classifier(path: str | Path) -> Classifier:
                 if member.file_size > (file.stat().st_size if member.filename == _WEIGHTS else _MAX_TEXT):
                     raise ValueError(f"{member.filename} in it has an implausible size")
             settings = json.loads(archive.read(_MEMBER))
-        if settings["format"] not in (1, 2):
+        if settings["format"] not in (1, 2, _FORMAT):
             raise ValueError(f"format {settings['format']!r} is unknown to this version: update leukemia-dl.")
         class_names = tuple(map(str, settings["class_names"]))
         pipeline, provenance = Pipeline.from_dict(settings["pipeline"]), dict(settings["provenance"])
@@ -222,8 +279,9 @@ def load_classifier(path: str | Path) -> Classifier:
             except Exception as error:  # the net may load without
                 hint += f" Building it raised {type(error).__name__}: {error}"
         with ThreadPoolExecutor(1) as pool:  # StatelessScope leaves state behind in its thread, which ends
-            pool.submit(_check_net, file).result()
+            pool.submit(check_net, file).result()
         model = keras.saving.load_model(file, compile=False, safe_mode=True)
+        model = with_logits(model) if settings["format"] == _FORMAT else model
         if encoder is not None:
             model = replace(load_encoder(encoder), head=model)
         return Classifier(model, class_names, pipeline, provenance, settings.get("temperature", 1.0))
@@ -279,10 +337,10 @@ def softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def _gives_probabilities(model: Any) -> bool:
     """Return whether outputs for random images are probabilities; never for a last layer without activation."""
+    if isinstance(model, (EncodedNet, ExportedNet)):
+        return False
     import keras
 
-    if isinstance(model, EncodedNet):
-        return False
     last = model
     while getattr(last, "layers", None):
         last = getattr(last, "operations", last.layers)[-1]
@@ -326,47 +384,3 @@ def _model_file(path: Path) -> Path:
             f"a trial, such as bench.store.root / 'trials' / row.trial. Trials of embeddings save no model.{names}"
         )
     return found[0]
-
-
-def _check_net(file: Path) -> None:
-    """Raise ValueError unless the net, built without its weights, is plausible and the file can hold its weights."""
-    import h5py
-    import keras
-
-    on_disk, stored = file.stat().st_size, list[int]()
-    with zipfile.ZipFile(file) as archive:
-        text = archive.read("config.json")
-        with archive.open(_WEIGHTS) as member, h5py.File(member) as weights:
-            weights.visititems(lambda _, item: stored.append(getattr(item, "nbytes", 0)))
-    config = json.loads(text)
-    _bound("layers and initializers", text.count(b'"class_name"'), _MAX_OBJECTS)
-    _bound("calls of layers to build it", _calls(config), _MAX_CALLS)
-    _bound("bytes of weights", sum(stored), on_disk)
-    with keras.StatelessScope(initialize_variables=False):
-        model = keras.saving.deserialize_keras_object({**config, "compile_config": None}, safe_mode=True)
-        if not isinstance(model, keras.Model):
-            raise ValueError(f"it holds a {type(model).__name__}, not a model")
-        _bound("parameters", sum(math.prod(variable.shape) for variable in model.variables), on_disk)
-    for layer in all_layers(model):
-        for tensor in [tensor for node in layer._inbound_nodes for tensor in node.output_tensors]:
-            values = math.prod(size or 1 for size in tensor.shape[1:])
-            _bound("numbers of one image in a layer's output", values, _MAX_VALUES)
-
-
-def _bound(what: str, number: int, most: int) -> None:
-    if number > most:
-        raise ValueError(f"it has {number:,} {what}, more than {most:,}")
-
-
-def _calls(config: Any, depth: int = 0) -> int:
-    """Return about how many calls of layers building takes; a Sequential is built anew for each of its layers."""
-    if depth > _MAX_DEPTH:
-        raise ValueError(f"nets are nested in it more than {_MAX_DEPTH} deep")
-    inner = config.get("config") if isinstance(config, dict) else None
-    if not isinstance(inner, dict):
-        return 1
-    layers = inner.get("layers")
-    if not isinstance(layers, list):  # a wrapper has a layer in its settings
-        return 1 + sum(_calls(value, depth) for value in inner.values() if isinstance(value, dict))
-    calls = [_calls(layer, depth + 1) * len(layer.get("inbound_nodes") or [0]) for layer in layers]
-    return sum(calls) * (len(layers) if config.get("class_name") == "Sequential" else 1)

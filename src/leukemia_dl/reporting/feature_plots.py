@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import pandas as pd
 
@@ -66,3 +66,27 @@ def plot_features(
     label_axes(axes, xlabel=names[0], ylabel=names[1])
     add_legend(axes, 3)
     return finished(figure, title, f"{counted(len(x), 'image')}, colours: {colour}")
+
+
+def plot_explanations(explanation: Any, title: str = "", columns: int = 4) -> Figure:
+    """Return the images of a `Classifier.explain` with their maps: dark where a pixel does not count.
+
+    Above each stand its class with the probability, and the share of the map on the cell.
+
+    Args:
+        explanation: The maps.
+        title: Stands above the figure.
+        columns: Images in a row.
+    """
+    count = len(explanation.maps)
+    rows, columns = -(-count // columns), min(columns, count)
+    figure = new_figure(2.2 * columns, 2.6 * rows + 0.5)
+    for place, (image, one) in enumerate(zip(explanation.images, explanation.maps, strict=True), start=1):
+        axes = figure.add_subplot(rows, columns, place)
+        axes.imshow(image)
+        axes.imshow(one, cmap="inferno", alpha=0.55, vmin=0, vmax=1)
+        facts = explanation.checks.iloc[place - 1]
+        text = f"{facts['class']} {facts['probability']:.2f}\non the cell {facts['inside']:.0%}"
+        axes.set_title(text, fontsize="small")
+        axes.set_axis_off()
+    return finished(figure, title, f"{counted(count, 'image')}; bright pixels count most for the class")

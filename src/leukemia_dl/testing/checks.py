@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from leukemia_dl.models import BackboneSpec, Classifier, build_model, load_classifier
+from leukemia_dl.models import BackboneSpec, Classifier, build_model
 from leukemia_dl.models.backbones import THIS_PROCESS, find_backbone
 from leukemia_dl.models.build import batchnorm_layers
+from leukemia_dl.models.classifier import read_classifier
 from leukemia_dl.preprocess import Pipeline
 from leukemia_dl.progress import safe_path
 from leukemia_dl.training.backends import as_numpy, prepare
@@ -140,7 +141,7 @@ def _load(spec: BackboneSpec | None, file: Path, images: NDArray[np.float32]) ->
     """Return the logits of a saved net; the net of `spec` is built first, if its file names no plugin to import."""
     if spec is not None:
         _net(spec)
-    return np.asarray(load_classifier(file).model.predict_on_batch(images))
+    return np.asarray(read_classifier(file).model.predict_on_batch(images))
 
 
 BACKBONE_CHECKS: tuple[Callable[[BackboneSpec], None], ...] = (

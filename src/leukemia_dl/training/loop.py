@@ -210,11 +210,11 @@ class Trainer:
     def _train_full(self, train: Side, validation: Side | None, stop: int, progress: Progress, inner: bool) -> None:
         recipe, model, phases = self.recipe, self.models.model, self.models.phases
         augmentation, weights = recipe if recipe.augments else None, class_weights(recipe, train[1], self.classes)
-        batches = Batches(train, recipe.batch_size, self.seed, augmentation, weights)
         if "full" not in phases:
             rates = rates_by_layer(model, recipe.input_lr_ratio)
             net = training_model(model, recipe) if augmentation else model
             phases["full"] = self._compiled(net, recipe.learning_rate, rates, recipe.ema_momentum)
+        batches = Batches(train, recipe.batch_size, self.seed, augmentation, weights)
 
         def validate(last: bool) -> dict[str, float]:
             # Inner folds are compared epoch by epoch: there the last one is treated as the others are.

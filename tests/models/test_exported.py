@@ -1,0 +1,98 @@
+"""Exported nets: equal probabilities in every form that is installed here, and errors that say what is missing."""
+
+import json
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+
+import command
+import leukemia_dl as ldl
+from leukemia_dl.errors import DataError, SettingsError
+from leukemia_dl.models import exported
+from leukemia_dl.preprocess import Pipeline
+
+RNG = np.random.default_rng(1)
+PIXELS = RNG.integers(0, 256, (7, 32, 32, 3), dtype=np.uint8)
+FILES = {"onnx": "net.onnx", "openvino": "net.xml", "litert": "net.tflite", "saved_model": "net"}
+pytestmark = pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="exports are written on TensorFlow")
+
+
+@pytest.fixture(scope="module")
+def classifier():
+    keras.utils.set_random_seed(3)
+    spec = ldl.get_backbone("cnn")
+    net = ldl.models.build_model(spec, 32, 3)
+    return ldl.Classifier(net, ("a", "b", "c"), Pipeline.default(32), {"digest": "d"}, 1.8)
+
+
+def probabilities(one):
+    return one.predict(PIXELS, show_progress=False).filter(like="probability_").to_numpy()
+
+
+@pytest.mark.parametrize("form", FILES)
+def test_an_exported_net_gives_the_same_probabilities(classifier, tmp_path, form):
+    pytest.importorskip(exported.FORMS[form][2])
+    path = classifier.export(tmp_path / "folder" / FILES[form])
+    again = ldl.load_classifier(path)
+    assert (again.class_names, again.temperature, again.pipeline) == (("a", "b", "c"), 1.8, classifier.pipeline)
+    np.testing.assert_allclose(probabilities(again), probabilities(classifier), atol=1e-4)
+    np.testing.assert_allclose(
+        again.predict(PIXELS, calibrated=False).filter(like="probability_"),
+        classifier.predict(PIXELS, calibrated=False).filter(like="probability_"),
+        atol=1e-4,
+    )
+    settings = json.loads(exported.settings_file(path).read_text())
+    assert settings["form"] == form
+    assert 0 <= settings["largest_difference"] <= 1e-4
+    assert settings["provenance"] == {"digest": "d"}
+
+
+def test_a_net_that_differs_is_not_written(classifier, tmp_path, monkeypatch):
+    pytest.importorskip("onnxruntime")
+    runner = exported._runner
+    monkeypatch.setattr(exported, "_runner", lambda *given: lambda images: runner(*given)(images) + 2e-4)
+    with pytest.raises(DataError, match=r"differ by 0\.0002 in a probability"):
+        classifier.export(tmp_path / "net.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_command_exports_and_predicts_without_tensorflow(classifier, tmp_path, write_image):
+    pytest.importorskip("onnxruntime")
+    classifier.save(tmp_path / "model.keras")
+    write_image(tmp_path / "cell.png")
+    said = command.run("export", tmp_path / "model.keras", tmp_path / "net.onnx").stdout
+    assert f"Exported: {tmp_path / 'net.onnx'}" in said
+    code = (
+        "import sys\nfor name in ('keras', 'tensorflow'): sys.modules[name] = None\n"
+        "sys.argv = ['leukemia-dl', 'predict', *sys.argv[1:]]\nfrom leukemia_dl.cli import main\nmain()"
+    )
+    arguments = [sys.executable, "-c", code, str(tmp_path / "net.onnx"), str(tmp_path / "cell.png")]
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    header, row = done.stdout.splitlines()
+    expected = classifier.predict(tmp_path / "cell.png").iloc[0]
+    found = dict(zip(header.split(","), row.split(","), strict=True))
+    assert found["predicted"] == expected["predicted"]
+    for name in ("a", "b", "c"):
+        assert float(found[f"probability_{name}"]) == pytest.approx(expected[f"probability_{name}"], abs=1e-4)
+
+
+def test_another_ending_or_a_missing_package_is_named(classifier, tmp_path, monkeypatch):
+    with pytest.raises(SettingsError, match="form must be one of 'onnx', 'openvino', 'litert', 'saved_model'"):
+        classifier.export(tmp_path / "net.h5")
+    with pytest.raises(SettingsError, match=r"A net as onnx is \.onnx\. Received: .*net\.xml"):
+        classifier.export(tmp_path / "net.xml", "onnx")
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(SettingsError, match=r"onnxruntime: pip install 'leukemia-dl\[export\]'"):
+        classifier.export(tmp_path / "net.onnx")
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"image_size": 32}', '{"image_size": "x", "class_names": 3}'])
+def test_damaged_settings_are_one_error(tmp_path, content):
+    (tmp_path / "net.onnx").write_bytes(b"x")
+    (tmp_path / "net.onnx.json").write_text(content)
+    with pytest.raises(DataError, match=r"net\.onnx is damaged or was not exported by leukemia_dl"):
+        ldl.load_classifier(tmp_path / "net.onnx")
