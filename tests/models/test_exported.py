@@ -50,6 +50,21 @@ def test_an_exported_net_gives_the_same_probabilities(classifier, tmp_path, form
     assert settings["provenance"] == {"digest": "d"}
 
 
+@pytest.mark.parametrize("scaling", ["caffe", "torch", ((100, 90, 80), (50, 40, 30)), "unit", "none"])
+def test_the_scaling_of_a_net_is_exported_with_it(tmp_path, scaling):
+    pytest.importorskip("onnxruntime")
+    spec = ldl.BackboneSpec(name="s", build=patches, scaling=scaling, native_size=32, min_size=32)
+    keras.utils.set_random_seed(0)
+    one = ldl.Classifier(ldl.models.build_model(spec, 32, 2), ("a", "b"), Pipeline.default(32))
+    np.testing.assert_allclose(
+        probabilities(ldl.load_classifier(one.export(tmp_path / "n.onnx"))), probabilities(one), atol=1e-4
+    )
+
+
+def patches(inputs, weights):
+    return keras.layers.Conv2D(4, 8, strides=8)(inputs)
+
+
 def test_a_net_that_differs_is_not_written(classifier, tmp_path, monkeypatch):
     pytest.importorskip("onnxruntime")
     runner = exported._runner

@@ -218,11 +218,13 @@ def scale(inputs: Any, scaling: Scaling) -> Any:
     from keras import layers, ops
 
     settings = {"dtype": "float32", "name": "scaling"}
-    if scaling == "caffe":
-        return layers.Normalization(mean=_IMAGENET_MEAN_BGR, variance=(1.0,) * 3, **settings)(ops.flip(inputs, axis=-1))
+    if scaling == "caffe":  # Normalization holds its numbers as tensors, which an ONNX file would ask for as inputs
+        offsets = [-value for value in _IMAGENET_MEAN_BGR]
+        return layers.Rescaling(1.0, offsets, **settings)(ops.flip(inputs, axis=-1))
     if scaling == "torch" or isinstance(scaling, tuple):
         mean, std = IMAGENET if scaling == "torch" else scaling
-        return layers.Normalization(mean=mean, variance=[value**2 for value in std], **settings)(inputs)
+        pairs = [*zip(mean, std, strict=True)]
+        return layers.Rescaling([1 / s for _, s in pairs], [-m / s for m, s in pairs], **settings)(inputs)
     if scaling == "tf":
         return layers.Rescaling(1 / 127.5, offset=-1.0, **settings)(inputs)
     return layers.Rescaling(1 / 255.0, **settings)(inputs) if scaling == "unit" else inputs

@@ -64,6 +64,10 @@ def export_net(net: Any, settings: dict[str, Any], path: str | Path, form: str |
         except ImportError as error:
             hint = f"Export as {form} needs {error.name or package}: pip install 'leukemia-dl[export]'"
             raise SettingsError(f"{hint} ({error}).") from error
+        except Exception as error:  # converters raise anything
+            raise DataError(
+                f"As {form} this net cannot be exported and run: {type(error).__name__}: {error}"
+            ) from error
         difference = float(np.abs(found - expected).max())
         if not difference <= _MOST_DIFFERENCE:
             raise DataError(
