@@ -9,6 +9,7 @@ Nets have random weights and three classes, at their native size. "Keras" is `mo
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import tempfile
 import time
@@ -20,7 +21,7 @@ import numpy as np
 import pandas as pd
 
 import leukemia_dl as ldl
-from leukemia_dl.models.exported import FORMS, read_exported
+from leukemia_dl.models.exported import FORMS, read_exported, settings_file
 
 NETS = "cnn,vgg16,resnet50,inception_v3,xception"
 
@@ -59,8 +60,8 @@ def main() -> None:
             differences = {}
             for form, (ending, *_) in FORMS.items():
                 path = classifier.export(Path(folder) / f"net{ending}", form)
-                exported, settings = read_exported(path)
-                calls[form], differences[form] = exported.run, settings["largest_difference"]
+                calls[form] = read_exported(path)[0].run
+                differences[form] = json.loads(settings_file(path).read_text())["largest_difference"]
             for batch in (1, 32):
                 size = spec.native_size
                 images = np.random.default_rng(1).integers(0, 256, (batch, size, size, 3)).astype(np.float32)

@@ -26,6 +26,7 @@ PUBLIC = {
     ),
     "leukemia_dl.benchmark": (
         "Benchmark", "ProcessExecutor", "RayExecutor", "Record", "SerialExecutor", "Store", "SubmitExecutor", "Trial",
+        "load_classifier",
     ),
     "leukemia_dl.datasets": (
         "PROTOCOLS", "Dataset", "DatasetInfo", "DatasetSource", "PixelStore", "Split", "cache_dir", "dataset_table",

@@ -17,7 +17,6 @@ checks, plugins -> errors
 preprocess -> helpers
 datasets   -> helpers, preprocess
 models     -> helpers, preprocess
-loading    -> checks, errors, models, benchmark
 training   -> helpers, preprocess, datasets, models
 evaluation -> errors, checks, identity, text
 benchmark  -> helpers, preprocess, datasets, models, training, evaluation

@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from leukemia_dl.benchmark import Benchmark
+    from leukemia_dl.benchmark import Benchmark, load_classifier
     from leukemia_dl.datasets import (  # isort: skip
         Dataset, DatasetInfo, DatasetSource, PixelStore, Split, dataset_table, list_datasets, make_splits,
     )  # fmt: skip
     from leukemia_dl.evaluation import compare, evaluate, inflation, leaderboard, published_results, score
-    from leukemia_dl.loading import load_classifier
     from leukemia_dl.models import (  # isort: skip
         BackboneSpec, Classifier, Embeddings, EncoderSpec, Ensemble, backbone_table, get_backbone, list_backbones,
         register_backbone,
@@ -31,7 +30,7 @@ __all__ = [
     "score",
 ]  # fmt: skip
 # In the order of their imports; `plugin_problems` needs the registries of datasets and models.
-_PACKAGES = ("preprocess", "datasets", "models", "loading", "plugins", "training", "evaluation", "benchmark")
+_PACKAGES = ("preprocess", "datasets", "models", "plugins", "training", "evaluation", "benchmark")
 _SUBPACKAGES = ("errors", "evaluation", "preprocess", "reporting")  # `leukemia_dl.errors` needs no import
 
 

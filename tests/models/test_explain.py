@@ -68,10 +68,13 @@ def test_the_planted_cue_is_found_in_95_of_100_images(classifier, method):
         assert found.checks["random_weights"].median() < 0.7
 
 
-def test_a_method_that_ignores_the_weights_is_found_out(classifier, monkeypatch):
+def test_a_method_that_ignores_the_weights_is_found_out(classifier, monkeypatch, caplog):
+    classifier.explain(marked(4, 2)[0])
+    assert caplog.text == ""
     edges = lambda model, images, targets, _: explain._scaled(images.astype(float).std(axis=-1))  # noqa: E731
     monkeypatch.setitem(explain._METHODS, "gradcam", edges)
     assert classifier.explain(marked(4, 2)[0]).checks["random_weights"].min() == pytest.approx(1)
+    assert "These maps hardly depend on what the net has learned: 1.00" in caplog.text
 
 
 def test_a_gradient_is_the_slope_of_the_output(classifier):
@@ -112,6 +115,8 @@ def test_what_cannot_be_explained_says_so(classifier, tmp_path, write_image):
         classifier.explain(marked(1, 0)[0], "shap")
     with pytest.raises(SettingsError, match="classes must be 2 of plain, marked"):
         classifier.explain(marked(2, 0)[0], classes=["plain", "other"])
+    with pytest.raises(SettingsError, match="There are no images to explain"):
+        classifier.explain([])
     (tmp_path / "no.png").write_bytes(b"no image")
     with pytest.raises(ImageError):
         classifier.explain(tmp_path / "no.png")

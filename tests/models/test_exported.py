@@ -74,6 +74,32 @@ def test_a_net_that_differs_is_not_written(classifier, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_net_whose_probabilities_are_0_and_1_is_compared_by_its_logits(classifier, tmp_path, monkeypatch):
+    pytest.importorskip("onnxruntime")
+    inputs = keras.Input((32, 32, 3))
+    sure = keras.layers.Dense(2, kernel_initializer="zeros", bias_initializer=lambda *_, **__: np.array([60.0, 0.0]))
+    net = keras.Model(inputs, sure(keras.layers.GlobalAveragePooling2D()(inputs)))
+    one = ldl.Classifier(net, ("a", "b"), Pipeline.default(32))
+    assert one.predict(PIXELS)["probability_a"].min() == 1
+    runner = exported._runner
+    # Another logit, which changes no probability by more than 1e-20.
+    monkeypatch.setattr(exported, "_runner", lambda *given: lambda images: runner(*given)(images) * [1, 50])
+    with pytest.raises(DataError, match="or in logits"):
+        one.export(tmp_path / "net.onnx")
+    monkeypatch.setattr(exported, "_runner", runner)
+    assert one.export(tmp_path / "net.onnx").is_file()
+
+
+def test_a_folder_of_other_files_is_not_written_into(classifier, tmp_path):
+    (tmp_path / "runs").mkdir()
+    with pytest.raises(SettingsError, match="is there and is no SavedModel"):
+        classifier.export(tmp_path / "runs")
+    # A folder beside settings of its name is no exported net either.
+    (tmp_path / "runs.json").write_text("{}")
+    with pytest.raises(DataError, match="There is no model"):
+        ldl.load_classifier(tmp_path / "runs")
+
+
 def test_the_command_exports_and_predicts_without_tensorflow(classifier, tmp_path, write_image):
     pytest.importorskip("onnxruntime")
     classifier.save(tmp_path / "model.keras")
@@ -105,7 +131,15 @@ def test_another_ending_or_a_missing_package_is_named(classifier, tmp_path, monk
         classifier.export(tmp_path / "net.onnx")
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"image_size": 32}', '{"image_size": "x", "class_names": 3}'])
+ODD = ["{", "[]", '{"image_size": 32}', '{"image_size": "x", "class_names": 3}']
+ODD += [
+    '{"image_size": 32, "class_names": ["a", "b"], "temperature": "1", "pipeline": {"steps": []}, "provenance": {}}'
+]
+ODD += ['{"image_size": 32, "class_names": ["a", "b"], "temperature": 1, "pipeline": 7, "provenance": {}}']
+ODD += ['{"image_size": 32, "class_names": ["a", "b"], "temperature": 1, "pipeline": {"steps": []}, "provenance": 7}']
+
+
+@pytest.mark.parametrize("content", ODD)
 def test_damaged_settings_are_one_error(tmp_path, content):
     (tmp_path / "net.onnx").write_bytes(b"x")
     (tmp_path / "net.onnx.json").write_text(content)

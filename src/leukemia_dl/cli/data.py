@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from typing import Literal
 
 import typer
 from typer import Argument, Option
@@ -97,14 +98,14 @@ def predict(
 def explain(
     model: Path = Argument(help="A model.keras, or the folder of a trial in a store."),
     images: list[Path] = Argument(help="Image files, or folders of images."),
-    method: str = Option("gradcam", help="gradcam, integrated_gradients or occlusion."),
+    method: Literal["gradcam", "integrated_gradients", "occlusion"] = Option("gradcam", help="How maps are made."),
     output: Path = Option(Path("explanation.png"), help="The picture to write."),
 ) -> None:
     """Draw the pixels that the predictions of images depend on, and print the checks of each map."""
     from leukemia_dl.models.classifier import read_classifier
     from leukemia_dl.reporting import plot_explanations, plots
 
-    found = read_classifier(model).explain(images, method)  # type: ignore[arg-type]
+    found = read_classifier(model).explain(images, method)
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_bytes(plots.image_of(plot_explanations(found, method.replace("_", " "))))
     options.print_table(found.checks, dict.fromkeys(found.checks.columns.drop("class"), ".3f"))

@@ -19,7 +19,7 @@ def few_shot(dataset: Dataset, split: Split, shots: int, seed: int) -> Split:
     """
     table, classes, unit = dataset.table, len(dataset.class_names), "patients" if dataset.has_subjects else "images"
     names = table["group" if dataset.has_subjects else "sample"].iloc[split.train]
-    units = pd.factorize(names, sort=True)[0]  # whatever the order of rows
+    units = pd.factorize(names, sort=True)[0]  # the order of rows does not count
     counts, codes = count_images(dataset.labels[split.train], units, classes)
     order = identity.generator(seed, "shots", split.digest).permutation(len(counts))
     of_class = [order[counts[order].argmax(axis=1) == code][:shots] for code in range(classes)]

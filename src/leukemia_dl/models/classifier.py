@@ -151,7 +151,8 @@ class Classifier:
             ImageError: If a file cannot be read.
         """
         choice("method", method, get_args(Method))
-        read = [self._read(source) for source in _sources(images)[2]]
+        if not (read := [self._read(source) for source in _sources(images)[2]]):
+            raise SettingsError("There are no images to explain.")
         if failed := [error for *_, error in read if error]:
             raise ImageError(failed[0])
         pixels = np.stack([image for image, *_ in read])
@@ -249,9 +250,7 @@ def read_classifier(path: str | Path) -> Classifier:
         BackendError: If Keras has no backend here.
     """
     if is_exported(path := Path(path).expanduser()):
-        net, settings = read_exported(path)
-        parts: Any = (Pipeline.from_dict(settings["pipeline"]), settings["provenance"], net.temperature)
-        return Classifier(net, tuple(settings["class_names"]), *parts)
+        return Classifier(*read_exported(path))
     with silence_startup():
         import keras
 

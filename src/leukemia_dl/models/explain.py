@@ -1,5 +1,6 @@
 """Maps of the pixels that a prediction depends on, with checks of each map; see docs/guides/use.md."""
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -17,9 +18,9 @@ from leukemia_dl.preprocess.foreground import foreground_mask
 
 Floats = NDArray[np.float64]
 Method = Literal["gradcam", "occlusion", "integrated_gradients"]
-Maps = Callable[[Any, NDArray[np.uint8], NDArray[np.int64]], Floats]
 _STEPS, _PATCHES, _BATCH, _SHARES = 32, 8, 32, 10
-_SAME = 0.7  # rank correlation with the map of random weights from which on a map is hardly about the weights
+_SAME = 0.95  # rank correlation with maps of random weights from which on a method ignores the weights
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,6 +55,8 @@ def explain(
         inside=(maps * masks).sum(axis=(1, 2)) / np.maximum(maps.sum(axis=(1, 2)), 1e-12),
         random_weights=_at_random_weights(model, images, targets, method, maps, masks),
     )
+    if (same := checks["random_weights"].median()) >= _SAME:
+        _log.warning("These maps hardly depend on what the net has learned: %.2f of those at random weights", same)
     for name, removed in (("deletion", True), ("insertion", False)):
         checks[name] = _curve_area(images, maps, targets, probabilities, removed)
     return Explanation(images, maps, checks)

@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from leukemia_dl.atomic import write_file
-from leukemia_dl.checks import choice
-from leukemia_dl.errors import DataError, SettingsError
+from leukemia_dl.checks import choice, real_number
+from leukemia_dl.errors import DataError, SettingsError, UnknownNameError
+from leukemia_dl.preprocess import Pipeline
 
 Floats = NDArray[np.float32]
 # Of each form the ending of its file ("" for a folder), Keras's name of it, and the package that runs it.
@@ -24,7 +25,7 @@ FORMS = {
     "litert": (".tflite", "litert", "ai_edge_litert"),
     "saved_model": ("", "tf_saved_model", "tensorflow"),
 }
-_NOISE, _MOST_DIFFERENCE, _MOST_TEXT = 64, 1e-4, 1 << 23
+_NOISE, _MOST_DIFFERENCE, _MOST_LOGIT, _MOST_TEXT = 64, 1e-4, 1e-3, 1 << 23
 _log = logging.getLogger(__name__)
 
 
@@ -52,15 +53,19 @@ def export_net(net: Any, settings: dict[str, Any], path: str | Path, form: str |
     ending, name, package = FORMS[form]
     if path.suffix != ending:
         raise SettingsError(f"A net as {form} is {ending or 'a folder without an ending'}. Received: {str(path)!r}.")
+    if path.is_dir() and not (path / "saved_model.pb").is_file():
+        raise SettingsError(f"The folder {path} is there and is no SavedModel: choose another name.")
     size = int(net.input_shape[1])
     noise = np.random.default_rng(0).integers(0, 256, (_NOISE, size, size, 3)).astype(np.float32)
+    noise *= np.linspace(0, 1, _NOISE, dtype=np.float32)[:, None, None, None]  # from black to full contrast
     expected = np.concatenate([np.asarray(net.predict_on_batch(part)) for part in np.split(noise, 4)])
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / path.name
         try:
             net(noise[:1])  # Keras exports no net that was never called
             net.export(str(file), format=name, verbose=False)
-            found = np.concatenate([_runner(file, form)(part) for part in np.split(noise, 4)])
+            run = _runner(file, form)
+            found = np.concatenate([run(part) for part in np.split(noise, 4)])
         except ImportError as error:
             hint = f"Export as {form} needs {error.name or package}: pip install 'leukemia-dl[export]'"
             raise SettingsError(f"{hint} ({error}).") from error
@@ -69,10 +74,13 @@ def export_net(net: Any, settings: dict[str, Any], path: str | Path, form: str |
                 f"As {form} this net cannot be exported and run: {type(error).__name__}: {error}"
             ) from error
         difference = float(np.abs(found - expected).max())
-        if not difference <= _MOST_DIFFERENCE:
+        # Probabilities of 0 and 1 are equal whatever the logits are, of which the logarithms still differ.
+        logits, others = (np.log(np.maximum(values, np.finfo(np.float32).tiny)) for values in (expected, found))
+        apart = (np.abs(logits - others) > _MOST_LOGIT * (1 + np.abs(logits))).any()
+        if apart or not difference <= _MOST_DIFFERENCE:
             raise DataError(
                 f"Exported and trained net differ by {difference:.2g} in a probability, of {_NOISE} images "
-                f"of noise; at most {_MOST_DIFFERENCE:g} is allowed. Nothing was written."
+                f"of noise, or in logits; at most {_MOST_DIFFERENCE:g} is allowed. Nothing was written."
             )
         settings |= {"form": form, "image_size": size, "largest_difference": difference}
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -90,24 +98,32 @@ def settings_file(path: Path) -> Path:
 
 
 def is_exported(path: Path) -> bool:
-    """Return whether a path is that of an exported net, by its settings beside it."""
-    return path.suffix != ".keras" and settings_file(path).is_file()
+    """Return whether a path is that of an exported net, by its ending or content and the settings beside it."""
+    known = path.suffix in [ending for ending, *_ in FORMS.values() if ending] or (path / "saved_model.pb").is_file()
+    return known and settings_file(path).is_file()
 
 
-def read_exported(path: Path) -> tuple[ExportedNet, dict[str, Any]]:
-    """Return an exported net and its settings. Raises DataError if it cannot be read."""
+def read_exported(path: Path) -> tuple[ExportedNet, tuple[str, ...], Pipeline, dict[str, Any], float]:
+    """Return an exported net, its classes, pipeline, provenance and temperature. Raises DataError if they are damaged.
+
+    TensorFlow runs what a SavedModel holds, which may read and write files: it must come from a source that you trust.
+    """
     try:
         if settings_file(path).stat().st_size > _MOST_TEXT:
             raise ValueError("its settings have an implausible size")
         settings = json.loads(settings_file(path).read_text("utf-8"))
-        size, classes = int(settings["image_size"]), len(settings["class_names"])
-        form, temperature = choice("form", settings["form"], list(FORMS)), float(settings["temperature"])
-        run = _runner(path, form)
-    except ImportError as error:
+        size, names = int(settings["image_size"]), tuple(map(str, settings["class_names"]))
+        temperature = real_number("temperature", settings["temperature"], 0.01, 100)
+        pipeline, provenance = Pipeline.from_dict(settings["pipeline"]), dict(settings["provenance"])
+        run = _runner(path, choice("form", settings["form"], list(FORMS)))
+        net = ExportedNet(run, (None, size, size, 3), (None, len(names)), temperature)
+    except (ImportError, UnknownNameError) as error:
+        if isinstance(error, UnknownNameError):  # a preprocessing step whose module is not imported
+            raise
         raise SettingsError(f"{path.name} needs {error.name}: pip install 'leukemia-dl[export]'.") from error
     except Exception as error:  # damaged files raise errors of many kinds
         raise DataError(f"{path} is damaged or was not exported by leukemia_dl: {error}") from error
-    return ExportedNet(run, (None, size, size, 3), (None, classes), temperature), settings
+    return net, names, pipeline, provenance, temperature
 
 
 def _runner(path: Path, form: str) -> Callable[[Floats], Floats]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import pandas as pd
 
 from leukemia_dl.checks import choice
 from leukemia_dl.errors import DataError, SettingsError
 from leukemia_dl.evaluation.probe import feature_values
+from leukemia_dl.models import Explanation
 from leukemia_dl.reporting.plots import BASELINE_COLOUR, add_legend, finished, label_axes, looks_of, new_figure
 from leukemia_dl.text import counted
 
@@ -68,7 +69,7 @@ def plot_features(
     return finished(figure, title, f"{counted(len(x), 'image')}, colours: {colour}")
 
 
-def plot_explanations(explanation: Any, title: str = "", columns: int = 4) -> Figure:
+def plot_explanations(explanation: Explanation, title: str = "", columns: int = 4) -> Figure:
     """Return the images of a `Classifier.explain` with their maps: dark where a pixel does not count.
 
     Above each stand its class with the probability, and the share of the map on the cell.
