@@ -54,6 +54,7 @@ def test_the_planted_cue_is_found_in_95_of_100_images(classifier, method):
     images, places = images[1::2], places[1::2]
     found = classifier.explain(images, method)
     assert found.checks["class"].eq("marked").all()
+    assert found.checks["image"].tolist() == list(range(30))
     assert found.maps.shape == (30, SIZE, SIZE)
     assert found.maps.min() >= 0
     assert found.maps.max() == pytest.approx(1)

@@ -122,8 +122,10 @@ def test_the_command_exports_and_predicts_without_tensorflow(classifier, tmp_pat
 
 
 def test_another_ending_or_a_missing_package_is_named(classifier, tmp_path, monkeypatch):
-    with pytest.raises(SettingsError, match="form must be one of 'onnx', 'openvino', 'litert', 'saved_model'"):
+    with pytest.raises(SettingsError, match=r"ends in \.onnx, \.xml, \.tflite, or in nothing .* Received: 'net\.h5'"):
         classifier.export(tmp_path / "net.h5")
+    with pytest.raises(SettingsError, match="form must be one of 'onnx', 'openvino', 'litert', 'saved_model'"):
+        classifier.export(tmp_path / "net.onnx", "torch")
     with pytest.raises(SettingsError, match=r"A net as onnx is \.onnx\. Received: .*net\.xml"):
         classifier.export(tmp_path / "net.xml", "onnx")
     monkeypatch.setitem(sys.modules, "onnxruntime", None)

@@ -108,7 +108,7 @@ def explain(
     found = read_classifier(model).explain(images, method)
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_bytes(plots.image_of(plot_explanations(found, method.replace("_", " "))))
-    options.print_table(found.checks, dict.fromkeys(found.checks.columns.drop("class"), ".3f"))
+    options.print_table(found.checks, dict.fromkeys(found.checks.columns.drop(["path", "class"]), ".3f"))
     typer.echo(f"Picture: {output}. A map says where a prediction comes from, not whether it is right.")
 
 

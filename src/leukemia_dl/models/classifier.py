@@ -151,7 +151,8 @@ class Classifier:
             ImageError: If a file cannot be read.
         """
         choice("method", method, get_args(Method))
-        if not (read := [self._read(source) for source in _sources(images)[2]]):
+        column, sample, sources = _sources(images)
+        if not (read := [self._read(source) for source in sources]):
             raise SettingsError("There are no images to explain.")
         if failed := [error for *_, error in read if error]:
             raise ImageError(failed[0])
@@ -162,7 +163,9 @@ class Classifier:
             if len(classes) != len(pixels) or set(classes) - set(self.class_names):
                 raise SettingsError(f"classes must be {len(pixels)} of {', '.join(self.class_names)}.")
             targets = np.array([self.class_names.index(name) for name in classes])
-        return explain(self.model, pixels, targets, self.class_names, method, predict)
+        found = explain(self.model, pixels, targets, self.class_names, method, predict)
+        found.checks.insert(0, column, sample)
+        return found
 
     def save(self, path: str | Path) -> Path:
         """Write one `.keras` file to `path` in one step, with its folders, and return its path.

@@ -49,6 +49,9 @@ def export_net(net: Any, settings: dict[str, Any], path: str | Path, form: str |
     """Write a Keras net that gives probabilities, see `Classifier.export`."""
     path = Path(path).expanduser()
     endings = {ending: name for name, (ending, *_) in FORMS.items()}
+    if form is None and path.suffix not in endings:
+        allowed = ", ".join(filter(None, endings))
+        raise SettingsError(f"A name ends in {allowed}, or in nothing for a SavedModel. Received: {path.name!r}.")
     form = choice("form", endings.get(path.suffix) if form is None else form, list(FORMS))
     ending, name, package = FORMS[form]
     if path.suffix != ending:
