@@ -70,3 +70,15 @@ def test_a_wrong_name_is_refused(arguments):
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 2
     assert "training" in done.stderr or "required" in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="exports are written on TensorFlow")
+def test_exported_nets_are_timed_beside_keras_and_compared(tmp_path):
+    printed = run("export.py", "--nets", "cnn", "--seconds", "0.1", "--json", str(tmp_path / "export.json"))
+    rows = json.loads((tmp_path / "export.json").read_text())
+    assert {row["form"] for row in rows} == {"Keras", "predict", "onnx", "openvino", "litert", "saved_model"}
+    for row in rows:
+        assert row["images_per_second"] > 0
+        assert (row["difference"] or 0) <= 1e-4
+    assert "saved_model" in printed
