@@ -77,7 +77,7 @@ def export_net(net: Any, settings: dict[str, Any], path: str | Path, form: str |
                 f"As {form} this net cannot be exported and run: {type(error).__name__}: {error}"
             ) from error
         difference = float(np.abs(found - expected).max())
-        # Probabilities of 0 and 1 are equal whatever the logits are, of which the logarithms still differ.
+        # Where probabilities are 0 and 1, different logits show in their logarithms only.
         logits, others = (np.log(np.maximum(values, np.finfo(np.float32).tiny)) for values in (expected, found))
         apart = (np.abs(logits - others) > _MOST_LOGIT * (1 + np.abs(logits))).any()
         if apart or not difference <= _MOST_DIFFERENCE:
