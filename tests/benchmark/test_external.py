@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
+from sklearn.metrics import log_loss
 
 import grids
 import leukemia_dl as ldl
@@ -79,6 +80,7 @@ def test_a_row_per_net_and_baseline_in_the_columns_of_the_results(finished, resu
     own = finished.results()
     assert [name for name in results if name != "test_dataset"] == list(own)
     assert list(results)[list(results).index("test_dataset") - 1] == "dataset"
+    results = results[results["trial"] != ""]
     for name in ("backbone", "tta", "protocol", "fold", "seed", "trial", "n_train", "groups_train", "parameters"):
         pd.testing.assert_series_equal(results[name], own[name])
     assert (results.dtypes[list(own)] == own.dtypes).drop(["leaked_groups", "n_val"]).all()
@@ -206,12 +208,25 @@ def test_the_prediction_frame_is_what_evaluation_takes(finished, predictions, re
         assert found.loc[(name, "accuracy"), "seeds"] == len(rows)
         assert found.loc[(name, "accuracy"), "images"] == len(chosen)
     board = ldl.leaderboard(predictions, results=results, timings=finished.timings()).set_index("backbone")
-    assert set(board.index) == {"tiny", "tiny+tta", "majority", "cell_size", "cell_colour"}
+    assert set(board.index) == {"tiny", "tiny+tta", "tiny (mean of 4 nets)", "majority", "cell_size", "cell_colour"}
     assert board.loc["tiny", "trials"] == 4
     assert not board["flags"].str.contains("incomplete|failed").any()
     pairs = ldl.compare(predictions)
     assert set(pairs["images"]) == {len(chosen)}
     assert (pairs["reason"] == "").all()
+
+
+def test_nets_of_all_folds_and_seeds_are_averaged_too(predictions, results):
+    nets = predictions[predictions["backbone"] == "tiny"]
+    mean = nets.groupby("sample", sort=False)[["probability_hem", "probability_all"]].mean()
+    labels = nets.drop_duplicates("sample")["label"].to_numpy() == "all"
+    (row,) = results[results["backbone"] == "tiny (mean of 4 nets)"].to_dict("records")
+    assert row["accuracy"] == pytest.approx(((mean["probability_all"] > 0.5).to_numpy() == labels).mean())
+    assert row["loss"] == pytest.approx(log_loss(labels, mean["probability_all"]))
+    assert row["n_test"] == len(mean)
+    assert row["status"] == "ok"
+    assert pd.isna(row["fold"])
+    assert row["trial"] == ""
 
 
 def test_images_that_were_trained_on_are_counted_and_said(small, dataset):

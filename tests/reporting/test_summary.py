@@ -195,3 +195,15 @@ def test_a_baseline_that_the_images_do_not_allow_is_not_unfinished(tmp_path):
     assert "Not applicable to these images: cell_size." in text
     assert "Without any finished trial" not in text
     assert "not finished" not in text
+
+
+def test_means_over_nets_are_in_the_leaderboard_without_a_rank(tmp_path):
+    stores.made_up(tmp_path, stores.cells())
+    (summary,) = summaries_of(read_run(tmp_path))
+    means = summary.leaderboard[summary.leaderboard["kind"] == "ensemble"]
+    assert len(means)
+    assert means["rank"].isna().all()
+    assert set(means["backbone"]) <= set(summary.intervals["backbone"])
+    assert not (summary.predictions["kind"] == "ensemble").any()
+    page = write(tmp_path, dataset=stores.cells())
+    assert means["backbone"].iloc[-1] in page.text

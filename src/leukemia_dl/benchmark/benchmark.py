@@ -213,7 +213,8 @@ class Benchmark:
         """Return the prediction frame of all trained nets, and baselines, on `other`, a data set from elsewhere.
 
         `label_map` leads from its labels to classes of this one, or to None to leave them out. The net of every fold
-        predicts every image, and the column `repeat` says so. Progress is shown if `show_progress`.
+        predicts every image, and the column `repeat` says so. Rows of kind "ensemble" are means over the nets of a
+        backbone, and over all nets. Progress is shown if `show_progress`.
 
         Raises:
             DataError, StoreError, ImageError: For a label that is no class; a store without trials; a damaged image.
@@ -222,26 +223,18 @@ class Benchmark:
         found = list(test.records())
         for record in (record for record in found if record.status == "failed"):
             _log.warning("%s is left out: %s", record.trial.folder, record.error)
-        frame = records.prediction_frame(found, test.other.class_names, test.other.table)
-        if len(frame):
-            # Evaluation takes the folds of one seed as predictions of different images. Here they are of the same ones.
-            place = list(frame).index("seed") + 1
-            frame.insert(place, "repeat", frame["fold"])
-            frame.insert(place + 1, "test_dataset", other.info.name)
-        return frame
+        return test.predictions(found)
 
     def evaluate_on(self, other: Dataset, label_map: Labels | None = None, show_progress: bool = True) -> pd.DataFrame:
         """Return the result frame of `other`; `label_map`, `show_progress` and errors as for `predict_on`.
 
         Baselines are fitted again, on each training side. Columns that are not known of another data set are NA.
         `leaked_files` counts the images that are, byte for byte, on the train side; `flags` says so, and whether
-        patients are unknown and images differ. A net that is not in the store is a row with status "failed".
+        patients are unknown and images differ. A net that is not in the store is a row with status "failed". The
+        last rows are of means over the nets of a backbone, and over all nets.
         """
-        frame = records.result_frame(ExternalTest(self.planned, self.store, other, label_map, show_progress).records())
-        frame.insert(list(frame).index("dataset") + 1, "test_dataset", other.info.name)
-        # Only of a trial that failed in the benchmark there is a file.
-        frame["traceback"] = [path if (self.store.root / path).is_file() else "" for path in frame["traceback"]]
-        return frame
+        test = ExternalTest(self.planned, self.store, other, label_map, show_progress)
+        return test.results(list(test.records()))
 
     def stored(self) -> StoredRun:
         """Return this benchmark as reports read it: its settings, grid and samples, and the records in its store."""

@@ -9,6 +9,7 @@ from functools import cache, cached_property
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from leukemia_dl import errors
 from leukemia_dl.benchmark import records
@@ -19,6 +20,8 @@ from leukemia_dl.benchmark.store import Store
 from leukemia_dl.benchmark.trial_runner import appearances_of, read_images
 from leukemia_dl.datasets import Dataset, Split
 from leukemia_dl.datasets.splits import CONTENT_DISJOINT, TEST_IS_NOT_VAL
+from leukemia_dl.evaluation import ensembles, score
+from leukemia_dl.evaluation.predictions import arrays_of
 from leukemia_dl.models.classifier import logits_over_symmetries, predict_logits, read_classifier, softmax
 from leukemia_dl.preprocess import Pipeline
 from leukemia_dl.preprocess.foreground import differences, summary
@@ -68,6 +71,34 @@ class ExternalTest:
             except Exception as error:
                 record = records.failed_record(replace(record, metrics={}, metrics_tta={}), error, 0.0, here=False)
             yield record
+
+    def predictions(self, found: list[Record]) -> pd.DataFrame:
+        """Return the prediction frame of records and of the means over their nets."""
+        frame = records.prediction_frame(found, self.other.class_names, self.other.table)
+        if frame.empty:
+            return frame
+        # Evaluation takes the folds of one seed as predictions of different images. Here they are of the same ones.
+        place = list(frame).index("seed") + 1
+        frame.insert(place, "repeat", frame["fold"])
+        frame.insert(place + 1, "test_dataset", self.other.info.name)
+        parts = [part for _, part in frame.groupby("protocol", sort=False)]
+        return pd.concat([frame, *map(ensembles, parts)], ignore_index=True)
+
+    def results(self, found: list[Record]) -> pd.DataFrame:
+        """Return the result frame of records and of the means over their nets."""
+        frame, predicted = records.result_frame(found), self.predictions(found)
+        frame.insert(list(frame).index("dataset") + 1, "test_dataset", self.other.info.name)
+        # Only of a trial that failed in the benchmark there is a file.
+        frame["traceback"] = [path if (self.store.root / path).is_file() else "" for path in frame["traceback"]]
+        means = predicted[predicted["kind"] == "ensemble"] if len(predicted) else predicted
+        rows = list[dict[str, Any]]()
+        for (protocol, name), own in means.groupby(["protocol", "backbone"], sort=False) if len(means) else ():
+            nets = frame[(frame["protocol"] == protocol) & frame["epochs"].notna()]
+            common = nets.loc[:, nets.nunique(dropna=False) == 1].drop(columns=[*records.CALIBRATED], errors="ignore")
+            rows.append({**common.iloc[0], "backbone": name, "trial": "", **score(*arrays_of(own))})
+        if not rows:
+            return frame
+        return pd.concat([frame, pd.DataFrame(rows).astype(frame.dtypes[[*rows[0]]])], ignore_index=True)
 
     def _stored(self, planned: PlannedTrial) -> Record | None:
         try:

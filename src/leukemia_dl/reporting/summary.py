@@ -10,7 +10,7 @@ import pandas as pd
 from leukemia_dl.benchmark.run_files import StoredRun
 from leukemia_dl.datasets.splits import GROUP_DISJOINT
 from leukemia_dl.errors import DataError, LeukemiaDLError, UnknownNameError
-from leukemia_dl.evaluation import compare, error_list, evaluate, inflation, leaderboard
+from leukemia_dl.evaluation import compare, ensembles, error_list, evaluate, inflation, leaderboard
 from leukemia_dl.text import counted, listed
 
 _Row = Mapping[Any, Any]
@@ -116,10 +116,11 @@ def _summary(run: StoredRun, predictions: pd.DataFrame, protocol: str) -> Protoc
     try:
         if not problem:
             timings = run.timings[run.timings["trial"].isin(results["trial"])]
-            board = leaderboard(part, metric, results=results, timings=timings)
+            joined = pd.concat([part, ensembles(part)], ignore_index=True)
+            board = leaderboard(joined, metric, results=results, timings=timings)
             shown = list(dict.fromkeys([*_METRICS, metric]))
-            intervals = evaluate(part, metrics=shown).assign(protocol=protocol)
-            pairs = compare(part, metric) if len(board) > 1 else pairs
+            intervals = evaluate(joined, metrics=shown).assign(protocol=protocol)
+            pairs = compare(joined, metric) if len(board) > 1 else pairs
             classes = evaluate(part, by="class") if len(run.class_names) > 2 else classes
             if board["unit"].eq("group").all():
                 with contextlib.suppress(DataError):  # all patients have images of several classes
