@@ -12,7 +12,7 @@ WORKERS ?= 2
 # each promise in `make test`.
 OTHER_BACKEND = tests/test_benchmarks.py tests/test_other_backend.py tests/models/test_saved_elsewhere.py tests/testing/test_checks.py \
 	tests/training/test_augmentation.py tests/training/test_loop.py tests/models/test_any_net.py \
-	tests/training/test_cache.py tests/training/test_optimizer.py
+	tests/training/test_cache.py tests/training/test_optimizer.py tests/models/test_explain.py
 CACHE = tests/training/test_cache.py::test
 LOOP = tests/training/test_loop.py::test
 OTHER_BACKEND_SHORT = tests/test_other_backend.py tests/models/test_saved_elsewhere.py tests/training/test_optimizer.py \

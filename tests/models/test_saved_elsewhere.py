@@ -1,6 +1,6 @@
-"""A classifier that was saved on TensorFlow loads on every backend, and says the same.
+"""A classifier that was saved on TensorFlow loads on every backend, and says and explains the same.
 
-The file was written by `python tests/models/test_saved_elsewhere.py`: a net of one convolution with random weights.
+The files were written by `python tests/models/test_saved_elsewhere.py`: a net of one convolution with random weights.
 """
 
 import json
@@ -15,7 +15,8 @@ from leukemia_dl.models import Head, build_model
 keras = pytest.importorskip("keras")
 FILE = Path(__file__).with_name("saved_on_tensorflow.keras")
 IMAGES = np.random.default_rng(0).integers(0, 256, (4, 20, 20, 3), dtype=np.uint8)
-EXPECTED = FILE.with_suffix(".json")
+EXPECTED, MAPS = FILE.with_suffix(".json"), FILE.with_suffix(".npz")
+METHODS = ("gradcam", "integrated_gradients", "occlusion")
 
 
 def build(inputs, weights):
@@ -37,6 +38,15 @@ def test_it_loads_on_any_backend_and_says_the_same():
         np.testing.assert_allclose(frame["probability_all"], said[f"calibrated={calibrated}"], atol=1e-5)
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_its_maps_are_the_same_on_any_backend(method):
+    explained = ldl.load_classifier(FILE).explain(IMAGES, method)
+    with np.load(MAPS) as maps:
+        expected = maps[method]
+    assert expected.max() == 1
+    np.testing.assert_allclose(explained.maps, expected, atol=1e-3)
+
+
 def write() -> None:
     keras.utils.set_random_seed(0)
     spec = ldl.BackboneSpec(name="one", build=build, scaling="caffe", native_size=16, min_size=16)
@@ -49,6 +59,12 @@ def write() -> None:
         for value in (True, False)
     }
     EXPECTED.write_text(json.dumps(said, indent=1) + "\n")
+    write_maps()
+
+
+def write_maps() -> None:
+    classifier = ldl.load_classifier(FILE)
+    np.savez_compressed(MAPS, **{name: classifier.explain(IMAGES, name).maps.astype(np.float32) for name in METHODS})
 
 
 if __name__ == "__main__":

@@ -32,8 +32,8 @@ class Explanation:
         maps: How much each pixel counts for the class, float64 (n, size, size), from 0 to 1 in each image.
         checks: A row per image: its name as in `Classifier.predict`, `class` (the explained one), `probability`,
             `inside` (the share of the map that lies on the cell), `random_weights` (rank correlation, on the cell, with
-            the map of the net at random weights), and `deletion` and `insertion`, mean probabilities while the most
-            important pixels are removed, or added, first.
+            the map of the net at random weights, 0 if that is flat), and `deletion` and `insertion`, mean probabilities
+            while the most important pixels are removed, or added, first.
     """
 
     images: NDArray[np.uint8]
@@ -152,10 +152,18 @@ def _at_random_weights(
 
     if method == "occlusion":  # which is a difference of predictions
         return np.full(len(images), np.nan)
-    keras.utils.set_random_seed(0)
-    others = _METHODS[method](keras.models.clone_model(model), images, targets, None)
-    pairs = [(one[mask], other[mask]) for one, other, mask in zip(maps, others, masks, strict=True)]
-    return np.array([spearmanr(*pair).statistic if np.ptp(pair, axis=1).all() else np.nan for pair in pairs])
+    random, net = generator(0, "weights"), keras.models.clone_model(model)
+    # Those that the training began with might be like the trained ones.
+    for variable, trained in zip(net.variables, model.variables, strict=True):
+        value = np.asarray(keras.ops.convert_to_numpy(trained))
+        variable.assign(random.normal(0, value.std(), value.shape) if value.ndim > 1 else value)
+    others = _METHODS[method](net, images, targets, None)
+    found = []
+    for one, other, mask in zip(maps, others, masks, strict=True):
+        pair = one[mask], other[mask]
+        empty, flat = (values.size == 0 or np.ptp(values) == 0 for values in pair)
+        found.append(np.nan if empty else 0.0 if flat else spearmanr(*pair).statistic)
+    return np.array(found)
 
 
 def _curve_area(
