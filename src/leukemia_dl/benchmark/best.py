@@ -15,7 +15,7 @@ from leukemia_dl.errors import DataError
 from leukemia_dl.evaluation import evaluate, leaderboard
 from leukemia_dl.evaluation.metrics import metric as find_metric
 from leukemia_dl.models import Classifier, Ensemble
-from leukemia_dl.models.classifier import read_classifier
+from leukemia_dl.models.reading import read_classifier
 from leukemia_dl.text import listed
 
 _log = logging.getLogger(__name__)

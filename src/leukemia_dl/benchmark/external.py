@@ -22,7 +22,8 @@ from leukemia_dl.datasets import Dataset, Split
 from leukemia_dl.datasets.splits import CONTENT_DISJOINT, TEST_IS_NOT_VAL
 from leukemia_dl.evaluation import ensembles, score
 from leukemia_dl.evaluation.predictions import arrays_of
-from leukemia_dl.models.classifier import logits_over_symmetries, predict_logits, read_classifier, softmax
+from leukemia_dl.models.classifier import logits_over_symmetries, predict_logits, softmax
+from leukemia_dl.models.reading import read_classifier
 from leukemia_dl.preprocess import Pipeline
 from leukemia_dl.preprocess.foreground import differences, summary
 from leukemia_dl.progress import track

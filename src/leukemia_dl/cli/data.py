@@ -78,8 +78,8 @@ def predict(
     The exit status is 1 if a file cannot be read; the column error says why. For research use only: nothing here is a
     diagnosis.
     """
-    from leukemia_dl.models.classifier import read_classifier
     from leukemia_dl.models.exported import is_exported
+    from leukemia_dl.models.reading import read_classifier
 
     if not is_exported(model.expanduser()):  # which needs no Keras
         from leukemia_dl.training.backends import ComputeConfig, prepare
@@ -102,7 +102,7 @@ def explain(
     output: Path = Option(Path("explanation.png"), help="The picture to write."),
 ) -> None:
     """Draw the pixels that the predictions of images depend on, and print the checks of each map."""
-    from leukemia_dl.models.classifier import read_classifier
+    from leukemia_dl.models.reading import read_classifier
     from leukemia_dl.reporting import plot_explanations, plots
 
     found = read_classifier(model).explain(images, method)
@@ -118,8 +118,8 @@ def export(
     to: str | None = Option(None, help="onnx, openvino, litert or saved_model.", show_default="by the ending"),
 ) -> None:
     """Write a trained net for programs without Keras, and compare its probabilities with the original's."""
-    from leukemia_dl.models.classifier import read_classifier
     from leukemia_dl.models.exported import settings_file
+    from leukemia_dl.models.reading import read_classifier
 
     written = read_classifier(model).export(output, to)
     typer.echo(f"Exported: {written}\nSettings: {settings_file(written)}")

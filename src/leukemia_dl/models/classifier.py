@@ -1,7 +1,4 @@
-"""A trained model in use: images or files in, a DataFrame of probabilities out; saved as one `.keras` file.
-
-Of an untrusted file, sizes are bounded before anything is unpacked, built or allocated.
-"""
+"""A trained model in use: images or files in, a DataFrame of probabilities out; saved as one `.keras` file."""
 
 import json
 import logging
@@ -9,8 +6,7 @@ import os
 import tempfile
 import zipfile
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, get_args
@@ -21,23 +17,20 @@ from numpy.typing import NDArray
 
 from leukemia_dl.atomic import write_file
 from leukemia_dl.checks import choice, real_number, whole_number
-from leukemia_dl.errors import DataError, ImageError, SettingsError, UnknownNameError
-from leukemia_dl.models.backbones import encoder_identity, get_backbone
-from leukemia_dl.models.build import silence_startup, with_logits, with_probabilities
-from leukemia_dl.models.encoders import EncodedNet, EncoderSpec, load_encoder
+from leukemia_dl.errors import DataError, ImageError, SettingsError
+from leukemia_dl.models.backbones import encoder_identity
+from leukemia_dl.models.build import with_probabilities
+from leukemia_dl.models.encoders import EncodedNet
 from leukemia_dl.models.explain import Explanation, Method, explain
-from leukemia_dl.models.exported import ExportedNet, export_net, is_exported, read_exported
-from leukemia_dl.models.untrusted import check_net
-from leukemia_dl.plugins import DISTRIBUTION
+from leukemia_dl.models.exported import ExportedNet, export_net
 from leukemia_dl.preprocess import Pipeline, decode_image
 from leukemia_dl.preprocess.decode import image_files
 from leukemia_dl.preprocess.foreground import Appearance, appearance_of, differences
 from leukemia_dl.progress import parallel_map, track
 
-_MEMBER, _WEIGHTS = "leukemia_dl.json", "model.weights.h5"  # our settings, which Keras ignores, and its weights
-_FORMAT = 3  # before, a net gave logits
+SETTINGS_MEMBER = "leukemia_dl.json"  # of the file, which Keras ignores
+FORMAT = 3  # before, a net gave logits
 _CHUNK = 512  # images decoded at once, so that memory does not grow with their number
-_MAX_TEXT = 8 << 20  # bytes of any member but the weights; the largest nets of Keras have 2 MB
 _log = logging.getLogger(__name__)
 
 
@@ -185,7 +178,7 @@ class Classifier:
             file = Path(folder) / path.name  # Keras writes into files only whose names end in .keras
             with_probabilities(net, self._probable, self.temperature).save(file)
             with zipfile.ZipFile(file, "a") as archive:
-                archive.writestr(_MEMBER, text)
+                archive.writestr(SETTINGS_MEMBER, text)
             write_file(path, file.read_bytes())
         return path
 
@@ -210,7 +203,7 @@ class Classifier:
         return export_net(net, self._settings(), path, form)
 
     def _settings(self) -> dict[str, Any]:
-        settings = {"format": _FORMAT, "class_names": list(self.class_names), "pipeline": self.pipeline.to_dict()}
+        settings = {"format": FORMAT, "class_names": list(self.class_names), "pipeline": self.pipeline.to_dict()}
         settings |= {"provenance": dict(self.provenance), "temperature": self.temperature}
         if isinstance(self.model, EncodedNet):
             spec = self.model.spec
@@ -239,71 +232,6 @@ class Classifier:
             values = np.log(np.maximum(values, np.finfo(np.float64).tiny))
         result = softmax(values / (self.temperature if calibrated else 1.0))
         return result.mean(axis=0) if tta else result
-
-
-def read_classifier(path: str | Path) -> Classifier:
-    """Return the classifier in a `.keras` file, whose net Keras loads with `safe_mode=True`, or of an exported net.
-
-    Args:
-        path: What `Classifier.save` or `export` wrote, or the folder of a trial or of a store that holds exactly one.
-
-    Raises:
-        DataError: If there is none, several, or the file is damaged or from elsewhere.
-        UnknownNameError: If it was trained with a preprocessing step whose module is not imported.
-        BackendError: If Keras has no backend here.
-    """
-    if is_exported(path := Path(path).expanduser()):
-        return Classifier(*read_exported(path))
-    with silence_startup():
-        import keras
-
-        keras.ops.zeros(())  # TensorFlow looks for devices when it needs one first
-    file = _model_file(path)
-    hint = ""
-    try:
-        with zipfile.ZipFile(file) as archive:
-            for member in archive.infolist():  # Keras does not compress the weights
-                if member.file_size > (file.stat().st_size if member.filename == _WEIGHTS else _MAX_TEXT):
-                    raise ValueError(f"{member.filename} in it has an implausible size")
-            settings = json.loads(archive.read(_MEMBER))
-        if settings["format"] not in (1, 2, _FORMAT):
-            raise ValueError(f"format {settings['format']!r} is unknown to this version: update leukemia-dl.")
-        class_names = tuple(map(str, settings["class_names"]))
-        pipeline, provenance = Pipeline.from_dict(settings["pipeline"]), dict(settings["provenance"])
-        trial = dict(provenance.get("trial", {}))
-        encoder = _encoder_of(settings)
-        if encoder is None and (plugin := trial.get("plugin") or DISTRIBUTION) != DISTRIBUTION:
-            name = str(trial.get("backbone"))
-            hint = f"Its backbone {name!r} is of {plugin} {trial.get('plugin_version')}, which has to be there."
-            try:  # importing and building it registers its layers with Keras, inside nested models too
-                spec: Any = get_backbone(name)
-                spec.build(keras.Input((spec.min_size, spec.min_size, 3)), None)
-            except Exception as error:  # the net may load without
-                hint += f" Building it raised {type(error).__name__}: {error}"
-        with ThreadPoolExecutor(1) as pool:  # StatelessScope leaves state behind in its thread, which ends
-            pool.submit(check_net, file).result()
-        model = keras.saving.load_model(file, compile=False, safe_mode=True)
-        model = with_logits(model) if settings["format"] == _FORMAT else model
-        if encoder is not None:
-            model = replace(load_encoder(encoder), head=model)
-        return Classifier(model, class_names, pipeline, provenance, settings.get("temperature", 1.0))
-    except UnknownNameError:
-        raise
-    except Exception as error:
-        # Keras puts the configuration of the whole net before and behind the reason.
-        text = str(error).split("Exception encountered: ")[-1].partition(" Full object config")[0]
-        reason = f"{type(error).__name__}: {text}"
-        raise DataError(f"{file} is damaged or was not saved by leukemia_dl ({reason}). {hint}".strip()) from error
-
-
-def _encoder_of(settings: Mapping[str, Any]) -> EncoderSpec | None:
-    if not (saved := settings.get("encoder")):
-        return None
-    spec = get_backbone(saved["name"])
-    found = encoder_identity(spec) if isinstance(spec, EncoderSpec) else "a Keras net"
-    if not isinstance(spec, EncoderSpec) or found != saved["identity"]:
-        raise ValueError(f"it is for the encoder {saved['name']} ({saved['identity']}); the one here is {found}")
-    return spec
 
 
 def predict_logits(model: Any, images: Any, batch_size: int) -> NDArray[np.float64]:
@@ -374,15 +302,3 @@ def _sources(images: Any) -> tuple[str, list[Any], list[Any]]:
             raise DataError(f"The folder {path} holds no images.")
         files += found
     return "path", [os.path.abspath(file) for file in files], files  # noqa: PTH100 - as in `Dataset.table`
-
-
-def _model_file(path: Path) -> Path:
-    places = [path, path / "model.keras", *sorted(path.glob("trials/[!.]*/model.keras"))]
-    found = [place for place in places if place.is_file()]
-    if len(found) != 1:
-        names = "".join(f"\n  {file.parent}" for file in found)
-        raise DataError(
-            f"There {'are several models' if found else 'is no model'} at {path}. Pass a .keras file or the folder of "
-            f"a trial, such as bench.store.root / 'trials' / row.trial. Trials of embeddings save no model.{names}"
-        )
-    return found[0]

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from leukemia_dl.models import BackboneSpec, Classifier, build_model
 from leukemia_dl.models.backbones import THIS_PROCESS, find_backbone
 from leukemia_dl.models.build import batchnorm_layers
-from leukemia_dl.models.classifier import read_classifier
+from leukemia_dl.models.reading import read_classifier
 from leukemia_dl.preprocess import Pipeline
 from leukemia_dl.progress import safe_path
 from leukemia_dl.training.backends import as_numpy, prepare
