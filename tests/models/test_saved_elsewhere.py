@@ -15,7 +15,7 @@ from leukemia_dl.models import Head, build_model
 keras = pytest.importorskip("keras")
 FILE = Path(__file__).with_name("saved_on_tensorflow.keras")
 IMAGES = np.random.default_rng(0).integers(0, 256, (4, 20, 20, 3), dtype=np.uint8)
-EXPECTED, MAPS = FILE.with_suffix(".json"), FILE.with_suffix(".npz")
+EXPECTED, MAPS = FILE.with_suffix(".json"), FILE.with_name("maps_on_tensorflow.json")
 METHODS = ("gradcam", "integrated_gradients", "occlusion")
 
 
@@ -41,8 +41,7 @@ def test_it_loads_on_any_backend_and_says_the_same():
 @pytest.mark.parametrize("method", METHODS)
 def test_its_maps_are_the_same_on_any_backend(method):
     explained = ldl.load_classifier(FILE).explain(IMAGES, method)
-    with np.load(MAPS) as maps:
-        expected = maps[method]
+    expected = np.array(json.loads(MAPS.read_text())[method])
     assert expected.max() == 1
     np.testing.assert_allclose(explained.maps, expected, atol=1e-3)
 
@@ -64,7 +63,8 @@ def write() -> None:
 
 def write_maps() -> None:
     classifier = ldl.load_classifier(FILE)
-    np.savez_compressed(MAPS, **{name: classifier.explain(IMAGES, name).maps.astype(np.float32) for name in METHODS})
+    maps = {name: classifier.explain(IMAGES, name).maps.round(5).tolist() for name in METHODS}
+    MAPS.write_text(json.dumps(maps) + "\n")
 
 
 if __name__ == "__main__":
