@@ -344,3 +344,43 @@ def test_loading_in_threads_leaves_standard_output_to_the_program(classifier, tm
     environment = {key: value for key, value in os.environ.items() if key != "TF_CPP_MIN_LOG_LEVEL"}
     answer = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
     assert (answer.returncode, answer.stdout) == (0, "arrived\n"), answer.stderr
+
+
+def test_abstaining_names_the_possible_classes_and_says_unsure(classifier, files, tmp_path):
+    values = np.sort(classifier.predict(files)[["probability_hem", "probability_all"]].max(axis=1))
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"no image")
+    for limit in (0.0, values[2], 1.0):  # both classes, or one, or none, are possible
+        able = dataclasses.replace(classifier, provenance={"abstain": {"value": float(limit)}})
+        plain, frame = able.predict([*files, broken]), able.predict([*files, broken], abstain=True)
+        assert list(frame) == [*COLUMNS[:4], "possible", "error"]
+        for row, before in zip(frame.to_dict("records"), plain.to_dict("records"), strict=True):
+            found = [name for name in ("hem", "all") if row[f"probability_{name}"] >= limit]
+            assert row["possible"] == ", ".join(found)
+            if row["error"]:
+                assert pd.isna(row["predicted"])
+            else:
+                assert row["predicted"] == (before["predicted"] if len(found) == 1 else "unsure")
+        assert (frame["predicted"][:5] == "unsure").mean() == (2 / 5 if limit == values[2] else 1)
+
+
+def test_abstaining_needs_its_limit_as_it_was_chosen(classifier):
+    with pytest.raises(SettingsError, match="no limit to abstain by: it was not trained by a benchmark"):
+        classifier.predict(IMAGES, abstain=True)
+    few = dataclasses.replace(classifier, provenance={"abstain": {"value": None, "reason": "there are 8"}})
+    with pytest.raises(SettingsError, match="no limit to abstain by: there are 8"):
+        few.predict(IMAGES, abstain=True)
+    able = dataclasses.replace(classifier, provenance={"abstain": {"value": 0.7}})
+    for how in ({"calibrated": False}, {"tta": True}):
+        with pytest.raises(SettingsError, match="needs calibrated=True and tta=False"):
+            able.predict(IMAGES, abstain=True, **how)
+    with pytest.raises(SettingsError, match="each of its nets has its own"):
+        ldl.Ensemble((able, able)).predict(IMAGES, abstain=True)
+
+
+@pytest.mark.parametrize(
+    "abstain", [0.7, [], {"value": "0.7"}, {"value": [0.7]}, {"value": 2}, {"value": float("nan")}]
+)
+def test_a_record_of_abstaining_of_odd_types_is_refused(classifier, abstain):
+    with pytest.raises(SettingsError, match="record of abstaining"):
+        dataclasses.replace(classifier, provenance={"abstain": abstain})

@@ -23,7 +23,7 @@ from leukemia_dl.benchmark.plan import Plan, PlannedTrial, Trial
 from leukemia_dl.benchmark.records import Record
 from leukemia_dl.benchmark.store import Store
 from leukemia_dl.datasets import Dataset, PixelStore, Split, cache_dir
-from leukemia_dl.evaluation.calibration import choose_temperature, choose_threshold
+from leukemia_dl.evaluation.calibration import choose_rules, choose_temperature
 from leukemia_dl.models.build import most_readers
 from leukemia_dl.models.classifier import Classifier, logits_over_symmetries, predict_logits, softmax
 from leukemia_dl.models.embeddings import Embeddings
@@ -35,7 +35,6 @@ from leukemia_dl.training.backends import prepare
 from leukemia_dl.training.loop import predict_batch_size
 
 _EXAMINED, _TIMED_BATCHES = 100, 4
-_SENSITIVITY = 0.95  # on val, of the threshold that a saved net names
 # Folds and seeds of one backbone share a net, compiled once, for as long as this process lives.
 _models = ModelCache()
 _features = lru_cache(maxsize=1)(FeatureCache)
@@ -258,10 +257,9 @@ def _saved(model: Any, record: Record, context: RunContext, pipeline: Pipeline |
     provenance = {"trial": trial.to_dict(), "digest": trial.digest, "dataset": samples.name}
     provenance |= {"citation": samples.citation, "training_images": dict(zip(names, counts, strict=True))}
     provenance |= {"metrics": dict(record.metrics), "images": dict(context.appearance)}
-    if len(names) == 2 and "temperature" in record.metrics:  # there is a val side beside the test side
+    if "temperature" in record.metrics:  # there is a val side beside the test side
         val, groups = record.sides == "val", None if samples.groups is None else samples.groups[split.val]
-        predicted = record.labels[val], record.probabilities[val]
-        provenance["threshold"] = choose_threshold(*predicted, groups, _SENSITIVITY, temperature)
+        provenance |= choose_rules(record.labels[val], record.probabilities[val], groups, temperature)
     classifier = Classifier(model, context.samples.class_names, pipeline, provenance, temperature)
     try:
         with tempfile.TemporaryDirectory(dir=context.scratch) as folder:

@@ -71,6 +71,7 @@ def predict(
     safe_csv: options.SafeCsv = False,
     uncalibrated: bool = Option(False, "--uncalibrated", help="Leave out the temperature that calibrates."),
     tta: bool = Option(False, "--tta", help="Average over each image turned and mirrored: eight times the work."),
+    abstain: bool = Option(False, "--abstain", help="Say unsure where several classes, or none, are possible."),
     device: options.DeviceName = "auto",
 ) -> None:
     """Predict the class of images, with a probability per class. CSV on standard output when that is no terminal.
@@ -85,7 +86,7 @@ def predict(
         from leukemia_dl.training.backends import ComputeConfig, prepare
 
         prepare(compute=ComputeConfig(device))
-    frame = read_classifier(model).predict(images, calibrated=not uncalibrated, tta=tta)
+    frame = read_classifier(model).predict(images, calibrated=not uncalibrated, tta=tta, abstain=abstain)
     if output is None and sys.stdout.isatty():
         options.print_table(frame, {str(name): ".3f" for name in frame if str(name).startswith("probability_")})
     else:

@@ -76,10 +76,14 @@ class Classifier:
             return f"the pipeline gives {self.pipeline.output_size} pixels, the net takes {taken[1]}"
         if (known := self.provenance.get("images")) and not {"on_black", "size"} <= set(known):
             return f"its record of images has no on_black and size: {known!r}"
+        rule = self.provenance.get("abstain", {"value": None})
+        limit = rule.get("value") if isinstance(rule, Mapping) else ""
+        if limit is not None and not (isinstance(limit, (int, float)) and 0 <= limit <= 1):
+            return f"its record of abstaining has no value from 0 to 1: {rule!r}"
         return ""
 
     def predict(
-        self, images: Any, *, batch_size: int = 32, calibrated: bool = True, tta: bool = False,
+        self, images: Any, *, batch_size: int = 32, calibrated: bool = True, tta: bool = False, abstain: bool = False,
         show_progress: bool = True,
     ) -> pd.DataFrame:  # fmt: skip
         """Return a row per image, in the order given.
@@ -90,6 +94,9 @@ class Classifier:
             batch_size: Images per step.
             calibrated: Divide logits by `temperature`; False for the probabilities behind a benchmark's `loss`.
             tta: Take the mean over the eight symmetries of each image; eight times the work.
+            abstain: Add `possible`, the classes whose probability reaches the limit that was chosen on val, so that
+                they hold the right one for 9 of 10 new patients (see `evaluation.conformal_sets`). Where they are not
+                exactly one class, `predicted` is "unsure".
             show_progress: Show progress when it takes long.
 
         Returns:
@@ -100,8 +107,10 @@ class Classifier:
         Raises:
             ImageError: If an array is no image.
             DataError: If a folder holds no images or cannot be listed.
-            SettingsError: If `images` is none of these, or the pipeline gives another size than the net takes.
+            SettingsError: If `images` is none of these, the pipeline gives another size than the net takes, or
+                `abstain` has no limit, is without calibration or with `tta`.
         """
+        limit = self._limit(calibrated and not tta) if abstain else None
         column, names, sources = _sources(images)
         batch_size = min(whole_number("batch_size", batch_size, 1), max(len(sources), 1))
         errors, appearances = list[str](), list[Appearance]()
@@ -125,8 +134,25 @@ class Classifier:
             _log.warning("%s: the predictions may be meaningless", difference)
         best = np.nan_to_num(probabilities).argmax(axis=1)
         predicted = [None if text else self.class_names[i] for text, i in zip(errors, best, strict=True)]
-        columns = {f"probability_{name}": probabilities[:, i] for i, name in enumerate(self.class_names)}
+        columns: dict[str, Any] = dict(
+            zip(map("probability_{}".format, self.class_names), probabilities.T, strict=True)
+        )
+        if limit is not None:
+            sets = [[self.class_names[i] for i in np.flatnonzero(row >= limit)] for row in probabilities]
+            unsure = [name is not None and len(found) != 1 for name, found in zip(predicted, sets, strict=True)]
+            predicted = ["unsure" if one else name for one, name in zip(unsure, predicted, strict=True)]
+            columns["possible"] = [", ".join(found) for found in sets]
         return pd.DataFrame({column: names, "predicted": predicted} | columns | {"error": errors})
+
+    def _limit(self, as_chosen: bool) -> float:
+        """Return the probability from which on a class is possible, as `abstain` of the provenance says."""
+        rule = self.provenance.get("abstain", {})
+        if not as_chosen:
+            raise SettingsError("abstain=True needs calibrated=True and tta=False, with which its limit was chosen.")
+        if rule.get("value") is None:
+            why = rule.get("reason") or "it was not trained by a benchmark with a val side beside the test side"
+            raise SettingsError(f"This classifier has no limit to abstain by: {why}.")
+        return float(rule["value"])
 
     def explain(self, images: Any, method: Method = "gradcam", classes: Sequence[str] | None = None) -> Explanation:
         """Return maps of the pixels that the predictions of images depend on, with checks of each map.

@@ -39,8 +39,11 @@ class Ensemble:
     def predict(self, images: Any, **how: Any) -> pd.DataFrame:
         """Return a row per image, as `Classifier.predict` does, by means over all nets, each of which reads the images.
 
-        `images` and the further arguments `how` are those of `Classifier.predict`.
+        `images` and the further arguments `how` are those of `Classifier.predict`, without `abstain`: its limit is of
+        one net. Raises SettingsError for that.
         """
+        if how.get("abstain"):
+            raise SettingsError("An ensemble has no limit to abstain by: each of its nets has its own.")
         frames = [one.predict(images, **how) for one in self.classifiers]
         columns = [f"probability_{name}" for name in self.class_names]
         mean = np.mean([frame[columns].to_numpy() for frame in frames], axis=0)
