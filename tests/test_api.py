@@ -43,9 +43,9 @@ PUBLIC = {
     "leukemia_dl.evaluation": (
         "METRICS", "accuracy_at_coverage", "apply_temperature", "calibrate", "class_names_of", "compare",
         "conformal_sets", "drop_repeated_cells", "ensembles", "error_list", "evaluate", "fit_temperature",
-        "group_table", "inflation", "leaderboard", "net_benefit", "operating_points", "patient_predictions",
-        "plan_study", "precision_recall_curves", "probe", "published_results", "reliability_curves", "roc_curves",
-        "score",
+        "group_table", "inflation", "label_doubts", "leaderboard", "net_benefit", "operating_points",
+        "patient_predictions", "plan_study", "precision_recall_curves", "probe", "published_results",
+        "reliability_curves", "roc_curves", "score",
     ),
     "leukemia_dl.models": (
         "BackboneSpec", "Classifier", "Embeddings", "EncoderSpec", "Ensemble", "Explanation", "Head", "application",
