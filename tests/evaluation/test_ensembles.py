@@ -63,3 +63,18 @@ def test_baselines_are_no_part_of_it_and_names_are_needed():
     pd.testing.assert_frame_equal(evaluation.ensembles(pd.concat([nets, floor])), evaluation.ensembles(nets))
     with pytest.raises(DataError, match="need a column sample"):
         evaluation.ensembles(nets.drop(columns="sample"))
+
+
+def test_joined_to_the_frame_it_changes_no_other_row():
+    nets = frame()
+    joined = pd.concat([nets, evaluation.ensembles(nets)], ignore_index=True)
+    own, both = ldl.evaluate(nets), ldl.evaluate(joined)
+    pd.testing.assert_frame_equal(both[both["backbone"].isin(["cnn", "vgg16"])].reset_index(drop=True), own)
+    means = both[both["backbone"].str.contains("mean of")]
+    assert own["estimand"].str.contains("procedure").all()
+    assert means["estimand"].str.contains("models").all()
+    assert means.loc[means["metric"] == "accuracy", "low"].notna().all()
+    pairs, all_pairs = ldl.compare(nets), ldl.compare(joined)
+    confirmatory = all_pairs[all_pairs["role"] == "confirmatory"].reset_index(drop=True)
+    pd.testing.assert_frame_equal(confirmatory, pairs)
+    assert all_pairs["p"].notna().all()

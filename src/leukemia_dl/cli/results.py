@@ -32,11 +32,12 @@ def report(
     output: Path | None = Option(None, help="The file to write.", show_default="report.html in STORE"),
     no_audit: bool = Option(False, "--no-audit", help="Do not audit every image of the data set."),
     no_cards: bool = Option(False, "--no-cards", help="Write no model cards; none beside --output."),
+    explain: bool = Option(False, "--explain", help="Add maps of the worst errors, by the saved nets."),
     features: bool = Option(False, "--features", help="Add maps and probes of the features of frozen backbones."),
     embeddings: options.EmbeddingFiles = None,
 ) -> None:
     """Write one HTML file with all that a benchmark found, and a model card per trained net."""
-    how: dict[str, Any] = {"root": root, "audit": not no_audit}
+    how: dict[str, Any] = {"root": root, "audit": not no_audit, "explain": explain}
     if features:
         from leukemia_dl.benchmark import Benchmark
         from leukemia_dl.benchmark.run_files import SETTINGS_FILE, read_run

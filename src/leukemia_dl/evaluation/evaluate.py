@@ -26,6 +26,7 @@ _NO_INTERVAL = {
     "prevalence": "class shares are held fixed: other intervals hold for data with these",
     "ece": "biased upwards: an interval around it would often miss the true error",
 }
+_FIXED = ("baseline", "ensemble")  # kinds of which there is one, with any number of seeds
 ONE_SEED = "one seed: nothing is known of the spread between seeds"
 
 
@@ -45,11 +46,11 @@ class Estimates:
         return float(self.per_seed[name].mean())
 
     def between_seeds(self, name: str) -> Spread | None:
-        """Return the spread that seeds add to the mean: 0 for a baseline, which has no seed; None with one seed."""
+        """Return the spread that seeds add to the mean: 0 for what has no seed, see `_FIXED`; None with one seed."""
         found = self.per_seed[name]
         if len(found) > 1:
             return Spread(float(found.var(ddof=1)) / len(found), len(found) - 1.0)
-        return NO_SPREAD if self.model.kind == "baseline" else None
+        return NO_SPREAD if self.model.kind in _FIXED else None
 
 
 def evaluate(
@@ -75,7 +76,7 @@ def evaluate(
         level: Of the intervals.
         estimand: "models": intervals for these fitted models on new groups. "procedure": for the mean over seeds of the
             learning procedure on these training data; the variance between seeds is added, and two seeds are needed.
-            None: "procedure" if every backbone has at least two seeds, else "models".
+            None: "procedure" if every backbone has at least two seeds, else "models". Means over nets are these models.
         side: Which rows of the column `side`.
 
     Returns:
@@ -157,7 +158,7 @@ def check_settings(level: float, estimand: str | None = None) -> None:
 
 def chosen_estimand(estimand: str | None, models: Sequence[Model]) -> str:
     """Return the estimand; for None "procedure" if every backbone has several runs, else "models"."""
-    seeds = [len(model.runs) for model in models if model.kind != "baseline"]
+    seeds = [len(model.runs) for model in models if model.kind not in _FIXED]
     return estimand or ("procedure" if seeds and min(seeds) > 1 else "models")
 
 
@@ -166,6 +167,7 @@ def _rows(
     prevalence: float | None,
 ) -> list[dict[str, Any]]:  # fmt: skip
     samples, sizes = [set(run.samples) for run in model.runs], [len(run.samples) for run in model.runs]
+    estimand = "models" if model.kind == "ensemble" else estimand
     same = not model.named or all(other == samples[0] for other in samples)
     facts = {
         "backbone": model.name, "metric": "", **dict.fromkeys(("value", "low", "high"), np.nan), "unit": model.unit,

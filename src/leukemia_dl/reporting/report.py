@@ -30,13 +30,14 @@ from leukemia_dl.preprocess import Pipeline
 from leukemia_dl.progress import track
 from leukemia_dl.reporting import plots, prediction_plots, render
 from leukemia_dl.reporting.feature_plots import plot_features
-from leukemia_dl.reporting.summary import ProtocolSummary, inflation_of, summaries_of, worst_errors
+from leukemia_dl.reporting.inspected import doubts_of, errors_of
+from leukemia_dl.reporting.summary import ProtocolSummary, inflation_of, summaries_of
 from leukemia_dl.text import printable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_MOST_FIGURES, _ERRORS, _SAMPLES, _LONGEST_TITLE = 20, 12, 12, 200
+_MOST_FIGURES, _SAMPLES, _LONGEST_TITLE = 20, 12, 200
 _OF_PREDICTIONS = ("roc", "precision_recall", "confusion", "reliability", "subjects", "errors_by_size")
 _OF_TWO_CLASSES = ("sensitivity", "specificity", "calibration_slope", "calibration_intercept")
 _OF_ANY_CLASSES = ("accuracy", "loss", "balanced_accuracy", "auroc", "auprc", "brier", "ece")
@@ -47,7 +48,8 @@ _log = logging.getLogger(__name__)
 
 def write_report(
     store: str | Path, *, dataset: Dataset | None = None, root: str | Path | None = None,
-    path: str | Path | None = None, audit: bool = True, features: _Frames | None = None, show_progress: bool = True,
+    path: str | Path | None = None, audit: bool = True, features: _Frames | None = None, explain: bool = False,
+    show_progress: bool = True,
 ) -> Path:  # fmt: skip
     """Write a report of a store, finished or not, and return its path: one HTML file, which fetches nothing.
 
@@ -61,6 +63,7 @@ def write_report(
         path: The file to write; None for report.html in the store, or beside the grid if the store holds other trials.
         audit: Audit every image of the data set, if the store has no audit of it yet.
         features: Frames of `Benchmark.features` by name of the encoder, for maps and what features predict.
+        explain: Add maps of the worst errors, by the saved nets that made them; seconds per net.
         show_progress: A bar on a terminal, plain lines elsewhere, both on standard error.
 
     Raises StoreError if the folder is no store or the file cannot be written, DataError if `root` has no such data or
@@ -77,7 +80,7 @@ def write_report(
         _log.warning("The report has no images: %s", why)
     found = _audit(run, dataset, show_progress) if audit else None
     return render.write(
-        target, render.page("report.html", _context(run, dataset, why, found, features or {}, show_progress))
+        target, render.page("report.html", _context(run, dataset, why, found, features or {}, explain, show_progress))
     )
 
 
@@ -170,7 +173,7 @@ def _audit(run: StoredRun, dataset: Dataset | None, show: bool) -> dict[str, Any
 
 
 def _context(
-    run: StoredRun, dataset: Dataset | None, why: str, audit: Any, features: _Frames, show: bool
+    run: StoredRun, dataset: Dataset | None, why: str, audit: Any, features: _Frames, explain: bool, show: bool
 ) -> dict[str, Any]:
     # Areas of cells in pixels, of images that show a single one.
     areas = {
@@ -198,7 +201,8 @@ def _context(
         "findings": Counter((row["severity"], row["kind"]) for row in (audit["findings"] if audit else ())),
         "splits": render.rows_of(results.drop_duplicates(["protocol", "fold"])) if len(results) else [],
         "probes": [render.rows_of(probe(features[name], of))[0] | {"encoder": name} for name, of in probes],
-        "errors": [_errors(one, dataset) for one in summaries],
+        "errors": [errors_of(run, one, dataset, explain) for one in summaries],
+        "doubts": [doubts_of(one, dataset) for one in summaries], "explain": explain,
         "trials": [row | outcomes.get(row["trial"], missing) for row in render.rows_of(run.grid)],
         "environments": _environments(run.timings), "published": render.rows_of(published),
     }  # fmt: skip
@@ -214,16 +218,6 @@ def _drawn(figures: Iterator[_Figure], show: bool) -> tuple[list[_Figure], list[
         except LeukemiaDLError as error:
             left_out.append(one | {"why": render.one_line(error)})
     return drawn, left_out
-
-
-def _errors(one: ProtocolSummary, dataset: Dataset | None) -> list[dict[str, Any]]:
-    rows = render.rows_of(worst_errors(one, _ERRORS))
-    samples = [] if dataset is None else dataset.table["sample"].tolist()
-    for row in rows:
-        row["image"] = None
-        if dataset is not None and row["sample"] in samples:
-            row["image"] = render.thumbnail(dataset.decode(samples.index(row["sample"])))
-    return rows
 
 
 def _environments(timings: pd.DataFrame) -> list[dict[str, Any]]:
