@@ -148,3 +148,54 @@ def test_a_pipe_in_place_of_a_model_is_not_waited_for(tmp_path):
         ldl.load_classifier(tmp_path)
     with pytest.raises(DataError, match="There is no model at"):
         ldl.load_classifier(tmp_path / "model.keras")
+
+
+def activated(module, name):
+    """Return a net whose activation is a function of a module."""
+    config = json.loads(json.dumps(net(keras.layers.Conv2D(2, 3, activation="relu"))))
+    function = {"module": module, "class_name": "function", "config": name, "registered_name": "function"}
+    return changed(config, activation=function)
+
+
+@pytest.mark.parametrize(
+    ("module", "name"), [("os", "system"), ("builtins", "eval"), ("subprocess", "run"), (None, "x")]
+)
+def test_a_function_of_a_module_is_refused_and_not_called(tmp_path, module, name):
+    with pytest.raises(DataError, match="is damaged or was not saved by leukemia_dl"):
+        ldl.load_classifier(written(tmp_path / "function.keras", activated(module, name)))
+
+
+def test_code_in_a_lambda_layer_is_refused_and_not_run(tmp_path):
+    seen = tmp_path / "seen"
+    code = keras.layers.Lambda(lambda x, path=str(seen): (open(path, "w").close(), x)[1], output_shape=(8, 8, 3))  # noqa: PTH123
+    config = net(keras.layers.Conv2D(3, 1), code)
+    seen.unlink(missing_ok=True)  # building the net here has run it
+    with pytest.raises(DataError, match=r"Lambda|safe_mode"):
+        ldl.load_classifier(written(tmp_path / "lambda.keras", config))
+    assert not seen.exists()
+
+
+@pytest.mark.parametrize("name", ["../evil.py", "/tmp/evil.py", "assets/../../evil.py", "..\\evil.py", "C:\\evil.py"])
+def test_a_member_that_leads_out_of_the_file_is_refused(tmp_path, name):
+    with pytest.raises(DataError, match="leads out of the file"):
+        ldl.load_classifier(written(tmp_path / "out.keras", CONV, **{name: "print(1)"}))
+    assert not [*tmp_path.parent.glob("evil*"), *tmp_path.glob("evil*")]
+
+
+ODD = [
+    [], "text", 3, None, {}, {"format": "3"}, {"format": None}, {"format": 99}, {"class_names": 3},
+    {"class_names": ["a", "a"]}, {"class_names": ["a"]}, {"class_names": None}, {"pipeline": []}, {"pipeline": 3},
+    {"pipeline": {"steps": [3]}}, {"provenance": 5}, {"provenance": ["x"]}, {"provenance": {"images": 3}},
+    {"provenance": {"images": {"on_black": []}}}, {"provenance": {"trial": 3}}, {"provenance": {"abstain": 3}},
+    {"provenance": {"abstain": {"value": "x"}}}, {"temperature": "hot"}, {"temperature": None}, {"temperature": [1]},
+    {"temperature": float("nan")}, {"temperature": -1}, {"temperature": 1e300}, {"encoder": 3}, {"encoder": {}},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("odd", ODD, ids=str)
+def test_settings_of_odd_types_are_one_clear_error(tmp_path, odd):
+    settings = {**SETTINGS, **odd} if isinstance(odd, dict) and odd else odd
+    file = written(tmp_path / "odd.keras", CONV, leukemia_dl_json=json.dumps(settings))
+    with pytest.raises(DataError, match=r"odd\.keras is damaged or was not saved by leukemia_dl") as caught:
+        ldl.load_classifier(file)
+    assert len(str(caught.value)) < 600

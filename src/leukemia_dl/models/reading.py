@@ -1,6 +1,7 @@
 """Read a trained net from a file. Of an untrusted one, sizes are bounded before anything is unpacked or built."""
 
 import json
+import re
 import zipfile
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +19,7 @@ from leukemia_dl.models.untrusted import check_net
 from leukemia_dl.plugins import DISTRIBUTION
 from leukemia_dl.preprocess import Pipeline
 
+_OUTSIDE = re.compile(r"^[/\\]|\.\.|:")
 _WEIGHTS, _MAX_TEXT = "model.weights.h5", 8 << 20  # bytes of any other member; the largest nets of Keras have 2 MB
 
 
@@ -43,6 +45,8 @@ def read_classifier(path: str | Path) -> Classifier:
     try:
         with zipfile.ZipFile(file) as archive:
             for member in archive.infolist():  # Keras does not compress the weights
+                if _OUTSIDE.search(member.filename):
+                    raise ValueError(f"{member.filename} in it leads out of the file")
                 if member.file_size > (file.stat().st_size if member.filename == _WEIGHTS else _MAX_TEXT):
                     raise ValueError(f"{member.filename} in it has an implausible size")
             settings = json.loads(archive.read(SETTINGS_MEMBER))

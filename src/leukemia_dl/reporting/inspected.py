@@ -49,8 +49,9 @@ def _explained(classifier: Classifier, rows: list[dict[str, Any]], dataset: Data
         made = classifier.explain(chosen, "occlusion", classes)
     colours = 255 * colormaps["inferno"](made.maps)[..., :3]
     overlays = (0.45 * made.images + 0.55 * colours).astype(np.uint8)
-    facts = zip(ordered, overlays, made.checks["inside"], strict=True)
-    return {row["sample"]: row | {"map": render.thumbnail(one), "inside": inside} for row, one, inside in facts}
+    checks = render.rows_of(made.checks[["inside", "random_weights"]])
+    parts = zip(ordered, overlays, checks, strict=True)
+    return {row["sample"]: row | {"map": render.thumbnail(one)} | check for row, one, check in parts}
 
 
 def doubts_of(one: ProtocolSummary, dataset: Dataset | None) -> dict[str, Any]:
