@@ -121,6 +121,19 @@ def test_the_command_exports_and_predicts_without_tensorflow(classifier, tmp_pat
         assert float(found[f"probability_{name}"]) == pytest.approx(expected[f"probability_{name}"], abs=1e-4)
 
 
+def test_the_command_names_the_file_by_the_form(classifier, tmp_path):
+    pytest.importorskip("onnxruntime")
+    model = classifier.save(tmp_path / "store" / "model.keras")
+    (tmp_path / "here").mkdir()
+    said = command.run("export", model, "--to", "onnx", cwd=tmp_path / "here").stdout
+    assert "Exported: model.onnx" in said
+    assert sorted(path.name for path in (tmp_path / "here").iterdir()) == ["model.onnx", "model.onnx.json"]
+    assert [path.name for path in (tmp_path / "store").iterdir()] == ["model.keras"]
+    refused = command.run("export", model, "--to", "torch", cwd=tmp_path / "here")
+    assert refused.returncode == 1
+    assert "to must be one of 'onnx', 'openvino', 'litert', 'saved_model'" in refused.stderr
+
+
 def test_another_ending_or_a_missing_package_is_named(classifier, tmp_path, monkeypatch):
     with pytest.raises(SettingsError, match=r"ends in \.onnx, \.xml, \.tflite, or in nothing .* Received: 'net\.h5'"):
         classifier.export(tmp_path / "net.h5")

@@ -7,6 +7,7 @@ from typing import Literal
 import typer
 from typer import Argument, Option
 
+from leukemia_dl.checks import choice
 from leukemia_dl.cli import options
 from leukemia_dl.errors import SettingsError
 
@@ -115,13 +116,16 @@ def explain(
 
 def export(
     model: Path = Argument(help="A model.keras, or the folder of a trial in a store."),
-    output: Path = Argument(help="A file .onnx, .xml (OpenVINO) or .tflite, or a folder for SavedModel."),
-    to: str | None = Option(None, help="onnx, openvino, litert or saved_model.", show_default="by the ending"),
+    output: Path | None = Argument(None, help="A file .onnx, .xml (OpenVINO) or .tflite, or a folder for SavedModel."),
+    to: str | None = Option(None, help="onnx, openvino, litert or saved_model.", show_default="by OUTPUT, or onnx"),
 ) -> None:
     """Write a trained net for programs without Keras, and compare its probabilities with the original's."""
-    from leukemia_dl.models.exported import settings_file
+    from leukemia_dl.models.exported import FORMS, settings_file
     from leukemia_dl.models.reading import read_classifier
 
+    if output is None:  # in this folder, since that of a store holds records only
+        to = choice("to", to or "onnx", list(FORMS))
+        output = Path(model.stem + FORMS[to][0])
     written = read_classifier(model).export(output, to)
     typer.echo(f"Exported: {written}\nSettings: {settings_file(written)}")
     typer.echo(f"Predict:  leukemia-dl predict {written} IMAGES")
