@@ -28,7 +28,8 @@ def load_classifier(
     """Return a trained net. Keras loads it with `safe_mode=True`.
 
     Args:
-        source: A file that `Classifier.save` wrote, the folder of a trial or of a store, or `Benchmark.best()`.
+        source: A file that `Classifier.save` or `export` wrote, the folder of a trial or of a store, the result of
+            `Benchmark.best`, or "hf://owner/name" or "hf://owner/name@revision" of what `push_to_hub` uploaded.
         which: Of a store with several nets: "best" on val, or the "ensemble" of all, whose probabilities are averaged.
         metric: To choose the best by; None for the store's primary metric.
         protocol: Of a store with several, the one whose nets count.

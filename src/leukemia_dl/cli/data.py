@@ -66,7 +66,7 @@ def verify(
 
 
 def predict(
-    model: Path = Argument(help="A model.keras, the folder of a trial in a store, or an exported net."),
+    model: str = Argument(help="A model.keras, the folder of a trial, an exported net, or hf://OWNER/NAME."),
     images: list[Path] = Argument(help="Image files; a folder stands for the images in it and below."),
     output: Path | None = Option(None, help="A CSV file to write.", show_default=False),
     safe_csv: options.SafeCsv = False,
@@ -83,7 +83,7 @@ def predict(
     from leukemia_dl.models.exported import is_exported
     from leukemia_dl.models.reading import read_classifier
 
-    if not is_exported(model.expanduser()):  # which needs no Keras
+    if not is_exported(Path(model).expanduser()):  # which needs no Keras
         from leukemia_dl.training.backends import ComputeConfig, prepare
 
         prepare(compute=ComputeConfig(device))
@@ -98,7 +98,7 @@ def predict(
 
 
 def explain(
-    model: Path = Argument(help="A model.keras, or the folder of a trial in a store."),
+    model: str = Argument(help="A model.keras, the folder of a trial in a store, or hf://OWNER/NAME."),
     images: list[Path] = Argument(help="Image files, or folders of images."),
     method: Literal["gradcam", "integrated_gradients", "occlusion"] = Option("gradcam", help="How maps are made."),
     output: Path = Option(Path("explanation.png"), help="The picture to write."),
@@ -115,7 +115,7 @@ def explain(
 
 
 def export(
-    model: Path = Argument(help="A model.keras, or the folder of a trial in a store."),
+    model: str = Argument(help="A model.keras, the folder of a trial in a store, or hf://OWNER/NAME."),
     output: Path | None = Argument(None, help="A file .onnx, .xml (OpenVINO) or .tflite, or a folder for SavedModel."),
     to: str | None = Option(None, help="onnx, openvino, litert or saved_model.", show_default="by OUTPUT, or onnx"),
 ) -> None:
@@ -125,7 +125,7 @@ def export(
 
     if output is None:  # in this folder, since that of a store holds records only
         to = choice("to", to or "onnx", list(FORMS))
-        output = Path(model.stem + FORMS[to][0])
+        output = Path(Path(model).stem + FORMS[to][0])
     written = read_classifier(model).export(output, to)
     typer.echo(f"Exported: {written}\nSettings: {settings_file(written)}")
     typer.echo(f"Predict:  leukemia-dl predict {written} IMAGES")

@@ -23,6 +23,7 @@ from leukemia_dl.models.build import with_probabilities
 from leukemia_dl.models.encoders import EncodedNet
 from leukemia_dl.models.explain import Explanation, Method, explain
 from leukemia_dl.models.exported import ExportedNet, export_net
+from leukemia_dl.models.hub import push
 from leukemia_dl.preprocess import Pipeline, decode_image
 from leukemia_dl.preprocess.decode import image_files
 from leukemia_dl.preprocess.foreground import Appearance, appearance_of, differences
@@ -227,6 +228,27 @@ class Classifier:
             raise SettingsError(f"{self.model.spec.name} computes features outside Keras: it cannot be exported.")
         net = with_probabilities(self.model, self._probable, self.temperature)
         return export_net(net, self._settings(), path, form)
+
+    def push_to_hub(
+        self, repo: str, *, card: str | None = None, private: bool = True, token: str | None = None,
+        message: str = "Upload a net of leukemia_dl",
+    ) -> str:  # fmt: skip
+        """Upload `model.keras` and a model card to the Hugging Face Hub in one commit, and return its address.
+
+        `load_classifier("hf://owner/name")` loads it. The file holds what `save` writes: no images and no patients.
+
+        Args:
+            repo: "owner/name"; it is created if it is not there.
+            card: Markdown, such as `reporting.model_card(store, trial)`; None for a short card of this classifier.
+            private: Whether a new repository is private.
+            token: Of an account that may write; None for that of `hf auth login`.
+            message: Of the commit.
+
+        Raises:
+            SettingsError: If huggingface_hub is missing (extra `hub`), or for a name that cannot be one.
+            DataError: If the hub refuses it, or cannot be reached.
+        """
+        return push(self, repo, card, private, token, message)
 
     def _settings(self) -> dict[str, Any]:
         settings = {"format": FORMAT, "class_names": list(self.class_names), "pipeline": self.pipeline.to_dict()}

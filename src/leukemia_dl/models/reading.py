@@ -15,6 +15,7 @@ from leukemia_dl.models.build import silence_startup, with_logits
 from leukemia_dl.models.classifier import FORMAT, SETTINGS_MEMBER, Classifier
 from leukemia_dl.models.encoders import EncoderSpec, load_encoder
 from leukemia_dl.models.exported import is_exported, read_exported
+from leukemia_dl.models.hub import fetch
 from leukemia_dl.models.untrusted import check_net
 from leukemia_dl.plugins import DISTRIBUTION
 from leukemia_dl.preprocess import Pipeline
@@ -27,13 +28,15 @@ def read_classifier(path: str | Path) -> Classifier:
     """Return the classifier in a `.keras` file, whose net Keras loads with `safe_mode=True`, or of an exported net.
 
     Args:
-        path: What `Classifier.save` or `export` wrote, or the folder of a trial or of a store that holds exactly one.
+        path: What `Classifier.save` or `export` wrote, the folder of a trial or of a store that holds exactly one, or
+            "hf://owner/name" of what `push_to_hub` uploaded, with "@revision" for another one than the newest.
 
     Raises:
         DataError: If there is none, several, or the file is damaged or from elsewhere.
         UnknownNameError: If it was trained with a preprocessing step whose module is not imported.
         BackendError: If Keras has no backend here.
     """
+    path = fetch(path) if isinstance(path, str) and path.startswith("hf://") else path
     if is_exported(path := Path(path).expanduser()):
         return Classifier(*read_exported(path))
     with silence_startup():
