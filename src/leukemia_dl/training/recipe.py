@@ -18,41 +18,7 @@ from leukemia_dl.models.backbones import Spec
 from leukemia_dl.preprocess import Pipeline
 from leukemia_dl.training.augmentation import Augmentation
 
-_ON_FEATURES: dict[str, Any] = {
-    "weights": "pretrained", "image_size": 224, "head_epochs": 1, "epochs": 0, "batch_size": 32, "dropout": 0.0,
-    "symmetries": False,
-}  # fmt: skip
-# Settings that a preset leaves out have the default of `Recipe`.
-PRESETS: Mapping[str, Mapping[str, Any]] = {
-    # The whole way in minutes: a demonstration, not a setting to publish.
-    "quick": {"image_size": 80, "epochs": 3, "batch_size": 16, "learning_rate": 1e-3},
-    # A small net and a few hundred to ten thousand images.
-    "from_scratch": {
-        "image_size": 96, "epochs": 60, "batch_size": 32, "learning_rate": 3e-3, "weight_decay": 1e-2,
-        "label_smoothing": 0.05, "ema_momentum": 0.99, "rotation": 180.0, "shift": 0.05,
-    },
-    # The features of a pretrained net as they are, computed once, so nothing is augmented.
-    "linear_probe": _ON_FEATURES | {"head_solver": "logistic"},
-    "knn": _ON_FEATURES | {"head_solver": "knn"},
-    "mlp_probe": _ON_FEATURES | {
-        "standardize": True, "head_units": 256, "head_epochs": 60, "dropout": 0.2, "weight_decay": 1e-2,
-    },
-    # A probe first, so that random gradients of a new head do not undo what the net has learned (arXiv:2202.10054).
-    "finetune": {
-        "weights": "pretrained", "image_size": 224, "head_epochs": 20, "epochs": 20, "batch_size": 32,
-        "learning_rate": 1e-3, "input_lr_ratio": 0.02, "weight_decay": 1e-2, "label_smoothing": 0.02,
-        "class_balance": "weights", "ema_momentum": 0.99, "rotation": 180.0, "shift": 0.05, "tta": True,
-        "if_no_weights": {"epochs": 60, "learning_rate": 3e-3, "input_lr_ratio": 1.0},
-    },
-    # The published table, like for like. Nothing here is advice.
-    "published_v1": {
-        "weights": "pretrained", "image_size": 180, "scaling": "unit", "preprocessing": "published", "head": "flatten",
-        "head_units": 1024, "sigmoid": True, "head_epochs": 20, "epochs": 0, "batch_size": 32,
-        "head_learning_rate": 1e-4, "learning_rate": 1e-4, "schedule": "constant", "warmup_fraction": 0.0,
-        "weight_decay": 0.0, "global_clipnorm": 0.0, "dropout": 0.6, "symmetries": False, "precision": "float32",
-        "if_no_weights": {"epochs": 10, "head_units": 64, "dropout": 0.5},
-    },
-}  # fmt: skip
+PRESETS: Mapping[str, Mapping[str, Any]] = tomllib.loads(Path(__file__).with_name("recipes.toml").read_text("utf-8"))
 _LARGEST = 1_000_000
 
 
