@@ -8,21 +8,21 @@ import pytest
 
 import command
 import leukemia_dl as ldl
+from leukemia_dl.datasets.synthetic import SyntheticCohort, draw_cell, draw_cohort
 from leukemia_dl.errors import ImageError, SettingsError
 from leukemia_dl.models import explain
 from leukemia_dl.reporting import plot_explanations
 
-SIZE, MARK = 32, 8
+SIZE, MARK = 40, 6
 METHODS = ("gradcam", "integrated_gradients", "occlusion")
 
 
 def marked(count, seed):
-    """Return discs on black, in every second of which a bright square lies somewhere, and where."""
+    """Return synthetic cells, in every second of which a bright square lies somewhere, and where."""
     random = np.random.default_rng(seed)
-    y, x = np.ogrid[:SIZE, :SIZE]
-    disc = (y - SIZE / 2) ** 2 + (x - SIZE / 2) ** 2 < (0.46 * SIZE) ** 2
-    images = np.where(disc[..., None], random.integers(60, 120, (count, SIZE, SIZE, 3)), 0).astype(np.uint8)
-    labels, places = np.arange(count) % 2, random.integers(6, SIZE - 6 - MARK, (count, 2))
+    cohort = draw_cohort(SyntheticCohort(subjects=12, images=max(count, 36), seed=seed)).head(count).to_dict("records")
+    images = np.stack([draw_cell(row, seed)[65:385:8, 65:385:8] for row in cohort])
+    labels, places = np.arange(count) % 2, random.integers(SIZE // 2 - 8, SIZE // 2 + 3, (count, 2))
     for image, label, (top, left) in zip(images, labels, places, strict=True):
         if label:
             image[top : top + MARK, left : left + MARK] = (230, 60, 200)
