@@ -176,7 +176,7 @@ class Classifier:
         if failed := [error for *_, error in read if error]:
             raise ImageError(failed[0])
         pixels = np.stack([image for image, *_ in read])
-        predict = partial(self._probabilities, batch_size=32, calibrated=True, tta=False)
+        predict = partial(self._probabilities, batch_size=min(32, len(pixels)), calibrated=True, tta=False)
         targets = predict(pixels).argmax(axis=1)
         if classes is not None:
             if len(classes) != len(pixels) or set(classes) - set(self.class_names):
