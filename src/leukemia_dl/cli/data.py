@@ -1,6 +1,9 @@
-"""`leukemia-dl audit | download | verify | predict | preview`: the files of a data set, and nets on image files."""
+"""`leukemia-dl audit | download | verify | predict | demo | preview`: files of a data set, and nets on image files."""
 
+import contextlib
+import signal
 import sys
+import webbrowser
 from pathlib import Path
 from typing import Literal
 
@@ -111,6 +114,29 @@ def explain(
     output.write_bytes(plots.image_of(plot_explanations(found, method.replace("_", " "))))
     options.print_table(found.checks, dict.fromkeys(found.checks.columns.drop(["path", "class"]), ".3f"))
     typer.echo(f"Picture: {output}. A map says where a prediction comes from, not whether it is right.")
+
+
+def demo(
+    model: Path = Argument(help="A model.keras, the folder of a trial in a store, or an exported net."),
+    port: int = Option(7860, help="The first port to try; the next free one if it is taken.", min=1, max=65_535),
+    no_browser: bool = Option(False, "--no-browser", help="Print the address only."),
+) -> None:
+    """Serve a page to this machine alone, until Ctrl-C, where a net answers images that are dropped on it.
+
+    Images are deleted at the end, or after an hour. For research use only: nothing there is a diagnosis.
+    """
+    from leukemia_dl.models.reading import read_classifier
+    from leukemia_dl.reporting.demo import serve
+
+    def ready(address: str) -> None:
+        typer.echo(f"The page: {address} (Ctrl-C ends it)")
+        if not no_browser:
+            webbrowser.open(address)
+
+    for name in {"SIGTERM", "SIGHUP"} & {*dir(signal)}:  # images are deleted then too
+        signal.signal(getattr(signal, name), signal.default_int_handler)
+    with contextlib.suppress(KeyboardInterrupt):
+        serve(read_classifier(model), ready, port, model.name)
 
 
 def export(

@@ -47,10 +47,10 @@ def data_address(kind: str, content: bytes) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(content).decode('ascii')}"
 
 
-def thumbnail(pixels: NDArray[np.uint8]) -> str:
-    """Return an image, uint8 (height, width, 3), with sides of at most 144 pixels, as a data address."""
+def thumbnail(pixels: NDArray[np.uint8], most: int = 144) -> str:
+    """Return an image, uint8 (height, width, 3), with sides of at most so many pixels, as a data address."""
     image, buffer = Image.fromarray(pixels), io.BytesIO()
-    image.thumbnail((144, 144))
+    image.thumbnail((most, most))
     image.save(buffer, format="PNG", optimize=True)
     return data_address("png", buffer.getvalue())
 
