@@ -68,7 +68,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(built):
     source = ROOT / "src"
     ours = [path for path in (source / "leukemia_dl").rglob("*") if path.is_file() and "__pycache__" not in path.parts]
     assert names_in(built[0]) == sorted(path.relative_to(source).as_posix() for path in ours)
-    assert {path.suffix for path in ours} == {".py", ".typed", ".csv", ".html", ".css", ".js", ".md"}
+    assert {path.suffix for path in ours} == {".py", ".typed", ".csv", ".html", ".css", ".js", ".md", ".toml"}
     assert built[0].stat().st_size < 1e6
     assert built[0].name.endswith("-py3-none-any.whl")
 

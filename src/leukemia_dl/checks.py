@@ -1,5 +1,6 @@
 """Checks of settings and arguments. Each raises SettingsError with one sentence: what is allowed, and what came."""
 
+import importlib
 import math
 import numbers
 from collections.abc import Iterable
@@ -40,3 +41,12 @@ def flag(name: str, value: Any) -> bool:
     if not isinstance(value, bool):
         raise SettingsError(f"{name} must be True or False. Received: {name}={value!r}.")
     return value
+
+
+def import_extra(module: str, extra: str) -> Any:
+    """Return a module that is there with an extra of the package; SettingsError says how to install it."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        name = module.partition(".")[0]
+        raise SettingsError(f"{name} is not installed. Install it: pip install 'leukemia-dl[{extra}]'.") from error

@@ -125,7 +125,8 @@ def test_what_cannot_be_explained_says_so(classifier, tmp_path, write_image):
     inputs = keras.Input((SIZE, SIZE, 3))
     flat = keras.Model(inputs, keras.layers.Dense(2)(keras.layers.Flatten()(inputs)))
     with pytest.raises(SettingsError, match="Grad-CAM needs a net with feature maps"):
-        ldl.Classifier(flat, ("a", "b"), ldl.Pipeline(())).explain(marked(1, 0)[0])
+        ldl.Classifier(flat, ("a", "b"), ldl.Pipeline(())).explain(marked(1, 0)[0], "gradcam")
+    assert ldl.Classifier(flat, ("a", "b"), ldl.Pipeline(())).explain(marked(1, 0)[0]).method == "occlusion"
 
 
 def test_maps_are_drawn_over_their_images_and_by_the_command(classifier, tmp_path):

@@ -75,4 +75,7 @@ def test_doubtful_labels_are_those_of_the_ranking(run, tmp_path, monkeypatch):
     assert "Labels to look at again" in said
     assert f"confident learning doubts the labels of {len(doubtful)}" in said
     monkeypatch.setitem(sys.modules, "cleanlab.filter", None)
-    assert "Label doubts need cleanlab: pip install 'leukemia-dl[doubts]'" in write(tmp_path, dataset=dataset).text
+    assert (
+        "cleanlab is not installed. Install it: pip install 'leukemia-dl[doubts]'"
+        in write(tmp_path, dataset=dataset).text
+    )

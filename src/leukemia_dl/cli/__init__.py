@@ -24,7 +24,7 @@ app = typer.Typer(name="leukemia-dl", help=_HELP, no_args_is_help=True, pretty_e
 for command in (
     benchmark.benchmark, results.report, data.audit, results.evaluate, results.best, data.predict, data.preview,
     inventory.backbones, inventory.datasets, inventory.recipes, inventory.doctor, data.download, data.verify,
-    data.explain, data.export,
+    data.explain, data.export, data.demo,
 ):  # fmt: skip
     app.command()(command)
 app.add_typer(results.runs, name="runs")

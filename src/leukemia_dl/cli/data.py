@@ -1,6 +1,9 @@
-"""`leukemia-dl audit | download | verify | predict | preview`: the files of a data set, and nets on image files."""
+"""`leukemia-dl audit | download | verify | predict | demo | preview`: files of a data set, and nets on image files."""
 
+import contextlib
+import signal
 import sys
+import webbrowser
 from pathlib import Path
 from typing import Literal
 
@@ -100,7 +103,9 @@ def predict(
 def explain(
     model: str = Argument(help="A model.keras, the folder of a trial in a store, or hf://OWNER/NAME."),
     images: list[Path] = Argument(help="Image files, or folders of images."),
-    method: Literal["gradcam", "integrated_gradients", "occlusion"] = Option("gradcam", help="How maps are made."),
+    method: Literal["gradcam", "integrated_gradients", "occlusion"] | None = Option(
+        None, help="How maps are made.", show_default="gradcam, or occlusion of a net without feature maps"
+    ),
     output: Path = Option(Path("explanation.png"), help="The picture to write."),
 ) -> None:
     """Draw the pixels that the predictions of images depend on, and print the checks of each map."""
@@ -109,9 +114,32 @@ def explain(
 
     found = read_classifier(model).explain(images, method)
     output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_bytes(plots.image_of(plot_explanations(found, method.replace("_", " "))))
+    output.write_bytes(plots.image_of(plot_explanations(found, found.method.replace("_", " "))))
     options.print_table(found.checks, dict.fromkeys(found.checks.columns.drop(["path", "class"]), ".3f"))
     typer.echo(f"Picture: {output}. A map says where a prediction comes from, not whether it is right.")
+
+
+def demo(
+    model: str = Argument(help="A model.keras, the folder of a trial, an exported net, or hf://OWNER/NAME."),
+    port: int = Option(7860, help="The first port to try; the next free one if it is taken.", min=1, max=65_535),
+    no_browser: bool = Option(False, "--no-browser", help="Print the address only."),
+) -> None:
+    """Serve a page to this machine alone, until Ctrl-C, where a net answers images that are dropped on it.
+
+    Images are deleted at the end, or after an hour. For research use only: nothing there is a diagnosis.
+    """
+    from leukemia_dl.models.reading import read_classifier
+    from leukemia_dl.reporting.demo import serve
+
+    def ready(address: str) -> None:
+        typer.echo(f"The page: {address} (Ctrl-C ends it)")
+        if not no_browser:
+            webbrowser.open(address)
+
+    for name in {"SIGTERM", "SIGHUP"} & {*dir(signal)}:  # images are deleted then too
+        signal.signal(getattr(signal, name), signal.default_int_handler)
+    with contextlib.suppress(KeyboardInterrupt):
+        serve(read_classifier(model), ready, port, Path(model).name)
 
 
 def export(

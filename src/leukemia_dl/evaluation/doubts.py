@@ -3,8 +3,8 @@
 import numpy as np
 import pandas as pd
 
-from leukemia_dl.checks import choice
-from leukemia_dl.errors import DataError, SettingsError
+from leukemia_dl.checks import choice, import_extra
+from leukemia_dl.errors import DataError
 from leukemia_dl.evaluation import predictions
 from leukemia_dl.evaluation.predictions import PREFIX, class_names_of, validated_predictions
 
@@ -33,11 +33,7 @@ def label_doubts(frame: pd.DataFrame, unit: str = "image", side: str = "test") -
         DataError: If images are not named, have labels of one class only, or, for "patient", patients are unknown.
     """
     choice("unit", unit, ("image", "patient"))
-    try:
-        from cleanlab.filter import find_label_issues
-        from cleanlab.rank import get_label_quality_scores
-    except ImportError as error:
-        raise SettingsError("Label doubts need cleanlab: pip install 'leukemia-dl[doubts]'.") from error
+    filters, rank = import_extra("cleanlab.filter", "doubts"), import_extra("cleanlab.rank", "doubts")
     frame = validated_predictions(frame)
     rows = predictions.select_side(frame[frame["kind"] == "backbone"], side)
     if "sample" not in rows:
@@ -55,8 +51,8 @@ def label_doubts(frame: pd.DataFrame, unit: str = "image", side: str = "test") -
     codes, among = np.searchsorted(there, labels), probabilities[:, there]
     among = among / np.maximum(among.sum(axis=1, keepdims=True), 1e-12)
     table["likely"] = np.array(names, dtype=object)[probabilities.argmax(axis=1)]
-    table["quality"] = get_label_quality_scores(codes, among)
-    table["doubtful"] = find_label_issues(codes, among, n_jobs=1)
+    table["quality"] = rank.get_label_quality_scores(codes, among)
+    table["doubtful"] = filters.find_label_issues(codes, among, n_jobs=1)
     table = table.assign(nets=groups.size()).reset_index()
     if unit == "image":
         return table.sort_values(["quality", "sample"], kind="stable", ignore_index=True)

@@ -1,7 +1,6 @@
 """Decisions by a limit that is chosen on one side and tested on another: thresholds, and when to abstain."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -154,19 +153,13 @@ def conformal_sets(
     right = np.eye(len(names))[np.where(covered, labels, (labels + 1) % len(names))]
     metric = "patient_accuracy" if predictions.unit_column(tested) else "accuracy"
     result = evaluate(tested.assign(**dict(zip(columns, right.T, strict=True))), metrics=metric, level=level, side=side)
-    kept, by = tested[single], result["backbone"].map
-    correct = pd.Series(single & (probabilities.argmax(axis=1) == labels)).groupby(tested["backbone"]).sum()
-    counts = kept.groupby("backbone").size().reindex(correct.index, fill_value=0)
+    correct = np.where(single, probabilities.argmax(axis=1) == labels, np.nan)
+    shares = pd.DataFrame({"single": single, "accuracy_single": correct}).groupby(tested["backbone"]).mean()
     thresholds = tested.drop_duplicates(model_keys(tested)).groupby("backbone")[CHOSEN].mean()
-    shown: dict[str, Any] = {
-        "wanted": wanted,
-        "threshold": by(thresholds),
-        "single": by(counts / tested.groupby("backbone").size()),
-    }
-    shown |= {"patients": by(_patients_left(kept, tested)), "accuracy_single": by(correct / counts)}
+    shares = shares.assign(wanted=wanted, threshold=thresholds, patients=_patients_left(tested[single], tested))
     result = result.assign(metric="coverage")
-    for place, (name, values) in enumerate(shown.items(), 1):
-        result.insert(place, name, values)
+    for place, name in enumerate(("wanted", "threshold", "single", "patients", "accuracy_single"), 1):
+        result.insert(place, name, result["backbone"].map(shares[name]))
     unchosen = result["backbone"].isin(list(reasons))
     result.loc[unchosen, result.select_dtypes("float").columns.drop(["wanted", "prevalence"])] = np.nan
     result.loc[unchosen, "reason"] = result["backbone"].map(reasons)

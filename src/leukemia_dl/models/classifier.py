@@ -155,7 +155,7 @@ class Classifier:
             raise SettingsError(f"This classifier has no limit to abstain by: {why}.")
         return float(rule["value"])
 
-    def explain(self, images: Any, method: Method = "gradcam", classes: Sequence[str] | None = None) -> Explanation:
+    def explain(self, images: Any, method: Method | None = None, classes: Sequence[str] | None = None) -> Explanation:
         """Return maps of the pixels that the predictions of images depend on, with checks of each map.
 
         A map shows where a change of pixels would change the prediction, not why it is right. Read its `checks`.
@@ -163,21 +163,23 @@ class Classifier:
         Args:
             images: As for `predict`.
             method: "gradcam", at the last feature map; "integrated_gradients", from a black image; or "occlusion" by
-                black patches, which needs predictions only and takes as many of them as there are patches.
+                black patches, which needs predictions only and takes as many of them as there are patches. None for
+                "gradcam" where the net has feature maps, else "occlusion".
             classes: The class to explain for each image; None for the predicted one.
 
         Raises:
             SettingsError: If the method needs a Keras net with feature maps, or `classes` are others.
             ImageError: If a file cannot be read.
         """
-        choice("method", method, get_args(Method))
+        if method is not None:
+            choice("method", method, get_args(Method))
         column, sample, sources = _sources(images)
         if not (read := [self._read(source) for source in sources]):
             raise SettingsError("There are no images to explain.")
         if failed := [error for *_, error in read if error]:
             raise ImageError(failed[0])
         pixels = np.stack([image for image, *_ in read])
-        predict = partial(self._probabilities, batch_size=32, calibrated=True, tta=False)
+        predict = partial(self._probabilities, batch_size=min(32, len(pixels)), calibrated=True, tta=False)
         targets = predict(pixels).argmax(axis=1)
         if classes is not None:
             if len(classes) != len(pixels) or set(classes) - set(self.class_names):

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from leukemia_dl.checks import import_extra
 from leukemia_dl.errors import DataError, SettingsError
 from leukemia_dl.identity import canonical_json
 
@@ -158,10 +159,7 @@ def _content(file: Path, form: str) -> Any:
             gaps = {column: ["", "nan", "NaN", "NA"] for column in columns}
             return pd.read_csv(file, dtype=dict.fromkeys(_KEYS, str), na_values=gaps, **how)
     if form == ".parquet":
-        try:
-            from pyarrow import parquet
-        except ImportError as error:
-            raise SettingsError("pyarrow is not installed. Install it: pip install 'leukemia-dl[parquet]'.") from error
+        parquet = import_extra("pyarrow.parquet", "parquet")
         held = parquet.read_metadata(file)
         _bound(held.num_rows * held.num_columns * 4)
         return parquet.read_table(file).to_pandas()

@@ -34,20 +34,23 @@ class Explanation:
             `inside` (the share of the map that lies on the cell), `random_weights` (rank correlation, on the cell, with
             the map of the net at random weights, 0 if that is flat), and `deletion` and `insertion`, mean probabilities
             while the most important pixels are removed, or added, first.
+        method: How the maps were made.
     """
 
     images: NDArray[np.uint8]
     maps: Floats
     checks: pd.DataFrame
+    method: Method
 
 
 def explain(
-    model: Any, images: NDArray[np.uint8], targets: NDArray[np.int64], names: tuple[str, ...], method: Method,
+    model: Any, images: NDArray[np.uint8], targets: NDArray[np.int64], names: tuple[str, ...], method: Method | None,
     probabilities: Callable[[NDArray[np.uint8]], Floats],
 ) -> Explanation:  # fmt: skip
     """Return maps of `images` (n, size, size, 3) for the classes `targets` (n,), see `Classifier.explain`."""
-    if isinstance(model, (EncodedNet, ExportedNet)) and method != "occlusion":
+    if isinstance(model, (EncodedNet, ExportedNet)) and method not in (None, "occlusion"):
         raise SettingsError(f"{method} needs a Keras net. Use method='occlusion', which needs predictions only.")
+    method = method or ("gradcam" if len(_feature_maps(model)) > 1 else "occlusion")
     maps = _METHODS[method](model, images, targets, probabilities)
     masks = np.stack([foreground_mask(image) for image in images])
     rows = {"class": [names[target] for target in targets]}
@@ -60,15 +63,20 @@ def explain(
         _log.warning("These maps hardly depend on what the net has learned: %.2f of those at random weights", same)
     for name, removed in (("deletion", True), ("insertion", False)):
         checks[name] = _curve_area(images, maps, targets, probabilities, removed)
-    return Explanation(images, maps, checks)
+    return Explanation(images, maps, checks, method)
+
+
+def _feature_maps(model: Any) -> list[Any]:
+    """Return the tensors (n, height, width, channels) of a Keras net, its input first; none of another net."""
+    nets = [] if isinstance(model, (EncodedNet, ExportedNet)) else graphs(model)[:1]
+    return [layer.output for net in nets for layer in net.layers if len(layer.output.shape) == 4]
 
 
 def _gradcam(model: Any, images: NDArray[np.uint8], targets: NDArray[np.int64], _: Any) -> Floats:
     """Return Grad-CAM (Selvaraju et al. 2017) at the last feature map, resized to the images."""
     import keras
 
-    found = [layer.output for net in graphs(model)[:1] for layer in net.layers if len(layer.output.shape) == 4]
-    if len(found) < 2:
+    if len(found := _feature_maps(model)) < 2:
         raise SettingsError("Grad-CAM needs a net with feature maps. Use method='occlusion' or 'integrated_gradients'.")
     lower, upper = keras.Model(model.input, found[-1]), keras.Model(found[-1], model.output)
     maps = []

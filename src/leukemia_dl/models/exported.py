@@ -18,13 +18,11 @@ from leukemia_dl.errors import DataError, SettingsError, UnknownNameError
 from leukemia_dl.preprocess import Pipeline
 
 Floats = NDArray[np.float32]
-# Of each form the ending of its file ("" for a folder), Keras's name of it, and the package that runs it.
+# Of each form the ending of its file ("" for a folder) and Keras's name of it.
 FORMS = {
-    "onnx": (".onnx", "onnx", "onnxruntime"),
-    "openvino": (".xml", "openvino", "openvino"),
-    "litert": (".tflite", "litert", "ai_edge_litert"),
-    "saved_model": ("", "tf_saved_model", "tensorflow"),
-}
+    "onnx": (".onnx", "onnx"), "openvino": (".xml", "openvino"), "litert": (".tflite", "litert"),
+    "saved_model": ("", "tf_saved_model"),
+}  # fmt: skip
 _NOISE, _MOST_DIFFERENCE, _MOST_LOGIT, _MOST_TEXT = 64, 1e-4, 1e-3, 1 << 23
 _log = logging.getLogger(__name__)
 
@@ -53,7 +51,7 @@ def export_net(net: Any, settings: dict[str, Any], path: str | Path, form: str |
         allowed = ", ".join(filter(None, endings))
         raise SettingsError(f"A name ends in {allowed}, or in nothing for a SavedModel. Received: {path.name!r}.")
     form = choice("form", endings.get(path.suffix) if form is None else form, list(FORMS))
-    ending, name, package = FORMS[form]
+    ending, name = FORMS[form]
     if path.suffix != ending:
         raise SettingsError(f"A net as {form} is {ending or 'a folder without an ending'}. Received: {str(path)!r}.")
     if path.is_dir() and not (path / "saved_model.pb").is_file():
@@ -70,7 +68,7 @@ def export_net(net: Any, settings: dict[str, Any], path: str | Path, form: str |
             run = _runner(file, form)
             found = np.concatenate([run(part) for part in np.split(noise, 4)])
         except ImportError as error:
-            hint = f"Export as {form} needs {error.name or package}: pip install 'leukemia-dl[export]'"
+            hint = f"Export as {form} needs {error.name or 'a package'}: pip install 'leukemia-dl[export]'"
             raise SettingsError(f"{hint} ({error}).") from error
         except Exception as error:  # converters raise anything
             raise DataError(

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from leukemia_dl.checks import import_extra
 from leukemia_dl.errors import DataError, LeukemiaDLError, SettingsError
 
 _MODEL, _MOST_BYTES = "model.keras", 4 << 30
@@ -47,10 +48,7 @@ def fetch(address: str) -> Path:
 @contextmanager
 def _hub(what: str, token: str | None) -> Iterator[Any]:
     """Import huggingface_hub, whose errors become one of ours."""
-    try:
-        import huggingface_hub
-    except ImportError as error:
-        raise SettingsError("The hub needs huggingface_hub: pip install 'leukemia-dl[hub]'.") from error
+    huggingface_hub = import_extra("huggingface_hub", "hub")
     try:
         yield huggingface_hub
     except LeukemiaDLError:

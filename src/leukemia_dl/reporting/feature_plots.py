@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Literal
 
 import pandas as pd
 
-from leukemia_dl.checks import choice
-from leukemia_dl.errors import DataError, SettingsError
+from leukemia_dl.checks import choice, import_extra
+from leukemia_dl.errors import DataError
 from leukemia_dl.evaluation.probe import feature_values
 from leukemia_dl.models import Explanation
 from leukemia_dl.reporting.plots import BASELINE_COLOUR, add_legend, finished, label_axes, looks_of, new_figure
@@ -47,12 +47,10 @@ def plot_features(
         places, shares = pca.fit_transform(x), pca.explained_variance_ratio_
         names = [f"Principal component {i} ({share:.0%} of variance)" for i, share in enumerate(shares, start=1)]
     else:
-        try:
-            from umap import UMAP
-        except ImportError as error:
-            message = "umap-learn is not installed. Install it: pip install 'leukemia-dl[umap]', or take method='pca'."
-            raise SettingsError(message) from error
-        places, names = UMAP(random_state=0, n_jobs=1).fit_transform(x), ["UMAP 1", "UMAP 2"]
+        places, names = (
+            import_extra("umap", "umap").UMAP(random_state=0, n_jobs=1).fit_transform(x),
+            ["UMAP 1", "UMAP 2"],
+        )
     values = features[colour].astype(object).reset_index(drop=True).map(str, na_action="ignore")
     counts = values.value_counts()
     shown = sorted(counts.index[: _MOST_NAMES - (len(counts) + values.isna().any() > _MOST_NAMES)])

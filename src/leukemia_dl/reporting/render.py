@@ -16,6 +16,7 @@ from PIL import Image
 
 from leukemia_dl.atomic import write_file
 from leukemia_dl.errors import StoreError
+from leukemia_dl.models import Explanation
 from leukemia_dl.plugins import DISTRIBUTION, installed_version
 from leukemia_dl.text import counted, listed, printable
 
@@ -47,12 +48,20 @@ def data_address(kind: str, content: bytes) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(content).decode('ascii')}"
 
 
-def thumbnail(pixels: NDArray[np.uint8]) -> str:
-    """Return an image, uint8 (height, width, 3), with sides of at most 144 pixels, as a data address."""
+def thumbnail(pixels: NDArray[np.uint8], most: int = 144) -> str:
+    """Return an image, uint8 (height, width, 3), with sides of at most so many pixels, as a data address."""
     image, buffer = Image.fromarray(pixels), io.BytesIO()
-    image.thumbnail((144, 144))
+    image.thumbnail((most, most))
     image.save(buffer, format="PNG", optimize=True)
     return data_address("png", buffer.getvalue())
+
+
+def overlays(explanation: Explanation) -> NDArray[np.uint8]:
+    """Return images (n, size, size, 3) under their maps: bright colours where a pixel counts most."""
+    from matplotlib import colormaps
+
+    colours = 255 * colormaps["inferno"](explanation.maps)[..., :3]
+    return np.asarray(0.45 * explanation.images + 0.55 * colours, np.uint8)
 
 
 def rows_of(table: pd.DataFrame) -> list[dict[str, Any]]:
@@ -88,13 +97,9 @@ def _environment(markdown: bool) -> Environment:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     made = Environment(
-        loader=PackageLoader(__package__),
-        autoescape=not markdown,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
+        loader=PackageLoader(__package__), autoescape=not markdown, undefined=StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True, keep_trailing_newline=True,
         finalize=_escaped if markdown else lambda value: printable(value) if isinstance(value, str) else value,
-    )
+    )  # fmt: skip
     made.filters |= {"counted": counted, "listed": listed, "one_line": one_line, "rows": rows_of, "shown": _shown}
     return made

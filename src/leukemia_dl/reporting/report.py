@@ -201,7 +201,7 @@ def _context(
         "findings": Counter((row["severity"], row["kind"]) for row in (audit["findings"] if audit else ())),
         "splits": render.rows_of(results.drop_duplicates(["protocol", "fold"])) if len(results) else [],
         "probes": [render.rows_of(probe(features[name], of))[0] | {"encoder": name} for name, of in probes],
-        "errors": [errors_of(run, one, dataset, explain) for one in summaries],
+        "errors": [errors_of(run, one, dataset, explain, show) for one in summaries],
         "doubts": [doubts_of(one, dataset) for one in summaries], "explain": explain,
         "trials": [row | outcomes.get(row["trial"], missing) for row in render.rows_of(run.grid)],
         "environments": _environments(run.timings), "published": render.rows_of(published),

@@ -20,16 +20,10 @@ from leukemia_dl.atomic import new_file
 from leukemia_dl.datasets.cache import in_use, is_whole, make_room
 from leukemia_dl.identity import digest, named_seed
 from leukemia_dl.models.backbones import BackboneSpec, Spec, source_version
-from leukemia_dl.models.build import (
-    Head,
-    all_layers,
-    batchnorm_layers,
-    build_head,
-    build_model,
-    graphs,
-    split_at_features,
-    weights_identity,
-)
+
+from leukemia_dl.models.build import (  # isort: skip
+    Head, all_layers, batchnorm_layers, build_head, build_model, graphs, split_at_features, weights_identity,
+)  # fmt: skip
 from leukemia_dl.models.classifier import predict_in_batches
 from leukemia_dl.models.embeddings import Embeddings
 from leukemia_dl.models.encoders import EncodedNet, EncoderSpec, load_encoder
