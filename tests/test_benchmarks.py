@@ -82,3 +82,14 @@ def test_exported_nets_are_timed_beside_keras_and_compared(tmp_path):
         assert row["images_per_second"] > 0
         assert (row["difference"] or 0) <= 1e-4
     assert "saved_model" in printed
+
+
+def test_the_guide_shows_the_rates_that_were_measured():
+    rows = json.loads((BENCHMARKS / "results/export.json").read_text())
+    page = (BENCHMARKS.parent / "docs/guides/use.md").read_text()
+    lines = {line.split("`")[1]: line for line in page.splitlines() if re.match(r"\| `\w+` \| \de-", line)}
+    assert set(lines) == {row["net"] for row in rows}
+    for row in rows:
+        if row["form"] in ("onnx", "openvino", "litert"):
+            assert f"| {row['images_per_second']:.1f} ({row['ratio']:.2f}) |" in lines[row["net"]]
+            assert row["difference"] <= 1e-4

@@ -78,6 +78,8 @@ def _handler(hub):
         def do_GET(self):
             path = unquote(urlsplit(self.path).path)
             hub.requests.append((self.command, path))
+            if about := re.fullmatch(r"/api/models/([^/]+/[^/]+)", path):
+                return self.answer(200, {"id": about[1], "private": hub.private[about[1]], "siblings": []})
             found = re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path)
             repo, revision, name = found.groups() if found else (path, "", "")
             if repo not in hub.commits:

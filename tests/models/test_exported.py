@@ -122,6 +122,13 @@ def test_the_command_exports_and_predicts_without_tensorflow(classifier, tmp_pat
         assert float(found[f"probability_{name}"]) == pytest.approx(expected[f"probability_{name}"], abs=1e-4)
 
 
+def test_an_exported_net_is_not_saved_for_keras(classifier, tmp_path):
+    pytest.importorskip("onnxruntime")
+    exported_net = ldl.load_classifier(classifier.export(tmp_path / "net.onnx"))
+    with pytest.raises(SettingsError, match=r"A Keras net is saved as a \.keras file\. Received: exported"):
+        exported_net.save(tmp_path / "net.keras")
+
+
 def test_the_command_names_the_file_by_the_form(classifier, tmp_path):
     pytest.importorskip("onnxruntime")
     model = classifier.save(tmp_path / "store" / "model.keras")

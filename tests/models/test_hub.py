@@ -18,7 +18,7 @@ pytest.importorskip("huggingface_hub")
 keras = pytest.importorskip("keras")
 IMAGES = np.random.default_rng(0).integers(0, 256, (4, 24, 24, 3), dtype=np.uint8)
 ORIGIN = {
-    "dataset": "synthetic", "citation": "Doe 2026", "training_images": {"hem": 1200, "all": 34},
+    "dataset": "synthetic", "synthetic": True, "citation": "Doe 2026", "training_images": {"hem": 1200, "all": 34},
     "threshold": {"value": 0.25, "sensitivity": 0.95},
 }  # fmt: skip
 
@@ -59,7 +59,8 @@ def test_the_card_says_what_the_net_is(classifier, hub):
     assert "\n---\n\n# net\n" in card
     for line in (
         "**For research use only.**", "- Classes: hem, all", "32 x 32 pixels",
-        "- Trained on: synthetic (1,200 of hem, 34 of all)", "- Citation: Doe 2026", "- Temperature: 1.5",
+        "- Trained on: synthetic (1,200 of hem, 34 of all), synthetic cells, not real ones",
+        "- Citation: Doe 2026", "- Temperature: 1.5",
         "- Threshold: 0.25 on all, for a sensitivity of 0.95 on val", 'load_classifier("hf://me/net")',
     ):  # fmt: skip
         assert line in card
@@ -69,10 +70,19 @@ def test_the_card_says_what_the_net_is(classifier, hub):
     assert hub.commits["me/net"][-1][1]["README.md"] == b"---\nlicense: mit\n---\nMine\n"
 
 
+def test_nothing_is_added_to_a_public_repository_by_mistake(classifier, hub):
+    classifier.push_to_hub("me/open", token=hubs.TOKEN, private=False)
+    assert not hub.private["me/open"]
+    with pytest.raises(SettingsError, match="me/open is there and public: pass private=False"):
+        classifier.push_to_hub("me/open", token=hubs.TOKEN)
+    assert len(hub.commits["me/open"]) == 1
+
+
 def test_a_revision_stays_what_it_was(classifier, hub):
     classifier.push_to_hub("me/net", token=hubs.TOKEN)
     other = ldl.Classifier(classifier.model, ("hem", "all"), classifier.pipeline, {}, 3.0)
-    other.push_to_hub("me/net", token=hubs.TOKEN, private=False)
+    other.push_to_hub("me/net", token=hubs.TOKEN, private=False)  # which is the wish for a new one only
+    assert hub.private["me/net"]
     first, second = (oid for oid, _ in hub.commits["me/net"])
     assert ldl.load_classifier("hf://me/net").temperature == 3.0
     assert ldl.load_classifier(f"hf://me/net@{first}").temperature == 1.5

@@ -76,12 +76,11 @@ def best_net(run: StoredRun, metric: str | None = None, protocol: str | None = N
     if equal := [row["backbone"] for row in board if row["backbone"] not in worse]:
         _log.warning("%s is best on val; on test it is not significantly better than %s", first, listed(equal))
     facts = nets[nets["trial"] == trial].iloc[0]
-    found_path = run.store.folder(trial) / "model.keras" if run.store.has_model(trial) else None
     return pd.Series({
         **{name: facts[name] for name in ("backbone", "protocol", "fold", "seed")},
         **{"metric": what.name, "val": values[first, trial], "test": own[what.name], "low": own["low"]},
         **{"high": own["high"], "flags": own["flags"], "not_worse": ", ".join(equal)},
-        **{"trial": trial, "path": found_path},
+        **{"trial": trial, "path": run.store.folder(trial) / "model.keras" if run.store.has_model(trial) else None},
     })  # fmt: skip
 
 

@@ -254,9 +254,9 @@ def _saved(model: Any, record: Record, context: RunContext, pipeline: Pipeline |
     trial, samples, temperature = record.trial, context.samples, record.metrics.get("temperature", 1.0)
     split, names = context.nets[trial.digest].split, samples.class_names
     counts = np.bincount(samples.labels[split.train], minlength=len(names)).tolist()
-    provenance = {"trial": trial.to_dict(), "digest": trial.digest, "dataset": samples.name}
+    provenance: dict[str, Any] = {"trial": trial.to_dict(), "digest": trial.digest, "dataset": samples.name}
     provenance |= {"citation": samples.citation, "training_images": dict(zip(names, counts, strict=True))}
-    provenance |= {"metrics": dict(record.metrics), "images": dict(context.appearance)}
+    provenance |= {"metrics": dict(record.metrics), "images": dict(context.appearance), "synthetic": samples.synthetic}
     if "temperature" in record.metrics:  # there is a val side beside the test side
         val, groups = record.sides == "val", None if samples.groups is None else samples.groups[split.val]
         provenance |= choose_rules(record.labels[val], record.probabilities[val], groups, temperature)

@@ -196,11 +196,11 @@ class Classifier:
         preprocessing, temperature and provenance are in the file's member `leukemia_dl.json`.
 
         Raises:
-            SettingsError: If the path does not end in .keras.
+            SettingsError: If the path does not end in .keras, or the net is an exported one.
         """
         path = Path(path)
-        if path.suffix != ".keras":
-            raise SettingsError(f"A classifier is saved as a .keras file. Received: {str(path)!r}.")
+        if path.suffix != ".keras" or isinstance(self.model, ExportedNet):
+            raise SettingsError(f"A Keras net is saved as a .keras file. Received: {self.model.name}, {str(path)!r}.")
         text = json.dumps(self._settings(), indent=1)
         net = self.model.head if isinstance(self.model, EncodedNet) else self.model
         with tempfile.TemporaryDirectory() as folder:

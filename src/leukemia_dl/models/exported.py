@@ -71,9 +71,7 @@ def export_net(net: Any, settings: dict[str, Any], path: str | Path, form: str |
             hint = f"Export as {form} needs {error.name or 'a package'}: pip install 'leukemia-dl[export]'"
             raise SettingsError(f"{hint} ({error}).") from error
         except Exception as error:  # converters raise anything
-            raise DataError(
-                f"As {form} this net cannot be exported and run: {type(error).__name__}: {error}"
-            ) from error
+            raise DataError(f"This net cannot be exported as {form}: {type(error).__name__}: {error}") from error
         difference = float(np.abs(found - expected).max())
         # Where probabilities are 0 and 1, different logits show in their logarithms only.
         logits, others = (np.log(np.maximum(values, np.finfo(np.float32).tiny)) for values in (expected, found))

@@ -23,6 +23,8 @@ def push(classifier: Any, repo: str, card: str | None, private: bool, token: str
         model = classifier.save(Path(folder) / _MODEL)
         api = hub.HfApi(token=token)
         api.create_repo(repo, private=private, exist_ok=True)
+        if private and not api.model_info(repo).private:
+            raise SettingsError(f"{repo} is there and public: pass private=False, or another name.")
         files = [hub.CommitOperationAdd(_MODEL, str(model)), hub.CommitOperationAdd("README.md", text.encode())]
         return str(api.create_commit(repo, files, commit_message=message).commit_url)
 
@@ -72,7 +74,8 @@ def _card_of(classifier: Any, repo: str) -> str:
         threshold = f"{rule['value']:.4g} on {names[-1]}, for a sensitivity of {rule['sensitivity']:g} on val"
     return _CARD.format(
         title=repo.split("/")[-1], repo=repo, classes=", ".join(names), size=classifier.model.input_shape[1],
-        data=f"{origin.get('dataset', 'unknown data')}{f' ({images})' * bool(images)}",
+        data=f"{origin.get('dataset', 'unknown data')}{f' ({images})' * bool(images)}"
+        + ", synthetic cells, not real ones" * bool(origin.get("synthetic")),
         citation=origin.get("citation") or "unknown", temperature=classifier.temperature,
         threshold=threshold,
     )  # fmt: skip
