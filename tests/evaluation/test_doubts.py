@@ -101,6 +101,9 @@ def test_nets_are_averaged_and_patients_summed():
         (lambda f: f.assign(side="val"), DataError, "no predictions of the side 'test'"),
         (lambda f: f.drop(columns="label"), DataError, "no column label"),
         (lambda f: f.assign(kind="baseline"), DataError, "no predictions"),
+        (lambda f: f.assign(probability_a=f["probability_a"].where(f.index > 0)), DataError, "must be finite"),
+        (lambda f: pd.concat([f, f.iloc[[3]]]), DataError, "several predictions of sample 'a3'"),
+        (lambda f: f.assign(subject=f["subject"].where(f.index > 0)), DataError, "1 of 25 predictions have no subject"),
     ],
 )
 def test_frames_that_give_no_doubts_are_refused(change, error, says):

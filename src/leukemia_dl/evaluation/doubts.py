@@ -30,7 +30,8 @@ def label_doubts(frame: pd.DataFrame, unit: str = "image", side: str = "test") -
 
     Raises:
         SettingsError: If cleanlab is missing, or `unit` is another one.
-        DataError: If images are not named, have labels of one class only, or, for "patient", patients are unknown.
+        DataError: If images are not named, have labels of one class only, or are there twice for one net, if
+            probabilities are missing, and if patients are known for some images only or, for "patient", not at all.
     """
     choice("unit", unit, ("image", "patient"))
     filters, rank = import_extra("cleanlab.filter", "doubts"), import_extra("cleanlab.rank", "doubts")
@@ -38,6 +39,7 @@ def label_doubts(frame: pd.DataFrame, unit: str = "image", side: str = "test") -
     rows = predictions.select_side(frame[frame["kind"] == "backbone"], side)
     if "sample" not in rows:
         raise DataError("The predictions need a column sample that names their images.")
+    predictions.models_of(rows, side)  # checks
     names = class_names_of(rows)
     groups = rows.groupby("sample", sort=False)
     facts = [name for name in ("subject", "group", "same_cell", "label") if name in rows]
@@ -58,7 +60,7 @@ def label_doubts(frame: pd.DataFrame, unit: str = "image", side: str = "test") -
         return table.sort_values(["quality", "sample"], kind="stable", ignore_index=True)
     known = predictions.unit_column(rows)
     if known is None:
-        raise DataError("Nothing is known of patients: the predictions need a column group or subject without gaps.")
+        raise DataError("Nothing is known of patients: the predictions need a column group or subject.")
     by_patient = table.groupby(known)
     result = pd.DataFrame({"images": by_patient.size(), "doubtful": by_patient["doubtful"].sum()})
     result = result.assign(share=result["doubtful"] / result["images"], quality=by_patient["quality"].mean())
