@@ -21,8 +21,8 @@ def run(script, *arguments, timeout=600):
     return done.stdout
 
 
-SHORT = ("inference", "evaluation", "report", "imports")
-LONG = ("data", "preprocess", "training", "probe")
+SHORT = ("imports",)
+LONG = ("inference", "evaluation", "report", "data", "preprocess", "training", "probe")
 
 
 @pytest.mark.skipif(not util.find_spec("tensorflow"), reason="its other ways are TensorFlow's")

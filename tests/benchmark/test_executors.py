@@ -124,6 +124,7 @@ def test_an_executor_of_concurrent_futures_gives_the_same_table(dataset, tmp_pat
     assert not (tmp_path / "unfinished").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity") or core_count() < 2, reason="needs two cores to choose from")
 def test_threads_are_those_of_the_machine_of_the_trial(dataset, tmp_path):
     """20.13: the number of cores of this process is neither sent to workers nor written into the settings."""

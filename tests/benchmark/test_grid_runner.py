@@ -58,7 +58,8 @@ def workers_of(store):
     return found
 
 
-@pytest.mark.parametrize("executor", ["processes", "in-process"])
+# In one process tests/cli/test_cli.py does the same.
+@pytest.mark.parametrize("executor", ["processes", pytest.param("in-process", marks=pytest.mark.slow)])
 def test_ctrl_c_once_ends_after_the_epoch_and_the_next_run_goes_on_from_there(synthetic_root, tmp_path, executor):
     with driver(synthetic_root, tmp_path, executor, epochs=400) as process:
         for line in process.stderr:

@@ -106,6 +106,7 @@ def test_failures_are_rows(synthetic_root, tmp_path):
     assert not (tmp_path / "unfinished").exists()
 
 
+@pytest.mark.slow
 def test_it_starts_on_this_machine_and_imports_nothing_from_the_current_folder(
     synthetic_root, tmp_path, hostile_folder
 ):

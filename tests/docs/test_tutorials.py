@@ -14,7 +14,7 @@ from hooks import tutorials  # noqa: E402
 # Addresses at which nothing listens: whoever asks the network fails at once.
 NOWHERE = {f"{scheme}_proxy": "http://127.0.0.1:9" for scheme in ("http", "https", "HTTP", "HTTPS")}
 
-SHORT = {"first_benchmark", "data_set_plugin"}  # in `make test`; `make test-all` and `make docs` run all
+SHORT = {"data_set_plugin"}  # in `make test`; `make test-all` and `make docs` run all
 SCRIPTS = [
     pytest.param(path, id=path.stem, marks=[] if path.stem in SHORT else [pytest.mark.slow]) for path in tutorials()
 ]

@@ -175,6 +175,7 @@ def test_an_exported_keras_net_has_the_features_of_keras(package, tmp_path):
     np.testing.assert_allclose(encoders.load_encoder(spec).predict_on_batch(images), expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_exported_efficientnet_lite_has_the_features_that_its_weights_are_known_by(package, tmp_path):
     keras = pytest.importorskip("keras")
     if not DATA.is_dir():

@@ -7,6 +7,8 @@ import leukemia_dl as ldl
 from leukemia_dl.benchmark import trial_runner
 from packages import installed
 
+pytestmark = pytest.mark.slow  # tests/benchmark/test_encoders.py compares the three with scikit-learn, on smaller nets
+
 SIZE = 64
 
 

@@ -58,7 +58,7 @@ def test_it_holds_every_check(installed):
 @pytest.mark.parametrize(
     ("others", "size"),
     [
-        pytest.param(("cnn",), 32, id="one"),
+        pytest.param(("cnn",), 32, marks=pytest.mark.slow, id="one"),
         pytest.param(("vgg16", "resnet50", "inception_v3", "xception", "cnn"), 75, marks=pytest.mark.slow, id="five"),
     ],
 )

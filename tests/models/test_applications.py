@@ -48,6 +48,7 @@ def test_pooled_features_equal_keras_own(name):
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max())
 
 
+@pytest.mark.slow
 def test_efficientnet_scales_alike_whether_keras_or_the_user_brings_the_file(tmp_path, monkeypatch):
     """Keras divides by the root of the deviation for weights that it fetches, and not for the same ones in a file."""
     from keras.src.utils import file_utils
