@@ -154,17 +154,21 @@ def test_another_ending_or_a_missing_package_is_named(classifier, tmp_path, monk
         classifier.export(tmp_path / "net.onnx")
 
 
-ODD = ["{", "[]", '{"image_size": 32}', '{"image_size": "x", "class_names": 3}']
-ODD += [
-    '{"image_size": 32, "class_names": ["a", "b"], "temperature": "1", "pipeline": {"steps": []}, "provenance": {}}'
+GOOD = {"format": 3, "form": "onnx", "image_size": 32, "class_names": ["a", "b"], "temperature": 1}
+GOOD |= {"pipeline": {"steps": []}, "provenance": {}}
+ODD = [
+    ("image_size", "x", "invalid literal"), ("class_names", 3, "not iterable"), ("temperature", "1", "temperature"),
+    ("pipeline", 7, "A pipeline"), ("provenance", 7, "not iterable"), ("format", 4, "update leukemia-dl"),
+]  # fmt: skip
+ODD = [(json.dumps(GOOD | {key: value}), says) for key, value, says in ODD] + [
+    ("{", "property name"),
+    ("[]", "indices"),
 ]
-ODD += ['{"image_size": 32, "class_names": ["a", "b"], "temperature": 1, "pipeline": 7, "provenance": {}}']
-ODD += ['{"image_size": 32, "class_names": ["a", "b"], "temperature": 1, "pipeline": {"steps": []}, "provenance": 7}']
 
 
-@pytest.mark.parametrize("content", ODD)
-def test_damaged_settings_are_one_error(tmp_path, content):
+@pytest.mark.parametrize(("content", "says"), ODD)
+def test_damaged_settings_are_one_error(tmp_path, content, says):
     (tmp_path / "net.onnx").write_bytes(b"x")
     (tmp_path / "net.onnx.json").write_text(content)
-    with pytest.raises(DataError, match=r"net\.onnx is damaged or was not exported by leukemia_dl"):
+    with pytest.raises(DataError, match=rf"net\.onnx is damaged or was not exported by leukemia_dl: .*{says}"):
         ldl.load_classifier(tmp_path / "net.onnx")

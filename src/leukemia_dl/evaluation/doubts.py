@@ -30,8 +30,7 @@ def label_doubts(frame: pd.DataFrame, unit: str = "image", side: str = "test") -
 
     Raises:
         SettingsError: If cleanlab is missing, or `unit` is another one.
-        DataError: If images are not named, have labels of one class only, or are there twice for one net, if
-            probabilities are missing, and if patients are known for some images only or, for "patient", not at all.
+        DataError: For frames that `evaluate` refuses, unnamed images, labels of one class, or unknown patients.
     """
     choice("unit", unit, ("image", "patient"))
     filters, rank = import_extra("cleanlab.filter", "doubts"), import_extra("cleanlab.rank", "doubts")

@@ -22,7 +22,7 @@ from leukemia_dl.models.backbones import encoder_identity
 from leukemia_dl.models.build import with_probabilities
 from leukemia_dl.models.encoders import EncodedNet
 from leukemia_dl.models.explain import Explanation, Method, explain
-from leukemia_dl.models.exported import ExportedNet, export_net
+from leukemia_dl.models.exported import FORMAT, ExportedNet, export_net
 from leukemia_dl.models.hub import push
 from leukemia_dl.preprocess import Pipeline, decode_image
 from leukemia_dl.preprocess.decode import image_files
@@ -30,7 +30,6 @@ from leukemia_dl.preprocess.foreground import Appearance, appearance_of, differe
 from leukemia_dl.progress import parallel_map, track
 
 SETTINGS_MEMBER = "leukemia_dl.json"  # of the file, which Keras ignores
-FORMAT = 3  # before, a net gave logits
 _CHUNK = 512  # images decoded at once, so that memory does not grow with their number
 _log = logging.getLogger(__name__)
 

@@ -23,6 +23,7 @@ FORMS = {
     "onnx": (".onnx", "onnx"), "openvino": (".xml", "openvino"), "litert": (".tflite", "litert"),
     "saved_model": ("", "tf_saved_model"),
 }  # fmt: skip
+FORMAT = 3  # of the settings of a net; before, a net gave logits
 _NOISE, _MOST_DIFFERENCE, _MOST_LOGIT, _MOST_TEXT = 64, 1e-4, 1e-3, 1 << 23
 _log = logging.getLogger(__name__)
 
@@ -111,6 +112,8 @@ def read_exported(path: Path) -> tuple[ExportedNet, tuple[str, ...], Pipeline, d
         if settings_file(path).stat().st_size > _MOST_TEXT:
             raise ValueError("its settings have an implausible size")
         settings = json.loads(settings_file(path).read_text("utf-8"))
+        if settings["format"] != FORMAT:
+            raise ValueError(f"format {settings['format']!r} is unknown to this version: update leukemia-dl")
         size, names = int(settings["image_size"]), tuple(map(str, settings["class_names"]))
         temperature = real_number("temperature", settings["temperature"], 0.01, 100)
         pipeline, provenance = Pipeline.from_dict(settings["pipeline"]), dict(settings["provenance"])

@@ -12,9 +12,9 @@ from typing import Any
 from leukemia_dl.errors import DataError, UnknownNameError
 from leukemia_dl.models.backbones import encoder_identity, get_backbone
 from leukemia_dl.models.build import silence_startup, with_logits
-from leukemia_dl.models.classifier import FORMAT, SETTINGS_MEMBER, Classifier
+from leukemia_dl.models.classifier import SETTINGS_MEMBER, Classifier
 from leukemia_dl.models.encoders import EncoderSpec, load_encoder
-from leukemia_dl.models.exported import is_exported, read_exported
+from leukemia_dl.models.exported import FORMAT, is_exported, read_exported
 from leukemia_dl.models.hub import fetch
 from leukemia_dl.models.untrusted import check_net
 from leukemia_dl.plugins import DISTRIBUTION

@@ -72,8 +72,9 @@ def serve(classifier: Classifier, ready: Callable[[str], object], port: int = 78
             app.add_middleware(TrustedHostMiddleware, allowed_hosts=[_HOST, "localhost"])
             theme = gradio.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
             gradio.mount_gradio_app(
-                app, made, "/", theme=theme, css=page("demo.css", {}), footer_links=[], run_history=False, root_path="",
-                ssr_mode=False, mcp_server=False, i18n=gradio.I18n(en={"common.upload": "Add images"}),
+                app, made, "/", theme=theme, css=page("demo.css", {}), footer_links=[], root_path="", ssr_mode=False,
+                run_history=False, mcp_server=False, max_file_size="320mb",
+                i18n=gradio.I18n(en={"common.upload": "Add images"}),
             )  # fmt: skip
             config = uvicorn.Config(app, headers=_HEADERS, log_level="critical", timeout_graceful_shutdown=1)
             ready(f"http://{_HOST}:{bound.getsockname()[1]}/")
