@@ -115,7 +115,7 @@ def test_another_class_and_one_output_are_explained_too(classifier):
 def test_what_cannot_be_explained_says_so(classifier, tmp_path, write_image):
     with pytest.raises(SettingsError, match="method must be one of"):
         classifier.explain(marked(1, 0)[0], "shap")
-    with pytest.raises(SettingsError, match="classes must be 2 of plain, marked"):
+    with pytest.raises(SettingsError, match="classes must be 2 of plain, marked, one per image"):
         classifier.explain(marked(2, 0)[0], classes=["plain", "other"])
     with pytest.raises(SettingsError, match="There are no images to explain"):
         classifier.explain([])

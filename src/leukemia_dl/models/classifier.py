@@ -182,7 +182,7 @@ class Classifier:
         targets = predict(pixels).argmax(axis=1)
         if classes is not None:
             if len(classes) != len(pixels) or set(classes) - set(self.class_names):
-                raise SettingsError(f"classes must be {len(pixels)} of {', '.join(self.class_names)}.")
+                raise SettingsError(f"classes must be {len(pixels)} of {', '.join(self.class_names)}, one per image.")
             targets = np.array([self.class_names.index(name) for name in classes])
         found = explain(self.model, pixels, targets, self.class_names, method, predict)
         found.checks.insert(0, column, sample)
