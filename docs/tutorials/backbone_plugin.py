@@ -8,7 +8,7 @@
 # ## A backbone is a function and a record
 #
 # The function gets a symbolic Keras tensor, a batch of images that are scaled already, and returns a feature map
-# (batch, height, width, channels), or [tokens or a vector](../guides/plugins.md#what-a-builder-may-return). Pooling,
+# (batch, height, width, channels), or [tokens or a vector](../guides/plugins.md#the-results-of-a-builder). Pooling,
 # head and loss are the library's, the same for all. Keras is imported inside, so that listing backbones does not start
 # TensorFlow. This net has no weights to fetch; `weights` is None.
 
@@ -164,7 +164,7 @@ for name, text in (("pyproject.toml", project), ("leukemia_dl_small.py", module)
 # the trial. The source is not: **when the net changes, raise the version**, or the store goes on giving the old result.
 # While you still work on it, install it again after a change, and run with `--rerun`.
 #
-# ## What goes wrong, and where it is said
+# ## Errors, and where they appear
 #
 # A record that cannot be used, as one with `scaling="imagenet"`, is refused where it is made. A builder that fails
 # costs its own row and no other. This one returns a list, which is no tensor:

@@ -27,9 +27,9 @@ dataset = ldl.Dataset.load("synthetic", subjects=40, images=300)
 dataset.summary()
 
 # %% [markdown]
-# Three official folds, a preliminary test set, and a final one without labels: as in C-NMC 2019, where the folds have
-# 3,527, 3,581 and 3,553 images, the preliminary set 1,867 and the final one 2,586. What differs here: there are fewer,
-# and each subject is another person, with cells of their own.
+# Three official folds, a preliminary test set, and a final one without labels: as in C-NMC 2019. There the folds have
+# 3,527, 3,581 and 3,553 images, the preliminary set 1,867 and the final one 2,586. Here there are fewer images, and
+# no two subjects are the same person.
 #
 # ## Patients under several names
 #
@@ -77,8 +77,8 @@ for protocol in ("official", "official_clean"):
 # ## The baseline
 #
 # `official_clean` on fold 2 is the default of a benchmark. The table has three rows beside each net: `majority`, which
-# names the more frequent class, and what the size and the colour of the cell alone tell. On fold 2 of the real data
-# `majority` has an accuracy of .692 and the size .746: a net at .75 has not been shown to look at anything but size.
+# names the more frequent class, and rules on the size and the colour of the cell alone. On fold 2 of the real data
+# `majority` has an accuracy of 0.692 and the size 0.746: a net at 0.75 has not been shown to look at anything but size.
 
 # %%
 recipe = ldl.Recipe.preset("quick", image_size=32)
@@ -109,10 +109,10 @@ board[["rank", "backbone", "balanced_accuracy", "low", "high", "images", "groups
 # leukemia-dl evaluate runs/c_nmc_2019-finetune --metric balanced_accuracy --estimand procedure
 # ```
 #
-# ## What others report
+# ## Published results
 #
-# The library keeps published results with their protocol and test side. Those of different protocols answer different
-# questions: compare within one only.
+# The library keeps published results with their protocol and test side. Results of different protocols answer
+# different questions: compare within one only.
 
 # %%
 published = ldl.published_results("c_nmc_2019")
@@ -121,9 +121,9 @@ keras = published[published["protocol"] == "published_v1"]
 keras.pivot(index="method", columns="metric", values="value")
 
 # %% [markdown]
-# The nets of that table, [which has no source to cite](../explanation/is_802_better.md), were trained on folds 0 and 1.
-# Fold 2, on which they are scored, was also watched during training. `published_v1` is that habit as a protocol (and
-# as a recipe), and its split says so.
+# The nets of [that table](../explanation/published_table.md) were trained on folds 0 and 1. Fold 2, on which they are
+# scored, was also watched during training. `published_v1` is that habit as a protocol (and as a recipe), and its
+# split says so.
 
 # %%
 (split,) = ldl.make_splits(leaky, "published_v1")
@@ -146,16 +146,16 @@ except ldl.errors.SplitError as error:
 ldl.load_classifier("runs/c-nmc").predict(final.paths[:3])[["predicted", "probability_all"]].round(3)
 
 # %% [markdown]
-# ## What to report
+# ## Numbers to report
 #
 # - The protocol, and which folds: `official_clean` on all, or `kfold`.
 # - One metric, chosen before you look, with its interval over groups and their number; several seeds.
 # - The baselines, in the same table.
-# - What crosses the sides, if it is `official`. Nothing from `random` but the difference that it makes.
+# - The number of leaked images, if the protocol is `official`. Nothing from `random` but the difference that it makes.
 # - The page that a run ends in, [which holds all this](reading_a_report.md), and the citation of the data.
 #
 # ## Where to go from here
 #
 # - [Fine-tune and calibrate](finetune_and_calibrate.md): what to train on real cells.
-# - [Limits](../explanation/limits.md): what even this does not tell.
+# - [Limits](../explanation/limits.md) of these results.
 # - [Long runs on a cluster](cluster.md) and [on a GPU](gpu.md).

@@ -40,19 +40,19 @@ job = subprocess.run([sys.executable, "-m", *command.split()], capture_output=Tr
 print(*job.stdout.splitlines()[-5:], sep="\n")
 
 # %% [markdown]
-# Its table, left out here, is of what is there by now. The same in Python is `run(shard=...)`. The second job is given
-# too little time here, so that its trial is stopped after the first epoch:
+# Its table, left out here, has the trials that are finished. The same in Python is `run(shard=...)`. The second job
+# is given too little time here, so that its trial is stopped after the first epoch:
 
 # %%
 frame = bench.run(shard="2/3", time_limit=0.01, executor="in-process")
 frame.loc[frame["status"] == "failed", ["backbone", "seed", "status", "exception", "message"]]
 
 # %% [markdown]
-# ## Whatever ended it, the same line goes on
+# ## The same line goes on after any interruption
 #
-# A trial that was stopped, by its time limit, by `scancel`, by a node that broke, has left the state of its last epoch
-# in the store (of an earlier one, where writing it takes long), and is done again from there. What is done is not done
-# twice.
+# A trial may be stopped by its time limit, by `scancel`, or by a node that broke. It has left the state of its last
+# epoch in the store (of an earlier one, where writing it takes long), and goes on from there. Finished trials are not
+# run again.
 
 # %%
 frame = bench.run(shard="2/3", executor="in-process")
@@ -107,9 +107,9 @@ bench.plan()[["backbone", "seed", "status", "trial"]]
 #
 # ## A job per trial, with `submit`
 #
-# `run(executor=...)` takes anything with `submit(function, argument)`: a pool of processes, dask's `Client`, submitit's
-# `AutoExecutor`. One driver hands the trials out, and writes what comes back. Here a pool of two processes does what is
-# left. Its processes begin by importing the script, so what runs stands behind `if __name__`:
+# `run(executor=...)` takes anything with `submit(function, argument)`: a pool of processes, dask's `Client`,
+# submitit's `AutoExecutor`. One driver hands the trials out, and writes their results. Here a pool of two processes
+# runs the remaining trials. Its processes begin by importing the script, so what runs stands behind `if __name__`:
 
 # %%
 script = """\
@@ -135,7 +135,7 @@ bench.results()[["backbone", "seed", "accuracy", "loss", "balanced_accuracy", "s
 # python submitit_grid.py cluster.toml
 # ```
 #
-# If the driver is stopped, start it again: what is done is in the store.
+# If the driver is stopped, start it again: finished trials are in the store.
 #
 # ## Ray
 #

@@ -74,9 +74,9 @@ def leukemia_dl_datasets():
 """
 
 # %% [markdown]
-# - If something is wrong with a file, the error is a `DataError` that says what came and what is wanted. `from_arrays`
-#   checks the rest: types, lengths, labels. `allow_pickle=False`, numpy's default, is a must: unpickling a file can run
-#   anything.
+# - If something is wrong with a file, the error is a `DataError` that names the value and the allowed ones.
+#   `from_arrays` checks the rest: types, lengths, labels. `allow_pickle=False`, numpy's default, is a must:
+#   unpickling a file can run anything.
 # - A sample's id is its side and its number there: the same on every machine, wherever the file lies.
 # - `splits` are the authors' sides. `subjects` are left out: nothing is known of patients, and an image is no patient.
 #

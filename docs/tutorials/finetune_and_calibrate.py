@@ -1,7 +1,7 @@
 # %% [markdown]
 # # Fine-tune and calibrate
 #
-# This page treats recipes as values, probes and fine-tunes a pretrained net of one's own, corrects its probabilities,
+# This page treats recipes as values, probes and fine-tunes your own pretrained net, corrects its probabilities,
 # chooses thresholds, and uses the saved net. It takes about a minute on a laptop, and nothing is downloaded.
 #
 # **The cells are synthetic**; no number on this page says anything about real cells.
@@ -81,7 +81,7 @@ reporting.plot_learning_curves(runs["finetune"].histories())
 # %% [markdown]
 # ## Temperature
 #
-# A net can be right often and still give .99 too easily. A *temperature* is one number that divides its logits; it is
+# A net can be right often and still give 0.99 too easily. A *temperature* is one number that divides its logits; it is
 # above 1 where the net was too sure. It changes no predicted class, only the probabilities. It is **never fitted to the
 # test side**:
 #
@@ -95,8 +95,8 @@ frame.loc[frame["recipe"].notna(), columns].round(3)
 # %% [markdown]
 # `loss` is always that of the probabilities as the net gives them; `ece` is how far they are from what happens, on
 # average. Compare each with its neighbour: **calibration need not help.** A temperature of a few patients fits these
-# patients (with fewer than five of a class it stays 1), and it cannot shift: `finetune` gives the classes equal weight
-# (`class_balance`), so that its probabilities hold for equally frequent classes, which they are not on the test
+# patients (with fewer than five of a class it stays 1), and it cannot shift. The recipe `finetune` gives the classes
+# equal weight (`class_balance`). Its probabilities hold for equally frequent classes, which they are not on the test
 # side.
 #
 # `calibrate` does the same with any predictions: one temperature per fitted net, from val. The curves are before, and
@@ -144,8 +144,9 @@ coverage[["wanted", "coverage", "threshold", "value", "low", "high", "reason"]].
 # %% [markdown]
 # ## Save it, and use it
 #
-# The temperature travels with the net, and so does the preprocessing. `predict` divides by the temperature unless it is
-# told not to; the label is the same. Averaging over symmetries takes eight times as long, and may change the label.
+# The temperature travels with the net, and so does the preprocessing. `predict` divides by the temperature unless you
+# pass `calibrated=False`; the label is the same. Averaging over symmetries takes eight times as long, and may change
+# the label.
 
 # %%
 classifier = ldl.load_classifier("runs/tuning-finetune")

@@ -1,7 +1,7 @@
 # %% [markdown]
 # # A first benchmark
 #
-# One net and three baselines (what can be reached without a net) on synthetic cells, from the data to a page that can
+# One net and three baselines (rules without a net) on synthetic cells, from the data to a page that can
 # be sent to a colleague. It takes about two minutes on a laptop, and nothing is downloaded. Terms such as *baseline*,
 # *fold* or *store* are explained in [Words](../explanation/words.md).
 #
@@ -39,10 +39,10 @@ pixels = [part.to_numpy(part.default_pipeline(96), show_progress=False) for part
 reporting.plot_samples([*pixels[0], *pixels[1]], ["hem"] * 4 + ["all"] * 4, columns=4)
 
 # %% [markdown]
-# ## What is compared with what
+# ## The split
 #
 # The default protocol takes one of the three folds as the test side, and drops training images of any patient who is
-# also there. `guarantees` lists what was checked on this split and holds.
+# also there. `guarantees` lists the guarantees that were checked on this split.
 
 # %%
 (split,) = ldl.make_splits(dataset, "official_clean", folds=[2])
@@ -53,7 +53,7 @@ print(split.guarantees)
 # ## The run
 #
 # The recipe `quick` is three epochs from random weights: enough to see how everything works, not enough to learn much.
-# `plan` shows what is to be done, before you spend time on it.
+# `plan` shows the trials to run, before you spend time on them.
 
 # %%
 bench = ldl.Benchmark(dataset, ["cnn"], recipe="quick", folds=[2], store="runs/first-benchmark")
@@ -76,8 +76,8 @@ bench.plan()[["backbone", "status"]]
 # %% [markdown]
 # ## How sure is it?
 #
-# The table has one number per row. `leaderboard` adds how sure that number is: an interval over groups of patients, and
-# ranks that are shared where the data cannot tell two rows apart.
+# The table has one number per row. `leaderboard` adds how sure that number is: an interval over groups of patients,
+# and ranks. Two rows share a rank where the data do not show a difference.
 
 # %%
 predictions = bench.predictions()
@@ -98,8 +98,8 @@ classifier.predict(dataset.paths[:3])[["predicted", "probability_hem", "probabil
 # %% [markdown]
 # ## A page to send
 #
-# `write_report` puts all of it into one HTML file that needs nothing else. [Another tutorial](reading_a_report.md) says
-# what is on it.
+# `write_report` puts all of it into one HTML file that needs nothing else. [Another tutorial](reading_a_report.md)
+# explains it.
 
 # %%
 print(reporting.write_report("runs/first-benchmark").name)

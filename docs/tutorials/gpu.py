@@ -1,11 +1,11 @@
 # %% [markdown]
 # # A GPU, with TensorFlow, JAX or torch
 #
-# What to install, how to see that it is used, what a row says of it, and what changes. The cells run anywhere and are
-# done in about half a minute; those of this page ran on a CPU. All data are **synthetic cells**.
+# Which packages to install, how to see that a GPU is used, and what changes in the results. The cells run anywhere
+# and are done in about half a minute; those of this page ran on a CPU. All data are **synthetic cells**.
 #
-# **What has not been run:** the GPU paths were written from the documentation of TensorFlow, JAX and Keras, and the
-# project has not run them yet. What this page says of GPUs is what they were written to do. On CPUs the tests run on
+# **Not run yet:** the GPU paths were written from the documentation of TensorFlow, JAX and Keras, and the
+# project has not run them yet. This page says what they were written to do. On CPUs the tests run on
 # TensorFlow and on JAX.
 #
 # ## One backend, and its GPU packages
@@ -46,8 +46,8 @@ print(*(line for line in doctor.stdout.splitlines() if not line.startswith(("Cac
 # %% [markdown]
 # ## Where a net runs
 #
-# `device="auto"` takes the first GPU, and the CPU where there is none. To be sure, ask for what you mean, `"gpu"`,
-# `"gpu:1"` or `"cpu"`: what is not there is an error before the first trial. With a GPU this cell trains on it.
+# `device="auto"` takes the first GPU, and the CPU where there is none. To be sure, ask for a device by name, `"gpu"`,
+# `"gpu:1"` or `"cpu"`: a missing device is an error before the first trial. With a GPU this cell trains on it.
 
 # %%
 dataset = ldl.Dataset.load("synthetic", subjects=12, images=60)
@@ -75,8 +75,8 @@ frame[["backbone", "backend", "device", "precision", "batch_size", "deterministi
 # ## Precision
 #
 # With `precision="auto"` nets compute in bfloat16 where the GPU has it (NVIDIA Ampere or later) and in float32
-# elsewhere; weights, head and loss are float32 always. `precision="float32"` in a recipe forbids it. What would only be
-# emulated is refused:
+# elsewhere; weights, head and loss are float32 always. `precision="float32"` in a recipe forbids it. Emulated
+# precisions are refused:
 
 # %%
 try:
@@ -86,7 +86,7 @@ except ldl.errors.SettingsError as error:
     print(error)
 
 # %% [markdown]
-# ## What can be repeated
+# ## Repeatable results
 #
 # On one CPU equal settings give equal bits ([with one exception](../guides/training.md#the-same-bits)). On a GPU that
 # is not promised: sums may be added up in another order each time, and training makes more of the last digits. The
@@ -128,6 +128,6 @@ except ldl.errors.SettingsError as error:
 #
 # ## Where to go from here
 #
-# - [Speed](../guides/speed.md): what is done once, and what was measured on a CPU.
+# - [Speed](../guides/speed.md): work that is done once, and rates measured on a CPU.
 # - [A cluster](cluster.md), for many GPUs on many machines.
 # - [Fine-tune and calibrate](finetune_and_calibrate.md), which is where a GPU pays.

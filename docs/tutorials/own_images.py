@@ -1,9 +1,9 @@
 # %% [markdown]
 # # Your own images
 #
-# From images on your disk to a table of results with intervals: read them from folders, from a CSV file, from a
-# DataFrame or from arrays, look for damaged and doubled files, see what a net will see, train a small net and evaluate
-# it. It takes about a minute, and nothing is downloaded.
+# From images on your disk to a table of results with intervals. Read them from folders, a CSV file, a DataFrame or
+# arrays; look for damaged and doubled files; preview the input of a net; train a small net and evaluate it. It takes
+# about a minute, and nothing is downloaded.
 #
 # To have something to read, the first cell draws **synthetic cells** and saves 150 of them as PNG files, cropped to the
 # cell, in a folder per class, `cells/hem` (normal precursors) and `cells/all` (leukemic blasts). With images of your
@@ -31,7 +31,7 @@ for row, cell in drawn.table[drawn.table["split"] == "train"].iterrows():
 # ## A folder per class
 #
 # Classes are the names of the folders, in alphabetical order unless you give another. Of two classes the **second** is
-# the positive one: sensitivity is about that class. A folder does not tell whose cells these are, so protocols that
+# the positive one: sensitivity is about that class. A folder does not say whose cells these are, so protocols that
 # keep patients apart are refused.
 
 # %%
@@ -77,7 +77,7 @@ pixels = dataset.to_numpy(dataset.default_pipeline(96), show_progress=False)
 print(ldl.Dataset.from_arrays(pixels, dataset.labels, ["hem", "all"], subjects=dataset.table["subject"]))
 
 # %% [markdown]
-# ## Look for what is wrong
+# ## Look for errors in the data
 #
 # To have something to find, a copy of the folder gets two faults: a file that is cut off, and one that is there again
 # under another class.
@@ -103,7 +103,7 @@ again = clean.audit(show_progress=False)
 print(len(faulty), report.ok, "->", len(clean), again.ok)
 
 # %% [markdown]
-# ## What a net will see
+# ## The input of a net
 #
 # The audit found `mixed_sizes`: these files are as large as their cells. Unless you say otherwise, each image of your
 # own is padded with black to a square and resized. Then each of these cells fills the picture, and its size is lost. A
@@ -143,9 +143,9 @@ ldl.reporting.plot_samples(stages, ["file", "on the canvas", "resized"], columns
 # ## A benchmark, and what it is worth
 #
 # Three folds, so that each image is tested once. The protocol is `kfold` because patients are known. Give the canvas
-# when you load the data, and a benchmark uses it. Beside the net stand the baselines, such as
-# [what the size of a cell alone tells](../explanation/size.md). By default
-# several trials run in processes of their own; three nets as small as these need none.
+# when you load the data, and a benchmark uses it. Beside the net stand the baselines, such as [a rule on the size of
+# the cell alone](../explanation/size.md). By default several trials run in processes of their own; three nets as
+# small as these need none.
 
 # %%
 dataset = ldl.Dataset.from_csv("cells.csv", class_names=["hem", "all"], canvas=canvas)
@@ -164,7 +164,7 @@ for run in (bench, leaky):
 # %% [markdown]
 # Look whether the interval of `cnn` lies above the value of `cell_size`; three epochs from random weights are not meant
 # to get there. The tables differ by more than the leak: the canvas and the number of test images are others, too.
-# [How a leak is measured](../guides/evaluation.md#what-leakage-adds).
+# [How a leak is measured](../guides/evaluation.md#the-effect-of-leakage).
 #
 # ## The same on the command line
 #

@@ -10,9 +10,9 @@
 #
 # The extra `testing` brings [Hypothesis](https://hypothesis.readthedocs.io/), which draws the images.
 #
-# ## What a property is
+# ## Properties
 #
-# A usual test says what comes out of one image. A property says what holds of **every** image, such as that black stays
+# A usual test gives the result for one image. A property says what holds of **every** image, such as that black stays
 # black. A *strategy* draws images, and Hypothesis looks for one that breaks the property. These are drawn by
 # `strategies.cells()`; **no cell on this page is real.**
 
@@ -63,12 +63,12 @@ class Contrast(preprocess.Step):
 
 
 # %% [markdown]
-# ## What has to hold
+# ## Properties of every step
 #
-# A property does not repeat the code that it tests. It answers what any step can be asked: is the input unchanged? Does
-# the background stay black, and the cell a cell (its size [is a cue](../explanation/size.md))? Does one setting change
-# nothing? Is a mirrored image treated alike, and one with a wider margin? All of them are asked of images that nobody
-# would send, too: one pixel, one colour, nothing but black.
+# A property does not repeat the code that it tests. It answers what any step can be asked: is the input unchanged?
+# Does the background stay black, and the cell a cell (its size [is a cue](../explanation/size.md))? Does one setting
+# change nothing? Is a mirrored image treated alike, and one with a wider margin? They must hold for unusual images,
+# too: one pixel, one colour, nothing but black.
 
 
 # %%
@@ -117,7 +117,7 @@ check(Contrast)
 #
 # ## Fix it
 #
-# Now the mean is of the cell alone, only the cell is changed, and what was above 0 stays at least 1. Without the line
+# Now the mean is of the cell alone, only the cell is changed, and a value above 0 stays at least 1. Without the line
 # `if not mask.any()` the tests would go on to fail, on an image of one black pixel.
 
 
@@ -139,14 +139,14 @@ class CellContrast(preprocess.Step):
 check(CellContrast)
 
 # %% [markdown]
-# All properties hold for as many images as were tried. That is no proof, but more images than a person looks at. The
-# class has a new name because stored results know a step by its name and fields, not by its code.
+# All properties hold for as many images as were tried. This is no proof, but covers more images than a person looks
+# at. The class has a new name because stored results know a step by its name and fields, not by its code.
 #
 # ## Use it
 #
-# In a pipeline it stands as the library's own steps do; here before the resize, which leaves faint pixels around a cell
-# that the step would take for a part of it. No property had asked for that: look at what comes out, too. The cell is
-# synthetic.
+# In a pipeline it stands as the library's own steps do; here before the resize, which leaves faint pixels around a
+# cell that the step would take for a part of it. No property had asked for that: look at the resulting images, too.
+# The cell is synthetic.
 
 # %% alt="A synthetic cell as decoded, on its canvas, with less contrast inside the cell alone, and resized"
 dataset = ldl.Dataset.load("synthetic", subjects=24, images=90, preliminary_images=12)
@@ -158,7 +158,7 @@ ldl.reporting.plot_samples(stages, ["file", "on its canvas", "less contrast", "r
 
 # %% [markdown]
 # A benchmark takes the pipeline; the rest is as in [the first one](first_benchmark.md). Two epochs on synthetic cells
-# do not tell whether the step is of use. They show that it runs, and that it travels with the net.
+# do not show whether the step is useful. They show that it runs, and that it travels with the net.
 
 # %%
 recipe = ldl.Recipe.preset("quick", image_size=48, epochs=2)

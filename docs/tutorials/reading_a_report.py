@@ -86,8 +86,9 @@ print(re.search(r"This protocol lets[^<]*", reporting.write_report("runs/reading
 # %% [markdown]
 # ## Results
 #
-# Nets have different ranks only where they differ beyond doubt; **shared ranks are ties**, whatever the third digit
-# says. Baselines have no rank. The best of several was chosen on the side that it is shown on: the last column says so.
+# Nets have different ranks only where they differ significantly. **Shared ranks are ties**, even if the third digit
+# differs. Baselines have no rank. The best of several was chosen on the side that it is shown on: the last column
+# says so.
 
 # %%
 board = ldl.leaderboard(predictions, results=frame)
@@ -115,9 +116,9 @@ reporting.plot_subjects(predictions)
 reporting.plot_errors_by_size(predictions)
 
 # %% [markdown]
-# **Reliability.** Of the images that get a probability of 0.80, four of five should be of that class: points belong on
-# the dotted line. Grey bars show how many images a bin has; bins with few images vary much.
-# [Another tutorial](finetune_and_calibrate.md) shows what can be done about it.
+# **Reliability.** Of the images that get a probability of 0.80, four of five should be of that class: points belong
+# on the dotted line. Grey bars show how many images a bin has; bins with few images vary much. [Another
+# tutorial](finetune_and_calibrate.md) shows how to correct it.
 
 # %% alt="A panel per net and baseline: observed share over predicted probability in ten bins, with intervals"
 reporting.plot_reliability(predictions)
@@ -127,9 +128,10 @@ reporting.plot_reliability(predictions)
 #
 # ## Where it fails, and the trials
 #
-# First come the images that most nets get wrong: they are hard, damaged, or labelled wrong. Then come the trials, with
-# what failed or is missing. In the learning curves look for a gap between training and validation (over-fitting), for a
-# validation loss that still falls (more epochs may help), and for a net that has not moved from where it began.
+# First come the images that most nets get wrong: they are hard, damaged, or labelled wrong. Then come the trials,
+# with what failed or is missing. In the learning curves look for a gap between training and validation
+# (over-fitting). Look also for a validation loss that still falls (more epochs may help), and for a net that has not
+# moved from where it began.
 
 # %% alt="Accuracy above loss over two epochs, training and validation, for two nets with two seeds each"
 reporting.plot_learning_curves(bench.histories())
@@ -161,12 +163,13 @@ print("\n".join(line for line in card.splitlines() if line.startswith("- ") and 
 # - How the nets do at another hospital, on another stain or scanner. The only test is
 #   [data from elsewhere](../guides/evaluation.md#data-from-elsewhere).
 # - Whether the labels are right, or who gave them.
-# - Whether somebody looked at the test side before, and chose what is compared by it.
+# - Whether somebody looked at the test side before, and chose the compared nets by it.
 # - Whether a net is of use to a patient. Nothing here is a diagnosis.
 #
 # ## Where to go from here
 #
 # - [Pictures and the report](../guides/reporting.md): every section and plot.
-# - [What the intervals are of](../explanation/intervals.md), and [what limits a comparison](../explanation/limits.md).
-# - [What a leak adds](../guides/evaluation.md#what-leakage-adds), measured in one run.
+# - [How intervals are computed](../explanation/intervals.md), and [the limits of a
+#   comparison](../explanation/limits.md).
+# - [The effect of a leak](../guides/evaluation.md#the-effect-of-leakage), measured in one run.
 # - [Your own images](own_images.md).

@@ -1,4 +1,4 @@
-"""Checks of settings and arguments. Each raises SettingsError with one sentence: what is allowed, and what came."""
+"""Checks of settings and arguments. Each raises SettingsError with the allowed values and the received one."""
 
 import importlib
 import math

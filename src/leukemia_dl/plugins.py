@@ -93,7 +93,7 @@ def problem_hint() -> str:
 
 
 def forget() -> None:
-    """Forget what was loaded, so that the next look-up sees plugins installed since."""
+    """Forget the loaded plugins, so that the next look-up sees new ones."""
     _plugin_manager.cache_clear()
     collect.cache_clear()
     _problems.clear()

@@ -41,7 +41,7 @@ class Benchmark:
     """A comparison of backbones on one data set. Everything is checked on creation, before a pixel is read.
 
     Args:
-        dataset: The images. Those without a label are left out.
+        dataset: The images. Images without a label are left out.
         backbones: Names of backbones, or specs, which are registered; by default the five built-in architectures.
         recipe: Name of a preset, or a `Recipe`.
         protocol: How the data set is split, see `leukemia_dl.make_splits`, or several; None to choose by the data.

@@ -212,7 +212,7 @@ def installed_versions() -> dict[str, str]:
 
 
 def result_frame(records: Iterable[Record]) -> pd.DataFrame:
-    """Return a row per record, and one for its averaged predictions: `backbone`, every metric, what was compared."""
+    """Return a row per record, and one for its averaged predictions: `backbone`, every metric, then settings."""
     columns, rows = [*METRICS, *CALIBRATED, *WATCHED], []
     for record in chain.from_iterable(record.with_tta() for record in records):
         metrics = {name: record.metrics.get(name, float("nan")) for name in columns}

@@ -1,9 +1,9 @@
 """The store: one folder per trial, written aside and moved in place, so that a record is complete or absent.
 
 STORE/grids/DIGEST/ holds settings, grid and samples of a benchmark (see `run_files`), STORE/unfinished/NAME-DIGEST/
-checkpoints of a fit, STORE/logs/NAME-DIGEST/ log.txt, and STORE/trials/NAME-DIGEST/ a record: record.json (trial,
+checkpoints of a fit, STORE/logs/NAME-DIGEST/ log.txt. STORE/trials/NAME-DIGEST/ is a record: record.json (trial,
 status, row, metrics, timings), history.csv (learning curves), probabilities.npz (predictions of the val and test
-sides), traceback.txt (of a failure), model.keras, and SHA256SUMS of these, which `sha256sum --check` reads too.
+sides), traceback.txt (of a failure), model.keras, and SHA256SUMS of these for `sha256sum --check`.
 """
 
 from __future__ import annotations

@@ -63,7 +63,7 @@ class AuditReport:
         findings: A row per finding, the severest first: `kind`; `severity` ("error", "warning", "note"); `sample`,
             NA where it is about no single image; `other`, the second sample of a pair, else NA; `detail`.
         images: A row per image, in row order: `sample`, `readable`, `height` and `width` in pixels, `mode` (Pillow's),
-            `nearly_black` (no level above 16 of 255), `single_cell` (cut out on black), the columns of
+            `nearly_black` (no level above 16 of 255), `single_cell` (cut out on black); the columns of
             `measure_quality`, `sha256` of the file and `problem`; NA if not known.
         counts: `of` ("total", "class", "split", "fold"), `name`, `count`, `declared` (NA: authors give no number).
     """

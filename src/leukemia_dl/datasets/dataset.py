@@ -32,13 +32,14 @@ class Dataset:
     """An immutable table of images with labels and patients, made by `Dataset.load`, `from_folder`, `from_csv` etc.
 
     The columns are text, but for `fold` (Int64), and NA means: not known. `sample` is a stable id, independent of where
-    the files lie; `path` is absolute, NA for an array; `label` is a class name, `subject` the patient; `group` joins
-    subjects known to share cells and is otherwise the subject: splits and intervals use it; `field` (of view), `cell`;
-    `split`: the side that the authors give, train, val, test, preliminary or final; `same_cell` is equal for images
-    known to show one cell. DataError if a table contradicts itself, or has no samples or fewer than two classes.
+    the files lie; `path` is absolute, NA for an array. `label` is a class name, `subject` the patient. `group` joins
+    subjects known to share cells and is otherwise the subject; splits and intervals use it. `field` (of view) and
+    `cell` are names. `split` is the side that the authors give: train, val, test, preliminary or final. `same_cell` is
+    equal for images known to show one cell. DataError if a table contradicts itself, or has no samples or fewer than
+    two classes.
 
-    Methods that make a data set take `class_names` in label order (None: those found, sorted), `images_root`, where
-    relative paths start, and `canvas`, the side in pixels of one canvas for images at one scale (None: each is padded).
+    Methods that make a data set take `class_names` in label order (None: those found, sorted) and `images_root`, where
+    relative paths start. `canvas` is the side in pixels of one canvas for images at one scale (None: each is padded).
 
     Attributes:
         class_names: In label order: class i has label i.
@@ -164,7 +165,7 @@ class Dataset:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of class names, rows and file contents, whatever the order of the rows and the place of the files."""
+        """SHA-256 of class names, rows (in any order) and file contents (in any place)."""
         columns = ["sample", "label", "subject", "group", "fold", "split", "same_cell"]
         plain = self._table[columns].astype(object)
         rows = plain.where(plain.notna(), None).values.tolist()

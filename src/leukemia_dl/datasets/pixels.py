@@ -66,9 +66,9 @@ class PixelStore:
         """Return the store of a `dataset` and a `pipeline`; build it if it is not there. It is absent or complete.
 
         The pipeline is fitted and its results have one size. `folder` is that of all stores, None for `pixels` in the
-        cache folder. `show_progress` shows a bar. Raises ImageError with up to ten files that cannot be decoded,
-        StoreError if the folder cannot be written, DataError if a file or array has changed since the data set was
-        made, and SettingsError for another pipeline.
+        cache folder. `show_progress` shows a bar. Raises ImageError with up to ten files that cannot be decoded, and
+        StoreError if the folder cannot be written. Raises DataError if a file or array has changed since the data set
+        was made, SettingsError for another pipeline.
         """
         size = pipeline.output_size
         if size is None or not pipeline.is_fitted:

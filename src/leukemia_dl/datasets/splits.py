@@ -1,4 +1,4 @@
-"""Splits into training, validation and test rows: the protocols, how each draws, and what is verified of each split."""
+"""Splits into training, validation and test rows: the protocols, how each draws, and the checks of each split."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -71,7 +71,7 @@ class Split:
         leaked: How many images outside the test side share an identical file (`files`), a known cell or such a file
             (`cells`), or a group (`groups`; None if not known) with another side.
         flags: Notes for readers of the results, such as a side with few patients.
-        digest: SHA-256 of sample ids and sides, whatever the order of the rows.
+        digest: SHA-256 of sample ids and sides, in any order of the rows.
         repeat: Which repetition of `kfold` the fold is of, from 0; None for other protocols.
         shots: Patients of each class on the training side, drawn by `seed`; None for all.
     """

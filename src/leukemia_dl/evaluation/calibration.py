@@ -26,9 +26,9 @@ def fit_temperature(labels: Ints, probabilities: Floats, groups: NDArray[Any] | 
 
     Above 1 the predictions were too confident. Fit it on predictions that were not trained on and are not the test
     side. `labels` (n,) are class indices, `probabilities` (n, classes) rows that sum to 1; `groups` (n,) are patients,
-    None if unknown: then images are counted. The result lies between 0.01 and 100, and is 1.0 where it is not
-    determined: fewer than 5 groups of a class, or an effective number of them below 3; no difference between
-    classes; no wrong prediction; no least loss.
+    None if unknown: then images are counted. The result lies between 0.01 and 100. It is 1.0 where it is not
+    determined: fewer than 5 groups of a class, or an effective number of them below 3; no difference between classes;
+    no wrong prediction; no least loss.
     """
     return choose_temperature(labels, probabilities, groups)[0]
 
@@ -80,9 +80,9 @@ def choose_rules(
 def conformal_limit(own: Floats, groups: NDArray[Any] | None, coverage: float) -> tuple[float | None, str]:
     """Return the highest limit that the right class of an image of a new patient reaches with a probability.
 
-    Of `own`, the probabilities of the right classes (n,), each group weighs the same, however many images it has, and
-    so does the new one, which may lie below all (Lee, Barber and Willett 2023, arXiv:2306.06342). The probability is
-    then at least `coverage` where patients are exchangeable. None and the reason where there are too few `groups`.
+    Of `own`, the probabilities of the right classes (n,), each group weighs the same, however many images it has. So
+    does the new one, which may lie below all (Lee, Barber and Willett 2023, arXiv:2306.06342). The probability is then
+    at least `coverage` where patients are exchangeable. None and the reason where there are too few `groups`.
     """
     codes = np.arange(len(own)) if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1]
     sizes, order = np.bincount(codes), np.argsort(own, kind="stable")

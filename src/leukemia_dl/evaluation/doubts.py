@@ -23,10 +23,10 @@ def label_doubts(frame: pd.DataFrame, unit: str = "image", side: str = "test") -
         side: Which rows of the column `side`.
 
     Returns:
-        A row per image: `sample`, what is known of it, `label`, `likely` (the most probable class), `quality` (the mean
-        probability of the label), `doubtful` (whether confident learning takes the label as wrong) and `nets` (their
-        number). Or a row per patient: `images`, `doubtful` (their number), `share` of these, and mean `quality`, the
-        patient with the largest share first.
+        A row per image: `sample`, its `subject`, `group` and `same_cell` if known, `label`, `likely` (the most probable
+        class), `quality` (the mean probability of the label); `doubtful` (whether confident learning takes the label as
+        wrong) and `nets` (their number). Or a row per patient: `images`, `doubtful` (their number), `share` of these,
+        and mean `quality`, the patient with the largest share first.
 
     Raises:
         SettingsError: If cleanlab is missing, or `unit` is another one.

@@ -12,9 +12,9 @@ _OF_IMAGE = ("subject", "group", "same_cell", "label")
 def ensembles(frame: pd.DataFrame) -> pd.DataFrame:
     """Return predictions averaged over the nets of each backbone, and over those of all backbones.
 
-    An image is predicted by the nets that have it on the side `val` or `test`, of which none was trained on it: those
-    of all seeds of a fold, and of all folds where the frame is of a data set from elsewhere (`Benchmark.predict_on`).
-    Join the result to `frame` for `evaluate`, `compare` and `leaderboard`, which correct only comparisons of backbones.
+    An image is predicted by the nets that have it on the side `val` or `test`, of which none was trained on it. These
+    are all seeds of a fold, or of all folds if the frame is of a data set from elsewhere (`Benchmark.predict_on`). Join
+    the result to `frame` for `evaluate`, `compare` and `leaderboard`, which correct only comparisons of backbones.
 
     Args:
         frame: Predictions as of `Benchmark.predictions`, with the column `sample`.

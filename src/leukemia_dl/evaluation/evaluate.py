@@ -46,7 +46,7 @@ class Estimates:
         return float(self.per_seed[name].mean())
 
     def between_seeds(self, name: str) -> Spread | None:
-        """Return the spread that seeds add to the mean: 0 for what has no seed, see `_FIXED`; None with one seed."""
+        """Return the spread that seeds add to the mean: 0 without seeds, see `_FIXED`; None with one seed."""
         found = self.per_seed[name]
         if len(found) > 1:
             return Spread(float(found.var(ddof=1)) / len(found), len(found) - 1.0)
@@ -70,7 +70,7 @@ def evaluate(
             once), "lr_positive", "lr_negative" (likelihood ratios), and "f1" of the positive class.
         by: Column to split by: its values, or quartiles of a number with more than eight; SettingsError without it.
             "class": each class against the rest, by default its recall, precision and F1.
-        unit: What is scored: each image, or each patient, whose images are combined (see `patient_predictions`).
+        unit: The scored unit: each image, or each patient, whose images are combined (see `patient_predictions`).
         prevalence: Share of the positive class at which `ppv` and `npv` hold, in (0, 1); None for that of the images.
         unique_cells: Count images that show one cell (column `same_cell`) once, by their first prediction in each run.
         level: Of the intervals.

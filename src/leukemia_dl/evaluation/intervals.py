@@ -6,7 +6,7 @@ the others of its class are weighted up. The variance per class (Efron and Stein
     v_c = (m_c - 1) / m_c * sum over groups g of c of (theta_(-g) - mean of theta_(-.))^2,
 
 is summed over classes. A t quantile is taken at Satterthwaite's degrees of freedom, (sum v_c)^2 / sum(v_c^2 / d_c),
-where d_c = (sum n_g)^2 / sum n_g^2 - 1: Kish's effective number of groups, less one, since groups of 9 and of 1,074
+where d_c = (sum n_g)^2 / sum n_g^2 - 1. This is Kish's effective number of groups, less one: groups of 9 and of 1,074
 images do not carry equal information. Ends are Wilson's for values between two bounds, and on the log scale for losses.
 """
 
@@ -215,9 +215,9 @@ def interval(
     that of a predictive value, None for that of the images.
 
     For a share, the end on the side of the errors is the farther of two: the jackknife's, and one that allows for a
-    share q of all patients being wrong as wholes, none of whom is among the m groups with a probability of (1 - q)^m.
-    q is such that this is 1 - level for a metric of one class, and half of it for others (Clopper and Pearson 1934, for
-    no success in m trials). Where the second is farther, the other end is that of a one-sided interval.
+    share q of all patients being wrong as wholes. With a probability of (1 - q)^m none of them is among the m groups.
+    This is 1 - level for a metric of one class, and half of it for others (Clopper and Pearson 1934, for no success in
+    m trials). Where the second is farther, the other end is that of a one-sided interval.
     """
     spread, alpha, mirrored = resampling.spread(left_out, metric) + seeds, 1 - level, metric.better == "low"
     lowest, width = metric.lowest, metric.highest - metric.lowest

@@ -27,11 +27,11 @@ def leaderboard(
 ) -> pd.DataFrame:  # fmt: skip
     """Return the backbones in the order of one metric, with baselines among them.
 
-    `rank` is 1 more than the number of backbones that are significantly better (`compare`, after Holm's correction),
-    `rank_high` the number of backbones less that of worse ones (Klein, Wright and Wieczorek 2020); both are widened so
-    that no lower value has a better rank. They are NA where nothing can be tested (`flags` begins with the reason), for
-    baselines, undefined values, and metrics of which neither end is better. `better_than` names the rows that one is
-    significantly better than, baselines (without correction) included. `results` and `timings` of the benchmark add
+    `rank` is 1 more than the number of backbones that are significantly better (`compare`, after Holm's correction).
+    `rank_high` is the number of backbones less that of worse ones (Klein, Wright and Wieczorek 2020). Both are widened
+    so that no lower value has a better rank. They are NA where nothing can be tested (`flags` begins with the reason),
+    for baselines, undefined values, and metrics of which neither end is better. `better_than` names the rows that one
+    is significantly better than, baselines (without correction) included. `results` and `timings` of the benchmark add
     parameters, costs, changes, failures; `frame`, `metric`, `unit`, `level`, `estimand`, `side` are as in `evaluate`.
 
     Returns a row per backbone and baseline, best first.

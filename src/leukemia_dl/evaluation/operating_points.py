@@ -75,9 +75,8 @@ def accuracy_at_coverage(
     """Return the accuracy on the images that a model is surest of: the reject option.
 
     Each fitted model rejects below a confidence (probability of the predicted class) at which the wanted share of the
-    side `thresholds_from` is kept; the share that this keeps of the tested `side` is the column `coverage`, and
-    `patients` is the share of groups that keep an image. `coverages` lie above 0 and up to 1; `frame` and `level` are
-    those of `evaluate`.
+    side `thresholds_from` is kept. The column `coverage` is the share of the tested `side` that is kept, and `patients`
+    the share of groups that keep an image. `coverages` lie in (0, 1]; `frame` and `level` are those of `evaluate`.
 
     Returns:
         A row per backbone and coverage: `backbone, wanted, coverage, patients` (NaN if unknown), `threshold` (mean over
@@ -121,15 +120,15 @@ def conformal_sets(
 
     A class is possible from a limit on its probability on, which each fitted model gets from the side
     `thresholds_from`. For a random image of a new patient the right class is then possible with a probability of at
-    least `coverage`, if patients are exchangeable: each counts once, however many images it has (Lee, Barber and
+    least `coverage`, if patients are exchangeable. Each counts once, however many images it has (Lee, Barber and
     Willett 2023, arXiv:2306.06342). Without patients, images are taken as exchangeable. `frame`, `side` and `level` are
     those of `evaluate`.
 
     Returns:
-        A row per backbone: `wanted`, `threshold` (mean over models), `single`, the share of images with one possible
-        class, `patients`, that of groups with such an image (NaN if unknown), `accuracy_single`, the accuracy on these
-        images, and the columns of `evaluate` for the share of images whose class is possible, each patient counted
-        once. Values are NaN where a model has too few groups to choose on, and `reason` says so.
+        A row per backbone: `wanted`, `threshold` (mean over models), `single` (share of images with one possible
+        class), `patients` (share of groups with such an image, NaN if unknown), `accuracy_single` (on these images).
+        The columns of `evaluate` are of the share of images whose class is possible, each patient counted once. Values
+        are NaN where a model has too few groups to choose on, and `reason` says so.
     """
     check_settings(level)
     wanted = real_number("coverage", coverage, 0, 1, "()")

@@ -19,8 +19,8 @@ _log = logging.getLogger(__name__)
 def patient_predictions(frame: pd.DataFrame, rule: str | None = None, side: str = "test") -> pd.DataFrame:
     """Return a prediction frame of patients (groups), which every function takes that takes one of images.
 
-    A patient's probabilities are, by the rule "mean", the means over its images; by "majority", the shares of images
-    predicted as each class; by "share 0.7" (two classes; 0.1 to 0.9), the share of images whose probability of the
+    A patient's probabilities are the means over its images (rule "mean"), or the shares of images predicted as each
+    class ("majority"). By "share 0.7" (two classes; 0.1 to 0.9) they are the share of images whose probability of the
     positive class is at least 0.7. For None, each fitted model takes the rule with the highest balanced accuracy of
     patients on its val side (the first of equals), or "mean" where val has fewer than five patients of a class. For
     thresholds on the result see `operating_points`. Patients with images of several classes are left out (a warning).

@@ -35,7 +35,7 @@ def plan_study(
 
     Returns:
         A row per pair, or per backbone: `groups_pilot`, `groups`, the number needed, from 10 on (NA beyond 20,000, or
-        where the variance is unknown), and `images`, at the pilot's mean number of images per group.
+        where the variance is unknown); `images`, at the pilot's mean number of images per group.
 
     Raises:
         SettingsError: For both or none of `effect` and `width`, and for values out of range.

@@ -21,20 +21,20 @@ def probe(features: pd.DataFrame, column: str, *, folds: int = 5, seed: int = 0)
     """Return how well logistic regression on standardised features predicts a column, by cross-validation, in one row.
 
     A column that is constant in each patient (site, fold, class) is predicted for whole patients that training has not
-    seen, so that the patient is no clue; the patient, or a column that varies in patients, for other images of the same
-    patients. Classes are weighted up to equal size. For more than 50, which take long, it is ridge regression. Of the
-    images of one cell (`same_cell`) the first counts.
+    seen, so that the patient is no clue. The patient, or a column that varies in patients, is predicted for other
+    images of the same patients. Classes are weighted up to equal size. For more than 50, which take long, it is ridge
+    regression. Of the images of one cell (`same_cell`) the first counts.
 
     Args:
         features: A row per image: `feature_0` and so on, `group` or `subject` (the patient), and other columns.
-        column: What to predict, such as "subject", "fold", "site" or "label".
+        column: The column to predict, such as "subject", "fold", "site" or "label".
         folds: Number of folds; values with fewer patients (or images) are left out, with a count in `reason`.
         seed: Of the folds.
 
     Returns:
         `column`, `split` ("patients" or "images"), `method`, `classes`, `images`, `groups` (NA: patients not known),
-        `folds`, `accuracy`, `majority` (share of the most frequent value), `balanced_accuracy`, `chance` (one over the
-        number of classes), and `reason`: what is missing or left out, and why.
+        `folds`, `accuracy`; `majority` (share of the most frequent value), `balanced_accuracy`, `chance` (one over the
+        number of classes), and `reason` for missing or left out values.
 
     Raises:
         DataError: If there are no features or no such column, or features are not finite numbers.

@@ -1,4 +1,4 @@
-"""Backbones and what is made of them: specs and their registry, the built nets, the classifier."""
+"""Backbones: specs and their registry, the built nets, the classifier."""
 
 from leukemia_dl.models.backbones import (  # isort: skip
     BackboneSpec, application, backbone_table, get_backbone, list_backbones, register_backbone,

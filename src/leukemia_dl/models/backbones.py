@@ -185,7 +185,7 @@ _NETS: tuple[tuple[Any, ...], ...] = (
      224, 32, 939_120, ("imagenet",), "Apache-2.0 (code and weights)", "Howard et al. 2019, arXiv:1905.02244"),
     ("cnn", "Small residual CNN", _build_cnn, "tf", 128, 32, 888_544, (), "MIT", "leukemia_dl"),
     ("published_cnn", "Published CNN", _build_published_cnn, "unit", 180, 22, 19_392, (), "MIT",
-     "the net of the published comparison that the recipe published_v1 repeats"),
+     "Leukaemia Classification using DL, in DL-Simplified (GitHub), 2023"),
 )  # fmt: skip
 registries[_HOOK] = (
     (BackboneSpec, EncoderSpec),

@@ -32,9 +32,9 @@ class Embeddings:
     """Features of images, computed elsewhere, that enter a benchmark like a frozen backbone: `backbones=[embeddings]`.
 
     Tables and files have a column `sample` or `path` (if both, `sample` is used). All others are features, in their
-    order, and hold numbers, but for facts about the image, which are ignored: those of a data set's table (label,
-    subject, group, fold and others), patient, side, dataset and site. DataError if keys are missing or repeated, or
-    features are not finite numbers.
+    order, and hold numbers. Facts about the image are ignored: the columns of a data set's table (label, subject,
+    group, fold and others), patient, side, dataset and site. DataError if keys are missing or repeated, or features are
+    not finite numbers.
 
     Attributes:
         name: As a backbone's: lower case letters, digits, _ - .
@@ -71,7 +71,7 @@ class Embeddings:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of keys and features, whatever the order of the rows: 64 hexadecimal digits."""
+        """SHA-256 of keys and features, in any order of the rows: 64 hexadecimal digits."""
         order = sorted(range(len(self.keys)), key=self.keys.__getitem__)
         text = canonical_json([[self.keys[row] for row in order], self.features.shape])
         return hashlib.sha256(text.encode() + self.features[order].astype("<f4").tobytes()).hexdigest()
@@ -121,7 +121,7 @@ class Embeddings:
     def rows_for(self, samples: Sequence[str], paths: Sequence[Any] | None = None) -> NDArray[np.float32]:
         """Return the features of images, float32 (n, d), in the order of their ids `samples` and `paths` (NA: no file).
 
-        All are found in one way: by sample id, or by path, or by as many of its last parts as possible; a warning says
+        All are found in one way: by sample id, or by path, or by as many of its last parts as possible. A warning says
         so if parts of keys do not count, such as folders elsewhere. Raises DataError if images have no features.
         """
         parts = [posixpath.normpath(key.replace("\\", "/")).split("/") for key in self.keys]

@@ -30,9 +30,9 @@ class Explanation:
     Attributes:
         images: The pixels that the net takes, uint8 (n, size, size, 3).
         maps: How much each pixel counts for the class, float64 (n, size, size), from 0 to 1 in each image.
-        checks: A row per image: its name as in `Classifier.predict`, `class` (the explained one), `probability`,
-            `inside` (the share of the map that lies on the cell), `random_weights` (rank correlation, on the cell, with
-            the map of the net at random weights, 0 if that is flat), and `deletion` and `insertion`, mean probabilities
+        checks: A row per image: its name as in `Classifier.predict`, `class` (the explained one), `probability`;
+            `inside` (the share of the map that lies on the cell); `random_weights` (rank correlation, on the cell, with
+            the map of the net at random weights, 0 if that is flat). `deletion` and `insertion` are mean probabilities
             while the most important pixels are removed, or added, first.
         method: How the maps were made.
     """

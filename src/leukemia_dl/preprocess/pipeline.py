@@ -257,7 +257,7 @@ class Pipeline:
 
     @property
     def output_size(self) -> int | None:
-        """Side in pixels of the square images that come out; None if it depends on what goes in."""
+        """Side in pixels of the square output images; None if it depends on the input."""
         size: int | None = None
         for step in self.steps:
             size = step.size_after(size)

@@ -25,11 +25,10 @@ MEASURES = {
 def measure_quality(image: NDArray[np.uint8]) -> dict[str, float | bool]:
     """Return measures of an `image`, uint8 (h, w, 3).
 
-    They are `focus`, variance of the Laplacian of grey (Pech-Pacheco et al. 2000, doi:10.1109/ICPR.2000.903548) inside
-    the cell, without its rim, in squared grey levels; `brightness`, mean grey inside the cell, 0..255; `dark` and
-    `saturated`, shares of the cell's pixels with all channels at 0, or any at 255; `foreground`, share of the image
-    that is cell; and, as bool, `empty_mask`, `touches_border`, `blank` (all of the image nearly one grey). NaN where
-    there is no cell to measure.
+    `focus` is the variance of the Laplacian of grey (Pech-Pacheco et al. 2000, doi:10.1109/ICPR.2000.903548) inside the
+    cell, without its rim, in squared grey levels. `brightness` is mean grey inside the cell, 0..255. `dark` and
+    `saturated` are shares of the cell's pixels with all channels at 0, or any at 255. `foreground` is the share of the
+    image that is cell. `empty_mask`, `touches_border` and `blank` (nearly one grey) are bool. NaN without a cell.
     """
     from scipy import ndimage
 

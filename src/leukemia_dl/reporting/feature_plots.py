@@ -1,4 +1,4 @@
-"""A map of features: what lies together, by class, patient or site."""
+"""A map of features, coloured by class, patient or site."""
 
 from __future__ import annotations
 

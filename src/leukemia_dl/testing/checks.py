@@ -24,7 +24,7 @@ def check_backbone(spec: BackboneSpec) -> None:
     """Run every check of `BACKBONE_CHECKS` on `spec`, registered or not.
 
     Raises:
-        AssertionError: If one does not hold; the message names the backbone and what was found.
+        AssertionError: If one does not hold; the message names the backbone and the finding.
         PluginError: If the builder returns no feature map, tokens or vector.
     """
     prepare()

@@ -43,8 +43,9 @@ def solve_logistic(
 ) -> tuple[Floats, Floats, NDArray[np.float64] | None, tuple[str, ...]]:
     """Fit scikit-learn's logistic regression with an L2 penalty to standardised features (n, d).
 
-    The strength of the penalty is the one of `STRENGTHS` with the lowest loss over inner `folds`, from the strongest on
-    until two in a row are worse than the best; C = 1 without folds. `balanced` weights classes equally.
+    The strength of the penalty is the one of `STRENGTHS` with the lowest loss over inner `folds`, or C = 1 without
+    folds. The search starts with the strongest and ends when two in a row are worse than the best. `balanced` weights
+    classes equally.
 
     Returns kernel (d, classes) and bias (classes,) for features as they are, logits (n, classes) of the training images
     by fits without their fold, None without folds, and notes on the penalty and on convergence.

@@ -15,7 +15,7 @@ def published_results(dataset: str) -> pd.DataFrame:
     Returns:
         `protocol, scored_on, work, method, metric, value, source, note`. Protocols: "published_v1" (the published Keras
         comparison: trained on folds 0 and 1, scored on fold 2), "challenge" (the ISBI 2019 challenge's training images
-        and test sets), "unclear". Figures above .95 that come from random splits of images are left out.
+        and test sets), "unclear". Figures above 0.95 that come from random splits of images are left out.
     """
     files = {file.name.removesuffix(".csv"): file for file in resources.files(__package__).iterdir()}
     known = [name for name, file in files.items() if file.name.endswith(".csv")]
