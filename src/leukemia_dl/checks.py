@@ -48,5 +48,4 @@ def import_extra(module: str, extra: str) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        name = module.partition(".")[0]
-        raise SettingsError(f"{name} is not installed. Install it: pip install 'leukemia-dl[{extra}]'.") from error
+        raise SettingsError(f"{error}. Install it: pip install 'leukemia-dl[{extra}]'.") from error

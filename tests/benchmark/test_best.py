@@ -100,6 +100,9 @@ def test_a_store_gives_the_best_net_and_the_mean_of_all(dataset, tmp_path):
     said = command.run("best", tmp_path / "s", "--metric", "accuracy").stdout
     assert f"Backbone: tiny, accuracy {row['test']:.3f} on test" in said
     assert f"Predict:  leukemia-dl predict {row['path']} IMAGES" in said.replace("\n", "")
+    files[0].write_bytes(files[1].read_bytes())
+    with pytest.raises(DataError, match=r"Not all nets can be used: tiny.*another checksum"):
+        ldl.load_classifier(tmp_path / "s", "ensemble")
 
 
 def test_an_ensemble_needs_nets_of_the_same_classes():

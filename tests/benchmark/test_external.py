@@ -229,6 +229,21 @@ def test_nets_of_all_folds_and_seeds_are_averaged_too(predictions, results):
     assert row["trial"] == ""
 
 
+def test_repeated_folds_are_averaged_and_a_mean_says_what_its_nets_have_seen(dataset, tmp_path):
+    bench = ldl.Benchmark(
+        dataset, ["tiny", "raises"], recipe=grids.RECIPE, baselines=[], store=tmp_path, protocol="kfold", n_folds=2,
+        n_repeats=2,
+    )  # fmt: skip
+    bench.run(executor="in-process", show_progress=False)
+    assert "repeat" in bench.predictions()
+    rows = bench.evaluate_on(dataset, show_progress=False).set_index("backbone")
+    nets, mean = rows.loc[["tiny"]], rows.loc["tiny (mean of 4 nets)"]
+    assert len(nets) == 4
+    assert mean["leaked_files"] == nets["leaked_files"].max() > 0
+    assert all(flag in mean["flags"] for text in nets["flags"] for flag in text.split("; "))
+    assert mean["status"] == "ok"
+
+
 def test_images_that_were_trained_on_are_counted_and_said(small, dataset):
     rows = small.evaluate_on(dataset, show_progress=False)
     count = (dataset.labels >= 0).sum()

@@ -95,6 +95,28 @@ def test_a_fit_gets_the_groups_of_its_training_images_and_one_that_was_stopped_h
         assert len(set(zip(codes.tolist(), subjects, strict=True))) == len(set(codes.tolist())) == len(set(subjects))
 
 
+@pytest.mark.parametrize(
+    ("protocol", "changes"),
+    [
+        ("random", {"recipe": Recipe.preset("quick", image_size=32, epochs=1), "allow_leakage": True}),
+        ("published_v1", {"recipe": Recipe.preset("linear_probe", image_size=32, weights="random")}),
+    ],
+)
+def test_a_net_whose_val_side_is_not_of_new_patients_gets_no_limit(protocol, changes, synthetic_root, tmp_path):
+    """Where patients of val were trained on there is no limit to abstain by; where val is the test side, no rule."""
+    dataset = grids.dataset(synthetic_root)
+    bench = Benchmark(dataset, ["cnn"], protocol=protocol, baselines=[], store=tmp_path, **changes)
+    (row,) = bench.run(executor="in-process", show_progress=False).to_dict("records")
+    assert row["status"] == "ok", row["message"]
+    record = load_classifier(tmp_path).provenance
+    if protocol == "random":
+        assert record["abstain"]["value"] is None
+        assert record["abstain"]["reason"] == "patients of the val side were trained on"
+    else:
+        assert not np.isnan(row["temperature"])
+        assert not {"abstain", "threshold"} & set(record)
+
+
 @pytest.mark.parametrize(("patients", "says"), [(60, ""), (12, "temperature stays 1: fewer than 5 groups of a class")])
 def test_a_temperature_that_val_cannot_support_stays_one_and_the_row_says_why(patients, says, tmp_path):
     """20.4: a temperature of 99.99994 of a tiny val side was saved with the net, without a word."""

@@ -84,6 +84,8 @@ def test_nets_are_averaged_and_patients_summed():
         "sample": "wrong", "subject": "q0", "label": "b", "likely": "a", "doubtful": True, "nets": 2,
     }  # fmt: skip
     assert table["quality"].iloc[0] == pytest.approx(0.03)  # class c, of which there is no image, takes no part
+    absent = label_doubts(frame_of([*ROWS, ("absent", "q1", "b", 0.3, 0.1, 0.6)])).set_index("sample").loc["absent"]
+    assert (absent["likely"], absent["quality"]) == ("a", pytest.approx(0.25))
     assert table["doubtful"].sum() == 1
     patients = label_doubts(frame, unit="patient")
     assert patients.iloc[0][["subject", "images", "doubtful"]].tolist() == ["q0", 5, 1]

@@ -57,6 +57,15 @@ def test_folds_are_averaged_only_for_images_from_elsewhere():
     assert not found.duplicated(["backbone", "sample"]).any()
 
 
+def test_each_repeat_has_its_own_mean():
+    """Folds go on from one repeat to the next, so every image is in two of them."""
+    nets = pd.concat([frame().assign(repeat=0), frame().assign(repeat=1, fold=lambda rows: rows["fold"] + 3)])
+    found = evaluation.ensembles(nets)
+    assert found["backbone"].str.contains(r"mean of [36] nets").all()
+    board = ldl.leaderboard(pd.concat([nets, found], ignore_index=True), "auroc")
+    assert set(board["kind"]) == {"backbone", "ensemble"}
+
+
 def test_baselines_are_no_part_of_it_and_names_are_needed():
     nets = frame()
     floor = nets[nets["backbone"] == "cnn"].assign(backbone="cell_size", kind="baseline", seed=np.nan)

@@ -364,8 +364,30 @@ def test_abstaining_names_the_possible_classes_and_says_unsure(classifier, files
         assert (frame["predicted"][:5] == "unsure").mean() == (2 / 5 if limit == values[2] else 1)
 
 
+def test_a_net_that_gives_no_numbers_is_an_error(classifier):
+    model = keras.models.clone_model(classifier.model)
+    model.layers[-1].set_weights([np.full(w.shape, np.nan) for w in model.layers[-1].weights])
+    damaged = dataclasses.replace(classifier, model=model)
+    for of in (damaged, ldl.Ensemble((classifier, damaged))):
+        with pytest.raises(DataError, match="probabilities that are no numbers"):
+            of.predict(IMAGES)
+
+
+def test_an_image_that_one_net_cannot_read_is_predicted_by_none(classifier, files, tmp_path):
+    """In either order of the nets: one crops to a square, which is too large for a narrow image."""
+    Image.fromarray(np.full((4_522, 20, 3), 200, np.uint8)).save(tmp_path / "long.png")
+    steps = (ldl.preprocess.CropToCell(), ldl.preprocess.Resize(32))
+    other = dataclasses.replace(classifier, pipeline=ldl.Pipeline(steps))
+    plain = dataclasses.replace(classifier, pipeline=ldl.Pipeline(steps[1:]))
+    for nets in ((plain, other), (other, plain)):
+        frame = ldl.Ensemble(nets).predict([files[0], tmp_path / "long.png"])
+        assert frame["error"].ne("").tolist() == [False, True]
+        assert frame["predicted"].isna().tolist() == [False, True]
+        assert frame["probability_hem"].isna().tolist() == [False, True]
+
+
 def test_abstaining_needs_its_limit_as_it_was_chosen(classifier):
-    with pytest.raises(SettingsError, match="no limit to abstain by: it was not trained by a benchmark"):
+    with pytest.raises(SettingsError, match="no limit to abstain by: its training recorded none"):
         classifier.predict(IMAGES, abstain=True)
     few = dataclasses.replace(classifier, provenance={"abstain": {"value": None, "reason": "there are 8"}})
     with pytest.raises(SettingsError, match="no limit to abstain by: there are 8"):

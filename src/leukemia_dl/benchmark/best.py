@@ -36,6 +36,7 @@ def load_classifier(
 
     Raises:
         DataError: If there is none, several and `which` is not given, or a file is damaged or from elsewhere.
+        SettingsError: For a wrong hf:// address, or if huggingface_hub is missing (extra `hub`).
         UnknownNameError: If it was trained with a preprocessing step whose module is not imported.
         BackendError: If Keras has no backend here.
     """
@@ -48,10 +49,10 @@ def load_classifier(
     if choice("which", which, ("best", "ensemble")) == "best":
         return load_classifier(best_net(run, metric, protocol))
     trials = nets_of(run, protocol)["trial"].unique()
-    there = [trial for trial in trials if run.store.has_model(trial)]
-    if not there:
-        raise DataError(f"{run.store.root} holds no trained net: run with save_models=True.")
-    return Ensemble(tuple(read_classifier(run.store.folder(trial)) for trial in there))
+    problems = [f"{trial}: {problem}" for trial in trials if (problem := run.store.model_problem(trial))]
+    if problems or not len(trials):
+        raise DataError(f"Not all nets can be used: {'; '.join(problems) or 'no trial'}. Run with save_models=True.")
+    return Ensemble(tuple(read_classifier(run.store.folder(trial)) for trial in trials))
 
 
 def best_net(run: StoredRun, metric: str | None = None, protocol: str | None = None) -> pd.Series:

@@ -79,6 +79,7 @@ class ExternalTest:
         if frame.empty:
             return frame
         # Evaluation takes the folds of one seed as predictions of different images. Here they are of the same ones.
+        frame = frame.drop(columns="repeat", errors="ignore")  # that of the folds
         place = list(frame).index("seed") + 1
         frame.insert(place, "repeat", frame["fold"])
         frame.insert(place + 1, "test_dataset", self.other.info.name)
@@ -91,12 +92,14 @@ class ExternalTest:
         frame.insert(list(frame).index("dataset") + 1, "test_dataset", self.other.info.name)
         # Only of a trial that failed in the benchmark there is a file.
         frame["traceback"] = [path if (self.store.root / path).is_file() else "" for path in frame["traceback"]]
-        means = predicted[predicted["kind"] == "ensemble"] if len(predicted) else predicted
-        rows = list[dict[str, Any]]()
+        means, rows = predicted[predicted.get("kind", pd.Series(dtype=str)) == "ensemble"], list[dict[str, Any]]()
         for (protocol, name), own in means.groupby(["protocol", "backbone"], sort=False) if len(means) else ():
-            nets = frame[(frame["protocol"] == protocol) & frame["epochs"].notna()]
+            nets = frame[(frame["protocol"] == protocol) & frame["epochs"].notna() & (frame["status"] == "ok")]
+            nets = nets[nets["backbone"].eq(str(name).rpartition(" (mean of ")[0]) | str(name).startswith("all (")]
             common = nets.loc[:, nets.nunique(dropna=False) == 1].drop(columns=[*records.CALIBRATED], errors="ignore")
-            rows.append({**common.iloc[0], "backbone": name, "trial": "", **score(*arrays_of(own))})
+            flags = dict.fromkeys(flag for text in nets["flags"] for flag in text.split("; ") if flag)
+            seen = {"leaked_files": nets["leaked_files"].max(), "flags": "; ".join(flags)}
+            rows.append({**common.iloc[0], **seen, "backbone": name, "trial": "", **score(*arrays_of(own))})
         if not rows:
             return frame
         return pd.concat([frame, pd.DataFrame(rows).astype(frame.dtypes[[*rows[0]]])], ignore_index=True)

@@ -153,7 +153,7 @@ def export(
 
     if output is None:  # in this folder, since that of a store holds records only
         to = choice("to", to or "onnx", list(FORMS))
-        output = Path(Path(model).stem + FORMS[to][0])
+        output = Path(Path(model).name.removesuffix(".keras") + FORMS[to][0])
     written = read_classifier(model).export(output, to)
     typer.echo(f"Exported: {written}\nSettings: {settings_file(written)}")
     typer.echo(f"Predict:  leukemia-dl predict {written} IMAGES")

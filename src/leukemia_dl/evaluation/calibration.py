@@ -61,11 +61,10 @@ def choose_rules(
     """Return how calibrated probabilities become decisions, chosen on a val side.
 
     Of two classes, `threshold` is the highest one on the second class with a sensitivity of 0.95. `abstain` is the
-    probability from which on a class is possible, so that the set of possible classes holds the right one for 0.9 of
-    new patients, see `conformal_limit`. `value` is None, and `reason` says why, where patients are too few. Arguments
-    are as in `fit_temperature`, `probabilities` being those before the `temperature`.
+    probability from which on a class is possible, see `conformal_limit`, for a coverage of 0.9. `value` is None, and
+    `reason` says why, for too few patients. Arguments are as in `fit_temperature`, before the `temperature`.
     """
-    calibrated = softmax(np.log(np.clip(probabilities, CLIP, 1.0)) / temperature, axis=1)
+    calibrated = apply_temperature(probabilities, temperature)
     limit, reason = conformal_limit(calibrated[np.arange(len(labels)), labels], groups, COVERAGE)
     number = len(labels) if groups is None else len(np.unique(groups))
     rules = {"abstain": {"value": limit, "coverage": COVERAGE, "chosen_on": "val", "reason": reason}}

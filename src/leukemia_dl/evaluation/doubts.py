@@ -24,9 +24,9 @@ def label_doubts(frame: pd.DataFrame, unit: str = "image", side: str = "test") -
 
     Returns:
         A row per image: `sample`, its `subject`, `group` and `same_cell` if known, `label`, `likely` (the most probable
-        class), `quality` (the mean probability of the label); `doubtful` (whether confident learning takes the label as
-        wrong) and `nets` (their number). Or a row per patient: `images`, `doubtful` (their number), `share` of these,
-        and mean `quality`, the patient with the largest share first.
+        class), `quality` (the label's mean probability among the classes with images); `doubtful` (whether confident
+        learning takes the label as wrong) and `nets` (their number). Or a row per patient: `images`, `doubtful` (their
+        number), `share` of these, and mean `quality`, the patient with the largest share first.
 
     Raises:
         SettingsError: If cleanlab is missing, or `unit` is another one.
@@ -51,7 +51,7 @@ def label_doubts(frame: pd.DataFrame, unit: str = "image", side: str = "test") -
     there = np.unique(labels)
     codes, among = np.searchsorted(there, labels), probabilities[:, there]
     among = among / np.maximum(among.sum(axis=1, keepdims=True), 1e-12)
-    table["likely"] = np.array(names, dtype=object)[probabilities.argmax(axis=1)]
+    table["likely"] = np.array(names, dtype=object)[there[among.argmax(axis=1)]]
     table["quality"] = rank.get_label_quality_scores(codes, among)
     table["doubtful"] = filters.find_label_issues(codes, among, n_jobs=1)
     table = table.assign(nets=groups.size()).reset_index()

@@ -30,9 +30,8 @@ def ensembles(frame: pd.DataFrame) -> pd.DataFrame:
     if "sample" not in frame:
         raise DataError("An ensemble is of predictions of the same images: they need a column sample that names them.")
     nets = frame[frame["kind"] == "backbone"]
-    elsewhere = "test_dataset" in nets
-    keys = [name for name in ("protocol", "fold", "side", "test_dataset") if name in nets]
-    keys = [name for name in keys if not elsewhere or name != "fold"] + ["sample"]
+    own = ("test_dataset",) if "test_dataset" in nets else ("repeat", "fold")
+    keys = [name for name in ("protocol", *own, "side") if name in nets] + ["sample"]
     parts = [*nets.groupby("backbone", sort=False)]
     parts += [("all", nets)] if len(parts) > 1 else []
     found = [_mean(str(name), rows, keys) for name, rows in parts]

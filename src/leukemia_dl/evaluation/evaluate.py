@@ -26,7 +26,7 @@ _NO_INTERVAL = {
     "prevalence": "class shares are held fixed: other intervals hold for data with these",
     "ece": "biased upwards: an interval around it would often miss the true error",
 }
-_FIXED = ("baseline", "ensemble")  # kinds of which there is one, with any number of seeds
+_FIXED = ("baseline", "ensemble")  # kinds without a spread between seeds
 ONE_SEED = "one seed: nothing is known of the spread between seeds"
 
 
@@ -76,7 +76,7 @@ def evaluate(
         level: Of the intervals.
         estimand: "models": intervals for these fitted models on new groups. "procedure": for the mean over seeds of the
             learning procedure on these training data; the variance between seeds is added, and two seeds are needed.
-            None: "procedure" if every backbone has at least two seeds, else "models". Means over nets are these models.
+            None: "procedure" if every backbone has at least two seeds, else "models". Means over nets: "models".
         side: Which rows of the column `side`.
 
     Returns:

@@ -58,14 +58,9 @@ def operating_points(
     # As probabilities of 0 and 1, the threshold's verdicts are scored like any prediction.
     result = evaluate(tested.assign(**{negative: 1 - above, positive: above}), metrics=_SHOWN, level=level, side=side)
     thresholds = tested.drop_duplicates(model_keys(tested)).groupby("backbone")[CHOSEN]
-    shown = thresholds.agg(threshold="mean", threshold_lowest="min", threshold_highest="max")
+    shown = pd.DataFrame(thresholds.agg(threshold="mean", threshold_lowest="min", threshold_highest="max"))
     shown.insert(0, "target", f"{target} {wanted:g}")
-    result = shown.reset_index().merge(result, on="backbone", how="right")
-    unchosen = result["backbone"].isin(list(reasons))
-    numbers = result.select_dtypes("float").columns.drop("prevalence")
-    result.loc[unchosen, numbers] = np.nan
-    result.loc[unchosen, "reason"] = result["backbone"].map(reasons)
-    return _with_shared_groups(result, frame, thresholds_from, side)
+    return _finished(result, shown, reasons, frame, thresholds_from, side)
 
 
 def accuracy_at_coverage(
@@ -80,8 +75,7 @@ def accuracy_at_coverage(
 
     Returns:
         A row per backbone and coverage: `backbone, wanted, coverage, patients` (NaN if unknown), `threshold` (mean over
-        models), and the columns of `evaluate` for the accuracy on the images kept. A backbone that keeps none has no
-        row.
+        models), and the columns of `evaluate` for the accuracy on the images kept. No row if none is kept.
     """
     check_settings(level)
     frame = predictions.validated_predictions(frame)
@@ -101,14 +95,9 @@ def accuracy_at_coverage(
         result = evaluate(kept, metrics="accuracy", level=level, side=side)
         thresholds = tested.drop_duplicates(model_keys(tested)).groupby("backbone")[CHOSEN].mean()
         share = kept.groupby("backbone").size() / tested.groupby("backbone").size()
-        result.insert(1, "wanted", wanted)
-        result.insert(2, "coverage", result["backbone"].map(share))
-        result.insert(3, "patients", result["backbone"].map(_patients_left(kept, tested)))
-        result.insert(4, "threshold", result["backbone"].map(thresholds))
-        parts.append(result)
-    if not parts:
-        return pd.DataFrame()
-    joined = _with_shared_groups(pd.concat(parts), frame, thresholds_from, side)
+        found = {"wanted": wanted, "coverage": share, "patients": _patients_left(kept, tested), "threshold": thresholds}
+        parts.append(_finished(result, pd.DataFrame(found), {}, frame, thresholds_from, side))
+    joined = pd.concat(parts) if parts else pd.DataFrame({"backbone": []})
     return joined.sort_values("backbone", key=lambda column: column.map(order.index), kind="stable", ignore_index=True)
 
 
@@ -156,13 +145,8 @@ def conformal_sets(
     shares = pd.DataFrame({"single": single, "accuracy_single": correct}).groupby(tested["backbone"]).mean()
     thresholds = tested.drop_duplicates(model_keys(tested)).groupby("backbone")[CHOSEN].mean()
     shares = shares.assign(wanted=wanted, threshold=thresholds, patients=_patients_left(tested[single], tested))
-    result = result.assign(metric="coverage")
-    for place, name in enumerate(("wanted", "threshold", "single", "patients", "accuracy_single"), 1):
-        result.insert(place, name, result["backbone"].map(shares[name]))
-    unchosen = result["backbone"].isin(list(reasons))
-    result.loc[unchosen, result.select_dtypes("float").columns.drop(["wanted", "prevalence"])] = np.nan
-    result.loc[unchosen, "reason"] = result["backbone"].map(reasons)
-    return _with_shared_groups(result, frame, thresholds_from, side)
+    shares = shares[["wanted", "threshold", "single", "patients", "accuracy_single"]]
+    return _finished(result.assign(metric="coverage"), shares, reasons, frame, thresholds_from, side)
 
 
 def _patients_left(kept: pd.DataFrame, tested: pd.DataFrame) -> pd.Series:
@@ -174,7 +158,16 @@ def _patients_left(kept: pd.DataFrame, tested: pd.DataFrame) -> pd.Series:
     return left.reindex(all_of.index, fill_value=0) / all_of
 
 
-def _with_shared_groups(result: pd.DataFrame, frame: pd.DataFrame, one: str, other: str) -> pd.DataFrame:
+def _finished(
+    result: pd.DataFrame, found: pd.DataFrame, reasons: dict[str, str], frame: pd.DataFrame, one: str, other: str
+) -> pd.DataFrame:
+    """Return a result with columns by backbone, reasons in place of values, and a note on groups on both sides."""
+    for place, name in enumerate(found, 1):
+        result.insert(place, str(name), result["backbone"].map(found[name]))
+    unchosen = result["backbone"].isin(list(reasons))
+    numbers = result.select_dtypes("float").columns.drop(["wanted", "prevalence"], errors="ignore")
+    result.loc[unchosen, numbers] = np.nan
+    result.loc[unchosen, "reason"] = result["backbone"].map(reasons)
     if unit := predictions.unit_column(frame):
         keys = [unit, *model_keys(frame)]
         sides = [frame.loc[frame["side"] == side, keys].dropna(subset=unit).drop_duplicates() for side in (one, other)]

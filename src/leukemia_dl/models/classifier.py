@@ -94,9 +94,9 @@ class Classifier:
             batch_size: Images per step.
             calibrated: Divide logits by `temperature`; False for the probabilities behind a benchmark's `loss`.
             tta: Take the mean over the eight symmetries of each image; eight times the work.
-            abstain: Add `possible`, the classes whose probability reaches the limit that was chosen on val, so that
-                they hold the right one for 9 of 10 new patients (see `evaluation.conformal_sets`). Where they are not
-                exactly one class, `predicted` is "unsure".
+            abstain: Add `possible`, the classes whose probability reaches the limit that was chosen on val. They hold
+                the right class of an image of a new patient with a probability of 0.9 or more (see `conformal_sets`).
+                Where they are not exactly one class, `predicted` is "unsure".
             show_progress: Show progress when it takes long.
 
         Returns:
@@ -134,9 +134,7 @@ class Classifier:
             _log.warning("%s: the predictions may be meaningless", difference)
         best = np.nan_to_num(probabilities).argmax(axis=1)
         predicted = [None if text else self.class_names[i] for text, i in zip(errors, best, strict=True)]
-        columns: dict[str, Any] = dict(
-            zip(map("probability_{}".format, self.class_names), probabilities.T, strict=True)
-        )
+        columns = dict[str, Any](zip(map("probability_{}".format, self.class_names), probabilities.T, strict=True))
         if limit is not None:
             sets = [[self.class_names[i] for i in np.flatnonzero(row >= limit)] for row in probabilities]
             unsure = [name is not None and len(found) != 1 for name, found in zip(predicted, sets, strict=True)]
@@ -150,7 +148,10 @@ class Classifier:
         if not as_chosen:
             raise SettingsError("abstain=True needs calibrated=True and tta=False, with which its limit was chosen.")
         if rule.get("value") is None:
-            why = rule.get("reason") or "it was not trained by a benchmark with a val side beside the test side"
+            why = (
+                rule.get("reason")
+                or "its training recorded none: no val side beside the test side, or a callback stopped it"
+            )
             raise SettingsError(f"This classifier has no limit to abstain by: {why}.")
         return float(rule["value"])
 
@@ -241,12 +242,12 @@ class Classifier:
         Args:
             repo: "owner/name"; it is created if it is not there.
             card: Markdown, such as `reporting.model_card(store, trial)`; None for a short card of this classifier.
-            private: Whether a new repository is private.
+            private: Whether a new repository is private; an existing public one then is refused.
             token: Of an account that may write; None for that of `hf auth login`.
             message: Of the commit.
 
         Raises:
-            SettingsError: If huggingface_hub is missing (extra `hub`), or for a name that cannot be one.
+            SettingsError: For an exported net, a wrong name, or if huggingface_hub is missing (extra `hub`).
             DataError: If the hub refuses it, or cannot be reached.
         """
         return push(self, repo, card, private, token, message)
@@ -280,6 +281,8 @@ class Classifier:
         if self._probable:
             values = np.log(np.maximum(values, np.finfo(np.float64).tiny))
         result = softmax(values / (self.temperature if calibrated else 1.0))
+        if not np.isfinite(result).all():
+            raise DataError("The net gives probabilities that are no numbers: its weights are damaged.")
         return result.mean(axis=0) if tta else result
 
 

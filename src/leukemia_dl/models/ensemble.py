@@ -39,8 +39,7 @@ class Ensemble:
     def predict(self, images: Any, **how: Any) -> pd.DataFrame:
         """Return a row per image, as `Classifier.predict` does, by means over all nets, each of which reads the images.
 
-        `images` and the further arguments `how` are those of `Classifier.predict`, without `abstain`: its limit is of
-        one net. Raises SettingsError for that.
+        Arguments are those of `Classifier.predict`; SettingsError for `abstain`, whose limit is of one net.
         """
         if how.get("abstain"):
             raise SettingsError("An ensemble has no limit to abstain by: each of its nets has its own.")
@@ -48,6 +47,7 @@ class Ensemble:
         columns = [f"probability_{name}" for name in self.class_names]
         mean = np.mean([frame[columns].to_numpy() for frame in frames], axis=0)
         best = np.nan_to_num(mean).argmax(axis=1)
-        known = frames[0]["error"] == ""
-        predicted = [self.class_names[i] if there else None for i, there in zip(best, known, strict=True)]
-        return frames[0].assign(predicted=np.array(predicted, object), **dict(zip(columns, mean.T, strict=True)))
+        errors = np.max([frame["error"].to_numpy(object) for frame in frames], axis=0)  # of any net
+        named = [None if error else self.class_names[i] for i, error in zip(best, errors, strict=True)]
+        means = dict(zip(columns, mean.T, strict=True))
+        return frames[0].assign(predicted=np.array(named, object), error=errors, **means)

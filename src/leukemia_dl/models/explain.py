@@ -161,7 +161,7 @@ def _at_random_weights(
     if method == "occlusion":  # which is a difference of predictions
         return np.full(len(images), np.nan)
     random, net = generator(0, "weights"), keras.models.clone_model(model)
-    # Those that the training began with might be like the trained ones.
+    # New weights: the initial ones of the training may be like the trained ones.
     for variable, trained in zip(net.variables, model.variables, strict=True):
         value = np.asarray(keras.ops.convert_to_numpy(trained))
         variable.assign(random.normal(0, value.std(), value.shape) if value.ndim > 1 else value)

@@ -63,6 +63,7 @@ def serve(classifier: Classifier, ready: Callable[[str], object], port: int = 78
         os.environ["GRADIO_TEMP_DIR"] = folder  # taken from there alone
         try:
             made = demo_page(classifier, name)
+            made.has_launched = True  # otherwise gradio reads any path that a request names, uploaded or not
             import fastapi
             import gradio
             import uvicorn

@@ -47,10 +47,8 @@ def plot_features(
         places, shares = pca.fit_transform(x), pca.explained_variance_ratio_
         names = [f"Principal component {i} ({share:.0%} of variance)" for i, share in enumerate(shares, start=1)]
     else:
-        places, names = (
-            import_extra("umap", "umap").UMAP(random_state=0, n_jobs=1).fit_transform(x),
-            ["UMAP 1", "UMAP 2"],
-        )
+        umap = import_extra("umap", "umap").UMAP(random_state=0, n_jobs=1)
+        places, names = umap.fit_transform(x), ["UMAP 1", "UMAP 2"]
     values = features[colour].astype(object).reset_index(drop=True).map(str, na_action="ignore")
     counts = values.value_counts()
     shown = sorted(counts.index[: _MOST_NAMES - (len(counts) + values.isna().any() > _MOST_NAMES)])

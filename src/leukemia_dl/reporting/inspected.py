@@ -9,7 +9,7 @@ from leukemia_dl.benchmark.run_files import StoredRun
 from leukemia_dl.datasets import Dataset
 from leukemia_dl.errors import LeukemiaDLError
 from leukemia_dl.evaluation import label_doubts
-from leukemia_dl.evaluation.predictions import PREFIX
+from leukemia_dl.evaluation.predictions import PREFIX, class_names_of
 from leukemia_dl.models.reading import read_classifier
 from leukemia_dl.progress import track
 from leukemia_dl.reporting import render
@@ -29,7 +29,8 @@ def errors_of(
     nets = nets[(nets["kind"] == "backbone") & (nets["side"] == "test")]
     for row in track(rows, len(rows), "Explaining errors", show):
         own = nets[nets["sample"] == row["sample"]].sort_values(PREFIX + row["predicted"], ascending=False)
-        # By the net that is surest of the error.
+        # By the net that is surest of the error, of those that make it.
+        own = own[own[[PREFIX + name for name in class_names_of(own)]].idxmax(axis=1) == PREFIX + row["predicted"]]
         if trial := next(filter(run.store.has_model, own["trial"]), None):
             image = dataset.subset(dataset.table["sample"].eq(row["sample"]).to_numpy())
             made = load(trial).explain(image, classes=[row["predicted"]])
@@ -52,8 +53,7 @@ def doubts_of(one: ProtocolSummary, dataset: Dataset | None) -> dict[str, Any]:
 
 def _with_images(table: pd.DataFrame, dataset: Dataset | None) -> list[dict[str, Any]]:
     rows = render.rows_of(table)
-    samples = [] if dataset is None else dataset.table["sample"].tolist()
+    at = {} if dataset is None else {sample: row for row, sample in enumerate(dataset.table["sample"])}
     for row in rows:
-        there = dataset is not None and row["sample"] in samples
-        row["image"] = render.thumbnail(dataset.decode(samples.index(row["sample"]))) if there and dataset else None
+        row["image"] = render.thumbnail(dataset.decode(at[row["sample"]])) if dataset and row["sample"] in at else None
     return rows
