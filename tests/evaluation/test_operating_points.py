@@ -259,3 +259,14 @@ def test_an_image_may_be_on_the_val_side_of_several_folds(call):
     shared = pd.concat([two_sides(fold=0), second])
     apart = shared.assign(sample=shared["sample"] + "_" + shared["fold"].astype(str))
     pd.testing.assert_frame_equal(call(shared), call(apart))
+
+
+def test_a_model_that_keeps_no_image_leaves_no_accuracy_of_the_others_in_its_place():
+    sure = two_sides().assign(backbone="net", seed=0)
+    unsure = sure.assign(seed=1)
+    tested = unsure["side"] == "test"
+    unsure.loc[tested, ["probability_hem", "probability_all"]] = 0.51, 0.49
+    table = accuracy_at_coverage(pd.concat([sure, unsure]), [1, 0.8])
+    assert table["value"].notna().tolist() == [True, False]
+    assert table["low"].notna().tolist() == [True, False]
+    assert "a net keeps no image" in table["reason"][1]

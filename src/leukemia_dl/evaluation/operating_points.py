@@ -75,7 +75,7 @@ def accuracy_at_coverage(
 
     Returns:
         A row per backbone and coverage: `backbone, wanted, coverage, patients` (NaN if unknown), `threshold` (mean over
-        models), and the columns of `evaluate` for the accuracy on the images kept. No row if none is kept.
+        models), and the columns of `evaluate` for accuracy on the images kept: NaN, with a `reason`, if one has none.
     """
     check_settings(level)
     frame = predictions.validated_predictions(frame)
@@ -96,7 +96,9 @@ def accuracy_at_coverage(
         thresholds = tested.drop_duplicates(model_keys(tested)).groupby("backbone")[CHOSEN].mean()
         share = kept.groupby("backbone").size() / tested.groupby("backbone").size()
         found = {"wanted": wanted, "coverage": share, "patients": _patients_left(kept, tested), "threshold": thresholds}
-        parts.append(_finished(result, pd.DataFrame(found), {}, frame, thresholds_from, side))
+        nets = tested.groupby(model_keys(tested), dropna=False).ngroup()
+        silent = dict.fromkeys(tested.loc[~nets.isin(nets[kept.index]), "backbone"], "a net keeps no image")
+        parts.append(_finished(result, pd.DataFrame(found), silent, frame, thresholds_from, side))
     joined = pd.concat(parts) if parts else pd.DataFrame({"backbone": []})
     return joined.sort_values("backbone", key=lambda column: column.map(order.index), kind="stable", ignore_index=True)
 
