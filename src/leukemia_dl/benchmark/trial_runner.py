@@ -258,9 +258,9 @@ def _saved(model: Any, record: Record, context: RunContext, pipeline: Pipeline |
     provenance |= {"citation": samples.citation, "training_images": dict(zip(names, counts, strict=True))}
     provenance |= {"metrics": dict(record.metrics), "images": dict(context.appearance), "synthetic": samples.synthetic}
     if "temperature" in record.metrics and not np.intersect1d(split.val, split.test).size:
-        val, groups, trained = record.sides == "val", samples.groups_of(split.val), samples.groups_of(split.train)
+        val, groups = record.sides == "val", None if samples.groups is None else samples.groups[split.val]
         provenance |= choose_rules(record.labels[val], record.probabilities[val], groups, temperature)
-        if groups is not None and trained is not None and np.isin(groups, trained).any():
+        if samples.groups is not None and np.isin(samples.groups[split.val], samples.groups[split.train]).any():
             provenance["abstain"] |= {"value": None, "reason": "patients of the val side were trained on"}
     classifier = Classifier(model, context.samples.class_names, pipeline, provenance, temperature)
     try:

@@ -64,7 +64,7 @@ def choose_rules(
     probability from which on a class is possible, see `conformal_limit`, for a coverage of 0.9. `value` is None, and
     `reason` says why, for too few patients. Arguments are as in `fit_temperature`, before the `temperature`.
     """
-    calibrated = apply_temperature(probabilities, temperature)
+    calibrated = softmax(np.log(np.clip(probabilities, CLIP, 1.0)) / temperature, axis=1)
     limit, reason = conformal_limit(calibrated[np.arange(len(labels)), labels], groups, COVERAGE)
     number = len(labels) if groups is None else len(np.unique(groups))
     rules = {"abstain": {"value": limit, "coverage": COVERAGE, "chosen_on": "val", "reason": reason}}

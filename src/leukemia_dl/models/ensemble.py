@@ -39,7 +39,7 @@ class Ensemble:
     def predict(self, images: Any, **how: Any) -> pd.DataFrame:
         """Return a row per image, as `Classifier.predict` does, by means over all nets, each of which reads the images.
 
-        Arguments are those of `Classifier.predict`; SettingsError for `abstain`, whose limit is of one net.
+        `images` and `how` are arguments of `Classifier.predict`; SettingsError for `abstain`, a limit of one net.
         """
         if how.get("abstain"):
             raise SettingsError("An ensemble has no limit to abstain by: each of its nets has its own.")
